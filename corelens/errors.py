@@ -1,0 +1,18 @@
+"""The one error of CoreLens: what was given, what was expected, what to do."""
+
+
+class CorelensError(ValueError):
+    """Raised for every mistake a user can make; its message has three parts.
+
+    Args:
+        given: what was given, with its value.
+        expected: what was expected instead.
+        do: what the user can do about it.
+    """
+
+    def __init__(self, given: str, expected: str, do: str):
+        self.given, self.expected, self.do = given, expected, do
+        super().__init__(f"{given}\n  expected: {expected}\n  to do: {do}")
+
+    def __reduce__(self):
+        return type(self), (self.given, self.expected, self.do)
