@@ -1,0 +1,120 @@
+"""Statistics of head scores: rankings, how sure they are, how far two agree. Arrays in, numbers out."""
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+from corelens.errors import CorelensError
+
+
+def ranking(values: Float[np.ndarray, "layer head"], seed: int = 0) -> Int[np.ndarray, " rank"]:
+    """Flat indices (layer · n_heads + head) from the highest value to the lowest; exact ties in a seeded random order.
+
+    The order among ties does not depend on how many heads are asked for, so a top 3 lies inside the top 5.
+    """
+    draw = np.random.default_rng(seed).permutation(values.size)
+    return np.lexsort((draw, -values.ravel().astype(np.float64)))
+
+
+def bootstrap(
+    numerator: Float[np.ndarray, "sample layer head"],
+    denominator: Float[np.ndarray, "sample layer head"] | None,
+    level: float,
+    n_boot: int,
+    seed: int,
+) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
+    """Percentile bootstrap over samples (Efron 1979) of the mean, or of the ratio of means if there is a denominator.
+
+    Returns:
+        (low, high): the bounds of the central interval of probability `level`.
+    """
+    n = need_samples(len(numerator), 2, "a bootstrap interval")
+    if not 0 < level < 1:
+        raise CorelensError(f"level={level}", "a probability between 0 and 1", "for a 95% interval say level=0.95")
+    # how often each sample is drawn, then one matrix product: no resampled copy of the scores is ever made
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot).astype(np.float64)
+    means = ratio(counts @ _flat(numerator), None if denominator is None else counts @ _flat(denominator), n)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0).astype(np.float32)
+    return low.reshape(numerator.shape[1:]), high.reshape(numerator.shape[1:])
+
+
+def split_half(
+    numerator: Float[np.ndarray, "sample layer head"],
+    denominator: Float[np.ndarray, "sample layer head"] | None,
+    n_splits: int,
+    seed: int,
+) -> float:
+    """Spearman correlation of the heads' scores between two random halves of the samples, mean over `n_splits` draws.
+
+    Reported as it is: without the Spearman-Brown correction it says how well HALF the samples repeat the ranking.
+    """
+    n = need_samples(len(numerator), 2, "a split in halves")
+    rng = np.random.default_rng(seed)
+    top, bottom = _flat(numerator), None if denominator is None else _flat(denominator)
+    found = []
+    for _ in range(n_splits):
+        order = rng.permutation(n)
+        halves = order[: n // 2], order[n // 2 :]
+        a, b = (ratio(top[half].sum(0), None if bottom is None else bottom[half].sum(0), len(half)) for half in halves)
+        found.append(spearman(a, b))
+    return float(np.mean(found))
+
+
+def ratio(
+    numerator: Float[np.ndarray, "*any"], denominator: Float[np.ndarray, "*any"] | None, n: int
+) -> Float[np.ndarray, "*any"]:
+    """Sums over n samples to a mean, or to a ratio of means; 0 where nothing stands below the line."""
+    if denominator is None:
+        return numerator / n
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
+
+
+def spearman(a: Float[np.ndarray, "*any"], b: Float[np.ndarray, "*any"]) -> float:
+    """Spearman's rank correlation (mean ranks for ties), −1 to 1; NaN if one side is constant."""
+    a, b = a.ravel(), b.ravel()
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(stats.spearmanr(a, b).statistic)
+
+
+def rank_biased_overlap(a: Int[np.ndarray, " rank"], b: Int[np.ndarray, " rank"], p: float) -> float:
+    """Rank-biased overlap, extrapolated (Webber, Moffat and Zobel 2010, equation 32): 1 for equal rankings.
+
+    Σ_d p^d · |a[:d] ∩ b[:d]| / d · (1 − p) / p + p^n · |a ∩ b| / n, for d = 1 … n: the first 1 / (1 − p) ranks
+    carry most of the weight.
+    """
+    if not 0 < p < 1:
+        raise CorelensError(f"p={p}", "a number between 0 and 1", "p=0.9 looks mostly at the first ten ranks")
+    n = len(a)
+    place_a, place_b = np.empty(n, int), np.empty(n, int)
+    place_a[a], place_b[b] = np.arange(n), np.arange(n)
+    shared_at = np.maximum(place_a, place_b)  # the depth at which an item has appeared in both lists
+    depth = np.arange(1, n + 1)
+    overlap = np.cumsum(np.bincount(shared_at, minlength=n)) / depth
+    weight = p**depth
+    return float((overlap * weight).sum() * (1 - p) / p + overlap[-1] * weight[-1])
+
+
+def gini(values: Float[np.ndarray, "layer head"]) -> float:
+    """Gini coefficient over heads: 0 if all score the same, towards 1 if one head holds everything; negatives as 0."""
+    ordered = np.sort(np.clip(values, 0, None).ravel().astype(np.float64))
+    total = ordered.sum()
+    if total == 0:
+        return 0.0
+    n = len(ordered)
+    return float(2 * (np.arange(1, n + 1) * ordered).sum() / (n * total) - (n + 1) / n)
+
+
+def need_samples(have: int, need: int, what: str) -> int:
+    """`have`, or an error if these are fewer samples than `what` needs."""
+    if have < need:
+        raise CorelensError(
+            f"scores of {have} sample{'s' if have != 1 else ''}",
+            f"{need} samples or more for {what}",
+            "score more samples, or read `.values` alone",
+        )
+    return have
+
+
+def _flat(x: Float[np.ndarray, "sample layer head"]) -> Float[np.ndarray, "sample layer*head"]:
+    return x.reshape(len(x), -1).astype(np.float64)
