@@ -1,0 +1,203 @@
+"""The ground floor: names, per-head addresses, and the tree of hook points.
+
+Hook points are TransformerLens's own, with three things added: an edit that does not fit is refused by name, a head's
+slice has a name of its own (`blocks.3.attn.head.5.hook_z`), and an unknown name says which names are near.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint as LensHookPoint
+
+from corelens.errors import CorelensError
+
+HookFunction = Callable[..., Any]  # fn(tensor, hook) → the edited tensor, or None to leave it
+Hook = tuple[str | Callable[[str], bool], HookFunction]
+
+_PER_HEAD = re.compile(r"(?P<attn>.+\.attn)\.(?P<kind>head|kv_head)\.(?P<index>\d+)\.(?P<point>hook_\w+)")
+
+
+def name_of(function: Any) -> str:
+    """A readable name for a hook function, also when it is a partial or an object."""
+    return getattr(function, "__name__", None) or getattr(getattr(function, "func", None), "__name__", repr(function))
+
+
+class HookPoint(LensHookPoint):
+    """A TransformerLens HookPoint that checks what its functions return and has a point for each head.
+
+    Args:
+        head_axis: the axis of its tensor that counts heads, or None.
+        n_heads: how many heads that axis counts.
+        group: how many query heads share one entry of that axis (1 unless it counts KV heads).
+    """
+
+    def __init__(self, head_axis: int | None = None, n_heads: int = 0, group: int = 1):
+        super().__init__()
+        self.head_axis, self.n_heads, self.group = head_axis, n_heads, group
+        self.heads: dict[tuple[str, int], HookPoint] = {}  # made when a name asks for them
+
+    @property
+    def active(self) -> bool:
+        """Whether anything hangs here: only then is the tensor made."""
+        return bool(self.fwd_hooks or self.bwd_hooks) or any(head.active for head in self.heads.values())
+
+    def add_hook(self, hook: HookFunction, dir: Any = "fwd", *args: Any, **kwargs: Any):
+        """As in TransformerLens; a forward function that returns another shape, dtype or device is refused by name."""
+        handle = super().add_hook(_checked(hook) if dir == "fwd" else hook, dir, *args, **kwargs)
+        handle.user_hook = hook
+        return handle
+
+    def per_head(self, kind: str, index: int, name: str) -> "HookPoint":
+        """The point of one head's slice; `kind` is "head" (a query head) or "kv_head"."""
+        limit = self.n_heads * self.group if kind == "head" else self.n_heads
+        if self.head_axis is None or (kind == "kv_head" and not name.endswith(("hook_k", "hook_v", "hook_rot_k"))):
+            raise CorelensError(
+                f"the hook name {name!r}",
+                "head.{h} for q, rot_q, k, v, z, result, pattern, pattern_rows and attn_scores; kv_head.{g} for k, rot_k, v",
+                f"hook {self.name!r} and index it, or take a name of that form",
+            )
+        if index >= limit:
+            raise CorelensError(f"{kind} {index} in {name!r}", f"0 to {limit - 1}", "take a head that the model has")
+        if (kind, index) not in self.heads:
+            point = HookPoint()
+            point.name = name
+            self.heads[kind, index] = point
+        return self.heads[kind, index]
+
+    def fire(self, x: Any, ctx: Mapping[str, Any]) -> Any:
+        """Run the functions that hang here and on its heads; returns `x` itself unless one of them gave another."""
+        if self.fwd_hooks or self.bwd_hooks:
+            self.ctx.update(ctx)
+            x = self(x)
+        for (kind, index), head in self.heads.items():
+            if head.active:
+                x = self._fire_head(kind, index, head, x, ctx)
+        return x
+
+    def _fire_head(self, kind: str, index: int, head: "HookPoint", x: Tensor, ctx: Mapping[str, Any]) -> Tensor:
+        at = index // self.group if kind == "head" else index
+        part, edited = fire_watched(head, x.select(self.head_axis, at).clone(), ctx)  # type: ignore[arg-type]
+        if not edited:
+            return x
+        if kind == "head" and self.group > 1 and not head.bwd_hooks:
+            raise CorelensError(
+                f"an edit through {head.name!r}",
+                f"an edit of a KV head, which {self.group} query heads share",
+                f"write through {str(head.name).replace(f'head.{index}', f'kv_head.{at}')!r}",
+            )
+        x = x.clone()
+        x.select(self.head_axis, at).copy_(part)  # type: ignore[arg-type]
+        return x
+
+
+def fire_watched(point: HookPoint, x: Tensor, ctx: Mapping[str, Any]) -> tuple[Tensor, bool]:
+    """`point.fire(x)`, and whether it changed anything (in-place edits return the very same tensor)."""
+    before = x.clone() if x.is_inference() else x._version
+    y = point.fire(x, ctx)
+    if y is not x:
+        return y, True
+    return y, not torch.equal(x, before) if isinstance(before, Tensor) else x._version != before
+
+
+def _checked(hook: HookFunction) -> HookFunction:
+    def checked(x: Any, hook_point: Any) -> Any:
+        shape = _form(x)
+        y = hook(x, hook=hook_point)
+        if y is not None and _form(y) != shape:
+            raise CorelensError(
+                f"the hook function {name_of(hook)!r} at {hook_point.name!r} returned {_form(y)}",
+                f"None, or {shape}",
+                "return a tensor of the same shape, dtype and device",
+            )
+        return y
+
+    def with_tensor(x: Any, *, hook: Any) -> Any:
+        return checked(x, hook)
+
+    with_tensor.__name__ = name_of(hook)
+    return with_tensor
+
+
+def _form(x: Any) -> str:
+    return f"{list(x.shape)} {x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
+
+
+class HookDict(dict[str, Any]):
+    """Names → hook points. Per-head points are made when a name asks for them, and iteration does not show them.
+
+    (A model of 36 layers and 32 heads has some 10,000 of them: as modules they would cost 14 ms a run.)
+    """
+
+    def __missing__(self, name: str) -> Any:
+        if match := _PER_HEAD.fullmatch(name):
+            parent = self.get(f"{match['attn']}.{match['point']}")
+            if isinstance(parent, HookPoint):
+                return parent.per_head(match["kind"], int(match["index"]), name)
+        near = difflib.get_close_matches(name, list(self), n=3, cutoff=0.5)
+        raise CorelensError(
+            f"the hook name {name!r}",
+            f"a name that the model has; the nearest: {', '.join(near) or 'none'}",
+            "model.hook_names() lists them, model.hook_names('hook_z') those that contain a word",
+        )
+
+
+def all_points(hook_dict: Mapping[str, HookPoint]) -> Iterator[HookPoint]:
+    """Every hook point, per-head points that exist included."""
+    for point in hook_dict.values():
+        yield point
+        yield from point.heads.values()
+
+
+class NormPoints(nn.Module):
+    """`hook_scale` [batch, pos, 1] and `hook_normalized` [batch, pos, d_model] (before the norm's weight)."""
+
+    def __init__(self):
+        super().__init__()
+        self.hook_scale, self.hook_normalized = HookPoint(), HookPoint()
+
+
+class AttentionPoints(nn.Module):
+    """The points of one layer's attention; shapes as in TransformerLens, k and v with KV heads."""
+
+    def __init__(self, n_heads: int, n_kv_heads: int):
+        super().__init__()
+        group = n_heads // n_kv_heads
+        self.hook_q, self.hook_rot_q = HookPoint(2, n_heads), HookPoint(2, n_heads)
+        self.hook_k, self.hook_rot_k, self.hook_v = (HookPoint(2, n_kv_heads, group) for _ in range(3))
+        self.hook_edges = HookPoint()
+        self.hook_attn_scores, self.hook_pattern, self.hook_pattern_rows = (HookPoint(1, n_heads) for _ in range(3))
+        self.hook_z, self.hook_result = HookPoint(2, n_heads), HookPoint(2, n_heads)
+
+    @property
+    def in_function(self) -> tuple[HookPoint, ...]:
+        """Those that fire inside the attention function (the others are module hooks)."""
+        return (
+            self.hook_rot_q, self.hook_rot_k, self.hook_v, self.hook_edges,
+            self.hook_attn_scores, self.hook_pattern, self.hook_pattern_rows, self.hook_z,
+        )  # fmt: skip
+
+
+class MLPPoints(nn.Module):
+    """`hook_pre` (the gate before its activation) and `hook_post` (what enters the down projection), [batch, pos, d_mlp]."""
+
+    def __init__(self):
+        super().__init__()
+        self.hook_pre, self.hook_post = HookPoint(), HookPoint()
+
+
+class BlockPoints(nn.Module):
+    """The points of one decoder layer, in the order in which they fire; residual points are [batch, pos, d_model]."""
+
+    def __init__(self, n_heads: int, n_kv_heads: int):
+        super().__init__()
+        self.hook_resid_pre = HookPoint()
+        self.ln1 = NormPoints()
+        self.attn = AttentionPoints(n_heads, n_kv_heads)
+        self.hook_attn_out, self.hook_resid_mid = HookPoint(), HookPoint()
+        self.ln2 = NormPoints()
+        self.mlp = MLPPoints()
+        self.hook_mlp_out, self.hook_resid_post, self.hook_deepstack = HookPoint(), HookPoint(), HookPoint()

@@ -1,0 +1,347 @@
+"""HookedMLLM: a Hugging Face vision-language model with named hook points, run as TransformerLens runs its models."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens import ActivationCache
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from corelens.attention import Running, Step
+from corelens.errors import CorelensError
+from corelens.hooks import BlockPoints, HookDict, HookPoint, NormPoints, all_points
+from corelens.inputs import Inputs, Sample, check_has_media, from_tensors, prepare
+from corelens.layouts import layout_for
+from corelens.positions import Where, resolve, within
+from corelens.wiring import wired
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+
+# Large or derived: kept in a cache only when they are named.
+NOT_CACHED_BY_DEFAULT = ("hook_attn_scores", "hook_pattern", "hook_pattern_rows", "hook_result", "hook_edges")
+
+
+@dataclass
+class Config:
+    """The model's shape under TransformerLens's names."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_model: int
+    d_mlp: int
+    d_vocab: int
+    family: str
+    device: torch.device
+    dtype: torch.dtype
+    eps: float
+    normalization_type: str = "RMS"
+    attn_only: bool = False
+
+    @property
+    def n_key_value_heads(self) -> int:
+        """TransformerLens's name for `n_kv_heads`."""
+        return self.n_kv_heads
+
+
+class HookedMLLM(HookedRootModule):
+    """Wrap a Hugging Face vision-language model; it stays as it is, outside of runs with hooks untouched.
+
+    Args:
+        hf_model: a transformers model for image-text-to-text.
+        processor: its processor; None if you make the input tensors yourself.
+    """
+
+    hf: nn.Module
+
+    def __init__(self, hf_model: Any, processor: Any = None):
+        super().__init__()
+        # Not as a submodule: the wrapped model's modules keep their names, and hold no reference to us.
+        object.__setattr__(self, "hf", hf_model)
+        self.processor = processor
+        self.layout = layout_for(hf_model.config)
+        self.cfg = _config(hf_model, self.layout.decoder(hf_model).config)
+
+        self.hook_embed = HookPoint()
+        self.blocks = nn.ModuleList(
+            BlockPoints(self.cfg.n_heads, self.cfg.n_kv_heads) for _ in range(self.cfg.n_layers)
+        )
+        self.ln_final = NormPoints()
+        self.hook_logits = HookPoint()
+        self._rows: Where = "question"
+        self.setup()
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, dtype: str | torch.dtype = "auto", device_map: Any = None, **kwargs: Any
+    ) -> "HookedMLLM":
+        """Load a model and its processor from a folder that `save_pretrained` wrote, or by its name on the Hub.
+
+        Args:
+            name: folder or Hub name.
+            dtype: "auto" (what the checkpoint holds), "float32", "bfloat16", …
+            device_map: as in transformers; "auto" splits a model over devices.
+            kwargs: handed to transformers' `from_pretrained`; `trust_remote_code` is off unless given here.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            raise CorelensError(
+                f"the folder {str(name)!r}", "a folder with a config.json, as save_pretrained writes it", "check the path"
+            )
+        shared = {key: kwargs[key] for key in ("trust_remote_code", "revision", "local_files_only") if key in kwargs}
+        try:
+            hf = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, device_map=device_map, **kwargs)
+            processor = AutoProcessor.from_pretrained(name, **shared)
+        except (OSError, ValueError, KeyError) as error:
+            raise CorelensError(
+                f"{str(name)!r}, which transformers could not load ({type(error).__name__}: {str(error).splitlines()[0]})",
+                "the name of a vision-language model on the Hub, or a folder with its model and processor",
+                "check the name, the folder and the network; cl.list_demos() lists models that need no network",
+            ) from error
+        return cls(hf.eval(), processor)
+
+    # --- what is wrapped ----------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Name the hook points and index them; per-head names are made when they are asked for."""
+        super().setup()
+        self.hook_dict = HookDict(self.hook_dict)
+        self.mod_dict = HookDict(self.mod_dict)
+
+    def hook_points(self) -> Iterator[HookPoint]:  # type: ignore[override]
+        """Every hook point, per-head points in use included."""
+        return all_points(self.hook_dict)  # type: ignore[arg-type]
+
+    def hook_names(self, pattern: str | None = None) -> list[str]:
+        """The hook names, all of them or those that contain `pattern`; per-head names go without saying."""
+        return [name for name in self.hook_dict if pattern is None or pattern in name]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input embeddings are."""
+        return self.hf.get_input_embeddings().weight.device  # type: ignore[operator]
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The wrapped model's parameters."""
+        return self.hf.parameters(recurse)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The wrapped model's parameters under its own names."""
+        return self.hf.named_parameters(*args, **kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> "HookedMLLM":
+        """Move the wrapped model."""
+        self.hf.to(*args, **kwargs)
+        self.cfg = _config(self.hf, self.layout.decoder(self.hf).config)
+        return self
+
+    def train(self, mode: bool = True) -> "HookedMLLM":
+        """Set the wrapped model's mode."""
+        self.hf.train(mode)
+        return super().train(mode)
+
+    def __repr__(self) -> str:
+        c = self.cfg
+        return (
+            f"HookedMLLM({c.family}: {c.n_layers} layers × {c.n_heads} heads of {c.d_head}, {c.n_kv_heads} KV heads, "
+            f"width {c.d_model}, {str(c.dtype).removeprefix('torch.')} on {c.device})"
+        )
+
+    # --- inputs -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, samples: Sample | Sequence[Sample], **options: Any) -> Inputs:
+        """Turn a sample, or a list of them, into one batch on the model's device. See `corelens.inputs.prepare`."""
+        batch = [samples] if isinstance(samples, Sample) else list(samples)
+        return prepare(batch, self.processor, self.layout, self.hf.config, **options).to(self.device)
+
+    def inputs(self, **tensors: Tensor) -> Inputs:
+        """Inputs made of tensors that you prepared yourself, as you would hand them to the Hugging Face model."""
+        return from_tensors(tensors, self.layout, self.hf.config).to(self.device)
+
+    def to_str_tokens(self, inputs: Inputs | str) -> list[str] | list[list[str]]:
+        """The tokens as strings; one list for a single sample or text, else a list a sample."""
+        if isinstance(inputs, str):
+            ids = [self.tokenizer(inputs, add_special_tokens=False)["input_ids"]]
+        else:
+            ids = inputs.tensors["input_ids"].tolist()
+        lines = [[self.tokenizer.decode([token]) for token in line] for line in ids]
+        return lines[0] if len(lines) == 1 else lines
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is exactly one token."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise CorelensError(
+                f"{text!r}, which is {len(ids)} tokens: {[self.tokenizer.decode([i]) for i in ids]}",
+                "a text of one token",
+                "take another text, or the first of these tokens by its id",
+            )
+        return ids[0]
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        inputs: Inputs | dict[str, Tensor] | None = None,
+        return_type: Literal["logits"] | None = "logits",
+        logits_to_keep: int | None = None,
+        **tensors: Any,
+    ) -> Float[Tensor, "batch pos d_vocab"] | None:
+        """Run the model once.
+
+        Args:
+            inputs: what `prepare` made, or a dict of the Hugging Face model's arguments (or give those as keywords).
+            return_type: "logits" [batch, pos, d_vocab], or None: the language-model head is not run at all.
+            logits_to_keep: only the last n positions' logits (those of 32k positions × 150k words are 10 GB).
+        """
+        batch = self._inputs(inputs, tensors)
+        if return_type not in ("logits", None):
+            raise CorelensError(f"return_type={return_type!r}", "'logits' or None", "compute losses from the logits")
+        arguments = {"use_cache": False, **batch.tensors}
+        with self._hooked(batch):
+            if return_type is None and not self.hook_logits.active:
+                self.hf.base_model(**arguments)  # type: ignore[operator]
+                return None
+            if logits_to_keep is not None:
+                arguments["logits_to_keep"] = logits_to_keep
+            logits = self.hf(**arguments).logits
+            return logits if return_type == "logits" else None
+
+    def generate(
+        self, inputs: Inputs | dict[str, Tensor] | None = None, max_new_tokens: int = 8, **options: Any
+    ) -> Int[Tensor, "batch new"]:
+        """Generate as Hugging Face does, with hooks firing at the prefill and at every decode step.
+
+        Args:
+            inputs: what `prepare` made, or the Hugging Face model's tensors.
+            max_new_tokens: how many tokens at the most.
+            options: handed to Hugging Face's `generate` (do_sample, temperature, cache_implementation …).
+
+        Returns:
+            The new tokens only; sequences that ended early are padded.
+        """
+        batch = self._inputs(inputs, {})
+        if max(options.get("num_beams") or 1, self.hf.generation_config.num_beams or 1) > 1:  # type: ignore[union-attr]
+            raise CorelensError(
+                "num_beams > 1",
+                "greedy decoding or sampling: beams change places between steps, and hooks would speak of other samples",
+                "set num_beams=1",
+            )
+        with self._hooked(batch), torch.no_grad():
+            ids = self.hf.generate(**batch.tensors, max_new_tokens=max_new_tokens, **options)  # type: ignore[operator]
+        return ids[:, batch.tensors["input_ids"].shape[1] :]
+
+    def run_with_cache(  # type: ignore[override]
+        self,
+        *args: Any,
+        names_filter: NamesFilter = None,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, ActivationCache | dict[str, Tensor]]:
+        """Run once and keep activations.
+
+        Args:
+            names_filter: a hook name, a list of them (per-head names too), or a function of names; by default all but
+                scores, pattern, pattern_rows, result and the vision tower's.
+            return_cache_object: an ActivationCache, or else a plain dict.
+            remove_batch_dim: for a single sample, drop the batch axis.
+            kwargs: `device=` for the cache, and all of `forward`'s.
+        """
+        if remove_batch_dim and args and isinstance(args[0], Inputs) and len(args[0]) != 1:
+            raise CorelensError(f"remove_batch_dim with {len(args[0])} samples", "one sample", "leave it off")
+        out, cache = super().run_with_cache(
+            *args, names_filter=names_filter, remove_batch_dim=remove_batch_dim, **kwargs  # type: ignore[arg-type]
+        )
+        if return_cache_object:
+            return out, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+        return out, cache
+
+    def get_caching_hooks(self, names_filter: NamesFilter = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in TransformerLens; names are checked, and per-head names have their own entry."""
+        names = [names_filter] if isinstance(names_filter, str) else names_filter
+        if names is None or callable(names):
+            keep = names or _kept_by_default
+            wanted = {n: p for n, p in self.hook_dict.items() if keep(n) and not n.endswith("hook_edges")}
+        else:
+            wanted = {name: self.hook_dict[name] for name in names}
+        everything = self.hook_dict
+        self.hook_dict = wanted  # TransformerLens makes a hook for every name in here that the filter lets through
+        try:
+            return super().get_caching_hooks(lambda name: True, *args, **kwargs)
+        finally:
+            self.hook_dict = everything
+
+    @contextmanager
+    def pattern_rows(self, rows: Where) -> Iterator["HookedMLLM"]:
+        """Which rows `hook_pattern_rows` reads within this context: "question" (default), "last", "answer", [3, 4] …"""
+        before, self._rows = self._rows, rows
+        try:
+            yield self
+        finally:
+            self._rows = before
+
+    def _inputs(self, inputs: Any, tensors: dict[str, Any]) -> Inputs:
+        if isinstance(inputs, Sample) or (isinstance(inputs, list) and inputs and isinstance(inputs[0], Sample)):
+            raise CorelensError("a Sample", "inputs", "run the model on model.prepare(sample)")
+        if isinstance(inputs, Inputs):
+            batch = Inputs(inputs.tensors | tensors, inputs.token_maps, inputs.samples) if tensors else inputs
+        else:
+            batch = Inputs({**(inputs or {}), **tensors}, [], [])
+        check_has_media(batch.tensors, self.layout, self.hf.config)
+        return batch
+
+    @contextmanager
+    def _hooked(self, batch: Inputs) -> Iterator[None]:
+        """Wire the active points for one run; without any, the Hugging Face model runs as it is."""
+        active = [point for point in self.hook_points() if point.active]
+        rows_read = any("hook_pattern_rows" in str(point.name) for point in active)
+
+        def begin(embeds: Tensor, so_far: int, cached: bool) -> Step:
+            positions = torch.arange(so_far, so_far + embeds.shape[1], device=embeds.device)
+            rows = None
+            if rows_read:
+                rows = within(resolve(self._rows, batch, positions, embeds.shape[0], rows=True), positions)
+            return Step(batch, positions, rows, cached)
+
+        try:
+            with wired(self.hf, self.layout, self, Running(), begin) if active else nullcontext():
+                yield
+        finally:
+            for point in active:  # the batch is not kept alive by the points that saw it
+                for key in ("inputs", "positions", "rows"):
+                    point.ctx.pop(key, None)
+
+
+def _kept_by_default(name: str) -> bool:
+    return not name.endswith(NOT_CACHED_BY_DEFAULT) and not name.startswith("vision.")
+
+
+def _config(hf: Any, text: Any) -> Config:
+    n_heads = text.num_attention_heads
+    weight = hf.get_input_embeddings().weight
+    return Config(
+        n_layers=text.num_hidden_layers,
+        n_heads=n_heads,
+        n_kv_heads=getattr(text, "num_key_value_heads", None) or n_heads,
+        d_head=getattr(text, "head_dim", None) or text.hidden_size // n_heads,
+        d_model=text.hidden_size,
+        d_mlp=text.intermediate_size,
+        d_vocab=text.vocab_size,
+        family=hf.config.model_type,
+        device=weight.device,
+        dtype=weight.dtype,
+        eps=getattr(text, "rms_norm_eps", 1e-6),
+    )

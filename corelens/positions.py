@@ -1,0 +1,69 @@
+"""Which positions a name means: "question", "last+answer", 17, [3, 4] … for every sample of the running batch.
+
+Hooks are made before any input exists; a name is looked up when they run, in the token maps of the running batch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from corelens.errors import CorelensError
+
+Where = str | int | Sequence[int] | Tensor  # a name, or positions in the padded row
+
+
+def resolve(
+    where: Where, inputs: Any, new: Int[Tensor, " pos"], batch: int, rows: bool
+) -> Int[Tensor, "batch n"]:
+    """The positions that `where` means, one line a sample, −1 where a sample has fewer than another.
+
+    Args:
+        where: a name of TokenMap.positions, or positions: one list for all samples, or [batch, n] with −1 as padding.
+        inputs: the running batch (its `token_maps` are read), or None when the model runs on bare tensors.
+        new: the positions of this step's tokens; those past the prompt were generated.
+        batch: how many sequences run (a multiple of the samples when each is sampled several times).
+        rows: look for rows: "answer" then means the rows that predict the answer, generated ones included.
+    """
+    if not isinstance(where, str):
+        given = torch.as_tensor(where, dtype=torch.long)
+        given = given.reshape(1, -1).expand(batch, -1) if given.ndim < 2 else given
+        if given.shape[0] != batch:
+            raise CorelensError(
+                f"positions for {given.shape[0]} samples", f"{batch} lines, one a sample of the batch", "give [batch, n]"
+            )
+        return given.to(new.device)
+    token_maps = getattr(inputs, "token_maps", None)
+    if not token_maps:
+        raise CorelensError(
+            f"the position name {where!r} in a run on bare tensors",
+            "inputs whose token maps say where it is",
+            "run on model.prepare(sample), or give positions as numbers",
+        )
+    lines = [_line(where, token_maps[i * len(token_maps) // batch], new, rows) for i in range(batch)]
+    return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=-1).to(new.device)
+
+
+def _line(where: str, token_map: Any, new: Tensor, rows: bool) -> Int[Tensor, " n"]:
+    found = token_map.positions(where, rows=rows)
+    names = {name.strip() for name in where.split("+")}
+    if names & {"answer", "all", "text"}:  # tokens that were generated come after the prompt
+        # (a generated token is text of the answer; as a row it predicts the next one)
+        found = torch.cat([found, new[new >= token_map.length].to(found.device)])
+    return found
+
+
+def within(positions: Int[Tensor, "batch n"], new: Int[Tensor, " pos"]) -> Int[Tensor, "batch m"]:
+    """Keep those of this step's tokens (the others become −1), packed to the left."""
+    keep = (positions >= new[0]) & (positions <= new[-1])
+    lines = [line[mask] for line, mask in zip(positions, keep, strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=-1)
+
+
+def member(positions: Int[Tensor, "batch n"], length: int) -> Tensor:
+    """A boolean table [batch, length]: is this position among them?"""
+    table = torch.zeros(positions.shape[0], length + 1, dtype=torch.bool, device=positions.device)
+    inside = torch.where((positions >= 0) & (positions < length), positions, length)  # the last column is thrown away
+    return table.scatter_(1, inside, True)[:, :length]

@@ -1,0 +1,129 @@
+"""Scores, pattern and z of some rows of attention, computed from q and k in O(rows × T) memory.
+
+Scores and softmax are in float32, whatever the model's dtype. Grouped KV heads are never repeated in memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass
+class Call:
+    """The arguments of one call of the attention function that decide who may see whom, and how strongly."""
+
+    module: nn.Module
+    mask: Tensor | None
+    scaling: float
+    is_causal: bool
+    softcap: float | None
+    sinks: Float[Tensor, " head"] | None
+    bias: Tensor | None
+
+
+
+def all_rows(query: Tensor) -> Int[Tensor, "batch pos"]:
+    return torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
+
+
+def row_scores(
+    query: Float[Tensor, "batch head pos d_head"],
+    key: Float[Tensor, "batch kv_head key d_head"],
+    rows: Int[Tensor, "batch row"],
+    heads: Int[Tensor, " some"] | None,
+    call: Call,
+) -> Float[Tensor, "batch some row key"]:
+    """Masked scores of some rows (counted within this step) of some heads (all if None), −inf where a key is hidden."""
+    batch = torch.arange(query.shape[0], device=query.device)[:, None]
+    q = rearrange(query[batch, :, rows], "batch row head d -> batch head row d").float()  # type: ignore[arg-type]
+    group = query.shape[1] // key.shape[1]
+    if heads is None:
+        q = rearrange(q, "batch (kv g) row d -> batch kv (g row) d", g=group)
+        scores = rearrange(
+            q @ key.float().transpose(-1, -2), "batch kv (g row) key -> batch (kv g) row key", g=group
+        )
+    else:
+        scores = q[:, heads] @ key[:, heads // group].float().transpose(-1, -2)
+    scores = scores * call.scaling
+    if call.bias is not None:
+        scores = scores + _select(call.bias, rows, heads, scores.shape)
+    if call.softcap is not None:
+        scores = torch.tanh(scores / call.softcap) * call.softcap
+    if call.mask is None:
+        if call.is_causal and query.shape[2] > 1:  # a static cache's empty tail lies beyond every row
+            hidden = torch.arange(scores.shape[-1], device=rows.device) > rows[..., None]
+            scores = scores.masked_fill(hidden[:, None], -torch.inf)
+    else:
+        mask = _select(call.mask, rows, heads, scores.shape)
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        else:  # an additive mask hides by the lowest number of its dtype
+            hidden = mask <= torch.finfo(mask.dtype).min / 2
+            scores = (scores + mask).masked_fill(hidden, -torch.inf)
+    return scores
+
+
+def _select(
+    mask: Tensor, rows: Int[Tensor, "batch row"], heads: Int[Tensor, " some"] | None, shape: torch.Size
+) -> Tensor:
+    """The lines of a mask [1|batch, 1|head, pos, key] that belong to these rows and heads."""
+    if heads is not None and mask.shape[1] > 1:
+        mask = mask[:, heads]
+    mask = mask[..., : shape[-1]].expand(rows.shape[0], -1, -1, -1)
+    batch = torch.arange(rows.shape[0], device=mask.device)[:, None]
+    return rearrange(mask[batch, :, rows.to(mask.device)], "batch row head key -> batch head row key")
+
+
+def softmax(
+    scores: Float[Tensor, "batch some row key"], sinks: Float[Tensor, " some"] | None
+) -> Float[Tensor, "batch some row key"]:
+    """Softmax over keys; a row that sees nothing is 0, as in SDPA. A sink takes its share and leaves the rest."""
+    if sinks is not None:
+        sink = sinks.float().reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        return torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
+    blind = (scores == -torch.inf).all(dim=-1, keepdim=True)
+    return scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
+
+
+def mix(
+    pattern: Float[Tensor, "batch some row key"],
+    value: Float[Tensor, "batch kv_head key d"],
+    heads: Int[Tensor, " some"] | None,
+    n_heads: int,
+) -> Float[Tensor, "batch row some d"]:
+    """pattern · v, head by head."""
+    pattern = pattern.to(value.dtype)
+    group = n_heads // value.shape[1]
+    if heads is not None:
+        return (pattern @ value[:, heads // group]).transpose(1, 2)
+    z = rearrange(pattern, "batch (kv g) row key -> batch kv (g row) key", g=group) @ value
+    return rearrange(z, "batch kv (g row) d -> batch row (kv g) d", g=group)
+
+
+def rows_z(
+    query: Tensor, key: Tensor, value: Tensor, rows: Tensor, heads: Tensor | None, call: Call,
+    edit: Callable[[Tensor], Tensor] = lambda scores: scores,
+) -> tuple[Float[Tensor, "batch row some d"], Float[Tensor, "batch some row key"]]:  # fmt: skip
+    sinks = call.sinks if call.sinks is None or heads is None else call.sinks[heads]
+    pattern = softmax(edit(row_scores(query, key, rows, heads, call)), sinks)
+    return mix(pattern, value, heads, query.shape[1]), pattern
+
+
+class KeyAxis:
+    """The key axis that hooks see is the position in the padded row: what a cache holds is cut or padded to that."""
+
+    def __init__(self, held: int, total: int):
+        self.held, self.total = held, total
+        self.first = max(total - held, 0)  # a sliding cache has let go of the first ones
+
+    def show(self, x: Tensor, fill: float) -> Tensor:
+        x = x[..., : self.total]  # a static cache holds more than was seen
+        return nn.functional.pad(x, (self.first, 0), value=fill) if self.first else x
+
+    def take(self, x: Tensor, fill: float) -> Tensor:
+        x = x[..., self.first :]
+        return nn.functional.pad(x, (0, self.held - x.shape[-1]), value=fill) if x.shape[-1] < self.held else x

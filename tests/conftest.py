@@ -1,0 +1,13 @@
+"""Shapes in signatures are checked at run time whenever the tests run."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("corelens", "beartype.beartype").__enter__()
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    torch.manual_seed(0)
