@@ -139,7 +139,13 @@ def _qwen3_rest(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 def _qwen3_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
+    half = {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+    }
     return Qwen3VLProcessor(
         Qwen2VLImageProcessor(**half, size={"shortest_edge": 4 * 32 * 32, "longest_edge": 256 * 32 * 32}),
         tokenizer,

@@ -6,29 +6,14 @@ only place that names families) overrides what differs there. See `register_layo
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-
-
-@dataclass
-class Cells:
-    """What the placeholder tokens of one picture or video cover, in the order in which they stand in the prompt.
-
-    Args:
-        box: x0, y0, x1, y1 in pixels of the original picture (of each frame, for a video).
-        visual: False for placeholders that are no patch (newline, separator); their box means nothing.
-        frames: for a video, the frames each token covers; −1 pads.
-    """
-
-    box: Float[Tensor, "token 4"]
-    visual: Bool[Tensor, " token"]
-    frames: Int[Tensor, "token frame"] | None = None
+from corelens.tokens import Cells
 
 
 class Layout:
@@ -81,14 +66,32 @@ class Layout:
 
     # --- which token is what ----------------------------------------------------------------------------------------
 
+    answer_type_id = 0  # the token_type_ids value of the answer's tokens, where the family's model needs that tensor
+    min_frames = 1  # the processor refuses shorter videos; the last frame is then repeated
+
+    def plain_prompt(self, processor: Any, n_images: int, n_videos: int, text: str) -> str:
+        """The prompt of a processor without a chat template: one placeholder a picture, then the text."""
+        return (
+            getattr(processor, "image_token", "") * n_images + getattr(processor, "video_token", "") * n_videos + text
+        )
+
+    def processed_prompt(self, processor: Any, prompt: str) -> str:
+        """What the processor itself makes of a prompt before it puts the placeholders in; most leave it as it is."""
+        return prompt
+
     def placeholders(self, config: Any) -> tuple[int, int]:
         """The token ids that stand for image and for video features (equal where a family uses one for both)."""
         image = getattr(config, "image_token_id", None)
         video = getattr(config, "video_token_id", None)
         return (image if image is not None else -1), (video if video is not None else -1)
 
-    def image_cells(self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]) -> Cells:
-        """The cells of the batch's image number `index`, of original `size` (width, height)."""
+    def image_cells(
+        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+    ) -> Cells:
+        """The cells of the batch's image number `index`, of original `size` (width, height).
+
+        `features` is what the processor returned, and under "images_kwargs" the options it was called with.
+        """
         raise _no_layout(config)
 
     def video_cells(
@@ -96,6 +99,15 @@ class Layout:
     ) -> Cells:
         """The cells of the batch's video number `index`: `n_frames` frames of original `size` (width, height)."""
         raise _no_layout(config)
+
+
+def image_option(processor: Any, features: dict[str, Any], name: str) -> Any:
+    """An option of the image processor as the call had it: the call's own, else the processor's, else its image half's."""
+    defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {}).get("images_kwargs", {})
+    for source in (features.get("images_kwargs") or {}, getattr(processor, "images_kwargs", None) or {}, defaults):
+        if source.get(name) is not None:
+            return source[name]
+    return getattr(processor.image_processor, name, None)
 
 
 def grid(columns: int, rows: int, x0: float, y0: float, x1: float, y1: float) -> Float[Tensor, "token 4"]:

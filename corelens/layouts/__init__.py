@@ -1,0 +1,34 @@
+"""Model families: the only place that knows them. `register_layout` adds one, `layout_for` finds one by its config."""
+
+from typing import Any
+
+from corelens.errors import CorelensError
+from corelens.layouts.base import Layout, grid, image_option
+from corelens.layouts.qwen import Qwen2VL, Qwen3VL
+from corelens.tokens import Cells
+
+_LAYOUTS: dict[str, Layout] = {}
+
+
+def register_layout(layout: type[Layout]) -> type[Layout]:
+    """Make a Layout class known for its `model_types`; a later one replaces an earlier one. Usable as a decorator."""
+    if not layout.model_types:
+        raise CorelensError(
+            f"{layout.__name__} without model_types",
+            "a class attribute model_types = ('…',) with values of config.model_type",
+            "name the model types that the layout describes",
+        )
+    for model_type in layout.model_types:
+        _LAYOUTS[model_type] = layout()
+    return layout
+
+
+def layout_for(config: Any) -> Layout:
+    """The layout of a model's config; for an unknown family one whose hooks work and whose geometry raises."""
+    return _LAYOUTS.get(getattr(config, "model_type", None) or "", Layout())
+
+
+for _layout in (Qwen2VL, Qwen3VL):
+    register_layout(_layout)
+
+__all__ = ["Cells", "Layout", "grid", "image_option", "layout_for", "register_layout"]

@@ -1,0 +1,89 @@
+"""The Qwen-VL families: native resolution, 2 × 2 patches a token, frames in pairs; Qwen3-VL adds DeepStack."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from corelens.layouts.base import Layout, grid
+from corelens.tokens import Cells
+
+
+class Qwen2VL(Layout):
+    """Qwen2-VL and Qwen2.5-VL (windowed attention in the tower changes the order of computation, not of tokens)."""
+
+    model_types = ("qwen2_vl", "qwen2_5_vl")
+    vision_attention, vision_qkv, vision_out = "attn", "attn.qkv", "attn.proj"
+
+    def vision_layers(self, hf: nn.Module) -> Sequence[nn.Module]:
+        """The tower's blocks."""
+        return hf.model.visual.blocks
+
+    def image_cells(
+        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+    ) -> Cells:
+        """The picture is stretched onto whole tokens, so cells divide it evenly."""
+        return self._cells(config, features["image_grid_thw"][index].tolist(), size)
+
+    def video_cells(
+        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int], n_frames: int
+    ) -> Cells:
+        """One grid a temporal step, step after step; a step holds two frames, an odd last one is repeated."""
+        steps, rows, columns = features["video_grid_thw"][index].tolist()
+        cells = self._cells(config, [1, rows, columns], size)
+        paired = config.vision_config.temporal_patch_size
+        frames = torch.arange(steps * paired).reshape(steps, paired)
+        frames[frames >= n_frames] = -1
+        return Cells(
+            box=cells.box.repeat(steps, 1),
+            visual=cells.visual.repeat(steps),
+            frames=frames.repeat_interleave(len(cells.visual), dim=0),
+            shrunk=cells.shrunk,
+        )
+
+    def _cells(self, config: Any, thw: list[int], size: tuple[int, int]) -> Cells:
+        merge, patch = config.vision_config.spatial_merge_size, config.vision_config.patch_size
+        (rows, columns), (width, height) = (thw[1] // merge, thw[2] // merge), size
+        box = grid(columns, rows, 0, 0, width, height)
+        unlimited = max(1, round(width / (patch * merge))) * max(1, round(height / (patch * merge)))
+        shrunk = (columns * merge * patch, rows * merge * patch) if rows * columns < unlimited else None
+        return Cells(box=box, visual=torch.ones(len(box), dtype=torch.bool), shrunk=shrunk)
+
+
+class Qwen3VL(Qwen2VL):
+    """Qwen3-VL, dense and mixture of experts: features of middle tower layers are added after the first layers."""
+
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    min_frames = 2
+
+    @contextmanager
+    def deepstack(self, decoder: nn.Module, fire: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+        """Call `fire(layer, added)` for each addition; what it returns, at any position, is what is added."""
+        calls = 0
+
+        def begin(*_: Any) -> None:
+            nonlocal calls
+            calls = 0
+
+        def process(hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
+            nonlocal calls
+            layer, calls = calls, calls + 1
+            added = torch.zeros_like(hidden_states)
+            added[visual_pos_masks.to(added.device)] = visual_embeds.to(added.device, added.dtype)
+            return hidden_states + fire(
+                layer, added
+            )  # x + 0 is x: bit for bit the model's own sum where nothing is edited
+
+        handle = decoder.register_forward_pre_hook(begin)
+        decoder._deepstack_process = process  # on this instance only: it hides the class's method until it is deleted
+        try:
+            yield
+        finally:
+            del decoder._deepstack_process
+            handle.remove()
+
+    def deepstack_layers(self, hf: nn.Module) -> int:
+        """As many decoder layers as tower layers whose features are taken."""
+        return len(hf.config.vision_config.deepstack_visual_indexes)

@@ -1,0 +1,244 @@
+"""From a Sample to the text that a processor reads, and where in that text the user's question stands."""
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+from corelens.errors import CorelensError
+from corelens.layouts import Layout
+
+Messages = list[dict[str, Any]]
+Span = tuple[int, int]
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass
+class Prompt:
+    """A rendered prompt.
+
+    Args:
+        text: what goes to the processor.
+        processed: what the processor makes of it before it puts the placeholders in.
+        question: the characters of `processed` (start, stop) that are the user's question; empty without one.
+        answer: what the model should continue with, the white space that the template puts before it included.
+        pictures: what fills the placeholders, in the order of the prompt: ("image" or "video", picture).
+    """
+
+    text: str
+    processed: str
+    question: list[Span] = field(default_factory=list)
+    answer: str | None = None
+    pictures: list[tuple[str, Any]] = field(default_factory=list)
+
+
+def render(sample: Any, processor: Any, layout: Layout, answer: bool = False) -> Prompt:
+    """Render a sample by its processor's chat template, and find the question in it exactly.
+
+    The question's place is found by rendering once more with a marker in its stead, so it does not matter whether its
+    words stand elsewhere in the prompt too, or whether the template strips white space around them.
+    """
+    messages, pictures = _messages(sample)
+    places = _question_places(sample, messages)
+    text = _apply(processor, layout, messages, sample)
+    processed = layout.processed_prompt(processor, text)
+    question = [_find(processor, layout, messages, place, processed, sample) for place in places]
+    return Prompt(
+        text=text,
+        processed=processed,
+        question=[span for span in question if span[1] > span[0]],
+        answer=_continuation(processor, messages, text, sample) if answer else None,
+        pictures=pictures,
+    )
+
+
+@dataclass
+class _Place:
+    """Characters `start` to `stop` of one text part: part number None means that the content is one string."""
+
+    message: int
+    part: int | None
+    start: int
+    stop: int
+
+
+def _messages(sample: Any) -> tuple[Messages, list[tuple[str, Any]]]:
+    """The chat to render, with bare placeholders for pictures, and the pictures in the order of the prompt."""
+    if sample.messages is None:
+        return _single_turn(sample)
+    if not sample.messages or sample.messages[-1].get("role") == "assistant":
+        raise CorelensError(
+            f"sample {sample.id!r}: messages that are empty or end with the assistant's turn",
+            "a chat whose last turn the model is to answer",
+            "leave that turn out and give it as Sample(answer=…)",
+        )
+    waiting = {"image": list(sample.images), "video": [sample.video] if sample.video is not None else []}
+    messages, pictures = [], []
+    for message in sample.messages:
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            content = [_part(part, waiting, pictures, sample) for part in content]
+        messages.append({**message, "content": deepcopy(content)})
+    left = len(waiting["image"]) + len(waiting["video"])
+    if left:
+        raise CorelensError(
+            f"sample {sample.id!r}: {left} more pictures than its messages have places for",
+            "one {'type': 'image'} or {'type': 'video'} in the messages for each picture",
+            "put the pictures into the messages, or give images and question instead of messages",
+        )
+    if sample.choices:
+        _append_choices(messages, sample.choices)
+    return messages, pictures
+
+
+def _single_turn(sample: Any) -> tuple[Messages, list[tuple[str, Any]]]:
+    pictures: list[tuple[str, Any]] = [("image", image) for image in sample.images]
+    if sample.video is not None:
+        pictures.append(("video", sample.video))
+    text = sample.question or ""
+    content = [{"type": kind} for kind, _ in pictures] + ([{"type": "text", "text": text}] if text else [])
+    messages: Messages = [{"role": "user", "content": content}]
+    if sample.choices:
+        _append_choices(messages, sample.choices)
+    return messages, pictures
+
+
+def _part(part: Any, waiting: dict[str, list], pictures: list[tuple[str, Any]], sample: Any) -> Any:
+    """One part of a message; a picture moves to `pictures` and leaves a bare placeholder behind."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = part.get("type") or next((kind for kind in ("image", "video") if kind in part), "text")
+    if kind not in ("image", "video"):
+        return part
+    given = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+    if given is None:
+        if not waiting[kind]:
+            raise CorelensError(
+                f"sample {sample.id!r}: a message with a bare {{'type': '{kind}'}} and no {kind} left for it",
+                f"{{'type': '{kind}', '{kind}': …}}, or the {kind} in the sample itself",
+                f"put each {kind} into its message",
+            )
+        given = waiting[kind].pop(0)
+    pictures.append((kind, given))
+    return {"type": kind}
+
+
+def _append_choices(messages: Messages, choices: list[str]) -> None:
+    if len(choices) > len(LETTERS):
+        raise CorelensError(f"{len(choices)} choices", f"at most {len(LETTERS)}", "choices are lettered A to Z")
+    lines = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    message = messages[_last_user(messages)]
+    if isinstance(message["content"], str):
+        message["content"] += lines
+        return
+    texts = [part for part in message["content"] if part.get("type") == "text"]
+    if texts:
+        texts[-1]["text"] += lines
+    else:
+        message["content"].append({"type": "text", "text": lines[1:]})
+
+
+def _last_user(messages: Messages) -> int:
+    users = [number for number, message in enumerate(messages) if message.get("role") == "user"]
+    if not users:
+        raise CorelensError("messages without a user's turn", "a chat with a user's turn", "add {'role': 'user', …}")
+    return users[-1]
+
+
+def _question_places(sample: Any, messages: Messages) -> list[_Place]:
+    """Where the question stands in the messages: all text of the last user turn, or the part that `question` names."""
+    number = _last_user(messages)
+    content = messages[number]["content"]
+    if isinstance(content, str):
+        parts: list[tuple[int | None, str]] = [(None, content)]
+    else:
+        parts = [(at, part["text"]) for at, part in enumerate(content) if part.get("type") == "text"]
+    if sample.question is None:
+        if sample.messages is None:
+            return []
+        options = sum(len(choice) + 4 for choice in sample.choices or [])  # "\nA. " before each
+        lengths = [len(text) - (options if at == parts[-1][0] else 0) for at, text in parts]
+        return [_Place(number, at, 0, length) for (at, _), length in zip(parts, lengths, strict=True) if length > 0]
+    if not sample.question:
+        return []
+    whole = [_Place(number, at, 0, len(text)) for at, text in parts if text == sample.question]
+    found = whole or [
+        _Place(number, at, start, start + len(sample.question))
+        for at, text in (parts[:1] if sample.messages is None else parts)
+        for start in ([0] if sample.messages is None else _occurrences(text, sample.question))
+    ]
+    if len(found) != 1:
+        raise CorelensError(
+            f"sample {sample.id!r}: the question stands {len(found)} times in the last user turn",
+            "a question that names one part of that turn",
+            "give the question a text part of its own: {'type': 'text', 'text': question}",
+        )
+    return found
+
+
+def _occurrences(text: str, wanted: str) -> list[int]:
+    return [at for at in range(len(text) - len(wanted) + 1) if text.startswith(wanted, at)]
+
+
+def _find(processor: Any, layout: Layout, messages: Messages, place: _Place, processed: str, sample: Any) -> Span:
+    """The span of `processed` that comes from one place in the messages."""
+    marker = "CoReQuEsTiOn"
+    while marker in processed:
+        marker += "X"
+    marked = deepcopy(messages)
+    message = marked[place.message]
+    holder, key = (message, "content") if place.part is None else (message["content"][place.part], "text")
+    holder[key] = holder[key][: place.start] + marker + holder[key][place.stop :]
+    other = layout.processed_prompt(processor, _apply(processor, layout, marked, sample))
+    before, _, after = other.partition(marker)
+    start, stop = len(before), len(processed) - len(after)
+    if marker not in other or marker in after or processed[:start] != before or processed[stop:] != after:
+        raise CorelensError(
+            f"sample {sample.id!r}: the chat template does not write the question once, as it was given",
+            "a template in which the user's words stand in one place",
+            "look at processor.apply_chat_template(…, tokenize=False)",
+        )
+    return start, stop
+
+
+def _apply(processor: Any, layout: Layout, messages: Messages, sample: Any, generate: bool = True) -> str:
+    template = _template(processor)
+    if template is not None:
+        return processor.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=generate
+        )
+    if len(messages) > 1:
+        raise CorelensError(
+            f"sample {sample.id!r}: a chat of {len(messages)} turns for a processor without a chat template",
+            "one user turn",
+            "set processor.chat_template, or give images and question instead of messages",
+        )
+    content = messages[0]["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    count = {kind: sum(part.get("type") == kind for part in parts) for kind in ("image", "video")}
+    text = "".join(part["text"] for part in parts if part.get("type") == "text")
+    return layout.plain_prompt(processor, count["image"], count["video"], text)
+
+
+def _template(processor: Any) -> str | None:
+    """The chat template to hand over; None if there is none. The processor resolves its own dict of templates."""
+    template = getattr(processor, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template or getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+
+
+def _continuation(processor: Any, messages: Messages, text: str, sample: Any) -> str:
+    """The gold answer as the template writes it after the generation prompt: some put a space before it."""
+    if not sample.answer:
+        raise CorelensError(
+            f"sample {sample.id!r} without an answer", "an answer, since answer=True", "give Sample(answer=…)"
+        )
+    template = _template(processor)
+    if template is None:
+        return sample.answer
+    turn = {"role": "assistant", "content": [{"type": "text", "text": sample.answer}]}
+    full = processor.apply_chat_template([*messages, turn], chat_template=template, tokenize=False)
+    rest = full[len(text) :] if full.startswith(text) else ""
+    space = rest[: rest.find(sample.answer)] if sample.answer in rest else ""
+    return (space if space.isspace() else "") + sample.answer
