@@ -190,9 +190,12 @@ class MLPPoints(nn.Module):
 
 
 class BlockPoints(nn.Module):
-    """The points of one decoder layer, in the order in which they fire; residual points are [batch, pos, d_model]."""
+    """The points of one decoder layer, in the order in which they fire; residual points are [batch, pos, d_model].
 
-    def __init__(self, n_heads: int, n_kv_heads: int):
+    `hook_deepstack` is there only on layers after which visual features are added again.
+    """
+
+    def __init__(self, n_heads: int, n_kv_heads: int, deepstack: bool):
         super().__init__()
         self.hook_resid_pre = HookPoint()
         self.ln1 = NormPoints()
@@ -200,4 +203,6 @@ class BlockPoints(nn.Module):
         self.hook_attn_out, self.hook_resid_mid = HookPoint(), HookPoint()
         self.ln2 = NormPoints()
         self.mlp = MLPPoints()
-        self.hook_mlp_out, self.hook_resid_post, self.hook_deepstack = HookPoint(), HookPoint(), HookPoint()
+        self.hook_mlp_out, self.hook_resid_post = HookPoint(), HookPoint()
+        if deepstack:
+            self.hook_deepstack = HookPoint()

@@ -69,8 +69,9 @@ class HookedMLLM(HookedRootModule):
         self.cfg = _config(hf_model, self.layout.decoder(hf_model).config)
 
         self.hook_embed = HookPoint()
+        deepstack = self.layout.deepstack_layers(hf_model)
         self.blocks = nn.ModuleList(
-            BlockPoints(self.cfg.n_heads, self.cfg.n_kv_heads) for _ in range(self.cfg.n_layers)
+            BlockPoints(self.cfg.n_heads, self.cfg.n_kv_heads, layer < deepstack) for layer in range(self.cfg.n_layers)
         )
         self.ln_final = NormPoints()
         self.hook_logits = HookPoint()
@@ -194,7 +195,7 @@ class HookedMLLM(HookedRootModule):
 
     def forward(
         self,
-        inputs: Inputs | dict[str, Tensor] | None = None,
+        inputs: Any = None,
         return_type: Literal["logits"] | None = "logits",
         logits_to_keep: int | None = None,
         **tensors: Any,

@@ -61,20 +61,9 @@ def wired(
         if root.hook_logits.active:
             place(hf.register_forward_hook(_on_logits(run, root.hook_logits)))
 
-        deepstack = [points.hook_deepstack for points in root.blocks]
-        for number, point in enumerate(deepstack[layout.deepstack_layers(hf) :], layout.deepstack_layers(hf)):
-            if point.active:
-                raise CorelensError(
-                    f"a hook on {point.name!r}",
-                    f"a layer after which visual features are added (the first {layout.deepstack_layers(hf)} here)",
-                    f"hook blocks.{number}.hook_resid_post instead",
-                )
-        if any(point.active for point in deepstack):
-
-            def fire_added(layer: int, added: Tensor) -> Tensor:
-                return run.fire(deepstack[layer], added)
-
-            stack.enter_context(layout.deepstack(decoder, fire_added))
+        added = [points.hook_deepstack for points in root.blocks if hasattr(points, "hook_deepstack")]
+        if any(point.active for point in added):
+            stack.enter_context(layout.deepstack(decoder, lambda layer, x: run.fire(added[layer], x)))
         if run.sites:
             configs = {id(config): config for config in [decoder.config, *(m.config for m in run.sites)]}  # type: ignore[union-attr]
             stack.enter_context(implementation(list(configs.values())))

@@ -2,7 +2,7 @@
 
 from jaxtyping import install_import_hook
 
-install_import_hook("corelens", "beartype.beartype").__enter__()
+install_import_hook("corelens", "typecheck.checker").__enter__()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
