@@ -201,12 +201,10 @@ def _find(processor: Any, layout: Layout, messages: Messages, place: _Place, pro
     return start, stop
 
 
-def _apply(processor: Any, layout: Layout, messages: Messages, sample: Any, generate: bool = True) -> str:
+def _apply(processor: Any, layout: Layout, messages: Messages, sample: Any) -> str:
     template = _template(processor)
     if template is not None:
-        return processor.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=generate
-        )
+        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template)
     if len(messages) > 1:
         raise CorelensError(
             f"sample {sample.id!r}: a chat of {len(messages)} turns for a processor without a chat template",
@@ -220,12 +218,12 @@ def _apply(processor: Any, layout: Layout, messages: Messages, sample: Any, gene
     return layout.plain_prompt(processor, count["image"], count["video"], text)
 
 
-def _template(processor: Any) -> str | None:
-    """The chat template to hand over; None if there is none. The processor resolves its own dict of templates."""
-    template = getattr(processor, "chat_template", None)
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template or getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+def _template(processor: Any) -> dict[str, Any] | None:
+    """Options that make apply_chat_template find a template: its own, else its tokenizer's; None if there is none."""
+    if getattr(processor, "chat_template", None):
+        return {}  # not passed on: a processor may choose among its own (some have another one for videos)
+    template = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    return {"chat_template": template} if template else None
 
 
 def _continuation(processor: Any, messages: Messages, text: str, sample: Any) -> str:
@@ -238,7 +236,7 @@ def _continuation(processor: Any, messages: Messages, text: str, sample: Any) ->
     if template is None:
         return sample.answer
     turn = {"role": "assistant", "content": [{"type": "text", "text": sample.answer}]}
-    full = processor.apply_chat_template([*messages, turn], chat_template=template, tokenize=False)
+    full = processor.apply_chat_template([*messages, turn], tokenize=False, **template)
     rest = full[len(text) :] if full.startswith(text) else ""
     space = rest[: rest.find(sample.answer)] if sample.answer in rest else ""
     return (space if space.isspace() else "") + sample.answer

@@ -6,159 +6,262 @@ family's checkpoints stays: tiles, thumbnails, newline tokens, merging, pooling,
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from family_parts import build_tokenizer, chatml, randomise, text_config
+from family_qwen import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, **HEADS}
+# --- LLaVA ----------------------------------------------------------------------------------------------------------
 
-CORPUS = [
-    "What digit is on the red circle? What colour is the square in the second picture? Answer with a letter.",
-    "You are a helpful assistant. Look at the image and answer the question. The total is 7.",
-    "Question: which frame shows it first, before or after the blue star? user assistant system",
-]
-
-
-def build_tokenizer(special: list[str], **kwargs: Any) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over a few sentences: any text goes in, tokens are one to several characters long."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=special,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    kwargs.setdefault("extra_special_tokens", [token for token in special if token not in kwargs.values()])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **kwargs)
+LLAVA_TEMPLATE = (
+    "{%- for message in messages -%}{{- message.role.upper() + ': ' -}}"
+    "{%- for part in message.content if part.type == 'image' -%}{{- '<image>\n' -}}{%- endfor -%}"
+    "{%- for part in message.content if part.type == 'text' -%}{{- part.text + ' ' -}}{%- endfor -%}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
+)
+CLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 14}
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill every parameter with seeded noise at a scale that keeps activations near 1; float32, eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    with torch.no_grad():
-        for name, parameter in model.float().named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("bias"):
-                parameter.copy_(0.1 * noise)
-            elif parameter.ndim == 1:  # norms, layer scales: around their initial value
-                parameter.add_(0.2 * noise)
-            elif id(parameter) in embeddings or "weight" not in name and parameter.shape[0] == 1:
-                parameter.copy_(0.5 * noise)  # embeddings, class tokens, position parameters
-            else:
-                parameter.copy_(noise / parameter[0].numel() ** 0.5)
-    return model.eval()
+def _llama_tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return build_tokenizer(special, adds_bos=True, padding_side="left", **names)
 
 
-# --- Qwen -----------------------------------------------------------------------------------------------------------
+def llava() -> tuple[nn.Module, Any]:
+    """8 × 8 tokens from a centre crop; features of the tower's last layer but one."""
+    from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-QWEN_SPECIAL = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
+    tokenizer = _llama_tokenizer()
+    vision = {"model_type": "clip_vision_model", **CLIP, "image_size": 112}
+    text, image_id = {"model_type": "llama", **text_config(tokenizer)}, tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=image_id, image_seq_length=64)
+    images = CLIPImageProcessor(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112})
+    return LlavaForConditionalGeneration(config), LlavaProcessor(images, tokenizer, **_llava_options())
 
 
-def chatml(image: str, video: str, system: str = "", bos: str = "") -> str:
-    """A ChatML template that writes `image` and `video` where a message holds one."""
-    start = f"{{%- if messages[0].role != 'system' -%}}{{{{- {system!r} -}}}}{{%- endif -%}}" if system else ""
-    return (
-        f"{bos}{start}"
-        "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\n' -}}"
-        "{%- if message.content is string -%}{{- message.content -}}{%- else -%}"
-        "{%- for part in message.content -%}"
-        f"{{%- if part.type == 'image' -%}}{{{{- {image!r} -}}}}"
-        f"{{%- elif part.type == 'video' -%}}{{{{- {video!r} -}}}}"
-        "{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}"
-        "{%- endfor -%}{%- endif -%}{{- '<|im_end|>\n' -}}{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+def llava_next() -> tuple[nn.Module, Any]:
+    """Tiles of 4 × 4 tokens on canvases of 2 to 4 tiles, unpadded, a newline token a row."""
+    from transformers import (
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
     )
 
+    tokenizer = _llama_tokenizer()
+    pinpoints = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+    vision = {"model_type": "clip_vision_model", **CLIP, "image_size": 56}
+    text, image_id = {"model_type": "llama", **text_config(tokenizer)}, tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaNextConfig(
+        text_config=text, vision_config=vision, image_token_index=image_id, image_grid_pinpoints=pinpoints
+    )
+    size = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+    images = LlavaNextImageProcessor(**size, image_grid_pinpoints=pinpoints)
+    return LlavaNextForConditionalGeneration(config), LlavaNextProcessor(images, tokenizer, **_llava_options())
 
-QWEN_TEMPLATE = chatml(
-    "<|vision_start|><|image_pad|><|vision_end|>",
-    "<|vision_start|><|video_pad|><|vision_end|>",
-    system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+
+def _llava_options() -> dict[str, Any]:
+    template = {"chat_template": LLAVA_TEMPLATE, "vision_feature_select_strategy": "default"}
+    return {**template, "patch_size": 14, "num_additional_image_tokens": 1}
+
+
+def llava_onevision() -> tuple[nn.Module, Any]:
+    """Tiles of 5 × 5 tokens (the last 4 of 74 pixels are unseen), at most 9 tiles' worth; video pooled to 3 × 3."""
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionImageProcessor,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+    )
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
+    tokenizer = build_tokenizer(special, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left")
+    pinpoints = [[74 * rows, 74 * columns] for rows in range(1, 7) for columns in range(1, 7)]
+    vision = {"model_type": "siglip_vision_model", **CLIP, "image_size": 74, "vision_use_head": False}
+    config = LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2", **text_config(tokenizer)},
+        vision_config=vision,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=pinpoints,
+    )
+    size = {"height": 74, "width": 74}
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints),
+        tokenizer,
+        LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=25,
+        vision_feature_select_strategy="full",
+        chat_template=chatml("<image>\n", "<video>\n"),
+    )
+    return LlavaOnevisionForConditionalGeneration(config), processor
+
+
+# --- InternVL, Gemma, Idefics ---------------------------------------------------------------------------------------
+
+
+def internvl() -> tuple[nn.Module, Any]:
+    """Up to 12 tiles of 4 × 4 tokens (8 × 8 patches, shuffled 2 × 2) and a thumbnail."""
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+    )
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    names |= {"video_token": "<video>"}
+    end = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "padding_side": "left"}
+    tokenizer = build_tokenizer(special, **end, extra_special_tokens=names)
+    vision = {**CLIP, "image_size": [112, 112], "patch_size": [14, 14]}
+    config = InternVLConfig(
+        text_config={"model_type": "qwen2", **text_config(tokenizer)},
+        vision_config=vision,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=16,
+        tie_word_embeddings=False,
+    )
+    size = {"height": 112, "width": 112}
+    images, videos = GotOcr2ImageProcessor(size=size), InternVLVideoProcessor(size=size)
+    template = chatml("<IMG_CONTEXT>\n", "<video>\n")
+    processor = InternVLProcessor(images, tokenizer, videos, image_seq_length=16, chat_template=template)
+    return InternVLForConditionalGeneration(config), processor
+
+
+GEMMA_TEMPLATE = (
+    "{{- bos_token -}}{%- for message in messages -%}"
+    "{{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' -}}"
+    "{%- if message.content is string -%}{{- message.content | trim -}}{%- else -%}"
+    "{%- for part in message.content -%}{%- if part.type == 'image' -%}{{- '<start_of_image>' -}}"
+    "{%- elif part.type == 'text' -%}{{- part.text | trim -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{- '<end_of_turn>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}"
+)
+GEMMA_NAMES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "padding_side": "left"}
+
+
+def gemma3() -> tuple[nn.Module, Any]:
+    """4 × 4 tokens, each the mean of 4 × 4 patches; every other layer attends in a window of 48 tokens."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessor, Gemma3Processor
+
+    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    special = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>", *names.values()]
+    tokenizer = build_tokenizer(special, adds_bos=True, **GEMMA_NAMES, extra_special_tokens=names)
+    layers = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 48}
+    vision = {"model_type": "siglip_vision_model", **CLIP, "image_size": 112, "patch_size": 7, "vision_use_head": False}
+    config = Gemma3Config(
+        text_config=text_config(tokenizer, head_dim=8, query_pre_attn_scalar=8, **layers),
+        vision_config=vision,
+        mm_tokens_per_image=16,
+        **{f"{key.replace('_token', '_token_index')}": tokenizer.convert_tokens_to_ids(n) for key, n in names.items()},
+    )
+    images = Gemma3ImageProcessor(size={"height": 112, "width": 112})
+    processor = Gemma3Processor(images, tokenizer, image_seq_length=16, chat_template=GEMMA_TEMPLATE)
+    return Gemma3ForConditionalGeneration(config), processor
+
+
+def paligemma() -> tuple[nn.Module, Any]:
+    """8 × 8 tokens, then BOS, text and a newline; the prompt attends both ways; no chat template, as published."""
+    from transformers import (
+        PaliGemmaConfig,
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaProcessor,
+        SiglipImageProcessor,
+    )
+
+    tokenizer = build_tokenizer(["<pad>", "<eos>", "<bos>", "<image>"], adds_bos=True, **GEMMA_NAMES)
+    images = SiglipImageProcessor(size={"height": 112, "width": 112}, image_seq_length=64)
+    processor = PaliGemmaProcessor(images, tokenizer)  # adds 1152 location and segmentation tokens
+    vision = {"model_type": "siglip_vision_model", **CLIP, "image_size": 112, "vision_use_head": False}
+    config = PaliGemmaConfig(
+        text_config={"model_type": "gemma", **text_config(tokenizer, head_dim=8), "num_key_value_heads": 1},
+        vision_config={**vision, "projection_dim": 32},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        projection_dim=32,
+        hidden_size=32,
+    )
+    return PaliGemmaForConditionalGeneration(config), processor
+
+
+IDEFICS_TEMPLATE = (
+    "<|begin_of_text|>{%- for message in messages -%}{{- message.role | capitalize + ':' -}}"
+    "{%- if message.content[0].type != 'image' -%}{{- ' ' -}}{%- endif -%}"
+    "{%- for part in message.content -%}{%- if part.type == 'image' -%}{{- '<image>' -}}"
+    "{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}{%- endfor -%}"
+    "{{- '<end_of_utterance>\n' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"
 )
 
 
-def _qwen_tokenizer() -> PreTrainedTokenizerFast:
-    return build_tokenizer(QWEN_SPECIAL, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left")
+def _idefics_tokenizer(bos: str, names: dict[str, str] | None = None) -> PreTrainedTokenizerFast:
+    tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<pad>", "<|im_start|>", "<fake_token_around_image>", "<image>"]
+    special += ["<end_of_utterance>", "<global-img>", *tiles, "<video>"]
+    ends = {"bos_token": bos, "eos_token": "<end_of_utterance>", "pad_token": "<pad>"}
+    more = {"extra_special_tokens": names} if names else {}
+    return build_tokenizer(special, adds_bos=True, padding_side="left", **ends, **more)
 
 
-def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
-    names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
-    return {key: tokenizer.convert_tokens_to_ids(f"<|{value}|>") for key, value in names.items()}
+def idefics3() -> tuple[nn.Module, Any]:
+    """Tiles of 3 × 3 tokens (6 × 6 patches, shuffled 2 × 2), up to 4 × 4 of them, then the whole picture."""
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessor, Idefics3Processor
+
+    tokenizer = _idefics_tokenizer("<|begin_of_text|>")
+    images = Idefics3ImageProcessor(size={"longest_edge": 336}, max_image_size={"longest_edge": 84})
+    processor = Idefics3Processor(images, tokenizer, image_seq_len=9, chat_template=IDEFICS_TEMPLATE)
+    config = Idefics3Config(**_idefics_config(tokenizer, size=84, patch=14), scale_factor=2)
+    return Idefics3ForConditionalGeneration(config), processor
 
 
-def _text(tokenizer: PreTrainedTokenizerFast, **kwargs: Any) -> dict[str, Any]:
-    """The text half of a config: small, grouped heads, the tokenizer's ids."""
-    return {
-        **TEXT,
-        "vocab_size": -(-len(tokenizer) // 16) * 16,
-        "max_position_embeddings": 16384,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        **kwargs,
-    }
-
-
-def _mrope() -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-
-
-def qwen3_vl() -> tuple[nn.Module, Any]:
-    """DeepStack after two of three vision layers; a picture has 4 to 256 tokens of 32 × 32 pixels."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-    tokenizer = _qwen_tokenizer()
-    config = Qwen3VLConfig(text_config=_text(tokenizer, head_dim=8, rope_parameters=_mrope()), **_qwen3_rest(tokenizer))
-    return Qwen3VLForConditionalGeneration(config), _qwen3_processor(tokenizer)
-
-
-def _qwen3_rest(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "num_position_embeddings": 64}
-    vision |= {"patch_size": 16, "out_hidden_size": 32, "deepstack_visual_indexes": [0, 2]}
-    return {"vision_config": vision, "tie_word_embeddings": False, **_qwen_ids(tokenizer)}
-
-
-def _qwen3_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
-    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
-
-    half = {
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-    }
-    return Qwen3VLProcessor(
-        Qwen2VLImageProcessor(**half, size={"shortest_edge": 4 * 32 * 32, "longest_edge": 256 * 32 * 32}),
-        tokenizer,
-        Qwen3VLVideoProcessor(**half, size={"shortest_edge": 8 * 32 * 32, "longest_edge": 256 * 32 * 32}),
-        chat_template=QWEN_TEMPLATE,
+def smolvlm() -> tuple[nn.Module, Any]:
+    """As Idefics3 with tiles of 2 × 2 tokens (8 × 8 patches, shuffled 4 × 4); videos too."""
+    from transformers import (
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+        SmolVLMImageProcessor,
+        SmolVLMProcessor,
+        SmolVLMVideoProcessor,
     )
 
+    names = {"image_token": "<image>", "video_token": "<video>", "global_image_token": "<global-img>"}
+    names |= {"fake_image_token": "<fake_token_around_image>", "end_of_utterance_token": "<end_of_utterance>"}
+    tokenizer = _idefics_tokenizer("<|im_start|>", names)
+    size = {"size": {"longest_edge": 512}, "max_image_size": {"longest_edge": 128}}
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(**size),
+        tokenizer,
+        SmolVLMVideoProcessor(size={"longest_edge": 128}, max_image_size={"longest_edge": 128}),
+        image_seq_len=4,
+        chat_template=IDEFICS_TEMPLATE.replace("<|begin_of_text|>", "<|im_start|>", 1),
+    )
+    config = SmolVLMConfig(**_idefics_config(tokenizer, size=128, patch=16), scale_factor=4)
+    return SmolVLMForConditionalGeneration(config), processor
 
-BUILDERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {"qwen3_vl": qwen3_vl}
+
+def _idefics_config(tokenizer: PreTrainedTokenizerFast, size: int, patch: int) -> dict[str, Any]:
+    return {
+        "text_config": {"model_type": "llama", **text_config(tokenizer)},
+        "vision_config": {**CLIP, "image_size": size, "patch_size": patch},
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+BUILDERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    build.__name__: build
+    for build in (qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, llava, llava_next, llava_onevision)
+    + (internvl, gemma3, idefics3, smolvlm, paligemma)
+}
 FAMILIES: list[str] = list(BUILDERS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def tiny(family: str) -> tuple[nn.Module, Any]:
     """The family's tiny random model (float32, eval mode) and its processor; shared, so leave no change on them."""
     model, processor = BUILDERS[family]()
