@@ -1,0 +1,49 @@
+"""Worlds that CoreLens draws itself, endless and seeded, with exact regions."""
+
+from collections.abc import Callable
+from typing import Any
+
+from corelens.data.synthetic.refer import refer
+from corelens.errors import CorelensError
+from corelens.inputs import Sample
+
+_WORLDS: dict[str, Callable[..., list[Sample]]] = {"refer": refer}
+
+
+def worlds() -> list[str]:
+    """The names that `synthetic` knows."""
+    return sorted(_WORLDS)
+
+
+def synthetic(world: str, n: int, seed: int = 0, **options: Any) -> list[Sample]:
+    """`n` samples of a synthetic world.
+
+    The same seed gives the same samples, sample i does not depend on `n`, and no seed gives a scene that a demo
+    model was trained on: training draws from a random stream of its own (see `refer`, option `split`).
+
+    Args:
+        world: the world's name, for instance "refer".
+        n: how many samples.
+        seed: any whole number from 0.
+        options: the world's difficulty, for instance `objects=8`; see the function of that name in
+            `corelens.data.synthetic`.
+
+    Raises:
+        CorelensError: for an unknown world, a negative n or seed, an unknown option or an impossible scene.
+    """
+    if world not in _WORLDS:
+        raise CorelensError(f"synthetic world {world!r}", f"one of {', '.join(worlds())}", "name one of these worlds")
+    if n < 0 or seed < 0:
+        raise CorelensError(
+            f"n={n}, seed={seed}", "whole numbers from 0", "ask for a number and seed that are not negative"
+        )
+    try:
+        return _WORLDS[world](n, seed=seed, **options)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise CorelensError(
+            f"option(s) {sorted(options)} for world {world!r}",
+            f"options that this world knows ({error})",
+            f"see help(corelens.data.synthetic.{world}.{world})",
+        ) from None

@@ -1,0 +1,137 @@
+"""Training batches of the demo models: pure functions of a plan, so that another process can draw them ahead."""
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from transformers import Qwen3VLProcessor
+
+from corelens.data.synthetic.refer import COLOURS, KINDS, QUESTION, Scene, draw_scene, draw_size, stream
+from corelens.demo.build import build_processor
+
+CAPTION = "List every object."
+LABELS = {"colour": len(COLOURS), "kind": len(KINDS), "digit": 10}  # one label more means "none"
+IGNORED = -100
+_TOKEN = 32  # pixels a side of a visual token
+_REACH = 23  # pixels: from an object's centre to a token's centre, to the corner of four tokens at most
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one training batch shall be.
+
+    Args:
+        model: the preset's name (which processor).
+        form: "dense" (labels on visual tokens), "caption" or "questions".
+        seed, step: name the random stream.
+        batch: scenes in the batch; all share one size.
+        objects: shapes a scene (as many as fit, for "dense").
+        sides: smallest and largest side in pixels, in steps of 32.
+        jitter: of centres, in pixels.
+        questions: at most so many a scene.
+    """
+
+    model: str
+    form: str
+    seed: int
+    step: int
+    batch: int
+    objects: int
+    sides: tuple[int, int]
+    jitter: float = 0.0
+    questions: int = 4
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Plan":
+        return cls(**{**data, "sides": tuple(data["sides"])})
+
+
+def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
+    """The batch of a plan.
+
+    Returns:
+        images [batch, height, width, 3] uint8 and, for "dense", labels [batch, visual tokens, 3] (colour, kind, digit);
+        else input_ids and labels [batch, pos], and answers [batch, pos]: True where a digit is to be predicted.
+    """
+    rng = stream("train", plan.seed, plan.step)
+    width, height = draw_size(rng, plan.sides)
+    objects = plan.objects
+    if plan.form == "dense":
+        objects = max(1, min(objects, width * height // 8000))
+    scenes = [
+        draw_scene(stream("train", plan.seed, plan.step, 1 + row), width, height, objects, plan.jitter)
+        for row in range(plan.batch)
+    ]
+    batch = {"images": np.stack([np.asarray(scene.image) for scene in scenes])}
+    if plan.form == "dense":
+        return batch | {"labels": np.stack([dense_labels(scene) for scene in scenes])}
+    chats = [(caption_chat(s) if plan.form == "caption" else question_chat(s, rng, plan.questions)) for s in scenes]
+    return batch | tokenize(_processor(plan.model), chats, width * height // _TOKEN**2)
+
+
+def dense_labels(scene: Scene) -> np.ndarray:
+    """[visual tokens, 3]: colour, kind and digit of the object centred within reach of a token, else "none"."""
+    width, height = scene.image.size
+    xs, ys = np.arange(_TOKEN // 2, width, _TOKEN), np.arange(_TOKEN // 2, height, _TOKEN)
+    centres = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 1, 2)
+    objects = np.array([[shape.x, shape.y] for shape in scene.shapes])
+    distance = np.hypot(*np.moveaxis(centres - objects, -1, 0))
+    nearest, near = distance.argmin(1), distance.min(1) <= _REACH
+    names = np.array([[list(COLOURS).index(s.colour), KINDS.index(s.kind), s.digit] for s in scene.shapes])
+    return np.where(near[:, None], names[nearest], np.array(list(LABELS.values())))
+
+
+def caption_chat(scene: Scene) -> list[dict[str, Any]]:
+    """A chat in which the assistant lists the scene's objects from left to right."""
+    shapes = sorted(scene.shapes, key=lambda s: (s.x, s.y))
+    caption = ", ".join(f"{s.colour} {s.kind} {s.digit}" for s in shapes) + "."
+    return [_user(CAPTION, image=True), {"role": "assistant", "content": caption}]
+
+
+def question_chat(scene: Scene, rng: np.random.Generator, most: int) -> list[dict[str, Any]]:
+    """A chat of up to `most` questions on different objects of the scene; its first turn is `refer`'s prompt."""
+    chat = []
+    for i in rng.permutation(len(scene.shapes))[:most]:
+        shape = scene.shapes[i]
+        chat.append(_user(QUESTION.format(colour=shape.colour, kind=shape.kind), image=not chat))
+        chat.append({"role": "assistant", "content": str(shape.digit)})
+    return chat
+
+
+def _user(text: str, image: bool) -> dict[str, Any]:
+    words = {"type": "text", "text": text}
+    return {"role": "user", "content": [{"type": "image"}, words] if image else [words]}
+
+
+def tokenize(processor: Qwen3VLProcessor, chats: list[list[dict]], visual: int) -> dict[str, np.ndarray]:
+    """Right-padded ids of chats on pictures of `visual` tokens each; labels on what the assistant says."""
+    tokenizer = processor.tokenizer
+    texts = [
+        processor.apply_chat_template(chat, tokenize=False).replace("<|image_pad|>", "<|image_pad|>" * visual)
+        for chat in chats
+    ]
+    rows = tokenizer(texts)["input_ids"]
+    ids = np.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id)
+    labels = np.full_like(ids, IGNORED)
+    opening = tokenizer("<|im_start|>assistant\n")["input_ids"]
+    end, digits = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids([str(d) for d in range(10)])
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = tokens
+        start = 0
+        while start < len(tokens):
+            if tokens[start : start + len(opening)] != opening:
+                start += 1
+                continue
+            first = start + len(opening)
+            start = tokens.index(end, first) + 1
+            labels[row, first:start] = tokens[first:start]
+    return {"input_ids": ids, "labels": labels, "answers": np.isin(labels, digits)}
+
+
+@lru_cache(maxsize=4)
+def _processor(name: str) -> Qwen3VLProcessor:
+    return build_processor(name)
