@@ -1,0 +1,82 @@
+"""CoreLens: mechanistic interpretability for multimodal LLMs.
+
+Hooks on every attention head of a Hugging Face vision-language model, the heads that fetch visual evidence (CoRe
+heads), causal tests of them, and what they save. See the README for a first hour.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from corelens.errors import CorelensError
+from corelens.evaluate import Evaluation, ablation_sweep, evaluate, paired
+from corelens.heads import Head, HeadScores, HeadSet
+from corelens.inputs import Inputs, Sample
+from corelens.interventions import ablate, edge_bias, knockout, mean_z
+from corelens.layouts import Layout, register_layout
+from corelens.metrics import metric
+from corelens.metrics.score import record, record_ram, score_heads
+from corelens.model import HookedMLLM
+from corelens.regions import Box, Mask, Tube
+from corelens.tokens import TokenMap
+
+if TYPE_CHECKING:
+    from corelens.data import synthetic
+    from corelens.demo import list_demos, load_demo
+    from corelens.study import study
+    from corelens.viz import head_grid, overlay
+
+__version__ = "0.1.0"
+
+# What draws or trains is imported when it is first used, so that `import corelens` stays quick.
+_LATER = {
+    "synthetic": "corelens.data",
+    "list_demos": "corelens.demo",
+    "load_demo": "corelens.demo",
+    "study": "corelens.study",
+    "head_grid": "corelens.viz",
+    "overlay": "corelens.viz",
+}
+
+__all__ = [
+    "Box",
+    "CorelensError",
+    "Evaluation",
+    "Head",
+    "HeadScores",
+    "HeadSet",
+    "HookedMLLM",
+    "Inputs",
+    "Layout",
+    "Mask",
+    "Sample",
+    "TokenMap",
+    "Tube",
+    "ablate",
+    "ablation_sweep",
+    "edge_bias",
+    "evaluate",
+    "head_grid",
+    "knockout",
+    "list_demos",
+    "load_demo",
+    "mean_z",
+    "metric",
+    "overlay",
+    "paired",
+    "record",
+    "record_ram",
+    "register_layout",
+    "score_heads",
+    "study",
+    "synthetic",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'corelens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -13,6 +13,7 @@ from transformer_lens import ActivationCache
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from corelens.attention import Running, Step
+from corelens.encode import encode
 from corelens.errors import CorelensError
 from corelens.hooks import BlockPoints, HookDict, HookPoint, NormPoints, all_points
 from corelens.inputs import Inputs, Sample, check_has_media, from_tensors, prepare
@@ -75,7 +76,7 @@ class HookedMLLM(HookedRootModule):
         )
         self.ln_final = NormPoints()
         self.hook_logits = HookPoint()
-        self._rows: Where = "question"
+        self._rows: Where | None = None
         self.setup()
 
     @classmethod
@@ -170,6 +171,10 @@ class HookedMLLM(HookedRootModule):
     def inputs(self, **tensors: Tensor) -> Inputs:
         """Inputs made of tensors that you prepared yourself, as you would hand them to the Hugging Face model."""
         return from_tensors(tensors, self.layout, self.hf.config).to(self.device)
+
+    def encode(self, inputs: Inputs) -> Inputs:
+        """The same batch with its pictures encoded once, for many runs on it. See `corelens.encode`."""
+        return encode(self.layout.visual_features(self.hf), inputs)
 
     def to_str_tokens(self, inputs: Inputs | str) -> list[str] | list[list[str]]:
         """The tokens as strings; one list for a single sample or text, else a list a sample."""
@@ -287,7 +292,10 @@ class HookedMLLM(HookedRootModule):
 
     @contextmanager
     def pattern_rows(self, rows: Where) -> Iterator["HookedMLLM"]:
-        """Which rows `hook_pattern_rows` reads within this context: "question" (default), "last", "answer", [3, 4] …"""
+        """Which rows `hook_pattern_rows` reads within this context: "question", "last+answer", [3, 4] …
+
+        Outside of it, those that the functions there ask for (`function.rows`, "question" where it says nothing).
+        """
         before, self._rows = self._rows, rows
         try:
             yield self
@@ -304,17 +312,24 @@ class HookedMLLM(HookedRootModule):
         check_has_media(batch.tensors, self.layout, self.hf.config)
         return batch
 
+    def _rows_read(self, active: list[HookPoint]) -> Where | None:
+        """The rows that the active rows points read; None without such points."""
+        handles = [h for point in active if "hook_pattern_rows" in str(point.name) for h in _handles(point)]
+        if not handles or self._rows is not None:
+            return self._rows if handles else None
+        return "+".join(dict.fromkeys(getattr(handle.user_hook, "rows", "question") for handle in handles))
+
     @contextmanager
     def _hooked(self, batch: Inputs) -> Iterator[None]:
         """Wire the active points for one run; without any, the Hugging Face model runs as it is."""
         active = [point for point in self.hook_points() if point.active]
-        rows_read = any("hook_pattern_rows" in str(point.name) for point in active)
+        rows_read = self._rows_read(active)
 
         def begin(embeds: Tensor, so_far: int, cached: bool) -> Step:
             positions = torch.arange(so_far, so_far + embeds.shape[1], device=embeds.device)
             rows = None
-            if rows_read:
-                rows = within(resolve(self._rows, batch, positions, embeds.shape[0], rows=True), positions)
+            if rows_read is not None:
+                rows = within(resolve(rows_read, batch, positions, embeds.shape[0], rows=True), positions)
             return Step(batch, positions, rows, cached)
 
         try:
@@ -324,6 +339,10 @@ class HookedMLLM(HookedRootModule):
             for point in active:  # the batch is not kept alive by the points that saw it
                 for key in ("inputs", "positions", "rows"):
                     point.ctx.pop(key, None)
+
+
+def _handles(point: HookPoint) -> list[Any]:
+    return [*point.fwd_hooks, *point.bwd_hooks]
 
 
 def _kept_by_default(name: str) -> bool:
