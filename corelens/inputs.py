@@ -137,9 +137,9 @@ def prepare(
     rates = [sample.meta.get("fps") for sample in samples]
     features, rows = run_processor(processor, layout, prompts, loaded, rates, dict(images_kwargs or {}))
     cells = _cells(processor, layout, config, features, loaded)
-    maps = [
-        _token_map(layout, config, *parts, region_weights) for parts in zip(samples, rows, loaded, cells, strict=True)
-    ]
+    maps = []
+    for parts in zip(samples, rows, loaded, cells, strict=True):
+        maps.append(_token_map(layout, config, *parts, region_weights))
     length = max(len(row.ids) for row in rows)
     starts = [length - len(row.ids) if padding_side == "left" else 0 for row in rows]
     tensors = {name: value for name, value in features.items() if name not in (*NOT_FOR_THE_MODEL, "images_kwargs")}
@@ -218,8 +218,8 @@ def _check_regions(sample: Sample, pictures: list[Any]) -> None:
         kind, among = ("video", videos) if isinstance(region, Tube) else ("image", images)
         if not 0 <= region.image < len(among):
             raise CorelensError(
-                f"sample {sample.id!r}: a {type(region).__name__} on {kind} {region.image}, with {len(images)} images and "
-                f"{len(videos)} videos in the sample",
+                f"sample {sample.id!r}: a {type(region).__name__} on {kind} {region.image}; the sample has {len(images)} "
+                f"images and {len(videos)} videos",
                 f"a region on one of its pictures: Tube for videos, {Box.__name__} or Mask for images",
                 f"count {kind}s from 0" if among else f"give the sample its {kind}, or use the other kind of region",
             )
@@ -270,6 +270,12 @@ def _token_map(
 ) -> TokenMap:
     ids = torch.tensor(row.ids)
     placeholder = torch.isin(ids, torch.tensor(layout.placeholders(config))).nonzero()[:, 0]
+    if pictures and not len(placeholder) and max(layout.placeholders(config)) >= 0:
+        raise CorelensError(
+            f"sample {sample.id!r} with {len(pictures)} pictures, and no image token in its prompt",
+            "a chat template that writes a placeholder for each picture",
+            "look at processor.apply_chat_template(…, tokenize=False)",
+        )
     visual, located, covered = placeholder, None, []
     missing: dict[str, CorelensError] = {}
     if isinstance(cells, CorelensError):
@@ -317,8 +323,8 @@ def _locate(
     left = sum(len(queue) for queue in free.values())
     if left or len(found) < len(pictures):
         raise CorelensError(
-            f"sample {sample.id!r}: {int(torch.isin(ids, torch.tensor([image_id, video_id])).sum())} image tokens in the "
-            f"prompt, {[len(cell.visual) for cell in cells]} expected by {type(layout).__name__}",
+            f"sample {sample.id!r}: {len(torch.isin(ids, torch.tensor([image_id, video_id])).nonzero())} image tokens in "
+            f"the prompt, {[len(cell.visual) for cell in cells]} expected by {type(layout).__name__}",
             "a processor whose geometry the layout describes",
             "use the model's own processor; if it is, the layout is wrong for its options: please report it",
         )
@@ -329,11 +335,11 @@ def _warn_shrunk(sample: Sample, pictures: list[Any], cells: list[Cells]) -> Non
     for picture, cell in zip(pictures, cells, strict=True):
         if cell.shrunk is not None:
             width, height = (picture if isinstance(picture, Image.Image) else picture[0]).size
-            warnings.warn(
-                f"sample {sample.id!r}: a picture of {width} × {height} pixels is beyond the processor's limit and was "
-                f"shrunk to {cell.shrunk[0]} × {cell.shrunk[1]}; small evidence may be lost. Raise the limit "
-                "(processor.image_processor.size) or crop the picture.",
-                stacklevel=4,
+            warnings.warn(  # without the sample's id, so that Python shows it once a size
+                f"a picture of {width} × {height} pixels is beyond the processor's limit and was shrunk to "
+                f"{cell.shrunk[0]} × {cell.shrunk[1]}; small evidence may be lost. Crop the picture, or raise the "
+                "limit where the processor has one (processor.image_processor.size).",
+                stacklevel=5,
             )
 
 

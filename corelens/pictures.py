@@ -1,4 +1,4 @@
-"""Reading pictures: whatever a Sample holds becomes upright RGB PIL images, or an error that says which one is broken."""
+"""Reading pictures: what a Sample holds becomes upright RGB images, or an error that says which one is broken."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from corelens.errors import CorelensError
 def read_picture(picture: Any, where: str) -> Image.Image:
     """An RGB image from a PIL image, a path or an array [height, width(, 3)] of uint8.
 
-    Files are turned upright by their EXIF tag, as transformers does, so boxes count in the picture as a viewer shows it.
+    Files are turned upright by their EXIF tag, as transformers does: boxes count in the picture a viewer shows.
     """
     try:
         if isinstance(picture, Image.Image):

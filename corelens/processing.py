@@ -44,6 +44,12 @@ def run_processor(
 ) -> tuple[dict[str, Any], list[Row]]:
     """The processor's output as it came (per-token tensors still of its own padding), and a Row a prompt."""
     texts = [prompt.text for prompt in prompts]
+    if getattr(processor, "video_processor", None) is None and any(isinstance(p, list) for row in pictures for p in row):
+        raise CorelensError(
+            f"a video for {type(processor).__name__}, which takes none",
+            "a model whose processor has a video processor",
+            "give the frames as images: Sample(images=frames)",
+        )
     special = not _has_bos(processor, texts[0])
     options: dict[str, Any] = {"return_tensors": "pt", "padding": len(texts) > 1, "add_special_tokens": special}
     options |= {"return_text_replacement_offsets": True, **_media(layout, pictures, fps)}

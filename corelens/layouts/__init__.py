@@ -3,11 +3,15 @@
 from typing import Any
 
 from corelens.errors import CorelensError
-from corelens.layouts.base import Layout, grid, image_option
+from corelens.layouts.base import Layout, cross, edge, grid, image_option, in_frames, patches, shrunk_to
+from corelens.layouts.gemma import Gemma3, PaliGemma
+from corelens.layouts.idefics import Idefics3, SmolVLM
+from corelens.layouts.internvl import InternVL
+from corelens.layouts.llava import Llava, LlavaNext, LlavaOnevision
 from corelens.layouts.qwen import Qwen2VL, Qwen3VL
 from corelens.tokens import Cells
 
-_LAYOUTS: dict[str, Layout] = {}
+_LAYOUTS: dict[str, type[Layout]] = {}
 
 
 def register_layout(layout: type[Layout]) -> type[Layout]:
@@ -19,16 +23,19 @@ def register_layout(layout: type[Layout]) -> type[Layout]:
             "name the model types that the layout describes",
         )
     for model_type in layout.model_types:
-        _LAYOUTS[model_type] = layout()
+        _LAYOUTS[model_type] = layout
     return layout
 
 
 def layout_for(config: Any) -> Layout:
     """The layout of a model's config; for an unknown family one whose hooks work and whose geometry raises."""
-    return _LAYOUTS.get(getattr(config, "model_type", None) or "", Layout())
+    return _LAYOUTS.get(getattr(config, "model_type", None) or "", Layout).for_config(config)
 
 
-for _layout in (Qwen2VL, Qwen3VL):
+for _layout in (Qwen2VL, Qwen3VL, Llava, LlavaNext, LlavaOnevision, InternVL, Gemma3, PaliGemma, Idefics3, SmolVLM):
     register_layout(_layout)
 
-__all__ = ["Cells", "Layout", "grid", "image_option", "layout_for", "register_layout"]
+__all__ = [
+    "Cells", "Layout", "cross", "edge", "grid", "image_option", "in_frames", "layout_for", "patches",
+    "register_layout", "shrunk_to",
+]  # fmt: skip

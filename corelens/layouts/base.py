@@ -4,7 +4,7 @@ The defaults fit any decoder built like Llama inside a transformers vision-langu
 only place that names families) overrides what differs there. See `register_layout` for adding one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -20,6 +20,11 @@ class Layout:
     """One model family. Paths are dotted module paths inside a decoder layer (or a vision layer, for `vision_*`)."""
 
     model_types: ClassVar[tuple[str, ...]] = ()  # values of config.model_type
+
+    @classmethod
+    def for_config(cls, config: Any) -> "Layout":
+        """The layout of a model with this config; a family with variants chooses among them here."""
+        return cls()
 
     attention = "self_attn"
     q_proj, k_proj, v_proj, o_proj = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"
@@ -48,9 +53,15 @@ class Layout:
             )
         return decoder
 
-    def vision_layers(self, hf: nn.Module) -> Sequence[nn.Module]:
+    def vision_layers(self, hf: nn.Module) -> list[nn.Module]:
         """The layers of the vision tower, in order; empty if none are found."""
-        return ()
+        inner = getattr(hf, "model", hf)
+        towers = (getattr(inner, name, None) for name in ("visual", "vision_tower", "vision_model"))
+        for tower in towers:
+            for name, module in tower.named_modules() if isinstance(tower, nn.Module) else ():
+                if isinstance(module, nn.ModuleList) and name.rsplit(".")[-1] in ("layers", "layer", "blocks"):
+                    return list(module)
+        return []
 
     def visual_features(self, hf: nn.Module) -> nn.Module | None:
         """The object whose `get_image_features` and `get_video_features` give the projector's output."""
@@ -102,7 +113,7 @@ class Layout:
 
 
 def image_option(processor: Any, features: dict[str, Any], name: str) -> Any:
-    """An option of the image processor as the call had it: the call's own, else the processor's, else its image half's."""
+    """An option of the image processor: the call's own, else the processor's, else its image processor's."""
     defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {}).get("images_kwargs", {})
     for source in (features.get("images_kwargs") or {}, getattr(processor, "images_kwargs", None) or {}, defaults):
         if source.get(name) is not None:
@@ -110,13 +121,45 @@ def image_option(processor: Any, features: dict[str, Any], name: str) -> Any:
     return getattr(processor.image_processor, name, None)
 
 
+def edge(size: Any, *names: str) -> int:
+    """The first of these entries that a processor's size has: `edge(size, "height", "shortest_edge")`."""
+    for name in names:
+        value = size.get(name) if isinstance(size, dict) else getattr(size, name, None)
+        if value is not None:
+            return int(value)
+    raise CorelensError(
+        f"a processor size {size!r}", f"one with {' or '.join(names)}", "set the size as checkpoints do"
+    )
+
+
 def grid(columns: int, rows: int, x0: float, y0: float, x1: float, y1: float) -> Float[Tensor, "token 4"]:
     """The boxes of a `rows` × `columns` grid over a rectangle, row by row."""
     xs = torch.linspace(x0, x1, columns + 1, dtype=torch.float64)
     ys = torch.linspace(y0, y1, rows + 1, dtype=torch.float64)
-    left, top = xs[:-1].repeat(rows), ys[:-1].repeat_interleave(columns)
-    right, bottom = xs[1:].repeat(rows), ys[1:].repeat_interleave(columns)
-    return torch.stack([left, top, right, bottom], dim=1)
+    return cross(torch.stack([xs[:-1], xs[1:]], dim=1), torch.stack([ys[:-1], ys[1:]], dim=1))
+
+
+def cross(columns: Float[Tensor, "column 2"], rows: Float[Tensor, "row 2"]) -> Float[Tensor, "token 4"]:
+    """The boxes of a grid with these column spans (x0, x1) and row spans (y0, y1), row by row."""
+    x, y = columns.repeat(len(rows), 1), rows.repeat_interleave(len(columns), dim=0)
+    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
+
+
+def patches(*boxes: Float[Tensor, "_ 4"], shrunk: tuple[int, int] | None = None) -> Cells:
+    """Cells of which every token is a patch: these boxes, one view after the other."""
+    box = torch.cat(boxes)
+    return Cells(box=box, visual=torch.ones(len(box), dtype=torch.bool), shrunk=shrunk)
+
+
+def in_frames(box: Float[Tensor, "token 4"], n_frames: int) -> Cells:
+    """Cells of a video that shows every frame by itself, one after the other, all cut alike."""
+    frames = torch.arange(n_frames).repeat_interleave(len(box))[:, None]
+    return Cells(box.repeat(n_frames, 1), torch.ones(len(frames), dtype=torch.bool), frames)
+
+
+def shrunk_to(size: tuple[int, int], seen: tuple[float, float]) -> tuple[int, int] | None:
+    """`seen` (width, height) if a picture of `size` has lost more than three quarters of its pixels, else None."""
+    return (round(seen[0]), round(seen[1])) if 4 * seen[0] * seen[1] < size[0] * size[1] else None
 
 
 def _no_layout(config: Any) -> CorelensError:

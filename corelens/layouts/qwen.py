@@ -1,13 +1,13 @@
 """The Qwen-VL families: native resolution, 2 × 2 patches a token, frames in pairs; Qwen3-VL adds DeepStack."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from corelens.layouts.base import Layout, grid
+from corelens.layouts.base import Layout, grid, patches
 from corelens.tokens import Cells
 
 
@@ -16,10 +16,6 @@ class Qwen2VL(Layout):
 
     model_types = ("qwen2_vl", "qwen2_5_vl")
     vision_attention, vision_qkv, vision_out = "attn", "attn.qkv", "attn.proj"
-
-    def vision_layers(self, hf: nn.Module) -> Sequence[nn.Module]:
-        """The tower's blocks."""
-        return hf.model.visual.blocks
 
     def image_cells(
         self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
@@ -46,10 +42,9 @@ class Qwen2VL(Layout):
     def _cells(self, config: Any, thw: list[int], size: tuple[int, int]) -> Cells:
         merge, patch = config.vision_config.spatial_merge_size, config.vision_config.patch_size
         (rows, columns), (width, height) = (thw[1] // merge, thw[2] // merge), size
-        box = grid(columns, rows, 0, 0, width, height)
         unlimited = max(1, round(width / (patch * merge))) * max(1, round(height / (patch * merge)))
         shrunk = (columns * merge * patch, rows * merge * patch) if rows * columns < unlimited else None
-        return Cells(box=box, visual=torch.ones(len(box), dtype=torch.bool), shrunk=shrunk)
+        return patches(grid(columns, rows, 0, 0, width, height), shrunk=shrunk)
 
 
 class Qwen3VL(Qwen2VL):

@@ -1,0 +1,183 @@
+"""LLaVA 1.5, NeXT and OneVision: a centre crop; tiles on a padded canvas with newline tokens; pooled video."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corelens.layouts.base import Layout, cross, edge, grid, image_option, patches, shrunk_to
+from corelens.tokens import Cells
+
+
+class Llava(Layout):
+    """LLaVA 1.5: the short edge scaled to the tower's size, the centre cropped: the borders are lost."""
+
+    model_types = ("llava",)
+
+    def image_cells(
+        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+    ) -> Cells:
+        """One square view; its cells follow the steps of the image processor backwards."""
+        (width, height), tower = size, config.vision_config
+        left = top = 0
+        if image_option(processor, features, "do_pad"):  # to a square, around the middle
+            left, top = (max(size) - width) // 2, (max(size) - height) // 2
+            width = height = max(size)
+        target = image_option(processor, features, "size")
+        try:
+            short = edge(target, "shortest_edge")
+            long = int(short * max(width, height) / min(width, height))
+            resized = (long, short) if width > height else (short, long)
+        except ValueError:
+            resized = edge(target, "width"), edge(target, "height")
+        side = tower.image_size // tower.patch_size
+        seen = side * tower.patch_size
+        crop = [0, 0]
+        if image_option(processor, features, "do_center_crop"):
+            crop = [int((length - tower.image_size) / 2) for length in resized]
+        scale = resized[0] / width, resized[1] / height
+        x0, y0 = crop[0] / scale[0] - left, crop[1] / scale[1] - top
+        box = grid(side, side, x0, y0, x0 + seen / scale[0], y0 + seen / scale[1])
+        return patches(_clip(box, size), shrunk=shrunk_to(size, resized))
+
+
+class LlavaNext(Layout):
+    """The squashed picture, then the best of several canvases in tiles, its padding cut off, a newline token a row."""
+
+    model_types = ("llava_next",)
+
+    def image_cells(
+        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+    ) -> Cells:
+        """Base view, then the canvas row by row with a newline (not visual) at the end of each row."""
+        tile, side, patch = _tower(config)
+        base = _squashed(side, tile, patch, size)
+        canvas = _best_canvas(size, image_option(processor, features, "image_grid_pinpoints"))
+        columns, rows, scale = _unpadded(size, canvas, tile, side, patch)
+        columns, rows = self.pooled(config, columns, rows, side)
+        box = _clip(cross(columns, rows), size)
+        lines = box.reshape(len(rows), len(columns), 4)
+        lines = torch.cat([lines, torch.zeros(len(rows), 1, 4, dtype=box.dtype)], dim=1).reshape(-1, 4)
+        newline = torch.zeros(len(rows), len(columns) + 1, dtype=torch.bool)
+        newline[:, -1] = True
+        visual = torch.cat([torch.ones(len(base), dtype=torch.bool), ~newline.reshape(-1)])
+        shrunk = shrunk_to(size, (size[0] * scale, size[1] * scale))
+        return Cells(box=torch.cat([base, lines]), visual=visual, shrunk=shrunk)
+
+    def pooled(
+        self, config: Any, columns: Float[Tensor, "column 2"], rows: Float[Tensor, "row 2"], side: int
+    ) -> tuple[Float[Tensor, "pooled_column 2"], Float[Tensor, "pooled_row 2"]]:
+        """The column and row spans of the canvas's tokens, in pixels of the picture."""
+        return columns, rows
+
+
+class LlavaOnevision(LlavaNext):
+    """As NeXT, with large canvases scaled down; several pictures of one sample, and frames, get one view each."""
+
+    model_types = ("llava_onevision",)
+
+    def image_cells(
+        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+    ) -> Cells:
+        """A picture that is not alone in its sample has its base view and one newline only."""
+        count = torch.as_tensor(features["batch_num_images"])
+        if int(count.repeat_interleave(count)[index]) == 1:
+            return super().image_cells(processor, config, features, index, size)
+        tile, side, patch = _tower(config)
+        cells = patches(_squashed(side, tile, patch, size), shrunk=shrunk_to(size, (tile, tile)))
+        return _with_newline(cells)
+
+    def pooled(
+        self, config: Any, columns: Float[Tensor, "column 2"], rows: Float[Tensor, "row 2"], side: int
+    ) -> tuple[Float[Tensor, "pooled_column 2"], Float[Tensor, "pooled_row 2"]]:
+        """A canvas of much more than the limit's tiles is scaled down bilinearly."""
+        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(len(rows) * len(columns) / (most * side**2))
+        if ratio <= 1.1:
+            return columns, rows
+        return _bilinear(columns, int(len(columns) // ratio)), _bilinear(rows, int(len(rows) // ratio))
+
+    def video_cells(
+        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int], n_frames: int
+    ) -> Cells:
+        """Each frame's view scaled down to half as many tokens a side; one newline after the last frame."""
+        tile, side, patch = _tower(config)
+        spans = _squashed(side, tile, patch, size)
+        half = math.ceil(side / 2)
+        columns, rows = spans[:side, [0, 2]], spans[::side, [1, 3]]
+        box = cross(_bilinear(columns, half), _bilinear(rows, half)).repeat(n_frames, 1)
+        frames = torch.arange(n_frames).repeat_interleave(half * half)[:, None]
+        return _with_newline(Cells(box, torch.ones(len(box), dtype=torch.bool), frames))
+
+
+def _tower(config: Any) -> tuple[int, int, int]:
+    """Pixels along a tile, tokens along a tile, pixels along a token."""
+    vision = config.vision_config
+    return vision.image_size, vision.image_size // vision.patch_size, vision.patch_size
+
+
+def _squashed(side: int, tile: int, patch: int, size: tuple[int, int]) -> Float[Tensor, "token 4"]:
+    """A view of the whole picture; what is left of the tile past the last whole patch is not seen."""
+    seen = side * patch / tile
+    return grid(side, side, 0, 0, size[0] * seen, size[1] * seen)
+
+
+def _best_canvas(size: tuple[int, int], pinpoints: list[list[int]]) -> tuple[int, int]:
+    """Width and height of the canvas that keeps most of the picture's pixels, then wastes least."""
+
+    def quality(canvas: list[int]) -> tuple[int, int]:
+        height, width = canvas
+        scale = min(width / size[0], height / size[1])
+        kept = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
+        return kept, kept - width * height
+
+    height, width = max(pinpoints, key=quality)
+    return width, height
+
+
+def _unpadded(
+    size: tuple[int, int], canvas: tuple[int, int], tile: int, side: int, patch: int
+) -> tuple[Float[Tensor, "column 2"], Float[Tensor, "row 2"], float]:
+    """Spans in pixels of the picture of the canvas's columns and rows that the model keeps, and the picture's scale."""
+    scales = canvas[0] / size[0], canvas[1] / size[1]
+    narrow = scales[0] < scales[1]  # the picture fills the canvas's width; padding above and below
+    resized = [canvas[0], canvas[1]]
+    other = 1 if narrow else 0
+    resized[other] = min(math.ceil(size[other] * min(scales)), canvas[other])
+    counts = [length // tile * side for length in canvas]
+    # The model decides by the ratio of tokens which side was padded; where it cuts, it cuts the same at both ends.
+    cut = 1 if size[0] / size[1] > counts[0] / counts[1] else 0
+    kept = int(round(size[cut] * (counts[1 - cut] / size[1 - cut]), 7))
+    padding = [0, 0]
+    padding[cut] = (counts[cut] - kept) // 2
+    spans = []
+    for axis in (0, 1):
+        token = torch.arange(padding[axis], counts[axis] - padding[axis])
+        start = (token // side * tile + token % side * patch - (canvas[axis] - resized[axis]) // 2).double()
+        spans.append(torch.stack([start, start + patch], dim=1) * (size[axis] / resized[axis]))
+    return spans[0], spans[1], min(scales)
+
+
+def _bilinear(spans: Float[Tensor, "token 2"], count: int) -> Float[Tensor, "pooled 2"]:
+    """What `count` tokens read that torch's bilinear interpolation makes of these: two neighbours each, or one."""
+    at = ((torch.arange(count).double() + 0.5) * (len(spans) / count) - 0.5).clamp(min=0)
+    low = at.floor().long().clamp(max=len(spans) - 1)
+    high = torch.where(at - low > 1e-6, low + 1, low).clamp(max=len(spans) - 1)
+    return torch.stack([spans[low, 0], spans[high, 1]], dim=1)
+
+
+def _with_newline(cells: Cells) -> Cells:
+    """One more placeholder at the end that is no patch."""
+    box = torch.cat([cells.box, torch.zeros(1, 4, dtype=cells.box.dtype)])
+    frames = cells.frames
+    if frames is not None:
+        frames = torch.cat([frames, torch.full((1, frames.shape[1]), -1)])
+    return Cells(box, torch.cat([cells.visual, torch.tensor([False])]), frames, cells.shrunk)
+
+
+def _clip(box: Float[Tensor, "token 4"], size: tuple[int, int]) -> Float[Tensor, "token 4"]:
+    """Cells end where the picture ends; one that sees padding only is empty."""
+    limits = torch.tensor([*size, *size], dtype=box.dtype)
+    return box.clamp(min=0).minimum(limits)
