@@ -87,7 +87,9 @@ class Evaluation:
         return bootstrap_mean(self.correct)
 
     def __repr__(self) -> str:
-        return f"Evaluation(accuracy {self.ci}, answer_logprob {self.answer_logprob:.3f}, {len(self.per_sample)} samples)"
+        return (
+            f"Evaluation(accuracy {self.ci}, answer_logprob {self.answer_logprob:.3f}, {len(self.per_sample)} samples)"
+        )
 
 
 def paired(a: Evaluation, b: Evaluation) -> Interval:
@@ -197,7 +199,7 @@ class Sweep:
 
         return ablation_curves(
             {name: [(p.fraction, *p.accuracy) for p in points] for name, points in self.curves.items()},
-            clean=self.clean.value,
+            baseline=self.clean.value,
             **options,
         )
 
@@ -208,7 +210,13 @@ class Sweep:
             "clean": self.clean._asdict(),
             "curves": {
                 name: [
-                    {"fraction": p.fraction, "k": p.k, "accuracy": p.accuracy._asdict(), "drop": p.drop._asdict(), "heads": p.draws}
+                    {
+                        "fraction": p.fraction,
+                        "k": p.k,
+                        "accuracy": p.accuracy._asdict(),
+                        "drop": p.drop._asdict(),
+                        "heads": p.draws,
+                    }
                     for p in points
                 ]
                 for name, points in self.curves.items()
@@ -233,7 +241,9 @@ def conditions(
 
 def hooks_of(kind: str, heads: HeadSet, reference: Any = None) -> list[Hook]:
     """An ablation by its name: "zero", "mean", "resample", "uniform", or "knockout" (question rows → region)."""
-    return knockout(heads) if kind == "knockout" else ablate(heads, kind, reference=reference)
+    if kind == "knockout":
+        return knockout(heads)
+    return ablate(heads, kind, reference=reference if kind in ("mean", "resample") else None)
 
 
 def measure(
@@ -245,7 +255,11 @@ def measure(
     runs = [evaluate(model, prepared, hooks_of(kind, heads, reference)) for heads in chosen]
     mean = np.mean([run.correct for run in runs], axis=0)
     return Point(
-        fraction, len(chosen[0]), bootstrap_mean(mean), bootstrap_mean(clean.correct - mean), [h.to_json() for h in chosen]
+        fraction,
+        len(chosen[0]),
+        bootstrap_mean(mean),
+        bootstrap_mean(clean.correct - mean),
+        [h.to_json() for h in chosen],
     )
 
 

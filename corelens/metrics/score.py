@@ -5,7 +5,7 @@
 
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -133,7 +133,9 @@ def score_heads(
     """
     wanted = [metrics] if isinstance(metrics, str | Metric) or callable(metrics) else list(metrics)
     if not samples:
-        raise CorelensError("no samples", "one sample or more", "give questions with regions, e.g. cl.synthetic('refer', 200)")
+        raise CorelensError(
+            "no samples", "one sample or more", "give questions with regions, e.g. cl.synthetic('refer', 200)"
+        )
     recorded = record(wanted)
     answer = any("answer" in one.rows for one in recorded.metrics)
     starts = range(0, len(samples), batch_size)
@@ -147,12 +149,13 @@ def score_heads(
 def about(model: Any) -> dict[str, Any]:
     """What a result must say of the model and the libraries that made it."""
     return {
-        "model": getattr(model.hf.config, "_name_or_path", "") and str(model.hf.config._name_or_path).rstrip("/").split("/")[-1],
+        "model": getattr(model.hf.config, "_name_or_path", "")
+        and str(model.hf.config._name_or_path).rstrip("/").split("/")[-1],
         "family": model.cfg.family,
         "n_layers": model.cfg.n_layers,
         "n_heads": model.cfg.n_heads,
         "dtype": str(model.cfg.dtype).removeprefix("torch."),
         "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens")},
         "python": platform.python_version(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
