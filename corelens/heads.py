@@ -183,7 +183,8 @@ class HeadScores:
         paired = not (self.parts or other.parts) and names is not None and names == other.meta.get("samples")
         paired = paired and self.per_sample is not None and other.per_sample is not None
         label = f"{self.label} − {other.label}"
-        meta = {**self.meta, "metric": label, "key": label, "minus": other.meta}
+        kept = {name: value for name, value in self.meta.items() if name not in ("rows", "reduce", "unit")}
+        meta = {**kept, "metric": label, "key": label, "of": self.meta, "minus": other.meta}
         return HeadScores(self.values - other.values, self.per_sample - other.per_sample if paired else None, meta)
 
     @staticmethod

@@ -50,7 +50,7 @@ def test_what_is_no_head_is_refused(given):
 
 def test_a_head_of_another_model_is_refused():
     assert HeadSet([(5, 7)]).check(6, 8) == HeadSet([(5, 7)])
-    with pytest.raises(CorelensError, match="L5H8.*heads of another model"):
+    with pytest.raises(CorelensError, match=r"L5H8.*heads of another model"):
         HeadSet([(5, 7), (5, 8)]).check(6, 8)
     with pytest.raises(CorelensError, match="heads of another model"):
         HeadSet([(6, 0)]).mask(6, 8)
@@ -156,7 +156,7 @@ def test_ci_covers_the_true_mean_as_often_as_it_says():
 
 
 def test_what_needs_samples_says_so():
-    with pytest.raises(CorelensError, match="1 sample\n.*\n.*"):
+    with pytest.raises(CorelensError, match="of 1 sample"):
         HeadScores(per_sample=np.ones((1, 2, 2))).ci()
     with pytest.raises(CorelensError, match="without per-sample values"):
         HeadScores(np.ones((2, 2))).split_half()

@@ -1,0 +1,120 @@
+"""The layer × head grid: a static picture, and an interactive one that names head, score and interval on hover."""
+
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from corelens.errors import CorelensError
+from corelens.heads import HeadScores, HeadSet
+from corelens.viz import style
+
+STEPS = 32  # colours on the interactive grid's scale
+
+
+def head_grid(scores: HeadScores, highlight: HeadSet | None = None, ax: Axes | None = None) -> Figure:
+    """Every head's score as a colour: layers downwards, heads across; `highlight` outlines some heads.
+
+    The scale begins at zero (two-way around zero if a good part of the scores is negative); its unit stands at the bar.
+    """
+    layers, heads = scores.values.shape
+    scale, low, high = style.colormap(scores.values)
+    cell = min(0.3, 6.2 / heads, 6.6 / layers)
+    with style.axes(ax, max(2.9, heads * cell + 1.5), max(1.5, layers * cell + 0.75)) as ax:
+        mesh = ax.pcolormesh(
+            scores.values, cmap=scale, vmin=low, vmax=high, edgecolors="#ffffff", linewidth=min(0.8, cell * 3),
+            rasterized=scores.values.size > 3000,
+        )  # fmt: skip
+        ax.set_aspect("equal")
+        ax.invert_yaxis()
+        for axis, count in ((ax.xaxis, heads), (ax.yaxis, layers)):
+            shown = _ticks(count)
+            axis.set_ticks([i + 0.5 for i in shown], [str(i) for i in shown])
+        ax.tick_params(length=0)
+        ax.set(xlabel="head", ylabel="layer")
+        ax.spines[:].set_visible(False)
+        for layer, head in (highlight or HeadSet()).check(layers, heads):
+            ax.add_patch(Rectangle((head, layer), 1, 1, fill=False, edgecolor=style.HOT, linewidth=1.8, zorder=3))
+        bar = style.figure_of(ax).colorbar(mesh, ax=ax, fraction=0.05, pad=0.025, aspect=max(8, layers * 1.4))
+        ax.set_title(style.words(scores)[2], fontweight="normal", fontsize=8.5, color=style.SOFT)
+        bar.set_label(style.axis_label(scores))
+        bar.outline.set_visible(False)
+        bar.ax.locator_params(nbins=5)
+    return style.figure_of(ax)
+
+
+def head_grid_html(
+    scores: HeadScores, highlight: HeadSet | None = None, ci: "tuple[np.ndarray, np.ndarray] | None" = None
+) -> str:
+    """The grid as offline HTML: hovering (or tabbing to) a head shows "L3H5  RAM 0.42 [0.38, 0.47]".
+
+    Args:
+        highlight: heads to outline.
+        ci: (low, high), each [layer, head]; computed from the samples if not given and there are any.
+    Returns:
+        One HTML element with its style and a few lines of script; no file and no network behind it.
+    """
+    layers, heads = scores.values.shape
+    if ci is None and scores.per_sample is not None and len(scores.per_sample) > 1:
+        ci = scores.ci()
+    if ci is not None and (ci[0].shape != scores.values.shape or ci[1].shape != scores.values.shape):
+        raise CorelensError(f"an interval of shape {ci[0].shape}", f"{scores.values.shape}", "use the scores' own ci()")
+    name, _, detail = style.words(scores)
+    _, low, high = style.colormap(scores.values)
+    index = np.clip(np.round((scores.values - low) / (high - low) * (STEPS - 1)), 0, STEPS - 1).astype(int)
+    chosen = (highlight or HeadSet()).mask(layers, heads)
+    side, gap, left, top = round(np.clip(620 / heads, 13, 30)), 2, 40, 34  # pixels
+    width, height = left + heads * (side + gap), top + layers * (side + gap)
+    cells = []
+    for layer in range(layers):
+        for head in range(heads):
+            said = f"L{layer}H{head}  {name} {scores.values[layer, head]:.3g}"
+            if ci is not None:
+                said += f" [{ci[0][layer, head]:.3g}, {ci[1][layer, head]:.3g}]"
+            mark = " on" if chosen[layer, head] else ""
+            cells.append(
+                f'<rect x="{left + head * (side + gap)}" y="{top + layer * (side + gap)}" width="{side}" '
+                f'height="{side}" rx="2" class="c{index[layer, head]}{mark}"><title>{escape(said)}</title></rect>'
+            )
+    labels = [_label(left + i * (side + gap) + side / 2, top - 6, "middle", i) for i in _ticks(heads)]
+    labels += [_label(left - 6, top + i * (side + gap) + side / 2 + 3.5, "end", i) for i in _ticks(layers)]
+    labels.append(_label(left, 12, "start", "head"))
+    labels.append(f'<g transform="translate(10 {top}) rotate(-90)">{_label(0, 0, "end", "layer")}</g>')
+    stops = "".join(f'<i class="b{i}"></i>' for i in range(STEPS))
+    marked = '<span class="key"><i></i>highlighted</span>' if chosen.any() else ""
+    return (
+        f'<div class="cl-grid" data-grid="{layers}x{heads}"><style>{_css(scores.values)}</style>'
+        f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="{escape(name)} of {layers} layers by {heads} heads">'
+        f"{''.join(labels)}{''.join(cells)}</svg></div>"
+        f'<div class="legend"><span>{low:.3g}</span><span class="bar">{stops}</span><span>{high:.3g}</span>'
+        f"<span>{escape(' · '.join(part for part in (style.axis_label(scores), detail) if part))}</span>{marked}</div>"
+        f'<output class="tip" hidden></output><script>{_beside("head_grid.js")}</script></div>'
+    )
+
+
+def _ticks(count: int) -> list[int]:
+    step = next(s for s in (1, 2, 4, 5, 8, 10, 16, 20, 50) if count / s <= 16 or s == 50)
+    return list(range(0, count, step))
+
+
+def _label(x: float, y: float, anchor: str, text: Any) -> str:
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{text}</text>'
+
+
+def _css(values: np.ndarray) -> str:
+    light, dark = (
+        "".join(f".cl-grid .c{i}{{fill:{c}}}.cl-grid .b{i}{{background:{c}}}" for i, c in enumerate(colours))
+        for colours in (style.hexes(values, STEPS), style.hexes(values, STEPS, dark=True))
+    )
+    return f"{light}@media (prefers-color-scheme:dark){{{dark}}}{_beside('head_grid.css')}"
+
+
+@cache
+def _beside(name: str) -> str:
+    return (Path(__file__).parent / name).read_text()
