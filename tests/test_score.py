@@ -1,0 +1,131 @@
+"""Scores from rows against the same numbers computed from `output_attentions=True` on eager attention."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import corelens as cl
+from families import tiny
+from test_model import picture, sample
+
+
+@pytest.fixture(scope="module")
+def model():
+    return cl.HookedMLLM(*tiny("qwen3_vl"))
+
+
+@pytest.fixture(scope="module")
+def eager(model):
+    hf = copy.deepcopy(model.hf)
+    hf.set_attn_implementation("eager")
+    return hf
+
+
+def video(seed: int) -> cl.Sample:
+    frames = [picture(seed + i, (64, 64)) for i in range(4)]
+    tube = cl.Tube({1: cl.Box(5, 5, 30, 30), 2: cl.Box(20, 20, 60, 60)})
+    return cl.Sample(video=frames, question="When?", answer="2", regions=[tube], id=f"video-{seed}")
+
+
+def mixed() -> list[cl.Sample]:
+    samples = [sample(0), sample(1, (128, 96), "Which colour?", images=2), sample(7, (64, 64))]
+    samples[1].regions = [cl.Box(3, 3, 50, 50, image=1), cl.Box(40, 40, 90, 60, image=1)]
+    for i, one in enumerate(samples):
+        one.id = f"mixed-{i}"
+    return samples
+
+
+SETS = {"images": mixed, "video": lambda: [video(0), video(5)]}
+
+
+def slow(eager, inputs, rows: str, reduce: str) -> np.ndarray:
+    """max or mean over rows of the summed attention on the region, from full attention matrices."""
+    with torch.no_grad():
+        attentions = eager(**inputs.tensors, output_attentions=True, use_cache=False).attentions
+    out = []
+    for i, tm in enumerate(inputs.token_maps):
+        at = {"question": tm.question, "last": tm.last, "answer": tm.answer - 1 if "answer" in tm.parts else None}[rows]
+        mass = torch.stack([a[i][:, at][:, :, tm.region].sum(-1) for a in attentions])  # [layer, head, row]
+        out.append(mass.amax(-1) if reduce == "max" else mass.mean(-1))
+    return torch.stack(out).numpy()
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_ram_is_the_number_from_output_attentions(model, eager, kind, batch_size):
+    samples = SETS[kind]()
+    keys = {("question", "max"): "ram", ("question", "mean"): "ram[reduce=mean]", ("last", "max"): "ram[rows=last]",
+            ("answer", "max"): "ram[rows=answer]", ("answer", "mean"): "ram[rows=answer,reduce=mean]"}  # fmt: skip
+    scores = cl.score_heads(model, samples, list(keys.values()), batch_size=batch_size)
+    for (rows, reduce), key in keys.items():
+        wanted = np.concatenate([slow(eager, model.prepare(s, answer=rows == "answer"), rows, reduce) for s in samples])
+        np.testing.assert_allclose(scores[key].per_sample, wanted, atol=1e-6)
+        np.testing.assert_allclose(scores[key].values, wanted.mean(0), atol=1e-6)
+        assert scores[key].meta["samples"] == [s.id for s in samples]
+
+
+def test_ratios_are_ratios_of_means(model, eager):
+    samples = mixed()
+    scores = cl.score_heads(model, samples, ["precision", "lift"], batch_size=2)
+    evidence, visual, expected = [], [], []
+    for one in samples:
+        inputs = model.prepare(one)
+        tm = inputs.token_maps[0]
+        with torch.no_grad():
+            attentions = eager(**inputs.tensors, output_attentions=True, use_cache=False).attentions
+        rows = torch.stack([a[0][:, tm.question] for a in attentions])
+        evidence.append(rows[..., tm.region].sum(-1).mean(-1).numpy())
+        visual.append(rows[..., tm.visual].sum(-1).mean(-1).numpy())
+        expected.append(visual[-1] * len(tm.region) / len(tm.visual))
+    np.testing.assert_allclose(scores["precision"].values, sum(evidence) / sum(visual), atol=1e-6)
+    np.testing.assert_allclose(scores["lift"].values, sum(evidence) / sum(expected), atol=1e-5)
+
+
+def test_record_ram_in_a_users_own_run(model):
+    samples = mixed()
+    wanted = cl.score_heads(model, samples, ["ram[rows=last]"])["ram[rows=last]"]
+    recorded = cl.record_ram(rows="last")
+    for one in samples:
+        model.run_with_hooks(model.prepare(one), fwd_hooks=recorded.hooks, return_type=None)
+    np.testing.assert_allclose(recorded.scores().values, wanted.values, atol=1e-6)
+    with model.hooks(fwd_hooks=cl.record_ram().hooks + cl.ablate([(0, 1)], "zero")):
+        model(model.prepare(samples[0]), return_type=None)
+    with pytest.raises(cl.CorelensError, match="leave model.pattern_rows"), model.pattern_rows("question"):
+        model.run_with_hooks(model.prepare(samples[0]), fwd_hooks=cl.record_ram(rows="last").hooks)
+
+
+def test_readers_see_edits(model):
+    samples = mixed()
+    cut = cl.knockout([(1, 2)], rows="question", columns="region")
+    scores = cl.score_heads(model, samples, ["ram"], hooks=cut)["ram"]
+    plain = cl.score_heads(model, samples, ["ram"])["ram"]
+    assert (scores.per_sample[:, 1, 2] == 0).all() and (plain.per_sample[:, 1, 2] > 0).all()
+    np.testing.assert_array_equal(scores.values[0], plain.values[0])
+
+
+def test_a_metric_of_ones_own(model):
+    def first_key(pattern, token_map):
+        return pattern[:, :, token_map.start].mean(-1)
+
+    scores = cl.score_heads(model, mixed(), ["ram", first_key])
+    assert list(scores) == ["ram", "first_key"] and scores["first_key"].values.shape == (4, 4)
+
+
+def test_what_ram_needs_is_asked_for(model):
+    def ask(**changes):
+        one = mixed()[0]
+        for name, value in changes.items():
+            setattr(one, name, value)
+        return cl.score_heads(model, [one], ["ram"])
+
+    with pytest.raises(cl.CorelensError, match=r"mixed-0.*region"):
+        ask(regions=[])
+    picture_last = [{"role": "user", "content": [{"type": "text", "text": "What?"}, {"type": "image", "image": picture(0)}]}]
+    one = cl.Sample(messages=picture_last, question="What?", regions=[cl.Box(5, 5, 60, 40)], id="late")
+    with pytest.raises(cl.CorelensError, match="rows='last'"):
+        cl.score_heads(model, [one], ["ram"])
+    assert cl.score_heads(model, [one], ["ram[rows=last]"])
+    with pytest.raises(cl.CorelensError, match="no samples"):
+        cl.score_heads(model, [], ["ram"])
