@@ -22,7 +22,7 @@ from corelens.positions import Where, member, resolve
 KINDS = ("zero", "mean", "resample", "uniform")
 ROLES = ("visual", "question", "other")  # the roles a token can have; "other": template, options, answer
 Heads = HeadSet | Iterable[Any]
-Edit = Callable[[Tensor, Any, int], Tensor]  # edit(z [batch, pos, some, d], hook, layer) → the same shape
+Edit = Callable[[Tensor, Any, int, list[int]], Tensor]  # edit(z [batch, pos, some, d], hook, layer, heads) → the same
 
 
 def ablate(
@@ -34,7 +34,8 @@ def ablate(
         heads: a HeadSet, or anything that makes one.
         kind: "zero", "mean", "resample" or "uniform"; see the top of this file.
         reference: for "mean" what `mean_z` returned; for "resample" a cache of another run that holds `hook_z` of
-            the layers concerned (and, if its length differs, `reference=(cache, its inputs)`).
+            the layers concerned; if its length differs, `reference=(cache, its inputs)`, and tokens are drawn by role.
+            A generated token takes what the reference's last token had.
         positions: only at these positions ("question", "last", [3, 4] …); everywhere by default.
         seed: of the draws by role in "resample".
 
@@ -70,7 +71,7 @@ def _on_heads(edit: Edit, layer: int, numbers: Sequence[int], positions: Where |
                 f"head L{layer}H{max(numbers)}", f"heads 0 to {z.shape[2] - 1}", "take heads of this model"
             )
         old = z[:, :, list(numbers)]
-        new = edit(old, hook, layer, list(numbers))  # type: ignore[call-arg]
+        new = edit(old, hook, layer, list(numbers))
         if positions is not None:
             here = hook.ctx["positions"]
             table = member(resolve(positions, hook.ctx["inputs"], here, z.shape[0], rows=True), int(here[-1]) + 1)
@@ -87,7 +88,7 @@ def _zero(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:
     return torch.zeros_like(z)
 
 
-def _mean(reference: Mapping[int, Tensor]) -> Any:
+def _mean(reference: Mapping[int, Tensor]) -> Edit:
     def edit(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:
         try:
             mean = reference[layer][:, numbers].to(z)  # [role or 1, some, d]
@@ -104,21 +105,23 @@ def _mean(reference: Mapping[int, Tensor]) -> Any:
     return edit
 
 
-def _resample(reference: Any, seed: int) -> Any:
+def _resample(reference: Any, seed: int) -> Edit:
     cache, other = reference if isinstance(reference, tuple) else (reference, None)
 
     def edit(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:
         there = cache[f"blocks.{layer}.attn.hook_z"][:, :, numbers].to(z)  # [samples, pos, some, d]
         here = hook.ctx["positions"]
-        there = there.expand(z.shape[0], -1, -1, -1) if len(there) == 1 else there
-        if there.shape[0] == z.shape[0] and there.shape[1] > int(here[-1]) and other is None:
-            return there[:, here]
         if other is None:
-            raise CorelensError(
-                f"a reference run of {list(there.shape[:2])} samples × positions for {list(z.shape[:2])}",
-                "the same number of positions, or the reference's inputs, so that tokens are drawn by role",
-                "give reference=(cache, inputs)",
-            )
+            length = there.shape[1]
+            if z.shape[0] % there.shape[0] or (int(here[-1]) + 1 != length and int(here[0]) < length):
+                raise CorelensError(
+                    f"a reference run of {list(there.shape[:2])} samples × positions for one of "
+                    f"{[z.shape[0], int(here[-1]) + 1]}",
+                    "the same number of positions, or the reference's inputs, so that tokens are drawn by role",
+                    "give reference=(cache, inputs)",
+                )
+            there = there.repeat_interleave(z.shape[0] // there.shape[0], dim=0)
+            return there[:, here.clamp(max=length - 1)]
         # The same draw in every layer: a position takes all its heads from one place.
         generator = torch.Generator().manual_seed(seed)
         mine = _roles(hook.ctx["inputs"], here, z.shape[0]).cpu()
@@ -137,6 +140,10 @@ def _resample(reference: Any, seed: int) -> Any:
 
 def _roles(inputs: Inputs, positions: Int[Tensor, " pos"], batch: int) -> Int[Tensor, "batch pos"]:
     """The role of each token, as a number in ROLES; tokens that were generated are "other"."""
+    if not getattr(inputs, "token_maps", None):
+        raise CorelensError(
+            "token roles in a run on bare tensors", "inputs with token maps", "run on model.prepare(sample)"
+        )
     roles = torch.full((batch, int(positions[-1]) + 1), ROLES.index("other"), device=positions.device)
     for i in range(batch):
         token_map = inputs.token_maps[i * len(inputs.token_maps) // batch]
@@ -147,36 +154,46 @@ def _roles(inputs: Inputs, positions: Int[Tensor, " pos"], batch: int) -> Int[Te
 
 
 def mean_z(
-    model: Any, samples: Sequence[Sample], *, by_role: bool = False, batch_size: int = 16
+    model: Any,
+    samples: Sequence[Sample],
+    *,
+    by_role: bool = False,
+    positions: Where | None = None,
+    hooks: Sequence[Hook] = (),
+    batch_size: int = 16,
 ) -> dict[int, Float[Tensor, "role head d_head"]]:
     """The mean of z over samples and their positions (padding excluded), for `ablate(…, "mean")`.
 
     Args:
         model: a HookedMLLM.
         samples: the reference set: not the samples that are then evaluated.
-        by_role: one mean for each of ROLES instead of one for all.
+        by_role: one mean for each of ROLES instead of one for all; a role without any token gives 0.
+        positions: only these positions ("question", "last", [3, 4] …); all real ones by default.
+        hooks: to run under.
 
     Returns:
-        {layer: [1 or role, head, d_head]} in float32 on the CPU.
+        {layer: [1 or role, head, d_head]} in float32 on the CPU; summed in float64.
     """
     sums: dict[int, Tensor] = {}
     counts: dict[int, Tensor] = {}
     n_roles = len(ROLES) if by_role else 1
 
     def add(z: Float[Tensor, "batch pos head d"], hook: Any) -> None:
-        inputs, layer = hook.ctx["inputs"], hook.layer()
-        real = torch.stack([token_map.real for token_map in inputs.token_maps]).to(z.device)
-        roles = _roles(inputs, hook.ctx["positions"], z.shape[0]) if by_role else torch.zeros_like(real, dtype=torch.long)
-        member_of = torch.nn.functional.one_hot(roles, n_roles) * real[..., None]
+        inputs, here, layer = hook.ctx["inputs"], hook.ctx["positions"], hook.layer()
+        counted = torch.stack([token_map.real for token_map in inputs.token_maps]).to(z.device)
+        if positions is not None:
+            counted = counted & member(resolve(positions, inputs, here, z.shape[0], rows=True), counted.shape[1])
+        roles = _roles(inputs, here, z.shape[0]) if by_role else torch.zeros_like(counted, dtype=torch.long)
+        member_of = torch.nn.functional.one_hot(roles, n_roles) * counted[..., None]
         total = torch.einsum("bpr,bphd->rhd", member_of.double(), z.double()).cpu()
         sums[layer] = sums.get(layer, torch.zeros_like(total)) + total
         counts[layer] = counts.get(layer, torch.zeros(n_roles)) + member_of.sum((0, 1)).cpu()
 
     if not samples:
         raise CorelensError("no samples", "a reference set of one sample or more", "give samples to average over")
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+    reading: list[Hook] = [(f"blocks.{layer}.attn.hook_z", add) for layer in range(model.cfg.n_layers)]
     with torch.no_grad():
         for start in range(0, len(samples), batch_size):
             inputs = model.prepare(samples[start : start + batch_size])
-            model.run_with_hooks(inputs, fwd_hooks=[(name, add) for name in names], return_type=None)
+            model.run_with_hooks(inputs, fwd_hooks=[*hooks, *reading], return_type=None)
     return {layer: (sums[layer] / counts[layer].clamp(min=1)[:, None, None]).float() for layer in sums}
