@@ -232,15 +232,15 @@ def smolvlm() -> tuple[nn.Module, Any]:
     names = {"image_token": "<image>", "video_token": "<video>", "global_image_token": "<global-img>"}
     names |= {"fake_image_token": "<fake_token_around_image>", "end_of_utterance_token": "<end_of_utterance>"}
     tokenizer = _idefics_tokenizer("<|im_start|>", names)
-    size = {"size": {"longest_edge": 512}, "max_image_size": {"longest_edge": 128}}
+    size = {"size": {"longest_edge": 256}, "max_image_size": {"longest_edge": 64}}
     processor = SmolVLMProcessor(
         SmolVLMImageProcessor(**size),
         tokenizer,
-        SmolVLMVideoProcessor(size={"longest_edge": 128}, max_image_size={"longest_edge": 128}),
+        SmolVLMVideoProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 64}),
         image_seq_len=4,
         chat_template=IDEFICS_TEMPLATE.replace("<|begin_of_text|>", "<|im_start|>", 1),
     )
-    config = SmolVLMConfig(**_idefics_config(tokenizer, size=128, patch=16), scale_factor=4)
+    config = SmolVLMConfig(**_idefics_config(tokenizer, size=64, patch=8), scale_factor=4)
     return SmolVLMForConditionalGeneration(config), processor
 
 

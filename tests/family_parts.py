@@ -7,6 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+torch.set_num_threads(1)  # for models this small, threads cost more than they bring
+
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, **HEADS}
 
