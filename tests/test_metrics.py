@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from corelens import metrics
 from corelens.errors import CorelensError
 from corelens.heads import HeadScores
-from corelens.metrics import SPECS, check_finite, metric
+from corelens.metrics import SPECS, check_finite, head_scores, metric
+from corelens.metrics.localization import elbow, spatial_entropy
 from corelens.tokens import Picture, TokenMap
 
 
@@ -118,6 +120,164 @@ def test_random_scores_are_the_same_for_every_sample_and_differ_by_layer_and_see
     draws = torch.stack([metric("random", seed=s).compute(a, tm, layer=la) for s in range(20) for la in range(20)])
     assert len({tuple(row.tolist()) for row in draws}) == 400 and 0.45 < draws.mean() < 0.55
     assert abs(np.corrcoef(draws[:-1].flatten(), draws[1:].flatten())[0, 1]) < 0.06
+
+
+# --- metrics that need more than rows --------------------------------------------------------------------------------
+
+
+def null_of(tm, seed=9):
+    """The same picture under a shorter question, padded further: its token map and pattern."""
+    shifted = row_map(pad=5)
+    assert len(shifted.region) == len(tm.region)
+    return shifted, causal_pattern(shifted, seed=seed)
+
+
+def test_calibrated_ram_is_the_difference_to_the_null_question():
+    tm = row_map()
+    null_map, null = null_of(tm)
+    rows, null_rows = rows_of(causal_pattern(tm), tm.question), rows_of(null, null_map.question[:2])
+    found = metric("calibrated_ram", reduce="mean").compute(rows, tm, null_pattern=null_rows, null_token_map=null_map)
+    expected = metrics.ram(rows, tm, "mean") - metrics.ram(null_rows, null_map, "mean")
+    assert torch.equal(found, expected) and metric("calibrated_ram").needs == "null"
+    with pytest.raises(CorelensError, match="calibrated_ram: no null_pattern, null_token_map"):
+        metric("calibrated_ram").compute(rows, tm)
+
+
+def test_qr_sums_calibrated_attention_without_outliers():
+    tm = row_map(region=((0, 1, 2, 3, 4, 5, 6, 7), (10,)))
+    rows = torch.zeros(2, 3, tm.length)
+    first, second = tm.regions
+    rows[0, :, first] = torch.tensor([0.05] * 7 + [0.01])  # one far below the mean
+    rows[0, :, second] = 0.2
+    rows[1, 0, first] = torch.linspace(0.01, 0.08, 8)  # no outlier; the mean of three rows
+    null = torch.zeros(2, 1, tm.length)
+    null[0, 0, first] = 0.02
+    found = metrics.qr(rows, tm, null, tm)
+    calibrated = np.array([0.03] * 7 + [-0.01])
+    assert calibrated[-1] < calibrated.mean() - 2 * calibrated.std(ddof=1)
+    assert found.tolist() == pytest.approx([0.21 + 0.2, sum(np.linspace(0.01, 0.08, 8)) / 3], abs=1e-6)
+    assert metrics.qr(rows, tm, null, tm, outlier=9.0)[0].item() == pytest.approx(0.20 + 0.2, abs=1e-6)
+    same = rows * 0
+    same[:, :, first] = 0.04  # no spread at all: nothing is an outlier
+    assert metrics.qr(same, tm, null * 0, tm).tolist() == pytest.approx([0.32, 0.32], abs=1e-6)
+
+
+def test_value_mass_against_its_definition():
+    tm = row_map(weights=[1.0, 0.5, 1.0])
+    rows = rows_of(causal_pattern(tm, heads=4), tm.question)
+    values, w_o = torch.randn(2, tm.length, 5), torch.randn(4, 5, 7)
+    slow = torch.zeros(4, 4)
+    for h in range(4):
+        for i in range(4):
+            for j, weight in zip(tm.region, tm.region_weight, strict=True):
+                slow[h, i] += weight * (rows[h, i, j] * values[h // 2, j] @ w_o[h]).norm()
+    found = metric("value_mass").compute(rows, tm, values=values, w_o=w_o)
+    assert torch.allclose(found, slow.max(-1).values, rtol=1e-5)
+    assert torch.allclose(metrics.value_mass(rows, tm, values, w_o, reduce="mean"), slow.mean(-1), rtol=1e-5)
+
+
+def written(tm, looked):
+    """A pattern whose argmax of head h at step s is position looked[h][s]."""
+    pattern = torch.full((len(looked), len(looked[0]), tm.length + 6), 0.001)
+    for h, steps in enumerate(looked):
+        for s, position in enumerate(steps):
+            pattern[h, s, position] = 0.7
+    return pattern
+
+
+def test_retrieval_counts_copied_tokens_looked_at_in_their_region():
+    tm = row_map(region=((5, 6), (9, 10, 11)))
+    a, b = tm.regions
+    steps, texts = ["Total", " 7", " of", "", "42"], ["Total 7", "42"]
+    pattern = written(tm, [[a[0], a[1], a[0], a[0], b[2]], [b[0], a[1], a[0], a[0], tm.length + 3], [0, 0, 0, 0, 0]])
+    hits, copied = metrics.retrieval(pattern, tm, steps, texts)
+    assert hits.tolist() == [3, 1, 0] and copied.tolist() == [3, 3, 3]  # " of" and "" stand in no region's text
+    assert metrics.retrieval(pattern[:, :1], tm, ["no"], texts)[1].tolist() == [0, 0, 0]
+    with pytest.raises(CorelensError, match="retrieval: sample 's7': region 1 without text"):
+        metric("retrieval").compute(pattern, tm, steps=steps, texts=["Total 7", None])
+
+
+def test_visual_head_follows_sparsemm_s_rules():
+    tm = row_map(region=((5, 6), (9, 10, 11)))
+    a, b = tm.regions
+    steps, texts = ["Total", "7", "4", "42"], ["Total 47", "42"]  # "4" is in both boxes: it does not count
+    pattern = written(tm, [[a[0], a[1], a[0], b[2]], [b[0], b[0], b[0], b[0]], [0, 0, 0, 0]])
+    found = metric("visual_head").compute(pattern, tm, steps=steps, texts=texts)
+    assert found.tolist() == pytest.approx([1 / 2 + 1 / 2 + 1 / 3, 1 / 3, 0])
+    raw = np.stack([found.numpy(), 3 * found.numpy()])[:, None, None]  # two pictures, one layer
+    scores = head_scores(metric("visual_head"), raw, {})
+    assert scores.values.sum() == pytest.approx(1) and np.allclose(scores.values[0], (found / found.sum()).numpy())
+    assert head_scores(metric("visual_head"), raw * 0, {}).values.sum() == 0
+
+
+def grid_map(columns, rows):
+    visual = torch.arange(2, 2 + columns * rows)
+    box = torch.tensor(
+        [[x * 16.0, y * 16.0, x * 16 + 16.0, y * 16 + 16.0] for y in range(rows) for x in range(columns)]
+    )
+    n = int(visual[-1]) + 4
+    return TokenMap(torch.ones(n, dtype=torch.bool), visual, visual, torch.tensor([n - 1]), [Picture(visual, box)])
+
+
+def test_spatial_entropy_against_labelled_components():
+    tm = grid_map(7, 5)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        attention = rng.gamma(0.3, 1, 35)
+        attention /= attention.sum()
+        above = np.clip(attention - attention.mean(), 0, None).reshape(5, 7)
+        parts, n = ndimage.label(above > 0.001, structure=np.ones((3, 3)))
+        share = [above[parts == i].sum() / above.sum() for i in range(1, n + 1)]
+        assert spatial_entropy(attention, tm) == pytest.approx(-sum(p * np.log(p) for p in share), abs=1e-9)
+
+
+def test_one_place_has_less_entropy_than_two_and_a_bottom_row_is_scattered():
+    tm = grid_map(6, 6)
+    maps = {"one": [7, 8, 13, 14], "corner": [7, 14], "two": [0, 35], "bottom": [30, 31, 32, 33, 34, 35], "none": []}
+    found = {}
+    for name, lit in maps.items():
+        attention = np.full(36, 0.005)
+        attention[lit] = 0.2
+        found[name] = spatial_entropy(attention, tm)
+    assert found["one"] == pytest.approx(0) == found["corner"] and found["two"] == pytest.approx(np.log(2))
+    assert found["bottom"] == found["none"] == pytest.approx(np.log(36) + 1)
+
+
+def test_thumbnail_cells_touch_only_each_other():
+    tm = grid_map(4, 4)
+    large = torch.tensor([[x * 32.0, y * 32.0, x * 32 + 32.0, y * 32 + 32.0] for y in range(2) for x in range(2)])
+    visual = torch.arange(2, 22)
+    both = TokenMap(torch.ones(26, dtype=torch.bool), visual, visual, torch.tensor([25]),
+                    [Picture(visual, torch.cat([tm.pictures[0].box, large]))])  # fmt: skip
+    attention = np.full(20, 0.001)
+    attention[0] = attention[16] = 0.4  # the same place, once in each view: two components
+    assert spatial_entropy(attention, both) == pytest.approx(np.log(2), abs=0.01)
+
+
+def test_localization_votes_for_the_heads_that_look_at_one_place():
+    tm = grid_map(6, 6)
+    pattern = torch.full((12, 1, tm.length), 1e-5)
+    pattern[:, 0, tm.visual[0]] = torch.linspace(0.001, 0.002, 12)  # heads that hardly look
+    pattern[3, 0, tm.visual[[7, 8]]] = 0.4  # one place
+    pattern[5, 0, tm.visual[[0, 20, 35]]] = 0.27  # three places
+    parts = torch.stack(metric("localization").compute(pattern, tm)).numpy()
+    assert parts[0, 3] == pytest.approx(0.8, abs=0.01) and parts[1, 3] < parts[1, 5]
+    raw = np.stack([parts, parts])[:, :, None]
+    chosen = head_scores(metric("localization"), raw, {}).values
+    assert np.argwhere(chosen[0] == 1)[:, 0].tolist() == [3, 5, 11] and chosen.sum() == 3  # 11 is the elbow itself
+    all_look = raw.copy()
+    all_look[:, 0] = np.r_[0.5, 0.5, np.linspace(0.6, 0.9, 10)]  # the elbow is the lowest: ten of twelve are chosen
+    all_look[:, 1] = np.arange(12)
+    assert head_scores(metric("localization"), all_look, {}).values[0].tolist() == [1] * 10 + [0] * 2
+
+
+def test_elbow_is_the_point_farthest_from_the_chord():
+    assert elbow(np.array([0.01, 0.9, 0.02, 0.03, 0.8, 0.04])) == pytest.approx(0.04)
+    values = np.random.default_rng(0).gamma(0.3, 1, 200)
+    points = np.stack([np.arange(200), np.sort(values)], 1)
+    line = (points[-1] - points[0]) / np.linalg.norm(points[-1] - points[0])
+    rest = points - points[0] - np.outer((points - points[0]) @ line, line)
+    assert elbow(values) == points[np.linalg.norm(rest, axis=1).argmax(), 1]
 
 
 # --- the registry -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from corelens.tokens import TokenMap
 def gaze(pattern: Float[Tensor, "head row key"], token_map: TokenMap) -> Float[Tensor, " head"]:
     """Σ_{j ∈ G} A_ij for i = the row that predicts the first answer token; attention mass, 0 to 1.
 
-    Source: Gandikota and Bau 2026, "Gaze Heads", arXiv 2606.14703, which follows the heads that look at what is being
-    described. Here at the first described token; given several rows it is their mean.
+    Source: Gandikota and Bau 2026, "Gaze Heads", arXiv 2606.14703: the raw mass that the final prompt token puts on
+    the panel that is asked about (their panels are our regions). Given several rows it is their mean.
     """
     return ram(pattern, token_map, reduce="mean")

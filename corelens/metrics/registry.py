@@ -9,17 +9,25 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
+from corelens.heads import HeadScores
+from corelens.metrics.calibrated_ram import calibrated_ram
 from corelens.metrics.gaze import gaze
 from corelens.metrics.lift import lift
+from corelens.metrics.localization import localization, votes
 from corelens.metrics.mass import REDUCTIONS
 from corelens.metrics.precision import precision
+from corelens.metrics.qr import qr
 from corelens.metrics.ram import ram
 from corelens.metrics.random import random
+from corelens.metrics.retrieval import retrieval
+from corelens.metrics.value_mass import value_mass
+from corelens.metrics.visual_head import share_of_all, visual_head
 from corelens.metrics.visual_mass import visual_mass
 from corelens.tokens import TokenMap
 
@@ -34,9 +42,12 @@ class Spec:
         function: the score of one sample and layer.
         rows: the rows it reads unless told otherwise.
         ratio: whether it returns (numerator, denominator).
-        needs: what it needs beside rows: "" nothing; "null": the same rows under the null question; "values": v and
-            W_O; "decode": a generation.
+        needs: what it needs beside rows: "" nothing; "null": the same rows under the question "N/A" (`null_pattern`,
+            `null_token_map`); "values": v and W_O (`values`, `w_o`); "decode": a greedy generation, whose rows the
+            pattern then holds (`steps`, `texts`).
         region: whether it needs a region that its rows can see.
+        finish: what turns the numbers of all samples [part, sample, layer, head] into per-sample scores, for metrics
+            that cannot be said sample by sample.
     """
 
     function: Callable[..., Any]
@@ -44,6 +55,7 @@ class Spec:
     ratio: bool = False
     needs: str = ""
     region: bool = True
+    finish: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 SPECS: dict[str, Spec] = {
@@ -53,6 +65,12 @@ SPECS: dict[str, Spec] = {
     "lift": Spec(lift, ratio=True),
     "gaze": Spec(gaze, rows="last"),
     "random": Spec(random, region=False),
+    "calibrated_ram": Spec(calibrated_ram, needs="null"),
+    "qr": Spec(qr, needs="null"),
+    "value_mass": Spec(value_mass, needs="values"),
+    "localization": Spec(localization, rows="last", region=False, finish=votes),
+    "retrieval": Spec(retrieval, rows="generated", ratio=True, needs="decode"),
+    "visual_head": Spec(visual_head, rows="generated", needs="decode", finish=share_of_all),
 }
 
 
@@ -88,6 +106,11 @@ class Metric:
         return self.spec.ratio
 
     @property
+    def finish(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """[part, sample, layer, head] → per-sample scores, or None if what `compute` returns is the score already."""
+        return self.spec.finish
+
+    @property
     def needs(self) -> str:
         """What it needs beside rows: "" (nothing), "null", "values" or "decode"."""
         return self.spec.needs
@@ -110,7 +133,7 @@ class Metric:
             layer: which layer this is, for metrics that depend on it (`random`).
             extra: what `needs` asks for, under the names of the function's parameters.
         Returns:
-            [head], or (numerator, denominator), each [head], if `ratio`.
+            [head], or (numerator, denominator), each [head], if `ratio`; `localization` returns two to be finished.
         Raises:
             CorelensError: no row, a part that the sample lacks, or a result of another shape.
         """
@@ -121,6 +144,12 @@ class Metric:
         if "layer" in takes:
             given["layer"] = layer
         with _named(self):
+            lacking = [p.name for p in takes.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+            lacking = [name for name in lacking[2:] if name not in given]
+            if lacking:
+                raise CorelensError(
+                    f"no {', '.join(lacking)}", f"what a metric with needs={self.needs!r} is given", "use score_heads"
+                )
             if pattern.shape[1] == 0:
                 raise CorelensError(
                     f"sample {token_map.id!r} without {self.rows} rows", "a row or more", "choose other rows"
@@ -129,6 +158,15 @@ class Metric:
             for part in score if isinstance(score, tuple) else (score,):
                 _check(part, pattern.shape[0])
         return score
+
+
+def head_scores(one: Metric, raw: Float[np.ndarray, "sample part layer head"], meta: dict[str, Any]) -> HeadScores:
+    """What `compute` returned for every sample and layer, as HeadScores: a mean, a ratio of means, or finished."""
+    if one.finish is not None:
+        return HeadScores(per_sample=one.finish(raw.swapaxes(0, 1)), meta=meta)
+    if one.ratio:
+        return HeadScores(parts=(raw[:, 0], raw[:, 1]), meta=meta)
+    return HeadScores(per_sample=raw[:, 0], meta=meta)
 
 
 def metric(
