@@ -66,8 +66,7 @@ class HeadSet(AbstractSet):
             return False
 
     def __getitem__(self, index: "int | slice") -> "Head | HeadSet":
-        found = self._heads[index]
-        return HeadSet(found) if isinstance(index, slice) else found
+        return HeadSet(self._heads[index]) if isinstance(index, slice) else self._heads[index]
 
     def __eq__(self, other: object) -> bool:
         return self._lookup == other._lookup if isinstance(other, HeadSet) else NotImplemented

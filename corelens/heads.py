@@ -180,12 +180,14 @@ class HeadScores:
         """This score minus another, head by head; sample by sample too when both speak of the same samples."""
         self._same_shape(other)
         names = self.meta.get("samples")
-        paired = not (self.parts or other.parts) and names is not None and names == other.meta.get("samples")
-        paired = paired and self.per_sample is not None and other.per_sample is not None
+        per_sample = None
+        same = names is not None and names == other.meta.get("samples") and not (self.parts or other.parts)
+        if same and self.per_sample is not None and other.per_sample is not None:
+            per_sample = self.per_sample - other.per_sample
         label = f"{self.label} − {other.label}"
         kept = {name: value for name, value in self.meta.items() if name not in ("rows", "reduce", "unit")}
         meta = {**kept, "metric": label, "key": label, "of": self.meta, "minus": other.meta}
-        return HeadScores(self.values - other.values, self.per_sample - other.per_sample if paired else None, meta)
+        return HeadScores(self.values - other.values, per_sample, meta)
 
     @staticmethod
     def mean(scores: "Iterable[HeadScores]") -> "HeadScores":
@@ -287,16 +289,16 @@ class HeadScores:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _count(self, fraction: float | None, k: int | None) -> int:
+        n = self.values.size
         if (fraction is None) == (k is None):
             raise CorelensError(
                 f"fraction={fraction}, k={k}", "one of the two", "say top(0.05) for a share of all heads or top(k=10)"
             )
-        n = self.values.size
         if k is not None:
             if not 0 <= k <= n:
                 raise CorelensError(f"k={k}", f"0 to {n}, the number of heads", "ask for fewer heads")
             return k
-        if not 0 < fraction <= 1:
+        if fraction is None or not 0 < fraction <= 1:
             raise CorelensError(
                 f"fraction={fraction}", "a share of all heads, above 0 and up to 1", "for a number: k=10"
             )

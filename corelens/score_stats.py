@@ -74,7 +74,7 @@ def spearman(a: Float[np.ndarray, "*any"], b: Float[np.ndarray, "*any"]) -> floa
     a, b = a.ravel(), b.ravel()
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    return float(stats.spearmanr(a, b).statistic)
+    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
 
 
 def rank_biased_overlap(a: Int[np.ndarray, " rank"], b: Int[np.ndarray, " rank"], p: float) -> float:

@@ -31,8 +31,8 @@ def sorted_scores(scores: HeadScores, fraction: float = 0.05, ax: Axes | None = 
     with style.axes(ax, 4.6, 2.9) as ax:
         if scores.per_sample is not None and len(scores.per_sample) > 1:
             low, high = scores.ci()
-            band = [np.array([bound[head] for head in order]) for bound in (low, high)]
-            ax.fill_between(rank, *band, color=style.GREY, alpha=0.28, linewidth=0, label="95% CI")
+            low, high = (np.array([bound[head] for head in order]) for bound in (low, high))
+            ax.fill_between(rank, low, high, color=style.GREY, alpha=0.28, linewidth=0, label="95% CI")
         ax.plot(rank, values, color=style.GREY, linewidth=1.2)
         ax.plot(
             rank[:k], values[:k], color=style.HOT, marker="o", markersize=4.5 if k < 25 else 2.5, linewidth=1.4,

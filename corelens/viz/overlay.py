@@ -108,8 +108,9 @@ def outline(
     line = max(2, round(min(inside.shape) / 130))
     edge = binary_erosion(inside)
     inner = binary_erosion(edge, iterations=line)
-    pixels[inside & ~edge] = pixels[inner & ~binary_erosion(inner)] = 0.05
-    pixels[edge & ~inner] = 1.0
+    core = binary_erosion(inner)
+    pixels[np.logical_xor(inside, edge)] = pixels[np.logical_xor(inner, core)] = 0.05
+    pixels[np.logical_xor(edge, inner)] = 1.0
 
 
 def region_pixels(region: Region, size: tuple[int, int], frame: int | None = None) -> Bool[np.ndarray, "height width"]:
@@ -117,7 +118,7 @@ def region_pixels(region: Region, size: tuple[int, int], frame: int | None = Non
     if isinstance(region, Mask):
         return region.mask
     inside = np.zeros((size[1], size[0]), dtype=bool)
-    box = region.boxes.get(frame) if isinstance(region, Tube) else region
+    box = region if isinstance(region, Box) else region.boxes.get(-1 if frame is None else frame)
     if isinstance(box, Box):
         x0, y0 = max(0, round(box.x0)), max(0, round(box.y0))
         inside[y0 : max(round(box.y1), y0 + 1), x0 : max(round(box.x1), x0 + 1)] = True

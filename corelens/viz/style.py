@@ -27,7 +27,7 @@ DARK_TWO = ("#7cc3f2", "#2f6b99", "#23272e", "#b0561c", "#ffb070")
 # the first of these that the machine has (matplotlib grumbles about each that it has not)
 _FOUND = set(font_manager.get_font_names())
 FONT = [f for f in ("Inter", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "Liberation Sans") if f in _FOUND][:1]
-RC: dict[str, Any] = {
+RC: Any = {
     "font.family": [*FONT, "DejaVu Sans"],
     "font.size": 9,
     "axes.titlesize": 10,
