@@ -14,7 +14,8 @@ from corelens.inputs import Inputs, Sample
 from corelens.interventions import ablate, edge_bias, knockout, mean_z
 from corelens.layouts import Layout, register_layout
 from corelens.metrics import metric
-from corelens.metrics.score import record, record_ram, score_heads
+from corelens.metrics.record import record, record_ram
+from corelens.metrics.score import score_heads
 from corelens.model import HookedMLLM
 from corelens.regions import Box, Mask, Tube
 from corelens.tokens import TokenMap

@@ -1,112 +1,31 @@
-"""Samples through a model: every row-based score of every head from the rows of one forward.
+"""Samples through a model: all scores of all heads, resumable, on one process or several.
 
-`record` makes hooks (so scores can be taken in any run, under any other hooks); `score_heads` is the loop over them.
+Every row-based metric is computed from the same rows of the same forward (no language-model head, O(rows × T)
+memory a layer); those with a null question add one forward, those that watch the model write share one generation.
 """
 
+import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from rich.progress import track
-from torch import Tensor
+from tqdm.auto import tqdm
 
 from corelens.errors import CorelensError
 from corelens.heads import HeadScores
 from corelens.hooks import Hook
 from corelens.inputs import Sample
-from corelens.metrics.registry import Metric, check_finite, metric
+from corelens.metrics.record import AnyMetric, KeptRows, Record, describe
+from corelens.metrics.registry import Metric, head_scores, metric
+from corelens.metrics.runs import RunFolder, sample_hash, weight_hash
 
-AnyMetric = str | Metric | Callable[..., Any]
-
-
-class Record:
-    """Scores taken while a model runs. `hooks` go into any run; `scores()` after the runs.
-
-    Each sample of each batch that runs is one entry, in the order of running. Rows are read by
-    `hook_pattern_rows`, which reads the rows that the record asks for unless `model.pattern_rows` says otherwise.
-    """
-
-    def __init__(self, metrics: Sequence[Metric]):
-        self.metrics = list(metrics)
-        self._layers: dict[int, list[dict[str, Any]]] = {}  # layer → per sample {key: score}
-        self._samples: list[str] = []
-
-        def record_rows(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
-            self._read(pattern, hook)
-
-        record_rows.rows = "+".join(dict.fromkeys(m.rows for m in self.metrics))  # type: ignore[attr-defined]
-        self.hooks: list[Hook] = [(lambda name: name.endswith("attn.hook_pattern_rows"), record_rows)]
-
-    def _read(self, pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
-        inputs, rows, layer = hook.ctx["inputs"], hook.ctx["rows"].cpu(), hook.layer()
-        seen = self._layers.setdefault(layer, [])
-        if int(hook.ctx["positions"][0]) > 0:  # a decode step: what is scored is the prompt
-            return
-        for i, token_map in enumerate(inputs.token_maps):
-            scores: dict[str, Any] = {}
-            for one in self.metrics:
-                wanted = one.row_positions(token_map)
-                at = torch.searchsorted(rows[i][rows[i] >= 0], wanted)
-                if len(at) and (int(at.max()) >= int((rows[i] >= 0).sum()) or not torch.equal(rows[i][at], wanted)):
-                    raise CorelensError(
-                        f"{one.key} of sample {token_map.id!r} wants rows {wanted.tolist()}, the run reads {rows[i].tolist()}",
-                        f"a run that reads the {one.rows} rows",
-                        f"leave model.pattern_rows(…) out, or name {one.rows!r} in it",
-                    )
-                score = one.compute(pattern[i][:, at.to(pattern.device)], token_map, layer=layer)
-                parts = score if isinstance(score, tuple) else (score,)
-                scores[one.key] = torch.stack([part.detach().float().cpu() for part in parts])
-            seen.append(scores)
-            if layer == 0:
-                self._samples.append(token_map.id)
-
-    def per_sample(self, one: Metric) -> Float[np.ndarray, "sample part layer head"]:
-        """The raw numbers of one metric; `part` is 1, or 2 for a ratio's numerator and denominator."""
-        if not self._layers:
-            raise CorelensError("a record of no run", "scores() after a run under record.hooks", "run the model first")
-        layers = [torch.stack([scores[one.key] for scores in self._layers[layer]]) for layer in sorted(self._layers)]
-        values = torch.stack(layers, dim=2)
-        for sample, name in zip(values, self._samples, strict=True):
-            for part in sample:
-                check_finite(part, one, name)
-        return values.numpy()
-
-    def scores(self, meta: dict[str, Any] | None = None) -> dict[str, HeadScores]:
-        """The scores of all heads, {key: HeadScores}."""
-        result = {}
-        for one in self.metrics:
-            values = self.per_sample(one)
-            about = {"metric": one.name, "key": one.key, "rows": one.rows, "reduce": one.reduce, "options": one.options}
-            about |= {"samples": list(self._samples)} | (meta or {})
-            if one.ratio:
-                result[one.key] = HeadScores(parts=(values[:, 0], values[:, 1]), meta=about)
-            else:
-                result[one.key] = HeadScores(per_sample=values[:, 0], meta=about)
-        return result
-
-
-def record(metrics: Iterable[AnyMetric]) -> Record:
-    """A record of several metrics from the same rows of the same runs."""
-    chosen = [metric(one) for one in metrics]
-    return Record(chosen)
-
-
-class RecordRAM(Record):
-    """A record of RAM alone; `scores()` is its HeadScores."""
-
-    def scores(self, meta: dict[str, Any] | None = None) -> HeadScores:  # type: ignore[override]
-        """RAM of every head."""
-        return super().scores(meta)[self.metrics[0].key]
-
-
-def record_ram(rows: str = "question", reduce: str = "max") -> RecordRAM:
-    """Record RAM in any run: `r = cl.record_ram(); model.run_with_hooks(inputs, fwd_hooks=r.hooks); r.scores()`."""
-    return RecordRAM([metric("ram", rows=rows, reduce=reduce)])
+NULL_QUESTION = "N/A"  # of QRHead's calibration, arXiv 2506.09944
 
 
 def score_heads(
@@ -114,43 +33,158 @@ def score_heads(
     samples: Sequence[Sample],
     metrics: Iterable[AnyMetric] | AnyMetric = ("ram",),
     batch_size: int = 8,
+    out: str | Path | None = None,
     hooks: Sequence[Hook] = (),
+    max_new_tokens: int = 16,
     progress: bool = False,
 ) -> dict[str, HeadScores]:
-    """Score every head of a model: one forward a batch, without the language-model head, O(rows × T) memory.
+    """Score every head of a model.
 
     Args:
         model: a HookedMLLM.
         samples: questions with regions.
         metrics: names ("ram", "lift" …), `cl.metric("ram", rows="last")`, or your own f(pattern [head, row, key],
             token_map) → [head].
-        batch_size: samples a forward.
+        batch_size: samples a forward; samples of similar size share one.
+        out: a run folder: results are kept after every batch, and a run that was stopped goes on. Processes started
+            by `accelerate launch` share the work through it.
         hooks: other hooks to run under (an ablation, say); what they change is what is scored.
-        progress: show a progress bar.
+        max_new_tokens: how far metrics that watch the model write let it write.
+        progress: show a progress bar, with rate and time left.
 
     Returns:
         {key: HeadScores}; the key is the metric's name with options that differ from the default behind it.
+
+    Raises:
+        CorelensError: a sample without what a metric needs; a run folder of another run; attention that is not finite.
     """
     wanted = [metrics] if isinstance(metrics, str | Metric) or callable(metrics) else list(metrics)
-    if not samples:
+    chosen = [metric(one) for one in wanted]
+    if not samples or not chosen:
         raise CorelensError(
-            "no samples", "one sample or more", "give questions with regions, e.g. cl.synthetic('refer', 200)"
+            f"{len(samples)} samples and {len(chosen)} metrics",
+            "one of each or more",
+            "give questions with regions, for instance cl.synthetic('refer', 200)",
         )
-    recorded = record(wanted)
-    answer = any("answer" in one.rows for one in recorded.metrics)
-    starts = range(0, len(samples), batch_size)
-    with torch.no_grad():
-        for start in track(starts, "scoring heads", transient=True, disable=not progress):
-            inputs = model.prepare(samples[start : start + batch_size], answer=answer)
-            model.run_with_hooks(inputs, fwd_hooks=[*hooks, *recorded.hooks], return_type=None)
-    return recorded.scores(about(model))
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and out is None:
+        raise CorelensError(f"{world} processes without a run folder", "out='run/'", "they share the work through it")
+    told = about(model) | {"sample_hash": sample_hash(samples)}
+    folder = None
+    if out is not None:
+        if hooks:
+            raise CorelensError("out= together with hooks=", "one of them", "a run folder cannot tell hooks apart")
+        keys = [one.key for one in chosen]
+        same = {key: told[key] for key in ("model", "weight_hash", "dtype", "sample_hash")}
+        folder = RunFolder(
+            out, same | {"metrics": keys, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "n": len(samples)}
+        )
+    done = folder.done() if folder else set()
+    results: dict[int, dict[str, np.ndarray]] = {}
+    groups = list(_batches(samples, batch_size))[rank::world]
+    with torch.no_grad(), tqdm(total=sum(map(len, groups)), unit="sample", disable=not progress) as bar:
+        for numbers in groups:
+            if not done >= set(numbers):
+                raw = _score_batch(model, [samples[i] for i in numbers], chosen, hooks, max_new_tokens)
+                if folder is not None:
+                    folder.add(numbers, raw)
+                results |= {number: {key: x[i] for key, x in raw.items()} for i, number in enumerate(numbers)}
+            bar.update(len(numbers))
+    if folder is not None:
+        _wait_for_others(world)
+        merged = folder.merged(len(samples))
+    else:
+        merged = {one.key: np.stack([results[i][one.key] for i in range(len(samples))]) for one in chosen}
+    meta = told | {"samples": [sample.id for sample in samples]}
+    scores = {one.key: head_scores(one, merged[one.key], describe(one) | meta) for one in chosen}
+    if folder is not None and rank == 0:
+        (folder.path / "scores").mkdir(exist_ok=True)
+        for key, score in scores.items():
+            score.save(folder.path / "scores" / f"{key}.safetensors")
+    return scores
+
+
+def _score_batch(
+    model: Any, samples: list[Sample], metrics: list[Metric], hooks: Sequence[Hook], max_new_tokens: int
+) -> dict[str, np.ndarray]:
+    """{key: [sample, part, layer, head]} of one batch."""
+    of_rows = [one for one in metrics if one.needs != "decode"]
+    null = None
+    if any(one.needs == "null" for one in metrics):
+        null = KeptRows("+".join(dict.fromkeys(one.rows for one in metrics if one.needs == "null")))
+        asked = model.prepare([_asking_nothing(sample) for sample in samples])
+        model.run_with_hooks(asked, fwd_hooks=[*hooks, *null.hooks], return_type=None)
+    found: dict[str, np.ndarray] = {}
+    if of_rows:
+        recorded = Record(of_rows, lambda layer: model.blocks[layer].attn.W_O, null)
+        inputs = model.prepare(samples, answer=any("answer" in one.rows for one in of_rows))
+        model.run_with_hooks(inputs, fwd_hooks=[*hooks, *recorded.hooks], return_type=None)
+        found |= {one.key: recorded.per_sample(one) for one in of_rows}
+    of_steps = [one for one in metrics if one.needs == "decode"]
+    if of_steps:
+        found |= _score_steps(model, samples, of_steps, hooks, max_new_tokens)
+    return {one.key: found[one.key] for one in metrics}
+
+
+def _asking_nothing(sample: Sample) -> Sample:
+    if sample.messages is not None:
+        raise CorelensError(
+            f"sample {sample.id!r}, a chat, for a metric with a null question",
+            "a sample of images and a question",
+            "give images= and question= instead of messages=",
+        )
+    return replace(sample, question=NULL_QUESTION)
+
+
+def _score_steps(
+    model: Any, samples: list[Sample], metrics: list[Metric], hooks: Sequence[Hook], max_new_tokens: int
+) -> dict[str, np.ndarray]:
+    """Metrics of what the model looks at while it writes: one greedy generation for all of them."""
+    kept = KeptRows("last+answer")
+    inputs = model.prepare(samples)
+    with model.hooks(fwd_hooks=[*hooks, *kept.hooks]):
+        written = model.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False).cpu()
+    special = set(model.tokenizer.all_special_ids)
+    found: dict[str, list[np.ndarray]] = {one.key: [] for one in metrics}
+    for i, (sample, token_map) in enumerate(zip(samples, inputs.token_maps, strict=True)):
+        steps = ["" if token in special else model.tokenizer.decode([token]) for token in written[i].tolist()]
+        texts = [region.text for region in sample.regions]
+        for one in metrics:
+            layers = []
+            for layer in range(model.cfg.n_layers):
+                pattern = kept.pattern(layer, i)
+                score = one.compute(pattern, token_map, layer=layer, steps=steps[: pattern.shape[1]], texts=texts)
+                layers.append(torch.stack(score if isinstance(score, tuple) else (score,)))
+            found[one.key].append(torch.stack(layers, dim=1).float().numpy())
+    return {key: np.stack(values) for key, values in found.items()}
+
+
+def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of samples, those of similar size together: padding is work for nothing."""
+
+    def size(i: int) -> tuple[int, int]:
+        pictures = [*samples[i].images, *(samples[i].video or [])]
+        pixels = [picture.size[0] * picture.size[1] for picture in pictures if hasattr(picture, "size")]
+        return int(sum(pixels)), i
+
+    order = sorted(range(len(samples)), key=size)
+    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+
+
+def _wait_for_others(world: int) -> None:
+    if world > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
 
 
 def about(model: Any) -> dict[str, Any]:
-    """What a result must say of the model and the libraries that made it."""
+    """What a result says of the model and the libraries that made it."""
+    name = str(getattr(model.hf.config, "_name_or_path", "") or "")
     return {
-        "model": getattr(model.hf.config, "_name_or_path", "")
-        and str(model.hf.config._name_or_path).rstrip("/").split("/")[-1],
+        "model": name if not Path(name).is_dir() else Path(name).name,
+        "revision": getattr(model.hf.config, "_commit_hash", None),
+        "weight_hash": weight_hash(model.named_parameters()),
         "family": model.cfg.family,
         "n_layers": model.cfg.n_layers,
         "n_heads": model.cfg.n_heads,
