@@ -163,7 +163,10 @@ def test_overlay_shows_the_row_that_ram_counts():
     figure = overlay(model, sample, [(2, 1), (0, 0)], rows="last")
     assert model.asked == ["last", (("blocks.0.attn.hook_pattern_rows", "blocks.2.attn.hook_pattern_rows"), None)]
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert titles == ["L2H1   region 0.75, picture 0.75", "L0H0   region 0.00, picture 0.00"]
+    assert titles == [
+        "L2H1   region 0.75, picture 0.75, brightest patch 0.75",
+        "L0H0   region 0.00, picture 0.00, brightest patch 1",
+    ]
     assert "region 0.25" in overlay(model, sample, "L2H1", reduce="mean").axes[0].get_title(loc="left")
     with pytest.raises(CorelensError, match="reduce='sum'"):
         overlay(model, sample, "L2H1", reduce="sum")

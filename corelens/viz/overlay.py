@@ -183,7 +183,8 @@ def overlay(
             is no region); "mean" the mean of the rows.
         frames: at most so many frames of a video, evenly spaced.
     Returns:
-        A matplotlib figure. Over each line stand the head and what it puts on the region and on the picture.
+        A matplotlib figure. Over each line stand the head and what attention it puts on the region, on the pictures
+        and on the brightest patch; a line's pictures share one scale.
     """
     heads = HeadSet(heads)
     inputs = model.prepare(sample)
@@ -211,7 +212,7 @@ def overlay(
                 ax.set_axis_off()
                 if frame is not None and line == 0:
                     ax.text(0.5, -0.02, f"frame {frame}", transform=ax.transAxes, ha="center", va="top", fontsize=8)
-            grid[line, 0].set_title(f"{head}   {seen}")
+            grid[line, 0].set_title(f"{head}   {seen}, brightest patch {peak:.2g}", fontsize=8.5)
     return figure
 
 
