@@ -132,7 +132,16 @@ class HookDict(dict[str, Any]):
     (A model of 36 layers and 32 heads has some 10,000 of them: as modules they would cost 14 ms a run.)
     """
 
+    def __init__(self, points: Mapping[str, Any], absent: Mapping[str, str] | None = None):
+        super().__init__(points)
+        self.absent = absent or {}  # names that this model cannot have → why
+
     def __missing__(self, name: str) -> Any:
+        if name in self.absent:
+            raise CorelensError(
+                f"the hook name {name!r}", f"a name that this layer has: {self.absent[name]}",
+                "hook hook_mlp_out or hook_attn_out there, or another layer",
+            )  # fmt: skip
         if match := _PER_HEAD.fullmatch(name):
             parent = self.get(f"{match['attn']}.{match['point']}")
             if isinstance(parent, HookPoint):
@@ -206,3 +215,38 @@ class BlockPoints(nn.Module):
         self.hook_mlp_out, self.hook_resid_post = HookPoint(), HookPoint()
         if deepstack:
             self.hook_deepstack = HookPoint()
+
+
+class VisionAttentionPoints(nn.Module):
+    """The points of one vision layer's attention: q, k, v [image, pos, head, d_head] as the projections give them (before
+    norms and rotary), pattern [image, head, query, key], z [image, pos, head, d_head] as the output projection gets it.
+    """
+
+    def __init__(self, n_heads: int):
+        super().__init__()
+        self.hook_q, self.hook_k, self.hook_v = (HookPoint(2, n_heads) for _ in range(3))
+        self.hook_pattern, self.hook_z = HookPoint(1, n_heads), HookPoint(2, n_heads)
+
+
+class VisionBlockPoints(nn.Module):
+    """The points of one vision layer; residual points are [image, pos, d_vision]."""
+
+    def __init__(self, n_heads: int):
+        super().__init__()
+        self.hook_resid_pre = HookPoint()
+        self.attn = VisionAttentionPoints(n_heads)
+        self.hook_resid_post = HookPoint()
+
+
+class VisionPoints(nn.Module):
+    """The vision side. `hook_out` is what the decoder gets of all pictures, one after the other: [visual, d_model], or
+    [visual, 1 + n, d_model] where n more features a token are added after the first n layers (DeepStack).
+
+    "image" is what the tower calls a batch: an image, tile or frame. A tower without a batch axis runs on all patches
+    of all pictures joined along pos, and its points have a first axis of size 1.
+    """
+
+    def __init__(self, n_layers: int, n_heads: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(VisionBlockPoints(n_heads) for _ in range(n_layers))
+        self.hook_out = HookPoint()

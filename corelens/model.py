@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,43 +11,22 @@ from torch import Tensor, nn
 from transformer_lens import ActivationCache
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from corelens.attention import Running, Step
+from corelens.config import config_of
 from corelens.encode import encode
 from corelens.errors import CorelensError
-from corelens.hooks import BlockPoints, HookDict, HookPoint, NormPoints, all_points
+from corelens.hooks import HookDict, HookPoint, all_points
 from corelens.inputs import Inputs, Sample, check_has_media, from_tensors, prepare
 from corelens.layouts import layout_for
-from corelens.positions import Where, resolve, within
-from corelens.wiring import wired
+from corelens.positions import Where, resolve, with_positions, within
+from corelens.running import Running, Step
+from corelens.vision import vision_points
+from corelens.weights import Block, Norm, Unembed
+from corelens.wiring import absent, wired
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
 # Large or derived: kept in a cache only when they are named.
 NOT_CACHED_BY_DEFAULT = ("hook_attn_scores", "hook_pattern", "hook_pattern_rows", "hook_result", "hook_edges")
-
-
-@dataclass
-class Config:
-    """The model's shape under TransformerLens's names."""
-
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    d_head: int
-    d_model: int
-    d_mlp: int
-    d_vocab: int
-    family: str
-    device: torch.device
-    dtype: torch.dtype
-    eps: float
-    normalization_type: str = "RMS"
-    attn_only: bool = False
-
-    @property
-    def n_key_value_heads(self) -> int:
-        """TransformerLens's name for `n_kv_heads`."""
-        return self.n_kv_heads
 
 
 class HookedMLLM(HookedRootModule):
@@ -67,15 +45,22 @@ class HookedMLLM(HookedRootModule):
         object.__setattr__(self, "hf", hf_model)
         self.processor = processor
         self.layout = layout_for(hf_model.config)
-        self.cfg = _config(hf_model, self.layout.decoder(hf_model).config)
+        self.cfg = config_of(hf_model, self.layout)
 
+        c, decoder = self.cfg, self.layout.decoder(hf_model)
+        self.vision, missing = vision_points(hf_model, self.layout)
         self.hook_embed = HookPoint()
-        deepstack = self.layout.deepstack_layers(hf_model)
         self.blocks = nn.ModuleList(
-            BlockPoints(self.cfg.n_heads, self.cfg.n_kv_heads, layer < deepstack) for layer in range(self.cfg.n_layers)
+            Block(self.layout, layer, c.n_heads, c.n_kv_heads, number < c.n_deepstack)
+            for number, layer in enumerate(decoder.layers)  # type: ignore[arg-type]
         )
-        self.ln_final = NormPoints()
+        self.ln_final = Norm(decoder.norm, self.layout.norm_weight_offset)  # type: ignore[arg-type]
+        self.unembed = Unembed(hf_model.get_output_embeddings())
         self.hook_logits = HookPoint()
+        for number, (block, layer) in enumerate(zip(self.blocks, decoder.layers, strict=True)):  # type: ignore[arg-type]
+            gone = absent(self.layout, block, layer)  # type: ignore[arg-type]
+            missing |= {f"blocks.{number}.{name}": reason for name, reason in gone.items()}
+        self._missing = missing
         self._rows: Where | None = None
         self.setup()
 
@@ -114,8 +99,9 @@ class HookedMLLM(HookedRootModule):
     def setup(self) -> None:
         """Name the hook points and index them; per-head names are made when they are asked for."""
         super().setup()
-        self.hook_dict = HookDict(self.hook_dict)
-        self.mod_dict = HookDict(self.mod_dict)
+        for held in ("hook_dict", "mod_dict"):
+            names = {name: module for name, module in getattr(self, held).items() if name not in self._missing}
+            setattr(self, held, HookDict(names, self._missing))
 
     def hook_points(self) -> Iterator[HookPoint]:  # type: ignore[override]
         """Every hook point, per-head points in use included."""
@@ -146,7 +132,7 @@ class HookedMLLM(HookedRootModule):
     def to(self, *args: Any, **kwargs: Any) -> "HookedMLLM":
         """Move the wrapped model."""
         self.hf.to(*args, **kwargs)
-        self.cfg = _config(self.hf, self.layout.decoder(self.hf).config)
+        self.cfg = config_of(self.hf, self.layout)
         return self
 
     def train(self, mode: bool = True) -> "HookedMLLM":
@@ -166,7 +152,8 @@ class HookedMLLM(HookedRootModule):
     def prepare(self, samples: Sample | Sequence[Sample], **options: Any) -> Inputs:
         """Turn a sample, or a list of them, into one batch on the model's device. See `corelens.inputs.prepare`."""
         batch = [samples] if isinstance(samples, Sample) else list(samples)
-        return prepare(batch, self.processor, self.layout, self.hf.config, **options).to(self.device)
+        inputs = prepare(batch, self.processor, self.layout, self.hf.config, **options)
+        return with_positions(inputs, self.layout.first_position).to(self.device)
 
     def inputs(self, **tensors: Tensor) -> Inputs:
         """Inputs made of tensors that you prepared yourself, as you would hand them to the Hugging Face model."""
@@ -333,11 +320,11 @@ class HookedMLLM(HookedRootModule):
             return Step(batch, positions, rows, cached)
 
         try:
-            with wired(self.hf, self.layout, self, Running(), begin) if active else nullcontext():
+            with wired(self.hf, self.layout, self, Running(batch), begin) if active else nullcontext():
                 yield
         finally:
             for point in active:  # the batch is not kept alive by the points that saw it
-                for key in ("inputs", "positions", "rows"):
+                for key in ("inputs", "positions", "rows", "lengths"):
                     point.ctx.pop(key, None)
 
 
@@ -347,21 +334,3 @@ def _handles(point: HookPoint) -> list[Any]:
 
 def _kept_by_default(name: str) -> bool:
     return not name.endswith(NOT_CACHED_BY_DEFAULT) and not name.startswith("vision.")
-
-
-def _config(hf: Any, text: Any) -> Config:
-    n_heads = text.num_attention_heads
-    weight = hf.get_input_embeddings().weight
-    return Config(
-        n_layers=text.num_hidden_layers,
-        n_heads=n_heads,
-        n_kv_heads=getattr(text, "num_key_value_heads", None) or n_heads,
-        d_head=getattr(text, "head_dim", None) or text.hidden_size // n_heads,
-        d_model=text.hidden_size,
-        d_mlp=text.intermediate_size,
-        d_vocab=text.vocab_size,
-        family=hf.config.model_type,
-        device=weight.device,
-        dtype=weight.dtype,
-        eps=getattr(text, "rms_norm_eps", 1e-6),
-    )

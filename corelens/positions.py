@@ -4,6 +4,7 @@ Hooks are made before any input exists; a name is looked up when they run, in th
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,3 +68,16 @@ def member(positions: Int[Tensor, "batch n"], length: int) -> Tensor:
     table = torch.zeros(positions.shape[0], length + 1, dtype=torch.bool, device=positions.device)
     inside = torch.where((positions >= 0) & (positions < length), positions, length)  # the last column is thrown away
     return table.scatter_(1, inside, True)[:, :length]
+
+
+def with_positions(inputs: Any, first: int | None) -> Any:
+    """The same batch; where rows are padded on the left, with position ids that count each row's own tokens from `first`.
+
+    A model that is given none counts the padding too: its logits are the same (rotary is relative), but rotated q and k
+    are then not those of the sample run alone.
+    """
+    mask = inputs.tensors["attention_mask"]
+    if first is None or bool(mask[:, 0].all()):
+        return inputs
+    positions = (mask.cumsum(-1) - 1).clamp(min=0) + first
+    return replace(inputs, tensors={**inputs.tensors, "position_ids": positions})

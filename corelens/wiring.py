@@ -12,10 +12,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from corelens.attention import Running, Step, implementation, running
-from corelens.errors import CorelensError
+from corelens.running import Running, Step, edits_before_caching, implementation, running
 from corelens.hooks import BlockPoints, HookPoint, NormPoints
 from corelens.layouts.base import Layout
+from corelens.places import on_input, on_output
+from corelens.vision import wired_vision
+from corelens.weights import head_results, norm_eps, norm_weight, readable
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def wired(
     Args:
         hf: the Hugging Face model.
         layout: where its modules are.
-        root: what holds the points: hook_embed, blocks, ln_final, hook_logits.
+        root: what holds the points: hook_embed, blocks, ln_final, hook_logits, vision.
         run: its `step` is set whenever the decoder begins, its `sites` here.
         begin: begin(the new tokens' embeddings, how many tokens came before, whether there is a cache) → the Step.
     """
@@ -46,11 +48,16 @@ def wired(
             cache, embeds = kwargs.get("past_key_values"), kwargs["inputs_embeds"]
             so_far = int(cache.get_seq_length()) if cache is not None else 0
             run.step = begin(embeds, so_far, cache is not None)
+            run.stored.clear()
+            if cache is not None and any(p.hook_rot_k.active or p.hook_v.active for p in run.sites.values()):
+                caching.enter_context(edits_before_caching(cache, run))
             if root.hook_embed.active:
                 return args, kwargs | {"inputs_embeds": run.fire(root.hook_embed, embeds)}
             return None
 
+        caching = stack.enter_context(ExitStack())
         place(decoder.register_forward_pre_hook(decoder_begins, with_kwargs=True))
+        place(decoder.register_forward_hook(lambda *_: caching.close(), always_call=True))
         for points, layer in zip(root.blocks, layers, strict=True):
             for handle in _place_block(run, layout, points, layer):
                 place(handle)
@@ -64,82 +71,79 @@ def wired(
         added = [points.hook_deepstack for points in root.blocks if hasattr(points, "hook_deepstack")]
         if any(point.active for point in added):
             stack.enter_context(layout.deepstack(decoder, lambda layer, x: run.fire(added[layer], x)))
+        stack.enter_context(wired_vision(hf, layout, root.vision, run))
         if run.sites:
-            configs = {id(config): config for config in [decoder.config, *(m.config for m in run.sites)]}  # type: ignore[union-attr]
+            # The masks are made by the decoder's config, in some models by the config that holds it.
+            text = hf.config.get_text_config()  # type: ignore[union-attr, operator]
+            configs = {id(config): config for config in [text, decoder.config, *(m.config for m in run.sites)]}  # type: ignore[union-attr]
             stack.enter_context(implementation(list(configs.values())))
         stack.enter_context(running(run))
         yield
 
 
+def absent(layout: Layout, points: BlockPoints, layer: nn.Module) -> dict[str, str]:
+    """The names, below this layer's, of points that the layer cannot have, each with the reason."""
+    needs = {name: path for name, _, path, _ in (*_before(layout, points), *_after(layout, points))}
+    for name, path in (("ln1", layout.ln1), ("ln2", layout.ln2)):
+        needs |= {f"{name}.hook_scale": path, f"{name}.hook_normalized": path}
+    for name, _ in points.attn.named_children():
+        needs.setdefault(f"attn.{name}", layout.attention)
+    missing = {}
+    for name, path in needs.items():
+        if not _has(layer, path):
+            experts = name.startswith("mlp.") and _has(layer, layout.mlp)
+            what = "a mixture of experts, not one MLP" if experts else "no module of its own for this"
+            missing[name] = f"it has {what} ({path!r} is not there)"
+    return missing
+
+
+def _has(layer: nn.Module, path: str) -> bool:
+    try:
+        layer.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+# A point, by its name below the layer; the module at which it fires; and what is placed there.
+Places = list[tuple[str, HookPoint, str, Callable[..., Callable[..., Any]]]]
+
+
+def _before(layout: Layout, points: BlockPoints) -> Places:
+    """Points whose tensor goes into a module."""
+    return [
+        ("hook_resid_pre", points.hook_resid_pre, "", on_input),
+        ("hook_resid_mid", points.hook_resid_mid, layout.ln2, _on_shared_input),
+        ("mlp.hook_post", points.mlp.hook_post, layout.mlp_down, on_input),
+    ]
+
+
+def _after(layout: Layout, points: BlockPoints) -> Places:
+    """Points whose tensor comes out of a module."""
+    attn = points.attn
+    return [
+        ("attn.hook_q", attn.hook_q, layout.q_proj, on_output),
+        ("attn.hook_k", attn.hook_k, layout.k_proj, on_output),
+        ("attn.hook_result", attn.hook_result, layout.o_proj, _on_result),
+        ("hook_attn_out", points.hook_attn_out, layout.attn_out, on_output),
+        ("mlp.hook_pre", points.mlp.hook_pre, layout.mlp_gate, on_output),
+        ("hook_mlp_out", points.hook_mlp_out, layout.mlp_out, on_output),
+        ("hook_resid_post", points.hook_resid_post, "", on_output),
+    ]
+
+
 def _place_block(run: Running, layout: Layout, points: BlockPoints, layer: nn.Module) -> Iterator[Any]:
-    attn, mlp = points.attn, points.mlp
-    before = [  # the point's tensor goes into the module
-        (points.hook_resid_pre, "", _on_input),
-        (points.hook_resid_mid, layout.ln2, _on_shared_input),
-        (mlp.hook_post, layout.mlp_down, _on_input),
-    ]
-    after = [  # it comes out of the module
-        (attn.hook_q, layout.q_proj, _on_output),
-        (attn.hook_k, layout.k_proj, _on_output),
-        (attn.hook_result, layout.o_proj, _on_result),
-        (points.hook_attn_out, layout.attn_out, _on_output),
-        (mlp.hook_pre, layout.mlp_gate, _on_output),
-        (points.hook_mlp_out, layout.mlp_out, _on_output),
-        (points.hook_resid_post, "", _on_output),
-    ]
-    for point, path, make in before:
+    for _, point, path, make in _before(layout, points):
         if point.active:
-            module = _module(layer, path, point)
-            yield module.register_forward_pre_hook(make(run, point), with_kwargs=True)
-    for point, path, make in after:
+            yield layer.get_submodule(path).register_forward_pre_hook(make(run, point), with_kwargs=True)
+    for _, point, path, make in _after(layout, points):
         if point.active:
-            yield _module(layer, path, point).register_forward_hook(make(run, point))
+            yield layer.get_submodule(path).register_forward_hook(make(run, point))
     yield from _place_norm(run, layout, points.ln1, layer, layout.ln1)
     yield from _place_norm(run, layout, points.ln2, layer, layout.ln2)
 
 
-def _module(layer: nn.Module, path: str, point: HookPoint) -> nn.Module:
-    try:
-        return layer.get_submodule(path)
-    except AttributeError:
-        raise CorelensError(
-            f"a hook on {point.name!r}",
-            f"a layer with a module {path!r} (a mixture-of-experts layer has no single MLP, some models fuse projections)",
-            "hook hook_mlp_out or hook_attn_out, or another layer",
-        ) from None
-
-
 # --- what hangs on a module -------------------------------------------------------------------------------------------
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _on_output(run: Running, point: HookPoint) -> Callable[..., Any]:
-    """The module's output is the point's tensor (split into heads where the point counts heads)."""
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        x = _first(output)
-        seen = x if point.head_axis is None else rearrange(x, "... (head d) -> ... head d", head=point.n_heads)
-        edited = run.fire(point, seen)
-        if edited is seen:
-            return None
-        edited = edited if point.head_axis is None else rearrange(edited, "... head d -> ... (head d)")
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
-
-    return hook
-
-
-def _on_input(run: Running, point: HookPoint) -> Callable[..., Any]:
-    """The module's first input is the point's tensor."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (run.fire(point, args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": run.fire(point, kwargs["hidden_states"])}
-
-    return hook
 
 
 def _on_shared_input(run: Running, point: HookPoint) -> Callable[..., Any]:
@@ -158,8 +162,7 @@ def _on_shared_input(run: Running, point: HookPoint) -> Callable[..., Any]:
 
 def _place_norm(run: Running, layout: Layout, points: NormPoints, parent: nn.Module, path: str) -> Iterator[Any]:
     if points.hook_scale.active or points.hook_normalized.active:
-        norm = _module(parent, path, points.hook_normalized)
-        yield norm.register_forward_hook(_on_norm(run, points, layout.norm_weight_offset))
+        yield parent.get_submodule(path).register_forward_hook(_on_norm(run, points, layout.norm_weight_offset))
 
 
 def _on_norm(run: Running, points: NormPoints, offset: float) -> Callable[..., Any]:
@@ -169,14 +172,12 @@ def _on_norm(run: Running, points: NormPoints, offset: float) -> Callable[..., A
         x = args[0].float()
         if isinstance(norm, nn.LayerNorm):
             x = x - x.mean(-1, keepdim=True)
-        eps: float = getattr(norm, "variance_epsilon", None) or norm.eps  # type: ignore[assignment]
-        scale, scaled = run.fire_watched(points.hook_scale, (x.pow(2).mean(-1, keepdim=True) + eps).sqrt())
+        scale, scaled = run.fire_watched(points.hook_scale, (x.pow(2).mean(-1, keepdim=True) + norm_eps(norm)).sqrt())
         normalized, edited = run.fire_watched(points.hook_normalized, (x / scale).to(output.dtype))
         if not (scaled or edited):
             return None
-        weight = norm.weight if not offset else offset + norm.weight  # type: ignore[operator]
-        edited_output = normalized * weight  # type: ignore[operator]
-        bias = getattr(norm, "bias", None)
+        edited_output = normalized * norm_weight(norm, offset)
+        bias = readable(norm, "bias")
         return (edited_output if bias is None else edited_output + bias).to(output.dtype)
 
     return hook
@@ -187,13 +188,11 @@ def _on_result(run: Running, point: HookPoint) -> Callable[..., Any]:
 
     def hook(o_proj: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         z = rearrange(args[0], "... (head d) -> ... head d", head=point.n_heads)
-        w_o = rearrange(o_proj.weight, "model (head d) -> head d model", head=point.n_heads)  # type: ignore[arg-type]
-        result = torch.einsum("...hd,hdm->...hm", z, w_o)
-        edited, changed = run.fire_watched(point, result)
+        edited, changed = run.fire_watched(point, head_results(o_proj, z))
         if not changed:
             return None
-        edited = edited.sum(-2)
-        return edited if o_proj.bias is None else edited + o_proj.bias  # type: ignore[operator]
+        bias = readable(o_proj, "bias")
+        return edited.sum(-2) if bias is None else edited.sum(-2) + bias
 
     return hook
 

@@ -32,6 +32,7 @@ class Layout:
     attn_out, mlp_out = "self_attn", "mlp"  # the modules whose output is added to the residual stream
     mlp, mlp_gate, mlp_up, mlp_down = "mlp", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
     norm_weight_offset = 0.0  # 1.0 where a norm multiplies by 1 + weight
+    first_position: int | None = None  # position id of a row's first real token; None: the model finds positions itself
 
     vision_attention = "self_attn"
     vision_q, vision_k, vision_v = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"

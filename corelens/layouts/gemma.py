@@ -11,6 +11,7 @@ class Gemma3(Layout):
     """Norms stand after attention and MLP too; what the residual stream gets is what these norms give."""
 
     model_types = ("gemma3",)
+    first_position = 0
     ln2 = "pre_feedforward_layernorm"
     attn_out, mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"
     norm_weight_offset = 1.0
@@ -31,6 +32,7 @@ class PaliGemma(Layout):
     """The prompt attends both ways (type 0), the answer causally (type 1); BOS stands after the picture."""
 
     model_types = ("paligemma",)
+    first_position = 1
     norm_weight_offset = 1.0
     answer_type_id = 1
 

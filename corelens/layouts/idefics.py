@@ -13,6 +13,7 @@ class Idefics3(Layout):
     """A view has (tile / patch / scale_factor)² tokens."""
 
     model_types = ("idefics3",)
+    first_position = 0
 
     def image_cells(
         self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]

@@ -10,6 +10,7 @@ class InternVL(Layout):
     """InternVL 3 and 3.5 in transformers' format. Frames of a video stand under the image token, one view each."""
 
     model_types = ("internvl",)
+    first_position = 0
     vision_attention = "attention"
     vision_q, vision_k, vision_v = "attention.q_proj", "attention.k_proj", "attention.v_proj"
     vision_out = "attention.projection_layer"

@@ -15,6 +15,7 @@ class Llava(Layout):
     """LLaVA 1.5: the short edge scaled to the tower's size, the centre cropped: the borders are lost."""
 
     model_types = ("llava",)
+    first_position = 0
 
     def image_cells(
         self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
@@ -47,6 +48,7 @@ class LlavaNext(Layout):
     """The squashed picture, then the best of several canvases in tiles, its padding cut off, a newline token a row."""
 
     model_types = ("llava_next",)
+    first_position = 0
 
     def image_cells(
         self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]

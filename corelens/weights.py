@@ -1,0 +1,215 @@
+"""Weights in TransformerLens's shapes: views of the Hugging Face model's own, never copies where a view can do.
+
+`model.blocks[l].attn.W_Q` [head, d_model, d_head] (W_K, W_V with KV heads), `W_O` [head, d_head, d_model], `b_Q` …;
+`model.blocks[l].mlp.W_gate`, `W_in` [d_model, d_mlp], `W_out` [d_mlp, d_model]; norms have `w`. Writing into a view
+writes into the model. Weights that are offloaded are read from where they lie; quantised ones have no view.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from corelens.errors import CorelensError
+from corelens.hooks import AttentionPoints, BlockPoints, MLPPoints, NormPoints
+from corelens.layouts.base import Layout
+
+
+def readable(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter as a plain tensor: of an offloaded module, what accelerate would load; None where there is none."""
+    parameter = getattr(module, name, None)
+    if not isinstance(parameter, Tensor):
+        return None
+    if parameter.device.type == "meta":
+        hook = getattr(module, "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):
+            if getattr(part, "weights_map", None) is not None:
+                return part.weights_map[name].to(part.execution_device)
+    return parameter
+
+
+def plain(module: nn.Module, shape: tuple[int, ...] | None = None) -> bool:
+    """Whether a projection's weight is a matrix of numbers, not packed or quantised."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        return False
+    return weight.ndim == 2 and (shape is None or weight.shape == shape)
+
+
+def projection(module: nn.Module) -> Float[Tensor, "out in"]:
+    """A linear module's matrix; an error where it is quantised."""
+    weight = readable(module, "weight")
+    if weight is None or not plain(module):
+        kind = f"{weight.dtype} of shape {list(weight.shape)}" if weight is not None else "no tensor"
+        raise CorelensError(
+            f"the weight of a {type(module).__name__}, which is {kind}",
+            "a matrix of floating-point numbers",
+            "load the model without quantisation to look at its weights; hooks work with it as it is",
+        )
+    return weight
+
+
+def head_results(
+    o_proj: nn.Module, z: Float[Tensor, "*batch pos head d_head"]
+) -> Float[Tensor, "*batch pos head d_model"]:
+    """What each head adds through the output projection: result_h = z_h · W_O[h], without the bias."""
+    heads, d_head = z.shape[-2:]
+    if plain(o_proj):
+        w_o = rearrange(projection(o_proj), "model (head d) -> head d model", head=heads)
+        return torch.einsum("...hd,hdm->...hm", z, w_o)
+    none = o_proj(torch.zeros_like(z).flatten(-2))  # a quantised projection is asked head by head
+    results = []
+    for head in range(heads):
+        alone = torch.zeros_like(z)
+        alone[..., head, :] = z[..., head, :]
+        results.append(o_proj(alone.flatten(-2)) - none)
+    return torch.stack(results, dim=-2)
+
+
+def norm_eps(norm: nn.Module) -> float:
+    """A norm's ε, under either of the names it has."""
+    eps = getattr(norm, "variance_epsilon", None)
+    return float(norm.eps if eps is None else eps)  # type: ignore[arg-type]
+
+
+def norm_weight(norm: nn.Module, offset: float) -> Float[Tensor, " d_model"]:
+    """What a norm multiplies by: its weight, or 1 + weight where the family's norms do that."""
+    weight = readable(norm, "weight")
+    assert weight is not None
+    return weight if not offset else offset + weight
+
+
+# --- the points with their weights beside them ------------------------------------------------------------------------
+
+
+class Norm(NormPoints):
+    """A norm's points, its weight `w` [d_model], and itself: calling it norms."""
+
+    def __init__(self, norm: nn.Module | None, offset: float):
+        super().__init__()
+        object.__setattr__(self, "norm", norm)  # not a submodule: the weights stay the wrapped model's
+        self.offset = offset
+
+    @property
+    def w(self) -> Float[Tensor, " d_model"]:
+        """What the norm multiplies by."""
+        return norm_weight(self.norm, self.offset)
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The norm itself, without firing its points."""
+        return self.norm(x)  # type: ignore[operator]
+
+
+class Attention(AttentionPoints):
+    """The points of one layer's attention, and its weights."""
+
+    def __init__(self, layout: Layout, layer: nn.Module, n_heads: int, n_kv_heads: int):
+        super().__init__(n_heads, n_kv_heads)
+        object.__setattr__(self, "_of", (layout, layer))
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
+
+    def _in(self, path: str, heads: int) -> Float[Tensor, "head d_model d_head"]:
+        weight = projection(self._of[1].get_submodule(path))
+        return rearrange(weight, "(head d) model -> head model d", head=heads)
+
+    def _bias(self, path: str, heads: int) -> Float[Tensor, "head d_head"]:
+        module = self._of[1].get_submodule(path)
+        bias = readable(module, "bias")
+        if bias is None:
+            weight = projection(module)
+            bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        return rearrange(bias, "(head d) -> head d", head=heads)
+
+    W_Q = property(lambda self: self._in(self._of[0].q_proj, self.n_heads), doc="[head, d_model, d_head]")
+    W_K = property(lambda self: self._in(self._of[0].k_proj, self.n_kv_heads), doc="[kv_head, d_model, d_head]")
+    W_V = property(lambda self: self._in(self._of[0].v_proj, self.n_kv_heads), doc="[kv_head, d_model, d_head]")
+    b_Q = property(lambda self: self._bias(self._of[0].q_proj, self.n_heads), doc="[head, d_head]")
+    b_K = property(lambda self: self._bias(self._of[0].k_proj, self.n_kv_heads), doc="[kv_head, d_head]")
+    b_V = property(lambda self: self._bias(self._of[0].v_proj, self.n_kv_heads), doc="[kv_head, d_head]")
+    b_O = property(lambda self: self._bias(self._of[0].o_proj, 1)[0], doc="[d_model]")
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        """From a head's z to the residual stream (before the norm after attention, where there is one)."""
+        weight = projection(self._of[1].get_submodule(self._of[0].o_proj))
+        return rearrange(weight, "model (head d) -> head d model", head=self.n_heads)
+
+
+class MLP(MLPPoints):
+    """The points of one layer's MLP, and its weights (a mixture of experts has none of these)."""
+
+    def __init__(self, layout: Layout, layer: nn.Module):
+        super().__init__()
+        object.__setattr__(self, "_of", (layout, layer))
+
+    def _module(self, path: str) -> nn.Module:
+        try:
+            return self._of[1].get_submodule(path)
+        except AttributeError:
+            raise CorelensError(
+                f"the MLP weights of a layer without {path!r} (a mixture of experts)",
+                "a layer with one MLP", "read the experts' weights from model.hf",
+            ) from None  # fmt: skip
+
+    def _bias(self, path: str) -> Tensor:
+        weight, bias = projection(self._module(path)), readable(self._module(path), "bias")
+        return bias if bias is not None else torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+
+    W_gate = property(lambda self: projection(self._module(self._of[0].mlp_gate)).T, doc="[d_model, d_mlp]")
+    W_in = property(lambda self: projection(self._module(self._of[0].mlp_up)).T, doc="[d_model, d_mlp]")
+    W_out = property(lambda self: projection(self._module(self._of[0].mlp_down)).T, doc="[d_mlp, d_model]")
+    b_in = property(lambda self: self._bias(self._of[0].mlp_up), doc="[d_mlp]")
+    b_out = property(lambda self: self._bias(self._of[0].mlp_down), doc="[d_model]")
+
+
+class Block(BlockPoints):
+    """The points of one decoder layer, and its weights."""
+
+    hook_out_is_single_residual_stream = True  # TransformerLens's logit lens asks for it
+
+    def __init__(self, layout: Layout, layer: nn.Module, n_heads: int, n_kv_heads: int, deepstack: bool):
+        super().__init__(n_heads, n_kv_heads, deepstack)
+        self.attn = Attention(layout, layer, n_heads, n_kv_heads)
+        self.mlp = MLP(layout, layer)
+        self.ln1, self.ln2 = (Norm(_find(layer, path), layout.norm_weight_offset) for path in (layout.ln1, layout.ln2))
+        for name, path, body in (("attn", layout.attn_out, layout.attention), ("mlp", layout.mlp_out, layout.mlp)):
+            # a norm between a sublayer and the residual stream, where the family has one
+            object.__setattr__(self, f"{name}_post_norm", _find(layer, path) if path != body else None)
+        self.norm_weight_offset = layout.norm_weight_offset
+
+
+def _find(layer: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return layer.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+class Unembed(nn.Module):
+    """`model.unembed(x)`: the language-model head."""
+
+    def __init__(self, head: Any):
+        super().__init__()
+        object.__setattr__(self, "head", head)
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The unembedding."""
+        return projection(self.head).T
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        """Its bias; zeros where there is none."""
+        bias, weight = readable(self.head, "bias"), projection(self.head)
+        return bias if bias is not None else torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+        """Logits of normed residual vectors."""
+        return self.head(x)
+
+
+def stacked(blocks: Any, part: str, name: str) -> Float[Tensor, "layer ..."]:
+    """One weight of all layers, stacked: a copy."""
+    return torch.stack([getattr(getattr(block, part), name) for block in blocks])
