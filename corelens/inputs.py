@@ -276,6 +276,12 @@ def _token_map(
             "a chat template that writes a placeholder for each picture",
             "look at processor.apply_chat_template(…, tokenize=False)",
         )
+    if len(placeholder) and placeholder[-1] >= row.prompt:
+        raise CorelensError(
+            f"sample {sample.id!r}: image tokens in the answer {sample.answer!r}",
+            "words",
+            "take them out of the answer",
+        )
     visual, located, covered = placeholder, None, []
     missing: dict[str, CorelensError] = {}
     if isinstance(cells, CorelensError):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,7 +17,7 @@ from corelens.regions import Region, Tube
 
 NAMES = ("question", "last", "answer", "visual", "region", "text", "all", "image:1", "frame:3")
 
-Positions = str | int | Sequence[int] | Tensor
+Positions = str | int | Sequence[int] | np.ndarray | Tensor
 
 
 @dataclass
@@ -196,8 +197,8 @@ class TokenMap:
         chosen, region = self.positions(rows, rows=True), self.region
         if len(chosen) == 0 or chosen.max() < region.min():
             raise CorelensError(
-                f"sample {self.id!r}: the {rows if isinstance(rows, str) else 'chosen'} rows stand before the evidence "
-                f"(rows up to {int(chosen.max()) if len(chosen) else 'none'}, region from position {int(region.min())})",
+                f"sample {self.id!r}: the {rows if isinstance(rows, str) else 'chosen'} rows stand before the evidence: "
+                f"rows {chosen.tolist()[:4]}, region from position {int(region.min())}",
                 "rows that come after the picture: a token attends only to what stands before it",
                 "use rows='last', or put the picture before the question",
             )
@@ -262,7 +263,7 @@ class TokenMap:
             "ask for cells of visual tokens only",
         )
 
-    def _explicit(self, spec: int | Sequence[int] | Tensor) -> Int[Tensor, " chosen"]:
+    def _explicit(self, spec: int | Sequence[int] | np.ndarray | Tensor) -> Int[Tensor, " chosen"]:
         chosen = torch.as_tensor(spec).detach().cpu()
         if chosen.dtype == torch.bool and chosen.shape == self.real.shape:
             chosen = chosen.nonzero()[:, 0]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, tiny
-from PIL import Image
 
 from corelens.errors import CorelensError
 from corelens.inputs import Sample, prepare
