@@ -127,5 +127,5 @@ def test_what_ram_needs_is_asked_for(model):
     with pytest.raises(cl.CorelensError, match="rows='last'"):
         cl.score_heads(model, [one], ["ram"])
     assert cl.score_heads(model, [one], ["ram[rows=last]"])
-    with pytest.raises(cl.CorelensError, match="no samples"):
+    with pytest.raises(cl.CorelensError, match="0 samples"):
         cl.score_heads(model, [], ["ram"])

@@ -1,0 +1,200 @@
+"""CoreLens's own simple format: a folder with `samples.jsonl` and the pictures it names.
+
+One line a sample, a JSON object:
+
+    {"id": "17", "images": ["street.jpg"], "question": "What number is on the bus?", "answer": "42",
+     "regions": [{"box": [312, 140, 376, 204], "image": 0, "text": "42"}]}
+
+`images` or `video` (its frames): paths relative to the folder. `question`: text. All else may be left out: `id` (the
+line number), `answer`, `choices` (texts), `meta` (anything), `regions`: each with one of `box` [x0, y0, x1, y1] in
+pixels of the original picture, `mask` (path of a picture, non-black where the region is) or `tube` {frame: box}; and
+`image` (which picture, from 0) and `text` (what stands there).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from corelens.errors import CorelensError
+from corelens.inputs import Sample
+from corelens.regions import Box, Mask, Region, Tube
+
+FILE = "samples.jsonl"
+FIELDS = ("id", "images", "video", "question", "answer", "choices", "regions", "meta")
+REGION_FIELDS = ("box", "mask", "tube", "image", "text")
+
+
+def load_samples(path: str | Path) -> list[Sample]:
+    """Read a folder in CoreLens's format (or its samples.jsonl). Pictures are opened when a model reads the sample.
+
+    Raises:
+        CorelensError: a line that is wrong, with file, line and field; nothing is skipped.
+    """
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise CorelensError(f"{path}", f"a folder with {FILE}, or that file", "see help(corelens.data.folder)")
+    samples = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                samples.append(_sample(line, _Line(file, number)))
+    if not samples:
+        raise CorelensError(f"{file}, which is empty", "one sample a line", "see help(corelens.data.folder)")
+    twice = _first_twice(sample.id for sample in samples)
+    if twice is not None:
+        raise CorelensError(f"{file}: two samples with the id {twice!r}", "ids that differ", "results are kept by id")
+    return samples
+
+
+def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
+    """Write samples with their pictures (as PNG) in the same format; returns the path of samples.jsonl."""
+    folder = Path(folder)
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, sample in enumerate(samples):
+        if sample.messages is not None:
+            raise CorelensError(f"sample {sample.id!r}, a chat", "samples of images and a question", "leave chats out")
+
+        def keep(picture: Any, name: str) -> str:
+            image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+            image.save(folder / "pictures" / f"{name}.png")
+            return f"pictures/{name}.png"
+
+        record: dict[str, Any] = {"id": sample.id or str(number + 1)}
+        kind, pictures = ("video", sample.video) if sample.video else ("images", sample.images)
+        record[kind] = [keep(picture, f"{number:06d}-{i}") for i, picture in enumerate(pictures)]
+        record["regions"] = [
+            _region_json(region, lambda mask, i=i: keep(Image.fromarray(mask), f"{number:06d}-mask-{i}"))
+            for i, region in enumerate(sample.regions)
+        ]
+        record |= {name: getattr(sample, name) for name in ("question", "answer", "choices", "meta")}
+        lines.append(json.dumps({name: x for name, x in record.items() if x not in (None, [], {})}, ensure_ascii=False))
+    file = folder / FILE
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+class _Line:
+    """Where we are, for messages."""
+
+    def __init__(self, file: Path, number: int):
+        self.file, self.number = file, number
+
+    def wrong(self, field: str, given: Any, expected: str) -> CorelensError:
+        shown = repr(given)
+        shown = shown if len(shown) < 80 else f"{shown[:77]}…"
+        return CorelensError(
+            f"{self.file}, line {self.number}, field {field!r}: {shown}",
+            expected,
+            "correct the line; the format is in help(corelens.data.folder)",
+        )
+
+
+def _sample(text: str, line: _Line) -> Sample:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise line.wrong("(all)", text.strip(), f"a JSON object ({error})") from error
+    if not isinstance(record, dict):
+        raise line.wrong("(all)", record, "a JSON object")
+    for field in record:
+        if field not in FIELDS:
+            raise line.wrong(field, record[field], f"one of the fields {', '.join(FIELDS)}")
+    if ("images" in record) == ("video" in record):
+        raise line.wrong("images", record.get("images"), "either images or video")
+    kind = "video" if "video" in record else "images"
+    pictures = [_path(name, f"{kind}[{i}]", line) for i, name in enumerate(_texts(record[kind], kind, line))]
+    if not pictures:
+        raise line.wrong(kind, record[kind], "one path or more")
+    if not isinstance(record.get("question"), str) or not record["question"].strip():
+        raise line.wrong("question", record.get("question"), "a text")
+    for field, type_, expected in (("answer", str, "a text"), ("meta", dict, "an object"), ("regions", list, "a list")):
+        if record.get(field) is not None and not isinstance(record[field], type_):
+            raise line.wrong(field, record[field], expected)
+    regions = [_region(region, f"regions[{i}]", line) for i, region in enumerate(record.get("regions") or [])]
+    for i, region in enumerate(regions):
+        if isinstance(region, Tube) != (kind == "video"):
+            raise line.wrong(f"regions[{i}]", record["regions"][i], "a tube for a video, a box or mask for images")
+        if kind == "images" and not 0 <= region.image < len(pictures):
+            raise line.wrong(f"regions[{i}].image", region.image, f"0 to {len(pictures) - 1}")
+    choices = record.get("choices")
+    return Sample(
+        question=record["question"],
+        answer=record.get("answer"),
+        regions=regions,
+        choices=None if choices is None else _texts(choices, "choices", line),
+        id=str(record.get("id", line.number)),
+        meta=record.get("meta") or {},
+        **({"video": pictures} if kind == "video" else {"images": pictures}),
+    )
+
+
+def _region(given: Any, field: str, line: _Line) -> Region:
+    if not isinstance(given, dict) or len({"box", "mask", "tube"} & set(given)) != 1:
+        raise line.wrong(field, given, "an object with one of box, mask and tube")
+    for name in given:
+        if name not in REGION_FIELDS:
+            raise line.wrong(f"{field}.{name}", given[name], f"one of {', '.join(REGION_FIELDS)}")
+    image, text = given.get("image", 0), given.get("text")
+    if not isinstance(image, int) or isinstance(image, bool):
+        raise line.wrong(f"{field}.image", image, "a whole number, counted from 0")
+    try:
+        if "box" in given:
+            return Box(*_numbers(given["box"], f"{field}.box", line), image=image, text=text)
+        if "mask" in given:
+            path = _path(given["mask"], f"{field}.mask", line)
+            return Mask(np.asarray(Image.open(path).convert("L")) > 0, image=image, text=text)
+        boxes = given["tube"]
+        if not isinstance(boxes, dict) or not all(str(frame).isdecimal() for frame in boxes):
+            raise line.wrong(f"{field}.tube", boxes, "an object {frame: [x0, y0, x1, y1]}")
+        return Tube({int(f): Box(*_numbers(box, f"{field}.tube", line)) for f, box in boxes.items()}, text=text)
+    except CorelensError as error:
+        if str(line.file) in error.given:
+            raise
+        raise line.wrong(field, given, error.expected) from error
+    except OSError as error:
+        raise line.wrong(field, given, f"a picture that can be read ({error})") from error
+
+
+def _numbers(given: Any, field: str, line: _Line) -> list[float]:
+    numbers = isinstance(given, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in given)
+    if not numbers or len(given) != 4:
+        raise line.wrong(field, given, "four numbers [x0, y0, x1, y1]")
+    return given
+
+
+def _texts(given: Any, field: str, line: _Line) -> list[str]:
+    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+        raise line.wrong(field, given, "a list of texts")
+    return given
+
+
+def _path(name: Any, field: str, line: _Line) -> str:
+    path = line.file.parent / name if isinstance(name, str) else None
+    if path is None or not path.is_file():
+        raise line.wrong(field, name, f"the path of a file, relative to {line.file.parent}")
+    return str(path)
+
+
+def _region_json(region: Region, keep_mask: Any) -> dict[str, Any]:
+    about: dict[str, Any] = {} if region.text is None else {"text": region.text}
+    if isinstance(region, Tube):
+        return {"tube": {str(f): [b.x0, b.y0, b.x1, b.y1] for f, b in region.boxes.items()}, **about}
+    about |= {"image": region.image} if region.image else {}
+    if isinstance(region, Box):
+        return {"box": [region.x0, region.y0, region.x1, region.y1], **about}
+    return {"mask": keep_mask(region.mask), **about}
+
+
+def _first_twice(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
