@@ -46,6 +46,11 @@ def test_default_scenes_are_of_the_published_difficulty():
     assert not synthetic("refer", 1, objects=3)[0].meta["published"]
 
 
+def test_few_colours_make_twins():
+    for sample in synthetic("refer", 10, colours=2):
+        assert len({o["colour"] for o in sample.meta["objects"]}) <= 2
+
+
 def test_question_order_and_answers_are_balanced():
     samples = synthetic("refer", 300, seed=3)
     assert max(np.bincount([int(s.answer) for s in samples])) < 60
@@ -97,6 +102,8 @@ def test_centres_lie_on_the_patch_grid_unless_jittered():
         {"sides": (32, 32)},
         {"sides": (320, 256)},
         {"split": "exam"},
+        {"objects": 7, "colours": 1},
+        {"colours": 9},
         {"colour": "red"},
     ],
 )

@@ -29,6 +29,7 @@ class Plan:
         objects: shapes a scene (as many as fit, for "dense").
         sides: smallest and largest side in pixels, in steps of 32.
         jitter: of centres, in pixels.
+        colours: how many colours a scene may use.
         questions: at most so many a scene.
     """
 
@@ -40,6 +41,7 @@ class Plan:
     objects: int
     sides: tuple[int, int]
     jitter: float = 0.0
+    colours: int = len(COLOURS)
     questions: int = 4
 
     def to_json(self) -> dict[str, Any]:
@@ -63,7 +65,9 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
     if plan.form == "dense":
         objects = max(1, min(objects, width * height // 8000))
     scenes = [
-        draw_scene(stream("train", plan.seed, plan.step, 1 + row), width, height, objects, plan.jitter)
+        draw_scene(
+            stream("train", plan.seed, plan.step, 1 + row), width, height, objects, plan.jitter, colours=plan.colours
+        )
         for row in range(plan.batch)
     ]
     batch = {"images": np.stack([np.asarray(scene.image) for scene in scenes])}

@@ -19,7 +19,9 @@ _CHUNK = 100
 _LOSS = 0.005  # of validation accuracy, at most, when weights are stored in bfloat16
 
 
-def export_demo(run: str | Path, machine: str, n: int = 1000, root: Path = CHECKPOINTS) -> dict[str, Any]:
+def export_demo(
+    run: str | Path, machine: str, n: int = 1000, root: Path = CHECKPOINTS, notes: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Write the best checkpoint of a run of `train_demo` into `root`/<name>, and return its card.
 
     Weights are stored in bfloat16 if that costs no accuracy on validation scenes. The accuracy on the card is of the
@@ -30,6 +32,7 @@ def export_demo(run: str | Path, machine: str, n: int = 1000, root: Path = CHECK
         machine: on what it was trained, in general words ("one core of a server CPU").
         n: test scenes.
         root: where the checkpoints lie.
+        notes: what else a reader must know of this run, for the card.
     """
     run = Path(run)
     with safe_open(run / "best.safetensors", "pt") as file:
@@ -54,6 +57,7 @@ def export_demo(run: str | Path, machine: str, n: int = 1000, root: Path = CHECK
     text: Any = model.config.text_config
     model.to(getattr(torch, stored)).save_pretrained(folder)
     processor.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     log = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
     thin = [line for line in log if line["form"] == "validation" or line["step"] % 100 < 27]
     (folder / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in thin))
@@ -73,6 +77,7 @@ def export_demo(run: str | Path, machine: str, n: int = 1000, root: Path = CHECK
             "hours": round(float(info["seconds"]) / 3600, 2),
             "machine": machine,
             "recipe": recipe,
+            "notes": list(notes),
         },
         "chosen_by": f"accuracy on {len(validation)} validation scenes alone, every {recipe['check_every']} steps",
         "held_out": [
@@ -100,6 +105,7 @@ def export_demo(run: str | Path, machine: str, n: int = 1000, root: Path = CHECK
 def model_card(card: dict[str, Any]) -> str:
     """The card as a page."""
     training, rows = card["training"], []
+    notes = "".join(f"- {note}\n" for note in training["notes"])
     for row in card["held_out"]:
         interval = "–".join(f"{100 * x:.1f}" for x in row["ci95"]) if "ci95" in row else ""
         rows.append(f"| {row['world']} | {row['split']} | {row['n']} | {100 * row['accuracy']:.1f} % | {interval} |")
@@ -117,7 +123,7 @@ It knows nothing else. Licence: MIT, as CoreLens.
 - Chosen by {card["chosen_by"]}; no attention head was looked at before.
 - Training: {training["steps"]} steps, {training["hours"]} hours on {training["machine"]}, seed {training["seed"]};
   scenes without end from the training split, so none was seen twice. Log: `train_log.jsonl`.
-- Weights are stored in {card["stored_dtype"]}; `corelens.load_demo("{card["name"]}")` runs them in float32.
+{notes}- Weights are stored in {card["stored_dtype"]}; `corelens.load_demo("{card["name"]}")` runs them in float32.
 - Again: `corelens train-demo {card["name"]} --seed {training["seed"]}`.
 """
 

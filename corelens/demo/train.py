@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from corelens.data import synthetic
+from corelens.data.synthetic.refer import COLOURS
 from corelens.demo.batches import IGNORED, LABELS, Plan, draw_batch
 from corelens.demo.build import build_model, build_processor
 from corelens.demo.fast import fast_training, patches_of
@@ -37,12 +38,12 @@ LEVELS = {1: (128, 160), 2: (128, 192), 3: (160, 224), 4: (192, 256), 5: (224, 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast. `stage_a`, `stage_b`: steps; `wander`: steps at the end with jittered centres;
-    `batch`, `last_batch`: scenes a step before and at the last level."""
+    """How long and how fast. `stage_a`, `stage_b`: steps;
+    `batch`, `last_batch`: scenes a step before and at the last level; `twins`: the share of stage B's batches whose
+    scenes have one to three colours only."""
 
-    stage_a: int = 1300
-    stage_b: int = 3400
-    wander: int = 0
+    stage_a: int = 1000
+    stage_b: int = 2400
     batch: int = 32
     last_batch: int = 24
     rate: float = 1e-3
@@ -51,8 +52,9 @@ class Recipe:
     clip: float = 1.0
     ahead: int = 4
     check_every: int = 250
-    check_scenes: int = 200
+    check_scenes: int = 400
     first_level: int = 2
+    twins: float = 0.5
     pass_caption: float = 0.75
     pass_question: float = 0.6
 
@@ -105,7 +107,7 @@ def train_demo(
     state = out / "state.safetensors"
     optimizer = _optimizer(modules, recipe, stage_b=False)
     if resume and state.exists():
-        progress |= read_progress(state)
+        progress |= read_progress(state) | {"recipe": asdict(recipe)}
         optimizer = _optimizer(modules, recipe, stage_b=progress["step"] > recipe.stage_a)
         load_state(state, modules, optimizer)
     else:
@@ -162,11 +164,14 @@ def _plan(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
     if step < recipe.stage_a:
         return Plan(form="dense", objects=6, sides=(128, 192), batch=recipe.batch, **common)
     rng, level = np.random.default_rng((progress["seed"], step)), progress["level"]
-    objects = level if rng.random() < 0.75 else int(rng.integers(1, level + 1))
     form = "caption" if step % 2 else "questions"
-    jitter = 4.0 if step >= recipe.steps - recipe.wander else 0.0
+    if rng.random() < recipe.twins:
+        # Scenes of few colours: without them a model of this size settles on colour alone, and picks among equals.
+        objects, colours = int(rng.integers(min(2, level), level + 1)), int(rng.integers(1, 4))
+    else:
+        objects, colours = (level if rng.random() < 0.75 else int(rng.integers(1, level + 1))), len(COLOURS)
     batch = recipe.last_batch if level == max(LEVELS) else recipe.batch
-    return Plan(form=form, objects=objects, sides=LEVELS[objects], jitter=jitter, batch=batch, **common)
+    return Plan(form=form, objects=objects, sides=LEVELS[objects], colours=colours, batch=batch, **common)
 
 
 def _batches(
@@ -219,7 +224,13 @@ def _step(
     if plan.form != "dense":
         _climb(plan, marks["digit"], progress, recipe)
     if step % 25 < 2 or step == recipe.steps - 1:
-        line = {"step": step + 1, "form": plan.form, "objects": plan.objects, "level": progress["level"]}
+        line = {
+            "step": step + 1,
+            "form": plan.form,
+            "objects": plan.objects,
+            "colours": plan.colours,
+            "level": progress["level"],
+        }
         line |= {"loss": round(loss.item(), 4)} | {key: round(value, 4) for key, value in marks.items()}
         _log(out, line | {"seconds": round(progress["seconds"] + time.time() - started, 1)})
 
@@ -272,7 +283,7 @@ def _text_loss(modules: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tens
 
 def _climb(plan: Plan, digits: float, progress: dict[str, Any], recipe: Recipe) -> None:
     """Add an object once captions and questions at the current number are good enough (mean of the last 8)."""
-    if plan.objects != progress["level"]:
+    if plan.objects != progress["level"] or plan.colours < len(COLOURS):
         return
     form = "caption" if plan.form == "caption" else "question"
     progress[form] = [*progress[form], digits][-8:]

@@ -91,6 +91,7 @@ def refer(
     sides: tuple[int, int] = (256, 320),
     jitter: int | float = 0,
     clutter: int = 6,
+    colours: int = len(COLOURS),
     split: str = "test",
 ) -> list[Sample]:
     """`n` samples: a scene, "What digit is on the red circle?", "7", and the box around that shape.
@@ -103,6 +104,7 @@ def refer(
             Published numbers need 256 or more.
         jitter: how far centres stray from the 16 px patch grid, in pixels each way (0: on the grid; 8: anywhere).
         clutter: how many lines lie in the background (and half as many blotches).
+        colours: how many colours a scene may use. Few make many twins of one colour, told apart by kind alone.
         split: "test" (everyone's), "train" or "validation" (which checkpoint to keep). A scene's random stream begins
             with its split's number, so the scenes of one split cannot be drawn in another, whatever the seed.
 
@@ -112,7 +114,7 @@ def refer(
     samples = []
     for i in range(n):
         rng = stream(split, seed, i)
-        scene = draw_scene(rng, *draw_size(rng, sides), objects, jitter, clutter)
+        scene = draw_scene(rng, *draw_size(rng, sides), objects, jitter, clutter, colours)
         asked = scene.shapes[scene.asked]
         box = asked.box
         samples.append(
@@ -146,16 +148,24 @@ def stream(split: str, *numbers: int) -> np.random.Generator:
 
 
 def draw_scene(
-    rng: np.random.Generator, width: int, height: int, objects: int, jitter: int | float = 0, clutter: int = 6
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    objects: int,
+    jitter: int | float = 0,
+    clutter: int = 6,
+    colours: int = len(COLOURS),
 ) -> Scene:
     """One scene of `width` × `height` pixels from a random stream; the other arguments as in `refer`."""
-    if not 1 <= objects <= len(COLOURS) * len(KINDS):
+    if not 1 <= colours <= len(COLOURS):
+        raise CorelensError(f"colours={colours}", f"1 to {len(COLOURS)}", "ask for a number of colours that there are")
+    if not 1 <= objects <= colours * len(KINDS):
         raise CorelensError(
-            f"objects={objects}",
-            f"1 to {len(COLOURS) * len(KINDS)} (each pair of colour and kind occurs once)",
-            "ask for fewer objects",
+            f"objects={objects} in {colours} colours",
+            f"1 to {colours * len(KINDS)} objects (each pair of colour and kind occurs once)",
+            "ask for fewer objects or more colours",
         )
-    names = _names(rng, objects)
+    names = _names(rng, objects, colours)
     centres = _centres(rng, objects, width, height, jitter)
     digits = rng.permutation(10)[:objects] if objects <= 10 else rng.integers(0, 10, objects)
     shapes = [
@@ -178,9 +188,10 @@ def draw_size(rng: np.random.Generator, sides: tuple[int, int]) -> tuple[int, in
     return width, height
 
 
-def _names(rng: np.random.Generator, objects: int) -> list[tuple[str, str]]:
+def _names(rng: np.random.Generator, objects: int, colours: int) -> list[tuple[str, str]]:
     """Unique (colour, kind) pairs; the second is a near twin of the first."""
-    pairs = [(colour, kind) for colour in COLOURS for kind in KINDS]
+    palette = list(COLOURS) if colours == len(COLOURS) else rng.permutation(list(COLOURS))[:colours].tolist()
+    pairs = [(colour, kind) for colour in palette for kind in KINDS]
     order = [pairs[i] for i in rng.permutation(len(pairs))]
     first = order[0]
     twin = next(pair for pair in order[1:] if (pair[0] == first[0]) != (pair[1] == first[1]))

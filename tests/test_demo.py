@@ -1,0 +1,206 @@
+"""The demo models: processor, training that resumes exactly, checkpoints that are checked, answers that are right."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from corelens.data import synthetic
+from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_scene
+from corelens.demo import CHECKPOINTS, checkpoint, list_demos, load_demo, read_card
+from corelens.demo.batches import IGNORED, Plan, dense_labels, draw_batch, question_chat, tokenize
+from corelens.demo.build import PRESETS, build_model, build_processor
+from corelens.demo.export import export_demo
+from corelens.demo.fast import fast_training, patches_of
+from corelens.demo.heldout import answers, wilson
+from corelens.demo.train import Recipe, train_demo
+from corelens.errors import CorelensError
+
+NAME = "qwen3vl-s"
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_processor(NAME)
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    torch.manual_seed(0)
+    return build_model(NAME, processor).eval()
+
+
+def prompt(processor, samples):
+    chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": s.question}]}] for s in samples]
+    texts = [processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+    return processor(text=texts, images=[s.images for s in samples], return_tensors="pt", padding=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["What digit is on the red circle?", "Größe — 42 点\n\n\ttab", "<|im_start|>user\n", ""]
+)
+def test_any_text_round_trips_and_offsets_cover_it(processor, text):
+    tokenizer = processor.tokenizer
+    coded = tokenizer(text, return_offsets_mapping=True)
+    assert tokenizer.decode(coded["input_ids"]) == text
+    covered = set()
+    for start, end in coded["offset_mapping"]:
+        covered |= set(range(start, end))
+    assert covered == set(range(len(text)))
+
+
+def test_bundled_tokenizer_is_the_one_that_the_code_builds(processor):
+    bundled = AutoProcessor.from_pretrained(checkpoint(NAME), local_files_only=True).tokenizer
+    assert bundled.get_vocab() == processor.tokenizer.get_vocab()
+    assert bundled.chat_template == processor.chat_template
+
+
+def test_words_of_the_worlds_and_digits_are_single_tokens(processor):
+    tokens = processor.tokenizer.tokenize("What digit is on the red circle? 17")
+    assert tokens == ["What", "Ġdigit", "Ġis", "Ġon", "Ġthe", "Ġred", "Ġcircle", "?", "Ġ", "1", "7"]
+
+
+def test_chat_template_takes_system_images_and_video(processor):
+    chat = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "7"}]},
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When?"}]},
+    ]
+    text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    image, video = (f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("image", "video"))
+    assert text == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n{image}{image}Which?<|im_end|>\n<|im_start|>assistant\n7<|im_end|>\n"
+        f"<|im_start|>user\n{video}When?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_pictures_are_not_resized_and_videos_run(processor, model):
+    sample = synthetic("refer", 1, sides=(256, 256))[0]
+    inputs = prompt(processor, [sample])
+    assert inputs["image_grid_thw"].tolist() == [[1, 16, 16]]
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == 64
+    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What digit is shown?"}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    frames = [np.asarray(sample.images[0])] * 4
+    video = processor(text=[text], videos=[frames], return_tensors="pt", do_sample_frames=False)
+    with torch.inference_mode():
+        assert model(**video).logits.shape[1] == video["input_ids"].shape[1]
+    assert (video["input_ids"] == model.config.video_token_id).sum() == 2 * 64
+
+
+def test_training_sequences_begin_with_the_prompt_that_users_give(processor):
+    samples = synthetic("refer", 1, sides=(256, 256))
+    batch = draw_batch(Plan(NAME, "questions", seed=0, step=3, batch=2, objects=3, sides=(160, 160)))
+    said = [processor.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
+    assert all(text.count("<|im_end|>") == 3 and text[0].isdigit() for text in said)
+    assert batch["answers"].sum(1).tolist() == [3, 3]
+
+    colour, kind = samples[0].question.rstrip("?").split()[-2:]
+    scene = Scene(samples[0].images[0], [Shape(colour, kind, int(samples[0].answer), 64, 64, 30)], asked=0)
+    ours = tokenize(processor, [question_chat(scene, np.random.default_rng(0), 1)], 64)["input_ids"][0].tolist()
+    theirs = prompt(processor, samples)["input_ids"][0].tolist()
+    assert ours[: len(theirs)] == theirs
+    assert processor.tokenizer.decode(ours[len(theirs) :]) == f"{samples[0].answer}<|im_end|>\n"
+
+
+def test_dense_labels_name_the_object_at_a_token():
+    scene = draw_scene(np.random.default_rng(0), 192, 160, 2)
+    labels = dense_labels(scene).reshape(5, 6, 3)
+    for shape in scene.shapes:
+        row, column = int(shape.y - 1) // 32, int(shape.x - 1) // 32
+        expected = [list(COLOURS).index(shape.colour), KINDS.index(shape.kind), shape.digit]
+        assert labels[row, column].tolist() == expected
+    assert (labels == [len(COLOURS), len(KINDS), 10]).all(-1).sum() >= 30 - 2 * 4
+
+
+def test_fast_training_computes_what_transformers_computes(processor, model):
+    samples = synthetic("refer", 2, sides=(256, 256), seed=9)
+    inputs = prompt(processor, samples)
+    images = torch.from_numpy(np.stack([np.asarray(s.images[0]) for s in samples]))
+    assert torch.allclose(patches_of(images), inputs["pixel_values"].view(-1, 3, 2, 256)[:, :, 1].flatten(1), atol=1e-6)
+    positions, _ = model.model.get_rope_index(
+        inputs["input_ids"],
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+        image_grid_thw=inputs["image_grid_thw"],
+    )
+    with torch.no_grad():
+        slow = model(**inputs).logits
+        with fast_training(model):
+            quick = model(
+                input_ids=inputs["input_ids"],
+                pixel_values=patches_of(images),
+                image_grid_thw=inputs["image_grid_thw"],
+                position_ids=positions,
+                use_cache=False,
+            ).logits
+        assert (slow - quick).abs().max() < 1e-5
+        assert torch.equal(slow, model(**inputs).logits)
+
+
+def test_training_resumes_to_the_same_weights(tmp_path):
+    recipe = Recipe(stage_a=2, stage_b=2, batch=2, last_batch=2, check_every=2, check_scenes=0)
+    whole = train_demo(NAME, out=tmp_path / "whole", recipe=recipe)
+    for stop in (1, 3, None):
+        parts = train_demo(NAME, out=tmp_path / "parts", recipe=recipe, stop_after=stop)
+    a, b = load_file(whole / "state.safetensors"), load_file(parts / "state.safetensors")
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    (parts / "state.safetensors").write_bytes(b"torn")
+    with pytest.raises(CorelensError, match="resume=False"):
+        train_demo(NAME, out=parts, recipe=recipe)
+
+
+def test_export_writes_what_the_loader_accepts(tmp_path):
+    recipe = Recipe(stage_a=1, stage_b=1, batch=2, last_batch=2, check_every=1, check_scenes=2, first_level=4)
+    run = train_demo(NAME, out=tmp_path / "run", recipe=recipe)
+    card = export_demo(run, machine="a test", n=4, root=tmp_path)
+    assert checkpoint(NAME, tmp_path) == tmp_path / NAME
+    assert card == read_card(NAME, tmp_path) and card["training"]["steps"] == 2
+    assert "4 |" in (tmp_path / NAME / "README.md").read_text()
+
+
+def test_unknown_model_and_changed_files_are_refused(tmp_path):
+    with pytest.raises(CorelensError, match=NAME):
+        checkpoint("qwen9")
+    with pytest.raises(CorelensError, match=NAME):
+        build_processor("qwen9")
+    shutil.copytree(CHECKPOINTS / NAME, tmp_path / NAME)
+    weights = tmp_path / NAME / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorelensError, match="train-demo"):
+        checkpoint(NAME, tmp_path)
+    weights.unlink()
+    with pytest.raises(CorelensError, match="missing"):
+        checkpoint(NAME, tmp_path)
+
+
+@pytest.mark.parametrize("name", list_demos())
+def test_bundled_model_answers_fresh_scenes(name):
+    folder = checkpoint(name)
+    net = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32", local_files_only=True).eval()
+    samples = synthetic("refer", 50, seed=77)
+    said = answers(net, AutoProcessor.from_pretrained(folder, local_files_only=True), samples)
+    assert sum(a == s.answer for a, s in zip(said, samples, strict=True)) >= 40
+    card = read_card(name)
+    assert card["layers"] * card["heads"] == net.config.text_config.num_hidden_layers * card["heads"]
+    assert card["held_out"][-1]["accuracy"] >= 0.9 and card["held_out"][-1]["n"] == 1000
+    log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] >= card["training"]["steps"]
+
+
+def test_load_demo_wraps_the_model():
+    pytest.importorskip("corelens.model")
+    assert NAME in list_demos() and NAME in PRESETS
+    wrapped = load_demo(NAME)
+    assert next(wrapped.hf.parameters()).dtype == torch.float32
+
+
+def test_wilson_interval():
+    low, high = wilson(0.95, 1000)
+    assert 0.934 < low < 0.936 and 0.961 < high < 0.963
+    assert wilson(1.0, 10)[1] == pytest.approx(1.0)
