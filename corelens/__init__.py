@@ -21,7 +21,7 @@ from corelens.regions import Box, Mask, Tube
 from corelens.tokens import TokenMap
 
 if TYPE_CHECKING:
-    from corelens.data import synthetic
+    from corelens.data import load_samples, save_samples, synthetic
     from corelens.demo import list_demos, load_demo
     from corelens.study import study
     from corelens.viz import head_grid, overlay
@@ -30,6 +30,8 @@ __version__ = "0.1.0"
 
 # What draws or trains is imported when it is first used, so that `import corelens` stays quick.
 _LATER = {
+    "load_samples": "corelens.data",
+    "save_samples": "corelens.data",
     "synthetic": "corelens.data",
     "list_demos": "corelens.demo",
     "load_demo": "corelens.demo",
@@ -60,6 +62,7 @@ __all__ = [
     "knockout",
     "list_demos",
     "load_demo",
+    "load_samples",
     "mean_z",
     "metric",
     "overlay",
@@ -67,6 +70,7 @@ __all__ = [
     "record",
     "record_ram",
     "register_layout",
+    "save_samples",
     "score_heads",
     "study",
     "synthetic",

@@ -1,9 +1,12 @@
-"""The command `corelens`: each command is a few lines around the public surface. A user's mistake is one line, not a trace."""
+"""The command `corelens`: each command is a few lines around the public surface.
+
+A user's mistake is one message, not a trace; the exit code is then 2.
+"""
 
 import json as json_module
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,6 +27,10 @@ console, errors = Console(), Console(stderr=True)
 Out = Annotated[Path, typer.Option(help="Folder for report.html and report.json.")]
 Seed = Annotated[int, typer.Option(help="Of the scenes and of the random controls.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")]
+
+
+Model = Annotated[str, typer.Argument(help="A bundled model, a folder, or a name on the Hub.")]
+Data = Annotated[str, typer.Argument(help="A synthetic world, or a folder with samples.jsonl.")]
 
 
 @app.callback()
@@ -101,6 +108,83 @@ def models(json: Json = False) -> None:
     console.print(table)
 
 
+@app.command()
+def score(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Run folder; a run that was stopped goes on from there.")] = Path("run"),
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Once for each metric; 'ram[rows=last]' sets options.")
+    ] = None,
+    n: Annotated[int, typer.Option(help="How many samples of a synthetic world.", min=1)] = 200,
+    seed: Seed = 1,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 …")] = "auto",
+    json: Json = False,
+) -> None:
+    """Score every head of a model; several processes share the work under `accelerate launch`.
+
+    Example: [bold]corelens score qwen3vl-s refer --metric ram --metric lift --out run[/bold]
+    Example: [bold]accelerate launch -m corelens score Qwen/Qwen3-VL-4B-Instruct my_samples --out run[/bold]
+    """
+    from corelens.metrics.score import score_heads
+
+    hooked = _open_model(model, dtype)
+    scores = score_heads(
+        hooked, _open_data(data, n, seed), metric or ["ram"], batch_size=batch_size, out=out, progress=not json
+    )
+    if json:
+        typer.echo(json_module.dumps({key: one.values.tolist() for key, one in scores.items()}))
+        return
+    for key, one in scores.items():
+        console.print(f"{key}: {', '.join(map(str, one.top(0.05)))} …", highlight=False, markup=False)
+    console.print(f"scores: {out / 'scores'}", highlight=False)
+
+
+@app.command()
+def heads(
+    run: Annotated[Path, typer.Argument(help="A run folder of `corelens score`, or a score file.")],
+    top: Annotated[float, typer.Option(help="Share of all heads.", min=0, max=1)] = 0.05,
+    metric: Annotated[str | None, typer.Option(help="Which of the run's metrics.")] = None,
+    json: Json = False,
+) -> None:
+    """The best heads of a run, with intervals over samples.
+
+    Example: [bold]corelens heads run --top 0.05[/bold]
+    """
+    scores = _open_scores(run, metric)
+    best = scores.top(top)
+    if json:
+        typer.echo(json_module.dumps(best.to_json()))
+        return
+    low, high = scores.ci() if scores.per_sample is not None and len(scores.per_sample) > 1 else (scores.values,) * 2
+    table = Table("head", str(scores.meta.get("key", "score")), "95% CI")
+    for head in best:
+        table.add_row(str(head), f"{scores.values[head]:.3f}", escape(f"[{low[head]:.3f}, {high[head]:.3f}]"))
+    console.print(table)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A run folder or score file.")],
+    b: Annotated[Path, typer.Argument(help="Another one, of a model with as many heads.")],
+    metric: Annotated[str | None, typer.Option(help="Which of the runs' metrics.")] = None,
+    json: Json = False,
+) -> None:
+    """How far two scores agree on the same heads: Spearman, overlap of the top 5%, rank-biased overlap.
+
+    Example: [bold]corelens compare run/scores/ram.safetensors run/scores/lift.safetensors[/bold]
+    """
+    found = _open_scores(a, metric).agreement(_open_scores(b, metric))
+    if json:
+        typer.echo(json_module.dumps(found._asdict()))
+        return
+    table = Table("measure", "value")
+    for name, value in found._asdict().items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    console.print(table)
+
+
 @app.command("train-demo")
 def train_demo(
     name: Annotated[str, typer.Argument(help="Which bundled model to train again, for instance qwen3vl-s.")],
@@ -115,6 +199,48 @@ def train_demo(
     from corelens.demo.train import train_demo as train
 
     console.print(f"trained: {train(name, seed=seed, out=out, steps=steps)}", highlight=False)
+
+
+def _open_model(name: str, dtype: str = "auto") -> Any:
+    from corelens.demo import list_demos, load_demo
+    from corelens.model import HookedMLLM
+
+    if name in list_demos():
+        return load_demo(name, dtype="float32" if dtype == "auto" else dtype)
+    return HookedMLLM.from_pretrained(name, dtype=dtype, device_map="auto" if _has_gpu() else None)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _open_data(name: str, n: int, seed: int) -> Any:
+    from corelens.data import load_samples, synthetic, worlds
+
+    if name in worlds() and not Path(name).exists():
+        return synthetic(name, n, seed=seed)
+    if not Path(name).exists():
+        raise CorelensError(
+            f"the data {name!r}", f"one of the worlds {', '.join(worlds())}, or a folder with samples.jsonl", "check it"
+        )
+    return load_samples(name)
+
+
+def _open_scores(path: Path, metric: str | None) -> Any:
+    from corelens.heads import HeadScores
+
+    if path.is_dir():
+        files = {file.stem: file for file in sorted((path / "scores").glob("*.safetensors"))}
+        if not files or (metric is not None and metric not in files):
+            raise CorelensError(
+                f"{path}" + (f" with the metric {metric!r}" if files else ""),
+                f"a finished run with one of {', '.join(files)}" if files else "a finished run of `corelens score`",
+                "name one of these" if files else "let the run finish: start it again with the same options",
+            )
+        path = files[metric or ("ram" if "ram" in files else next(iter(files)))]
+    return HeadScores.load(path)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Data: one loader a file, each yielding Samples; `synthetic` draws its own."""
 
+from corelens.data.folder import load_samples, save_samples
 from corelens.data.synthetic import synthetic, worlds
 
-__all__ = ["synthetic", "worlds"]
+__all__ = ["load_samples", "save_samples", "synthetic", "worlds"]

@@ -60,23 +60,24 @@ def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
         if sample.messages is not None:
             raise CorelensError(f"sample {sample.id!r}, a chat", "samples of images and a question", "leave chats out")
 
-        def keep(picture: Any, name: str) -> str:
-            image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-            image.save(folder / "pictures" / f"{name}.png")
-            return f"pictures/{name}.png"
-
         record: dict[str, Any] = {"id": sample.id or str(number + 1)}
         kind, pictures = ("video", sample.video) if sample.video else ("images", sample.images)
-        record[kind] = [keep(picture, f"{number:06d}-{i}") for i, picture in enumerate(pictures)]
+        record[kind] = [_keep(picture, folder, f"{number:06d}-{i}") for i, picture in enumerate(pictures)]
         record["regions"] = [
-            _region_json(region, lambda mask, i=i: keep(Image.fromarray(mask), f"{number:06d}-mask-{i}"))
-            for i, region in enumerate(sample.regions)
+            _region_json(region, folder, f"{number:06d}-mask-{i}") for i, region in enumerate(sample.regions)
         ]
         record |= {name: getattr(sample, name) for name in ("question", "answer", "choices", "meta")}
         lines.append(json.dumps({name: x for name, x in record.items() if x not in (None, [], {})}, ensure_ascii=False))
     file = folder / FILE
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
+
+
+def _keep(picture: Any, folder: Path, name: str) -> str:
+    """Write a picture as PNG; its path relative to the folder."""
+    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    image.save(folder / "pictures" / f"{name}.png")
+    return f"pictures/{name}.png"
 
 
 class _Line:
@@ -181,14 +182,14 @@ def _path(name: Any, field: str, line: _Line) -> str:
     return str(path)
 
 
-def _region_json(region: Region, keep_mask: Any) -> dict[str, Any]:
+def _region_json(region: Region, folder: Path, name: str) -> dict[str, Any]:
     about: dict[str, Any] = {} if region.text is None else {"text": region.text}
     if isinstance(region, Tube):
         return {"tube": {str(f): [b.x0, b.y0, b.x1, b.y1] for f, b in region.boxes.items()}, **about}
     about |= {"image": region.image} if region.image else {}
     if isinstance(region, Box):
         return {"box": [region.x0, region.y0, region.x1, region.y1], **about}
-    return {"mask": keep_mask(region.mask), **about}
+    return {"mask": _keep(Image.fromarray(region.mask), folder, name), **about}
 
 
 def _first_twice(names: Iterable[str]) -> str | None:
