@@ -105,16 +105,18 @@ def _has_bos(processor: Any, text: str) -> bool:
 
 
 def _media(layout: Layout, pictures: Sequence[Sequence[Any]], fps: Sequence[float | None]) -> dict[str, Any]:
-    """Images nested by sample (some families treat several images of one sample otherwise); videos as flat arrays."""
+    """Pictures nested by sample, as a chat template's call passes them; some families treat several of one otherwise."""
     images = [[p for p in row if isinstance(p, Image.Image)] for row in pictures]
     options: dict[str, Any] = {"images": images} if any(images) else {}
-    videos, metadata = [], []
+    videos: list[list[np.ndarray]] = []
+    metadata = []
     for row, rate in zip(pictures, fps, strict=True):
+        videos.append([])
         for frames in row:
             if isinstance(frames, Image.Image):
                 continue
             frames = [*frames, *[frames[-1]] * (layout.min_frames - len(frames))]
-            videos.append(np.stack([np.asarray(frame) for frame in frames]))
+            videos[-1].append(np.stack([np.asarray(frame) for frame in frames]))
             indices = list(range(len(frames)))
             duration = len(frames) / (rate or 24.0)
             metadata.append(
@@ -127,7 +129,7 @@ def _media(layout: Layout, pictures: Sequence[Sequence[Any]], fps: Sequence[floa
                     "height": frames[0].height,
                 }
             )
-    if videos:
+    if metadata:
         # Frames were chosen by whoever made the sample, and regions name them by index: none may be dropped.
         options |= {"videos": videos, "video_metadata": metadata, "do_sample_frames": False}
     return options
