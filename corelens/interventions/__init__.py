@@ -2,5 +2,20 @@
 
 from corelens.interventions.ablate import ablate, mean_z
 from corelens.interventions.edges import edge_bias, knockout
+from corelens.interventions.metrics import accuracy, answer_logprob, kl, logit_diff
+from corelens.interventions.patch import activation_patch, patch
+from corelens.interventions.result import PatchResult
 
-__all__ = ["ablate", "edge_bias", "knockout", "mean_z"]
+__all__ = [
+    "PatchResult",
+    "ablate",
+    "accuracy",
+    "activation_patch",
+    "answer_logprob",
+    "edge_bias",
+    "kl",
+    "knockout",
+    "logit_diff",
+    "mean_z",
+    "patch",
+]

@@ -1,0 +1,245 @@
+"""Many runs that differ little from one base run, each begun as late as is exact.
+
+A patch at layer l changes nothing before layer l, and a patch from row p on changes no row before p in a causal
+model. So a run begins at a layer, from the base run's residual stream; on a suffix of the rows, with the base run's
+keys and values before it; and several runs share a batch. Everything goes through the model's own forward: what the
+decoder is called with is replaced, layers that are not needed hand their input on.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from corelens.hooks import Hook
+from corelens.inputs import Inputs
+
+LEAST_PREFIX = 1 / 8  # of the rows: below that, an explicit mask costs more than is saved
+
+
+@dataclass
+class Start:
+    """Where a run begins: at this layer, with this row; and how many runs share its batch."""
+
+    layer: int = 0
+    row: int = 0
+    runs: int = 1
+
+
+class Replay:
+    """One base run, and runs that begin in the middle of it.
+
+    Args:
+        model: a HookedMLLM.
+        inputs: the base run's batch of n samples.
+        hooks: to run under, in the base run and in all others.
+        names: hook points whose base values are kept, in `cache`.
+        keep: how many of the last positions' logits are kept; None: all.
+        rows: also keep keys and values, so that runs may begin with a later row.
+    """
+
+    def __init__(
+        self, model: Any, inputs: Inputs, hooks: Sequence[Hook] = (), names: Sequence[str] = (),
+        keep: int | None = None, rows: bool = True,
+    ):  # fmt: skip
+        self.model, self.inputs, self.hooks, self.keep = model, inputs, list(hooks), keep
+        self.decoder = model.layout.decoder(model.hf)
+        layers = range(model.cfg.n_layers)
+        wanted = ["hook_embed", *(f"blocks.{layer}.hook_resid_pre" for layer in layers)]
+        if rows:
+            wanted += [f"blocks.{layer}.attn.{point}" for layer in layers for point in ("hook_rot_k", "hook_v")]
+        caching = [*dict.fromkeys([*wanted, *names])]
+        self._kwargs: dict[str, Any] = {}
+        handle = self.decoder.register_forward_pre_hook(self._capture, with_kwargs=True)
+        try:
+            with torch.no_grad(), model.hooks(fwd_hooks=self.hooks):
+                self.logits, cache = model.run_with_cache(
+                    inputs, names_filter=caching, logits_to_keep=keep, return_cache_object=False
+                )
+        finally:
+            handle.remove()
+        self.cache: dict[str, Tensor] = cache
+        self.length = self.cache["hook_embed"].shape[1]
+        self.suffixes = rows and self._causal()
+
+    def _capture(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._kwargs = dict(kwargs)
+
+    def _causal(self) -> bool:
+        """Whether no row attends to a later one: then rows before a patch are those of the base run."""
+        mask = self._kwargs.get("attention_mask")
+        masks = list(mask.values()) if isinstance(mask, dict) else [mask]
+        for one in masks:
+            if one is not None and (not isinstance(one, Tensor) or one.ndim == 4 and _sees_ahead(one)):
+                return False
+        return True
+
+    def begin(self, layer: int, row: int, runs: int = 1) -> Start:
+        """The latest exact start at or before this layer and row."""
+        row = row if self.suffixes and row >= self.length * LEAST_PREFIX else 0
+        return Start(max(0, min(layer, self.model.cfg.n_layers - 1)), min(row, self.length - 1), runs)
+
+    def run(
+        self, start: Start, hooks: Sequence[Hook], reading: Mapping[str, Callable[..., Any]] | None = None, logits: bool = True
+    ) -> Float[Tensor, "batch pos d_vocab"] | None:
+        """Run once from `start` under the base hooks and these; row i·runs + j of the batch is run j of sample i.
+
+        Args:
+            start: what `begin` returned.
+            hooks: made for that batch; their layers are not before `start.layer`.
+            reading: {name: function} to call at points, after the edits.
+            logits: False: the language-model head is not run, and None returned.
+
+        Returns:
+            The logits of the last `keep` positions (or of all).
+        """
+        batch = Inputs({"inputs_embeds": self._embeds(start)}, self.inputs.token_maps, self.inputs.samples)
+        kept = [(_later(name, start), function) for name, function in self.hooks if _fires(name, start)]
+        every = [*kept, *hooks, *(reading or {}).items()]
+        length = self.length - start.row
+        wanted = self.length if self.keep is None else self.keep
+        with torch.no_grad(), self._begun(start):
+            if not logits:
+                self.model.run_with_hooks(batch, fwd_hooks=every, return_type=None)
+                return None
+            found = self.model.run_with_hooks(batch, fwd_hooks=every, logits_to_keep=min(wanted, length))
+        if wanted > length:  # rows before the start are the base run's
+            before = self.logits[:, : wanted - length].repeat_interleave(start.runs, dim=0)
+            found = torch.cat([before, found], dim=1)
+        return found
+
+    # --- how the decoder is called -----------------------------------------------------------------------------------
+
+    def _embeds(self, start: Start) -> Tensor:
+        return _repeat(self.cache["hook_embed"], start)
+
+    @contextmanager
+    def _begun(self, start: Start) -> Iterator[None]:
+        """Within this context the decoder begins at `start`, whatever it is called with."""
+        with ExitStack() as stack:
+            kwargs = self._called_with(start)
+
+            def call(module: nn.Module, args: Any, given: dict[str, Any]) -> Any:
+                return (), {**given, **kwargs}
+
+            stack.callback(self.decoder.register_forward_pre_hook(call, with_kwargs=True).remove)
+            if start.layer > 0:
+                layers = list(self.decoder.layers)  # type: ignore[arg-type]
+                for layer in layers[: start.layer]:
+                    stack.enter_context(_handing_on(layer))
+                stream = _repeat(self.cache[f"blocks.{start.layer}.hook_resid_pre"], start)
+
+                def from_base(module: nn.Module, args: Any, given: dict[str, Any]) -> Any:
+                    return ((stream.clone(), *args[1:]), given) if args else (args, given | {"hidden_states": stream.clone()})
+
+                stack.callback(layers[start.layer].register_forward_pre_hook(from_base, with_kwargs=True).remove)
+            yield
+
+    def _called_with(self, start: Start) -> dict[str, Any]:
+        kwargs = dict(self._kwargs)
+        n = len(self.cache["hook_embed"])
+        kwargs["inputs_embeds"] = self._embeds(start)
+        for name in ("cache_position", "input_ids"):
+            kwargs.pop(name, None)
+        kwargs["past_key_values"] = self._prefix(start) if start.row else None
+        kwargs["use_cache"] = False
+        mask = kwargs.get("attention_mask")
+        make = self._mask
+        kwargs["attention_mask"] = (
+            {name: make(one, start) for name, one in mask.items()} if isinstance(mask, dict) else make(mask, start, False)
+        )
+        ids = kwargs.get("position_ids")
+        if ids is not None:
+            if ids.shape[-2] == n and n > 1 or ids.ndim == 3:
+                ids = ids.repeat_interleave(start.runs, dim=-2)
+            kwargs["position_ids"] = ids[..., start.row :]
+        if kwargs.get("visual_pos_masks") is not None:  # DeepStack: which rows get which visual features
+            where = kwargs["visual_pos_masks"]
+            number = torch.zeros_like(where, dtype=torch.long)
+            number[where] = torch.arange(int(where.sum()), device=where.device)
+            kwargs["visual_pos_masks"] = _repeat(where, start)
+            chosen = _repeat(number, start)[kwargs["visual_pos_masks"]]
+            if kwargs.get("deepstack_visual_embeds") is not None:
+                kwargs["deepstack_visual_embeds"] = [one[chosen.to(one.device)] for one in kwargs["deepstack_visual_embeds"]]
+        return kwargs
+
+    def _mask(self, mask: Tensor | None, start: Start, made: bool = True) -> Tensor | None:
+        """The mask of the rows from `start.row` on; `made`: the model makes it before the decoder, so None means causal."""
+        if mask is None:
+            if not made or not start.row:
+                return None
+            every = torch.arange(self.length, device=self.cache["hook_embed"].device)
+            return (every[None] <= every[start.row :, None])[None, None]
+        if mask.ndim == 2:
+            return mask.repeat_interleave(start.runs, dim=0)
+        return mask[:, :, start.row :].repeat_interleave(start.runs if mask.shape[0] > 1 else 1, dim=0)
+
+    def _prefix(self, start: Start) -> DynamicCache:
+        """The base run's keys and values before `start.row`."""
+        cache = DynamicCache()
+        for layer in range(self.model.cfg.n_layers):
+            runs = start.runs if layer >= start.layer else 1  # the layers before are not run: only their length is asked for
+            key, value = (
+                self.cache[f"blocks.{layer}.attn.{point}"][:, : start.row].transpose(1, 2).repeat_interleave(runs, dim=0)
+                for point in ("hook_rot_k", "hook_v")
+            )
+            cache.update(key, value, layer)
+        return cache
+
+
+def _repeat(x: Tensor, start: Start) -> Tensor:
+    return x[:, start.row :].repeat_interleave(start.runs, dim=0)
+
+
+def _sees_ahead(mask: Tensor) -> bool:
+    """Whether a mask [batch, head, pos, key] lets a row see a later key."""
+    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return bool(allowed.triu(1).any())
+
+
+@contextmanager
+def _handing_on(layer: nn.Module) -> Iterator[None]:
+    """Within this context the layer returns its input."""
+    before = vars(layer).get("forward")  # accelerate puts its own there
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        return args[0] if args else kwargs["hidden_states"]
+
+    layer.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if before is None:
+            del layer.forward
+        else:
+            layer.forward = before  # type: ignore[method-assign]
+
+
+# --- which hooks still fire ------------------------------------------------------------------------------------------
+
+
+def layer_of(name: str, n_layers: int = 1 << 30) -> int:
+    """The layer of a hook point: −1 before the first (hook_embed, the vision side), `n_layers` behind the last."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1])
+    return -1 if name == "hook_embed" or name.startswith("vision.") else n_layers
+
+
+def _name_fires(name: str, start: Start) -> bool:
+    """Whether a base hook still has to fire: what it did before the start is in the base run's values."""
+    if layer_of(name) < 0:
+        return False
+    return start.layer == 0 or (layer_of(name) >= start.layer and name != f"blocks.{start.layer}.hook_resid_pre")
+
+
+def _fires(name: Any, start: Start) -> bool:
+    return callable(name) or _name_fires(name, start)
+
+
+def _later(name: Any, start: Start) -> Any:
+    return (lambda one: name(one) and _name_fires(one, start)) if callable(name) else name

@@ -1,0 +1,198 @@
+"""PatchResult: what a sweep of patches measured, with a name on every axis."""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from corelens.errors import CorelensError
+
+FORMAT, VERSION = "corelens.patch_result", 1
+
+
+@dataclass(eq=False)
+class PatchResult:
+    """The metric under each patch.
+
+    Args:
+        values: float32 [sample, *axes]: the metric of each sample under each patch.
+        base: float32 [sample]: the metric of the run that was patched, unpatched.
+        other: float32 [sample]: the metric of the run the patched-in values come from.
+        axes: {name: labels}, in the order of the axes of `values` behind the samples; {} if all was patched at once.
+        samples: the samples' names.
+        meta: what was done: direction, site, metric, model.
+    """
+
+    values: Float[np.ndarray, "sample *axes"]
+    base: Float[np.ndarray, " sample"]
+    other: Float[np.ndarray, " sample"]
+    axes: dict[str, list[str]]
+    samples: list[str] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """The names of the axes of `values`."""
+        return ("sample", *self.axes)
+
+    @property
+    def effect(self) -> Float[np.ndarray, "sample *axes"]:
+        """The metric under the patch minus that of the unpatched run, [sample, *axes]."""
+        return self.values - self._spread(self.base)
+
+    @property
+    def recovered(self) -> Float[np.ndarray, "sample *axes"]:
+        """0 where the patch does nothing, 1 where it makes the metric that of the other run, [sample, *axes].
+
+        NaN for a sample in which the two runs do not differ.
+        """
+        gap = self._spread(self.other - self.base)
+        return np.divide(self.effect, gap, out=np.full_like(self.values, np.nan), where=gap != 0)
+
+    def _spread(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(-1, *[1] * len(self.axes))
+
+    def top(self, k: int = 10) -> list[tuple[dict[str, str], float]]:
+        """The k patches of largest mean effect, by absolute value: ({axis: label}, effect)."""
+        mean = self.effect.mean(0)
+        order = np.argsort(-np.abs(mean), axis=None, kind="stable")[:k]
+        found = []
+        for index in zip(*np.unravel_index(order, mean.shape), strict=True) if mean.ndim else [()]:
+            labels = {name: self.axes[name][i] for name, i in zip(self.axes, index, strict=True)}
+            found.append((labels, float(mean[index])))
+        return found
+
+    def select(self, **labels: str | int) -> "PatchResult":
+        """The part at these labels: `result.select(layer=3)` has one axis less."""
+        values, axes = self.values, dict(self.axes)
+        for name, label in labels.items():
+            if name not in axes or str(label) not in axes[name]:
+                raise CorelensError(
+                    f"{name}={label!r}",
+                    f"an axis among {list(axes)}" if name not in axes else f"one of {axes[name][:12]}",
+                    "result.axes has the labels",
+                )
+            at = 1 + list(axes).index(name)
+            values = values.take(axes.pop(name).index(str(label)), axis=at)
+        return PatchResult(values, self.base, self.other, axes, self.samples, self.meta | {"selected": labels})
+
+    def __repr__(self) -> str:
+        shape = " × ".join(f"{len(labels)} {name}s" for name, labels in self.axes.items()) or "one patch"
+        best = ", ".join(f"{' '.join(f'{n} {v}' for n, v in labels.items())}: {e:+.3f}" for labels, e in self.top(3))
+        about = f"{self.meta.get('direction', 'patching')} {self.meta.get('site', '')}".strip()
+        return f"PatchResult({about}: {shape}, {len(self.base)} samples; {self.meta.get('metric', 'effect')} {best})"
+
+    def _repr_html_(self) -> str:
+        """The figure, and the largest effects in words."""
+        buffer = io.BytesIO()
+        if 1 <= len(self.axes) <= 2:
+            self.plot().savefig(buffer, format="png", dpi=110)
+        picture = base64.b64encode(buffer.getvalue()).decode()
+        image = f'<img alt="{escape(repr(self))}" src="data:image/png;base64,{picture}"/>' if picture else ""
+        return f"<div>{image}<pre>{escape(repr(self))}</pre></div>"
+
+    # --- pictures ----------------------------------------------------------------------------------------------------
+
+    def plot(self, what: str = "effect", ax: Any = None) -> Any:
+        """The mean over samples as a matplotlib figure: bars for one axis, a grid for two.
+
+        Args:
+            what: "effect", "recovered" or "values".
+            ax: matplotlib axes to draw on.
+        """
+        from corelens.viz import style
+
+        if what not in ("effect", "recovered", "values"):
+            raise CorelensError(f"what={what!r}", "'effect', 'recovered' or 'values'", "choose one")
+        if not 1 <= len(self.axes) <= 2:
+            raise CorelensError(
+                f"a picture of {len(self.axes)} axes", "one or two", "take a part with result.select(layer=3)"
+            )
+        mean = np.nanmean(getattr(self, what), axis=0)
+        names = list(self.axes)
+        label = {"effect": "effect: ", "recovered": "share recovered: ", "values": ""}[what] + str(self.meta.get("metric", ""))
+        width, height = 1.6 + 0.32 * mean.shape[-1], 2.6 if mean.ndim == 1 else 1.1 + 0.3 * mean.shape[0]
+        with style.axes(ax, float(np.clip(width, 3, 12)), float(np.clip(height, 2, 10))) as ax:
+            if mean.ndim == 1:
+                error = getattr(self, what).std(0) / max(1, len(self.base)) ** 0.5
+                ax.bar(range(len(mean)), mean, yerr=error, color=style.BLUE, ecolor=style.SOFT)
+                ax.axhline(0, color=style.SOFT, linewidth=0.7)
+                ax.set_ylabel(label)
+            else:
+                scale, low, high = style.colormap(mean)
+                mesh = ax.pcolormesh(mean, cmap=scale, vmin=low, vmax=high, edgecolors="#ffffff", linewidth=0.4)
+                ax.invert_yaxis()
+                ax.set_ylabel(names[0])
+                _ticks(ax.yaxis, self.axes[names[0]], 0.5)
+                style.figure_of(ax).colorbar(mesh, ax=ax).set_label(label)
+            _ticks(ax.xaxis, self.axes[names[-1]], 0.5 if mean.ndim == 2 else 0.0)
+            ax.set_xlabel(names[-1])
+            ax.set_title(f"{self.meta.get('direction', '')} {self.meta.get('site', '')}".strip())
+        return style.figure_of(ax)
+
+    def plot_against(self, exact: "PatchResult", ax: Any = None) -> Any:
+        """A scatter of these effects against another result of the same axes (an approximation against the exact one)."""
+        from corelens.viz import style
+
+        if self.axes != exact.axes:
+            raise CorelensError(f"axes {list(exact.axes)}", f"the same axes and labels as {list(self.axes)}", "use one `per`")
+        mine, theirs = self.effect.mean(0).ravel(), exact.effect.mean(0).ravel()
+        with style.axes(ax, 3.6, 3.4) as ax:
+            low, high = min(mine.min(), theirs.min()), max(mine.max(), theirs.max())
+            ax.plot([low, high], [low, high], color=style.SOFT, linewidth=0.8)
+            ax.scatter(theirs, mine, s=12, color=style.BLUE, alpha=0.7, linewidths=0)
+            ax.set(xlabel=f"{exact.meta.get('method', 'exact')} effect", ylabel=f"{self.meta.get('method', 'estimated')} effect")
+            if len(mine) > 1 and mine.std() > 0 and theirs.std() > 0:
+                ax.set_title(f"r = {np.corrcoef(mine, theirs)[0, 1]:.3f}")
+        return style.figure_of(ax)
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file: values, base, other, and a JSON header with axes, samples and meta."""
+        header = {"format": FORMAT, "version": VERSION, "axes": self.axes, "samples": self.samples, "meta": self.meta}
+        tensors = {"values": self.values, "base": self.base, "other": self.other}
+        blob = to_bytes(
+            {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in tensors.items()},
+            metadata={"corelens": json.dumps(header, ensure_ascii=False, default=str)},
+        )
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            part.write_bytes(blob)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "PatchResult":
+        """Read what `save` wrote."""
+        try:
+            with safe_open(path, framework="np") as file:
+                header = json.loads((file.metadata() or {}).get("corelens", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator there)
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            raise CorelensError(f"{path}, which cannot be read ({error})", "a file of PatchResult.save", "check it") from error
+        if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+            raise CorelensError(
+                f"{path}, which holds no patching result of version {VERSION}", "a file that PatchResult.save wrote", "check it"
+            )
+        return cls(**tensors, axes=header["axes"], samples=header["samples"], meta=header["meta"])
+
+
+def _ticks(axis: Any, labels: Sequence[str], offset: float) -> None:
+    step = max(1, -(-len(labels) // 24))
+    shown = range(0, len(labels), step)
+    axis.set_ticks([i + offset for i in shown], [labels[i] for i in shown])
+    if axis.axis_name == "x" and max(len(label) for label in labels) > 3:
+        axis.set_tick_params(rotation=60)
