@@ -26,9 +26,7 @@ def picture(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
 
 
 def sample(seed: int, question: str = "What digit is on the red circle?") -> Sample:
-    return Sample(
-        images=[picture(seed)], question=question, answer="7", regions=[Box(10, 10, 60, 40)], id=str(seed)
-    )
+    return Sample(images=[picture(seed)], question=question, answer="7", regions=[Box(10, 10, 60, 40)], id=str(seed))
 
 
 SAMPLES = [sample(0), sample(1, "Which colour?")]
@@ -46,7 +44,9 @@ def batch_of(family: str) -> Inputs:
 
 def z_under(model: HookedMLLM, inputs: Inputs, hooks: list, layer: int) -> torch.Tensor:
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-        return model.run_with_cache(inputs, names_filter=f"blocks.{layer}.attn.hook_z")[1][f"blocks.{layer}.attn.hook_z"]
+        return model.run_with_cache(inputs, names_filter=f"blocks.{layer}.attn.hook_z")[1][
+            f"blocks.{layer}.attn.hook_z"
+        ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -284,7 +284,12 @@ def test_mistakes_are_named():
         (lambda: model.run_with_hooks(batch, fwd_hooks=ablate([(0, 4)])), "L0H4"),
         (lambda: model.run_with_hooks(batch, fwd_hooks=ablate([(9, 0)])), "blocks.9"),
         (lambda: model.run_with_hooks(batch, fwd_hooks=knockout([(0, 4)])), "heads of this model"),
-        (lambda: model.run_with_hooks(batch, fwd_hooks=ablate([(0, 0)], "mean", reference={5: torch.zeros(1, 4, 8)})), "layer 0"),
+        (
+            lambda: model.run_with_hooks(
+                batch, fwd_hooks=ablate([(0, 0)], "mean", reference={5: torch.zeros(1, 4, 8)})
+            ),
+            "layer 0",
+        ),
     ):
         with pytest.raises(CorelensError, match=message):
             call()
