@@ -111,12 +111,13 @@ def test_another_run_is_refused(model, tmp_path):
         with pytest.raises(cl.CorelensError, match=word):
             cl.score_heads(model, given.pop("samples"), out=tmp_path, **given)
     weight = model.layout.decoder(model.hf).layers[0].self_attn.o_proj.weight
+    before = weight.detach().clone()
     weight.data[0, 0] += 1
     try:
         with pytest.raises(cl.CorelensError, match="weight_hash"):
             cl.score_heads(model, samples, ["ram"], out=tmp_path)
     finally:
-        weight.data[0, 0] -= 1
+        weight.data.copy_(before)
     next(tmp_path.glob("part-*")).write_bytes(b"torn")
     with pytest.raises(cl.CorelensError, match="delete it"):
         cl.score_heads(model, samples, ["ram"], out=tmp_path)
