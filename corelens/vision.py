@@ -8,6 +8,7 @@ each call is handed its z.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from corelens.hooks import HookPoint, VisionAttentionPoints, VisionBlockPoints, VisionPoints
 from corelens.layouts.base import Layout
-from corelens.places import on_input, on_output
+from corelens.places import Fires, on_input, on_output
 from corelens.rows import Call, all_rows, row_scores, softmax
 from corelens.running import Running, implementation
 
@@ -73,48 +74,52 @@ def wired_vision(hf: nn.Module, layout: Layout, points: VisionPoints, run: Runni
 
 def _place_block(run: Running, layout: Layout, points: VisionBlockPoints, layer: nn.Module) -> Iterator[Any]:
     attn: VisionAttentionPoints = points.attn
+    batched = _Batched(run)
+    # With a hooked pattern the layer runs ahead, and it is of those q, k and v that the pattern is made.
+    ahead = _Batched(run, ahead=attn.hook_pattern.active)
     if points.hook_resid_pre.active:
-        yield layer.register_forward_pre_hook(_images_first(on_input)(run, points.hook_resid_pre), with_kwargs=True)
+        yield layer.register_forward_pre_hook(on_input(batched, points.hook_resid_pre), with_kwargs=True)
     if points.hook_resid_post.active:
-        yield layer.register_forward_hook(_images_first(on_output)(run, points.hook_resid_post))
+        yield layer.register_forward_hook(on_output(batched, points.hook_resid_post), prepend=True)  # before the tower records it
     three = [(attn.hook_q, layout.vision_q), (attn.hook_k, layout.vision_k), (attn.hook_v, layout.vision_v)]
     if layout.vision_qkv is None:
         for point, path in three:
             if point.active:
-                yield layer.get_submodule(path).register_forward_hook(_images_first(on_output)(run, point))
+                yield layer.get_submodule(path).register_forward_hook(on_output(ahead, point))
     elif any(point.active for point, _ in three):
-        fused = _on_fused(run, [point for point, _ in three])
+        fused = _on_fused(ahead, [point for point, _ in three])
         yield layer.get_submodule(layout.vision_qkv).register_forward_hook(fused)
     if attn.hook_z.active:
-        out = layer.get_submodule(layout.vision_out)
-        yield out.register_forward_pre_hook(_images_first(on_input)(run, attn.hook_z), with_kwargs=True)
+        yield layer.get_submodule(layout.vision_out).register_forward_pre_hook(
+            on_input(batched, attn.hook_z), with_kwargs=True
+        )
 
 
 class _Batched:
-    """A run that shows hooks a first axis where the tower has none, and is silent while a layer's calls are collected."""
+    """A run that shows hooks a first axis where the tower has none.
 
-    def __init__(self, run: Running):
-        self.run = run
+    Args:
+        ahead: fire only while a layer runs ahead to collect its calls (False: only while it does not).
+    """
+
+    def __init__(self, run: Running, ahead: bool = False):
+        self.run, self.ahead = run, ahead
 
     def fire(self, point: HookPoint, x: Tensor) -> Tensor:
-        if self.run.collecting:
+        """As Running.fire."""
+        if self.run.collecting != self.ahead:
             return x
         seen = x if x.ndim == (3 if point.head_axis is None else 4) else x[None]
         edited = self.run.fire(point, seen)
         return x if edited is seen else edited.reshape(x.shape)
 
 
-def _images_first(make: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
-    return lambda run, point: make(_Batched(run), point)
-
-
-def _on_fused(run: Running, points: list[HookPoint]) -> Callable[..., Any]:
+def _on_fused(run: Fires, points: list[HookPoint]) -> Callable[..., Any]:
     """One projection gives q, k and v of all heads: q first, then k, then v."""
-    batched = _Batched(run)
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         parts = rearrange(output, "... (three head d) -> three ... head d", three=3, head=points[0].n_heads)
-        edited = [batched.fire(point, part) if point.active else part for point, part in zip(points, parts, strict=True)]
+        edited = [run.fire(point, part) if point.active else part for point, part in zip(points, parts, strict=True)]
         return rearrange(torch.stack(edited), "three ... head d -> ... (three head d)")
 
     return hook
@@ -167,6 +172,7 @@ def _features(hf: nn.Module, layout: Layout, point: HookPoint, run: Running) -> 
     copies: dict[int, Any] = {}  # outputs made beforehand serve other runs too: edits are made on a copy
 
     def wrap(original: Callable[..., Any], kind: str) -> Callable[..., Any]:
+        @functools.wraps(original)  # transformers asks for its signature
         def features(*args: Any, **kwargs: Any) -> Any:
             fired.add(kind)
             return _fire_output(original(*args, **kwargs | {"return_dict": True}), point, run)

@@ -138,7 +138,8 @@ def _place_block(run: Running, layout: Layout, points: BlockPoints, layer: nn.Mo
             yield layer.get_submodule(path).register_forward_pre_hook(make(run, point), with_kwargs=True)
     for _, point, path, make in _after(layout, points):
         if point.active:
-            yield layer.get_submodule(path).register_forward_hook(make(run, point))
+            # first of all hooks there: what transformers records as hidden states is what the hooks leave
+            yield layer.get_submodule(path).register_forward_hook(make(run, point), prepend=True)
     yield from _place_norm(run, layout, points.ln1, layer, layout.ln1)
     yield from _place_norm(run, layout, points.ln2, layer, layout.ln2)
 
