@@ -8,6 +8,7 @@ You pay for what you hook: a layer without hooks on scores or pattern calls tran
 layer: q, k, v → edges → scores → softmax → pattern → rows → z. Scores and softmax are in float32.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -63,6 +64,9 @@ def attention(
     edges = Edges(step, query.shape[0], query.shape[1], query.device)
     if points.hook_edges.active:
         run.fire(points.hook_edges, edges)
+    if edges.given:
+        key, value = edges.spread(key, value)
+        module = SimpleNamespace(is_causal=call.is_causal, training=module.training)  # type: ignore[assignment] # no groups
 
     rows = step.rows if points.hook_pattern_rows.active else None
     if points.hook_attn_scores.active or points.hook_pattern.active:

@@ -1,6 +1,7 @@
 """Edge edits: single connections from a query to a key, removed or strengthened before the softmax."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +25,22 @@ class Edges:
     def __init__(self, step: Step, batch: int, n_heads: int, device: torch.device):
         self.step, self.batch, self.n_heads, self.device = step, batch, n_heads, device
         self.edits: list[tuple[Tensor, Bool[Tensor, "batch key"], Bool[Tensor, "batch key"], float | None]] = []
+        self.given: list[tuple[int, str, Callable[[Tensor], Tensor]]] = []
+
+    def give(self, head: int, what: str, edit: Callable[[Tensor], Tensor]) -> None:
+        """Let one query head alone attend with other rotated keys (`what` = "key") or values ("value") than its group.
+
+        `edit` takes those of its KV head, [batch, key, d], and returns what this head is to have instead.
+        """
+        self.given.append((head, what, edit))
+
+    def spread(self, key: Tensor, value: Tensor) -> tuple[Float[Tensor, "b head key d"], Float[Tensor, "b head key e"]]:
+        """Keys and values with a KV head for every query head, those that were given among them."""
+        group = self.n_heads // key.shape[1]
+        own = {"key": key.repeat_interleave(group, dim=1), "value": value.repeat_interleave(group, dim=1)}
+        for head, what, edit in self.given:
+            own[what][:, head] = edit(own[what][:, head].clone())
+        return own["key"], own["value"]
 
     def cut(self, heads: list[int] | None, rows: Where, columns: Where) -> None:
         """Remove the edges from `rows` to `columns` of these heads (all if None)."""
