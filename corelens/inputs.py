@@ -218,8 +218,8 @@ def _check_regions(sample: Sample, pictures: list[Any]) -> None:
         kind, among = ("video", videos) if isinstance(region, Tube) else ("image", images)
         if not 0 <= region.image < len(among):
             raise CorelensError(
-                f"sample {sample.id!r}: a {type(region).__name__} on {kind} {region.image}; the sample has {len(images)} "
-                f"images and {len(videos)} videos",
+                f"sample {sample.id!r}: a {type(region).__name__} on {kind} {region.image}; "
+                f"the sample has {len(images)} images and {len(videos)} videos",
                 f"a region on one of its pictures: Tube for videos, {Box.__name__} or Mask for images",
                 f"count {kind}s from 0" if among else f"give the sample its {kind}, or use the other kind of region",
             )
@@ -318,7 +318,7 @@ def _locate(
     """Give each picture its placeholders, one after the other; image and video ids may be one and the same."""
     image_id, video_id = layout.placeholders(config)
     free = {token: (ids == token).nonzero()[:, 0].tolist() for token in (image_id, video_id)}
-    found = []
+    total, found = sum(map(len, free.values())), []
     for picture, cell in zip(pictures, cells, strict=True):
         queue = free[image_id if isinstance(picture, Image.Image) else video_id]
         positions = torch.tensor(queue[: len(cell.visual)], dtype=torch.long)
@@ -329,8 +329,8 @@ def _locate(
     left = sum(len(queue) for queue in free.values())
     if left or len(found) < len(pictures):
         raise CorelensError(
-            f"sample {sample.id!r}: {len(torch.isin(ids, torch.tensor([image_id, video_id])).nonzero())} image tokens in "
-            f"the prompt, {[len(cell.visual) for cell in cells]} expected by {type(layout).__name__}",
+            f"sample {sample.id!r}: {total} image tokens in the prompt, "
+            f"{[len(cell.visual) for cell in cells]} expected by {type(layout).__name__}",
             "a processor whose geometry the layout describes",
             "use the model's own processor; if it is, the layout is wrong for its options: please report it",
         )

@@ -44,22 +44,35 @@ def run_processor(
 ) -> tuple[dict[str, Any], list[Row]]:
     """The processor's output as it came (per-token tensors still of its own padding), and a Row a prompt."""
     texts = [prompt.text for prompt in prompts]
-    if getattr(processor, "video_processor", None) is None and any(isinstance(p, list) for row in pictures for p in row):
+    videos = any(isinstance(picture, list) for row in pictures for picture in row)
+    if videos and getattr(processor, "video_processor", None) is None:
         raise CorelensError(
             f"a video for {type(processor).__name__}, which takes none",
             "a model whose processor has a video processor",
             "give the frames as images: Sample(images=frames)",
         )
     special = not _has_bos(processor, texts[0])
-    options: dict[str, Any] = {"return_tensors": "pt", "padding": len(texts) > 1, "add_special_tokens": special}
-    options |= {"return_text_replacement_offsets": True, **_media(layout, pictures, fps)}
-    if images_kwargs:
-        options["images_kwargs"] = images_kwargs
-    try:
-        output = dict(processor(text=texts, **options))
-    except Exception as error:  # processors raise what their array code raises
-        raise _refused(error, pictures) from error
-    changes = output.get("text_replacement_offsets") or [[] for _ in texts]
+    layout.check_batch(pictures)
+    options: dict[str, Any] = {"images_kwargs": images_kwargs} if images_kwargs else {}
+    options["add_special_tokens"] = special
+
+    def call(rows: Sequence[int], **more: Any) -> dict[str, Any]:
+        media = _media(layout, [pictures[row] for row in rows], [fps[row] for row in rows])
+        padding = len(rows) > 1
+        try:
+            chosen = [texts[row] for row in rows]
+            return dict(processor(text=chosen, return_tensors="pt", padding=padding, **media, **options, **more))
+        except Exception as error:  # processors raise what their array code raises
+            raise _refused(error, pictures) from error
+
+    # Some processors stumble over the offsets of a row that has no pictures, so these are asked of the others only.
+    every, shown = range(len(texts)), [row for row, some in enumerate(pictures) if some]
+    changes: list[Any] = [[] for _ in texts]
+    output = call(every, return_text_replacement_offsets=True) if len(shown) == len(texts) else call(every)
+    if shown:
+        told = output if len(shown) == len(texts) else call(shown, return_text_replacement_offsets=True)
+        for row, offsets in zip(shown, told.get("text_replacement_offsets") or [[] for _ in shown], strict=True):
+            changes[row] = offsets
     real = output["attention_mask"].bool()
     rows = []
     for number, prompt in enumerate(prompts):
@@ -105,7 +118,7 @@ def _has_bos(processor: Any, text: str) -> bool:
 
 
 def _media(layout: Layout, pictures: Sequence[Sequence[Any]], fps: Sequence[float | None]) -> dict[str, Any]:
-    """Pictures nested by sample, as a chat template's call passes them; some families treat several of one otherwise."""
+    """Pictures nested by sample, as chat templates pass them: several of one sample may be treated differently."""
     images = [[p for p in row if isinstance(p, Image.Image)] for row in pictures]
     options: dict[str, Any] = {"images": images} if any(images) else {}
     videos: list[list[np.ndarray]] = []

@@ -197,8 +197,8 @@ class TokenMap:
         chosen, region = self.positions(rows, rows=True), self.region
         if len(chosen) == 0 or chosen.max() < region.min():
             raise CorelensError(
-                f"sample {self.id!r}: the {rows if isinstance(rows, str) else 'chosen'} rows stand before the evidence: "
-                f"rows {chosen.tolist()[:4]}, region from position {int(region.min())}",
+                f"sample {self.id!r}: the {rows if isinstance(rows, str) else 'chosen'} rows stand before the evidence"
+                f": rows {chosen.tolist()[:4]}, region from position {int(region.min())}",
                 "rows that come after the picture: a token attends only to what stands before it",
                 "use rows='last', or put the picture before the question",
             )

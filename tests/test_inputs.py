@@ -13,7 +13,6 @@ from corelens.regions import Box, Mask, Tube
 from corelens.tokens import TokenMap
 
 QUESTION = "What digit is on the red circle?"
-NAMES = ("visual", "question", "last", "answer", "region", "text", "all")
 
 
 def picture(width: int = 120, height: int = 80, seed: int = 0) -> Image.Image:
@@ -166,43 +165,6 @@ def test_a_teacher_forced_answer_is_predicted_as_in_generation(family):
     rows = logits[tm.positions("answer", rows=True)]
     rows[:, never] = -torch.inf
     assert rows.argmax(-1).tolist() == new.tolist()
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_batched_is_single_up_to_padding(family, side):
-    """Mixed sizes and numbers of images: maps, ids and logits."""
-    two, box = [picture(64, 128, 2), picture(90, 60, 3)], Box(5, 5, 40, 40, image=1)
-    samples = [
-        Sample([picture(100, 90, 1)], QUESTION, "7", [Box(20, 20, 50, 50)], id="a"),
-        Sample(two, "Is it?", "yes", [box], choices=["yes", "no"], id="b"),
-    ]
-    model, _ = tiny(family)
-    batch = ready(family, samples, answer=True, padding_side=side)
-    with torch.no_grad():
-        together = model(**batch.tensors).logits
-    for row, sample in enumerate(samples):
-        single = ready(family, sample, answer=True)
-        one, tm = single.token_maps[0], batch.token_maps[row]
-        shift = batch.length - one.length if side == "left" else 0
-        assert (tm.start, tm.stop, tm.length) == (shift, shift + one.length, batch.length)
-        for name in NAMES:
-            assert torch.equal(tm.positions(name), one.positions(name) + shift), name
-        for position in one.visual.tolist()[::7]:
-            assert tm.cell(position + shift) == one.cell(position)
-        assert torch.equal(batch.tensors["input_ids"][row, tm.all], single.tensors["input_ids"][0])
-        with torch.no_grad():
-            alone = model(**single.tensors).logits[0]
-        assert torch.allclose(together[row, tm.all], alone, atol=2e-4)
-
-
-def test_pictures_with_and_without_text_around():
-    """A sample without pictures beside one with pictures, where the processor takes such a batch."""
-    samples = [Sample([picture()], QUESTION), Sample(question="What is 3 + 4?")]
-    inputs = ready("qwen3_vl", samples)
-    assert len(inputs.token_maps[0].visual) > 0 and len(inputs.token_maps[1].visual) == 0
-    with torch.no_grad():
-        tiny("qwen3_vl")[0](**inputs.tensors)
 
 
 def test_images_and_a_video_in_one_chat():

@@ -4,7 +4,7 @@ The defaults fit any decoder built like Llama inside a transformers vision-langu
 only place that names families) overrides what differs there. See `register_layout` for adding one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -96,6 +96,9 @@ class Layout:
         image = getattr(config, "image_token_id", None)
         video = getattr(config, "video_token_id", None)
         return (image if image is not None else -1), (video if video is not None else -1)
+
+    def check_batch(self, pictures: Sequence[Sequence[Any]]) -> None:
+        """Raise for samples that the family's processor would mix up in a batch: images or lists of frames a sample."""
 
     def image_cells(
         self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]

@@ -1,8 +1,10 @@
 """Gemma 3 and PaliGemma: the picture squashed to a square, a fixed number of tokens a view."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from corelens.errors import CorelensError
 from corelens.layouts.base import Layout, edge, grid, image_option, patches, shrunk_to
 from corelens.tokens import Cells
 
@@ -41,6 +43,15 @@ class PaliGemma(Layout):
         """PaliGemma 2 has a decoder with norms after attention and MLP."""
         text = getattr(config, "text_config", None)
         return PaliGemma2() if getattr(text, "model_type", None) == "gemma2" else cls()
+
+    def check_batch(self, pictures: Sequence[Sequence[Any]]) -> None:
+        """Its processor puts BOS into the middle of a prompt that has no picture."""
+        if not all(pictures):
+            raise CorelensError(
+                "a sample without pictures for PaliGemma",
+                "a picture in every sample",
+                "leave samples without pictures to a model that takes them",
+            )
 
     def processed_prompt(self, processor: Any, prompt: str) -> str:
         """The processor puts BOS behind the last placeholder and a newline at the end."""

@@ -1,8 +1,10 @@
 """Idefics3 and SmolVLM: tiles of a scaled and squashed picture row by row, then the whole picture; shuffled patches."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from corelens.errors import CorelensError
 from corelens.layouts.base import Layout, edge, grid, image_option, in_frames, patches, shrunk_to
 from corelens.tokens import Cells
 
@@ -42,6 +44,16 @@ class SmolVLM(Idefics3):
     def placeholders(self, config: Any) -> tuple[int, int]:
         """Frames use the image token."""
         return config.image_token_id, config.image_token_id
+
+    def check_batch(self, pictures: Sequence[Sequence[Any]]) -> None:
+        """Its processor gives frames under the images' name, and writes the longest video's length into all prompts."""
+        lengths = {len(picture) if isinstance(picture, list) else 0 for row in pictures for picture in row}
+        if len(lengths) > 1:
+            raise CorelensError(
+                "a batch of " + ("images and videos" if 0 in lengths else f"videos of {sorted(lengths)} frames"),
+                "images only, or videos of one length: this processor mixes others up",
+                "prepare them in batches of their own",
+            )
 
     def video_cells(
         self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int], n_frames: int
