@@ -4,6 +4,7 @@ from corelens.interventions.ablate import ablate, mean_z
 from corelens.interventions.edges import edge_bias, knockout
 from corelens.interventions.metrics import accuracy, answer_logprob, kl, logit_diff
 from corelens.interventions.patch import activation_patch, patch
+from corelens.interventions.path import path_hooks, path_patch
 from corelens.interventions.result import PatchResult
 
 __all__ = [
@@ -18,4 +19,6 @@ __all__ = [
     "logit_diff",
     "mean_z",
     "patch",
+    "path_hooks",
+    "path_patch",
 ]

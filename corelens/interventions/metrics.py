@@ -51,7 +51,9 @@ class LogitMetric:
     def __init__(self, label: str, make: Callable[..., Bound], free: Callable[[Tensor], Tensor] | None = None):
         self.label, self._make, self._free = label, make, free
 
-    def bind(self, model: Any, clean: Inputs, corrupted: Inputs | None = None, clean_logits: Tensor | None = None) -> Bound:
+    def bind(
+        self, model: Any, clean: Inputs, corrupted: Inputs | None = None, clean_logits: Tensor | None = None
+    ) -> Bound:
         """The metric for these runs.
 
         Args:
@@ -203,11 +205,16 @@ def _right(rows: Float[Tensor, "row d_vocab"], ids: Int[Tensor, " row"]) -> Floa
     return (rows.argmax(-1) == ids.to(rows.device)).all().float()
 
 
-def _teacher_forced(inputs: Inputs, score: Callable[[Tensor, Tensor], Tensor]) -> tuple[Callable[[Tensor], Tensor], int]:
+def _teacher_forced(
+    inputs: Inputs, score: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Callable[[Tensor], Tensor], int]:
     """A function of logits, sample by sample of the rows that predict the gold answer; and how many positions it reads."""
     length = inputs.length
     answers = [token_map.answer for token_map in inputs.token_maps]
-    ids = [inputs.tensors["input_ids"][i, answer.to(inputs.tensors["input_ids"].device)] for i, answer in enumerate(answers)]
+    ids = [
+        inputs.tensors["input_ids"][i, answer.to(inputs.tensors["input_ids"].device)]
+        for i, answer in enumerate(answers)
+    ]
 
     def of_answer(logits: Tensor) -> Tensor:
         shift = 1 + length - logits.shape[1]
@@ -242,9 +249,14 @@ def single_tokens(model: Any, inputs: Inputs, answers: list[str | int] | str | i
     if not texts:
         return torch.tensor(each, dtype=torch.long)
     if inputs.samples:
-        written = [replace(s, answer=a if isinstance(a, str) else "0") for s, a in zip(inputs.samples, each, strict=True)]
+        written = [
+            replace(s, answer=a if isinstance(a, str) else "0") for s, a in zip(inputs.samples, each, strict=True)
+        ]
         batch = model.prepare(written, answer=True)
-        lines = [line[tm.answer].tolist() for line, tm in zip(batch.tensors["input_ids"].cpu(), batch.token_maps, strict=True)]
+        lines = [
+            line[tm.answer].tolist()
+            for line, tm in zip(batch.tensors["input_ids"].cpu(), batch.token_maps, strict=True)
+        ]
     else:
         lines = [model.tokenizer(str(answer), add_special_tokens=False)["input_ids"] for answer in each]
     found = []

@@ -15,7 +15,9 @@ def as_inputs(model: Any, given: Any) -> Inputs:
     if isinstance(given, Sample) or (isinstance(given, list | tuple) and given and isinstance(given[0], Sample)):
         return model.prepare(given)
     raise CorelensError(
-        f"a {type(given).__name__} to patch", "inputs, a Sample, or a list of them", "make inputs with model.prepare(sample)"
+        f"a {type(given).__name__} to patch",
+        "inputs, a Sample, or a list of them",
+        "make inputs with model.prepare(sample)",
     )
 
 
@@ -23,7 +25,9 @@ def check_pair(clean: Inputs, corrupted: Inputs) -> None:
     """Raise unless each position means the same in both: lengths, padding, and where the visual tokens stand."""
     if len(clean) != len(corrupted):
         raise CorelensError(
-            f"{len(clean)} clean and {len(corrupted)} corrupted samples", "as many of both, in the same order", "pair them"
+            f"{len(clean)} clean and {len(corrupted)} corrupted samples",
+            "as many of both, in the same order",
+            "pair them",
         )
     for i, (a, b) in enumerate(zip(clean.token_maps, corrupted.token_maps, strict=True)):
         where = f"sample {a.id or i!r}"
@@ -47,13 +51,13 @@ def check_pair(clean: Inputs, corrupted: Inputs) -> None:
         grids = clean.tensors.get(name), corrupted.tensors.get(name)
         if grids[0] is not None and grids[1] is not None and not torch.equal(grids[0].cpu(), grids[1].cpu()):
             raise CorelensError(
-                f"{name} {grids[0].tolist()} and {grids[1].tolist()}", "the same grid", "keep the picture's size and shape"
+                f"{name} {grids[0].tolist()} and {grids[1].tolist()}",
+                "the same grid",
+                "keep the picture's size and shape",
             )
 
 
 def _first_difference(clean: Inputs, corrupted: Inputs, i: int) -> int:
     """The first token, counted without padding, in which two samples differ by kind."""
-    a, b = (
-        torch.isin(tm.all, tm.placeholder).tolist() for tm in (clean.token_maps[i], corrupted.token_maps[i])
-    )
+    a, b = (torch.isin(tm.all, tm.placeholder).tolist() for tm in (clean.token_maps[i], corrupted.token_maps[i]))
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

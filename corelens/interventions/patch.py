@@ -9,7 +9,7 @@ Nanda 2024, arXiv 2404.15255.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from corelens.interventions.result import PatchResult
 from corelens.interventions.sites import Patch, axis_of, patches
 from corelens.positions import Where, member, resolve
 
-Direction = Literal["denoising", "noising"]
+Direction = str  # "denoising" or "noising"
 BATCH_TOKENS = 16_384  # rows × patches in one forward, at most
 
 
@@ -96,7 +96,9 @@ def _same_shape(there: Tensor, x: Tensor, name: str) -> Tensor:
     if there.shape == x.shape:
         return there
     raise CorelensError(
-        f"a source {list(there.shape)} for {name!r}, which is {list(x.shape)}", "the same shape", "run both on inputs alike"
+        f"a source {list(there.shape)} for {name!r}, which is {list(x.shape)}",
+        "the same shape",
+        "run both on inputs alike",
     )
 
 
@@ -153,7 +155,7 @@ def activation_patch(
             other, names_filter=names, logits_to_keep=measure.keep, return_cache_object=False
         )
     far = measure(logits)
-    if not fast or any(isinstance(name, str) and name.startswith("vision.") for name, _ in hooks):
+    if not fast:
         near, values = _one_by_one(model, base, jobs, source, measure, hooks, progress)
     else:
         near, values = _together(model, base, jobs, source, measure, hooks, batch_tokens, progress)
@@ -170,7 +172,8 @@ def prepare_runs(
         raise CorelensError("no metric", "what to measure", "for instance metric=cl.logit_diff('7', '3')")
     clean, corrupted = as_inputs(model, clean), as_inputs(model, corrupted)
     check_pair(clean, corrupted)
-    if not any(isinstance(name, str) and name.startswith("vision.") for name, _ in hooks):
+    tower = model.hook_names("vision.")
+    if not any(any(map(name, tower)) if callable(name) else name.startswith("vision.") for name, _ in hooks):
         clean, corrupted = model.encode(clean), model.encode(corrupted)
     with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
         clean_logits = None if not getattr(metric, "label", "").startswith("kl") else model(clean)
@@ -185,7 +188,11 @@ def result_of(
 ) -> PatchResult:
     """Values in the order of the axes' product, each [sample], as a PatchResult."""
     shape = [len(labels) for labels in axes.values()]
-    stacked = torch.stack([value.detach().float().cpu() for value in values], dim=1).numpy() if values else np.zeros((len(near), 0))
+    stacked = (
+        torch.stack([value.detach().float().cpu() for value in values], dim=1).numpy()
+        if values
+        else np.zeros((len(near), 0))
+    )
     to_array = lambda x: x.detach().float().cpu().numpy()  # noqa: E731
     return PatchResult(
         stacked.reshape(len(near), *shape).astype(np.float32), to_array(near), to_array(far), axes,

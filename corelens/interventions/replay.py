@@ -75,7 +75,7 @@ class Replay:
         mask = self._kwargs.get("attention_mask")
         masks = list(mask.values()) if isinstance(mask, dict) else [mask]
         for one in masks:
-            if one is not None and (not isinstance(one, Tensor) or one.ndim == 4 and _sees_ahead(one)):
+            if one is not None and (not isinstance(one, Tensor) or (one.ndim == 4 and _sees_ahead(one))):
                 return False
         return True
 
@@ -85,7 +85,11 @@ class Replay:
         return Start(max(0, min(layer, self.model.cfg.n_layers - 1)), min(row, self.length - 1), runs)
 
     def run(
-        self, start: Start, hooks: Sequence[Hook], reading: Mapping[str, Callable[..., Any]] | None = None, logits: bool = True
+        self,
+        start: Start,
+        hooks: Sequence[Hook],
+        reading: Mapping[str, Callable[..., Any]] | None = None,
+        logits: bool = True,
     ) -> Float[Tensor, "batch pos d_vocab"] | None:
         """Run once from `start` under the base hooks and these; row i·runs + j of the batch is run j of sample i.
 
@@ -135,7 +139,11 @@ class Replay:
                 stream = _repeat(self.cache[f"blocks.{start.layer}.hook_resid_pre"], start)
 
                 def from_base(module: nn.Module, args: Any, given: dict[str, Any]) -> Any:
-                    return ((stream.clone(), *args[1:]), given) if args else (args, given | {"hidden_states": stream.clone()})
+                    return (
+                        ((stream.clone(), *args[1:]), given)
+                        if args
+                        else (args, given | {"hidden_states": stream.clone()})
+                    )
 
                 stack.callback(layers[start.layer].register_forward_pre_hook(from_base, with_kwargs=True).remove)
             yield
@@ -151,11 +159,13 @@ class Replay:
         mask = kwargs.get("attention_mask")
         make = self._mask
         kwargs["attention_mask"] = (
-            {name: make(one, start) for name, one in mask.items()} if isinstance(mask, dict) else make(mask, start, False)
+            {name: make(one, start) for name, one in mask.items()}
+            if isinstance(mask, dict)
+            else make(mask, start, False)
         )
         ids = kwargs.get("position_ids")
         if ids is not None:
-            if ids.shape[-2] == n and n > 1 or ids.ndim == 3:
+            if (ids.shape[-2] == n and n > 1) or ids.ndim == 3:
                 ids = ids.repeat_interleave(start.runs, dim=-2)
             kwargs["position_ids"] = ids[..., start.row :]
         if kwargs.get("visual_pos_masks") is not None:  # DeepStack: which rows get which visual features
@@ -165,7 +175,9 @@ class Replay:
             kwargs["visual_pos_masks"] = _repeat(where, start)
             chosen = _repeat(number, start)[kwargs["visual_pos_masks"]]
             if kwargs.get("deepstack_visual_embeds") is not None:
-                kwargs["deepstack_visual_embeds"] = [one[chosen.to(one.device)] for one in kwargs["deepstack_visual_embeds"]]
+                kwargs["deepstack_visual_embeds"] = [
+                    one[chosen.to(one.device)] for one in kwargs["deepstack_visual_embeds"]
+                ]
         return kwargs
 
     def _mask(self, mask: Tensor | None, start: Start, made: bool = True) -> Tensor | None:
@@ -183,9 +195,13 @@ class Replay:
         """The base run's keys and values before `start.row`."""
         cache = DynamicCache()
         for layer in range(self.model.cfg.n_layers):
-            runs = start.runs if layer >= start.layer else 1  # the layers before are not run: only their length is asked for
+            runs = (
+                start.runs if layer >= start.layer else 1
+            )  # the layers before are not run: only their length is asked for
             key, value = (
-                self.cache[f"blocks.{layer}.attn.{point}"][:, : start.row].transpose(1, 2).repeat_interleave(runs, dim=0)
+                self.cache[f"blocks.{layer}.attn.{point}"][:, : start.row]
+                .transpose(1, 2)
+                .repeat_interleave(runs, dim=0)
                 for point in ("hook_rot_k", "hook_v")
             )
             cache.update(key, value, layer)

@@ -120,7 +120,9 @@ class PatchResult:
             )
         mean = np.nanmean(getattr(self, what), axis=0)
         names = list(self.axes)
-        label = {"effect": "effect: ", "recovered": "share recovered: ", "values": ""}[what] + str(self.meta.get("metric", ""))
+        label = {"effect": "effect: ", "recovered": "share recovered: ", "values": ""}[what] + str(
+            self.meta.get("metric", "")
+        )
         width, height = 1.6 + 0.32 * mean.shape[-1], 2.6 if mean.ndim == 1 else 1.1 + 0.3 * mean.shape[0]
         with style.axes(ax, float(np.clip(width, 3, 12)), float(np.clip(height, 2, 10))) as ax:
             if mean.ndim == 1:
@@ -145,13 +147,18 @@ class PatchResult:
         from corelens.viz import style
 
         if self.axes != exact.axes:
-            raise CorelensError(f"axes {list(exact.axes)}", f"the same axes and labels as {list(self.axes)}", "use one `per`")
+            raise CorelensError(
+                f"axes {list(exact.axes)}", f"the same axes and labels as {list(self.axes)}", "use one `per`"
+            )
         mine, theirs = self.effect.mean(0).ravel(), exact.effect.mean(0).ravel()
         with style.axes(ax, 3.6, 3.4) as ax:
             low, high = min(mine.min(), theirs.min()), max(mine.max(), theirs.max())
             ax.plot([low, high], [low, high], color=style.SOFT, linewidth=0.8)
             ax.scatter(theirs, mine, s=12, color=style.BLUE, alpha=0.7, linewidths=0)
-            ax.set(xlabel=f"{exact.meta.get('method', 'exact')} effect", ylabel=f"{self.meta.get('method', 'estimated')} effect")
+            ax.set(
+                xlabel=f"{exact.meta.get('method', 'exact')} effect",
+                ylabel=f"{self.meta.get('method', 'estimated')} effect",
+            )
             if len(mine) > 1 and mine.std() > 0 and theirs.std() > 0:
                 ax.set_title(f"r = {np.corrcoef(mine, theirs)[0, 1]:.3f}")
         return style.figure_of(ax)
@@ -182,10 +189,14 @@ class PatchResult:
                 header = json.loads((file.metadata() or {}).get("corelens", "null"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator there)
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise CorelensError(f"{path}, which cannot be read ({error})", "a file of PatchResult.save", "check it") from error
+            raise CorelensError(
+                f"{path}, which cannot be read ({error})", "a file of PatchResult.save", "check it"
+            ) from error
         if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, VERSION):
             raise CorelensError(
-                f"{path}, which holds no patching result of version {VERSION}", "a file that PatchResult.save wrote", "check it"
+                f"{path}, which holds no patching result of version {VERSION}",
+                "a file that PatchResult.save wrote",
+                "check it",
             )
         return cls(**tensors, axes=header["axes"], samples=header["samples"], meta=header["meta"])
 

@@ -74,7 +74,8 @@ def patches(
     """
     per = (per,) if isinstance(per, str) else tuple(per)
     _check(site, per)
-    places, labels_of_places = _places(inputs, site, per, positions)
+    within = _visual(inputs) if site == "visual" else None
+    along_places, labels_of_places = places(inputs, per, positions, within)
     axes: dict[str, list[str]] = {}
     for name in per:
         if name == "layer":
@@ -92,7 +93,7 @@ def patches(
             if name in at:
                 size, step = _extent(model, name, block)
                 part = slice(at[name] * step, min((at[name] + 1) * step, size))
-        place = next((places[at[name]] for name in PLACES if name in at), places[0])
+        place = next((along_places[at[name]] for name in PLACES if name in at), along_places[0])
         found.append(Patch(_names(model, site, at.get("layer")), part, place))
     return axes, found
 
@@ -132,18 +133,23 @@ def table(where: Where, inputs: Inputs) -> Bool[Tensor, "sample pos"]:
     return member(resolve(where, inputs, every, len(inputs), rows=True), inputs.length)
 
 
-def _places(
-    inputs: Inputs, site: str, per: tuple[str, ...], positions: Any
+def _visual(inputs: Inputs) -> Bool[Tensor, "sample pos"]:
+    """Every token that stands for picture content."""
+    found = torch.zeros(len(inputs), inputs.length, dtype=torch.bool)
+    for line, token_map in zip(found, inputs.token_maps, strict=True):
+        line[token_map.placeholder] = True
+    return found
+
+
+def places(
+    inputs: Inputs, per: Sequence[str], positions: Any, within: Bool[Tensor, "sample pos"] | None = None
 ) -> tuple[list[Bool[Tensor, "sample pos"] | None], list[str]]:
     """The positions of each patch along the axis of places (one entry without such an axis), and their labels."""
-    within = None
-    if site == "visual":
-        within = torch.zeros(len(inputs), inputs.length, dtype=torch.bool)
-        for line, token_map in zip(within, inputs.token_maps, strict=True):
-            line[token_map.placeholder] = True
     named = isinstance(positions, list | tuple) and len(positions) > 0 and isinstance(positions[0], str)
     if named and "role" not in per:
-        raise CorelensError(f"positions={positions!r} with per={per}", "one place, or 'role' among `per`", "join names with '+'")
+        raise CorelensError(
+            f"positions={positions!r} with per={per}", "one place, or 'role' among `per`", "join names with '+'"
+        )
     if positions is not None and not named:
         within = table(positions, inputs) if within is None else within & table(positions, inputs)
 
@@ -155,23 +161,28 @@ def _places(
         swept = and_within(real).any(0).nonzero()[:, 0].tolist()
         return [and_within(table(at, inputs)) for at in swept], [str(at) for at in swept]
     if "role" in per:
-        labels = list(positions) if named else list(ROLES)
         if named:
-            return [table(label, inputs) for label in labels], labels
-        named_roles = [table(role, inputs) for role in ROLES[:-1]]
+            return [and_within(table(label, inputs)) for label in positions], list(positions)
+        roles = [table(role, inputs) for role in ROLES[:-1]]
         real = torch.stack([token_map.real for token_map in inputs.token_maps])
-        return [and_within(place) for place in (*named_roles, real & ~torch.stack(named_roles).any(0))], labels
+        return [and_within(place) for place in (*roles, real & ~torch.stack(roles).any(0))], list(ROLES)
     if "region" in per:
-        counts = {len(token_map.regions) for token_map in inputs.token_maps}
-        if len(counts) != 1 or counts == {0}:
-            raise CorelensError(
-                f"samples with {sorted(counts)} regions", "the same number of regions, one or more, in each", "patch per='role'"
-            )
-        places = []
-        for number in range(counts.pop()):
-            place = torch.zeros(len(inputs), inputs.length, dtype=torch.bool)
-            for line, token_map in zip(place, inputs.token_maps, strict=True):
-                line[token_map.regions[number]] = True
-            places.append(and_within(place))
-        return places, [str(number) for number in range(len(places))]
+        return _regions(inputs, and_within)
     return [within], []
+
+
+def _regions(inputs: Inputs, and_within: Any) -> tuple[list[Bool[Tensor, "sample pos"] | None], list[str]]:
+    counts = {len(token_map.regions) for token_map in inputs.token_maps}
+    if len(counts) != 1 or counts == {0}:
+        raise CorelensError(
+            f"samples with {sorted(counts)} regions",
+            "the same number of regions, one or more, in each",
+            "patch per='role'",
+        )
+    found: list[Bool[Tensor, "sample pos"] | None] = []
+    for number in range(counts.pop()):
+        place = torch.zeros(len(inputs), inputs.length, dtype=torch.bool)
+        for line, token_map in zip(place, inputs.token_maps, strict=True):
+            line[token_map.regions[number]] = True
+        found.append(and_within(place))
+    return found, [str(number) for number in range(len(found))]
