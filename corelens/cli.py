@@ -42,7 +42,7 @@ def _commands() -> None:
 def demo(
     out: Out = Path("report"),
     seed: Seed = 1,
-    full: Annotated[bool, typer.Option("--full", help="1,000 test scenes, five draws, all curves (minutes).")] = False,
+    full: Annotated[bool, typer.Option("--full", help="1,000 test scenes, more draws, all curves (minutes).")] = False,
     model: Annotated[str, typer.Option(help="A bundled model, see `corelens models`.")] = "qwen3vl-s",
     json: Json = False,
 ) -> None:
@@ -52,7 +52,7 @@ def demo(
     """
     from corelens.data import synthetic
     from corelens.demo import load_demo
-    from corelens.study import KINDS, study
+    from corelens.study import KINDS, READERS, study
 
     hooked = load_demo(model)
     options = f"{' --full' if full else ''} --seed {seed}" + (f" --model {model}" if model != "qwen3vl-s" else "")
@@ -61,7 +61,7 @@ def demo(
         hooked,
         {"refer": samples},
         out=out,
-        draws=5 if full else 2,
+        draws=3 if full else 2,
         fractions=(0.01, 0.02, 0.05, 0.1, 0.2) if full else (0.02, 0.05, 0.1),
         sweep_kinds=KINDS if full else ("mean",),
         score_share=400 / 1400 if full else 60 / 160,
@@ -74,19 +74,21 @@ def demo(
         return
     for world in result.worlds:
         table = Table(
-            title=f"{world.evaluated} fresh scenes of {world.name!r}, clean accuracy {world.clean.ci}",
+            title=f"{world.evaluated} fresh scenes of {world.name!r}; clean accuracy {_short(world.clean.ci)}",
             caption="accuracy with 95% bootstrap intervals; heads were scored on other scenes",
         )
         table.add_column("heads ablated")
         for kind in KINDS:
-            table.add_column(kind, justify="right")
+            table.add_column(kind, justify="right", no_wrap=True)
         for selection in world.selections:
-            k = selection.points["zero"].k
-            name = f"top {result.fraction:.0%} ({k}): {selection.name}" if selection.role == "top" else selection.name
-            style = "bold" if selection.role == "top" else None
-            table.add_row(name, *[escape(str(selection.points[kind].accuracy)) for kind in KINDS], style=style)
+            cells = [_short(selection.points[kind].accuracy) for kind in KINDS]
+            name = selection.name.replace("top:", f"top {result.fraction:.0%}:")
+            table.add_row(name, *cells, style="bold" if selection.role == "top" else None)
         console.print(table)
-        console.print(f"the top heads by RAM: {', '.join(map(str, world.ram.top(result.fraction)))}", highlight=False)
+        for rows, point in world.readers.items():
+            console.print(
+                f"all heads, {READERS[rows]} cut from the evidence: accuracy {_short(point.accuracy)}", highlight=False
+            )
     console.print(f"report: {result.report}", highlight=False)
 
 
@@ -201,6 +203,10 @@ def train_demo(
     console.print(f"trained: {train(name, seed=seed, out=out, steps=steps)}", highlight=False)
 
 
+def _short(interval: Any) -> str:
+    return escape(f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]")
+
+
 def _open_model(name: str, dtype: str = "auto") -> Any:
     from corelens.demo import list_demos, load_demo
     from corelens.model import HookedMLLM
@@ -245,6 +251,9 @@ def _open_scores(path: Path, metric: str | None) -> Any:
 
 def main() -> None:
     """Run the command line; a CorelensError is printed and exits with 2, Ctrl-C with 130."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # our own bars say what takes time
     try:
         app(standalone_mode=True)
     except CorelensError as error:

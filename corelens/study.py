@@ -5,6 +5,7 @@ visual evidence; without them the model fails, and without as many others it har
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,17 +16,27 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from corelens.errors import CorelensError
-from corelens.evaluate import Evaluation, Point, Sweep, batches, conditions, evaluate, measure
-from corelens.heads import Head, HeadScores
+from corelens.evaluate import Evaluation, Point, Sweep, batches, evaluate, measure, paired
+from corelens.head_set import Head, HeadSet
+from corelens.heads import HeadScores
+from corelens.hooks import Hook
 from corelens.inputs import Inputs, Sample
 from corelens.interventions.ablate import mean_z
+from corelens.interventions.edges import knockout
 from corelens.metrics.registry import metric
 from corelens.metrics.score import about, score_heads
 
-SELECTIONS = {  # how the top heads are chosen → the metric that chooses them
-    "RAM, max over question rows": "ram",
-    "RAM, mean over question rows": "ram[reduce=mean]",
+RANKINGS = {  # how heads are ranked → the metric that ranks them; the papers leave rows and reduction open
+    "RAM, question rows, max": "ram",
+    "RAM, question rows, mean": "ram[reduce=mean]",
     "RAM, last row": "ram[rows=last]",
+}
+CONTROLLED = ("RAM, question rows, max", "RAM, last row")  # rankings that get controls and curves of their own
+READERS = {  # rows that may read the evidence → what is said of them
+    "question": "the question's tokens",
+    "last+answer": "the last row (and the answer's)",
+    "question+last+answer": "both",
+    "text": "every text token",
 }
 KINDS = ("zero", "mean", "knockout")
 ALSO_SCORED = ("visual_mass", "precision", "lift")
@@ -35,9 +46,16 @@ ALSO_SCORED = ("visual_mass", "precision", "lift")
 class Selection:
     """One line of the table: a way to choose heads, and what ablating them costs, {ablation: Point}."""
 
-    name: str
     role: str  # "top", "bottom", "random" or "layer-matched"
+    ranking: str  # one of RANKINGS; "" for random heads, which no ranking chose
     points: dict[str, Point]
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return {"random": "random", "layer-matched": f"random in the layers of: {self.ranking}"}.get(
+            self.role, f"{self.role}: {self.ranking}"
+        )
 
 
 @dataclass
@@ -58,15 +76,21 @@ class World:
     scored: int
     evaluated: int
     clean: Evaluation
+    readers: dict[str, Point]  # rows whose edges to the region are cut in ALL heads → what that costs
     scores: dict[str, HeadScores]
     selections: list[Selection]
     sweeps: list[Sweep]
     scenes: list[Scene] = field(repr=False, default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ram(self) -> HeadScores:
         """RAM, max over question rows."""
         return self.scores["ram"]
+
+    def selection(self, role: str, ranking: str = "") -> Selection:
+        """The line of the table with this role and ranking."""
+        return next(s for s in self.selections if (s.role, s.ranking) == (role, ranking))
 
 
 @dataclass
@@ -129,7 +153,8 @@ def study(
                 "10 or more: some to score heads on, others to test them on",
                 "give more",
             )
-    steps = len(worlds) * (3 + len(SELECTIONS) + 1 + 2 * draws) + len(worlds) * len(sweep_kinds) * len(fractions)
+    lines = len(RANKINGS) + len(CONTROLLED) * (1 + draws) + draws
+    steps = len(worlds) * (3 + len(READERS) + len(KINDS) * lines + len(sweep_kinds) * len(fractions) * (3 + draws))
     done: list[World] = []
     with _progress(steps, progress) as advance:
         for name, given in worlds.items():
@@ -162,7 +187,7 @@ def _study_world(
     cut = min(max(round(len(samples) * score_share), 2), len(samples) - 2)
     to_score, to_test = samples[:cut], samples[cut:]
     advance(f"{name}: scoring all heads", 0)
-    wanted = [metric(key) for key in (*SELECTIONS.values(), *ALSO_SCORED)]
+    wanted = [metric(key) for key in (*RANKINGS.values(), *ALSO_SCORED)]
     scores = score_heads(model, to_score, wanted, batch_size=batch_size)
     advance(f"{name}: mean of z")
     reference = mean_z(model, to_score, batch_size=batch_size)
@@ -175,74 +200,104 @@ def _study_world(
             "a model that can do the task: what it cannot do, no ablation can cost",
             "look at what it answers (cl.evaluate(…).per_sample), or choose other samples",
         )
-    advance(f"{name}: ablating")
-    run = _Runner(model, prepared, clean, reference, fraction, lambda: advance(f"{name}: ablating"))
-    selections = [
-        Selection(label, "top", run.all_kinds([scores[key].top(fraction)])) for label, key in SELECTIONS.items()
-    ]
-    ram = scores["ram"]
-    for role, sets in conditions(ram, fraction, draws, seed=seed).items():
-        if role != "top":
-            label = {"bottom": "bottom, by RAM", "random": "random", "layer-matched": "random, layer-matched"}[role]
-            selections.append(Selection(label, role, run.all_kinds(sets)))
-    sweeps = [run.sweep(ram, kind, fractions, draws, seed, selections) for kind in sweep_kinds]
-    scenes = _scenes(model, to_test[:5], clean, ram)
-    return World(name, len(to_score), len(to_test), clean, scores, selections, sweeps, scenes)
+    advance(f"{name}: who reads the evidence")
+    run = _Runner(model, prepared, clean, reference, lambda: advance(f"{name}: ablating"))
+    readers = {rows: run.under(knockout(None, rows=rows, columns="region")) for rows in READERS}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sets = {share: _sets(scores, share, draws, seed) for share in {fraction, *fractions}}
+        selections = [Selection(*key, {kind: run.of(chosen, kind, fraction) for kind in KINDS})
+                      for key, chosen in sets[fraction].items()]  # fmt: skip
+        sweeps = [
+            run.sweep(kind, {share: sets[share] for share in fractions}, selections, fraction) for kind in sweep_kinds
+        ]
+    notes = list(dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning))
+    scenes = _scenes(model, to_test[:5], clean, {name: scores[RANKINGS[name]] for name in CONTROLLED})
+    return World(name, len(to_score), len(to_test), clean, readers, scores, selections, sweeps, scenes, notes)
+
+
+def _sets(
+    scores: dict[str, HeadScores], fraction: float, draws: int, seed: int
+) -> dict[tuple[str, str], list[HeadSet]]:
+    """{(role, ranking): sets of heads}: the top of each ranking, and the controls. Random heads lie outside every top."""
+    ranked = {name: scores[key] for name, key in RANKINGS.items()}
+    tops = {name: one.top(fraction) for name, one in ranked.items()}
+    k, every = len(tops[CONTROLLED[0]]), HeadSet([head for top in tops.values() for head in top])
+    first = ranked[CONTROLLED[0]]
+    found = {("top", name): [top] for name, top in tops.items()}
+    found |= {("bottom", name): [ranked[name].bottom(k=k)] for name in CONTROLLED}
+    found["random", ""] = [first.random(k=k, seed=seed + i, exclude=every) for i in range(draws)]
+    for name in CONTROLLED:
+        matched = [ranked[name].random(k=k, seed=seed + i, exclude=tops[name], match="layer") for i in range(draws)]
+        found["layer-matched", name] = matched
+    return found
 
 
 @dataclass
 class _Runner:
+    """Measures sets of heads, all against one clean run."""
+
     model: Any
     prepared: list[Inputs]
     clean: Evaluation
     reference: Any
-    fraction: float
     advance: Any
 
-    def measure(self, sets: Sequence[Any], kind: str, fraction: float) -> Point:
-        return measure(self.model, self.prepared, self.clean, sets, kind, fraction, self.reference)
-
-    def all_kinds(self, sets: Sequence[Any]) -> dict[str, Point]:
-        points = {kind: self.measure(sets, kind, self.fraction) for kind in KINDS}
+    def of(self, sets: Sequence[HeadSet], kind: str, fraction: float) -> Point:
         for _ in sets:
             self.advance()
-        return points
+        return measure(self.model, self.prepared, self.clean, sets, kind, fraction, self.reference)
+
+    def under(self, hooks: list[Hook]) -> Point:
+        self.advance()
+        run = evaluate(self.model, self.prepared, hooks)
+        return Point(1.0, self.model.cfg.n_layers * self.model.cfg.n_heads, run.ci, paired(self.clean, run))
 
     def sweep(
-        self, ram: HeadScores, kind: str, fractions: Sequence[float], draws: int, seed: int, known: list[Selection]
+        self, kind: str, sets: Mapping[float, dict[tuple[str, str], list[HeadSet]]], known: list[Selection], at: float
     ) -> Sweep:
         curves: dict[str, list[Point]] = {}
-        tabled = {s.role: s.points[kind] for s in reversed(known) if kind in s.points}  # the first "top" is RAM by max
-        for fraction in fractions:
-            for role, sets in conditions(ram, fraction, draws, seed=seed).items():
-                again = fraction == self.fraction and role in tabled
-                curves.setdefault(role, []).append(tabled[role] if again else self.measure(sets, kind, fraction))
-            self.advance()
-        return Sweep(kind, self.clean.ci, curves, {"draws": draws})
+        lines = [("top", name) for name in CONTROLLED] + [("bottom", CONTROLLED[0]), ("random", "")]
+        for share, chosen in sorted(sets.items()):
+            for key in lines:
+                label = f"{key[0]}, {key[1]}" if key[0] == "top" else key[0]
+                again = next((s.points.get(kind) for s in known if (s.role, s.ranking) == key), None)
+                if share == at and again is not None:
+                    point = again
+                    for _ in chosen[key]:
+                        self.advance()
+                else:
+                    point = self.of(chosen[key], kind, share)
+                curves.setdefault(label, []).append(point)
+        return Sweep(kind, self.clean.ci, curves)
 
 
-def _scenes(model: Any, samples: Sequence[Sample], clean: Evaluation, ram: HeadScores) -> list[Scene]:
-    """What the top head and an ordinary one (of median RAM) look at."""
+def _scenes(model: Any, samples: Sequence[Sample], clean: Evaluation, rankings: dict[str, HeadScores]) -> list[Scene]:
+    """What the top head of each ranking looks at, at the rows of that ranking, and what an ordinary head looks at."""
     from corelens.viz.overlay import attention_image, attention_map, chosen_row
 
-    order = list(ram.top(1.0))
-    shown: dict[str, Head] = {"top head": order[0], "ordinary head": order[len(order) // 2]}
-    names = [f"blocks.{head.layer}.attn.hook_pattern_rows" for head in set(shown.values())]
+    shown: list[tuple[str, Head, str]] = []
+    for name, scores in rankings.items():
+        rows = str(scores.meta["rows"])
+        shown.append((f"top by {name}", next(iter(scores.top(k=1))), rows))
+    last = list(rankings.values())[-1]
+    middle = list(last.top(1.0))[last.values.size // 2]
+    shown.append(("ordinary head", middle, str(last.meta["rows"])))
+    names = [f"blocks.{head.layer}.attn.hook_pattern_rows" for _, head, _ in shown]
     scenes = []
     for sample, answer in zip(samples, clean.per_sample, strict=False):
         if not sample.images:
             continue
         inputs = model.prepare(sample)
-        with torch.no_grad():
-            _, cache = model.run_with_cache(inputs, names_filter=names, return_type=None)
         token_map, image = inputs.token_maps[0], sample.images[0]
-        panels = [(attention_image(image, None, sample.regions), "picture and region")]
         looks = {}
-        for label, head in shown.items():
-            rows = cache[f"blocks.{head.layer}.attn.hook_pattern_rows"][0, head.head].cpu()
-            weights, seen = chosen_row(rows, token_map)
-            looks[f"{label} **{head}**: {seen}"] = attention_map(token_map, weights, image.size)
+        for (label, head, rows), name in zip(shown, names, strict=True):
+            with torch.no_grad(), model.pattern_rows(rows):
+                _, cache = model.run_with_cache(inputs, names_filter=name, return_type=None)
+            weights, seen = chosen_row(cache[name][0, head.head].cpu(), token_map)
+            looks[f"{label}, **{head}**: {seen}"] = attention_map(token_map, weights, image.size)
         peak = max(float(heat.max()) for heat in looks.values())  # one scale, or an ordinary head would look as eager
+        panels = [(attention_image(image, None, sample.regions), "picture and region")]
         panels += [(attention_image(image, heat, sample.regions, peak=peak), words) for words, heat in looks.items()]
         scenes.append(Scene(str(sample.question), str(sample.answer), answer.given, panels))
     return scenes
@@ -276,15 +331,25 @@ def _world_json(world: World) -> dict[str, Any]:
         "clean": world.clean.ci._asdict(),
         "answer_logprob": world.clean.answer_logprob,
         "table": [
-            {"selection": s.name, "role": s.role, "ablations": {kind: point(p) for kind, p in s.points.items()}}
+            {
+                "selection": s.name,
+                "role": s.role,
+                "ranking": s.ranking,
+                "ablations": {k: point(p) for k, p in s.points.items()},
+            }
             for s in world.selections
         ],
+        "readers": {rows: point(p) for rows, p in world.readers.items()},
+        "notes": world.notes,
         "sweeps": [sweep.to_json() for sweep in world.sweeps],
         "concentration": {
-            "gini": world.ram.gini(),
-            "mass_of_top_5_percent": world.ram.mass_of_top(0.05),
-            "split_half": world.ram.split_half(),
-        },  # fmt: skip
+            name: {
+                "gini": world.scores[key].gini(),
+                "share_of_top": world.scores[key].mass_of_top(0.05),
+                "split_half": world.scores[key].split_half(),
+            }
+            for name, key in RANKINGS.items()
+        },
         "scores": {key: [[round(float(x), 6) for x in row] for row in s.values] for key, s in world.scores.items()},
     }
 

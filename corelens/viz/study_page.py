@@ -29,49 +29,63 @@ def study_page(study: "Study") -> str:
 
 
 def _sections(world: "World", study: "Study") -> list[p.Section]:
-    ram, many = world.ram, len(study.worlds) > 1
-    suffix = f" ({world.name})" if many else ""
-    top, random = _first(world, "top"), _first(world, "random")
-    k, share = top.points["mean"].k, f"{study.fraction:.0%}"
-    curves = [
-        p.figure(
-            ablation_curves(
-                {name: [(x.fraction, *x.accuracy) for x in points] for name, points in sweep.curves.items()},
-                baseline=sweep.clean.value,
-            ),
-            f"Accuracy as more heads are ablated ({_KINDS[sweep.kind]}); bands: 95% bootstrap over samples.",
-        )
-        for sweep in world.sweeps
+    suffix = f" ({world.name})" if len(study.worlds) > 1 else ""
+    share = f"{study.fraction:.0%}"
+    tops = [s for s in world.selections if s.role == "top" and (s.role, s.ranking) in _CONTROLLED]
+    random = world.selection("random")
+    k = random.points["mean"].k
+    numbers = [("clean accuracy", _percent(world.clean.accuracy), f"95% CI {_range(world.clean.ci)}")]
+    numbers += [
+        (f"without the top {k} heads by {s.ranking}", _percent(s.points["mean"].accuracy.value), "mean ablation")
+        for s in tops
     ]
+    numbers.append((f"without {k} random heads", _percent(random.points["mean"].accuracy.value), "mean ablation"))
     found = p.section(
         f"What the top {share} carry{suffix}",
-        p.tiles(
-            [
-                ("clean accuracy", _percent(world.clean.accuracy), f"95% CI {_range(world.clean.ci)}"),
-                (f"without the top {k} heads", _percent(top.points["mean"].accuracy.value), "mean ablation"),
-                (f"without {k} random heads", _percent(random.points["mean"].accuracy.value), "mean over draws"),
-                ("their share of all RAM", _percent(ram.mass_of_top(study.fraction)), f"Gini {ram.gini():.2f}"),
-            ],
-            hot=1,
-        ),
+        p.tiles(numbers),
         tables(world, study.fraction),
         p.note(
             "**Layer-matched** draws take other heads of the same layers. In a small model those are the next-best "
-            "retrieval heads, so their cost is no noise."
+            "retrieval heads, so their cost is no noise.",
+            *(f"In this run: {note}." for note in world.notes),
+        ),
+    )
+    readers = p.section(
+        f"Who reads the evidence{suffix}",
+        "Before any head is chosen: cut the edges from some rows to the evidence in **all** heads of all layers. Rows "
+        "whose edges cost nothing do not read the evidence, and RAM over them ranks heads that the answer does not need.",
+        p.table(
+            ["rows cut from the region, in all heads", "accuracy", "lost"],
+            [[_READERS[rows], _interval(x.accuracy), _interval(x.drop)] for rows, x in world.readers.items()],
+            "Knockout before the softmax, all heads of all layers; accuracy and what it lost, with 95% intervals.",
         ),
     )
     where = p.section(
-        f"Where they are{suffix}",
-        p.figure(
-            Markup(head_grid_html(ram, ram.top(study.fraction))),
-            f"RAM (max over question rows) of every head, mean over {world.scored} samples; the top {share} outlined. "
-            "Hover a head for its number and interval.",
+        f"Where the heads are{suffix}",
+        *(
+            p.figure(
+                Markup(head_grid_html(scores, scores.top(study.fraction))),
+                f"{name}, of every head, mean over {world.scored} samples; the top {share} outlined. "
+                "Hover a head for its number and interval.",
+            )
+            for name, scores in _controlled_scores(world)
         ),
         p.pair(
-            p.figure(sorted_scores(ram, study.fraction), "All heads from the highest RAM to the lowest."),
-            *curves[:1],
+            *(
+                p.figure(sorted_scores(scores, study.fraction), f"{name}: all heads, from the highest to the lowest.")
+                for name, scores in _controlled_scores(world)
+            )
         ),
-        *curves[1:],
+        *(
+            p.figure(
+                ablation_curves(
+                    {name: [(x.fraction, *x.accuracy) for x in points] for name, points in sweep.curves.items()},  # type: ignore[misc]
+                    baseline=sweep.clean.value,
+                ),
+                f"Accuracy as more heads are ablated ({_KINDS[sweep.kind]}); bands: 95% bootstrap over samples.",
+            )
+            for sweep in world.sweeps
+        ),
     )
     looks = p.section(
         f"What they look at{suffix}",
@@ -83,12 +97,29 @@ def _sections(world: "World", study: "Study") -> list[p.Section]:
                 )
                 for scene in world.scenes
             ],
-            "The first held-out scenes, not chosen. Left: the picture with its region. Middle: the head of highest RAM, "
-            "at the question token that puts most on the region. Right: the head of median RAM, the same way. "
-            "Both have one brightness scale; the numbers are attention mass.",
+            "The first held-out scenes, not chosen. Left: the picture with its region. Then the head of highest RAM of "
+            "two rankings, each at the row of its ranking that puts most on the region, and the head of median RAM. "
+            "One brightness scale a scene; the numbers are attention mass.",
         ),
     )
-    return [found, where, *([looks] if world.scenes else [])]
+    return [found, readers, where, *([looks] if world.scenes else [])]
+
+
+_CONTROLLED = (("top", "RAM, question rows, max"), ("top", "RAM, last row"))
+
+_READERS = {
+    "question": "the question's tokens",
+    "last+answer": "the last row (and the answer's)",
+    "question+last+answer": "both",
+    "text": "every text token",
+}
+
+
+def _controlled_scores(world: "World") -> list[tuple[str, Any]]:
+    return [
+        ("RAM, max over question rows", world.scores["ram"]),
+        ("RAM of the last row", world.scores["ram[rows=last]"]),
+    ]
 
 
 _KINDS = {
@@ -101,19 +132,14 @@ _KINDS = {
 
 
 def tables(world: "World", fraction: float) -> Markup:
-    """Accuracy under each ablation of each selection of heads, and what it cost, with intervals."""
+    """Accuracy under each ablation of each selection of heads, with intervals."""
     kinds = list(world.selections[0].points)
     rows = [["no ablation", "", *[_interval(world.clean.ci)] * len(kinds)]]
     for s in world.selections:
-        k = s.points[kinds[0]].k
-        drawn = len(s.points[kinds[0]].draws)
-        name = f"top {fraction:.0%}: {s.name}" if s.role == "top" else s.name
+        point = s.points[kinds[0]]
+        heads = f"{point.k} × {len(point.draws)} draws" if len(point.draws) > 1 else f"{point.k}"
         rows.append(
-            [
-                name,
-                f"{k}" + (f" × {drawn} draws" if drawn > 1 else ""),
-                *[_interval(x.accuracy) for x in s.points.values()],
-            ]
+            [s.name.replace("top:", f"top {fraction:.0%}:"), heads, *[_interval(x.accuracy) for x in s.points.values()]]
         )
     roles = ["", *(s.role for s in world.selections)]
     return p.table(
@@ -122,7 +148,7 @@ def tables(world: "World", fraction: float) -> Markup:
         f"Accuracy (greedy exact match) on {world.evaluated} samples, with 95% bootstrap intervals. Heads were "
         f"scored on {world.scored} other samples.",
         hot=[i for i, role in enumerate(roles) if role == "top"],
-        groups=[1, roles.index("bottom")],
+        groups=[1, roles.index("bottom"), roles.index("random")],
     )
 
 
@@ -141,10 +167,6 @@ def _methods(study: "Study") -> p.Section:
         "accuracy is averaged over its draws first.",
         *([f"Made by `{study.meta['command']}`."] if study.meta.get("command") else []),
     )
-
-
-def _first(world: "World", role: str) -> Any:
-    return next(s for s in world.selections if s.role == role)
 
 
 def _percent(x: float) -> str:
