@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
@@ -40,13 +39,13 @@ class Sample:
             `video`, which some models write into the prompt (transformers' own default is 24).
     """
 
-    images: list[Image.Image | np.ndarray | str | PathLike] = field(default_factory=list)
+    images: list[Any] = field(default_factory=list)
     question: str | None = None
     answer: str | None = None
     regions: list[Region] = field(default_factory=list)
     choices: list[str] | None = None
     id: str = ""
-    video: Sequence[Image.Image | np.ndarray | str | PathLike] | np.ndarray | None = None
+    video: Sequence[Any] | np.ndarray | None = None
     messages: list[dict[str, Any]] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -215,7 +214,8 @@ def _check_regions(sample: Sample, pictures: list[Any]) -> None:
     images = [picture for picture in pictures if isinstance(picture, Image.Image)]
     videos = [picture for picture in pictures if isinstance(picture, list)]
     for region in sample.regions:
-        kind, among = ("video", videos) if isinstance(region, Tube) else ("image", images)
+        kind: str = "video" if isinstance(region, Tube) else "image"
+        among: list[Any] = videos if kind == "video" else images
         if not 0 <= region.image < len(among):
             raise CorelensError(
                 f"sample {sample.id!r}: a {type(region).__name__} on {kind} {region.image}; "

@@ -26,7 +26,7 @@ def read_picture(picture: Any, where: str) -> Image.Image:
             with Image.open(picture) as file:
                 return ImageOps.exif_transpose(file).convert("RGB")
         array = np.asarray(picture)
-        if array.dtype == np.uint8 and (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (3, 4)):
+        if array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
             return Image.fromarray(array).convert("RGB")
     except CorelensError:
         raise

@@ -74,19 +74,18 @@ def run_processor(
         for row, offsets in zip(shown, told.get("text_replacement_offsets") or [[] for _ in shown], strict=True):
             changes[row] = offsets
     real = output["attention_mask"].bool()
-    rows = []
+    made = []
     for number, prompt in enumerate(prompts):
         keep = real[number]
         ids = output["input_ids"][number][keep].tolist()
         types = {name: output[name][number][keep].tolist() for name in PER_TOKEN[2:] if name in output}
-        row = Row(ids, types, prompt=len(ids))
         expanded = _expand(prompt.processed, changes[number])
-        row.question = _question(processor, expanded, ids, special, prompt, changes[number])
+        question = _question(processor, expanded, ids, special, prompt, changes[number])
+        made.append(Row(ids, types, len(ids), question))
         if prompt.answer is not None:
-            _append_answer(processor, layout, row, expanded, prompt.answer, special)
-        rows.append(row)
+            _append_answer(processor, layout, made[-1], expanded, prompt.answer, special)
     output["images_kwargs"] = images_kwargs
-    return output, rows
+    return output, made
 
 
 def pad(rows: Sequence[Row], starts: Sequence[int], length: int, pad_id: int) -> dict[str, Tensor]:

@@ -73,7 +73,8 @@ def _messages(sample: Any) -> tuple[Messages, list[tuple[str, Any]]]:
             "leave that turn out and give it as Sample(answer=…)",
         )
     waiting = {"image": list(sample.images), "video": [sample.video] if sample.video is not None else []}
-    messages, pictures = [], []
+    messages: Messages = []
+    pictures: list[tuple[str, Any]] = []
     for message in sample.messages:
         content = message.get("content") or ""
         if not isinstance(content, str):

@@ -268,7 +268,7 @@ class TokenMap:
         if chosen.dtype == torch.bool and chosen.shape == self.real.shape:
             chosen = chosen.nonzero()[:, 0]
         chosen = chosen.reshape(-1)
-        whole = not chosen.dtype.is_floating_point and chosen.dtype != torch.bool or len(chosen) == 0
+        whole = len(chosen) == 0 or not (chosen.dtype.is_floating_point or chosen.dtype == torch.bool)
         chosen = torch.unique(chosen.long())
         if not whole or (len(chosen) and (chosen[0] < 0 or chosen[-1] >= self.length)):
             raise CorelensError(

@@ -255,8 +255,10 @@ def _idefics_config(tokenizer: PreTrainedTokenizerFast, size: int, patch: int) -
 
 BUILDERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     build.__name__: build
-    for build in (qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, llava, llava_next, llava_onevision)
-    + (internvl, gemma3, idefics3, smolvlm, paligemma)
+    for build in (
+        *(qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, llava, llava_next, llava_onevision),
+        *(internvl, gemma3, idefics3, smolvlm, paligemma),
+    )
 }
 FAMILIES: list[str] = list(BUILDERS)
 

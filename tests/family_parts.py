@@ -51,7 +51,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.copy_(0.1 * noise)
             elif parameter.ndim == 1:  # norms, layer scales: around their initial value
                 parameter.add_(0.2 * noise)
-            elif id(parameter) in embeddings or "weight" not in name and parameter.shape[0] == 1:
+            elif id(parameter) in embeddings or ("weight" not in name and parameter.shape[0] == 1):
                 parameter.copy_(0.5 * noise)  # embeddings, class tokens, position parameters
             else:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)

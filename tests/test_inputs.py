@@ -113,7 +113,7 @@ def test_without_a_question():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_the_processor_itself_would(family):
     """The same tensors as the ordinary path: apply_chat_template(tokenize=True), and so BOS once where there is one."""
-    model, processor = tiny(family)
+    _, processor = tiny(family)
     image = picture(100, 70)
     inputs = ready(family, Sample(images=[image], question=QUESTION))
     if processor.chat_template is None:
@@ -321,7 +321,7 @@ def test_a_broken_file(tmp_path):
 
 
 def test_a_region_that_is_cropped_away():
-    with pytest.raises(CorelensError, match="sample 'x': Box .* covers no visual token"):
+    with pytest.raises(CorelensError, match=r"sample 'x': Box .* covers no visual token"):
         ready("llava", Sample([picture(300, 100)], QUESTION, regions=[Box(0, 0, 20, 20)], id="x"))
 
 
@@ -354,6 +354,6 @@ def test_a_question_before_its_image():
     content = [{"type": "text", "text": QUESTION}, {"type": "image", "image": picture()}]
     tm = ready("qwen3_vl", Sample(messages=[turn(*content)], regions=[Box(0, 0, 20, 20)], id="x")).token_maps[0]
     assert isinstance(tm, TokenMap) and tm.question.max() < tm.visual.min()
-    with pytest.raises(CorelensError, match="sample 'x': the question rows .* before the evidence"):
+    with pytest.raises(CorelensError, match=r"sample 'x': the question rows .* before the evidence"):
         tm.evidence_rows("question")
     assert len(tm.evidence_rows("last")) == 1

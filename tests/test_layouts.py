@@ -215,7 +215,6 @@ def test_several_pictures_of_one_sample_are_told_apart(family):
 @pytest.mark.parametrize("size", [(300, 100), (100, 250), (260, 100), (110, 100)], ids=str)
 def test_pan_and_scan(size):
     """Gemma 3 with pan-and-scan: the whole picture, then crops along the longer side, where it is long enough."""
-    model, processor = tiny("gemma3")
     options = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 64}
     clean = noise(*size)
     painted = clean.copy()

@@ -64,7 +64,7 @@ def test_explicit_positions():
     "given", [16, [-1], torch.tensor([0.5]), "questions", "image:1", "frame:0", "image:x", "", "visual+"]
 )
 def test_unknown_positions(given):
-    with pytest.raises(CorelensError, match="'s'|of 16 tokens|one of 'question'"):
+    with pytest.raises(CorelensError, match=r"'s'|of 16 tokens|one of 'question'"):
         make().positions(given)
 
 

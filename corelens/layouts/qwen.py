@@ -72,7 +72,8 @@ class Qwen3VL(Qwen2VL):
             )  # x + 0 is x: bit for bit the model's own sum where nothing is edited
 
         handle = decoder.register_forward_pre_hook(begin)
-        decoder._deepstack_process = process  # on this instance only: it hides the class's method until it is deleted
+        # On this instance only: it hides the class's method until it is deleted.
+        decoder._deepstack_process = process  # type: ignore[assignment]
         try:
             yield
         finally:
@@ -81,4 +82,5 @@ class Qwen3VL(Qwen2VL):
 
     def deepstack_layers(self, hf: nn.Module) -> int:
         """As many decoder layers as tower layers whose features are taken."""
-        return len(hf.config.vision_config.deepstack_visual_indexes)
+        config: Any = hf.config
+        return len(config.vision_config.deepstack_visual_indexes)
