@@ -18,7 +18,7 @@ from corelens.errors import CorelensError
 HookFunction = Callable[..., Any]  # fn(tensor, hook) → the edited tensor, or None to leave it
 Hook = tuple[str | Callable[[str], bool], HookFunction]
 
-_PER_HEAD = re.compile(r"(?P<attn>.+\.attn)\.(?P<kind>head|kv_head)\.(?P<index>\d+)\.(?P<point>hook_\w+)")
+PER_HEAD = re.compile(r"(?P<attn>.+\.attn)\.(?P<kind>head|kv_head)\.(?P<index>\d+)\.(?P<point>hook_\w+)")
 
 
 def name_of(function: Any) -> str:
@@ -142,7 +142,7 @@ class HookDict(dict[str, Any]):
                 f"the hook name {name!r}", f"a name that this layer has: {self.absent[name]}",
                 "hook hook_mlp_out or hook_attn_out there, or another layer",
             )  # fmt: skip
-        if match := _PER_HEAD.fullmatch(name):
+        if match := PER_HEAD.fullmatch(name):
             parent = self.get(f"{match['attn']}.{match['point']}")
             if isinstance(parent, HookPoint):
                 return parent.per_head(match["kind"], int(match["index"]), name)

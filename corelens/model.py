@@ -1,6 +1,6 @@
 """HookedMLLM: a Hugging Face vision-language model with named hook points, run as TransformerLens runs its models."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -8,16 +8,18 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import ActivationCache
-from transformer_lens.HookedRootModule import HookedRootModule
+from transformer_lens.utilities import Slice
 
+from corelens.cache import ActivationCache
 from corelens.config import config_of
 from corelens.encode import encode
 from corelens.errors import CorelensError
-from corelens.hooks import HookDict, HookPoint, all_points
+from corelens.hooks import Hook, HookDict, HookPoint, all_points
 from corelens.inputs import Inputs, Sample, check_has_media, from_tensors, prepare
 from corelens.layouts import layout_for
+from corelens.lens import LensModel
 from corelens.positions import Where, resolve, with_positions, within
+from corelens.recording import DiskDict, caching_hooks, finite_hooks, kept_by_default
 from corelens.running import Running, Step
 from corelens.vision import vision_points
 from corelens.weights import Block, Norm, Unembed
@@ -25,11 +27,8 @@ from corelens.wiring import absent, wired
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
-# Large or derived: kept in a cache only when they are named.
-NOT_CACHED_BY_DEFAULT = ("hook_attn_scores", "hook_pattern", "hook_pattern_rows", "hook_result", "hook_edges")
 
-
-class HookedMLLM(HookedRootModule):
+class HookedMLLM(LensModel):
     """Wrap a Hugging Face vision-language model; it stays as it is, outside of runs with hooks untouched.
 
     Args:
@@ -232,6 +231,8 @@ class HookedMLLM(HookedRootModule):
                 "greedy decoding or sampling: beams change places between steps, and hooks would speak of other samples",
                 "set num_beams=1",
             )
+        if any(point.active for point in self.hook_points()):
+            options.setdefault("disable_compile", True)
         with self._hooked(batch), torch.no_grad():
             ids = self.hf.generate(**batch.tensors, max_new_tokens=max_new_tokens, **options)  # type: ignore[operator]
         return ids[:, batch.tensors["input_ids"].shape[1] :]
@@ -240,42 +241,83 @@ class HookedMLLM(HookedRootModule):
         self,
         *args: Any,
         names_filter: NamesFilter = None,
+        device: Any = None,
+        to_disk: str | Path | None = None,
+        pos_slice: Any = None,
         return_cache_object: bool = True,
         remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
         **kwargs: Any,
-    ) -> tuple[Any, ActivationCache | dict[str, Tensor]]:
+    ) -> tuple[Any, ActivationCache | MutableMapping[str, Tensor]]:
         """Run once and keep activations.
 
         Args:
             names_filter: a hook name, a list of them (per-head names too), or a function of names; by default all but
                 scores, pattern, pattern_rows, result and the vision tower's.
-            return_cache_object: an ActivationCache, or else a plain dict.
+            device: where to keep them; by default each stays on its layer's device.
+            to_disk: a new folder: each activation is written there as it comes, and read when it is asked for;
+                `ActivationCache.load(folder, model)` opens it again.
+            pos_slice: keep only these positions, as in TransformerLens.
+            return_cache_object: an ActivationCache, or else a plain mapping.
             remove_batch_dim: for a single sample, drop the batch axis.
-            kwargs: `device=` for the cache, and all of `forward`'s.
+            kwargs: all of `forward`'s.
         """
-        if remove_batch_dim and args and isinstance(args[0], Inputs) and len(args[0]) != 1:
-            raise CorelensError(f"remove_batch_dim with {len(args[0])} samples", "one sample", "leave it off")
-        out, cache = super().run_with_cache(
-            *args, names_filter=names_filter, remove_batch_dim=remove_batch_dim, **kwargs  # type: ignore[arg-type]
-        )
+        batch = args[0] if args else kwargs.get("inputs")
+        if remove_batch_dim and isinstance(batch, Inputs) and len(batch) > 1:
+            raise CorelensError(f"remove_batch_dim with {len(batch)} samples", "one sample", "leave it off")
+        if incl_bwd:
+            raise CorelensError(
+                "incl_bwd=True", "a forward run: its output is logits, which have no gradient of their own",
+                "make a number of the logits, and call backward() on it with model.hooks(bwd_hooks=…) around both",
+            )  # fmt: skip
+        held = {} if to_disk is None else DiskDict(to_disk)
+        kept = {"device": device, "remove_batch_dim": remove_batch_dim, "pos_slice": pos_slice}
+        held, forward_hooks, _ = self.get_caching_hooks(names_filter, cache=held, **kept)
+        with self.hooks(forward_hooks, [], reset_hooks_end, clear_contexts):
+            out = self(*args, **kwargs)
+        if isinstance(held, DiskDict):
+            held.note(model=self.cfg.model_name, family=self.cfg.family, has_batch_dim=not remove_batch_dim)
         if return_cache_object:
-            return out, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
-        return out, cache
+            return out, ActivationCache(held, self, has_batch_dim=not remove_batch_dim)  # type: ignore[arg-type]
+        return out, held
 
-    def get_caching_hooks(self, names_filter: NamesFilter = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As in TransformerLens; names are checked, and per-head names have their own entry."""
+    def get_caching_hooks(  # type: ignore[override]
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        cache: MutableMapping[str, Tensor] | None = None,
+        pos_slice: Any = None,
+    ) -> tuple[MutableMapping[str, Tensor], list[Hook], list[Hook]]:
+        """A cache, and the forward and backward hooks that fill it. Over a generation its entries grow step by step."""
+        cache = {} if cache is None else cache
+        pos_slice = None if pos_slice is None else Slice.unwrap(pos_slice)
+        return cache, *caching_hooks(self._points(names_filter), cache, incl_bwd, device, remove_batch_dim, pos_slice)
+
+    def add_caching_hooks(self, names_filter: NamesFilter = None, **options: Any) -> MutableMapping[str, Tensor]:  # type: ignore[override]
+        """As get_caching_hooks, and the hooks are added; reset_hooks() takes them away."""
+        cache, forward_hooks, backward_hooks = self.get_caching_hooks(names_filter, **options)
+        for direction, hooks in (("fwd", forward_hooks), ("bwd", backward_hooks)):
+            for name, function in hooks:
+                self.add_hook(name, function, dir=direction)  # type: ignore[arg-type]
+        return cache
+
+    @contextmanager
+    def check_finite(self, names_filter: NamesFilter = None) -> Iterator["HookedMLLM"]:
+        """Within this context a run raises at the first hook point that holds NaN or infinity, and names it."""
+        with self.hooks(finite_hooks(self._points(names_filter))):
+            yield self
+
+    def _points(self, names_filter: NamesFilter) -> dict[str, HookPoint]:
+        """The points that a filter names; None means those that a cache keeps by default."""
+        if names_filter is None or callable(names_filter):
+            keep = names_filter or kept_by_default
+            return {n: p for n, p in self.hook_dict.items() if keep(n) and not n.endswith("hook_edges")}  # type: ignore[misc]
         names = [names_filter] if isinstance(names_filter, str) else names_filter
-        if names is None or callable(names):
-            keep = names or _kept_by_default
-            wanted = {n: p for n, p in self.hook_dict.items() if keep(n) and not n.endswith("hook_edges")}
-        else:
-            wanted = {name: self.hook_dict[name] for name in names}
-        everything = self.hook_dict
-        self.hook_dict = wanted  # TransformerLens makes a hook for every name in here that the filter lets through
-        try:
-            return super().get_caching_hooks(lambda name: True, *args, **kwargs)
-        finally:
-            self.hook_dict = everything
+        return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
 
     @contextmanager
     def pattern_rows(self, rows: Where) -> Iterator["HookedMLLM"]:
@@ -331,6 +373,3 @@ class HookedMLLM(HookedRootModule):
 def _handles(point: HookPoint) -> list[Any]:
     return [*point.fwd_hooks, *point.bwd_hooks]
 
-
-def _kept_by_default(name: str) -> bool:
-    return not name.endswith(NOT_CACHED_BY_DEFAULT) and not name.startswith("vision.")

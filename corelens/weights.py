@@ -102,6 +102,28 @@ class Norm(NormPoints):
         return self.norm(x)  # type: ignore[operator]
 
 
+def _module(of: tuple[Layout, nn.Module], name: str) -> nn.Module:
+    """A layer's module by the name of the layout's attribute that says where it is."""
+    layout, layer = of
+    try:
+        return layer.get_submodule(getattr(layout, name))
+    except AttributeError:
+        raise CorelensError(
+            f"weights of a layer without {getattr(layout, name)!r}",
+            "a layer with one MLP and a projection each for q, k, v and z",
+            "read the weights of experts and of fused projections from model.hf",
+        ) from None
+
+
+def _bias(module: nn.Module) -> Float[Tensor, " out"]:
+    """A linear module's bias; zeros where it has none."""
+    bias = readable(module, "bias")
+    if bias is not None:
+        return bias
+    weight = projection(module)
+    return torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+
+
 class Attention(AttentionPoints):
     """The points of one layer's attention, and its weights."""
 
@@ -110,31 +132,28 @@ class Attention(AttentionPoints):
         object.__setattr__(self, "_of", (layout, layer))
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
 
-    def _in(self, path: str, heads: int) -> Float[Tensor, "head d_model d_head"]:
-        weight = projection(self._of[1].get_submodule(path))
-        return rearrange(weight, "(head d) model -> head model d", head=heads)
+    def module(self, name: str) -> nn.Module:
+        """One of the layer's modules: "q_proj", "k_proj", "v_proj", "o_proj"."""
+        return _module(self._of, name)
 
-    def _bias(self, path: str, heads: int) -> Float[Tensor, "head d_head"]:
-        module = self._of[1].get_submodule(path)
-        bias = readable(module, "bias")
-        if bias is None:
-            weight = projection(module)
-            bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-        return rearrange(bias, "(head d) -> head d", head=heads)
+    def _in(self, name: str, heads: int) -> Float[Tensor, "head d_model d_head"]:
+        return rearrange(projection(self.module(name)), "(head d) model -> head model d", head=heads)
 
-    W_Q = property(lambda self: self._in(self._of[0].q_proj, self.n_heads), doc="[head, d_model, d_head]")
-    W_K = property(lambda self: self._in(self._of[0].k_proj, self.n_kv_heads), doc="[kv_head, d_model, d_head]")
-    W_V = property(lambda self: self._in(self._of[0].v_proj, self.n_kv_heads), doc="[kv_head, d_model, d_head]")
-    b_Q = property(lambda self: self._bias(self._of[0].q_proj, self.n_heads), doc="[head, d_head]")
-    b_K = property(lambda self: self._bias(self._of[0].k_proj, self.n_kv_heads), doc="[kv_head, d_head]")
-    b_V = property(lambda self: self._bias(self._of[0].v_proj, self.n_kv_heads), doc="[kv_head, d_head]")
-    b_O = property(lambda self: self._bias(self._of[0].o_proj, 1)[0], doc="[d_model]")
+    def _b(self, name: str, heads: int) -> Float[Tensor, "head d_head"]:
+        return rearrange(_bias(self.module(name)), "(head d) -> head d", head=heads)
+
+    W_Q = property(lambda self: self._in("q_proj", self.n_heads), doc="[head, d_model, d_head]")
+    W_K = property(lambda self: self._in("k_proj", self.n_kv_heads), doc="[kv_head, d_model, d_head]")
+    W_V = property(lambda self: self._in("v_proj", self.n_kv_heads), doc="[kv_head, d_model, d_head]")
+    b_Q = property(lambda self: self._b("q_proj", self.n_heads), doc="[head, d_head]")
+    b_K = property(lambda self: self._b("k_proj", self.n_kv_heads), doc="[kv_head, d_head]")
+    b_V = property(lambda self: self._b("v_proj", self.n_kv_heads), doc="[kv_head, d_head]")
+    b_O = property(lambda self: _bias(self.module("o_proj")), doc="[d_model]")
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
         """From a head's z to the residual stream (before the norm after attention, where there is one)."""
-        weight = projection(self._of[1].get_submodule(self._of[0].o_proj))
-        return rearrange(weight, "model (head d) -> head d model", head=self.n_heads)
+        return rearrange(projection(self.module("o_proj")), "model (head d) -> head d model", head=self.n_heads)
 
 
 class MLP(MLPPoints):
@@ -144,24 +163,11 @@ class MLP(MLPPoints):
         super().__init__()
         object.__setattr__(self, "_of", (layout, layer))
 
-    def _module(self, path: str) -> nn.Module:
-        try:
-            return self._of[1].get_submodule(path)
-        except AttributeError:
-            raise CorelensError(
-                f"the MLP weights of a layer without {path!r} (a mixture of experts)",
-                "a layer with one MLP", "read the experts' weights from model.hf",
-            ) from None  # fmt: skip
-
-    def _bias(self, path: str) -> Tensor:
-        weight, bias = projection(self._module(path)), readable(self._module(path), "bias")
-        return bias if bias is not None else torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-
-    W_gate = property(lambda self: projection(self._module(self._of[0].mlp_gate)).T, doc="[d_model, d_mlp]")
-    W_in = property(lambda self: projection(self._module(self._of[0].mlp_up)).T, doc="[d_model, d_mlp]")
-    W_out = property(lambda self: projection(self._module(self._of[0].mlp_down)).T, doc="[d_mlp, d_model]")
-    b_in = property(lambda self: self._bias(self._of[0].mlp_up), doc="[d_mlp]")
-    b_out = property(lambda self: self._bias(self._of[0].mlp_down), doc="[d_model]")
+    W_gate = property(lambda self: projection(_module(self._of, "mlp_gate")).T, doc="[d_model, d_mlp]")
+    W_in = property(lambda self: projection(_module(self._of, "mlp_up")).T, doc="[d_model, d_mlp]")
+    W_out = property(lambda self: projection(_module(self._of, "mlp_down")).T, doc="[d_mlp, d_model]")
+    b_in = property(lambda self: _bias(_module(self._of, "mlp_up")), doc="[d_mlp]")
+    b_out = property(lambda self: _bias(_module(self._of, "mlp_down")), doc="[d_model]")
 
 
 class Block(BlockPoints):
@@ -202,14 +208,9 @@ class Unembed(nn.Module):
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
         """Its bias; zeros where there is none."""
-        bias, weight = readable(self.head, "bias"), projection(self.head)
-        return bias if bias is not None else torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        return _bias(self.head)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of normed residual vectors."""
         return self.head(x)
 
-
-def stacked(blocks: Any, part: str, name: str) -> Float[Tensor, "layer ..."]:
-    """One weight of all layers, stacked: a copy."""
-    return torch.stack([getattr(getattr(block, part), name) for block in blocks])
