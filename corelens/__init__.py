@@ -18,12 +18,12 @@ from corelens.metrics.record import record, record_ram
 from corelens.metrics.score import score_heads
 from corelens.model import HookedMLLM
 from corelens.regions import Box, Mask, Tube
+from corelens.study import study  # not later: the module of that name would take its place
 from corelens.tokens import TokenMap
 
 if TYPE_CHECKING:
     from corelens.data import load_samples, save_samples, synthetic
     from corelens.demo import list_demos, load_demo
-    from corelens.study import study
     from corelens.viz import head_grid, overlay
 
 __version__ = "0.1.0"
@@ -35,7 +35,6 @@ _LATER = {
     "synthetic": "corelens.data",
     "list_demos": "corelens.demo",
     "load_demo": "corelens.demo",
-    "study": "corelens.study",
     "head_grid": "corelens.viz",
     "overlay": "corelens.viz",
 }

@@ -27,11 +27,11 @@ from corelens.metrics.registry import metric
 from corelens.metrics.score import about, score_heads
 
 RANKINGS = {  # how heads are ranked → the metric that ranks them; the papers leave rows and reduction open
-    "RAM, question rows, max": "ram",
-    "RAM, question rows, mean": "ram[reduce=mean]",
-    "RAM, last row": "ram[rows=last]",
+    "RAM (question rows, max)": "ram",
+    "RAM (question rows, mean)": "ram[reduce=mean]",
+    "RAM (last row)": "ram[rows=last]",
 }
-CONTROLLED = ("RAM, question rows, max", "RAM, last row")  # rankings that get controls and curves of their own
+CONTROLLED = ("RAM (question rows, max)", "RAM (last row)")  # rankings that get controls and curves of their own
 READERS = {  # rows that may read the evidence → what is said of them
     "question": "the question's tokens",
     "last+answer": "the last row (and the answer's)",
@@ -53,7 +53,7 @@ class Selection:
     @property
     def name(self) -> str:
         """What the table calls it."""
-        return {"random": "random", "layer-matched": f"random in the layers of: {self.ranking}"}.get(
+        return {"random": "random", "layer-matched": f"random, same layers as {self.ranking}"}.get(
             self.role, f"{self.role}: {self.ranking}"
         )
 
@@ -219,7 +219,7 @@ def _study_world(
 def _sets(
     scores: dict[str, HeadScores], fraction: float, draws: int, seed: int
 ) -> dict[tuple[str, str], list[HeadSet]]:
-    """{(role, ranking): sets of heads}: the top of each ranking, and the controls. Random heads lie outside every top."""
+    """{(role, ranking): sets}: the top of each ranking and its controls; random heads lie outside every top."""
     ranked = {name: scores[key] for name, key in RANKINGS.items()}
     tops = {name: one.top(fraction) for name, one in ranked.items()}
     k, every = len(tops[CONTROLLED[0]]), HeadSet([head for top in tops.values() for head in top])

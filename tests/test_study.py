@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import corelens as cl
-from corelens.study import KINDS, SELECTIONS
+from corelens.study import CONTROLLED, KINDS, RANKINGS
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,8 @@ def result(model, tmp_path_factory):
     samples = cl.synthetic("refer", 48, seed=11)
     samples[20].question = "What digit is on the <script>alert(1)</script> circle?"
     out = tmp_path_factory.mktemp("study")
-    return cl.study(model, {"refer": samples}, out=out, draws=2, fractions=(0.05, 0.1), score_share=20 / 48, progress=False)
+    options = {"draws": 2, "fractions": (0.05, 0.1), "score_share": 20 / 48, "progress": False}
+    return cl.study(model, {"refer": samples}, out=out, **options)
 
 
 def test_the_numbers_are_those_of_the_tools_it_is_made_of(model, result):
@@ -31,18 +32,23 @@ def test_the_numbers_are_those_of_the_tools_it_is_made_of(model, result):
     assert (world.scored, world.evaluated) == (20, 28)
     ram = cl.score_heads(model, samples[:20], ["ram"])["ram"]
     np.testing.assert_allclose(world.ram.values, ram.values, atol=1e-6)
-    top = next(s for s in world.selections if s.role == "top")
+    top = world.selection("top", CONTROLLED[0])
     assert top.points["zero"].draws == [ram.top(0.05).to_json()]
     by_hand = cl.evaluate(model, samples[21:], cl.ablate(ram.top(0.05), "zero"))
     assert top.points["zero"].accuracy.value == pytest.approx(by_hand.accuracy, abs=1.01 / 28)  # one question is edited
-    assert [s.role for s in world.selections] == ["top"] * len(SELECTIONS) + ["bottom", "random", "layer-matched"]
+    roles = ["top"] * len(RANKINGS) + ["bottom"] * 2 + ["random"] + ["layer-matched"] * 2
+    assert [s.role for s in world.selections] == roles
+    tops = {tuple(head) for s in world.selections if s.role == "top" for head in s.points["zero"].draws[0]}
+    assert not tops & {tuple(head) for draw in world.selection("random").points["zero"].draws for head in draw}
+    cut = cl.evaluate(model, samples[21:], cl.knockout(None, rows="question", columns="region"))
+    assert world.readers["question"].accuracy.value == pytest.approx(cut.accuracy, abs=1.01 / 28)
     for selection in world.selections:
         assert set(selection.points) == set(KINDS)
         for point in selection.points.values():
             assert point.accuracy.low <= point.accuracy.value <= point.accuracy.high
             assert point.drop.value == pytest.approx(world.clean.accuracy - point.accuracy.value)
-    at5 = {role: points[0].accuracy for role, points in world.sweeps[0].curves.items()}
-    assert at5["top"] == top.points["mean"].accuracy
+    at5 = {name: points[0].accuracy for name, points in world.sweeps[0].curves.items()}
+    assert at5[f"top, {CONTROLLED[0]}"] == top.points["mean"].accuracy
 
 
 def test_the_report_is_one_offline_file_that_escapes_what_it_shows(result):
@@ -65,7 +71,7 @@ def test_mistakes_are_named(model, tmp_path):
         sample.answer = "a giraffe"
     with pytest.raises(cl.CorelensError, match="answers none"):
         cl.study(model, samples, out=tmp_path / "report", progress=False)
-    assert not (tmp_path / "report").exists()
+    assert not (tmp_path / "report").exists()  # nothing half-written
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

@@ -53,7 +53,7 @@ def _sections(world: "World", study: "Study") -> list[p.Section]:
     readers = p.section(
         f"Who reads the evidence{suffix}",
         "Before any head is chosen: cut the edges from some rows to the evidence in **all** heads of all layers. Rows "
-        "whose edges cost nothing do not read the evidence, and RAM over them ranks heads that the answer does not need.",
+        "whose edges cost nothing do not read it, and RAM over them ranks heads that the answer does not need.",
         p.table(
             ["rows cut from the region, in all heads", "accuracy", "lost"],
             [[_READERS[rows], _interval(x.accuracy), _interval(x.drop)] for rows, x in world.readers.items()],
@@ -105,7 +105,7 @@ def _sections(world: "World", study: "Study") -> list[p.Section]:
     return [found, readers, where, *([looks] if world.scenes else [])]
 
 
-_CONTROLLED = (("top", "RAM, question rows, max"), ("top", "RAM, last row"))
+_CONTROLLED = (("top", "RAM (question rows, max)"), ("top", "RAM (last row)"))
 
 _READERS = {
     "question": "the question's tokens",
@@ -157,8 +157,8 @@ def _methods(study: "Study") -> p.Section:
         "How it was done",
         "**RAM**(l, h) = mean over samples of max over question rows i of Σ_{j∈G} A_ij, where A is the post-softmax "
         "attention of head h in layer l and G the visual tokens that the evidence's region touches. Raw mass, not "
-        "normalised. **Mean** and **last row** are the same with another reduction or other rows: the ranking moves with "
-        "them, so every result names its own.",
+        "normalised. **Mean** and **last row** are the same with another reduction or other rows: the ranking moves "
+        "with them, so every result names its own.",
         "**Ablations.** zero: the head's output z is set to 0. mean: to its mean over the scoring samples and all "
         "their positions. knockout: the edges from the question's, last and answer's rows to the region are removed "
         "before the softmax.",
