@@ -114,7 +114,8 @@ def model_card(card: dict[str, Any]) -> str:
 A {card["architecture"]} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
 {card["heads"]} heads, {card["kv_heads"]} KV heads), trained from scratch by CoreLens on the synthetic world
 {", ".join(training["worlds"])}: "What digit is on the red circle?" on a picture of six or more coloured shapes.
-It knows nothing else. Licence: MIT, as CoreLens.
+It knows nothing else, and reads digits on the 16 px grid only, where that world puts them (`jitter=0`).
+Licence: MIT, as CoreLens.
 
 | world | split | scenes | exact match | 95 % interval (Wilson) |
 |---|---|---|---|---|
