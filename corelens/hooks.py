@@ -70,12 +70,14 @@ class HookPoint(LensHookPoint):
 
     def fire(self, x: Any, ctx: Mapping[str, Any]) -> Any:
         """Run the functions that hang here and on its heads; returns `x` itself unless one of them gave another."""
-        if self.fwd_hooks or self.bwd_hooks:
-            self.ctx.update(ctx)
-            x = self(x)
-        for (kind, index), head in self.heads.items():
-            if head.active:
-                x = self._fire_head(kind, index, head, x, ctx)
+        points = [(key, point) for key, point in ((None, self), *self.heads.items()) if point.fwd_hooks or point.bwd_hooks]
+        # in the order in which functions were hung, so that whoever reads later sees the edits made before
+        for key, point in sorted(points, key=lambda one: min(h.hook.id for h in (*one[1].fwd_hooks, *one[1].bwd_hooks))):
+            if key is None:
+                self.ctx.update(ctx)
+                x = self(x)
+            else:
+                x = self._fire_head(*key, point, x, ctx)
         return x
 
     def _fire_head(self, kind: str, index: int, head: "HookPoint", x: Tensor, ctx: Mapping[str, Any]) -> Tensor:
