@@ -287,6 +287,41 @@ def test_under_an_ablation_both_runs_are_ablated():
     torch.testing.assert_close(torch.tensor(result.values), wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+def test_equals_transformer_lens_direct_path_patching(component, tmp_path):
+    """Its exact edge intervention runs on text alone, and on k and v only without grouped heads."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.patching import get_act_patch_direct_path
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    model = hooked("llava_next") if component == "q" else ungrouped("llava_next")
+    text = LlamaForCausalLM(model.hf.config.get_text_config())
+    text.model.load_state_dict(model.layout.decoder(model.hf).state_dict())
+    text.lm_head.load_state_dict(model.hf.lm_head.state_dict())
+    text.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    bridge = TransformerBridge.boot_transformers(
+        str(tmp_path), tokenizer=AutoTokenizer.from_pretrained(tmp_path)
+    ).eval()
+    clean, corrupted = torch.tensor([[5, 9, 33, 60, 70, 80, 12]]), torch.tensor([[5, 9, 44, 60, 71, 80, 12]])
+
+    def difference(logits):
+        return logits[:, -1, 3] - logits[:, -1, 9]
+
+    with torch.no_grad():
+        caches = [bridge.run_with_cache(ids)[1] for ids in (clean, corrupted)]
+        wanted = get_act_patch_direct_path(
+            bridge, corrupted, *caches, difference, src_layer=1, src_head=2, component=component, verbose=False
+        )
+    receivers = [f"blocks.{layer}.attn.head.{head}.hook_{component}" for layer in (2, 3) for head in range(4)]
+    ours = path_patch(
+        model, model.inputs(input_ids=clean), model.inputs(input_ids=corrupted), [(1, 2)], receivers, difference,
+        freeze_mlps=True, direction="denoising", per="receiver",
+    )  # fmt: skip
+    assert (abs(ours.effect) > 1e-6).all()
+    torch.testing.assert_close(torch.tensor(ours.values).reshape(2, 4), wanted[2:], atol=1e-5, rtol=0)
+
+
 def test_mistakes_are_named():
     model, (clean, corrupted) = hooked("qwen3_vl"), runs("qwen3_vl")
     for senders, receivers, more, message in (

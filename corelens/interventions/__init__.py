@@ -1,6 +1,8 @@
 """Interventions: every factory returns a list of hooks, and lists add up."""
 
 from corelens.interventions.ablate import ablate, mean_z
+from corelens.interventions.attribution import attribution_patch
+from corelens.interventions.counterfactual import counterfactual, pair
 from corelens.interventions.edges import edge_bias, knockout
 from corelens.interventions.metrics import accuracy, answer_logprob, kl, logit_diff
 from corelens.interventions.patch import activation_patch, patch
@@ -13,11 +15,14 @@ __all__ = [
     "accuracy",
     "activation_patch",
     "answer_logprob",
+    "attribution_patch",
+    "counterfactual",
     "edge_bias",
     "kl",
     "knockout",
     "logit_diff",
     "mean_z",
+    "pair",
     "patch",
     "path_hooks",
     "path_patch",

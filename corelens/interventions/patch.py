@@ -55,8 +55,7 @@ def _value(source: Any, name: str) -> Tensor:
     if per_head and f"{per_head[1]}.{per_head[4]}" in held:
         whole, number = held[f"{per_head[1]}.{per_head[4]}"], int(per_head[3])
         axis = 1 if per_head[4] in ("hook_pattern", "hook_pattern_rows", "hook_attn_scores") else 2
-        queries_of_kv = per_head[2] == "head" and per_head[4] in ("hook_k", "hook_v", "hook_rot_k")
-        if number < whole.shape[axis] and not queries_of_kv:
+        if number < whole.shape[axis]:  # (writing through head.{h}.hook_k is refused where heads share it)
             return whole.select(axis, number)
     raise CorelensError(
         f"a source without {name!r}; it has {', '.join(list(held)[:4])} …",

@@ -1,0 +1,126 @@
+"""Attribution patching: the effect of every patch at once, to first order. Two forwards and one backward.
+
+    effect of a patch ≈ Σ (source − base) · ∂ metric / ∂ activation, taken at the base run
+
+Source: Nanda 2023, "Attribution patching" (neelnanda.io); Syed et al. 2023, arXiv 2310.10348. With `steps` the gradient
+is the mean over runs whose embeddings go in equal steps from the base to the source (EAP-IG: Hanna et al. 2024,
+arXiv 2403.17806), which repairs gradients that vanish at the base, as behind a saturated softmax.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corelens.errors import CorelensError
+from corelens.hooks import Hook
+from corelens.inputs import Inputs
+from corelens.interventions.metrics import Bound
+from corelens.interventions.patch import Direction, prepare_runs, result_of
+from corelens.interventions.result import PatchResult
+from corelens.interventions.sites import Patch, axis_of, patches
+
+
+def attribution_patch(
+    model: Any,
+    clean: Any,
+    corrupted: Any,
+    site: str = "z",
+    metric: Any = None,
+    per: Sequence[str] | str = ("layer", "head"),
+    direction: Direction = "denoising",
+    positions: Any = None,
+    hooks: Sequence[Hook] = (),
+    block: int = 64,
+    steps: int = 0,
+) -> PatchResult:
+    """Estimate what `activation_patch` with the same arguments measures; `values` are base + estimated effect.
+
+    Args:
+        model, clean, corrupted, site, metric, per, direction, positions, hooks, block: as in `activation_patch`; the
+            metric must be differentiable (accuracy is not: its gradient is 0).
+        steps: 0: the gradient at the base run; n: the mean gradient at n points from the base's embeddings (and what
+            DeepStack adds) to the source's.
+
+    `result.plot_against(exact)` shows how good the estimate is.
+    """
+    if steps < 0:
+        raise CorelensError(f"steps={steps}", "0 (the gradient at the base run) or more", "5 to 10 are usual")
+    about = {"site": site, "method": f"attribution patching ({steps} steps)" if steps else "attribution patching"}
+    clean, corrupted, measure, base, other, meta = prepare_runs(
+        model, clean, corrupted, metric, direction, hooks, about
+    )
+    axes, jobs = patches(model, base, site, per, positions, block)
+    names = list(dict.fromkeys(name for job in jobs for name in job.names))
+    inputs = ["hook_embed", *model.hook_names("hook_deepstack")]
+    with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
+        near_logits, here = model.run_with_cache(base, names_filter=[*names, *inputs], return_cache_object=False)
+        far_logits, there = model.run_with_cache(other, names_filter=[*names, *inputs], return_cache_object=False)
+    near = measure(near_logits[:, -measure.keep :] if measure.keep else near_logits)
+    far = measure(far_logits[:, -measure.keep :] if measure.keep else far_logits)
+    total: dict[str, Tensor] = {}
+    shares = [step / steps for step in range(steps)] if steps else [0.0]
+    for share in shares:
+        mixed = {name: here[name] + share * (there[name] - here[name]) for name in inputs}
+        for name, gradient in _gradients(model, base, names, measure, hooks, mixed if share else {}).items():
+            total[name] = total.get(name, 0) + gradient / len(shares)
+    scores = {name: (there[name].float() - here[name].float()) * total[name].float() for name in names}
+    values = [near + sum(_share_of(job, name, scores[name]) for name in job.names) for job in jobs]
+    return result_of(values, near, far, axes, base, meta)
+
+
+def _gradients(
+    model: Any, base: Inputs, names: Sequence[str], measure: Bound, hooks: Sequence[Hook], inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """∂ Σ metric / ∂ activation at each of these points, in a run with these embeddings."""
+    seen: dict[str, Tensor] = {}
+
+    def put(value: Tensor) -> Callable[..., Tensor]:
+        def at_a_step(x: Tensor, hook: Any) -> Tensor:
+            return value
+
+        return at_a_step
+
+    def begin(x: Tensor, hook: Any) -> Tensor:
+        return x.detach().requires_grad_()  # the graph begins here: the vision tower is not part of it
+
+    def keep(name: str) -> Callable[..., Tensor]:
+        def kept(x: Tensor, hook: Any) -> Tensor:
+            seen[name] = x.clone() if x.requires_grad else x.detach().requires_grad_()
+            return seen[name]
+
+        return kept
+
+    every: list[Hook] = [*hooks, *((name, put(value)) for name, value in inputs.items()), ("hook_embed", begin)]
+    every += [(name, keep(name)) for name in names]
+    with torch.enable_grad(), _frozen(model):
+        logits = model.run_with_hooks(base, fwd_hooks=every, logits_to_keep=measure.keep)
+        values = measure(logits)
+        if not values.requires_grad:  # a metric without a gradient, such as accuracy
+            return {name: torch.zeros_like(x) for name, x in seen.items()}
+        found = torch.autograd.grad(values.sum(), list(seen.values()), allow_unused=True)
+    return {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(seen.items(), found, strict=True)}
+
+
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """Within this context no parameter asks for a gradient."""
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in asked:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_()
+
+
+def _share_of(job: Patch, name: str, score: Tensor) -> Tensor:
+    """The part of a point's products that one patch covers, summed: [sample]."""
+    rows_axis, part_axis = axis_of(name)
+    if job.part is not None:
+        score = score[(slice(None),) * part_axis + (job.part,)]
+    score = score.transpose(1, rows_axis).flatten(2).sum(-1)  # [sample, pos]
+    return (score if job.where is None else score * job.where.to(score.device)).sum(1)
