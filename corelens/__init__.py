@@ -7,6 +7,8 @@ heads), causal tests of them, and what they save. See the README for a first hou
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from corelens.bind import bind
+from corelens.cache import ActivationCache
 from corelens.errors import CorelensError
 from corelens.evaluate import Evaluation, ablation_sweep, evaluate, paired
 from corelens.heads import Head, HeadScores, HeadSet
@@ -22,7 +24,7 @@ from corelens.study import study  # not later: the module of that name would tak
 from corelens.tokens import TokenMap
 
 if TYPE_CHECKING:
-    from corelens.data import load_samples, save_samples, synthetic
+    from corelens.data import load_samples, save_samples, synthetic  # type: ignore[no-redef]
     from corelens.demo import list_demos, load_demo
     from corelens.viz import head_grid, overlay
 
@@ -40,6 +42,7 @@ _LATER = {
 }
 
 __all__ = [
+    "ActivationCache",
     "Box",
     "CorelensError",
     "Evaluation",
@@ -55,6 +58,7 @@ __all__ = [
     "Tube",
     "ablate",
     "ablation_sweep",
+    "bind",
     "edge_bias",
     "evaluate",
     "head_grid",

@@ -135,13 +135,14 @@ def evaluate(
         samples: questions with gold answers, or what `batches` made of them.
         hooks: to run under; all of them, at every forward.
     """
-    prepared = samples if samples and isinstance(samples[0], Inputs) else batches(model, samples, batch_size)  # type: ignore[arg-type]
+    given = [one for one in samples if isinstance(one, Inputs)]
+    prepared = given or batches(model, [one for one in samples if isinstance(one, Sample)], batch_size)
     answers: list[Answer] = []
     with torch.no_grad():
         for inputs in prepared:
-            keep = inputs.length - min(int(token_map.last) for token_map in inputs.token_maps)  # type: ignore[union-attr]
+            keep = inputs.length - min(int(token_map.last) for token_map in inputs.token_maps)
             logits = model.run_with_hooks(inputs, fwd_hooks=list(hooks), logits_to_keep=keep)
-            answers.extend(_read(model, inputs, logits, inputs.length - keep))  # type: ignore[union-attr]
+            answers.extend(_read(model, inputs, logits, inputs.length - keep))
     return Evaluation(answers)
 
 

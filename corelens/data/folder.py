@@ -131,7 +131,8 @@ def _sample(text: str, line: _Line) -> Sample:
         choices=None if choices is None else _texts(choices, "choices", line),
         id=str(record.get("id", line.number)),
         meta=record.get("meta") or {},
-        **({"video": pictures} if kind == "video" else {"images": pictures}),
+        images=pictures if kind == "images" else [],
+        video=pictures if kind == "video" else None,
     )
 
 
@@ -146,14 +147,16 @@ def _region(given: Any, field: str, line: _Line) -> Region:
         raise line.wrong(f"{field}.image", image, "a whole number, counted from 0")
     try:
         if "box" in given:
-            return Box(*_numbers(given["box"], f"{field}.box", line), image=image, text=text)
+            x0, y0, x1, y1 = _numbers(given["box"], f"{field}.box", line)
+            return Box(x0, y0, x1, y1, image=image, text=text)
         if "mask" in given:
             path = _path(given["mask"], f"{field}.mask", line)
             return Mask(np.asarray(Image.open(path).convert("L")) > 0, image=image, text=text)
         boxes = given["tube"]
         if not isinstance(boxes, dict) or not all(str(frame).isdecimal() for frame in boxes):
             raise line.wrong(f"{field}.tube", boxes, "an object {frame: [x0, y0, x1, y1]}")
-        return Tube({int(f): Box(*_numbers(box, f"{field}.tube", line)) for f, box in boxes.items()}, text=text)
+        corners = {int(frame): _numbers(box, f"{field}.tube", line) for frame, box in boxes.items()}
+        return Tube({frame: Box(x0, y0, x1, y1) for frame, (x0, y0, x1, y1) in corners.items()}, text=text)
     except CorelensError as error:
         if str(line.file) in error.given:
             raise
@@ -162,11 +165,12 @@ def _region(given: Any, field: str, line: _Line) -> Region:
         raise line.wrong(field, given, f"a picture that can be read ({error})") from error
 
 
-def _numbers(given: Any, field: str, line: _Line) -> list[float]:
+def _numbers(given: Any, field: str, line: _Line) -> tuple[float, float, float, float]:
     numbers = isinstance(given, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in given)
     if not numbers or len(given) != 4:
         raise line.wrong(field, given, "four numbers [x0, y0, x1, y1]")
-    return given
+    x0, y0, x1, y1 = given
+    return x0, y0, x1, y1
 
 
 def _texts(given: Any, field: str, line: _Line) -> list[str]:

@@ -79,7 +79,7 @@ def _sections(world: "World", study: "Study") -> list[p.Section]:
         *(
             p.figure(
                 ablation_curves(
-                    {name: [(x.fraction, *x.accuracy) for x in points] for name, points in sweep.curves.items()},  # type: ignore[misc]
+                    {name: [(x.fraction, *x.accuracy) for x in points] for name, points in sweep.curves.items()},
                     baseline=sweep.clean.value,
                 ),
                 f"Accuracy as more heads are ablated ({_KINDS[sweep.kind]}); bands: 95% bootstrap over samples.",
