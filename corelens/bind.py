@@ -54,7 +54,9 @@ class BoundModel:
         if tokens is None or tokens is self.inputs:
             return self.inputs
         if not isinstance(tokens, Tensor) or not torch.equal(tokens.to(self.tokens.device), self.tokens):
-            given = f"tokens of shape {list(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
+            given = (
+                f"tokens of shape {list(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
+            )
             raise CorelensError(
                 f"{given}, which are not the bound ones",
                 "the tokens of the bound inputs: their picture goes with them",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformer_lens import ActivationCache as LensCache
-from transformer_lens.utilities import Slice
+from transformer_lens.utilities.slice import Slice
 
 from corelens.errors import CorelensError
 from corelens.hooks import PER_HEAD
@@ -18,9 +18,9 @@ from corelens.weights import head_results, norm_eps, norm_weight
 class ActivationCache(LensCache):
     """TransformerLens's ActivationCache, whose methods work here as they do there, on image positions too.
 
-    Added: `blocks.3.attn.head.5.hook_z` reads a slice where only `blocks.3.attn.hook_z` was kept. What DeepStack adds is
-    a component of its own ("0_deepstack"). Where a family norms what attention and MLP give before it is added, head and
-    neuron results are what reaches the residual stream: multiplied by that norm's weight over its scale in this run.
+    Added: `blocks.3.attn.head.5.hook_z` reads a slice where only `blocks.3.attn.hook_z` was kept. What DeepStack adds
+    is a component of its own ("0_deepstack"). Where a family norms what attention and MLP give before it is added, head
+    and neuron results are what reaches the residual stream: multiplied by the norm's weight over its scale in this run.
     """
 
     def __getitem__(self, key: Any) -> Tensor:
@@ -68,6 +68,8 @@ class ActivationCache(LensCache):
         apply_ln: bool = False, pos_slice: Any = None, incl_embeds: bool = True, return_labels: bool = False,
     ) -> Any:  # fmt: skip
         """As in TransformerLens, with what DeepStack adds after a layer behind that layer's MLP (mode "all")."""
+        parts: Any
+        labels: Any
         parts, labels = super().decompose_resid(
             layer, mlp_input, mode, False, pos_slice, incl_embeds, return_labels=True
         )
@@ -104,7 +106,7 @@ class ActivationCache(LensCache):
             return super().get_neuron_results(layer, neuron_slice, pos_slice, project_output_onto)
         results = super().get_neuron_results(layer, neuron_slice, pos_slice)
         out = self["post", layer] @ block.mlp.W_out + block.mlp.b_out
-        factor = Slice.unwrap(pos_slice).apply(self._factor(block.mlp_post_norm, block, out), dim=-2)
+        factor = _slice(pos_slice).apply(self._factor(block.mlp_post_norm, block, out), dim=-2)
         results = results * factor[..., None, :]
         return results if project_output_onto is None else results @ project_output_onto
 
@@ -127,6 +129,8 @@ class ActivationCache(LensCache):
         depth = self._depth(layer)
         if expand_neurons:
             self._check_neurons(depth)
+        parts: Any
+        labels: Any
         parts, labels = super().get_full_resid_decomposition(
             layer, mlp_input, expand_neurons, apply_ln, pos_slice, True, project_output_onto
         )
@@ -146,9 +150,9 @@ class ActivationCache(LensCache):
 
     def _deepstack(self, layer: int, pos_slice: Any) -> list[tuple[Tensor, str]]:
         """What is added after the layers before `layer`, and its label."""
-        count = min(layer, self.model.cfg.n_deepstack)
+        count = min(layer, self.model.cfg.n_deepstack)  # type: ignore[attr-defined]
         held = [(self[f"blocks.{number}.hook_deepstack"], f"{number}_deepstack") for number in range(count)]
-        return [(Slice.unwrap(pos_slice).apply(added, dim=-2), label) for added, label in held]
+        return [(_slice(pos_slice).apply(added, dim=-2), label) for added, label in held]
 
     def _result(self, layer: int) -> Tensor:
         """Head results of a layer with a norm after attention, as they reach the residual stream."""
@@ -172,3 +176,6 @@ class ActivationCache(LensCache):
                 "pass expand_neurons=False",
             )  # fmt: skip
 
+
+def _slice(pos_slice: Any) -> Slice:
+    return pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)

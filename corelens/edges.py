@@ -52,7 +52,7 @@ class Edges:
 
     def _edit(self, heads: list[int] | None, rows: Where, columns: Where, value: float | None) -> None:
         chosen = torch.tensor(list(range(self.n_heads) if heads is None else heads), device=self.device)
-        if len(chosen) and not (0 <= int(chosen.min()) and int(chosen.max()) < self.n_heads):
+        if len(chosen) and not (int(chosen.min()) >= 0 and int(chosen.max()) < self.n_heads):
             raise CorelensError(f"heads {heads}", f"heads from 0 to {self.n_heads - 1}", "take heads of this model")
         step = self.step
         new = step.positions
@@ -74,7 +74,9 @@ class Edges:
             columns = column_table[:, None, None, first : first + scores.shape[-1]]
             columns = nn.functional.pad(columns, (0, scores.shape[-1] - columns.shape[-1]))
             where = here & lines & columns
-            scores = scores.masked_fill(where, -torch.inf) if value is None else torch.where(where, scores + value, scores)
+            scores = (
+                scores.masked_fill(where, -torch.inf) if value is None else torch.where(where, scores + value, scores)
+            )
         if self.edits:
             blind = (could.any(-1) & ~(scores > -torch.inf).any(-1)).any(dim=1) & (rows >= 0)
             if blind.any():

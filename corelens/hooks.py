@@ -57,7 +57,7 @@ class HookPoint(LensHookPoint):
         if self.head_axis is None or (kind == "kv_head" and not name.endswith(("hook_k", "hook_v", "hook_rot_k"))):
             raise CorelensError(
                 f"the hook name {name!r}",
-                "head.{h} for q, rot_q, k, v, z, result, pattern, pattern_rows and attn_scores; kv_head.{g} for k, rot_k, v",
+                "head.{h} for q, rot_q, k, v, z, result, attn_scores, pattern, pattern_rows; kv_head.{g} for k, v",
                 f"hook {self.name!r} and index it, or take a name of that form",
             )
         if index >= limit:
@@ -70,9 +70,13 @@ class HookPoint(LensHookPoint):
 
     def fire(self, x: Any, ctx: Mapping[str, Any]) -> Any:
         """Run the functions that hang here and on its heads; returns `x` itself unless one of them gave another."""
-        points = [(key, point) for key, point in ((None, self), *self.heads.items()) if point.fwd_hooks or point.bwd_hooks]
+        points = [
+            (key, point) for key, point in ((None, self), *self.heads.items()) if point.fwd_hooks or point.bwd_hooks
+        ]
         # in the order in which functions were hung, so that whoever reads later sees the edits made before
-        for key, point in sorted(points, key=lambda one: min(h.hook.id for h in (*one[1].fwd_hooks, *one[1].bwd_hooks))):
+        for key, point in sorted(
+            points, key=lambda one: min(h.hook.id for h in (*one[1].fwd_hooks, *one[1].bwd_hooks))
+        ):
             if key is None:
                 self.ctx.update(ctx)
                 x = self(x)
@@ -193,7 +197,7 @@ class AttentionPoints(nn.Module):
 
 
 class MLPPoints(nn.Module):
-    """`hook_pre` (the gate before its activation) and `hook_post` (what enters the down projection), [batch, pos, d_mlp]."""
+    """`hook_pre`: the gate before its activation; `hook_post`: what enters the down projection; [batch, pos, d_mlp]."""
 
     def __init__(self):
         super().__init__()
@@ -220,8 +224,9 @@ class BlockPoints(nn.Module):
 
 
 class VisionAttentionPoints(nn.Module):
-    """The points of one vision layer's attention: q, k, v [image, pos, head, d_head] as the projections give them (before
-    norms and rotary), pattern [image, head, query, key], z [image, pos, head, d_head] as the output projection gets it.
+    """The points of one vision layer's attention: q, k, v [image, pos, head, d_head] as the projections give them
+    (before norms and rotary), pattern [image, head, query, key], z [image, pos, head, d_head] as the output projection
+    gets it.
     """
 
     def __init__(self, n_heads: int):

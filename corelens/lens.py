@@ -25,6 +25,13 @@ class LensModel(HookedRootModule):
     No weight is folded: the final norm's weight is in `tokens_to_residual_directions`, not in `W_U`.
     """
 
+    hf: Any
+    cfg: Any
+    blocks: Any
+    unembed: Any
+    ln_final: Any
+    to_single_token: Any
+
     W_Q = _stacked("attn", "W_Q", "head, d_model, d_head")
     W_K = _stacked("attn", "W_K", "kv_head, d_model, d_head")
     W_V = _stacked("attn", "W_V", "kv_head, d_model, d_head")
@@ -42,24 +49,24 @@ class LensModel(HookedRootModule):
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """The token embeddings (before the factor by which some families multiply them)."""
-        weight = readable(self.hf.get_input_embeddings(), "weight")  # type: ignore[operator]
+        weight = readable(self.hf.get_input_embeddings(), "weight")
         assert weight is not None
         return weight
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding."""
-        return self.unembed.W_U  # type: ignore[return-value, union-attr]
+        return self.unembed.W_U
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
         """The unembedding's bias; zeros where there is none."""
-        return self.unembed.b_U  # type: ignore[return-value, union-attr]
+        return self.unembed.b_U
 
     @property
     def adapter(self) -> Any:
-        """What becomes of logits after the unembedding, for TransformerLens's logit lens: a soft cap in some families."""
-        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)  # type: ignore[union-attr, operator]
+        """What becomes of logits after the unembedding, for TransformerLens's logit lens: a soft cap in some."""
+        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
 
         def transform(logits: Tensor) -> Tensor:
             return logits if cap is None else cap * torch.tanh(logits / cap)
@@ -72,9 +79,9 @@ class LensModel(HookedRootModule):
         Args:
             tokens: a text of one token, an id, or ids of any shape.
         """
-        ids = self.to_single_token(tokens) if isinstance(tokens, str) else tokens  # type: ignore[operator]
+        ids = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
         ids = torch.as_tensor(ids, device=self.W_U.device)
-        return self.W_U.T[ids] * self.ln_final.w.to(self.W_U.device)  # type: ignore[union-attr, operator]
+        return self.W_U.T[ids] * self.ln_final.w.to(self.W_U.device)
 
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
@@ -88,7 +95,7 @@ class LensModel(HookedRootModule):
         """
         total = torch.zeros(self.cfg.d_model, device=self.cfg.device, dtype=self.cfg.dtype)
         for number in range(layer + (1 if mlp_input else 0)):
-            block = self.blocks[number]  # type: ignore[index]
+            block = self.blocks[number]
             parts = [(block.attn.b_O, block.attn_post_norm)]
             if include_mlp_biases and number < layer:
                 parts.append((block.mlp.b_out, block.mlp_post_norm))

@@ -1,14 +1,15 @@
 """HookedMLLM: a Hugging Face vision-language model with named hook points, run as TransformerLens runs its models."""
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.utilities import Slice
+from transformer_lens.utilities.slice import Slice
 
 from corelens.cache import ActivationCache
 from corelens.config import config_of
@@ -62,6 +63,7 @@ class HookedMLLM(LensModel):
         self._missing = missing
         self._rows: Where | None = None
         self.setup()
+        super().train(hf_model.training)  # the points' own mode, which some analyses look at
 
     @classmethod
     def from_pretrained(
@@ -79,7 +81,9 @@ class HookedMLLM(LensModel):
 
         if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
             raise CorelensError(
-                f"the folder {str(name)!r}", "a folder with a config.json, as save_pretrained writes it", "check the path"
+                f"the folder {str(name)!r}",
+                "a folder with a config.json, as save_pretrained writes it",
+                "check the path",
             )
         shared = {key: kwargs[key] for key in ("trust_remote_code", "revision", "local_files_only") if key in kwargs}
         try:
@@ -87,7 +91,8 @@ class HookedMLLM(LensModel):
             processor = AutoProcessor.from_pretrained(name, **shared)
         except (OSError, ValueError, KeyError) as error:
             raise CorelensError(
-                f"{str(name)!r}, which transformers could not load ({type(error).__name__}: {str(error).splitlines()[0]})",
+                f"{str(name)!r}, which transformers could not load "
+                f"({type(error).__name__}: {str(error).splitlines()[0]})",
                 "the name of a vision-language model on the Hub, or a folder with its model and processor",
                 "check the name, the folder and the network; cl.list_demos() lists models that need no network",
             ) from error
@@ -228,7 +233,7 @@ class HookedMLLM(LensModel):
         if max(options.get("num_beams") or 1, self.hf.generation_config.num_beams or 1) > 1:  # type: ignore[union-attr]
             raise CorelensError(
                 "num_beams > 1",
-                "greedy decoding or sampling: beams change places between steps, and hooks would speak of other samples",
+                "greedy decoding or sampling: beams change places between steps, hooks would speak of other samples",
                 "set num_beams=1",
             )
         if any(point.active for point in self.hook_points()):
@@ -334,8 +339,14 @@ class HookedMLLM(LensModel):
     def _inputs(self, inputs: Any, tensors: dict[str, Any]) -> Inputs:
         if isinstance(inputs, Sample) or (isinstance(inputs, list) and inputs and isinstance(inputs[0], Sample)):
             raise CorelensError("a Sample", "inputs", "run the model on model.prepare(sample)")
+        if inputs is not None and not isinstance(inputs, (Inputs, Mapping)):
+            raise CorelensError(
+                f"a {type(inputs).__name__} to run on",
+                "inputs, or the Hugging Face model's tensors by name: tokens alone have no picture",
+                "run on model.prepare(sample); for functions that pass tokens, use cl.bind(model, inputs)",
+            )
         if isinstance(inputs, Inputs):
-            batch = Inputs(inputs.tensors | tensors, inputs.token_maps, inputs.samples) if tensors else inputs
+            batch = replace(inputs, tensors=inputs.tensors | tensors) if tensors else inputs
         else:
             batch = Inputs({**(inputs or {}), **tensors}, [], [])
         check_has_media(batch.tensors, self.layout, self.hf.config)
@@ -372,4 +383,3 @@ class HookedMLLM(LensModel):
 
 def _handles(point: HookPoint) -> list[Any]:
     return [*point.fwd_hooks, *point.bwd_hooks]
-

@@ -16,9 +16,7 @@ from corelens.errors import CorelensError
 Where = str | int | Sequence[int] | Tensor  # a name, or positions in the padded row
 
 
-def resolve(
-    where: Where, inputs: Any, new: Int[Tensor, " pos"], batch: int, rows: bool
-) -> Int[Tensor, "batch n"]:
+def resolve(where: Where, inputs: Any, new: Int[Tensor, " pos"], batch: int, rows: bool) -> Int[Tensor, "batch n"]:
     """The positions that `where` means, one line a sample, −1 where a sample has fewer than another.
 
     Args:
@@ -33,7 +31,9 @@ def resolve(
         given = given.reshape(1, -1).expand(batch, -1) if given.ndim < 2 else given
         if given.shape[0] != batch:
             raise CorelensError(
-                f"positions for {given.shape[0]} samples", f"{batch} lines, one a sample of the batch", "give [batch, n]"
+                f"positions for {given.shape[0]} samples",
+                f"{batch} lines, one a sample of the batch",
+                "give [batch, n]",
             )
         return given.to(new.device)
     token_maps = getattr(inputs, "token_maps", None)
@@ -71,7 +71,7 @@ def member(positions: Int[Tensor, "batch n"], length: int) -> Tensor:
 
 
 def with_positions(inputs: Any, first: int | None) -> Any:
-    """The same batch; where rows are padded on the left, with position ids that count each row's own tokens from `first`.
+    """The same batch; padded on the left, it gets position ids that count each row's own tokens from `first`.
 
     A model that is given none counts the padding too: its logits are the same (rotary is relative), but rotated q and k
     are then not those of the sample run alone.

@@ -46,7 +46,9 @@ def caching_hooks(
     def keep(x: Tensor, hook: Any, axis: int, backward: bool = False) -> None:
         name = f"{hook.name}_grad" if backward else hook.name
         x = (x[0] if isinstance(x, tuple) else x).detach().to(device)
-        if not name.startswith("vision."):  # whose first axis is no batch, and whose positions are none of the decoder's
+        if not name.startswith(
+            "vision."
+        ):  # whose first axis is no batch, and whose positions are none of the decoder's
             x = x[0] if remove_batch_dim and x.shape[0] == 1 else x
             x = x if pos_slice is None else pos_slice.apply(x, dim=axis)
         positions = hook.ctx.get("positions")
@@ -76,7 +78,7 @@ class DiskDict(MutableMapping[str, Tensor]):
     """Names → tensors, each in its own safetensors file in a folder, read when it is asked for.
 
     Args:
-        folder: made if it is not there; a folder that holds tensors already is read, and written only if `new` is False.
+        folder: made if it is not there.
         device: where tensors are read to.
         new: the folder must not hold tensors yet.
     """
@@ -92,9 +94,13 @@ class DiskDict(MutableMapping[str, Tensor]):
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name; no file is read."""
+        return isinstance(name, str) and self._path(name).is_file()
+
     def __getitem__(self, name: str) -> Float[Tensor, "..."]:
         """Read one tensor."""
-        if not self._path(str(name)).is_file():
+        if name not in self:
             raise KeyError(name)
         with safe_open(self._path(name), framework="pt", device=str(self.device or "cpu")) as file:
             return file.get_tensor(name)
@@ -139,5 +145,3 @@ def finite_hooks(points: Mapping[str, HookPoint]) -> list[Hook]:
             )
 
     return [(name, finite) for name in points]
-
-

@@ -25,7 +25,6 @@ class Call:
     bias: Tensor | None
 
 
-
 def all_rows(query: Tensor) -> Int[Tensor, "batch pos"]:
     return torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
 
@@ -43,9 +42,7 @@ def row_scores(
     group = query.shape[1] // key.shape[1]
     if heads is None:
         q = rearrange(q, "batch (kv g) row d -> batch kv (g row) d", g=group)
-        scores = rearrange(
-            q @ key.float().transpose(-1, -2), "batch kv (g row) key -> batch (kv g) row key", g=group
-        )
+        scores = rearrange(q @ key.float().transpose(-1, -2), "batch kv (g row) key -> batch (kv g) row key", g=group)
     else:
         scores = q[:, heads] @ key[:, heads // group].float().transpose(-1, -2)
     scores = scores * call.scaling

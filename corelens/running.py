@@ -105,7 +105,7 @@ def implementation(configs: list[Any]) -> Iterator[None]:
 @contextmanager
 def edits_before_caching(cache: Any, run: Running) -> Iterator[None]:
     """Within this context new k and v pass their hooks before this cache takes them, whatever kind of cache it is."""
-    by_layer = {module.layer_idx: points for module, points in run.sites.items()}
+    by_layer: dict[Any, AttentionPoints] = {module.layer_idx: points for module, points in run.sites.items()}
     update = cache.update
 
     def hooked_update(key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:

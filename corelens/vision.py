@@ -80,7 +80,9 @@ def _place_block(run: Running, layout: Layout, points: VisionBlockPoints, layer:
     if points.hook_resid_pre.active:
         yield layer.register_forward_pre_hook(on_input(batched, points.hook_resid_pre), with_kwargs=True)
     if points.hook_resid_post.active:
-        yield layer.register_forward_hook(on_output(batched, points.hook_resid_post), prepend=True)  # before the tower records it
+        yield layer.register_forward_hook(
+            on_output(batched, points.hook_resid_post), prepend=True
+        )  # before the tower records it
     three = [(attn.hook_q, layout.vision_q), (attn.hook_k, layout.vision_k), (attn.hook_v, layout.vision_v)]
     if layout.vision_qkv is None:
         for point, path in three:
@@ -128,8 +130,8 @@ def _on_fused(run: Fires, points: list[HookPoint]) -> Callable[..., Any]:
 class _Twice:
     """A vision layer's pattern: one firing for all calls that its attention makes of the attention function.
 
-    Their patterns are joined along pos [image, head, query, key]; the key axis counts within a call, and is padded with 0
-    to the longest. `hook.ctx["lengths"]` says how many positions each call has.
+    Their patterns are joined along pos [image, head, query, key]; the key axis counts within a call, and is padded with
+    0 to the longest. `hook.ctx["lengths"]` says how many positions each call has.
     """
 
     def __init__(self, run: Running, point: HookPoint):
@@ -164,7 +166,7 @@ class _Twice:
 
 @contextmanager
 def _features(hf: nn.Module, layout: Layout, point: HookPoint, run: Running) -> Iterator[None]:
-    """Fire `vision.hook_out` on whatever gives the decoder visual features: images, videos, or outputs made beforehand."""
+    """Fire `vision.hook_out` on all that gives the decoder visual features: images, videos, outputs made beforehand."""
     inner: Any = layout.visual_features(hf)
     names = {"get_image_features": "image", "get_video_features": "video"}
     names = {name: kind for name, kind in names.items() if hasattr(inner, name)}
@@ -220,5 +222,6 @@ def _parts(feature: Any) -> list[Tensor]:
 def _like(feature: Any, flat: Tensor) -> Any:
     """`flat` in the form of `feature`: a tensor, or a list or tuple of tensors a picture."""
     parts = _parts(feature)
-    pieces = [x.reshape(part.shape) for x, part in zip(flat.split([p.flatten(0, -2).shape[0] for p in parts]), parts)]
+    columns = flat.split([part.flatten(0, -2).shape[0] for part in parts])
+    pieces = [x.reshape(part.shape) for x, part in zip(columns, parts, strict=True)]
     return pieces[0] if isinstance(feature, Tensor) else type(feature)(pieces)

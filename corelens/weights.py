@@ -23,7 +23,7 @@ def readable(module: nn.Module, name: str) -> Tensor | None:
     if not isinstance(parameter, Tensor):
         return None
     if parameter.device.type == "meta":
-        hook = getattr(module, "_hf_hook", None)
+        hook: Any = getattr(module, "_hf_hook", None)
         for part in getattr(hook, "hooks", (hook,)):
             if getattr(part, "weights_map", None) is not None:
                 return part.weights_map[name].to(part.execution_device)
@@ -55,16 +55,16 @@ def head_results(
     o_proj: nn.Module, z: Float[Tensor, "*batch pos head d_head"]
 ) -> Float[Tensor, "*batch pos head d_model"]:
     """What each head adds through the output projection: result_h = z_h · W_O[h], without the bias."""
-    heads, d_head = z.shape[-2:]
+    heads = z.shape[-2]
     if plain(o_proj):
         w_o = rearrange(projection(o_proj), "model (head d) -> head d model", head=heads)
         return torch.einsum("...hd,hdm->...hm", z, w_o)
-    none = o_proj(torch.zeros_like(z).flatten(-2))  # a quantised projection is asked head by head
+    none = o_proj.forward(torch.zeros_like(z).flatten(-2))  # a quantised projection is asked head by head
     results = []
     for head in range(heads):
         alone = torch.zeros_like(z)
         alone[..., head, :] = z[..., head, :]
-        results.append(o_proj(alone.flatten(-2)) - none)
+        results.append(o_proj.forward(alone.flatten(-2)) - none)
     return torch.stack(results, dim=-2)
 
 
@@ -86,6 +86,8 @@ def norm_weight(norm: nn.Module, offset: float) -> Float[Tensor, " d_model"]:
 
 class Norm(NormPoints):
     """A norm's points, its weight `w` [d_model], and itself: calling it norms."""
+
+    norm: Any
 
     def __init__(self, norm: nn.Module | None, offset: float):
         super().__init__()
@@ -126,6 +128,8 @@ def _bias(module: nn.Module) -> Float[Tensor, " out"]:
 
 class Attention(AttentionPoints):
     """The points of one layer's attention, and its weights."""
+
+    _of: tuple[Layout, nn.Module]
 
     def __init__(self, layout: Layout, layer: nn.Module, n_heads: int, n_kv_heads: int):
         super().__init__(n_heads, n_kv_heads)
@@ -196,6 +200,8 @@ def _find(layer: nn.Module, path: str) -> nn.Module | None:
 class Unembed(nn.Module):
     """`model.unembed(x)`: the language-model head."""
 
+    head: Any
+
     def __init__(self, head: Any):
         super().__init__()
         object.__setattr__(self, "head", head)
@@ -213,4 +219,3 @@ class Unembed(nn.Module):
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of normed residual vectors."""
         return self.head(x)
-

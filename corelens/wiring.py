@@ -4,6 +4,7 @@ What happens inside attention is reached by the attention function. All else is 
 the time of one run, and only for points on which something hangs.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from corelens.running import Running, Step, edits_before_caching, implementation, running
 from corelens.hooks import BlockPoints, HookPoint, NormPoints
 from corelens.layouts.base import Layout
 from corelens.places import on_input, on_output
+from corelens.running import Running, Step, edits_before_caching, implementation, running
 from corelens.vision import wired_vision
 from corelens.weights import head_results, norm_eps, norm_weight, readable
 
@@ -77,6 +78,8 @@ def wired(
             text = hf.config.get_text_config()  # type: ignore[union-attr, operator]
             configs = {id(config): config for config in [text, decoder.config, *(m.config for m in run.sites)]}  # type: ignore[union-attr]
             stack.enter_context(implementation(list(configs.values())))
+        if "torch._dynamo" in sys.modules:  # hooks are not for compiled code: what is compiled runs as it was written
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(running(run))
         yield
 

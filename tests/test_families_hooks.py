@@ -8,7 +8,6 @@ from einops import rearrange
 from families import FAMILIES, tiny
 from PIL import Image
 
-from corelens.errors import CorelensError
 from corelens.inputs import Inputs, Sample
 from corelens.model import HookedMLLM
 
@@ -138,7 +137,7 @@ def test_the_residual_stream_adds_up(family):
     assert torch.equal(cached["hook_embed"], cached["resid_pre", 0])
     for layer in range(4):
         o_proj = layers[layer].get_submodule(model.layout.o_proj)
-        projected = cached["blocks.%d.attn.hook_result" % layer].sum(2)
+        projected = cached["result", layer].sum(2)
         projected = projected if o_proj.bias is None else projected + o_proj.bias
         wanted = o_proj(rearrange(cached["z", layer], "b p h d -> b p (h d)"))
         torch.testing.assert_close(projected, wanted, atol=1e-5, rtol=1e-5)
@@ -153,14 +152,19 @@ def test_the_residual_stream_adds_up(family):
         if layer + 1 < 4:
             added = cached.cache_dict.get(f"blocks.{layer}.hook_deepstack", torch.zeros_like(post))
             torch.testing.assert_close(post + added, cached["resid_pre", layer + 1], atol=1e-6, rtol=0)
-        for norm_name, path, x in (("ln1", model.layout.ln1, cached["resid_pre", layer]), ("ln2", model.layout.ln2, mid)):
+        for norm_name, path, x in (
+            ("ln1", model.layout.ln1, cached["resid_pre", layer]),
+            ("ln2", model.layout.ln2, mid),
+        ):
             norm = layers[layer].get_submodule(path)
             weight = norm.weight + model.layout.norm_weight_offset
             normalized = cached[f"blocks.{layer}.{norm_name}.hook_normalized"]
             torch.testing.assert_close(normalized * weight, norm(x), atol=1e-5, rtol=1e-5)
     norm = model.layout.decoder(model.hf).norm
     weight = norm.weight + model.layout.norm_weight_offset
-    torch.testing.assert_close(cached["ln_final.hook_normalized"] * weight, norm(cached["resid_post", 3]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        cached["ln_final.hook_normalized"] * weight, norm(cached["resid_post", 3]), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
@@ -191,7 +195,9 @@ def test_batched_equals_single(family, side):
     pos_first = ["hook_embed", "ln_final.hook_normalized", "hook_logits"]
     for layer in range(4):
         pos_first += [f"blocks.{layer}.attn.{n}" for n in ("hook_q", "hook_rot_k", "hook_v", "hook_z", "hook_result")]
-        pos_first += [f"blocks.{layer}.{n}" for n in ("hook_resid_pre", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")]
+        pos_first += [
+            f"blocks.{layer}.{n}" for n in ("hook_resid_pre", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+        ]
     patterns = [f"blocks.{layer}.attn.{n}" for layer in range(4) for n in ("hook_pattern", "hook_attn_scores")]
     _, cached = model.run_with_cache(together, names_filter=pos_first + patterns)
     for i in range(len(SAMPLES)):
@@ -210,7 +216,10 @@ def test_gradients_are_those_of_the_plain_model(family):
     hf.zero_grad()
     hf(**batch.tensors, use_cache=False).logits[0, last].sum().backward()
     wanted = {name: p.grad.clone() for name, p in hf.named_parameters() if p.grad is not None}
-    names = ["hook_embed", *(f"blocks.1.attn.{n}" for n in ("hook_q", "hook_rot_k", "hook_pattern", "hook_z", "hook_result"))]
+    names = [
+        "hook_embed",
+        *(f"blocks.1.attn.{n}" for n in ("hook_q", "hook_rot_k", "hook_pattern", "hook_z", "hook_result")),
+    ]
     names += ["blocks.2.hook_resid_mid", "blocks.2.attn.hook_pattern_rows", "blocks.2.ln1.hook_scale"]
     hf.zero_grad()
     grads = {}

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from families import tiny
 from PIL import Image
 from torch import nn
 
@@ -11,7 +12,6 @@ from corelens.errors import CorelensError
 from corelens.inputs import Sample
 from corelens.model import HookedMLLM
 from corelens.regions import Box
-from families import tiny
 
 
 def picture(seed: int, size=(96, 64)) -> Image.Image:
@@ -22,7 +22,10 @@ def picture(seed: int, size=(96, 64)) -> Image.Image:
 
 def sample(seed: int = 0, size=(96, 64), question="What digit is on the red circle?", images=1) -> Sample:
     return Sample(
-        images=[picture(seed + i, size) for i in range(images)], question=question, answer="7", regions=[Box(5, 5, 60, 40)]
+        images=[picture(seed + i, size) for i in range(images)],
+        question=question,
+        answer="7",
+        regions=[Box(5, 5, 60, 40)],
     )
 
 
@@ -97,7 +100,9 @@ def test_rows_are_the_rows_of_the_pattern(model, batch):
         for i, rows in enumerate(seen["which"]):
             wanted = batch.token_maps[i].positions(spec, rows=True) if isinstance(spec, str) else torch.tensor(spec)
             assert rows[rows >= 0].tolist() == wanted.tolist()
-            torch.testing.assert_close(seen["rows"][i][:, rows >= 0], cache[name][i][:, rows[rows >= 0]], atol=1e-6, rtol=0)
+            torch.testing.assert_close(
+                seen["rows"][i][:, rows >= 0], cache[name][i][:, rows[rows >= 0]], atol=1e-6, rtol=0
+            )
             assert (seen["rows"][i][:, rows < 0] == 0).all()
 
 
@@ -281,7 +286,9 @@ def test_generate_gives_hugging_faces_tokens(model, batch, cache):
         with model.hooks(fwd_hooks=[(f"blocks.1.attn.{name}", identity)]):
             assert torch.equal(greedy(model, batch, cache_implementation=cache), wanted), name
         assert [positions for _, positions in steps[1:]] == [[length + i] for i in range(5)]
-    assert [shape for shape, _ in steps] == [[2, heads, length, length]] + [[2, heads, 1, length + i + 1] for i in range(5)]
+    assert [shape for shape, _ in steps] == [[2, heads, length, length]] + [
+        [2, heads, 1, length + i + 1] for i in range(5)
+    ]
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
@@ -302,7 +309,7 @@ def test_kv_edits_enter_the_cache_and_knockouts_mask_at_decode_steps(model, batc
     ]
     with model.hooks(fwd_hooks=hooks):
         got = greedy(model, batch, cache_implementation=cache)
-        sequence = {k: v for k, v in batch.tensors.items()}
+        sequence = dict(batch.tensors)
         again = []
         for _ in range(6):
             with torch.no_grad():
@@ -377,7 +384,8 @@ def test_gradients_are_those_of_the_plain_model(model, batch):
     hf.zero_grad()
     hf(**batch.tensors, use_cache=False).logits[0, tokens].sum().backward()
     wanted = {name: p.grad.clone() for name, p in hf.named_parameters() if p.grad is not None}
-    for name in ("blocks.1.hook_resid_mid", "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_z", "blocks.1.attn.hook_rot_k",
+    for name in ("blocks.1.hook_resid_mid", "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_z",
+                 "blocks.1.attn.hook_rot_k",
                  "blocks.1.attn.head.1.hook_z", "blocks.1.attn.hook_pattern_rows", "blocks.0.hook_deepstack",
                  "blocks.1.attn.hook_result", "blocks.1.ln1.hook_scale", "blocks.1.attn.hook_q"):  # fmt: skip
         hf.zero_grad()
@@ -459,5 +467,5 @@ def test_a_saved_folder_loads_and_gives_the_same_logits(model, batch, tmp_path):
 
 def test_the_wrapped_model_is_not_ours_to_register(model):
     assert not any(isinstance(module, nn.Linear) for module in model.modules())
-    assert list(model.parameters())[0] is next(model.hf.parameters())
+    assert next(iter(model.parameters())) is next(model.hf.parameters())
     assert model.cfg.n_key_value_heads == model.cfg.n_kv_heads

@@ -42,7 +42,8 @@ def test_the_features_are_what_the_decoder_gets(family):
     _, cached = model.run_with_cache(batch, names_filter=["vision.hook_out", "hook_embed"])
     out = cached["vision.hook_out"]
     features = out if model.cfg.n_deepstack == 0 else out[:, 0]
-    assert out.shape[1:] == ((model.cfg.d_model,) if not model.cfg.n_deepstack else (1 + model.cfg.n_deepstack, model.cfg.d_model))
+    added = (1 + model.cfg.n_deepstack,) if model.cfg.n_deepstack else ()
+    assert out.shape[1:] == (*added, model.cfg.d_model)
     placeholder = torch.cat([cached["hook_embed"][i, tm.placeholder] for i, tm in enumerate(batch.token_maps)])
     torch.testing.assert_close(features, placeholder, atol=1e-6, rtol=0)
 
@@ -68,7 +69,8 @@ def test_patterns_give_z_and_their_rows_sum_to_one(family):
         torch.testing.assert_close(pattern.sum(-1), torch.ones(pattern.shape[:-1]), atol=1e-5, rtol=0)
         done, pos = [], cached[block + "hook_v"].shape[1]
         assert sum(lengths[name]) == pattern.shape[2] == pos
-        for part, v in zip(pattern.split(lengths[name], 2), cached[block + "hook_v"].split(lengths[name], 1), strict=True):
+        values = cached[block + "hook_v"].split(lengths[name], 1)
+        for part, v in zip(pattern.split(lengths[name], 2), values, strict=True):
             done.append(torch.einsum("bhqk,bkhd->bqhd", part[..., : v.shape[1]], v))
         torch.testing.assert_close(torch.cat(done, 1), cached[block + "hook_z"], atol=1e-5, rtol=1e-5)
 
@@ -183,7 +185,7 @@ def test_everything_is_undone_after_an_exception():
 
     plain = model(batch).detach()
     before = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules()]
-    for name in names_of(model, "vision.blocks.1") + ["vision.hook_out"]:
+    for name in [*names_of(model, "vision.blocks.1"), "vision.hook_out"]:
         with pytest.raises(RuntimeError, match="on purpose"):
             model.run_with_hooks(batch, fwd_hooks=[(name, explode)])
         assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules()] == before

@@ -1,0 +1,133 @@
+"""The house rules: imports point down, no two files import each other, families are named in their layouts only."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "corelens"
+FILES = {
+    ".".join(("corelens", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+FAMILY = re.compile(r"qwen|llava|onevision|internvl|gemma|idefics|smolvlm|deepseek|mllama|pixtral", re.IGNORECASE)
+
+
+def parsed(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """The files of the package that a file imports when it is imported (not inside functions, not for types only)."""
+    found = set()
+
+    def visit(nodes):
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inside = [f"{node.module}.{alias.name}" for alias in node.names]
+                modules = [name for name in inside if name in FILES]
+                found.update(modules)
+                if len(modules) < len(inside):
+                    found.add(node.module)
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.dump(node.test):
+                visit([*node.body, *node.orelse])
+            elif isinstance(node, (ast.Try, ast.With)):
+                visit(node.body)
+
+    visit(parsed(module).body)
+    return frozenset(found & FILES.keys() - {module, "corelens"})
+
+
+def all_imports(module: str) -> set[str]:
+    """What a file imports, and what these import."""
+    done: set[str] = set()
+    todo = [module]
+    while todo:
+        new = imports(todo.pop()) - done
+        done |= new
+        todo += new
+    return done
+
+
+def part(module: str) -> str:
+    """ "corelens.metrics.ram" → "metrics"."""
+    return module.split(".")[1] if "." in module else ""
+
+
+# What the files of a part never import, directly or through others.
+NEVER = {
+    "errors": {"hooks", "attention", "tokens", "layouts", "inputs", "model", "heads"},
+    "hooks": {"attention", "tokens", "layouts", "inputs", "model", "heads"},
+    "attention": {"layouts", "inputs", "model", "heads", "metrics", "interventions"},
+    "tokens": {"layouts", "inputs", "hooks", "attention", "model", "heads"},
+    "layouts": {"inputs", "hooks", "attention", "model", "heads"},
+    "inputs": {"attention", "model", "heads", "metrics", "interventions"},
+    "model": {"heads", "metrics", "interventions", "sparse", "evaluate", "study", "data", "demo", "viz"},
+    "heads": {"model", "attention", "metrics", "interventions", "evaluate", "viz"},
+    "data": {"model", "attention", "metrics", "interventions", "evaluate"},
+    "sparse": {"model", "metrics", "interventions", "evaluate", "study"},
+    "interventions": {"sparse", "evaluate", "study", "demo"},
+    "evaluate": {"study", "demo"},
+    "viz": {"model", "evaluate", "study"},
+}
+
+
+@pytest.mark.parametrize("above", NEVER)
+def test_imports_point_down(above):
+    for module in FILES:
+        if part(module) == above:
+            wrong = sorted(name for name in all_imports(module) if part(name) in NEVER[above])
+            assert not wrong, f"{module} imports {wrong}"
+
+
+def test_metrics_import_no_model_but_the_runner():
+    for module in FILES:
+        if part(module) == "metrics" and module != "corelens.metrics.score":
+            assert "corelens.model" not in all_imports(module), module
+
+
+def test_nothing_imports_the_command_line():
+    assert not [module for module in FILES if module != "corelens.__main__" and "corelens.cli" in imports(module)]
+
+
+def test_no_two_files_import_each_other():
+    """Nor in a circle, however long."""
+    assert not [module for module in FILES if module in all_imports(module)]
+
+
+def named_families(module: str) -> list[str]:
+    """Words outside docstrings and comments that name a model family."""
+    tree = parsed(module)
+    docstrings = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                docstrings.add(id(first.value))
+    words = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            words.append(node.value)
+        words += [
+            str(getattr(node, field)) for field in ("id", "attr", "name", "module", "arg") if hasattr(node, field)
+        ]
+    return [word for word in words if FAMILY.search(word)]
+
+
+def test_families_are_named_in_layouts_demo_and_testbed_only():
+    for module in FILES:
+        if part(module) not in ("layouts", "demo", "testbed"):
+            assert not named_families(module), module
+
+
+def test_no_file_holds_two_ideas():
+    assert not {module: n for module, path in FILES.items() if (n := len(path.read_text().splitlines())) > 400}
+
+
+def test_nothing_is_left_to_do():
+    assert not [module for module, path in FILES.items() if re.search(r"\b(TODO|FIXME|XXX)\b", path.read_text())]
