@@ -17,7 +17,7 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "overlay.png").stat().st_size > 10_000
     assert "Evaluation(accuracy" in capsys.readouterr().out
     exec(compile(third, "README, a hook function", "exec"), space)
-    assert space["ids"].shape == (1, 4)
+    assert space["ids"].shape[0] == 1
     compile(hub, "README, a model from the Hub", "exec")
 
 
