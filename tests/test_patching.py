@@ -230,7 +230,8 @@ def test_attribution_is_the_derivative_of_the_exact_effect(family):
     clean, corrupted = (runs(family)[name].to(dtype=torch.float64) for name in ("clean", "picture"))
     step = 3e-2
     for site, point, axis in (
-        ("z", "attn.hook_z", 2), ("v", "attn.hook_v", 2), ("pattern", "attn.hook_pattern", 1), ("mlp_out", "hook_mlp_out", 0),
+        ("z", "attn.hook_z", 2), ("v", "attn.hook_v", 2), ("pattern", "attn.hook_pattern", 1),
+        ("mlp_out", "hook_mlp_out", 0),
         ("resid_pre", "hook_resid_pre", 0), ("result", "attn.hook_result", 2), ("q", "attn.hook_q", 2),
     ):  # fmt: skip
         per = ("layer", {"v": "kv_head"}.get(site, "head")) if axis else ("layer",)

@@ -51,11 +51,10 @@ def ablate(
             "a reference for 'mean' (cl.mean_z(model, samples)) and 'resample' (another run's cache), none otherwise",
             "add or drop reference=",
         )
-    if kind in ("zero", "uniform"):
-        edit = _zero
-    elif kind == "mean":
+    edit: Edit = _zero
+    if kind == "mean":
         edit = _mean(reference)
-    else:
+    elif kind == "resample":
         edit = _resample(reference, seed)
     point = "hook_rot_q" if kind == "uniform" else "hook_z"
     return [

@@ -142,7 +142,7 @@ def _region(sample: Sample, given: Any) -> Region:
 
 
 def _sizes(sample: Sample) -> list[tuple[int, ...]]:
-    images = [read_picture(image, f"sample {sample.id!r}").size for image in sample.images]
+    images: list[tuple[int, ...]] = [read_picture(image, f"sample {sample.id!r}").size for image in sample.images]
     if sample.video is None:
         return images
     frames = read_video(sample.video, f"sample {sample.id!r}")
@@ -184,7 +184,7 @@ def _edit(sample: Sample, region: Region, paint: Paint) -> Sample:
     """The sample with this region painted over, in its image or in every frame of its tube."""
     where = f"sample {sample.id!r}"
     if isinstance(region, Tube):
-        frames = read_video(sample.video, where)  # type: ignore[arg-type]
+        frames = read_video(sample.video, where)
         boxes = {frame: box for frame, box in region.boxes.items() if frame < len(frames)}
         done = {frame: _over(frames[frame], box, paint) for frame, box in boxes.items()}
         return replace(sample, video=[done.get(number, frame) for number, frame in enumerate(frames)])
@@ -251,6 +251,6 @@ def _content(other: Any) -> Image.Image:
     region = _region(other, 0)
     if isinstance(region, Tube):
         frame, box = next(iter(sorted(region.boxes.items())))
-        return (picture := read_video(other.video, "other")[frame]).crop(_area(box, picture.size))  # type: ignore[arg-type]
+        return (picture := read_video(other.video, "other")[frame]).crop(_area(box, picture.size))
     picture = read_picture(other.images[region.image], "other")
     return picture.crop(_area(region, picture.size))

@@ -18,9 +18,9 @@ from corelens.positions import member, resolve
 # the points of a layer in the order of computation
 ORDER = (
     "hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
-    "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z", "attn.hook_result",
-    "hook_attn_out", "hook_resid_mid", "ln2.hook_scale", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post",
-    "hook_mlp_out", "hook_resid_post", "hook_deepstack",
+    "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z",
+    "attn.hook_result", "hook_attn_out", "hook_resid_mid", "ln2.hook_scale", "ln2.hook_normalized", "mlp.hook_pre",
+    "mlp.hook_post", "hook_mlp_out", "hook_resid_post", "hook_deepstack",
 )  # fmt: skip
 FROZEN = ("attn.hook_z", "attn.hook_result", "hook_attn_out")  # in the path run
 ALIASES = {"hook_mlp_in": "ln2.hook_normalized", "hook_attn_in": "ln1.hook_normalized"}  # before the norm's weight

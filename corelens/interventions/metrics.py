@@ -161,7 +161,7 @@ def accuracy(answer: Answers = None) -> LogitMetric:
 
 
 def kl() -> LogitMetric:
-    """KL divergence (nats) from the clean run's distribution to the run's, at the row that predicts the first answer token.
+    """KL divergence (nats) from the clean run's distribution to the run's, where the first answer token is predicted.
 
     Σ_t p_clean(t) · (log p_clean(t) − log p(t)): 0 at the clean run.
     """
@@ -171,7 +171,7 @@ def kl() -> LogitMetric:
         if clean_logits is None:
             with torch.no_grad():
                 clean_logits = model(clean, logits_to_keep=int(back.max()))
-        wanted = _rows(clean_logits, back).log_softmax(-1)  # type: ignore[arg-type]
+        wanted = _rows(clean_logits, back).log_softmax(-1)
 
         def kl(logits: Tensor) -> Tensor:
             return (wanted.exp() * (wanted - _rows(logits, back).log_softmax(-1))).sum(-1)
@@ -208,7 +208,7 @@ def _right(rows: Float[Tensor, "row d_vocab"], ids: Int[Tensor, " row"]) -> Floa
 def _teacher_forced(
     inputs: Inputs, score: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Callable[[Tensor], Tensor], int]:
-    """A function of logits, sample by sample of the rows that predict the gold answer; and how many positions it reads."""
+    """A function of logits that scores the rows that predict each gold answer; and how many positions it reads."""
     length = inputs.length
     answers = [token_map.answer for token_map in inputs.token_maps]
     ids = [

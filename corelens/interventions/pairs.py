@@ -43,7 +43,8 @@ def check_pair(clean: Inputs, corrupted: Inputs) -> None:
         if not torch.equal(a.placeholder, b.placeholder) or not torch.equal(a.real, b.real):
             at = _first_difference(clean, corrupted, i)
             raise CorelensError(
-                f"{where}: the visual tokens or the padding stand at other positions in its corrupted twin (from {at} on)",
+                f"{where}: the visual tokens or the padding stand at other positions in its corrupted twin (from "
+                f"{at} on)",
                 "twins whose tokens stand at the same positions",
                 "keep the text before the picture as it is, and prepare both batches with the same padding",
             )

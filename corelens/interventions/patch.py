@@ -134,7 +134,7 @@ def activation_patch(
         site: resid_pre, resid_mid, resid_post, attn_out, mlp_out, mlp_pre, mlp_post, z, result, q, rot_q, k, rot_k, v,
             pattern, attn_scores, embed, or visual (the visual features, DeepStack's included).
         metric: `cl.logit_diff("7", "3")` or any function of logits [batch, pos, d_vocab] that returns [batch].
-        per: the axes: "layer", "head" (or "kv_head", "neuron"), "position" or "role" or "region"; () patches all at once.
+        per: the axes: "layer", "head" (or "kv_head", "neuron"), "position" or "role" or "region"; (): all at once.
         direction: "denoising" (the corrupted run with clean values) or "noising" (the clean run with corrupted values).
         positions: only there; with "role" among `per`, a list of names to sweep ("region", "question", "last" …).
         hooks: to run under, in all runs.
@@ -200,8 +200,8 @@ def result_of(
 
 
 def _one_by_one(
-    model: Any, base: Inputs, jobs: Sequence[Patch], source: Mapping[str, Tensor], measure: Bound, hooks: Sequence[Hook],
-    progress: bool,
+    model: Any, base: Inputs, jobs: Sequence[Patch], source: Mapping[str, Tensor], measure: Bound,
+    hooks: Sequence[Hook], progress: bool,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """The plain loop: one whole forward a patch."""
     with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
@@ -216,8 +216,8 @@ def _one_by_one(
 
 
 def _together(
-    model: Any, base: Inputs, jobs: Sequence[Patch], source: Mapping[str, Tensor], measure: Bound, hooks: Sequence[Hook],
-    batch_tokens: int, progress: bool,
+    model: Any, base: Inputs, jobs: Sequence[Patch], source: Mapping[str, Tensor], measure: Bound,
+    hooks: Sequence[Hook], batch_tokens: int, progress: bool,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """Patches of one layer share batches; a run begins at the first layer and row that a patch changes."""
     replay = Replay(model, base, hooks, names=list(source), keep=measure.keep)

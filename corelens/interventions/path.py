@@ -203,7 +203,7 @@ def path_patch(
         while todo:
             layer = min(layer_of(n) for s in groups[todo[0]][0] for n in s.names)
             same = [number for number in todo if min(layer_of(n) for s in groups[number][0] for n in s.names) == layer]
-            row = replay.begin(layer, min(first[number] for number in same)).row  # type: ignore[type-var]
+            row = replay.begin(layer, min(first[number] or 0 for number in same)).row
             chunk = same[: share(len(base), replay.length - row, replay.length, batch_tokens)]
             todo = [number for number in todo if number not in chunk]
             some, start = [groups[number] for number in chunk], Start(max(layer, 0), row, len(chunk))
@@ -303,8 +303,9 @@ def _warn_unreachable(groups: Sequence[Group], targets: Sequence[Sequence[Receiv
         if lost:
             some = ", ".join(dict.fromkeys(sender.label for senders, _ in lost[:6] for sender in senders[:6]))
             warnings.warn(
-                f"{len(lost)} of {len(groups)} sets of senders ({some} …) cannot reach {', '.join(r.name for r in target)}: "
-                "it comes earlier in the order of computation, or no sender carries a change at its positions. Effect 0.",
+                f"{len(lost)} of {len(groups)} sets of senders ({some} …) cannot reach "
+                f"{', '.join(one.name for one in target)}: it comes earlier in the order of computation, or no sender "
+                "carries a change at its positions. Effect 0.",
                 stacklevel=3,
             )
 

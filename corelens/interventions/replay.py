@@ -133,7 +133,7 @@ class Replay:
 
             stack.callback(self.decoder.register_forward_pre_hook(call, with_kwargs=True).remove)
             if start.layer > 0:
-                layers = list(self.decoder.layers)  # type: ignore[arg-type]
+                layers = list(self.decoder.layers)
                 for layer in layers[: start.layer]:
                     stack.enter_context(_handing_on(layer))
                 stream = _repeat(self.cache[f"blocks.{start.layer}.hook_resid_pre"], start)
@@ -181,7 +181,7 @@ class Replay:
         return kwargs
 
     def _mask(self, mask: Tensor | None, start: Start, made: bool = True) -> Tensor | None:
-        """The mask of the rows from `start.row` on; `made`: the model makes it before the decoder, so None means causal."""
+        """The mask of the rows from `start.row` on; if it was `made` before the decoder, None means causal."""
         if mask is None:
             if not made or not start.row:
                 return None
@@ -226,14 +226,14 @@ def _handing_on(layer: nn.Module) -> Iterator[None]:
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         return args[0] if args else kwargs["hidden_states"]
 
-    layer.forward = forward  # type: ignore[method-assign]
+    layer.forward = forward
     try:
         yield
     finally:
         if before is None:
             del layer.forward
         else:
-            layer.forward = before  # type: ignore[method-assign]
+            layer.forward = before
 
 
 # --- which hooks still fire ------------------------------------------------------------------------------------------

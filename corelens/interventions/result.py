@@ -143,7 +143,7 @@ class PatchResult:
         return style.figure_of(ax)
 
     def plot_against(self, exact: "PatchResult", ax: Any = None) -> Any:
-        """A scatter of these effects against another result of the same axes (an approximation against the exact one)."""
+        """A scatter of these effects against those of another result of the same axes (the exact one)."""
         from corelens.viz import style
 
         if self.axes != exact.axes:

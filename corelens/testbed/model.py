@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CLIPImageProcessor,
     LlavaConfig,
@@ -170,9 +170,9 @@ def _at(flag: str) -> int:
     return FLAGS.index(flag)
 
 
-def _set_vision(hf: nn.Module) -> None:
+def _set_vision(hf: Any) -> None:
     """Patch pixels → flags of what is drawn there; position embedding → cell; projector → the residual stream."""
-    tower = hf.model.vision_tower  # type: ignore[union-attr]
+    tower = hf.model.vision_tower
     tower = getattr(tower, "vision_model", tower)
     looks = [(digit, frame) for digit in range(10) for frame in FRAMES]
     pixels = np.stack([cell(*look).astype(np.float64).transpose(2, 0, 1).ravel() / 127.5 - 1 for look in looks])
@@ -187,7 +187,7 @@ def _set_vision(hf: nn.Module) -> None:
     # Three flags of VISION are always set, so the tower's norm maps 0 and 1 to two fixed numbers;
     mean, eps = 3 / VISION, hf.config.vision_config.layer_norm_eps
     low, high = ((x - mean) / (mean * (1 - mean) + eps) ** 0.5 for x in (0.0, 1.0))
-    projector, steep = hf.model.multi_modal_projector, 20.0  # type: ignore[union-attr]
+    projector, steep = hf.model.multi_modal_projector, 20.0
     middle = (low + high) / 2
     for number in range(len(SEEN)):  # and the projector's GELU makes them 0 and 1 again.
         projector.linear_1.weight[number, number] = steep
@@ -197,9 +197,9 @@ def _set_vision(hf: nn.Module) -> None:
     projector.linear_2.bias[_at("visual")] = 1
 
 
-def _set_embeddings(hf: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
+def _set_embeddings(hf: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     """Every token has squared length 4, so that the norm is the same for all before any head has written."""
-    embed, unembed = hf.get_input_embeddings().weight, hf.get_output_embeddings().weight  # type: ignore[operator]
+    embed, unembed = hf.get_input_embeddings().weight, hf.get_output_embeddings().weight
     embed[:, _at("text")] = 1
     embed[:, _at("rest")] = 3**0.5
     first = tokenizer.bos_token_id
@@ -211,7 +211,7 @@ def _set_embeddings(hf: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
     unembed[tokenizer.eos_token_id, _at("is digit")] = 6  # after a digit the answer ends
 
 
-def _set_attention(attn: nn.Module, kinds: Sequence[Kind]) -> None:
+def _set_attention(attn: Any, kinds: Sequence[Kind]) -> None:
     keys = [*(f"frame:{name}" for name in FRAMES), *(f"cell:{i}" for i in range(CELLS)), "first"]
     values = [*(f"digit:{i}" for i in range(10)), *(f"cell:{i}" for i in range(CELLS)), "visual"]
     place = dict(zip(keys, UNROTATED, strict=False))
@@ -226,13 +226,13 @@ def _set_attention(attn: nn.Module, kinds: Sequence[Kind]) -> None:
             q[head, place[theirs], _at(mine)] = score * HEAD**0.5 / UNIT**2
         for source, target in kind.writes:
             o[head, values.index(source), _at(target)] = 1
-    attn.q_proj.weight.copy_(q.flatten(0, 1))  # type: ignore[union-attr]
-    attn.k_proj.weight.copy_(k.flatten(0, 1))  # type: ignore[union-attr]
-    attn.v_proj.weight.copy_(v.flatten(0, 1))  # type: ignore[union-attr]
-    attn.o_proj.weight.copy_(o.flatten(0, 1).T)  # type: ignore[union-attr]
+    attn.q_proj.weight.copy_(q.flatten(0, 1))
+    attn.k_proj.weight.copy_(k.flatten(0, 1))
+    attn.v_proj.weight.copy_(v.flatten(0, 1))
+    attn.o_proj.weight.copy_(o.flatten(0, 1).T)
 
 
-def _split(attn: nn.Module, name: str) -> Tensor:
+def _split(attn: Any, name: str) -> Tensor:
     """Zeros [head, d_head, d_model] for a projection of this layer."""
     weight = getattr(attn, name).weight
     heads = (weight.shape[1] if name == "o_proj" else weight.shape[0]) // HEAD
@@ -245,8 +245,8 @@ TEMPLATE = (
     "{{- '<s>' -}}{%- for message in messages -%}{{- message.role + ': ' -}}"
     "{%- if message.content is string -%}{{- message.content -}}{%- else -%}"
     "{%- for part in message.content -%}{%- if part.type == 'image' -%}{{- '<image>' -}}"
-    "{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{{- '\n' -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- 'assistant: ' -}}{%- endif -%}"
+    "{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{{- '\n' -}}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{- 'assistant: ' -}}{%- endif -%}"
 )
 
 
@@ -268,7 +268,7 @@ def _processor() -> Any:
         clean_up_tokenization_spaces=False,
     )
     side = SIDE * CELL
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    half: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}, **half)
     return LlavaProcessor(
         images, fast, patch_size=CELL, num_additional_image_tokens=1, vision_feature_select_strategy="default",
