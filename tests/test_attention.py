@@ -1,4 +1,4 @@
-"""The attention function on calls made by hand: soft caps, sinks, biases, every kind of mask, against the definition."""
+"""The attention function on calls made by hand: soft caps, sinks, biases, every kind of mask, against the book."""
 
 import pytest
 import torch
