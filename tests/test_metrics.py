@@ -1,5 +1,7 @@
 """Scores of heads against loops that spell out their formulas, on patterns whose scores are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_ram_weighs_tokens_that_a_region_covers_in_part():
 def test_ram_over_every_key_is_one_and_adds_up_over_disjoint_regions():
     pattern = causal_pattern(row_map())
     whole = row_map()
-    everything = TokenMap(**{**vars(whole), "covered": [(whole.all, torch.ones(len(whole.all)))]})
+    everything = replace(whole, covered=[(whole.all, torch.ones(len(whole.all)))])
     assert torch.allclose(metrics.ram(rows_of(pattern, whole.question), everything), torch.ones(3), atol=1e-6)
     a, b, both = row_map(region=((1, 2),)), row_map(region=((7, 8),)), row_map(region=((1, 2), (7, 8)))
     rows = rows_of(pattern, whole.question)
@@ -176,33 +178,26 @@ def test_value_mass_against_its_definition():
     assert torch.allclose(metrics.value_mass(rows, tm, values, w_o, reduce="mean"), slow.mean(-1), rtol=1e-5)
 
 
-def written(tm, looked):
-    """A pattern whose argmax of head h at step s is position looked[h][s]."""
-    pattern = torch.full((len(looked), len(looked[0]), tm.length + 6), 0.001)
-    for h, steps in enumerate(looked):
-        for s, position in enumerate(steps):
-            pattern[h, s, position] = 0.7
-    return pattern
-
-
 def test_retrieval_counts_copied_tokens_looked_at_in_their_region():
     tm = row_map(region=((5, 6), (9, 10, 11)))
     a, b = tm.regions
     steps, texts = ["Total", " 7", " of", "", "42"], ["Total 7", "42"]
-    pattern = written(tm, [[a[0], a[1], a[0], a[0], b[2]], [b[0], a[1], a[0], a[0], tm.length + 3], [0, 0, 0, 0, 0]])
-    hits, copied = metrics.retrieval(pattern, tm, steps, texts)
+    looked = torch.tensor(
+        [[a[0], a[1], a[0], a[0], b[2]], [b[0], a[1], a[0], a[0], tm.length + 3], [0, 0, 0, 0, 0]]
+    )
+    hits, copied = metrics.retrieval(looked, tm, steps, texts)
     assert hits.tolist() == [3, 1, 0] and copied.tolist() == [3, 3, 3]  # " of" and "" stand in no region's text
-    assert metrics.retrieval(pattern[:, :1], tm, ["no"], texts)[1].tolist() == [0, 0, 0]
+    assert metrics.retrieval(looked[:, :1], tm, ["no"], texts)[1].tolist() == [0, 0, 0]
     with pytest.raises(CorelensError, match="retrieval: sample 's7': region 1 without text"):
-        metric("retrieval").compute(pattern, tm, steps=steps, texts=["Total 7", None])
+        metric("retrieval").compute(looked, tm, steps=steps, texts=["Total 7", None])
 
 
 def test_visual_head_follows_sparsemm_s_rules():
     tm = row_map(region=((5, 6), (9, 10, 11)))
     a, b = tm.regions
     steps, texts = ["Total", "7", "4", "42"], ["Total 47", "42"]  # "4" is in both boxes: it does not count
-    pattern = written(tm, [[a[0], a[1], a[0], b[2]], [b[0], b[0], b[0], b[0]], [0, 0, 0, 0]])
-    found = metric("visual_head").compute(pattern, tm, steps=steps, texts=texts)
+    looked = torch.tensor([[a[0], a[1], a[0], b[2]], [b[0], b[0], b[0], b[0]], [0, 0, 0, 0]])
+    found = metric("visual_head").compute(looked, tm, steps=steps, texts=texts)
     assert found.tolist() == pytest.approx([1 / 2 + 1 / 2 + 1 / 3, 1 / 3, 0])
     raw = np.stack([found.numpy(), 3 * found.numpy()])[:, None, None]  # two pictures, one layer
     scores = head_scores(metric("visual_head"), raw, {})

@@ -3,14 +3,15 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.metrics.ram import ram
+from corelens.metrics.mass import of_masses, over_rows
 from corelens.tokens import TokenMap
 
 
-def gaze(pattern: Float[Tensor, "head row key"], token_map: TokenMap) -> Float[Tensor, " head"]:
+@of_masses
+def gaze(evidence: Float[Tensor, "*layer head row"], token_map: TokenMap) -> Float[Tensor, "*layer head"]:
     """Σ_{j ∈ G} A_ij for i = the row that predicts the first answer token; attention mass, 0 to 1.
 
     Source: Gandikota and Bau 2026, "Gaze Heads", arXiv 2606.14703: the raw mass that the final prompt token puts on
     the panel that is asked about (their panels are our regions). Given several rows it is their mean.
     """
-    return ram(pattern, token_map, reduce="mean")
+    return over_rows(evidence, "mean")

@@ -3,18 +3,19 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.metrics.precision import precision
+from corelens.metrics.mass import of_masses, over_rows
 from corelens.tokens import TokenMap
 
 
+@of_masses
 def lift(
-    pattern: Float[Tensor, "head row key"], token_map: TokenMap
-) -> tuple[Float[Tensor, " head"], Float[Tensor, " head"]]:
+    evidence: Float[Tensor, "*layer head row"], visual: Float[Tensor, "*layer head row"], token_map: TokenMap
+) -> tuple[Float[Tensor, "*layer head"], Float[Tensor, "*layer head"]]:
     """(M_G / M_V) / (|G| / |V|) as a ratio of means over rows and samples: (M_G, M_V · |G| / |V|), means over rows.
 
     The denominator is the evidence mass that the same look would give if it were spread evenly over the picture, so
     1 means chance, 5 five times chance. |G| is the sum of the region's weights. Rows are taken to stand after the
     whole picture. Unlike RAM it does not grow with the region.
     """
-    evidence, visual = precision(pattern, token_map)
-    return evidence, visual * (float(token_map.region_weight.sum()) / len(token_map.visual))
+    share = float(token_map.region_weight.sum()) / len(token_map.visual)
+    return over_rows(evidence, "mean"), over_rows(visual, "mean") * share

@@ -4,12 +4,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 from torch import Tensor
 
-from corelens.metrics.mass import mass_on, over_rows
 from corelens.tokens import TokenMap
 
 CHOSEN = 10  # heads of lowest entropy that a sample votes for
@@ -26,10 +26,10 @@ def localization(
     arXiv 2503.06287, and its published code, with two differences: a map in which nothing exceeds the threshold, and
     one that lights up the whole bottom row (a sink, not a place), count as scattered (there: entropy 0; a flag).
     """
-    row = pattern.mean(1, keepdim=True)
-    attention = row[:, 0].index_select(-1, token_map.visual.to(row.device)).float().cpu().numpy().astype(np.float64)
+    on_picture = pattern.index_select(-1, token_map.visual.to(pattern.device)).mean(1)
+    attention = on_picture.float().cpu().numpy().astype(np.float64)
     entropy = [spatial_entropy(one, token_map, threshold) for one in attention]
-    return over_rows(mass_on(row, token_map.visual), "mean"), torch.tensor(entropy, device=row.device, dtype=row.dtype)
+    return on_picture.sum(-1), torch.tensor(entropy, device=pattern.device, dtype=pattern.dtype)
 
 
 def spatial_entropy(attention: Float[np.ndarray, " visual"], token_map: TokenMap, threshold: float = 0.001) -> float:
@@ -73,24 +73,36 @@ def elbow(values: Float[np.ndarray, " head"]) -> float:
 def _geometry(token_map: TokenMap) -> tuple[csr_matrix, Bool[np.ndarray, " visual"]]:
     """Which visual tokens touch (8 neighbours, within a picture, a view and a frame), and which are the bottom row."""
     token_map.images  # noqa: B018 (raises if this model's geometry is not known)
-    pictures = token_map.pictures or []
-    order = {int(position): i for i, position in enumerate(token_map.visual)}
-    rows, columns = [], []
-    bottom = np.zeros(len(order), dtype=bool)
-    for picture in pictures:
-        box, place = picture.box.numpy(), np.array([order[int(p)] for p in picture.positions])
-        size = box[:, 2:] - box[:, :2]
+    n = len(token_map.visual)
+    pairs, bottom = [np.empty((0, 2), dtype=int)], np.zeros(n, dtype=bool)
+    for picture in token_map.pictures or []:
+        place = torch.searchsorted(token_map.visual, picture.positions).numpy()
+        box = picture.box.double().numpy()
+        real = (box[:, 2:] > box[:, :2]).all(1)  # the others see padding only
         frame = np.zeros(len(box)) if picture.frames is None else picture.frames[:, 0].numpy()
-        real = (size > 0).all(1)
-        slack = 0.01 * size[real].min()
-        for i in np.flatnonzero(real):
-            gap = np.maximum(box[:, :2] - box[i, 2:], box[i, :2] - box[:, 2:]).max(1)
-            alike = (np.abs(size - size[i]) < 0.1 * size[i]).all(1)  # of one view: a thumbnail's cells are larger
-            touching = np.flatnonzero(real & alike & (gap <= slack) & (frame == frame[i]))
-            rows += [place[i]] * len(touching)
-            columns += place[touching].tolist()
-        lowest = box[real, 3].max()
-        finest = size[:, 1] <= size[real, 1].min() * 1.1
-        bottom[place[real & finest & (box[:, 3] >= lowest - slack)]] = True
-    shape = (len(order), len(order))
-    return csr_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=shape), bottom
+        place, box, frame = place[real], box[real], frame[real]
+        size = box[:, 2:] - box[:, :2]
+        slack = 0.01 * size.min()
+        reach = 1.01 * size.max() + slack  # no two cells that touch lie farther apart
+        at = np.column_stack([box[:, :2] + size / 2, frame * 3 * reach])  # frames out of each other's reach
+        near = cKDTree(at).query_pairs(reach, p=np.inf, output_type="ndarray")
+        i, j = near[:, 0], near[:, 1]  # i before j
+        gap = np.maximum(box[i, :2] - box[j, 2:], box[j, :2] - box[i, 2:]).max(1)
+        view = _views(near[gap < -slack], len(box))
+        pairs.append(place[near[(np.abs(gap) <= slack) & (view[i] == view[j])]])
+        finest = view == np.bincount(view).argmax()
+        bottom[place[finest & (box[:, 3] >= box[finest, 3].max() - slack)]] = True
+    rows, columns = np.concatenate(pairs).T
+    return csr_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(n, n)), bottom
+
+
+def _views(overlaps: Int[np.ndarray, "pair 2"], n: int) -> Int[np.ndarray, " token"]:
+    """Which view of its picture (tiles, thumbnail) each cell belongs to, in the order of the prompt: the cells of one
+    view do not overlap, and with the first cell that does another view begins."""
+    view, start = np.zeros(n, dtype=int), 0
+    while True:
+        again = overlaps[overlaps[:, 0] >= start, 1]
+        if not len(again):
+            return view
+        start = int(again.min())
+        view[start:] += 1

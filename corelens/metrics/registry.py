@@ -43,8 +43,8 @@ class Spec:
         rows: the rows it reads unless told otherwise.
         ratio: whether it returns (numerator, denominator).
         needs: what it needs beside rows: "" nothing; "null": the same rows under the question "N/A" (`null_pattern`,
-            `null_token_map`); "values": v and W_O (`values`, `w_o`); "decode": a greedy generation, whose rows the
-            pattern then holds (`steps`, `texts`).
+            `null_token_map`); "values": v and W_O (`values`, `w_o`); "decode": a greedy generation (`steps`, `texts`),
+            and instead of a pattern the key that each head looks at most at each step.
         region: whether it needs a region that its rows can see.
         finish: what turns the numbers of all samples [part, sample, layer, head] into per-sample scores, for metrics
             that cannot be said sample by sample.
@@ -111,9 +111,25 @@ class Metric:
         return self.spec.finish
 
     @property
+    def sets(self) -> list[str]:
+        """The sets of tokens whose mass is all that the score asks of a pattern; empty if it asks for more."""
+        return getattr(self.spec.function, "sets", [])
+
+    @property
     def needs(self) -> str:
         """What it needs beside rows: "" (nothing), "null", "values" or "decode"."""
         return self.spec.needs
+
+    def of_masses(
+        self, masses: dict[str, Float[Tensor, "layer head row"]], token_map: TokenMap
+    ) -> Float[Tensor, "part layer head"]:
+        """The score of every head of all layers, from what its rows put on the sets it asks for (`sets`)."""
+        given = {**self.options, **({"reduce": self.reduce} if self.reduce else {})}
+        asked = [masses[name] for name in self.sets]
+        with _named(self):
+            self._check_rows(asked[0].shape[-1], token_map)
+            score = self.spec.function.of_masses(*asked, token_map, **given)  # type: ignore[attr-defined]
+        return torch.stack(score if isinstance(score, tuple) else (score,))
 
     def row_positions(self, token_map: TokenMap) -> Int[Tensor, " row"]:
         """The rows to read in this sample; an error if they cannot see the evidence that the metric is about."""
@@ -123,12 +139,17 @@ class Metric:
             return token_map.positions(self.rows, rows=True)
 
     def compute(
-        self, pattern: Float[Tensor, "head row key"], token_map: TokenMap, layer: int = 0, **extra: Any
+        self,
+        pattern: Float[Tensor, "head row key"] | Int[Tensor, "head step"],
+        token_map: TokenMap,
+        layer: int = 0,
+        **extra: Any,
     ) -> Score:
         """The score of every head for one sample and one layer.
 
         Args:
-            pattern: the rows `row_positions` named, post-softmax, padding excluded, float32.
+            pattern: the rows `row_positions` named, post-softmax, padding excluded, float32; for metrics that need
+                "decode" the key looked at most at each step.
             token_map: the sample's.
             layer: which layer this is, for metrics that depend on it (`random`).
             extra: what `needs` asks for, under the names of the function's parameters.
@@ -150,14 +171,17 @@ class Metric:
                 raise CorelensError(
                     f"no {', '.join(lacking)}", f"what a metric with needs={self.needs!r} is given", "use score_heads"
                 )
-            if pattern.shape[1] == 0:
-                raise CorelensError(
-                    f"sample {token_map.id!r} without {self.rows} rows", "a row or more", "choose other rows"
-                )
+            self._check_rows(pattern.shape[1], token_map)
             score = self.spec.function(pattern, token_map, **given)
             for part in score if isinstance(score, tuple) else (score,):
                 _check(part, pattern.shape[0])
         return score
+
+    def _check_rows(self, rows: int, token_map: TokenMap) -> None:
+        if rows == 0:
+            raise CorelensError(
+                f"sample {token_map.id!r} without {self.rows} rows", "a row or more", "choose other rows"
+            )
 
 
 def head_scores(one: Metric, raw: Float[np.ndarray, "sample part layer head"], meta: dict[str, Any]) -> HeadScores:

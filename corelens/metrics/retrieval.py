@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.metrics.copying import copied_regions
@@ -11,7 +11,7 @@ from corelens.tokens import TokenMap
 
 
 def retrieval(
-    pattern: Float[Tensor, "head row key"],
+    looked: Int[Tensor, "head step"],
     token_map: TokenMap,
     steps: Sequence[str],
     texts: Sequence[str | None],
@@ -24,16 +24,15 @@ def retrieval(
     of copied tokens when the model answers right; a sample in which nothing is copied is left out and counted.
 
     Args:
-        pattern: one row a generated token: the row that predicted it, over all keys so far (zero behind them).
+        looked: the key (of all keys so far) that a head attends to most in the row that predicted each token.
         steps: the text of each generated token; special tokens as "".
         texts: the text of each of the sample's regions.
     """
-    hits = torch.zeros(pattern.shape[0], device=pattern.device)
+    hits = torch.zeros(looked.shape[0], device=looked.device)
     copied = 0
-    looked = pattern.argmax(-1)  # [head, row]
-    for row, regions in enumerate(copied_regions(steps, texts, token_map)):
+    for step, regions in enumerate(copied_regions(steps, texts, token_map)):
         if regions:
             copied += 1
-            inside = torch.cat([token_map.regions[i] for i in regions]).to(pattern.device)
-            hits += torch.isin(looked[:, row], inside)
+            inside = torch.cat([token_map.regions[i] for i in regions]).to(looked.device)
+            hits += torch.isin(looked[:, step], inside)
     return hits, torch.full_like(hits, copied)

@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -125,10 +127,40 @@ def weight_hash(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def sample_hash(samples: Sequence[Sample]) -> str:
-    """A fingerprint of a data set: what every sample asks, answers and marks, and the size of its pictures."""
+    """A fingerprint of a data set: what every sample asks, answers, marks and shows (files by their paths)."""
     digest = hashlib.sha256()
     for sample in samples:
-        sizes = [getattr(picture, "size", str(picture)) for picture in [*sample.images, *(sample.video or [])]]
-        marks = [repr(region) for region in sample.regions]
-        digest.update(repr((sample.id, sample.question, sample.answer, sample.choices, sizes, marks)).encode())
+        asked = (sample.id, sample.question, sample.answer, sample.choices, [repr(region) for region in sample.regions])
+        digest.update(repr((*asked, [_looks(picture) for picture in pictures(sample)])).encode())
     return digest.hexdigest()[:16]
+
+
+def pictures(sample: Sample) -> list[Any]:
+    """All images and frames of a sample, those of its messages too, as they were given."""
+    found = [*sample.images, *([] if sample.video is None else sample.video)]
+    for message in sample.messages or []:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else []:
+            shown = part.get("image", part.get("video", []))
+            found += list(shown) if isinstance(shown, list | tuple | np.ndarray) and part.get("type") == "video" else [shown]
+    return [picture for picture in found if not isinstance(picture, list)]
+
+
+def pixels(picture: Any) -> int:
+    """The size of an image, path or array; 0 if it cannot be told without an error (which `prepare` will raise)."""
+    if isinstance(picture, np.ndarray):
+        return int(np.prod(picture.shape[:2]))
+    try:
+        with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(picture) as image:
+            return image.size[0] * image.size[1]
+    except (OSError, AttributeError, TypeError, ValueError):
+        return 0
+
+
+def _looks(picture: Any) -> str:
+    if isinstance(picture, Image.Image) and getattr(picture, "filename", None):
+        return f"{picture.filename} {picture.size}"  # type: ignore[attr-defined]
+    if isinstance(picture, Image.Image | np.ndarray):
+        shape = picture.size if isinstance(picture, Image.Image) else picture.shape
+        return f"{shape} {hashlib.sha256(picture.tobytes()).hexdigest()}"
+    return str(picture)

@@ -6,24 +6,27 @@ memory a layer); those with a null question add one forward, those that watch th
 
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from corelens.errors import CorelensError
 from corelens.heads import HeadScores
 from corelens.hooks import Hook
 from corelens.inputs import Sample
-from corelens.metrics.record import AnyMetric, KeptRows, Record, describe
-from corelens.metrics.registry import Metric, head_scores, metric
-from corelens.metrics.runs import RunFolder, sample_hash, weight_hash
+from corelens.metrics.record import AnyMetric, LookedAt, NullRows, Record, describe
+from corelens.metrics.registry import Metric, check_finite, head_scores, metric
+from corelens.metrics.runs import RunFolder, pictures, pixels, sample_hash, weight_hash
+from corelens.metrics.value_mass import same_norms
 
 NULL_QUESTION = "N/A"  # of QRHead's calibration, arXiv 2506.09944
 
@@ -37,6 +40,7 @@ def score_heads(
     hooks: Sequence[Hook] = (),
     max_new_tokens: int = 16,
     progress: bool = False,
+    data: str | None = None,
 ) -> dict[str, HeadScores]:
     """Score every head of a model.
 
@@ -51,6 +55,7 @@ def score_heads(
         hooks: other hooks to run under (an ablation, say); what they change is what is scored.
         max_new_tokens: how far metrics that watch the model write let it write.
         progress: show a progress bar, with rate and time left.
+        data: what the samples are called, for the result's meta ("refer", "my_folder" …).
 
     Returns:
         {key: HeadScores}; the key is the metric's name with options that differ from the default behind it.
@@ -82,10 +87,11 @@ def score_heads(
     done = folder.done() if folder else set()
     results: dict[int, dict[str, np.ndarray]] = {}
     groups = list(_batches(samples, batch_size))[rank::world]
+    w_o = cache(lambda layer: same_norms(model.blocks[layer].attn.W_O))
     with torch.no_grad(), tqdm(total=sum(map(len, groups)), unit="sample", disable=not progress) as bar:
         for numbers in groups:
             if not done >= set(numbers):
-                raw = _score_batch(model, [samples[i] for i in numbers], chosen, hooks, max_new_tokens)
+                raw = _score_batch(model, [samples[i] for i in numbers], chosen, hooks, max_new_tokens, w_o)
                 if folder is not None:
                     folder.add(numbers, raw)
                 results |= {number: {key: x[i] for key, x in raw.items()} for i, number in enumerate(numbers)}
@@ -95,7 +101,7 @@ def score_heads(
         merged = folder.merged(len(samples))
     else:
         merged = {one.key: np.stack([results[i][one.key] for i in range(len(samples))]) for one in chosen}
-    meta = told | {"samples": [sample.id for sample in samples]}
+    meta = told | {"data": data, "samples": [sample.id for sample in samples]}
     scores = {one.key: head_scores(one, merged[one.key], describe(one) | meta) for one in chosen}
     if folder is not None and rank == 0:
         (folder.path / "scores").mkdir(exist_ok=True)
@@ -105,22 +111,28 @@ def score_heads(
 
 
 def _score_batch(
-    model: Any, samples: list[Sample], metrics: list[Metric], hooks: Sequence[Hook], max_new_tokens: int
+    model: Any,
+    samples: list[Sample],
+    metrics: list[Metric],
+    hooks: Sequence[Hook],
+    max_new_tokens: int,
+    w_o: Callable[[int], Tensor],
 ) -> dict[str, np.ndarray]:
     """{key: [sample, part, layer, head]} of one batch."""
-    of_rows = [one for one in metrics if one.needs != "decode"]
-    null = None
-    if any(one.needs == "null" for one in metrics):
-        null = KeptRows("+".join(dict.fromkeys(one.rows for one in metrics if one.needs == "null")))
-        asked = model.prepare([_asking_nothing(sample) for sample in samples])
-        model.run_with_hooks(asked, fwd_hooks=[*hooks, *null.hooks], return_type=None)
     found: dict[str, np.ndarray] = {}
+    of_rows = [one for one in metrics if one.needs != "decode"]
+    of_null = [one for one in of_rows if one.needs == "null"]
+    of_steps = [one for one in metrics if one.needs == "decode"]
     if of_rows:
-        recorded = Record(of_rows, lambda layer: model.blocks[layer].attn.W_O, null)
+        null = NullRows(of_null) if of_null else None
+        if null is not None:
+            answer = any("answer" in one.rows for one in of_null)
+            asked = model.prepare([_asking_nothing(sample) for sample in samples], answer=answer)
+            model.run_with_hooks(asked, fwd_hooks=[*hooks, *null.hooks], return_type=None)
+        recorded = Record(of_rows, w_o, null)
         inputs = model.prepare(samples, answer=any("answer" in one.rows for one in of_rows))
         model.run_with_hooks(inputs, fwd_hooks=[*hooks, *recorded.hooks], return_type=None)
         found |= {one.key: recorded.per_sample(one) for one in of_rows}
-    of_steps = [one for one in metrics if one.needs == "decode"]
     if of_steps:
         found |= _score_steps(model, samples, of_steps, hooks, max_new_tokens)
     return {one.key: found[one.key] for one in metrics}
@@ -140,20 +152,20 @@ def _score_steps(
     model: Any, samples: list[Sample], metrics: list[Metric], hooks: Sequence[Hook], max_new_tokens: int
 ) -> dict[str, np.ndarray]:
     """Metrics of what the model looks at while it writes: one greedy generation for all of them."""
-    kept = KeptRows("last+answer")
+    looked = LookedAt()
     inputs = model.prepare(samples)
-    with model.hooks(fwd_hooks=[*hooks, *kept.hooks]):
+    with model.hooks(fwd_hooks=[*hooks, *looked.hooks]):
         written = model.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False).cpu()
-    special = set(model.tokenizer.all_special_ids)
+    keys, special = looked.keys(), set(model.tokenizer.all_special_ids)
     found: dict[str, list[np.ndarray]] = {one.key: [] for one in metrics}
     for i, (sample, token_map) in enumerate(zip(samples, inputs.token_maps, strict=True)):
         steps = ["" if token in special else model.tokenizer.decode([token]) for token in written[i].tolist()]
         texts = [region.text for region in sample.regions]
         for one in metrics:
+            check_finite(torch.where(keys[:, i] < 0, torch.nan, 0.0).sum(-1), one, sample.id)
             layers = []
-            for layer in range(model.cfg.n_layers):
-                pattern = kept.pattern(layer, i)
-                score = one.compute(pattern, token_map, layer=layer, steps=steps[: pattern.shape[1]], texts=texts)
+            for layer, of_layer in enumerate(keys[:, i, :, : len(steps)]):
+                score = one.compute(of_layer, token_map, layer=layer, steps=steps, texts=texts)
                 layers.append(torch.stack(score if isinstance(score, tuple) else (score,)))
             found[one.key].append(torch.stack(layers, dim=1).float().numpy())
     return {key: np.stack(values) for key, values in found.items()}
@@ -163,9 +175,7 @@ def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
     """Numbers of samples, those of similar size together: padding is work for nothing."""
 
     def size(i: int) -> tuple[int, int]:
-        pictures = [*samples[i].images, *(samples[i].video or [])]
-        pixels = [picture.size[0] * picture.size[1] for picture in pictures if hasattr(picture, "size")]
-        return int(sum(pixels)), i
+        return sum(map(pixels, pictures(samples[i]))), i
 
     order = sorted(range(len(samples)), key=size)
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
@@ -189,7 +199,7 @@ def about(model: Any) -> dict[str, Any]:
         "n_layers": model.cfg.n_layers,
         "n_heads": model.cfg.n_heads,
         "dtype": str(model.cfg.dtype).removeprefix("torch."),
-        "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens")},
+        "versions": {name: version(name) for name in ("corelens", "torch", "transformers", "transformer-lens")},
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

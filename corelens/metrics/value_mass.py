@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.metrics.mass import mass_on, over_rows
+from corelens.metrics.mass import over_rows
 from corelens.tokens import TokenMap
 
 
@@ -12,7 +12,7 @@ def value_mass(
     pattern: Float[Tensor, "head row key"],
     token_map: TokenMap,
     values: Float[Tensor, "kv_head key d_head"],
-    w_o: Float[Tensor, "head d_head d_model"],
+    w_o: Float[Tensor, "head d_head d_out"],
     reduce: str = "max",
 ) -> Float[Tensor, " head"]:
     """max_{i ∈ rows} Σ_{j ∈ G} w_j ‖A_ij v_j W_O‖₂, or the mean over rows; in the residual stream's unit (a norm).
@@ -22,12 +22,23 @@ def value_mass(
 
     Args:
         values: v of every key as attention uses it, one a KV head; query head h reads KV head h // group.
-        w_o: the output projection of every query head.
+        w_o: the output projection of every query head, or what gives the same norms (`same_norms`).
     """
-    region = token_map.region
+    region = token_map.region.to(values.device)
     group = pattern.shape[0] // values.shape[0]
-    chosen = values.index_select(1, region.to(values.device)).float().repeat_interleave(group, dim=0)
+    chosen = values.index_select(1, region).float().repeat_interleave(group, dim=0)
     # A is a non-negative number, so it leaves the norm: one norm a key instead of one a row and key
-    norms = torch.linalg.vector_norm(torch.bmm(chosen, w_o.float().to(chosen.device)), dim=-1).to(pattern.device)
-    evidence = pattern.index_select(-1, region.to(pattern.device)) * norms[:, None]
-    return over_rows(mass_on(evidence, torch.arange(len(region)), token_map.region_weight), reduce)
+    norms = torch.linalg.vector_norm(torch.bmm(chosen, w_o.to(chosen)), dim=-1).to(pattern.device)
+    weight = token_map.region_weight.to(pattern.device) * norms  # [head, region]
+    return over_rows((pattern.index_select(-1, region.to(pattern.device)) * weight[:, None]).sum(-1), reduce)
+
+
+def same_norms(w_o: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "head d_head d_out"]:
+    """A smaller matrix L with ‖v L‖ = ‖v W_O‖ for every v: of W_O = L Qᵀ with orthonormal Q, [d_head, d_head] a head.
+
+    With it the norms of a region's tokens take d_model / d_head times less memory and work.
+    """
+    w_o = w_o.detach().float()
+    if w_o.shape[1] >= w_o.shape[2]:
+        return w_o
+    return torch.linalg.qr(w_o.transpose(1, 2), mode="r").R.transpose(1, 2).contiguous()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.metrics.copying import copied_regions
@@ -12,7 +12,7 @@ from corelens.tokens import TokenMap
 
 
 def visual_head(
-    pattern: Float[Tensor, "head row key"],
+    looked: Int[Tensor, "head step"],
     token_map: TokenMap,
     steps: Sequence[str],
     texts: Sequence[str | None],
@@ -24,16 +24,15 @@ def visual_head(
     "SparseMM", arXiv 2506.05344, and its published code. (Blanks around a token are ignored, which that code does not.)
 
     Args:
-        pattern: one row a generated token: the row that predicted it, over all keys so far (zero behind them).
+        looked: the key (of all keys so far) that a head attends to most in the row that predicted each token.
         steps: the text of each generated token; special tokens as "".
         texts: the text of each of the sample's regions.
     """
-    score = torch.zeros(pattern.shape[0], device=pattern.device)
-    looked = pattern.argmax(-1)  # [head, row]
-    for row, boxes in enumerate(copied_regions(steps, texts, token_map)):
+    score = torch.zeros(looked.shape[0], device=looked.device)
+    for step, boxes in enumerate(copied_regions(steps, texts, token_map)):
         if len(boxes) == 1:
-            tokens = token_map.regions[boxes[0]].to(pattern.device)
-            score += torch.isin(looked[:, row], tokens) / len(tokens)
+            tokens = token_map.regions[boxes[0]].to(looked.device)
+            score += torch.isin(looked[:, step], tokens) / len(tokens)
     return score
 
 
