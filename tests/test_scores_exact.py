@@ -1,4 +1,4 @@
-"""Every metric of `score_heads` against a slow, independent computation from `output_attentions=True` (eager attention).
+"""Every metric of `score_heads` against a slow, independent one from `output_attentions=True` (eager attention).
 
 Three families, images and videos, one sample a batch and two of different lengths. The slow side runs each sample
 alone, holds whole attention matrices, and follows the formulas of the papers in loops; it shares no code with
@@ -43,7 +43,9 @@ def eager(family: str):
 def bare(kind: str) -> list[cl.Sample]:
     """Two samples of different lengths, each with two regions, without texts."""
     if kind == "images":
-        one = cl.Sample([picture(0)], "What digit is on the red circle?", "7", [cl.Box(0, 0, 40, 64), cl.Box(50, 0, 96, 30)])
+        one = cl.Sample(
+            [picture(0)], "What digit is on the red circle?", "7", [cl.Box(0, 0, 40, 64), cl.Box(50, 0, 96, 30)]
+        )
         pages = [picture(1, (128, 96)), picture(2, (64, 64))]
         two = cl.Sample(pages, "Which colour?", "2 b", [cl.Box(0, 0, 128, 40), cl.Box(30, 9, 64, 64, image=1)])
         return [replace(one, id="one"), replace(two, id="two")]
@@ -66,7 +68,7 @@ def attention(family: str, tensors: dict) -> tuple[np.ndarray, torch.Tensor]:
 
 @cache
 def written(family: str, kind: str, number: int) -> tuple[list[int], np.ndarray]:
-    """A greedy loop, one whole forward a token: the tokens, and the row [layer, head, step, key] that predicted each."""
+    """A greedy loop, one whole forward a token: the tokens, and [layer, head, step, key], the rows that predicted them."""
     tensors = dict(hooked(family).prepare(bare(kind)[number]).tensors)
     tokens, rows, length = [], [], tensors["input_ids"].shape[1]
     for _ in range(NEW):
@@ -101,7 +103,9 @@ def union(tm) -> list[int]:
 
 
 def row_numbers(tm, rows: str) -> list[int]:
-    return {"question": tm.question, "last": tm.last, "answer": tm.answer - 1 if "answer" in tm.parts else None}[rows].tolist()
+    return {"question": tm.question, "last": tm.last, "answer": tm.answer - 1 if "answer" in tm.parts else None}[
+        rows
+    ].tolist()
 
 
 def slow_masses(pattern, tm, rows: str, keys: list[int]) -> np.ndarray:
@@ -178,7 +182,8 @@ def slow_value_mass(family: str, inputs, tm, pattern) -> np.ndarray:
             v = values[number][:, head // group * d : (head // group + 1) * d].double()
             written_there = (v @ layer.self_attn.o_proj.weight[:, head * d : (head + 1) * d].double().T).numpy()
             norms = [
-                sum(np.linalg.norm(pattern[number, head, i, j] * written_there[j]) for j in union(tm)) for i in tm.question
+                sum(np.linalg.norm(pattern[number, head, i, j] * written_there[j]) for j in union(tm))
+                for i in tm.question
             ]
             found[number, head] = max(norms)
     return found
@@ -196,17 +201,22 @@ def slow_localization(pattern, tm) -> np.ndarray:
 
     views, current = [], []  # tiles, thumbnail …: the cells of one view do not overlap
     for i, cell in enumerate(cells):
-        if current and cell[0] == cells[current[0]][0] and any(apart(cell, cells[k]) < -slack for k in current if cell in real):
-            views.append(current)
-            current = []
-        elif current and cell[0] != cells[current[0]][0]:  # the next picture or frame
+        if (
+            current
+            and cell[0] == cells[current[0]][0]
+            and any(apart(cell, cells[k]) < -slack for k in current if cell in real)
+        ) or (current and cell[0] != cells[current[0]][0]):
             views.append(current)
             current = []
         current = [*current, i]
     views.append(current)
     view_of = {i: number for number, of in enumerate(views) for i in of}
     neighbours = {
-        i: [k for k, b in enumerate(cells) if a in real and b in real and view_of[i] == view_of[k] and apart(a, b) <= slack]
+        i: [
+            k
+            for k, b in enumerate(cells)
+            if a in real and b in real and view_of[i] == view_of[k] and apart(a, b) <= slack
+        ]
         for i, a in enumerate(cells)
     }
     bottom = []
@@ -282,7 +292,9 @@ KEYS = {
     for rows in ("question", "last", "answer")
     for reduce in ("max", "mean")
 }
-RATIOS = {f"{name} {rows}": with_rows(name, rows) for name in ("precision", "lift") for rows in ("question", "last", "answer")}
+RATIOS = {
+    f"{name} {rows}": with_rows(name, rows) for name in ("precision", "lift") for rows in ("question", "last", "answer")
+}
 PLAIN = {name: name for name in ("calibrated_ram", "qr", "value_mass")}
 
 
@@ -294,7 +306,9 @@ def test_every_metric_is_the_number_from_output_attentions(family, kind, batch_s
     scores = cl.score_heads(hooked(family), samples(family, kind), names, batch_size=batch_size, max_new_tokens=NEW)
     close = {"atol": 1e-6, "rtol": 0}
     for slowly, key in {**KEYS, **PLAIN, "ram last max": "gaze"}.items():
-        relative = {"rtol": 1e-6} if key == "value_mass" else {}  # the one that is no share of attention: norms exceed 1
+        relative = (
+            {"rtol": 1e-6} if key == "value_mass" else {}
+        )  # the one that is no share of attention: norms exceed 1
         np.testing.assert_allclose(scores[key].per_sample, wanted[slowly], **close | relative, err_msg=key)
         np.testing.assert_allclose(scores[key].values, wanted[slowly].mean(0), **close | relative, err_msg=key)
     for slowly, key in RATIOS.items():
@@ -332,7 +346,9 @@ def test_ram_over_all_keys_is_one_and_regions_add_up(family):
     keys = ["ram[reduce=mean]", "ram[rows=last]", on_everything]
     whole = cl.score_heads(hooked(family), both, keys, batch_size=2)
     np.testing.assert_allclose(whole["on_everything"].per_sample, 1, atol=1e-6)
-    parts = [cl.score_heads(hooked(family), [replace(s, regions=[s.regions[i]]) for s in both], keys[:2]) for i in (0, 1)]
+    parts = [
+        cl.score_heads(hooked(family), [replace(s, regions=[s.regions[i]]) for s in both], keys[:2]) for i in (0, 1)
+    ]
     maps = hooked(family).prepare(both).token_maps
     assert all(not set(tm.regions[0].tolist()) & set(tm.regions[1].tolist()) for tm in maps)  # disjoint indeed
     for key in keys[:2]:
@@ -346,10 +362,15 @@ def test_a_uniform_head_has_ram_by_counting_and_lift_one(family):
     both = bare("images")
     scores = cl.score_heads(hooked(family), both, keys, hooks=cl.ablate(heads, "uniform"), batch_size=2)
     for number, tm in enumerate(hooked(family).prepare(both).token_maps):
-        count = {rows: [len(union(tm)) / int(tm.real[: i + 1].sum()) for i in row_numbers(tm, rows)] for rows in ("question", "last")}
+        count = {
+            rows: [len(union(tm)) / int(tm.real[: i + 1].sum()) for i in row_numbers(tm, rows)]
+            for rows in ("question", "last")
+        }
         for layer, head in heads:
             assert scores["ram"].per_sample[number, layer, head] == pytest.approx(max(count["question"]), abs=1e-6)
-            assert scores["ram[reduce=mean]"].per_sample[number, layer, head] == pytest.approx(np.mean(count["question"]), abs=1e-6)
+            assert scores["ram[reduce=mean]"].per_sample[number, layer, head] == pytest.approx(
+                np.mean(count["question"]), abs=1e-6
+            )
             assert scores["ram[rows=last]"].per_sample[number, layer, head] == pytest.approx(count["last"][0], abs=1e-6)
             assert scores["lift"].per_sample[number, layer, head] == pytest.approx(1, abs=1e-5)
             assert scores["lift[rows=last]"].per_sample[number, layer, head] == pytest.approx(1, abs=1e-5)

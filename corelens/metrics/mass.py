@@ -23,7 +23,7 @@ SETS: dict[str, Callable[[TokenMap], Weighted]] = {
 
 
 def of_masses(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a metric of rows, f(pattern [head, row, key], token_map, …), of a formula in what rows put on sets of tokens.
+    """Make a metric f(pattern [head, row, key], token_map, …) of a formula in what rows put on sets of tokens.
 
     The formula's first parameters are names in SETS, each [*any, head, row]; then come `token_map` and options. It
     stays at hand as `f.of_masses`, the names as `f.sets`: a `Record` sums the masses of a whole batch in one product a

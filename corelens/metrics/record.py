@@ -43,7 +43,9 @@ class Places:
     def __init__(self, hook: Any, metrics: Sequence[Metric]):
         self.token_maps: list[TokenMap] = hook.ctx["inputs"].token_maps
         if not self.token_maps:
-            raise CorelensError("scores of a run on bare tensors", "inputs with token maps", "use model.prepare(sample)")
+            raise CorelensError(
+                "scores of a run on bare tensors", "inputs with token maps", "use model.prepare(sample)"
+            )
         there = hook.ctx["rows"].cpu()
         every = len(there) // len(self.token_maps)  # several sequences a sample, if a generation draws several
         self.numbers = range(0, len(there), every)

@@ -68,9 +68,7 @@ class RunFolder:
     def add(self, numbers: Sequence[int], results: dict[str, np.ndarray]) -> None:
         """Keep the results of one batch: `results[key]` is [sample of the batch, …]."""
         about = {"samples": json.dumps(list(numbers))}
-        _whole(
-            self.path / f"part-{numbers[0]:08d}.safetensors", lambda part: save_file(results, part, metadata=about)
-        )
+        _whole(self.path / f"part-{numbers[0]:08d}.safetensors", lambda part: save_file(results, part, metadata=about))
 
     def merged(self, n: int) -> dict[str, np.ndarray]:
         """All results in the order of the samples, {key: [n, …]}."""
@@ -142,7 +140,9 @@ def pictures(sample: Sample) -> list[Any]:
         content = message.get("content")
         for part in content if isinstance(content, list) else []:
             shown = part.get("image", part.get("video", []))
-            found += list(shown) if isinstance(shown, list | tuple | np.ndarray) and part.get("type") == "video" else [shown]
+            found += (
+                list(shown) if isinstance(shown, list | tuple | np.ndarray) and part.get("type") == "video" else [shown]
+            )
     return [picture for picture in found if not isinstance(picture, list)]
 
 
