@@ -8,14 +8,13 @@ You pay for what you hook: a layer without hooks on scores or pattern calls tran
 layer: q, k, v → edges → scores → softmax → pattern → rows → z. Scores and softmax are in float32.
 """
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
 from corelens.edges import Edges
 from corelens.hooks import AttentionPoints, HookPoint
@@ -39,7 +38,7 @@ def attention(
     def sdpa() -> Tensor:
         if call.softcap is not None or call.sinks is not None:  # SDPA knows neither
             return rows_z(query, key, value, all_rows(query), None, call)[0]
-        return AttentionInterface()["sdpa"](
+        return _interface()["sdpa"](
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs
         )[0]
 
@@ -140,7 +139,32 @@ def _hooked_rows(
     return z
 
 
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+@cache
+def _interface() -> Any:
+    # (importing it takes as long as importing transformers' model code: whoever wraps a model has done that already)
+    from transformers import AttentionInterface
 
-__all__ = ["NAME", "Edges", "Running", "Step", "attention", "edits_before_caching", "implementation", "running"]
+    return AttentionInterface()
+
+
+@cache
+def register() -> None:
+    """Make the attention function, and the mask function that goes with it, known to transformers under `NAME`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+__all__ = [
+    "NAME",
+    "Edges",
+    "Running",
+    "Step",
+    "attention",
+    "edits_before_caching",
+    "implementation",
+    "register",
+    "running",
+]

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.utilities.slice import Slice
 
+from corelens.attention import register
 from corelens.cache import ActivationCache
 from corelens.config import config_of
 from corelens.encode import encode
@@ -41,6 +42,7 @@ class HookedMLLM(LensModel):
 
     def __init__(self, hf_model: Any, processor: Any = None):
         super().__init__()
+        register()
         # Not as a submodule: the wrapped model's modules keep their names, and hold no reference to us.
         object.__setattr__(self, "hf", hf_model)
         self.processor = processor

@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 from corelens.errors import CorelensError
 
@@ -71,6 +70,8 @@ def ratio(
 
 def spearman(a: Float[np.ndarray, "*any"], b: Float[np.ndarray, "*any"]) -> float:
     """Spearman's rank correlation (mean ranks for ties), −1 to 1; NaN if one side is constant."""
+    from scipy import stats  # its import takes a second
+
     a, b = a.ravel(), b.ravel()
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")

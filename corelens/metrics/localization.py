@@ -1,13 +1,11 @@
 """Localization heads: much attention on the picture, gathered in few places. No ground truth is needed."""
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from corelens.tokens import TokenMap
@@ -34,6 +32,8 @@ def localization(
 
 def spatial_entropy(attention: Float[np.ndarray, " visual"], token_map: TokenMap, threshold: float = 0.001) -> float:
     """Spatial entropy in nats of attention on the visual tokens; if scattered ln(tokens) + 1, more than any map has."""
+    from scipy.sparse.csgraph import connected_components  # SciPy is slow to import
+
     scattered = float(np.log(len(attention)) + 1)
     above = np.clip(attention - attention.mean(), 0, None)
     lit = above > threshold
@@ -70,8 +70,11 @@ def elbow(values: Float[np.ndarray, " head"]) -> float:
 
 
 @lru_cache(maxsize=16)
-def _geometry(token_map: TokenMap) -> tuple[csr_matrix, Bool[np.ndarray, " visual"]]:
+def _geometry(token_map: TokenMap) -> tuple[Any, Bool[np.ndarray, " visual"]]:
     """Which visual tokens touch (8 neighbours, within a picture, a view and a frame), and which are the bottom row."""
+    from scipy.sparse import csr_matrix
+    from scipy.spatial import cKDTree
+
     token_map.images  # noqa: B018 (raises if this model's geometry is not known)
     n = len(token_map.visual)
     pairs, bottom = [np.empty((0, 2), dtype=int)], np.zeros(n, dtype=bool)
