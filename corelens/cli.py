@@ -62,7 +62,7 @@ def demo(
         {"refer": samples},
         out=out,
         draws=3 if full else 2,
-        fractions=(0.01, 0.02, 0.05, 0.1, 0.2) if full else (0.02, 0.05, 0.1),
+        fractions=(0.01, 0.02, 0.05, 0.1) if full else (0.02, 0.05, 0.1),
         sweep_kinds=KINDS if full else ("mean",),
         score_share=400 / 1400 if full else 60 / 160,
         seed=seed,
