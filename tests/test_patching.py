@@ -99,6 +99,15 @@ def test_all_heads_patched_make_the_other_run(family):
     close(everything.recovered, 1, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava_next"])
+def test_patching_the_projectors_output_is_patching_the_visual_features(family):
+    model, clean, other = hooked(family), runs(family)["clean"], runs(family)["picture"]
+    with torch.no_grad():
+        _, source = model.run_with_cache(clean, names_filter="vision.hook_out")
+        got = measure(model.run_with_hooks(other, fwd_hooks=patch("vision.hook_out", source)))
+    close(activation_patch(model, clean, other, "vision.hook_out", measure, per=()).values, got)
+
+
 def test_a_patch_per_head_at_some_positions_is_that_slice():
     model, clean, other = hooked("qwen3_vl"), runs("qwen3_vl")["clean"], runs("qwen3_vl")["picture"]
     name = "blocks.2.attn.head.3.hook_z"

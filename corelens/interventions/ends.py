@@ -113,7 +113,7 @@ def parse_senders(given: Any, n_layers: int, n_heads: int, deepstack: Sequence[s
     found = []
     for one in [given] if single else given:
         head = _HEAD.fullmatch(one) if isinstance(one, str) else None
-        if one == "visual":
+        if one in ("visual", "vision.hook_out"):
             found.append(Sender("visual", ("hook_embed", *deepstack), visual=True))
         elif head and head[2] == "head" and head[4] == "hook_z":
             found.append(_head(Head(int(head[1]), int(head[3])), n_layers, n_heads))

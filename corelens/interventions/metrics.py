@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.inputs import Inputs
+from corelens.inputs import Inputs, Sample
 
 Answers = str | int | Sequence[str | int] | None  # one for all samples, or one a sample; an int is a token id
 
@@ -249,13 +250,13 @@ def single_tokens(model: Any, inputs: Inputs, answers: list[str | int] | str | i
     if not texts:
         return torch.tensor(each, dtype=torch.long)
     if inputs.samples:
-        written = [
-            replace(s, answer=a if isinstance(a, str) else "0") for s, a in zip(inputs.samples, each, strict=True)
-        ]
-        batch = model.prepare(written, answer=True)
+        batch = model.prepare(
+            [_light(s, a if isinstance(a, str) else "0") for s, a in zip(inputs.samples, each, strict=True)],
+            answer=True,
+        )
         lines = [
-            line[tm.answer].tolist()
-            for line, tm in zip(batch.tensors["input_ids"].cpu(), batch.token_maps, strict=True)
+            line[token_map.answer].tolist()
+            for line, token_map in zip(batch.tensors["input_ids"].cpu(), batch.token_maps, strict=True)
         ]
     else:
         lines = [model.tokenizer(str(answer), add_special_tokens=False)["input_ids"] for answer in each]
@@ -269,3 +270,10 @@ def single_tokens(model: Any, inputs: Inputs, answers: list[str | int] | str | i
             )
         found.append(answer if isinstance(answer, int) else ids[0])
     return torch.tensor(found, dtype=torch.long)
+
+
+def _light(sample: Sample, answer: str) -> Sample:
+    """The same prompt with this answer and small blank pictures: how an answer is tokenised does not depend on them."""
+    blank = Image.new("RGB", (64, 64))
+    video = None if sample.video is None else [blank] * len(sample.video)
+    return replace(sample, answer=answer, images=[blank] * len(sample.images), video=video, regions=[])

@@ -27,7 +27,8 @@ from corelens.interventions.sites import Patch, axis_of, patches
 from corelens.positions import Where, member, resolve
 
 Direction = str  # "denoising" or "noising"
-BATCH_TOKENS = 16_384  # rows × patches in one forward, at most
+BATCH_TOKENS = {"cpu": 1024}  # rows × patches in one forward, at most: more of them only fill a processor's caches
+BATCH_TOKENS_ELSEWHERE = 16_384
 
 
 # --- the factory -----------------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def activation_patch(
     positions: Any = None,
     hooks: Sequence[Hook] = (),
     block: int = 64,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     fast: bool = True,
     progress: bool = False,
 ) -> PatchResult:
@@ -139,7 +140,8 @@ def activation_patch(
         positions: only there; with "role" among `per`, a list of names to sweep ("region", "question", "last" …).
         hooks: to run under, in all runs.
         block: how many neurons are one block.
-        batch_tokens: how many rows × patches share a forward at most: memory grows with it.
+        batch_tokens: how many rows × patches share a forward at most: memory grows with it. By default 1,024 on a CPU,
+            16,384 elsewhere; one patch is always run whole.
         fast: False: one whole forward a patch, as you would write it yourself; slower, the same numbers.
 
     Errors: grids that differ; a metric of the wrong shape; a site without such an axis.
@@ -217,7 +219,7 @@ def _one_by_one(
 
 def _together(
     model: Any, base: Inputs, jobs: Sequence[Patch], source: Mapping[str, Tensor], measure: Bound,
-    hooks: Sequence[Hook], batch_tokens: int, progress: bool,
+    hooks: Sequence[Hook], batch_tokens: int | None, progress: bool,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """Patches of one layer share batches; a run begins at the first layer and row that a patch changes."""
     replay = Replay(model, base, hooks, names=list(source), keep=measure.keep)
@@ -236,7 +238,7 @@ def _together(
             members.sort()
             while members:
                 start = replay.begin(min(map(layer_of, names)), members[0][0])
-                runs = share(len(base), replay.length - start.row, replay.length, batch_tokens)
+                runs = share(replay, start.row, batch_tokens)
                 chunk, members = [number for _, number in members[:runs]], members[runs:]
                 start = Start(start.layer, start.row, len(chunk))
                 some = [jobs[number] for number in chunk]
@@ -247,9 +249,11 @@ def _together(
     return near, values  # type: ignore[return-value]
 
 
-def share(samples: int, rows: int, length: int, batch_tokens: int) -> int:
-    """How many runs share a batch; the keys and values of a prefix count as an eighth of a row each."""
-    return max(1, batch_tokens // max(1, samples * (rows + (length - rows) // 8)))
+def share(replay: Replay, row: int, batch_tokens: int | None) -> int:
+    """How many runs from `row` on share a batch; the keys and values of a prefix row count as an eighth of a row."""
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS.get(replay.model.device.type, BATCH_TOKENS_ELSEWHERE)
+    return max(1, batch_tokens // (len(replay.inputs) * (replay.length - row + row // 8)))
 
 
 def write(jobs: Sequence[Patch], name: str, source: Tensor) -> Callable[..., Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.hooks import Hook
 from corelens.interventions.ends import Receiver, Sender, parse_receivers, parse_senders, rank, reaches
-from corelens.interventions.patch import BATCH_TOKENS, Direction, prepare_runs, result_of, share
+from corelens.interventions.patch import Direction, prepare_runs, result_of, share
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
 from corelens.interventions.sites import PLACES, places, table
@@ -128,7 +128,7 @@ def path_patch(
     positions: Any = None,
     receiver_positions: Where | None = None,
     hooks: Sequence[Hook] = (),
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: bool = False,
 ) -> PatchResult:
     """Patch the direct paths from senders to receivers, and measure what they carry.
@@ -149,7 +149,7 @@ def path_patch(
         positions: senders carry the change only there; with "role" among `per`, a list of names.
         receiver_positions: receivers are patched only there.
         hooks: to run under, in all runs.
-        batch_tokens: how many rows × senders share a forward at most.
+        batch_tokens: how many rows × senders share a forward at most; see `activation_patch`.
 
     What cannot be reached (a receiver earlier in the order of computation, or at positions where no sender carries a
     change) has effect 0, and a warning says so.
@@ -204,7 +204,7 @@ def path_patch(
             layer = min(layer_of(n) for s in groups[todo[0]][0] for n in s.names)
             same = [number for number in todo if min(layer_of(n) for s in groups[number][0] for n in s.names) == layer]
             row = replay.begin(layer, min(first[number] or 0 for number in same)).row
-            chunk = same[: share(len(base), replay.length - row, replay.length, batch_tokens)]
+            chunk = same[: share(replay, row, batch_tokens)]
             todo = [number for number in todo if number not in chunk]
             some, start = [groups[number] for number in chunk], Start(max(layer, 0), row, len(chunk))
             measured = _measure(replay, some, targets, source, freeze_mlps, receiver_table, start, measure)

@@ -34,6 +34,7 @@ SITES: dict[str, tuple[str, str | None]] = {
     "attn_scores": ("attn.hook_attn_scores", "head"),
 }
 WHOLE = ("embed", "visual")  # sites of the model, not of a layer
+ALIASES = {"vision": "visual", "vision.hook_out": "visual"}  # the projector's output, with what DeepStack adds
 PLACES = ("position", "role", "region")
 AXES = ("layer", "head", "kv_head", "neuron", *PLACES)
 
@@ -72,7 +73,7 @@ def patches(
             one role each ("region", "question", "last" …); by default visual, question and other.
         block: how many neurons are one block.
     """
-    per = (per,) if isinstance(per, str) else tuple(per)
+    site, per = ALIASES.get(site, site), (per,) if isinstance(per, str) else tuple(per)
     _check(site, per)
     within = _visual(inputs) if site == "visual" else None
     along_places, labels_of_places = places(inputs, per, positions, within)
