@@ -3,11 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
+from corelens.data.synthetic.doc import doc
 from corelens.data.synthetic.refer import refer
+from corelens.data.synthetic.refer_hard import refer_hard
+from corelens.data.synthetic.video import video
 from corelens.errors import CorelensError
 from corelens.inputs import Sample
 
-_WORLDS: dict[str, Callable[..., list[Sample]]] = {"refer": refer}
+_WORLDS: dict[str, Callable[..., list[Sample]]] = {
+    "doc": doc,
+    "refer": refer,
+    "refer-hard": refer_hard,
+    "video": video,
+}
 
 
 def worlds() -> list[str]:
@@ -22,11 +30,12 @@ def synthetic(world: str, n: int, seed: int = 0, **options: Any) -> list[Sample]
     model was trained on: training draws from a random stream of its own (see `refer`, option `split`).
 
     Args:
-        world: the world's name, for instance "refer".
+        world: the world's name: "refer" (shapes that carry digits), "refer-hard" (with sizes, letters and relations),
+            "doc" (pages of key–value lines) or "video" (moving shapes that show their digit for a while).
         n: how many samples.
         seed: any whole number from 0.
         options: the world's difficulty, for instance `objects=8`; see the function of that name in
-            `corelens.data.synthetic`.
+            `corelens.data.synthetic`. Each module's `LONG` holds the options of a long context.
 
     Raises:
         CorelensError: for an unknown world, a negative n or seed, an unknown option or an impossible scene.
@@ -42,8 +51,9 @@ def synthetic(world: str, n: int, seed: int = 0, **options: Any) -> list[Sample]
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
+        name = _WORLDS[world].__name__
         raise CorelensError(
             f"option(s) {sorted(options)} for world {world!r}",
             f"options that this world knows ({error})",
-            f"see help(corelens.data.synthetic.{world}.{world})",
+            f"see help(corelens.data.synthetic.{name})",
         ) from None
