@@ -4,6 +4,7 @@ A user's mistake is one message, not a trace; the exit code is then 2.
 """
 
 import json as json_module
+import platform
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,9 +105,14 @@ def models(json: Json = False) -> None:
     if json:
         typer.echo(json_module.dumps(cards))
         return
-    table = Table("name", "architecture", "held-out accuracy")
+    table = Table("name", "what it is", "world", "held-out accuracy (95% CI)")
     for name, card in cards.items():
-        table.add_row(name, str(card.get("architecture", "")), escape(str(card.get("held_out", ""))))
+        size = f"{card['architecture']}, {card['layers']} × {card['heads']} heads, {card['parameters'] / 1e6:.1f} M"
+        for row in card["held_out"]:
+            if row["split"] == "test":
+                low, high = row["ci95"]
+                found = f"{row['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {row['n']} samples"
+                table.add_row(name, size, row["world"], escape(found))
     console.print(table)
 
 
@@ -193,14 +199,24 @@ def train_demo(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; it resumes from there.")] = None,
     steps: Annotated[int | None, typer.Option(help="Fewer or more steps than the recipe.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Measure it on held-out scenes, and write the model here.")
+    ] = None,
 ) -> None:
-    """Train a demo model from scratch with its committed recipe (resumable; about 1.5 core-hours for qwen3vl-s).
+    """Train a demo model from scratch (resumable; its card says how long that took and where).
 
-    Example: [bold]corelens train-demo qwen3vl-s --seed 0 --out runs/mine[/bold]
+    Example: [bold]corelens train-demo qwen3vl-s --seed 0 --out runs/mine --export models[/bold]
     """
+    from corelens.demo.export import export_demo
     from corelens.demo.train import train_demo as train
 
-    console.print(f"trained: {train(name, seed=seed, out=out, steps=steps)}", highlight=False)
+    run = train(name, seed=seed, out=out, steps=steps)
+    console.print(f"trained: {run}", highlight=False)
+    if export is not None:
+        card = export_demo(run, machine=platform.processor() or platform.machine(), root=export)
+        console.print(
+            f"written: {export / name}, held-out accuracy {card['held_out'][-1]['accuracy']:.3f}", highlight=False
+        )
 
 
 def _short(interval: Any) -> str:
