@@ -1,6 +1,6 @@
 """What scoring costs: every metric of one forward together, against that forward alone, and against output_attentions.
 
-    python benchmarks/scores.py                      # both shapes, 1k to 16k tokens: the better part of an hour on one core
+    python benchmarks/scores.py                      # both shapes, 1k to 16k tokens: about an hour on one core
     python benchmarks/scores.py --tokens 1024 2048   # some minutes
     python benchmarks/scores.py --tokens 32768 --repeats 1 --shape small
 
@@ -8,9 +8,10 @@
     scores    the same forward under HookedMLLM with a Record of all metrics below, fetched: as score_heads runs it
     eager     the same forward with output_attentions=True; only where its patterns leave room in memory
 
-Times are taken in turns in one process, after one round of warming up. Peak memory is taken in a process of its own for
-each: the highest resident size during the forward, less what was resident before it (weights, inputs, libraries), and
-beside it the whole process. Pictures of 1,024 tokens each, one question, and the evidence in the last of them.
+Times are taken in turns in one process, after one round of warming up: on the clock, and as processor time, which
+leaves out what other programs took meanwhile. Peak memory is taken in a process of its own for each: the highest
+resident size during the forward, less what was resident before it (weights, inputs, libraries), and beside it the
+whole process. Pictures of 1,024 tokens each, one question, and the evidence in the last of them.
 """
 
 import argparse
@@ -114,14 +115,17 @@ def times(shape: str, tokens: int, repeats: int, modes: list[str]) -> dict[str, 
     model = make(shape)
     inputs = inputs_of(model, tokens)
     todo = runs(model, inputs)
-    found: dict[str, list[float]] = {mode: [] for mode in modes}
+    clocks = {"clock": time.perf_counter, "processor": time.process_time}
+    found: dict[str, dict[str, list[float]]] = {clock: {mode: [] for mode in modes} for clock in clocks}
     for number in range(repeats + 1):
         for mode in modes if number % 2 else reversed(modes):
-            start = time.perf_counter()
+            start = {clock: now() for clock, now in clocks.items()}
             todo[mode]()
             if number:
-                found[mode].append(time.perf_counter() - start)
-    return {"length": inputs.length, "seconds": found}
+                for clock, now in clocks.items():
+                    found[clock][mode].append(now() - start[clock])
+    rows = len(torch.unique(torch.cat([inputs.token_maps[0].positions(r, rows=True) for r in ("question", "answer")])))
+    return {"length": inputs.length, "rows": rows, "seconds": found}
 
 
 @torch.no_grad()
@@ -156,7 +160,8 @@ def ratio(above: list[float], below: list[float]) -> list[float]:
 
 def machine() -> dict[str, Any]:
     """The machine, in words that fit any of its kind."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    about = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [entry.split(":")[1].strip() for entry in about if "model name" in entry]
     return {
         "cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "load_at_start": [round(x, 1) for x in os.getloadavg()], "torch": torch.__version__, "dtype": "float32",
@@ -186,8 +191,10 @@ def main() -> None:
             found = {"shape": SHAPES[shape][0], "tokens": tokens, "machine": machine()}
             if given.skip != "times":
                 found |= times(shape, tokens, given.repeats, modes)
-                seconds = found["seconds"]
-                found["time_ratio"] = {m: ratio(seconds[m], seconds["forward"]) for m in modes if m != "forward"}
+                found["time_ratio"] = {
+                    mode: {clock: ratio(took[mode], took["forward"]) for clock, took in found["seconds"].items()}
+                    for mode in modes if mode != "forward"
+                }  # fmt: skip
             if given.skip != "memory":
                 found["peak_bytes"] = {mode: in_a_process(shape, tokens, mode) for mode in modes}
                 base = found["peak_bytes"]["forward"]
@@ -206,8 +213,9 @@ def line(found: dict[str, Any]) -> str:
     cells = [f"{found['shape']:<72} {found['tokens']:>6}"]
     for mode in ("scores", "eager"):
         if mode in found.get("time_ratio", {}):
-            median, low, high = found["time_ratio"][mode]
-            cells.append(f"{mode}: time {median:.3f}x [{low:.3f}, {high:.3f}]")
+            median, low, high = found["time_ratio"][mode]["clock"]
+            processor = found["time_ratio"][mode]["processor"][0]
+            cells.append(f"{mode}: time {median:.3f}x [{low:.3f}, {high:.3f}], processor {processor:.3f}x")
         if mode in found.get("memory_ratio", {}):
             memory = found["memory_ratio"][mode]
             size = found["peak_bytes"][mode]["above"] / 1e9

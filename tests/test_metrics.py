@@ -223,7 +223,7 @@ def test_spatial_entropy_against_labelled_components():
         above = np.clip(attention - attention.mean(), 0, None).reshape(5, 7)
         parts, n = ndimage.label(above > 0.001, structure=np.ones((3, 3)))
         share = [above[parts == i].sum() / above.sum() for i in range(1, n + 1)]
-        assert spatial_entropy(attention, tm) == pytest.approx(-sum(p * np.log(p) for p in share), abs=1e-9)
+        assert spatial_entropy(attention[None], tm) == pytest.approx(-sum(p * np.log(p) for p in share), abs=1e-9)
 
 
 def test_one_place_has_less_entropy_than_two_and_a_bottom_row_is_scattered():
@@ -233,7 +233,7 @@ def test_one_place_has_less_entropy_than_two_and_a_bottom_row_is_scattered():
     for name, lit in maps.items():
         attention = np.full(36, 0.005)
         attention[lit] = 0.2
-        found[name] = spatial_entropy(attention, tm)
+        found[name] = spatial_entropy(attention[None], tm)[0]
     assert found["one"] == pytest.approx(0) == found["corner"] and found["two"] == pytest.approx(np.log(2))
     assert found["bottom"] == found["none"] == pytest.approx(np.log(36) + 1)
 
@@ -246,7 +246,7 @@ def test_thumbnail_cells_touch_only_each_other():
                     [Picture(visual, torch.cat([tm.pictures[0].box, large]))])  # fmt: skip
     attention = np.full(20, 0.001)
     attention[0] = attention[16] = 0.4  # the same place, once in each view: two components
-    assert spatial_entropy(attention, both) == pytest.approx(np.log(2), abs=0.01)
+    assert spatial_entropy(attention[None], both) == pytest.approx(np.log(2), abs=0.01)
 
 
 def test_localization_votes_for_the_heads_that_look_at_one_place():

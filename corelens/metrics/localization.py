@@ -1,7 +1,6 @@
 """Localization heads: much attention on the picture, gathered in few places. No ground truth is needed."""
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,24 +24,31 @@ def localization(
     one that lights up the whole bottom row (a sink, not a place), count as scattered (there: entropy 0; a flag).
     """
     on_picture = pattern.index_select(-1, token_map.visual.to(pattern.device)).mean(1)
-    attention = on_picture.float().cpu().numpy().astype(np.float64)
-    entropy = [spatial_entropy(one, token_map, threshold) for one in attention]
+    entropy = spatial_entropy(on_picture.double().cpu().numpy(), token_map, threshold)
     return on_picture.sum(-1), torch.tensor(entropy, device=pattern.device, dtype=pattern.dtype)
 
 
-def spatial_entropy(attention: Float[np.ndarray, " visual"], token_map: TokenMap, threshold: float = 0.001) -> float:
+def spatial_entropy(
+    attention: Float[np.ndarray, "head visual"], token_map: TokenMap, threshold: float = 0.001
+) -> Float[np.ndarray, " head"]:
     """Spatial entropy in nats of attention on the visual tokens; if scattered ln(tokens) + 1, more than any map has."""
-    from scipy.sparse.csgraph import connected_components  # SciPy is slow to import
+    from scipy.sparse import coo_matrix  # SciPy is slow to import
+    from scipy.sparse.csgraph import connected_components
 
-    scattered = float(np.log(len(attention)) + 1)
-    above = np.clip(attention - attention.mean(), 0, None)
+    above = np.clip(attention - attention.mean(1, keepdims=True), 0, None)
     lit = above > threshold
-    neighbours, bottom = _geometry(token_map)
-    if not lit.any() or lit[bottom].all():
-        return scattered
-    count, component = connected_components(neighbours[lit][:, lit], directed=False)
-    share = np.bincount(component, weights=above[lit], minlength=count) / above.sum()
-    return float(-(share * np.log(share)).sum())
+    (a, b), bottom = _geometry(token_map)
+    number = np.cumsum(lit).reshape(lit.shape) - 1  # of the lit tokens of all heads: the nodes of one graph
+    head, edge = (lit[:, a] & lit[:, b]).nonzero()
+    edges = number[head, a[edge]], number[head, b[edge]]
+    graph = coo_matrix((np.ones(len(edge), dtype=bool), edges), shape=(int(lit.sum()),) * 2)
+    count, component = connected_components(graph, directed=False)
+    head_of = np.zeros(count, dtype=int)
+    head_of[component] = lit.nonzero()[0]
+    share = np.bincount(component, weights=above[lit], minlength=count) / above.sum(1)[head_of]
+    entropy = np.bincount(head_of, weights=-share * np.log(share), minlength=len(lit))
+    scattered = ~lit.any(1) | lit[:, bottom].all(1)
+    return np.where(scattered, np.log(lit.shape[1]) + 1, entropy)
 
 
 def votes(parts: Float[np.ndarray, "part sample layer head"]) -> Float[np.ndarray, "sample layer head"]:
@@ -70,9 +76,8 @@ def elbow(values: Float[np.ndarray, " head"]) -> float:
 
 
 @lru_cache(maxsize=16)
-def _geometry(token_map: TokenMap) -> tuple[Any, Bool[np.ndarray, " visual"]]:
-    """Which visual tokens touch (8 neighbours, within a picture, a view and a frame), and which are the bottom row."""
-    from scipy.sparse import csr_matrix
+def _geometry(token_map: TokenMap) -> tuple[Int[np.ndarray, "2 pair"], Bool[np.ndarray, " visual"]]:
+    """The pairs of visual tokens that touch (8 neighbours, within a picture, a view and a frame); the bottom row."""
     from scipy.spatial import cKDTree
 
     token_map.images  # noqa: B018 (raises if this model's geometry is not known)
@@ -95,8 +100,7 @@ def _geometry(token_map: TokenMap) -> tuple[Any, Bool[np.ndarray, " visual"]]:
         pairs.append(place[near[(np.abs(gap) <= slack) & (view[i] == view[j])]])
         finest = view == np.bincount(view).argmax()
         bottom[place[finest & (box[:, 3] >= box[finest, 3].max() - slack)]] = True
-    rows, columns = np.concatenate(pairs).T
-    return csr_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(n, n)), bottom
+    return np.concatenate(pairs).T.copy(), bottom
 
 
 def _views(overlaps: Int[np.ndarray, "pair 2"], n: int) -> Int[np.ndarray, " token"]:
