@@ -75,7 +75,7 @@ def demo(
         return
     for world in result.worlds:
         table = Table(
-            title=f"{world.evaluated} fresh scenes of {world.name!r}; clean accuracy {_short(world.clean.ci)}",
+            title=f"{world.evaluated} fresh scenes of {world.name!r}; clean accuracy {_short(world.clean.interval)}",
             caption="accuracy with 95% bootstrap intervals; heads were scored on other scenes",
         )
         table.add_column("heads ablated")

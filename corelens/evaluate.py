@@ -27,8 +27,30 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
+    def ci(self) -> "CI":
+        """Its ends alone."""
+        return CI(self.low, self.high)
+
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class CI(NamedTuple):
+    """The ends of a confidence interval."""
+
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A paired difference and its 95% confidence interval: `difference, (low, high) = cl.paired(a, b)`."""
+
+    difference: float
+    ci: CI
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.3f} [{self.ci.low:+.3f}, {self.ci.high:+.3f}]"
 
 
 def bootstrap_mean(x: Float[np.ndarray, " sample"], level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
@@ -82,17 +104,22 @@ class Evaluation:
         return float(np.mean([answer.logprob for answer in self.per_sample]))
 
     @cached_property
-    def ci(self) -> Interval:
+    def interval(self) -> Interval:
         """Accuracy with its 95% bootstrap interval over samples."""
         return bootstrap_mean(self.correct)
 
+    @property
+    def ci(self) -> CI:
+        """The ends of accuracy's 95% bootstrap interval over samples."""
+        return self.interval.ci
+
     def __repr__(self) -> str:
         return (
-            f"Evaluation(accuracy {self.ci}, answer_logprob {self.answer_logprob:.3f}, {len(self.per_sample)} samples)"
+            f"Evaluation(accuracy {self.interval}, answer_logprob {self.answer_logprob:.3f}, {len(self.per_sample)} samples)"
         )
 
 
-def paired(a: Evaluation, b: Evaluation) -> Interval:
+def paired(a: Evaluation, b: Evaluation) -> Difference:
     """Accuracy of `a` minus that of `b` on the same samples, with its 95% interval (bootstrap over pairs)."""
     if [answer.id for answer in a.per_sample] != [answer.id for answer in b.per_sample]:
         raise CorelensError(
@@ -100,7 +127,8 @@ def paired(a: Evaluation, b: Evaluation) -> Interval:
             "two evaluations of the same samples in the same order",
             "evaluate both on one list of samples",
         )
-    return bootstrap_mean(a.correct - b.correct)
+    found = bootstrap_mean(a.correct - b.correct)
+    return Difference(found.value, found.ci)
 
 
 def batches(model: Any, samples: Sequence[Sample], batch_size: int = 32) -> list[Inputs]:
@@ -302,4 +330,4 @@ def ablation_sweep(
                 point = measure(model, prepared, clean, sets, kind, fraction, reference)
                 curves.setdefault(name, []).append(point)
                 bar.advance(task)
-    return Sweep(kind, clean.ci, curves, {"samples": len(samples), "draws": draws, "metric": scores.meta.get("key")})
+    return Sweep(kind, clean.interval, curves, {"samples": len(samples), "draws": draws, "metric": scores.meta.get("key")})

@@ -16,7 +16,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from corelens.errors import CorelensError
-from corelens.evaluate import Evaluation, Point, Sweep, batches, evaluate, measure, paired
+from corelens.evaluate import Evaluation, Point, Sweep, batches, bootstrap_mean, evaluate, measure
 from corelens.head_set import Head, HeadSet
 from corelens.heads import HeadScores
 from corelens.hooks import Hook
@@ -251,7 +251,8 @@ class _Runner:
     def under(self, hooks: list[Hook]) -> Point:
         self.advance()
         run = evaluate(self.model, self.prepared, hooks)
-        return Point(1.0, self.model.cfg.n_layers * self.model.cfg.n_heads, run.ci, paired(self.clean, run))
+        lost = bootstrap_mean(self.clean.correct - run.correct)
+        return Point(1.0, self.model.cfg.n_layers * self.model.cfg.n_heads, run.interval, lost)
 
     def sweep(
         self, kind: str, sets: Mapping[float, dict[tuple[str, str], list[HeadSet]]], known: list[Selection], at: float
@@ -269,7 +270,7 @@ class _Runner:
                 else:
                     point = self.of(chosen[key], kind, share)
                 curves.setdefault(label, []).append(point)
-        return Sweep(kind, self.clean.ci, curves)
+        return Sweep(kind, self.clean.interval, curves)
 
 
 def _scenes(model: Any, samples: Sequence[Sample], clean: Evaluation, rankings: dict[str, HeadScores]) -> list[Scene]:
@@ -328,7 +329,7 @@ def _world_json(world: World) -> dict[str, Any]:
     return {
         "scored": world.scored,
         "evaluated": world.evaluated,
-        "clean": world.clean.ci._asdict(),
+        "clean": world.clean.interval._asdict(),
         "answer_logprob": world.clean.answer_logprob,
         "table": [
             {

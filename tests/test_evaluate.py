@@ -88,9 +88,9 @@ def test_intervals_and_pairs():
     assert ev.ci.high - ev.ci.low == pytest.approx(2 * 1.96 * np.sqrt(0.16 / 400), rel=0.2)  # the normal interval
     worse = evaluation(bits & (rng.random(400) < 0.9))
     difference = cl.paired(ev, worse)
-    assert difference.value == pytest.approx(ev.accuracy - worse.accuracy) and difference.low > 0
+    assert difference.difference == pytest.approx(ev.accuracy - worse.accuracy) and difference.ci.low > 0
     unpaired = np.sqrt(0.16 / 400 * 2) * 2 * 1.96
-    assert difference.high - difference.low < 0.8 * unpaired  # pairing is worth something
+    assert difference.ci.high - difference.ci.low < 0.8 * unpaired  # pairing is worth something
     with pytest.raises(cl.CorelensError, match="same samples"):
         cl.paired(ev, evaluation(bits[:10]))
     assert bootstrap_mean(np.ones(5)).low == 1.0

@@ -34,7 +34,7 @@ def _sections(world: "World", study: "Study") -> list[p.Section]:
     tops = [s for s in world.selections if s.role == "top" and (s.role, s.ranking) in _CONTROLLED]
     random = world.selection("random")
     k = random.points["mean"].k
-    numbers = [("clean accuracy", _percent(world.clean.accuracy), f"95% CI {_range(world.clean.ci)}")]
+    numbers = [("clean accuracy", _percent(world.clean.accuracy), f"95% CI {_range(world.clean.interval)}")]
     numbers += [
         (f"without the top {k} heads by {s.ranking}", _percent(s.points["mean"].accuracy.value), "mean ablation")
         for s in tops
@@ -134,7 +134,7 @@ _KINDS = {
 def tables(world: "World", fraction: float) -> Markup:
     """Accuracy under each ablation of each selection of heads, with intervals."""
     kinds = list(world.selections[0].points)
-    rows = [["no ablation", "", *[_interval(world.clean.ci)] * len(kinds)]]
+    rows = [["no ablation", "", *[_interval(world.clean.interval)] * len(kinds)]]
     for s in world.selections:
         point = s.points[kinds[0]]
         heads = f"{point.k} × {len(point.draws)} draws" if len(point.draws) > 1 else f"{point.k}"
