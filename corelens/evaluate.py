@@ -114,9 +114,8 @@ class Evaluation:
         return self.interval.ci
 
     def __repr__(self) -> str:
-        return (
-            f"Evaluation(accuracy {self.interval}, answer_logprob {self.answer_logprob:.3f}, {len(self.per_sample)} samples)"
-        )
+        n = len(self.per_sample)
+        return f"Evaluation(accuracy {self.interval}, answer_logprob {self.answer_logprob:.3f}, {n} samples)"
 
 
 def paired(a: Evaluation, b: Evaluation) -> Difference:
@@ -330,4 +329,5 @@ def ablation_sweep(
                 point = measure(model, prepared, clean, sets, kind, fraction, reference)
                 curves.setdefault(name, []).append(point)
                 bar.advance(task)
-    return Sweep(kind, clean.interval, curves, {"samples": len(samples), "draws": draws, "metric": scores.meta.get("key")})
+    about = {"samples": len(samples), "draws": draws, "metric": scores.meta.get("key")}
+    return Sweep(kind, clean.interval, curves, about)
