@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from corelens.demo import DEFAULT
 from corelens.errors import CorelensError
 
 app = typer.Typer(
@@ -44,7 +45,7 @@ def demo(
     out: Out = Path("report"),
     seed: Seed = 1,
     full: Annotated[bool, typer.Option("--full", help="1,000 test scenes, more draws, all curves (minutes).")] = False,
-    model: Annotated[str, typer.Option(help="A bundled model, see `corelens models`.")] = "qwen3vl-s",
+    model: Annotated[str, typer.Option(help="A bundled model, see `corelens models`.")] = DEFAULT,
     json: Json = False,
 ) -> None:
     """The CoRe study on a bundled model and fresh scenes: a table here, a page in --out.
@@ -56,7 +57,7 @@ def demo(
     from corelens.study import KINDS, READERS, study
 
     hooked = load_demo(model)
-    options = f"{' --full' if full else ''} --seed {seed}" + (f" --model {model}" if model != "qwen3vl-s" else "")
+    options = f"{' --full' if full else ''} --seed {seed}" + (f" --model {model}" if model != DEFAULT else "")
     samples = synthetic("refer", 1400 if full else 160, seed=seed)
     result = study(
         hooked,
@@ -195,7 +196,7 @@ def compare(
 
 @app.command("train-demo")
 def train_demo(
-    name: Annotated[str, typer.Argument(help="Which bundled model to train again, for instance qwen3vl-s.")],
+    name: Annotated[str, typer.Argument(help="Which bundled model to train again, see `corelens models`.")],
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; it resumes from there.")] = None,
     steps: Annotated[int | None, typer.Option(help="Fewer or more steps than the recipe.")] = None,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from corelens.model import HookedMLLM
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+DEFAULT = "qwen3vl-s"  # the model of `corelens demo`
 
 
 def list_demos() -> list[str]:
