@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from corelens.edges import Edges
 from corelens.hooks import AttentionPoints, HookPoint
-from corelens.rows import Call, KeyAxis, all_rows, mix, row_scores, rows_z, softmax
+from corelens.rows import Call, KeyAxis, mix, row_scores, rows_z, softmax
 from corelens.running import NAME, Running, Step, current, edits_before_caching, implementation, running
 
 
@@ -37,7 +37,7 @@ def attention(
 
     def sdpa() -> Tensor:
         if call.softcap is not None or call.sinks is not None:  # SDPA knows neither
-            return rows_z(query, key, value, all_rows(query), None, call)[0]
+            return rows_z(query, key, value, None, None, call)[0]
         return _interface()["sdpa"](
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs
         )[0]
@@ -100,8 +100,8 @@ def _hooked_square(
     """All rows: the layer's scores and pattern exist, and z is made from what the hooks leave of them."""
     assert run.step is not None
     axis = KeyAxis(key.shape[2], run.step.total)
-    every = all_rows(query)
-    scores = edges.apply(row_scores(query, key, every, None, call), run.step.positions[every], None)
+    every = run.step.positions.expand(query.shape[0], -1)
+    scores = edges.apply(row_scores(query, key, None, None, call), every, None)
     scores = axis.take(run.fire(points.hook_attn_scores, axis.show(scores, -torch.inf)), -torch.inf)
     pattern = run.fire(points.hook_pattern, axis.show(softmax(scores, call.sinks), 0.0))
     if rows is not None and rows.shape[1]:

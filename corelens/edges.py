@@ -65,6 +65,8 @@ class Edges:
         self, scores: Float[Tensor, "batch some row key"], rows: Int[Tensor, "batch row"], heads: Tensor | None
     ) -> Float[Tensor, "batch some row key"]:
         """The scores of these rows (absolute positions, −1 pads) and heads (all if None) with every edit made."""
+        if not self.edits:
+            return scores
         first = max(self.step.total - scores.shape[-1], 0)
         heads = torch.arange(self.n_heads, device=scores.device) if heads is None else heads
         could = scores > -torch.inf
@@ -77,13 +79,12 @@ class Edges:
             scores = (
                 scores.masked_fill(where, -torch.inf) if value is None else torch.where(where, scores + value, scores)
             )
-        if self.edits:
-            blind = (could.any(-1) & ~(scores > -torch.inf).any(-1)).any(dim=1) & (rows >= 0)
-            if blind.any():
-                warnings.warn(
-                    f"{int(blind.sum())} rows lost every edge: their z is 0 there (nothing is left to attend to)",
-                    stacklevel=2,
-                )
+        blind = (could.any(-1) & ~(scores > -torch.inf).any(-1)).any(dim=1) & (rows >= 0)
+        if blind.any():
+            warnings.warn(
+                f"{int(blind.sum())} rows lost every edge: their z is 0 there (nothing is left to attend to)",
+                stacklevel=2,
+            )
         return scores
 
     def recompute(

@@ -25,52 +25,55 @@ class Call:
     bias: Tensor | None
 
 
-def all_rows(query: Tensor) -> Int[Tensor, "batch pos"]:
-    return torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
-
-
 def row_scores(
     query: Float[Tensor, "batch head pos d_head"],
     key: Float[Tensor, "batch kv_head key d_head"],
-    rows: Int[Tensor, "batch row"],
+    rows: Int[Tensor, "batch row"] | None,
     heads: Int[Tensor, " some"] | None,
     call: Call,
 ) -> Float[Tensor, "batch some row key"]:
-    """Masked scores of some rows (counted within this step) of some heads (all if None), −inf where a key is hidden."""
-    batch = torch.arange(query.shape[0], device=query.device)[:, None]
-    q = rearrange(query[batch, :, rows], "batch row head d -> batch head row d").float()  # type: ignore[arg-type]
+    """Masked scores of some rows (counted within this step; None: all) and heads (None: all), −inf where hidden."""
+    if rows is None:
+        q = query.float() * call.scaling
+    else:
+        batch = torch.arange(query.shape[0], device=query.device)[:, None]
+        q = rearrange(query[batch, :, rows], "batch row head d -> batch head row d").float() * call.scaling  # type: ignore[arg-type]
     group = query.shape[1] // key.shape[1]
     if heads is None:
         q = rearrange(q, "batch (kv g) row d -> batch kv (g row) d", g=group)
         scores = rearrange(q @ key.float().transpose(-1, -2), "batch kv (g row) key -> batch (kv g) row key", g=group)
     else:
         scores = q[:, heads] @ key[:, heads // group].float().transpose(-1, -2)
-    scores = scores * call.scaling
     if call.bias is not None:
         scores = scores + _select(call.bias, rows, heads, scores.shape)
     if call.softcap is not None:
         scores = torch.tanh(scores / call.softcap) * call.softcap
+    # (in place: nothing keeps these numbers for a backward pass, and they are the largest there are)
     if call.mask is None:
         if call.is_causal and query.shape[2] > 1:  # a static cache's empty tail lies beyond every row
-            hidden = torch.arange(scores.shape[-1], device=rows.device) > rows[..., None]
-            scores = scores.masked_fill(hidden[:, None], -torch.inf)
+            at = torch.arange(query.shape[2], device=query.device)[None] if rows is None else rows
+            hidden = torch.arange(scores.shape[-1], device=query.device) > at[..., None]
+            scores = scores.masked_fill_(hidden[:, None], -torch.inf)
     else:
         mask = _select(call.mask, rows, heads, scores.shape)
         if mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, -torch.inf)
+            scores = scores.masked_fill_(~mask, -torch.inf)
         else:  # an additive mask hides by the lowest number of its dtype
             hidden = mask <= torch.finfo(mask.dtype).min / 2
-            scores = (scores + mask).masked_fill(hidden, -torch.inf)
+            scores = (scores + mask).masked_fill_(hidden, -torch.inf)
     return scores
 
 
 def _select(
-    mask: Tensor, rows: Int[Tensor, "batch row"], heads: Int[Tensor, " some"] | None, shape: torch.Size
+    mask: Tensor, rows: Int[Tensor, "batch row"] | None, heads: Int[Tensor, " some"] | None, shape: torch.Size
 ) -> Tensor:
     """The lines of a mask [1|batch, 1|head, pos, key] that belong to these rows and heads."""
     if heads is not None and mask.shape[1] > 1:
         mask = mask[:, heads]
-    mask = mask[..., : shape[-1]].expand(rows.shape[0], -1, -1, -1)
+    mask = mask[..., : shape[-1]]
+    if rows is None:
+        return mask
+    mask = mask.expand(rows.shape[0], -1, -1, -1)
     batch = torch.arange(rows.shape[0], device=mask.device)[:, None]
     return rearrange(mask[batch, :, rows.to(mask.device)], "batch row head key -> batch head row key")
 
@@ -82,7 +85,9 @@ def softmax(
     if sinks is not None:
         sink = sinks.float().reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
-    blind = (scores == -torch.inf).all(dim=-1, keepdim=True)
+    blind = scores.amax(dim=-1, keepdim=True) == -torch.inf
+    if not blind.any():
+        return scores.softmax(dim=-1)
     return scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
 
 
@@ -102,7 +107,7 @@ def mix(
 
 
 def rows_z(
-    query: Tensor, key: Tensor, value: Tensor, rows: Tensor, heads: Tensor | None, call: Call,
+    query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, heads: Tensor | None, call: Call,
     edit: Callable[[Tensor], Tensor] = lambda scores: scores,
 ) -> tuple[Float[Tensor, "batch row some d"], Float[Tensor, "batch some row key"]]:  # fmt: skip
     sinks = call.sinks if call.sinks is None or heads is None else call.sinks[heads]

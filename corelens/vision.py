@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from corelens.hooks import HookPoint, VisionAttentionPoints, VisionBlockPoints, VisionPoints
 from corelens.layouts.base import Layout
 from corelens.places import Fires, on_input, on_output
-from corelens.rows import Call, all_rows, row_scores, softmax
+from corelens.rows import Call, row_scores, softmax
 from corelens.running import Running, implementation
 
 
@@ -146,7 +146,7 @@ class _Twice:
             module.forward(*args, **kwargs)
         finally:
             self.run.collecting = False
-        patterns = [softmax(row_scores(q, k, all_rows(q), None, call), call.sinks) for q, k, _, call in self.calls]
+        patterns = [softmax(row_scores(q, k, None, None, call), call.sinks) for q, k, _, call in self.calls]
         lengths, longest = [p.shape[2] for p in patterns], max(p.shape[3] for p in patterns)
         joined = torch.cat([nn.functional.pad(p, (0, longest - p.shape[3])) for p in patterns], dim=2)
         joined = self.run.fire(self.point, joined, lengths=lengths)
