@@ -232,7 +232,8 @@ class HookedMLLM(LensModel):
             The new tokens only; sequences that ended early are padded.
         """
         batch = self._inputs(inputs, {})
-        if max(options.get("num_beams") or 1, self.hf.generation_config.num_beams or 1) > 1:  # type: ignore[union-attr]
+        beams = options.get("num_beams") or self.hf.generation_config.num_beams or 1  # type: ignore[union-attr]
+        if beams > 1:  # type: ignore[operator]
             raise CorelensError(
                 "num_beams > 1",
                 "greedy decoding or sampling: beams change places between steps, hooks would speak of other samples",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from corelens.errors import CorelensError
@@ -287,10 +288,10 @@ def _scenes(model: Any, samples: Sequence[Sample], clean: Evaluation, rankings: 
     names = [f"blocks.{head.layer}.attn.hook_pattern_rows" for _, head, _ in shown]
     scenes = []
     for sample, answer in zip(samples, clean.per_sample, strict=False):
-        if not sample.images:
-            continue
         inputs = model.prepare(sample)
-        token_map, image = inputs.token_maps[0], sample.images[0]
+        token_map, image = inputs.token_maps[0], inputs.pictures[0][0]
+        if not isinstance(image, Image.Image):  # the frames of a video
+            continue
         looks = {}
         for (label, head, rows), name in zip(shown, names, strict=True):
             with torch.no_grad(), model.pattern_rows(rows):

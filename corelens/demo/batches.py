@@ -98,7 +98,7 @@ def caption_chat(scene: Scene) -> list[dict[str, Any]]:
 
 def question_chat(scene: Scene, rng: np.random.Generator, most: int) -> list[dict[str, Any]]:
     """A chat of up to `most` questions on different objects of the scene; its first turn is `refer`'s prompt."""
-    chat = []
+    chat: list[dict[str, Any]] = []
     for i in rng.permutation(len(scene.shapes))[:most]:
         shape = scene.shapes[i]
         chat.append(_user(QUESTION.format(colour=shape.colour, kind=shape.kind), image=not chat))

@@ -13,7 +13,7 @@ from transformers import (
 from corelens.demo.text import CHAT_TEMPLATE, build_tokenizer
 from corelens.errors import CorelensError
 
-_IMAGE = {
+_IMAGE: dict[str, Any] = {
     "patch_size": 16,
     "merge_size": 2,
     "temporal_patch_size": 2,
