@@ -23,7 +23,8 @@ PER_HEAD = re.compile(r"(?P<attn>.+\.attn)\.(?P<kind>head|kv_head)\.(?P<index>\d
 
 def name_of(function: Any) -> str:
     """A readable name for a hook function, also when it is a partial or an object."""
-    return str(getattr(function, "__name__", None) or getattr(getattr(function, "func", None), "__name__", repr(function)))
+    inner = getattr(function, "func", function)
+    return str(getattr(function, "__name__", None) or getattr(inner, "__name__", repr(function)))
 
 
 class HookPoint(LensHookPoint):
