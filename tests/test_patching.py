@@ -229,6 +229,21 @@ def test_a_run_that_begins_late_is_the_base_run(family):
     assert not any(point.active for point in model.hook_points())
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_videos_are_patched_as_pictures_are(family):
+    model = hooked(family)
+    samples = []
+    for seed in (0, 5):
+        frames = [sample(seed + i).images[0] for i in range(4)]
+        samples.append(Sample(video=frames, question="Which colour?", answer="7"))
+    clean, corrupted = (model.prepare(one) for one in samples)
+    for site, per in (("z", ("layer",)), ("visual", ())):
+        fast = activation_patch(model, clean, corrupted, site, measure, per)
+        slow = activation_patch(model, clean, corrupted, site, measure, per, fast=False)
+        close(fast.values, slow.values)
+    close(fast.values, fast.other)
+
+
 # --- attribution -----------------------------------------------------------------------------------------------------
 
 

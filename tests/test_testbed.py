@@ -179,6 +179,8 @@ def test_path_patching_recovers_senders_receivers_and_positions():
     assert whole < -12
     only(to_logits.effect, {HEADS.index(COPY): whole})
     only(to_query.effect, {HEADS.index(WHERE): whole})
+    axes = to_query.plot().axes[0]  # senders that are heads are drawn as layers × heads
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("head", "layer") and "hook_q" in axes.get_title(loc="left")
 
     heads = [f"blocks.{layer}.attn.head.{head}" for layer in (1, 2) for head in range(4)]
     receivers = [f"{head}.hook_{what}" for head in heads for what in "qkv"] + ["hook_logits"]

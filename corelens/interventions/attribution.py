@@ -29,7 +29,7 @@ def attribution_patch(
     corrupted: Any,
     site: str = "z",
     metric: Any = None,
-    per: Sequence[str] | str = ("layer", "head"),
+    per: Sequence[str] | str | None = ("layer", "head"),
     direction: Direction = "denoising",
     positions: Any = None,
     hooks: Sequence[Hook] = (),

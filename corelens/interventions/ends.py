@@ -44,12 +44,11 @@ class Sender:
     head: int | None = None
     visual: bool = False
 
-    def places(self, inputs: Any, batch: int) -> Tensor | None:
-        """Where it may write at all: [batch, pos], or None: everywhere."""
+    def places(self, inputs: Any, here: Tensor, batch: int) -> Tensor | None:
+        """Where it may write at all, up to the last of the positions `here`: [batch, pos], or None: everywhere."""
         if not self.visual:
             return None
-        length = inputs.token_maps[0].length
-        return member(resolve("visual", inputs, torch.arange(length), batch, rows=True), length)
+        return member(resolve("visual", inputs, here, batch, rows=True), int(here[-1]) + 1)
 
 
 @dataclass(frozen=True)

@@ -52,18 +52,15 @@ class LogitMetric:
     def __init__(self, label: str, make: Callable[..., Bound], free: Callable[[Tensor], Tensor] | None = None):
         self.label, self._make, self._free = label, make, free
 
-    def bind(
-        self, model: Any, clean: Inputs, corrupted: Inputs | None = None, clean_logits: Tensor | None = None
-    ) -> Bound:
+    def bind(self, model: Any, clean: Inputs, corrupted: Inputs | None = None) -> Bound:
         """The metric for these runs.
 
         Args:
             model: a HookedMLLM.
             clean: the batch whose answers count.
             corrupted: the other batch; its answers are the wrong ones of `logit_diff()`.
-            clean_logits: [batch, pos, d_vocab] of the clean run, for `kl`.
         """
-        return self._make(model, clean, corrupted, clean_logits)
+        return self._make(model, clean, corrupted)
 
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
         """The metric at the last position, if it needs no tokenizer."""
@@ -79,12 +76,12 @@ class LogitMetric:
         return self.label
 
 
-def bound(metric: Any, model: Any, clean: Inputs, corrupted: Inputs | None, clean_logits: Tensor | None) -> Bound:
+def bound(metric: Any, model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
     """Any metric as a Bound: ours are bound to the runs, a function is taken as it is."""
     if isinstance(metric, Bound):
         return metric
     if isinstance(metric, LogitMetric):
-        return metric.bind(model, clean, corrupted, clean_logits)
+        return metric.bind(model, clean, corrupted)
     if not callable(metric):
         raise CorelensError(
             f"a metric {metric!r}",
@@ -105,7 +102,7 @@ def logit_diff(right: Answers = None, wrong: Answers = None) -> LogitMetric:
             list, one a sample. By default the clean samples' answers and the corrupted samples' answers.
     """
 
-    def make(model: Any, clean: Inputs, corrupted: Inputs | None, clean_logits: Tensor | None) -> Bound:
+    def make(model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
         a = single_tokens(model, clean, _texts(right, clean, "right"))
         b = single_tokens(model, clean, _texts(wrong, corrupted, "wrong"))
         back = _rows_back(clean)
@@ -132,7 +129,7 @@ def answer_logprob(answer: Answers = None) -> LogitMetric:
     answer's tokens, summed, teacher-forced if the batch was prepared with answer=True, else it must be one token.
     """
 
-    def make(model: Any, clean: Inputs, corrupted: Inputs | None, clean_logits: Tensor | None) -> Bound:
+    def make(model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
         if answer is None and all("answer" in token_map.parts for token_map in clean.token_maps):
             return Bound("log-probability of the answer (nats)", *_teacher_forced(clean, _logprob_of))
         ids, back = single_tokens(model, clean, _texts(answer, clean, "gold")), _rows_back(clean)
@@ -148,7 +145,7 @@ def answer_logprob(answer: Answers = None) -> LogitMetric:
 def accuracy(answer: Answers = None) -> LogitMetric:
     """1 where the most likely token is the answer's (all of its tokens, if the batch was prepared with answer=True)."""
 
-    def make(model: Any, clean: Inputs, corrupted: Inputs | None, clean_logits: Tensor | None) -> Bound:
+    def make(model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
         if answer is None and all("answer" in token_map.parts for token_map in clean.token_maps):
             return Bound("accuracy", *_teacher_forced(clean, _right))
         ids, back = single_tokens(model, clean, _texts(answer, clean, "gold")), _rows_back(clean)
@@ -167,12 +164,10 @@ def kl() -> LogitMetric:
     Σ_t p_clean(t) · (log p_clean(t) − log p(t)): 0 at the clean run.
     """
 
-    def make(model: Any, clean: Inputs, corrupted: Inputs | None, clean_logits: Tensor | None) -> Bound:
+    def make(model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
         back = _rows_back(clean)
-        if clean_logits is None:
-            with torch.no_grad():
-                clean_logits = model(clean, logits_to_keep=int(back.max()))
-        wanted = _rows(clean_logits, back).log_softmax(-1)
+        with torch.no_grad():  # under the hooks that hang while it is bound
+            wanted = _rows(model(clean, logits_to_keep=int(back.max())), back).log_softmax(-1)
 
         def kl(logits: Tensor) -> Tensor:
             return (wanted.exp() * (wanted - _rows(logits, back).log_softmax(-1))).sum(-1)

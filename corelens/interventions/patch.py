@@ -118,7 +118,7 @@ def activation_patch(
     corrupted: Any,
     site: str = "z",
     metric: Any = None,
-    per: Sequence[str] | str = ("layer", "head"),
+    per: Sequence[str] | str | None = ("layer", "head"),
     direction: Direction = "denoising",
     positions: Any = None,
     hooks: Sequence[Hook] = (),
@@ -176,9 +176,8 @@ def prepare_runs(
     tower = model.hook_names("vision.")
     if not any(any(map(name, tower)) if callable(name) else name.startswith("vision.") for name, _ in hooks):
         clean, corrupted = model.encode(clean), model.encode(corrupted)
-    with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
-        clean_logits = None if not getattr(metric, "label", "").startswith("kl") else model(clean)
-    measure = bound(metric, model, clean, corrupted, clean_logits)
+    with model.hooks(fwd_hooks=list(hooks)):
+        measure = bound(metric, model, clean, corrupted)
     base, other = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     meta = meta | {"direction": direction, "metric": measure.label, "family": model.cfg.family}
     return clean, corrupted, measure, base, other, meta

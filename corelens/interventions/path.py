@@ -95,7 +95,7 @@ def _path_hooks(
             for run, sender in written.get(name, []):
                 at = (slice(None), slice(None), sender.head) if sender.head is not None else ()
                 mine, theirs, own = x[run::runs][at], new[at], tables[run]
-                for limit in (own, sender.places(inputs, len(theirs))):
+                for limit in (own, sender.places(inputs, here, len(theirs))):
                     if limit is not None:
                         limit = limit[:, here.to(limit.device)].to(x.device)
                         theirs = torch.where(limit.reshape(*limit.shape, *[1] * (mine.ndim - 2)), theirs, mine)
@@ -124,7 +124,7 @@ def path_patch(
     metric: Any = None,
     freeze_mlps: bool = False,
     direction: Direction = "noising",
-    per: Sequence[str] | str = (),
+    per: Sequence[str] | str | None = (),
     positions: Any = None,
     receiver_positions: Where | None = None,
     hooks: Sequence[Hook] = (),
@@ -158,7 +158,7 @@ def path_patch(
         model, clean, corrupted, metric, direction, hooks, {"method": "path patching", "freeze_mlps": freeze_mlps}
     )
     cfg = model.cfg
-    per = (per,) if isinstance(per, str) else tuple(per)
+    per = (per,) if isinstance(per, str) else tuple(per or ())
     if (
         set(per) - {"sender", "receiver", *PLACES}
         or len(set(per)) < len(per)
@@ -169,6 +169,7 @@ def path_patch(
         )
     all_senders = parse_senders(senders, cfg.n_layers, cfg.n_heads, model.hook_names("hook_deepstack"))
     all_receivers = parse_receivers(receivers, model)
+    meta["receivers"] = [receiver.name for receiver in all_receivers]
     tables, place_labels = places(base, per, positions)
     receiver_table = None if receiver_positions is None else table(receiver_positions, base)
     axes = {

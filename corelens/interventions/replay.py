@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from corelens.hooks import Hook
 from corelens.inputs import Inputs
 
+CALL = ("inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks")  # each has its own way to be cut
 LEAST_PREFIX = 1 / 8  # of the rows: below that, an explicit mask costs more than is saved
 
 
@@ -152,8 +153,11 @@ class Replay:
         kwargs = dict(self._kwargs)
         n = len(self.cache["hook_embed"])
         kwargs["inputs_embeds"] = self._embeds(start)
-        for name in ("cache_position", "input_ids"):
-            kwargs.pop(name, None)
+        for name, value in self._kwargs.items():
+            if name in ("cache_position", "input_ids"):
+                del kwargs[name]
+            elif name not in CALL and isinstance(value, Tensor) and value.shape[:2] == (n, self.length):
+                kwargs[name] = _repeat(value, start)
         kwargs["past_key_values"] = self._prefix(start) if start.row else None
         kwargs["use_cache"] = False
         mask = kwargs.get("attention_mask")

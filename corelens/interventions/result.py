@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -119,7 +120,10 @@ class PatchResult:
                 f"a picture of {len(self.axes)} axes", "one or two", "take a part with result.select(layer=3)"
             )
         mean = np.nanmean(getattr(self, what), axis=0)
-        names = list(self.axes)
+        axes = self.axes
+        if len(axes) == 1 and (grid := _as_grid(mean, *axes.values())):
+            mean, axes = grid
+        names = list(axes)
         label = {"effect": "effect: ", "recovered": "share recovered: ", "values": ""}[what] + str(
             self.meta.get("metric", "")
         )
@@ -131,15 +135,16 @@ class PatchResult:
                 ax.axhline(0, color=style.SOFT, linewidth=0.7)
                 ax.set_ylabel(label)
             else:
-                scale, low, high = style.colormap(mean)
+                scale, low, high = style.colormap(mean[np.isfinite(mean)])
                 mesh = ax.pcolormesh(mean, cmap=scale, vmin=low, vmax=high, edgecolors="#ffffff", linewidth=0.4)
                 ax.invert_yaxis()
                 ax.set_ylabel(names[0])
-                _ticks(ax.yaxis, self.axes[names[0]], 0.5)
+                _ticks(ax.yaxis, axes[names[0]], 0.5)
                 style.figure_of(ax).colorbar(mesh, ax=ax).set_label(label)
-            _ticks(ax.xaxis, self.axes[names[-1]], 0.5 if mean.ndim == 2 else 0.0)
+            _ticks(ax.xaxis, axes[names[-1]], 0.5 if mean.ndim == 2 else 0.0)
             ax.set_xlabel(names[-1])
-            ax.set_title(f"{self.meta.get('direction', '')} {self.meta.get('site', '')}".strip())
+            to = ", ".join(self.meta.get("receivers", []))
+            ax.set_title(f"{self.meta.get('direction', '')} {self.meta.get('site', to and f'paths to {to}')}".strip())
         return style.figure_of(ax)
 
     def plot_against(self, exact: "PatchResult", ax: Any = None) -> Any:
@@ -207,3 +212,15 @@ def _ticks(axis: Any, labels: Sequence[str], offset: float) -> None:
     axis.set_ticks([i + offset for i in shown], [labels[i] for i in shown])
     if axis.axis_name == "x" and max(len(label) for label in labels) > 3:
         axis.set_tick_params(rotation=60)
+
+
+def _as_grid(mean: np.ndarray, labels: Sequence[str]) -> tuple[np.ndarray, dict[str, list[str]]] | None:
+    """Values whose labels are heads ("L3H5"), as [layer, head] with NaN where there is none; None for other labels."""
+    heads = [re.fullmatch(r"L(\d+)H(\d+)", label) for label in labels]
+    if len(heads) < 12 or not all(heads):
+        return None
+    places = [(int(head[1]), int(head[2])) for head in heads if head]
+    grid = np.full([1 + max(at) for at in zip(*places, strict=True)], np.nan)
+    for place, value in zip(places, mean, strict=True):
+        grid[place] = value
+    return grid, {"layer": [str(i) for i in range(len(grid))], "head": [str(i) for i in range(grid.shape[1])]}

@@ -60,7 +60,7 @@ class Patch:
 
 
 def patches(
-    model: Any, inputs: Inputs, site: str, per: Sequence[str], positions: Any = None, block: int = 64
+    model: Any, inputs: Inputs, site: str, per: Sequence[str] | str | None, positions: Any = None, block: int = 64
 ) -> tuple[dict[str, list[str]], list[Patch]]:
     """The labels of each axis, and one Patch for each combination, in the order of `numpy.ndindex`.
 
@@ -73,7 +73,7 @@ def patches(
             one role each ("region", "question", "last" …); by default visual, question and other.
         block: how many neurons are one block.
     """
-    site, per = ALIASES.get(site, site), (per,) if isinstance(per, str) else tuple(per)
+    site, per = ALIASES.get(site, site), (per,) if isinstance(per, str) else tuple(per or ())
     _check(site, per)
     within = _visual(inputs) if site == "visual" else None
     along_places, labels_of_places = places(inputs, per, positions, within)
