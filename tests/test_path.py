@@ -265,6 +265,11 @@ def test_what_cannot_be_reached_has_no_effect_and_a_warning():
         with pytest.warns(UserWarning, match="cannot reach"):
             result = path_patch(model, clean, corrupted, senders, receivers, measure, **more)
         assert (result.effect == 0).all()
+    # beside one that can be reached, it changes nothing
+    both = ["blocks.1.attn.head.0.hook_q", "blocks.2.attn.head.0.hook_k", "blocks.3.attn.head.0.hook_q"]
+    result = path_patch(model, clean, corrupted, [(2, 1)], both, measure)
+    wanted = slow("qwen3_vl", [(2, 1)], both)
+    torch.testing.assert_close(torch.tensor(result.values), wanted, atol=1e-5, rtol=1e-5)
     reached = path_patch(model, clean, corrupted, [(2, 1)], "blocks.2.hook_mlp_in", measure)
     assert reached.effect.any()
     with pytest.warns(UserWarning, match="hook_logits among several"):

@@ -240,8 +240,9 @@ def _measure(
     logits = replay.run(start, hooks, {name: recorder(name) for name in wanted}, logits=to_logits)
     found = []
     for target in targets:
-        inner = [receiver for receiver in target if receiver.reads != "hook_logits"]
-        at_logits = len(inner) < len(target)
+        # what comes before the start was not run: no sender reaches it
+        inner = [receiver for receiver in target if receiver.reads in read]
+        at_logits = any(receiver.reads == "hook_logits" for receiver in target)
         if inner and not (at_logits and receiver_table is None):
             first = min(layer_of(receiver.reads) for receiver in inner)
             begin = Start(replay.begin(first, start.row).layer, start.row, start.runs)
