@@ -1,6 +1,7 @@
 """Scores from rows against the same numbers computed from `output_attentions=True` on eager attention."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 import corelens as cl
 from families import tiny
 from test_model import picture, sample
+
+from corelens.metrics.runs import pictures, pixels, sample_hash, weight_hash
 
 
 @pytest.fixture(scope="module")
@@ -113,19 +116,87 @@ def test_a_metric_of_ones_own(model):
     assert list(scores) == ["ram", "first_key"] and scores["first_key"].values.shape == (4, 4)
 
 
-def test_what_ram_needs_is_asked_for(model):
-    def ask(**changes):
-        one = mixed()[0]
-        for name, value in changes.items():
-            setattr(one, name, value)
-        return cl.score_heads(model, [one], ["ram"])
+LACKS = {
+    "a region": (["ram", "gaze", "lift", "qr", "value_mass", "retrieval", "visual_head"], {"regions": []}),
+    "a question": (["ram", "visual_mass", "calibrated_ram"], {"question": None}),
+    "an answer": (["ram[rows=answer]", "visual_mass[rows=question+answer]"], {"answer": None}),
+    "text": (["retrieval", "visual_head"], {}),
+    "chat": (["qr", "calibrated_ram"], {"messages": [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]}),
+}
 
-    with pytest.raises(cl.CorelensError, match=r"mixed-0.*region"):
-        ask(regions=[])
-    picture_last = [{"role": "user", "content": [{"type": "text", "text": "What?"}, {"type": "image", "image": picture(0)}]}]
-    one = cl.Sample(messages=picture_last, question="What?", regions=[cl.Box(5, 5, 60, 40)], id="late")
+
+@pytest.mark.parametrize("what", LACKS)
+def test_what_a_sample_lacks_is_said_with_metric_and_sample_before_anything_runs(model, what):
+    names, changes = LACKS[what]
+    whole, lacking = mixed()[0], replace(mixed()[1], **changes)
+    whole.regions = [replace(region, text="7") for region in whole.regions]
+    for name in names:
+        with pytest.raises(cl.CorelensError) as caught:
+            cl.score_heads(model, [whole, lacking], ["random", name] if what != "a question" else [name], batch_size=1)
+        said = str(caught.value)
+        assert said.startswith(f"{name}: sample 'mixed-1'") and what in said
+
+
+def test_rows_before_the_evidence_and_nothing_to_score(model):
+    words = [{"type": "text", "text": "What?"}, {"type": "image", "image": picture(0)}]
+    chat = [{"role": "user", "content": words}]
+    one = cl.Sample(messages=chat, question="What?", regions=[cl.Box(5, 5, 60, 40)], id="late")
     with pytest.raises(cl.CorelensError, match="rows='last'"):
         cl.score_heads(model, [one], ["ram"])
     assert cl.score_heads(model, [one], ["ram[rows=last]"])
     with pytest.raises(cl.CorelensError, match="0 samples"):
         cl.score_heads(model, [], ["ram"])
+    with pytest.raises(cl.CorelensError, match="0 metrics"):
+        cl.score_heads(model, mixed(), [])
+
+
+def test_attention_that_is_not_finite_is_named(model):
+    one = mixed()[0]
+    one.regions = [replace(region, text="7") for region in one.regions]
+    weight = model.layout.decoder(model.hf).layers[1].self_attn.q_proj.weight
+    before = weight.detach().clone()
+    weight.data[8:16] = torch.nan  # the queries of L1H1
+    try:
+        for name in ("ram", "lift", "qr", "calibrated_ram", "value_mass", "localization", "retrieval"):
+            with pytest.raises(cl.CorelensError, match=f"{name} of sample 'mixed-0': nan at L1H1"):
+                cl.score_heads(model, [one], [name], max_new_tokens=2)
+    finally:
+        weight.data.copy_(before)
+
+
+def test_meta_says_what_was_scored_and_how(model):
+    meta = cl.score_heads(model, mixed(), ["lift[rows=last]"], data="mine")["lift[rows=last]"].meta
+    assert (meta["metric"], meta["key"], meta["rows"], meta["options"]) == ("lift", "lift[rows=last]", "last", {})
+    assert meta["data"] == "mine" and meta["samples"] == ["mixed-0", "mixed-1", "mixed-2"]
+    assert len(meta["sample_hash"]) == 16 and meta["date"].startswith("20")
+    assert set(meta["versions"]) == {"corelens", "torch", "transformers", "transformer-lens"}
+    assert {"model", "revision", "family", "dtype", "python"} <= set(meta) and len(meta["weight_hash"]) == 16
+
+
+def test_hashes_tell_models_and_samples_apart(model, tmp_path):
+    same, other = weight_hash(model.named_parameters()), copy.deepcopy(model.hf)
+    assert weight_hash(other.named_parameters()) == same
+    other.lm_head.weight.data += 1e-3
+    assert weight_hash(other.named_parameters()) != same
+    one = mixed()[0]
+    file = tmp_path / "a.png"
+    one.images[0].save(file)
+    array, path = np.asarray(one.images[0]), str(file)
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture(3)}, {"type": "text", "text": "What?"}]}]
+    variants = [
+        one, replace(one, images=[picture(9)]), replace(one, images=[path]), replace(one, images=[array]),
+        replace(one, images=[], video=np.stack([array, array])), replace(one, images=[], video=[array]),
+        replace(one, question="Where?"), replace(one, regions=[cl.Box(1, 2, 3, 4)]),
+        replace(one, images=[], messages=chat),
+    ]  # fmt: skip
+    assert len({sample_hash([sample]) for sample in variants}) == len(variants)
+    assert sample_hash([one]) == sample_hash(mixed()[:1])
+    assert [sum(map(pixels, pictures(sample))) for sample in variants[:6]] == [6144] * 4 + [2 * 6144, 6144]
+    assert pixels("no such file") == 0 and pixels(None) == 0 and len(pictures(variants[-1])) == 1
+
+
+def test_a_video_of_arrays_is_scored_as_one_of_pictures(model):
+    one = video(0)
+    arrays = replace(one, video=np.stack([np.asarray(frame) for frame in one.video]))
+    a, b = (cl.score_heads(model, [sample], ["ram"])["ram"].values for sample in (one, arrays))
+    np.testing.assert_array_equal(a, b)

@@ -35,7 +35,8 @@ def qr(
         if len(region) > 1:
             floor = score.mean(-1, keepdim=True) - outlier * score.std(-1, keepdim=True)
             # not above the floor is out, as published: equal scores have no spread, and nothing of them is above
-            score = torch.where((score > floor) | (score.std(-1, keepdim=True) == 0), score, 0)
+            out = (score <= floor) & (score.std(-1, keepdim=True) > 0)  # (NaN stays, and is found)
+            score = score.masked_fill(out, 0)
         total = total + score.sum(-1)
     if not token_map.regions:
         token_map.region  # noqa: B018 (raises, and says which sample lacks its region)

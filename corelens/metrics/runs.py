@@ -129,7 +129,8 @@ def sample_hash(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         asked = (sample.id, sample.question, sample.answer, sample.choices, [repr(region) for region in sample.regions])
-        digest.update(repr((*asked, [_looks(picture) for picture in pictures(sample)])).encode())
+        shown = (sample.video is not None, [_looks(picture) for picture in pictures(sample)])
+        digest.update(repr((asked, shown)).encode())
     return digest.hexdigest()[:16]
 
 

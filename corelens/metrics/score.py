@@ -55,7 +55,7 @@ def score_heads(
         hooks: other hooks to run under (an ablation, say); what they change is what is scored.
         max_new_tokens: how far metrics that watch the model write let it write.
         progress: show a progress bar, with rate and time left.
-        data: what the samples are called, for the result's meta ("refer", "my_folder" …).
+        data: what the samples are called, for the result's meta; a synthetic world's name by default.
 
     Returns:
         {key: HeadScores}; the key is the metric's name with options that differ from the default behind it.
@@ -71,6 +71,9 @@ def score_heads(
             "one of each or more",
             "give questions with regions, for instance cl.synthetic('refer', 200)",
         )
+    for one in chosen:
+        for sample in samples:
+            _check_has_what_it_takes(sample, one)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and out is None:
         raise CorelensError(f"{world} processes without a run folder", "out='run/'", "they share the work through it")
@@ -101,6 +104,8 @@ def score_heads(
         merged = folder.merged(len(samples))
     else:
         merged = {one.key: np.stack([results[i][one.key] for i in range(len(samples))]) for one in chosen}
+    worlds = {sample.meta.get("world") for sample in samples}
+    data = data or (str(worlds.pop()) if len(worlds) == 1 and None not in worlds else None)
     meta = told | {"data": data, "samples": [sample.id for sample in samples]}
     scores = {one.key: head_scores(one, merged[one.key], describe(one) | meta) for one in chosen}
     if folder is not None and rank == 0:
@@ -127,7 +132,7 @@ def _score_batch(
         null = NullRows(of_null) if of_null else None
         if null is not None:
             answer = any("answer" in one.rows for one in of_null)
-            asked = model.prepare([_asking_nothing(sample) for sample in samples], answer=answer)
+            asked = model.prepare([replace(sample, question=NULL_QUESTION) for sample in samples], answer=answer)
             model.run_with_hooks(asked, fwd_hooks=[*hooks, *null.hooks], return_type=None)
         recorded = Record(of_rows, w_o, null)
         inputs = model.prepare(samples, answer=any("answer" in one.rows for one in of_rows))
@@ -138,14 +143,22 @@ def _score_batch(
     return {one.key: found[one.key] for one in metrics}
 
 
-def _asking_nothing(sample: Sample) -> Sample:
-    if sample.messages is not None:
-        raise CorelensError(
-            f"sample {sample.id!r}, a chat, for a metric with a null question",
-            "a sample of images and a question",
-            "give images= and question= instead of messages=",
-        )
-    return replace(sample, question=NULL_QUESTION)
+def _check_has_what_it_takes(sample: Sample, one: Metric) -> None:
+    """Raise for what a metric needs and a sample lacks, before anything has run."""
+    rows = [name.strip() for name in one.rows.split("+")]
+    lacks = None
+    if one.spec.region and not sample.regions:
+        lacks = "without a region", "a sample that says where the evidence is", "Sample(regions=[Box(x0, y0, x1, y1)])"
+    elif "question" in rows and sample.question is None and sample.messages is None:
+        lacks = "without a question", "a sample whose question's rows can be read", "Sample(question=…), or rows='last'"
+    elif "answer" in rows and sample.answer is None:
+        lacks = "without an answer", "a sample whose answer's rows can be read", "Sample(answer=…), or rows='last'"
+    elif one.needs == "decode" and not all(region.text for region in sample.regions):
+        lacks = "with a region without text", "the text that stands in each region", 'Box(…, text="Total 7")'
+    elif one.needs == "null" and sample.messages is not None:
+        lacks = "which is a chat", "a question that can be replaced by the null question", "images= and question="
+    if lacks:
+        raise CorelensError(f"{one.key}: sample {sample.id!r} {lacks[0]}", *lacks[1:])
 
 
 def _score_steps(
