@@ -32,6 +32,8 @@ class ActivationCache(LensCache):
                 point.per_head(match["kind"], int(match["index"]), key)  # raises for a head that is not there
                 at = int(match["index"]) // (point.group if match["kind"] == "head" else 1)
                 return self.cache_dict[whole].select(point.head_axis - (not self.has_batch_dim), at)
+        if isinstance(key, tuple) and f"blocks.{key[1]}.attn.hook_{key[0]}" in self.cache_dict:  # names of ours too
+            return self.cache_dict[f"blocks.{key[1]}.attn.hook_{key[0]}"]
         try:
             return super().__getitem__(key)
         except KeyError:

@@ -46,7 +46,11 @@ def wired(
             stack.callback(handle.remove)
 
         def decoder_begins(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            cache, embeds = kwargs.get("past_key_values"), kwargs["inputs_embeds"]
+            cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+            if embeds is None:  # a model of text alone hands its decoder ids
+                ids = args[0] if args else kwargs["input_ids"]
+                embeds = decoder.get_input_embeddings()(ids)  # type: ignore[operator]
+                args, kwargs = (), kwargs | {"input_ids": None, "inputs_embeds": embeds}
             so_far = int(cache.get_seq_length()) if cache is not None else 0
             run.step = begin(embeds, so_far, cache is not None)
             run.stored.clear()
@@ -54,7 +58,7 @@ def wired(
                 caching.enter_context(edits_before_caching(cache, run))
             if root.hook_embed.active:
                 return args, kwargs | {"inputs_embeds": run.fire(root.hook_embed, embeds)}
-            return None
+            return args, kwargs
 
         caching = stack.enter_context(ExitStack())
         place(decoder.register_forward_pre_hook(decoder_begins, with_kwargs=True))

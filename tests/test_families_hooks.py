@@ -237,3 +237,62 @@ def test_gradients_are_those_of_the_plain_model(family):
         if name in wanted:
             torch.testing.assert_close(parameter.grad, wanted[name], atol=2e-4, rtol=1e-3)
     hf.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_edits_of_k_and_v_enter_the_cache(family, kind):
+    """Cached generation under edits is running the whole sequence again under the same edits for each token."""
+    model, batch = hooked(family), alone(family, 0)
+    hooks = [(f"blocks.{layer}.attn.hook_rot_k", lambda x, hook: x * 0.3) for layer in range(2)]
+    hooks += [(f"blocks.{layer}.attn.kv_head.0.hook_v", lambda x, hook: x * -0.5) for layer in (0, 2, 3)]
+    sequence, tokens = dict(batch.tensors), []
+    with model.hooks(fwd_hooks=hooks):
+        got = model.generate(batch, max_new_tokens=5, min_new_tokens=5, do_sample=False, cache_implementation=kind)
+        for _ in range(5):
+            token = model(Inputs(sequence, batch.token_maps, batch.samples))[:, -1:].argmax(-1)
+            tokens.append(token)
+            new = {"input_ids": token, "attention_mask": 1, "mm_token_type_ids": 0}
+            new["token_type_ids"] = model.layout.answer_type_id
+            for name in new.keys() & sequence.keys():
+                sequence[name] = torch.cat([sequence[name], torch.zeros_like(token) + new[name]], dim=1)
+    assert torch.equal(got, torch.cat(tokens, dim=1))
+
+
+def test_backward_hooks_see_gradients_at_every_point(family):
+    model, batch = hooked(family), alone(family, 0)
+    names = [n for n in model.hook_names() if not n.startswith("vision.") and not n.endswith(("edges", "hook_logits"))]
+    names += ["blocks.1.attn.head.2.hook_z", "blocks.1.attn.kv_head.0.hook_k", "blocks.1.attn.head.0.hook_pattern"]
+    grads = {}
+
+    def backward(grad, hook):
+        grads[hook.name] = (grad[0] if isinstance(grad, tuple) else grad).abs().sum()
+
+    with model.hooks(bwd_hooks=[(name, backward) for name in names]):
+        model(batch)[0, batch.token_maps[0].question].sum().backward()
+    model.hf.zero_grad(set_to_none=True)
+    beside = ("hook_pattern_rows", "hook_result", "scale", "normalized")  # only what is read goes through these
+    assert not [name for name in names if name not in grads and not name.endswith(beside)]
+    assert all(torch.isfinite(grad) for grad in grads.values())
+
+
+def test_sampling_and_several_answers_a_prompt(family):
+    model, batch = hooked(family), batch_of(family)
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": True, "num_return_sequences": 2}
+    torch.manual_seed(3)
+    wanted = model.hf.generate(**batch.tensors, **options)[:, batch.length :]
+    shapes = []
+
+    def cut(edges, hook):
+        edges.cut([0], "question", "visual")
+        edges.cut([1], "answer", [])
+
+    def read(x, hook):
+        shapes.append(x.shape[0])
+
+    torch.manual_seed(3)
+    with model.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern_rows", read), ("blocks.0.hook_resid_post", read)]):
+        assert torch.equal(model.generate(batch, **options), wanted)
+    assert set(shapes) == {4}
+    with model.hooks(fwd_hooks=[("blocks.1.attn.hook_edges", cut)]):
+        assert model.generate(batch, **options).shape == (4, 3)

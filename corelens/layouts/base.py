@@ -39,6 +39,24 @@ class Layout:
     vision_qkv: str | None = None  # one fused projection instead of three
     vision_out = "self_attn.out_proj"
 
+    def fitted(self, hf: nn.Module) -> "Layout":
+        """For a family without a layout of its own: this one, with what its first layer shows of its norms."""
+        if type(self) is not Layout:
+            return self
+        layer = self.decoder(hf).layers[0]  # type: ignore[index]
+        if hasattr(layer, "post_feedforward_layernorm"):  # norms after attention and MLP
+            self.ln2 = "pre_feedforward_layernorm"
+            self.attn_out, self.mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"
+        norm = getattr(layer, self.ln1, None)
+        weight = getattr(norm, "weight", None)
+        if isinstance(weight, Tensor) and weight.device.type != "meta":
+            x = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)
+            with torch.no_grad():
+                times = x / x.float().pow(2).mean().sqrt()  # what it multiplies by its weight, or by 1 + weight
+                off = [(norm(x) - times * (offset + weight)).abs().sum() for offset in (0.0, 1.0)]
+            self.norm_weight_offset = float(off[1] < off[0])
+        return self
+
     # --- where things are -------------------------------------------------------------------------------------------
 
     def decoder(self, hf: nn.Module) -> nn.Module:
