@@ -125,7 +125,7 @@ def _controlled_scores(world: "World") -> list[tuple[str, Any]]:
 _KINDS = {
     "zero": "zero: z := 0",
     "mean": "mean: z := its mean",
-    "knockout": "knockout: question rows cannot see the region",
+    "knockout": "knockout: the region out of sight",
     "uniform": "uniform: equal attention",
     "resample": "resample: z of another sample",
 }
