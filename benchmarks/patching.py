@@ -10,7 +10,7 @@ Three sweeps over every head, and over head × region:
     text rows       the questions differ, the picture does not: a run is the rows after the picture
 
 The loop is timed on some patches spread over the layers (its cost does not depend on the patch), loop and sweep in
-turns. Both get pictures that are already encoded; what a loop that runs the vision tower too would cost stands beside
+turns, in seconds of processor time, so that a busy machine does not matter. Both get pictures that are already encoded; what a loop that runs the vision tower too would cost stands beside
 it. `allowed` is the speed-up that counting operations gives: the rows and layers that a patch can change, against all.
 """
 
@@ -75,9 +75,9 @@ def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
     """The shortest of some runs."""
     taken = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     return min(taken)
 
 
@@ -125,9 +125,9 @@ def sweep(
     chosen = np.linspace(0, len(jobs) - 1, some).round().astype(int).tolist()
     with torch.no_grad():
         loop += [seconds(lambda number=number: one(number)) for number in chosen[: some // 2]]
-        start = time.perf_counter()
+        start = time.process_time()
         result = activation_patch(model, source, base, "z", logit_diff("7", "3"), per, positions=positions)
-        ours = time.perf_counter() - start
+        ours = time.process_time() - start
         loop += [seconds(lambda number=number: one(number)) for number in chosen[some // 2 :]]
         tower = seconds(lambda: model.encode(corrupted))
     error = float(np.abs(np.array(found) - result.values[0].ravel()[chosen]).max())
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--side", type=int, default=32, help="visual tokens a side")
     parser.add_argument("--knockout-tokens", type=int, default=8192)
-    parser.add_argument("--out", type=Path, default=Path("patching.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/patching.json"))
     given = parser.parse_args()
     if given.quick:
         given.layers, given.width, given.heads, given.side, given.knockout_tokens = 4, 64, 4, 8, 1024
@@ -194,6 +194,7 @@ def main() -> None:
     print(f"knockout at {cut['tokens']} tokens: {cut['ratio']:.3f} of a plain forward ({cut['plain_s']:.2f} s)")
     shape = {"layers": given.layers, "width": given.width, "heads": given.heads, "visual_tokens": given.side**2}
     about = {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"shape": shape, "sweeps": rows, "knockout": cut, "about": about}, indent=1))
 
 

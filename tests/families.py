@@ -9,10 +9,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from family_parts import build_tokenizer, chatml, randomise, text_config
-from family_qwen import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 from torch import nn
 from transformers import PreTrainedTokenizerFast
+
+from family_parts import build_tokenizer, chatml, randomise, text_config
+from family_qwen import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 
 # --- LLaVA ----------------------------------------------------------------------------------------------------------
 

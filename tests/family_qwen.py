@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from family_parts import build_tokenizer, chatml, text_config
 from torch import nn
 from transformers import PreTrainedTokenizerFast
+
+from family_parts import build_tokenizer, chatml, text_config
 
 QWEN_SPECIAL = [
     "<|endoftext|>",

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, tiny
 
 from corelens.errors import CorelensError
 from corelens.inputs import Inputs, Sample, prepare
 from corelens.layouts import layout_for
 from corelens.regions import Box
+from families import FAMILIES, tiny
 
 NAMES = ("visual", "question", "last", "answer", "region", "text", "all")
 

@@ -8,10 +8,11 @@ import copy
 
 import pytest
 import torch
-from families import tiny
-from test_families_hooks import alone, hooked
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
+
+from families import tiny
+from test_families_hooks import alone, hooked
 
 POINTS = [f"attn.hook_{n}" for n in ("q", "k", "v", "rot_q", "rot_k", "z", "pattern", "attn_scores")]
 POINTS += [f"hook_{n}" for n in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")]

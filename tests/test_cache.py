@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from families import FAMILIES
-from test_families_hooks import SAMPLES, alone, batch_of, hooked, picture, reference
 from transformer_lens import ActivationCache as LensCache
 from transformer_lens import patching
 
@@ -11,6 +9,8 @@ from corelens.bind import bind
 from corelens.cache import ActivationCache
 from corelens.errors import CorelensError
 from corelens.inputs import Inputs, Sample
+from families import FAMILIES
+from test_families_hooks import SAMPLES, alone, batch_of, hooked, picture, reference
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

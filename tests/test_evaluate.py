@@ -113,7 +113,9 @@ def test_sweep_measures_what_ablation_by_hand_measures(model, answered):
     scores = cl.score_heads(model, answered, ["ram"])["ram"]
     reference = cl.mean_z(model, answered)
     for kind in ("zero", "mean", "knockout", "uniform"):
-        sweep = cl.ablation_sweep(model, answered, scores, fractions=(0.1, 0.25), kind=kind, draws=2, reference=reference)
+        sweep = cl.ablation_sweep(
+            model, answered, scores, fractions=(0.1, 0.25), kind=kind, draws=2, reference=reference
+        )
         assert set(sweep.curves) == {"top", "bottom", "random", "layer-matched"}
         top = scores.top(0.25)
         by_hand = cl.evaluate(

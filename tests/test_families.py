@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from families import FAMILIES, tiny
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from corelens.inputs import Sample, prepare
 from corelens.layouts import layout_for
+from families import FAMILIES, tiny
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,11 +5,11 @@ from functools import cache
 import pytest
 import torch
 from einops import rearrange
-from families import FAMILIES, tiny
 from PIL import Image
 
 from corelens.inputs import Inputs, Sample
 from corelens.model import HookedMLLM
+from families import FAMILIES, tiny
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 
@@ -285,7 +285,7 @@ def test_sampling_and_several_answers_a_prompt(family):
 
     def cut(edges, hook):
         edges.cut([0], "question", "visual")
-        edges.cut([1], "answer", [])
+        edges.cut([1], "last+answer", "visual")
 
     def read(x, hook):
         shapes.append(x.shape[0])

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, tiny
 from PIL import Image
 
 from corelens.errors import CorelensError
@@ -11,6 +10,7 @@ from corelens.inputs import Inputs, Sample, check_has_media, from_tensors, prepa
 from corelens.layouts import layout_for
 from corelens.regions import Box, Mask, Tube
 from corelens.tokens import TokenMap
+from families import FAMILIES, tiny
 
 QUESTION = "What digit is on the red circle?"
 

@@ -4,7 +4,6 @@ from functools import cache
 
 import pytest
 import torch
-from families import tiny
 from PIL import Image
 
 from corelens.errors import CorelensError
@@ -12,6 +11,7 @@ from corelens.inputs import Inputs, Sample
 from corelens.interventions import ablate, edge_bias, knockout, mean_z
 from corelens.model import HookedMLLM
 from corelens.regions import Box
+from families import tiny
 
 # m-RoPE + QK-norm + DeepStack; plain Llama with newline tokens; sliding layers, two-way images, norms after attention;
 # a prompt that attends both ways

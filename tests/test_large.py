@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 from accelerate import disk_offload
-from families import tiny
-from test_families_hooks import SAMPLES, alone, batch_of, hooked, reference
 from torch import nn
 
 from corelens.errors import CorelensError
 from corelens.model import HookedMLLM
 from corelens.weights import head_results
+from families import tiny
+from test_families_hooks import SAMPLES, alone, batch_of, hooked, reference
 
 EVERYTHING = ["hook_embed", "vision.hook_out", "hook_logits", "blocks.0.hook_deepstack", "ln_final.hook_scale"]
 for n in range(4):

@@ -182,9 +182,7 @@ def test_retrieval_counts_copied_tokens_looked_at_in_their_region():
     tm = row_map(region=((5, 6), (9, 10, 11)))
     a, b = tm.regions
     steps, texts = ["Total", " 7", " of", "", "42"], ["Total 7", "42"]
-    looked = torch.tensor(
-        [[a[0], a[1], a[0], a[0], b[2]], [b[0], a[1], a[0], a[0], tm.length + 3], [0, 0, 0, 0, 0]]
-    )
+    looked = torch.tensor([[a[0], a[1], a[0], a[0], b[2]], [b[0], a[1], a[0], a[0], tm.length + 3], [0, 0, 0, 0, 0]])
     hits, copied = metrics.retrieval(looked, tm, steps, texts)
     assert hits.tolist() == [3, 1, 0] and copied.tolist() == [3, 3, 3]  # " of" and "" stand in no region's text
     assert metrics.retrieval(looked[:, :1], tm, ["no"], texts)[1].tolist() == [0, 0, 0]

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from families import tiny
 from PIL import Image
 from torch import nn
 
@@ -12,6 +11,7 @@ from corelens.errors import CorelensError
 from corelens.inputs import Sample
 from corelens.model import HookedMLLM
 from corelens.regions import Box
+from families import tiny
 
 
 def picture(seed: int, size=(96, 64)) -> Image.Image:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from family_parts import randomise
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -14,6 +13,7 @@ from transformers import (
 
 from corelens.errors import CorelensError
 from corelens.model import HookedMLLM
+from family_parts import randomise
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 TEXT |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "pad_token_id": 0}

@@ -6,7 +6,6 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from families import tiny
 from PIL import Image
 
 from corelens.errors import CorelensError
@@ -28,6 +27,7 @@ from corelens.interventions import (
 from corelens.interventions.replay import Replay
 from corelens.model import HookedMLLM
 from corelens.regions import Box, Mask, Tube
+from families import tiny
 
 FAMILIES = ["qwen3_vl", "llava_next", "gemma3", "paligemma", "qwen3_vl_moe"]
 

@@ -11,7 +11,6 @@ from functools import cache
 import pytest
 import torch
 from einops import repeat
-from families import tiny
 from PIL import Image
 from torch import nn
 
@@ -21,6 +20,7 @@ from corelens.inputs import Inputs, Sample
 from corelens.interventions import ablate, activation_patch, logit_diff, patch, path_hooks, path_patch
 from corelens.model import HookedMLLM
 from corelens.regions import Box
+from families import tiny
 
 FAMILIES = ["qwen3_vl", "llava_next", "gemma3"]
 

@@ -24,7 +24,9 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["demo", "test"])
 def test_the_commands_are_marked_for_the_ci(name):
     found = re.findall(rf"<!-- command: {name} -->\n```bash\n(.*?)```", README, flags=re.S)
-    assert len(found) == 1 and found[0].strip().startswith("python3 -m venv .venv && . .venv/bin/activate && pip install")
+    assert len(found) == 1 and found[0].strip().startswith(
+        "python3 -m venv .venv && . .venv/bin/activate && pip install"
+    )
 
 
 def test_no_placeholder_is_left():

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import corelens as cl
+from corelens.metrics.runs import pictures, pixels, sample_hash, weight_hash
 from families import tiny
 from test_model import picture, sample
-
-from corelens.metrics.runs import pictures, pixels, sample_hash, weight_hash
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +120,10 @@ LACKS = {
     "a question": (["ram", "visual_mass", "calibrated_ram"], {"question": None}),
     "an answer": (["ram[rows=answer]", "visual_mass[rows=question+answer]"], {"answer": None}),
     "text": (["retrieval", "visual_head"], {}),
-    "chat": (["qr", "calibrated_ram"], {"messages": [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]}),
+    "chat": (
+        ["qr", "calibrated_ram"],
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]},
+    ),
 }
 
 

@@ -13,11 +13,11 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from families import tiny
-from test_model import picture
 
 import corelens as cl
 from corelens import metrics
+from families import tiny
+from test_model import picture
 
 FAMILIES = ["qwen3_vl", "llava_onevision", "internvl"]
 NEW = 5  # tokens that are written for the metrics that watch the model write

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from einops import rearrange
-from families import FAMILIES
-from test_families_hooks import SAMPLES, alone, batch_of, hooked, picture, reference
 
 from corelens.errors import CorelensError
 from corelens.inputs import Sample
+from families import FAMILIES
+from test_families_hooks import SAMPLES, alone, batch_of, hooked, picture, reference
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

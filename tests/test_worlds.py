@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from families import tiny
 
 import corelens as cl
 from corelens.data import load_samples, save_samples, synthetic, worlds
@@ -19,6 +18,7 @@ from corelens.data.synthetic.sheet import OUTLINE, contact_sheet
 from corelens.errors import CorelensError
 from corelens.inputs import Sample
 from corelens.regions import Box, Mask
+from families import tiny
 
 # the package's functions hide its modules of the same name
 doc, refer_hard, video = (
