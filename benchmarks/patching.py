@@ -9,9 +9,10 @@ Three sweeps over every head, and over head × region:
     head × region   z patched in one region after another
     text rows       the questions differ, the picture does not: a run is the rows after the picture
 
-The loop is timed on some patches spread over the layers (its cost does not depend on the patch), loop and sweep in
-turns, in seconds of processor time, so that a busy machine does not matter. Both get pictures that are already encoded; what a loop that runs the vision tower too would cost stands beside
-it. `allowed` is the speed-up that counting operations gives: the rows and layers that a patch can change, against all.
+The loop is timed on some patches spread over the layers (its cost does not depend on the patch), some before and some
+after the sweep, in seconds of processor time, so that a busy machine does not matter. Both get pictures that are
+already encoded; what a loop that runs the vision tower too would cost stands beside it. `allowed` is the speed-up that
+counting operations gives: the rows and layers that a patch can change, against all.
 """
 
 import argparse
