@@ -4,6 +4,7 @@ A user's mistake is one message, not a trace; the exit code is then 2.
 """
 
 import json as json_module
+import os
 import platform
 import sys
 from pathlib import Path
@@ -139,9 +140,9 @@ def score(
     from corelens.metrics.score import score_heads
 
     hooked = _open_model(model, dtype)
-    scores = score_heads(
-        hooked, _open_data(data, n, seed), metric or ["ram"], batch_size=batch_size, out=out, progress=not json
-    )
+    samples = _open_data(data, n, seed)
+    options = {"batch_size": batch_size, "out": out, "progress": not json, "data": Path(data).name}
+    scores = score_heads(hooked, samples, metric or ["ram"], **options)
     if json:
         typer.echo(json_module.dumps({key: one.values.tolist() for key, one in scores.items()}))
         return
@@ -230,7 +231,9 @@ def _open_model(name: str, dtype: str = "auto") -> Any:
 
     if name in list_demos():
         return load_demo(name, dtype="float32" if dtype == "auto" else dtype)
-    return HookedMLLM.from_pretrained(name, dtype=dtype, device_map="auto" if _has_gpu() else None)
+    shared = int(os.environ.get("WORLD_SIZE", 1)) > 1  # under `accelerate launch` each process has a GPU of its own
+    place = {"": int(os.environ["LOCAL_RANK"])} if shared else "auto"
+    return HookedMLLM.from_pretrained(name, dtype=dtype, device_map=place if _has_gpu() else None)
 
 
 def _has_gpu() -> bool:

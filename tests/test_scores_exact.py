@@ -199,17 +199,12 @@ def slow_localization(pattern, tm) -> np.ndarray:
     def apart(a, b) -> float:
         return max(max(a[k], b[k]) - min(a[k + 2], b[k + 2]) for k in (1, 2))
 
-    views, current = [], []  # tiles, thumbnail …: the cells of one view do not overlap
+    views = [[]]  # tiles, thumbnail …: the cells of one view do not overlap; each frame and picture is another
     for i, cell in enumerate(cells):
-        if (
-            current
-            and cell[0] == cells[current[0]][0]
-            and any(apart(cell, cells[k]) < -slack for k in current if cell in real)
-        ) or (current and cell[0] != cells[current[0]][0]):
-            views.append(current)
-            current = []
-        current = [*current, i]
-    views.append(current)
+        others = [cells[k] for k in views[-1] if cells[k] in real and cell in real]
+        if any(cell[0] != b[0] or apart(cell, b) < -slack for b in others):
+            views.append([])
+        views[-1].append(i)
     view_of = {i: number for number, of in enumerate(views) for i in of}
     neighbours = {
         i: [
