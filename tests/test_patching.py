@@ -166,7 +166,7 @@ def test_every_sweep_equals_one_whole_forward_a_patch(family, other):
     if family == "qwen3_vl":
         sweeps = SWEEPS if other == "picture" else SWEEPS[1:14:4]
     else:
-        sweeps = SWEEPS[6:17:5] if other == "picture" else SWEEPS[1:14:6]
+        sweeps = SWEEPS[6:17:10] if other == "picture" else SWEEPS[7:14:6]
     for site, per, options in sweeps:
         fast = activation_patch(model, clean, corrupted, site, measure, per, **options)
         slow = activation_patch(model, clean, corrupted, site, measure, per, fast=False, **options)
