@@ -136,7 +136,7 @@ def _words() -> Any:
 
 
 def _nnsight(device: str, dtype: torch.dtype) -> Ways:
-    from nnsight import NNsight
+    from nnsight import NNsight  # type: ignore[import-not-found]
 
     traced = NNsight(build().to(device, dtype))
 

@@ -47,7 +47,7 @@ class Layout:
         if hasattr(layer, "post_feedforward_layernorm"):  # norms after attention and MLP
             self.ln2 = "pre_feedforward_layernorm"
             self.attn_out, self.mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"
-        norm = getattr(layer, self.ln1, None)
+        norm: Any = getattr(layer, self.ln1, None)
         weight = getattr(norm, "weight", None)
         if isinstance(weight, Tensor) and weight.device.type != "meta":
             x = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)
