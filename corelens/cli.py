@@ -141,7 +141,7 @@ def score(
 
     hooked = _open_model(model, dtype)
     samples = _open_data(data, n, seed)
-    options = {"batch_size": batch_size, "out": out, "progress": not json, "data": Path(data).name}
+    options: dict[str, Any] = {"batch_size": batch_size, "out": out, "progress": not json, "data": Path(data).name}
     scores = score_heads(hooked, samples, metric or ["ram"], **options)
     if json:
         typer.echo(json_module.dumps({key: one.values.tolist() for key, one in scores.items()}))

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -101,9 +102,7 @@ class Edges:
         z = z.clone()
         for local in order.split(chunk, dim=1):
             rows = torch.where(touched.gather(1, local), self.step.positions[local], -1)
-            anew, _ = rows_z(
-                query, key, value, local, heads, call, lambda scores, rows=rows: self.apply(scores, rows, heads)
-            )
+            anew, _ = rows_z(query, key, value, local, heads, call, partial(self.apply, rows=rows, heads=heads))
             at, line = (rows >= 0).nonzero(as_tuple=True)
             # a head is written only where one of its own edits names the row
             own = torch.stack([self._edited(int(head))[at, rows[at, line]] for head in heads], dim=1)
