@@ -18,7 +18,7 @@ ENCODERS = {
 def encode(features: Any, inputs: Inputs) -> Inputs:
     """The same batch with its pictures encoded: the logits are the same, and the vision tower does not run again.
 
-    Points of the vision tower do not fire in runs on the result.
+    In runs on the result `vision.hook_out` fires (an edit leaves the shared encoding alone), the tower's blocks do not.
 
     Args:
         features: the object with `get_image_features`, see Layout.visual_features.
