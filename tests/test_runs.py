@@ -20,7 +20,8 @@ TESTS = Path(__file__).parent
 
 # A process that scores slowly enough to be killed in the middle.
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
