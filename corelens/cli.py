@@ -168,7 +168,7 @@ def heads(
         typer.echo(json_module.dumps(best.to_json()))
         return
     low, high = scores.ci() if scores.per_sample is not None and len(scores.per_sample) > 1 else (scores.values,) * 2
-    table = Table("head", str(scores.meta.get("key", "score")), "95% CI")
+    table = Table("head", escape(str(scores.meta.get("key", "score"))), "95% CI")
     for head in best:
         table.add_row(str(head), f"{scores.values[head]:.3f}", escape(f"[{low[head]:.3f}, {high[head]:.3f}]"))
     console.print(table)
