@@ -55,7 +55,7 @@ def demo(
     """
     from corelens.data import synthetic
     from corelens.demo import load_demo
-    from corelens.study import KINDS, READERS, study
+    from corelens.study import KINDS, study
 
     hooked = load_demo(model)
     options = f"{' --full' if full else ''} --seed {seed}" + (f" --model {model}" if model != DEFAULT else "")
@@ -88,9 +88,9 @@ def demo(
             name = selection.name.replace("top:", f"top {result.fraction:.0%}:")
             table.add_row(name, *cells, style="bold" if selection.role == "top" else None)
         console.print(table)
-        for rows, point in world.readers.items():
+        for words, point in world.readers_in_words:
             console.print(
-                f"all heads, {READERS[rows]} cut from the evidence: accuracy {_short(point.accuracy)}", highlight=False
+                f"all heads, {words} cut from the evidence: accuracy {_short(point.accuracy)}", highlight=False
             )
     console.print(f"report: {result.report}", highlight=False)
 

@@ -89,6 +89,16 @@ class World:
         """RAM, max over question rows."""
         return self.scores["ram"]
 
+    @property
+    def controlled(self) -> list[tuple[str, HeadScores]]:
+        """The rankings that got controls and curves of their own, with their scores."""
+        return [(name, self.scores[RANKINGS[name]]) for name in CONTROLLED]
+
+    @property
+    def readers_in_words(self) -> list[tuple[str, Point]]:
+        """What was cut from the region in all heads, and what that cost."""
+        return [(READERS[rows], point) for rows, point in self.readers.items()]
+
     def selection(self, role: str, ranking: str = "") -> Selection:
         """The line of the table with this role and ranking."""
         return next(s for s in self.selections if (s.role, s.ranking) == (role, ranking))

@@ -194,7 +194,6 @@ def test_bundled_model_answers_fresh_scenes(name):
 
 
 def test_load_demo_wraps_the_model():
-    pytest.importorskip("corelens.model")
     assert NAME in list_demos() and NAME in PRESETS
     wrapped = load_demo(NAME)
     assert next(wrapped.hf.parameters()).dtype == torch.float32

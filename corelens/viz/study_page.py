@@ -31,7 +31,7 @@ def study_page(study: "Study") -> str:
 def _sections(world: "World", study: "Study") -> list[p.Section]:
     suffix = f" ({world.name})" if len(study.worlds) > 1 else ""
     share = f"{study.fraction:.0%}"
-    tops = [s for s in world.selections if s.role == "top" and (s.role, s.ranking) in _CONTROLLED]
+    tops = [world.selection("top", name) for name, _ in world.controlled]
     random = world.selection("random")
     k = random.points["mean"].k
     numbers = [("clean accuracy", _percent(world.clean.accuracy), f"95% CI {_range(world.clean.interval)}")]
@@ -56,7 +56,7 @@ def _sections(world: "World", study: "Study") -> list[p.Section]:
         "whose edges cost nothing do not read it, and RAM over them ranks heads that the answer does not need.",
         p.table(
             ["rows cut from the region, in all heads", "accuracy", "lost"],
-            [[_READERS[rows], _interval(x.accuracy), _interval(x.drop)] for rows, x in world.readers.items()],
+            [[words, _interval(x.accuracy), _interval(x.drop)] for words, x in world.readers_in_words],
             "Knockout before the softmax, all heads of all layers; accuracy and what it lost, with 95% intervals.",
         ),
     )
@@ -68,12 +68,12 @@ def _sections(world: "World", study: "Study") -> list[p.Section]:
                 f"{name}, of every head, mean over {world.scored} samples; the top {share} outlined. "
                 "Hover a head for its number and interval.",
             )
-            for name, scores in _controlled_scores(world)
+            for name, scores in world.controlled
         ),
         p.pair(
             *(
                 p.figure(sorted_scores(scores, study.fraction), f"{name}: all heads, from the highest to the lowest.")
-                for name, scores in _controlled_scores(world)
+                for name, scores in world.controlled
             )
         ),
         *(
@@ -103,23 +103,6 @@ def _sections(world: "World", study: "Study") -> list[p.Section]:
         ),
     )
     return [found, readers, where, *([looks] if world.scenes else [])]
-
-
-_CONTROLLED = (("top", "RAM (question rows, max)"), ("top", "RAM (last row)"))
-
-_READERS = {
-    "question": "the question's tokens",
-    "last+answer": "the last row (and the answer's)",
-    "question+last+answer": "both",
-    "text": "every text token",
-}
-
-
-def _controlled_scores(world: "World") -> list[tuple[str, Any]]:
-    return [
-        ("RAM, max over question rows", world.scores["ram"]),
-        ("RAM of the last row", world.scores["ram[rows=last]"]),
-    ]
 
 
 _KINDS = {
