@@ -21,6 +21,6 @@ def ram(
         evidence: M_G, made of the `pattern` [head, row, key] that callers give: the rows asked for, of one sample and
             layer, float32.
         reduce: "max" or "mean" over rows.
-    Source: the CoRe-head paper, which leaves rows and reduction open; every result here names both.
+    Source: the CoRe-head paper, arXiv 2606.05843, which leaves rows and reduction open; every result names both.
     """
     return over_rows(evidence, reduce)
