@@ -1,16 +1,15 @@
 """How well a model answers, under any hooks: accuracy, log-probabilities, paired differences, ablation sweeps."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from rich.progress import Progress
-from torch import Tensor
 
+from corelens.answers import CI, Answer, Difference, Evaluation, Interval, bootstrap_mean, paired
+from corelens.decoding import read
 from corelens.errors import CorelensError
 from corelens.head_set import HeadSet
 from corelens.heads import HeadScores
@@ -19,115 +18,23 @@ from corelens.inputs import Inputs, Sample
 from corelens.interventions.ablate import ablate, mean_z
 from corelens.interventions.edges import knockout
 
-
-class Interval(NamedTuple):
-    """A number with the ends of its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def ci(self) -> "CI":
-        """Its ends alone."""
-        return CI(self.low, self.high)
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-class CI(NamedTuple):
-    """The ends of a confidence interval."""
-
-    low: float
-    high: float
-
-
-class Difference(NamedTuple):
-    """A paired difference and its 95% confidence interval: `difference, (low, high) = cl.paired(a, b)`."""
-
-    difference: float
-    ci: CI
-
-    def __str__(self) -> str:
-        return f"{self.difference:+.3f} [{self.ci.low:+.3f}, {self.ci.high:+.3f}]"
-
-
-def bootstrap_mean(x: Float[np.ndarray, " sample"], level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
-    """The mean of per-sample numbers with its percentile-bootstrap interval over samples."""
-    rng = np.random.default_rng(seed)
-    means = np.array([x[rng.integers(len(x), size=len(x))].mean() for _ in range(draws)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(x.mean()), float(low), float(high))
-
-
-@dataclass
-class Answer:
-    """What the model did with one sample.
-
-    Args:
-        id: the sample's.
-        gold: the gold answer.
-        given: what greedy decoding writes, up to the first token that differs from the gold answer ("…" behind it if
-            more may follow).
-        correct: whether greedy decoding gives the gold answer and then stops.
-        logprob: log-probability of the gold answer's tokens, summed (natural logarithm).
-    """
-
-    id: str
-    gold: str
-    given: str
-    correct: bool
-    logprob: float
-
-
-@dataclass
-class Evaluation:
-    """Answers to a set of samples."""
-
-    per_sample: list[Answer]
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def correct(self) -> Float[np.ndarray, " sample"]:
-        """1.0 where the answer is right."""
-        return np.array([float(answer.correct) for answer in self.per_sample])
-
-    @property
-    def accuracy(self) -> float:
-        """Share of samples answered exactly."""
-        return float(self.correct.mean())
-
-    @property
-    def answer_logprob(self) -> float:
-        """Mean log-probability of the gold answer (nats)."""
-        return float(np.mean([answer.logprob for answer in self.per_sample]))
-
-    @cached_property
-    def interval(self) -> Interval:
-        """Accuracy with its 95% bootstrap interval over samples."""
-        return bootstrap_mean(self.correct)
-
-    @property
-    def ci(self) -> CI:
-        """The ends of accuracy's 95% bootstrap interval over samples."""
-        return self.interval.ci
-
-    def __repr__(self) -> str:
-        n = len(self.per_sample)
-        return f"Evaluation(accuracy {self.interval}, answer_logprob {self.answer_logprob:.3f}, {n} samples)"
-
-
-def paired(a: Evaluation, b: Evaluation) -> Difference:
-    """Accuracy of `a` minus that of `b` on the same samples, with its 95% interval (bootstrap over pairs)."""
-    if [answer.id for answer in a.per_sample] != [answer.id for answer in b.per_sample]:
-        raise CorelensError(
-            f"evaluations of {len(a.per_sample)} and {len(b.per_sample)} samples that are not the same",
-            "two evaluations of the same samples in the same order",
-            "evaluate both on one list of samples",
-        )
-    found = bootstrap_mean(a.correct - b.correct)
-    return Difference(found.value, found.ci)
+__all__ = [
+    "CI",
+    "Answer",
+    "Difference",
+    "Evaluation",
+    "Interval",
+    "Point",
+    "Sweep",
+    "ablation_sweep",
+    "batches",
+    "bootstrap_mean",
+    "conditions",
+    "evaluate",
+    "hooks_of",
+    "measure",
+    "paired",
+]
 
 
 def batches(model: Any, samples: Sequence[Sample], batch_size: int = 32) -> list[Inputs]:
@@ -167,35 +74,14 @@ def evaluate(
     answers: list[Answer] = []
     with torch.no_grad():
         for inputs in prepared:
-            keep = inputs.length - min(int(token_map.last) for token_map in inputs.token_maps)
+            first = min(int(token_map.last) for token_map in inputs.token_maps)
+            keep = inputs.length - first
             logits = model.run_with_hooks(inputs, fwd_hooks=list(hooks), logits_to_keep=keep)
-            answers.extend(_read(model, inputs, logits, inputs.length - keep))
+            for i, (sample, token_map) in enumerate(zip(inputs.samples, inputs.token_maps, strict=True)):
+                gold = token_map.answer
+                rows = logits[i, torch.cat([gold - 1, gold[-1:]]) - first]
+                answers.append(read(model, sample, inputs.tensors["input_ids"][i, gold].cpu(), rows))
     return Evaluation(answers)
-
-
-def _read(model: Any, inputs: Inputs, logits: Float[Tensor, "batch kept d_vocab"], first: int) -> Iterator[Answer]:
-    ends = _end_tokens(model)
-    for i, (sample, token_map) in enumerate(zip(inputs.samples, inputs.token_maps, strict=True)):
-        gold = inputs.tensors["input_ids"][i, token_map.answer].cpu()
-        lines = logits[i, token_map.answer - 1 - first].float().log_softmax(-1).cpu()
-        logprob = float(lines.gather(1, gold[:, None]).sum())
-        best = lines.argmax(-1)
-        after = int(logits[i, int(token_map.answer[-1]) - first].argmax())
-        wrong = (best != gold).nonzero()[:, 0]
-        if len(wrong):
-            upto = int(wrong[0])
-            given = [*gold[:upto].tolist(), int(best[upto])]
-        else:
-            given = [*gold.tolist(), after]
-        ended = given[-1] in ends
-        text = model.tokenizer.decode(given[:-1] if ended else given).strip()
-        right = not len(wrong) and (ended or not ends)
-        yield Answer(sample.id, str(sample.answer), text if ended else f"{text}…", bool(right), logprob)
-
-
-def _end_tokens(model: Any) -> set[int]:
-    end = model.hf.generation_config.eos_token_id
-    return set(end) if isinstance(end, list) else set() if end is None else {end}
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------------------
