@@ -37,6 +37,7 @@ from corelens.metrics.record import record, record_ram
 from corelens.metrics.score import score_heads
 from corelens.model import HookedMLLM
 from corelens.regions import Box, Mask, Tube
+from corelens.sparse import Pruned, SparseInference, Streaming
 from corelens.study import study  # not later: the module of that name would take its place
 from corelens.tokens import TokenMap
 
@@ -71,7 +72,10 @@ __all__ = [
     "Layout",
     "Mask",
     "PatchResult",
+    "Pruned",
     "Sample",
+    "SparseInference",
+    "Streaming",
     "TokenMap",
     "Tube",
     "ablate",

@@ -36,6 +36,8 @@ def attention(
     """What transformers calls for every attention of a hooked run."""
 
     def sdpa() -> Tensor:
+        if plan is not None and (z := plan.attend(query, key, value, call)) is not None:
+            return z
         if call.softcap is not None or call.sinks is not None:  # SDPA knows neither
             return rows_z(query, key, value, None, None, call)[0]
         return _interface()["sdpa"](
@@ -47,11 +49,14 @@ def attention(
         getattr(module, "is_causal", True) if is_causal is None else is_causal,
         kwargs.get("softcap"), kwargs.get("s_aux"), kwargs.get("position_bias"),
     )  # fmt: skip
-    run = current.get()
+    run, plan = current.get(), None
     if run is not None and module in run.vision:
         return run.vision[module](query, key, value, call), None
     points = run.sites.get(module) if run is not None else None
-    if run is None or points is None or run.step is None or not any(point.active for point in points.in_function):
+    if run is None or points is None or run.step is None:
+        return sdpa(), None
+    plan = run.plan
+    if plan is None and not any(point.active for point in points.in_function):
         return sdpa(), None
 
     step, new = run.step, query.shape[2]
@@ -59,6 +64,9 @@ def attention(
     if getattr(module, "layer_idx", None) not in run.stored:  # otherwise they have fired on the way into the cache
         key = _edit_new(run, points.hook_rot_k, key, new)
         value = _edit_new(run, points.hook_v, value, new)
+    if plan is not None:
+        seen = (points.hook_edges, points.hook_attn_scores, points.hook_pattern, points.hook_pattern_rows)
+        key, value, call = plan.restrict(query, key, value, call, any(point.active for point in seen))
 
     edges = Edges(step, query.shape[0], query.shape[1], query.device)
     if points.hook_edges.active:
@@ -74,6 +82,8 @@ def attention(
         z = edges.recompute(sdpa(), query, key, value, call)
         if rows is not None and rows.shape[1]:
             z = _hooked_rows(run, points, z, query, key, value, call, edges, rows)
+    if plan is not None:
+        z = plan.finish(z, query, call)
     return run.fire(points.hook_z, z), None
 
 

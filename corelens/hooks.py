@@ -6,7 +6,7 @@ slice has a name of its own (`blocks.3.attn.head.5.hook_z`), and an unknown name
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -166,6 +166,12 @@ def all_points(hook_dict: Mapping[str, HookPoint]) -> Iterator[HookPoint]:
     for point in hook_dict.values():
         yield point
         yield from point.heads.values()
+
+
+def rows_asked_for(points: Iterable[HookPoint]) -> str | None:
+    """The rows that the functions at the rows points among these ask for (`function.rows`); None without any."""
+    handles = [h for p in points if "hook_pattern_rows" in str(p.name) for h in (*p.fwd_hooks, *p.bwd_hooks)]
+    return "+".join(dict.fromkeys(getattr(handle.user_hook, "rows", "question") for handle in handles)) or None
 
 
 class NormPoints(nn.Module):

@@ -16,7 +16,7 @@ from corelens.cache import ActivationCache
 from corelens.config import config_of
 from corelens.encode import encode
 from corelens.errors import CorelensError
-from corelens.hooks import Hook, HookDict, HookPoint, all_points
+from corelens.hooks import Hook, HookDict, HookPoint, all_points, rows_asked_for
 from corelens.inputs import Inputs, Sample, check_has_media, from_tensors, prepare
 from corelens.layouts import layout_for
 from corelens.lens import LensModel
@@ -64,6 +64,7 @@ class HookedMLLM(LensModel):
             missing |= {f"blocks.{number}.{name}": reason for name, reason in gone.items()}
         self._missing = missing
         self._rows: Where | None = None
+        self._sparse: Any = None
         self.setup()
         super().train(hf_model.training)  # the points' own mode, which some analyses look at
 
@@ -239,9 +240,12 @@ class HookedMLLM(LensModel):
                 "greedy decoding or sampling: beams change places between steps, hooks would speak of other samples",
                 "set num_beams=1",
             )
-        if any(point.active for point in self.hook_points()):
+        if self._sparse is not None or any(point.active for point in self.hook_points()):
             options.setdefault("disable_compile", True)
-        with self._hooked(batch), torch.no_grad():
+        with self._hooked(batch) as run, torch.no_grad():
+            cache = None if run.plan is None else run.plan.new_cache()
+            if cache is not None:
+                options["past_key_values"] = cache
             ids = self.hf.generate(**batch.tensors, max_new_tokens=max_new_tokens, **options)  # type: ignore[operator]
         return ids[:, batch.tensors["input_ids"].shape[1] :]
 
@@ -339,6 +343,23 @@ class HookedMLLM(LensModel):
         finally:
             self._rows = before
 
+    @contextmanager
+    def sparse(self, sparse: Any) -> Iterator["HookedMLLM"]:
+        """Within this context every run attends as `sparse`, a SparseInference, says; hooks work in it as ever.
+
+        An inner context takes the place of an outer one.
+        """
+        if not hasattr(sparse, "plan"):
+            raise CorelensError(
+                f"model.sparse({type(sparse).__name__})", "a cl.SparseInference", "say which heads stay full in one"
+            )
+        sparse.plan(self.cfg)  # heads of another model are refused here, not in the middle of a run
+        before, self._sparse = self._sparse, sparse
+        try:
+            yield self
+        finally:
+            self._sparse = before
+
     def _inputs(self, inputs: Any, tensors: dict[str, Any]) -> Inputs:
         if isinstance(inputs, Sample) or (isinstance(inputs, list) and inputs and isinstance(inputs[0], Sample)):
             raise CorelensError("a Sample", "inputs", "run the model on model.prepare(sample)")
@@ -355,18 +376,12 @@ class HookedMLLM(LensModel):
         check_has_media(batch.tensors, self.layout, self.hf.config)
         return batch
 
-    def _rows_read(self, active: list[HookPoint]) -> Where | None:
-        """The rows that the active rows points read; None without such points."""
-        handles = [h for point in active if "hook_pattern_rows" in str(point.name) for h in _handles(point)]
-        if not handles or self._rows is not None:
-            return self._rows if handles else None
-        return "+".join(dict.fromkeys(getattr(handle.user_hook, "rows", "question") for handle in handles))
-
     @contextmanager
-    def _hooked(self, batch: Inputs) -> Iterator[None]:
+    def _hooked(self, batch: Inputs) -> Iterator[Running]:
         """Wire the active points for one run; without any, the Hugging Face model runs as it is."""
         active = [point for point in self.hook_points() if point.active]
-        rows_read = self._rows_read(active)
+        asked = rows_asked_for(active)
+        rows_read = self._rows if asked and self._rows is not None else asked
 
         def begin(embeds: Tensor, so_far: int, cached: bool) -> Step:
             positions = torch.arange(so_far, so_far + embeds.shape[1], device=embeds.device)
@@ -376,13 +391,10 @@ class HookedMLLM(LensModel):
             return Step(batch, positions, rows, cached)
 
         try:
-            with wired(self.hf, self.layout, self, Running(batch), begin) if active else nullcontext():
-                yield
+            run = Running(batch, plan=None if self._sparse is None else self._sparse.plan(self.cfg))
+            with wired(self.hf, self.layout, self, run, begin) if active or run.plan is not None else nullcontext():
+                yield run
         finally:
             for point in active:  # the batch is not kept alive by the points that saw it
                 for key in ("inputs", "positions", "rows", "lengths"):
                     point.ctx.pop(key, None)
-
-
-def _handles(point: HookPoint) -> list[Any]:
-    return [*point.fwd_hooks, *point.bwd_hooks]

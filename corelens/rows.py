@@ -23,6 +23,7 @@ class Call:
     softcap: float | None
     sinks: Float[Tensor, " head"] | None
     bias: Tensor | None
+    allowed: Callable[[Tensor | None, Tensor | None], Tensor] | None = None  # (rows, heads) → what a sparse plan leaves
 
 
 def row_scores(
@@ -61,6 +62,8 @@ def row_scores(
         else:  # an additive mask hides by the lowest number of its dtype
             hidden = mask <= torch.finfo(mask.dtype).min / 2
             scores = (scores + mask).masked_fill_(hidden, -torch.inf)
+    if call.allowed is not None:
+        scores = scores.masked_fill_(~call.allowed(rows, heads), -torch.inf)
     return scores
 
 

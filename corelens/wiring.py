@@ -54,6 +54,8 @@ def wired(
             so_far = int(cache.get_seq_length()) if cache is not None else 0
             run.step = begin(embeds, so_far, cache is not None)
             run.stored.clear()
+            if run.plan is not None:
+                run.plan.begin(run.inputs, so_far, embeds.shape[1], embeds.shape[0], embeds.device, cache)
             if cache is not None and any(p.hook_rot_k.active or p.hook_v.active for p in run.sites.values()):
                 caching.enter_context(edits_before_caching(cache, run))
             if root.hook_embed.active:
@@ -66,7 +68,7 @@ def wired(
         for points, layer in zip(root.blocks, layers, strict=True):
             for handle in _place_block(run, layout, points, layer):
                 place(handle)
-            if any(point.active for point in points.attn.in_function):
+            if run.plan is not None or any(point.active for point in points.attn.in_function):
                 run.sites[layer.get_submodule(layout.attention)] = points.attn
         for handle in _place_norm(run, layout, root.ln_final, decoder, "norm"):
             place(handle)

@@ -1,0 +1,219 @@
+"""SparseInference: what is to be left out; Plan: how one run leaves it out.
+
+The contract between the parts of sparse inference:
+
+- `model.sparse(sparse)` asks `sparse.plan(model.cfg)` for a Plan at every run (a Plan is for one run). The attention
+  function asks the plan for every call of the decoder's attention; vision attention is never touched.
+- `plan.begin(...)` is called when a forward of the decoder begins. `plan.prompt` says where the real tokens are,
+  `plan.decoding` whether this step generates, `plan.total` how many positions there are so far.
+- A cache of `corelens.sparse.cache`, which `plan.new_cache()` makes where decoding is not "full" or a KV budget is
+  given, is a transformers `Cache` with, beside that interface:
+
+    RaggedCache(plan)               reads plan.sparse (heads, pattern, kv_budget, decode), plan.full [layer, head],
+                                    plan.roles(layer) ("full" | "sparse" | "pruned" for each KV head),
+                                    plan.prompt (first, end, length) and plan.cfg (n_layers, n_heads, n_kv_heads)
+    .update(key, value, layer_idx)  at prefill: stores and returns everything; at a decode step: appends the new
+                                    token (what it returns is not looked at)
+    .evict(layer_idx, query, call)  called once a layer after its attention over the prompt; query [batch, head, pos,
+                                    d] as attention used it (SnapKV looks at its last real rows)
+    .attend(layer_idx, query, call) a decode step's attention over what is held: z [batch, 1, head, d]
+    .dense(layer_idx)               what is held, on the axis of original positions: key, value [batch, kv_head,
+                                    total, d] (0 where evicted) and held [batch, kv_head, total] (bool): hooks on
+                                    pattern, rows and edges of a decode step see and edit that
+    .positions(layer_idx)           the original positions held, for each sample and KV head: list[list[LongTensor]]
+    .get_seq_length()               tokens seen so far, evicted ones counted
+
+A query head sees, at a decode step, what its KV head holds: sparse query heads that share a KV head with a full one
+see all. Under decode="full" every head sees everything at decode steps.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corelens.errors import CorelensError
+from corelens.head_set import HeadSet
+from corelens.rows import Call
+from corelens.sparse.patterns import MaskMod, Pattern, Pruned, Streaming
+from corelens.sparse.prefill import ENGINES, engine_for, reference
+from corelens.sparse.prompt import Prompt, prompt_of
+
+
+@dataclass
+class SparseInference:
+    """Which heads attend fully, and what the others leave out.
+
+    Args:
+        heads: the full heads, a HeadSet or what makes one; none and all are allowed.
+        pattern: what the others see at prefill: Streaming, BlockSparse, Pruned, or a function (b, h, q_idx, kv_idx) →
+            bool of broadcasting index tensors (FlexAttention's `mask_mod`); None: all heads attend fully.
+        kv_budget: how many keys each KV head keeps after the prefill: a KVBudget.
+        decode: "full": generated tokens see all that is cached; "streaming": KV heads without a full query head keep
+            the pattern's sink and window only.
+        engine: "auto" or an engine by name, see `corelens.sparse.prefill`.
+        layers: another pattern for some layers, {layer: pattern}; None as a pattern leaves that layer dense.
+    """
+
+    heads: HeadSet | Iterable[Any] | None = None
+    pattern: Pattern | None = None
+    kv_budget: Any = None
+    decode: Literal["full", "streaming"] = "full"
+    engine: str = "auto"
+    layers: Mapping[int, Pattern | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given, self.heads = self.heads, HeadSet(() if self.heads is None else self.heads)
+        self.layers = dict(self.layers or {})
+        patterns = [pattern for pattern in (self.pattern, *self.layers.values()) if pattern is not None]
+        for pattern in patterns:
+            if not (hasattr(pattern, "sees") or isinstance(pattern, Pruned) or callable(pattern)):
+                raise CorelensError(
+                    f"the pattern {pattern!r}", "Streaming, BlockSparse, Pruned, or a function (b, h, q_idx, kv_idx)",
+                    "for example cl.Streaming(sink=128, window=1024)",
+                )  # fmt: skip
+        if given is not None and not patterns:
+            raise CorelensError(
+                "full heads without a pattern for the others", "what the other heads see",
+                "add pattern=cl.Streaming(sink=128, window=1024); a KVBudget is made of scores, without heads",
+            )  # fmt: skip
+        if not patterns and self.kv_budget is None:
+            raise CorelensError("a SparseInference that leaves nothing out", "a pattern or a kv_budget", "give one")
+        if self.decode not in ("full", "streaming"):
+            raise CorelensError(
+                f"decode={self.decode!r}", "'full' or 'streaming'", "for budgets by head see kv_budget="
+            )
+        if self.decode == "streaming" and not any(isinstance(pattern, Streaming) for pattern in patterns):
+            raise CorelensError("decode='streaming' without a Streaming pattern", "its sink and window", "add pattern=")
+        if self.decode == "streaming" and self.kv_budget is not None:
+            raise CorelensError("decode='streaming' and a kv_budget", "one of them", "each says what the cache keeps")
+        if self.engine not in ("auto", *ENGINES):
+            raise CorelensError(f"the engine {self.engine!r}", f"'auto' or one of {', '.join(ENGINES)}", "take one")
+
+    def plan(self, cfg: Any) -> "Plan":
+        """How one run of a model of this shape carries it out."""
+        return Plan(self, cfg)
+
+
+class Plan:
+    """One run under a SparseInference: what the attention function asks. See the top of this file.
+
+    Args:
+        sparse: what is to be left out.
+        cfg: the model's shape: n_layers, n_heads, n_kv_heads.
+    """
+
+    def __init__(self, sparse: SparseInference, cfg: Any):
+        self.sparse, self.cfg = sparse, cfg
+        assert isinstance(sparse.heads, HeadSet)
+        self.full: np.ndarray = sparse.heads.mask(cfg.n_layers, cfg.n_heads)  # bool [layer, head]
+        for layer in sparse.layers:
+            if not (isinstance(layer, int) and 0 <= layer < cfg.n_layers):
+                raise CorelensError(f"a pattern for layer {layer!r}", f"layers 0 to {cfg.n_layers - 1}", "take one")
+        self.cache: Any = None
+        self.prompt: Prompt | None = None
+        self.first_new, self.total = 0, 0
+
+    def pattern(self, layer: int) -> Pattern | None:
+        """What the heads of this layer that are not full see."""
+        return self.sparse.layers.get(layer, self.sparse.pattern)
+
+    def roles(self, layer: int) -> list[str]:
+        """For each KV head "full" (a query head of its is), "pruned" (all are left out) or "sparse"."""
+        pattern, group = self.pattern(layer), self.cfg.n_heads // self.cfg.n_kv_heads
+        if pattern is None:
+            return ["full"] * self.cfg.n_kv_heads
+        any_full = self.full[layer].reshape(-1, group).any(axis=1)
+        return ["full" if full else "pruned" if isinstance(pattern, Pruned) else "sparse" for full in any_full]
+
+    @property
+    def decoding(self) -> bool:
+        """Whether this step's tokens were generated."""
+        assert self.prompt is not None
+        return self.first_new >= self.prompt.length
+
+    def new_cache(self) -> Any:
+        """The cache that generation is to use; None: transformers' own."""
+        if self.sparse.decode == "full" and self.sparse.kv_budget is None:
+            return None
+        from corelens.sparse.cache import RaggedCache
+
+        return RaggedCache(self)
+
+    # --- what a run calls ---------------------------------------------------------------------------------------------
+
+    def begin(self, inputs: Any, first_new: int, new: int, batch: int, device: torch.device, cache: Any) -> None:
+        """A forward of the decoder begins, whose `new` tokens come after `first_new` others."""
+        if self.prompt is None or first_new == 0:
+            self.prompt = prompt_of(inputs, new, batch, device)
+        self.first_new, self.total = first_new, first_new + new
+        self.cache = cache if hasattr(cache, "evict") else None
+
+    def restrict(
+        self, query: Tensor, key: Tensor, value: Tensor, call: Call, hooked: bool
+    ) -> tuple[Tensor, Tensor, Call]:
+        """The keys, values and call with which this layer attends; `hooked`: hooks look at its pattern or edges."""
+        layer = int(call.module.layer_idx)
+        if self.decoding:
+            if self.cache is None or not hooked:
+                return key, value, call
+            key, value, held = self.cache.dense(layer)
+            held = held.repeat_interleave(query.shape[1] // held.shape[1], dim=1)[:, :, None]
+
+            def still_held(rows: Tensor | None, heads: Tensor | None) -> Tensor:
+                return held if heads is None else held[:, heads]
+
+            return key, value, replace(call, mask=None, allowed=still_held)
+        pattern = self.pattern(layer)
+        if pattern is None or self.full[layer].all():
+            return key, value, call
+        return key, value, replace(call, allowed=self._allowed(pattern, layer, query, key, call))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Float[Tensor, "batch pos head d"] | None:
+        """z of this layer; None: nothing is left out here, attend as ever."""
+        if call.allowed is None:
+            decoding_on_ours = self.decoding and self.cache is not None
+            return self.cache.attend(int(call.module.layer_idx), query, call) if decoding_on_ours else None
+        if self.decoding:
+            return reference(query, key, value, call)
+        engine = {"reference": reference}[engine_for(self.sparse.engine, query.device)]
+        return engine(query, key, value, call)
+
+    def finish(self, z: Float[Tensor, "batch pos head d"], query: Tensor, call: Call) -> Tensor:
+        """What is left to do when z is there: constants in the place of pruned heads, eviction after the prompt."""
+        layer = int(call.module.layer_idx)
+        pattern = self.pattern(layer)
+        if isinstance(pattern, Pruned) and not self.full[layer].all():
+            constant = pattern.constant(layer)
+            out = torch.from_numpy(~self.full[layer]).to(z.device)
+            z = z.clone()
+            z[:, :, out] = 0.0 if constant is None else constant.to(z)[out]
+        if self.cache is not None and not self.decoding and self.total == self.prompt.length:  # type: ignore[union-attr]
+            self.cache.evict(layer, query, call)
+        return z
+
+    def _allowed(self, pattern: Pattern, layer: int, query: Tensor, key: Tensor, call: Call) -> Any:
+        """Which keys the pattern leaves to some rows (local; None: all) and heads (None: all)."""
+        assert self.prompt is not None
+        full = torch.from_numpy(self.full[layer]).to(query.device)
+        first = max(self.total - key.shape[2], 0)  # a sliding cache has let go of the first ones
+        keys = torch.arange(first, first + key.shape[2], device=query.device)
+        batch = torch.arange(query.shape[0], device=query.device)[:, None, None, None]
+        sees: MaskMod | None = None
+        if not isinstance(pattern, Pruned):
+            sees = pattern.sees(self.prompt, query, key, call) if hasattr(pattern, "sees") else pattern
+
+        def allowed(rows: Tensor | None, heads: Tensor | None) -> Tensor:
+            """[1|batch, some, row, key]"""
+            heads = torch.arange(query.shape[1], device=query.device) if heads is None else heads
+            rows = torch.arange(query.shape[2], device=query.device)[None] if rows is None else rows
+            h, q, k = heads[None, :, None, None], (rows + self.first_new)[:, None, :, None], keys[None, None, None]
+            if sees is None:
+                return full[h].expand(1, -1, rows.shape[1], len(keys))
+            return full[h] | sees(batch, h, q, k)
+
+        return allowed

@@ -1,0 +1,57 @@
+"""What a sparse plan knows of the running batch: where the real tokens of the prompt begin and end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from corelens.errors import CorelensError
+
+
+@dataclass
+class Prompt:
+    """The prompt of a running batch, in positions of the padded row. Real tokens stand together: padding is outside.
+
+    Args:
+        first: of each sample, the position of its first real token.
+        end: of each sample, the position behind its last real token of the prompt.
+        length: of the padded row; positions from there on were generated.
+    """
+
+    first: Int[Tensor, " batch"]
+    end: Int[Tensor, " batch"]
+    length: int
+
+    @property
+    def padded(self) -> bool:
+        """Whether any sample has padding."""
+        return bool((self.first > 0).any() or (self.end < self.length).any())
+
+
+def prompt_of(inputs: Any, new: int, batch: int, device: torch.device) -> Prompt:
+    """Read the prompt off a running batch; `new` is how many tokens its first step has."""
+    tensors = getattr(inputs, "tensors", {})
+    mask, ids = tensors.get("attention_mask"), tensors.get("input_ids")
+    length = new if ids is None else ids.shape[1]
+    if mask is None:
+        every = torch.zeros(batch, dtype=torch.long, device=device)
+        return Prompt(every, every + length, length)
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        raise CorelensError(
+            f"an attention mask of shape {list(getattr(mask, 'shape', []))} under sparse inference",
+            "one of [batch, pos]: which tokens are real; causality is the model's, sparsity the pattern's",
+            "give the mask that the processor makes",
+        )
+    real = mask.bool().to(device)
+    real = real.repeat_interleave(batch // real.shape[0], dim=0)  # each sample sampled several times
+    length = real.shape[1]
+    first = real.int().argmax(dim=1)
+    end = length - real.int().flip(1).argmax(dim=1)
+    if not torch.equal(real.sum(1), end - first):
+        raise CorelensError(
+            "an attention mask with holes under sparse inference", "padding on the left or on the right only",
+            "leave the tokens out that are not to be seen, or cut the edges to them with cl.knockout",
+        )  # fmt: skip
+    return Prompt(first, end, length)
