@@ -1,11 +1,10 @@
 """The layer × head grid: a static picture, and an interactive one that names head, score and interval on hover."""
 
-from functools import cache
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -13,6 +12,7 @@ from matplotlib.patches import Rectangle
 from corelens.errors import CorelensError
 from corelens.heads import HeadScores, HeadSet
 from corelens.viz import style
+from corelens.viz.view import LiveFigure, View, beside, live_script
 
 STEPS = 32  # colours on the interactive grid's scale
 
@@ -21,8 +21,12 @@ def head_grid(scores: HeadScores, highlight: HeadSet | None = None, ax: Axes | N
     """Every head's score as a colour: layers downwards, heads across; `highlight` outlines some heads.
 
     The scale begins at zero (two-way around zero if a good part of the scores is negative); its unit stands at the bar.
+
+    Returns:
+        A matplotlib figure. A notebook shows `head_grid_html` in its place; `figure.save_html(path)` writes that.
     """
     layers, heads = scores.values.shape
+    own = ax is None
     scale, low, high = style.colormap(scores.values)
     cell = min(0.3, 6.2 / heads, 6.6 / layers)
     with style.axes(ax, max(2.9, heads * cell + 1.5), max(1.5, layers * cell + 0.75)) as ax:
@@ -45,7 +49,12 @@ def head_grid(scores: HeadScores, highlight: HeadSet | None = None, ax: Axes | N
         bar.set_label(style.axis_label(scores))
         bar.outline.set_visible(False)
         bar.ax.locator_params(nbins=5)
-    return style.figure_of(ax)
+    figure = style.figure_of(ax)
+    if own and isinstance(figure, LiveFigure):
+        caption = "Hover a head for its score and its 95% interval over samples."
+        title = f"{style.words(scores)[0]} of every head"
+        figure.make_view = lambda: View(title, Markup(head_grid_html(scores, highlight)), caption)
+    return figure
 
 
 def head_grid_html(
@@ -68,6 +77,8 @@ def head_grid_html(
     _, low, high = style.colormap(scores.values)
     index = np.clip(np.round((scores.values - low) / (high - low) * (STEPS - 1)), 0, STEPS - 1).astype(int)
     chosen = (highlight or HeadSet()).mask(layers, heads)
+    # the colours of a light page stand in the cells: some viewers of notebooks drop style sheets
+    colours = style.hexes(scores.values, STEPS)
     side, gap, left, top = round(np.clip(620 / heads, 13, 30)), 2, 40, 34  # pixels
     width, height = left + heads * (side + gap), top + layers * (side + gap)
     cells = []
@@ -79,22 +90,23 @@ def head_grid_html(
             mark = " on" if chosen[layer, head] else ""
             cells.append(
                 f'<rect x="{left + head * (side + gap)}" y="{top + layer * (side + gap)}" width="{side}" '
-                f'height="{side}" rx="2" class="c{index[layer, head]}{mark}"><title>{escape(said)}</title></rect>'
+                f'height="{side}" rx="2" fill="{colours[index[layer, head]]}" '
+                f'class="c{index[layer, head]}{mark}"><title>{escape(said)}</title></rect>'
             )
     labels = [_label(left + i * (side + gap) + side / 2, top - 6, "middle", i) for i in _ticks(heads)]
     labels += [_label(left - 6, top + i * (side + gap) + side / 2 + 3.5, "end", i) for i in _ticks(layers)]
     labels.append(_label(left, 12, "start", "head"))
     labels.append(f'<g transform="translate(10 {top}) rotate(-90)">{_label(0, 0, "end", "layer")}</g>')
-    stops = "".join(f'<i class="b{i}"></i>' for i in range(STEPS))
+    stops = "".join(f'<i class="b{i}" style="background:{colour}"></i>' for i, colour in enumerate(colours))
     marked = '<span class="key"><i></i>highlighted</span>' if chosen.any() else ""
     return (
-        f'<div class="cl-grid" data-grid="{layers}x{heads}"><style>{_css(scores.values)}</style>'
+        f'<div class="cl-live cl-grid" data-tips><style>{_css(scores.values)}</style>'
         f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{escape(name)} of {layers} layers by {heads} heads">'
         f"{''.join(labels)}{''.join(cells)}</svg></div>"
         f'<div class="legend"><span>{low:.3g}</span><span class="bar">{stops}</span><span>{high:.3g}</span>'
         f"<span>{escape(' · '.join(part for part in (style.axis_label(scores), detail) if part))}</span>{marked}</div>"
-        f'<output class="tip" hidden></output><script>{_beside("head_grid.js")}</script></div>'
+        f'<output class="tip" hidden></output>{live_script()}</div>'
     )
 
 
@@ -108,13 +120,8 @@ def _label(x: float, y: float, anchor: str, text: Any) -> str:
 
 
 def _css(values: np.ndarray) -> str:
-    light, dark = (
-        "".join(f".cl-grid .c{i}{{fill:{c}}}.cl-grid .b{i}{{background:{c}}}" for i, c in enumerate(colours))
-        for colours in (style.hexes(values, STEPS), style.hexes(values, STEPS, dark=True))
+    dark = "".join(
+        f".cl-grid .c{i}{{fill:{colour}}}.cl-grid .b{i}{{background:{colour}!important}}"
+        for i, colour in enumerate(style.hexes(values, STEPS, dark=True))
     )
-    return f"{light}@media (prefers-color-scheme:dark){{{dark}}}{_beside('head_grid.css')}"
-
-
-@cache
-def _beside(name: str) -> str:
-    return (Path(__file__).parent / name).read_text()
+    return f"@media (prefers-color-scheme:dark){{{dark}}}{beside('live.css')}"

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
+from corelens.viz.view import LiveFigure
+
 # Okabe and Ito 2008, "Color universal design": told apart under every common colour blindness
 INK, SOFT, RULE = "#22262b", "#6b7177", "#d9dcdf"
 HOT, BLUE, GREEN, GREY, GOLD, PURPLE = "#d55e00", "#0072b2", "#009e73", "#7f858b", "#e69f00", "#a4568c"
@@ -114,7 +116,7 @@ def axes(ax: Axes | None, width: float, height: float) -> Iterator[Axes]:
     """
     with plt.rc_context(RC):
         if ax is None:
-            figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
+            figure, ax = plt.subplots(figsize=(width, height), layout="constrained", FigureClass=LiveFigure)
             plt.close(figure)
         yield ax
 
