@@ -1,5 +1,6 @@
 """Pictures and pages: where the colours fall, what is escaped, and that a browser shows them without the network."""
 
+import io
 import re
 import shutil
 import subprocess
@@ -135,13 +136,17 @@ def test_overlay_figure_has_a_scale_with_its_unit_and_uses_given_axes():
 
 
 class FakeModel:
-    """What `overlay` asks of a model: prepare, pattern_rows, run_with_cache."""
+    """What `overlay` asks of a model: prepare, to_str_tokens, pattern_rows, run_with_cache."""
 
     def __init__(self, tm, pattern):
         self.tm, self.pattern, self.asked = tm, pattern, []
 
-    def prepare(self, sample):
-        return SimpleNamespace(token_maps=[self.tm])
+    def prepare(self, sample, **options):
+        pictures = [*sample.images, *([sample.video] if sample.video else [])]
+        return SimpleNamespace(token_maps=[self.tm], pictures=[pictures])
+
+    def to_str_tokens(self, inputs):
+        return [f" t{i}" for i in range(self.tm.length)]
 
     def pattern_rows(self, rows):
         self.asked.append(rows)
@@ -158,18 +163,34 @@ def test_overlay_shows_the_row_that_ram_counts():
     pattern = torch.zeros(1, 2, 3, tm.length)
     pattern[0, :, :, 0] = 1
     pattern[0, 1, 2, 0], pattern[0, 1, 2, tm.region[0]] = 0.25, 0.75
-    sample = SimpleNamespace(images=[Image.new("RGB", SIZE, "grey")], regions=[region], video=None, messages=None)
+    sample = SimpleNamespace(images=[Image.new("RGB", SIZE, "grey")], regions=[region], video=None, question="$5 $6?")
     model = FakeModel(tm, pattern)
-    figure = overlay(model, sample, [(2, 1), (0, 0)], rows="last")
-    assert model.asked == ["last", (("blocks.0.attn.hook_pattern_rows", "blocks.2.attn.hook_pattern_rows"), None)]
-    titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert titles == [
-        "L2H1   region 0.75, picture 0.75, brightest patch 0.75",
-        "L0H0   region 0.00, picture 0.00, brightest patch 1",
+    figure = overlay(model, sample, [(2, 1), (0, 0)], rows="question")
+    assert model.asked == [
+        tm.question.tolist(),
+        (("blocks.0.attn.hook_pattern_rows", "blocks.2.attn.hook_pattern_rows"), None),
     ]
-    assert "region 0.25" in overlay(model, sample, "L2H1", reduce="mean").axes[0].get_title(loc="left")
+    row = int(tm.question[2])
+    assert words_of(figure) == [
+        ["the picture", "", "region outlined"],
+        ["L2H1", f"from ‘t{row}’", "region 0.75, picture 0.75, peak 0.75"],
+        ["L0H0", f"from ‘t{row - 2}’", "region 0.00, picture 0.00, peak 1"],
+    ]
+    assert figure.texts[0].get_text() == "$5 $6?   ·   max over question rows" and not figure.texts[0].get_parse_math()
+    assert figure.axes[-1].get_ylabel() == "attention a patch"
+    figure.savefig(io.BytesIO())  # dollars are no formula
+    assert words_of(overlay(model, sample, "L2H1", reduce="mean"))[1][1:] == [
+        "",
+        "region 0.25, picture 0.25, peak 0.25",
+    ]
+    few = FakeModel(tm, pattern[:, :, :2])
+    assert "rows 29, 30" in overlay(few, sample, "L2H1", rows=[30, 29]).texts[0].get_text()
     with pytest.raises(CorelensError, match="reduce='sum'"):
         overlay(model, sample, "L2H1", reduce="sum")
+
+
+def words_of(figure):
+    return [[text.get_text() for text in ax.texts] for ax in figure.axes if ax.texts]
 
 
 def test_overlay_of_a_video_is_a_strip_of_its_frames():
@@ -177,11 +198,12 @@ def test_overlay_of_a_video_is_a_strip_of_its_frames():
     tube = Tube({0: Box(1, 1, 10, 10), 3: Box(1, 1, 10, 10)})
     tm = token_map([tube], boxes=grid_boxes(6, 4, 0, 0, *SIZE) * 2, frames=frames)
     pattern = torch.rand(1, 1, 3, tm.length).softmax(-1)
-    sample = SimpleNamespace(images=[], regions=[tube], video=[Image.new("RGB", SIZE, "grey")] * 4, messages=None)
+    sample = SimpleNamespace(images=[], regions=[tube], video=[Image.new("RGB", SIZE, "grey")] * 4, question=None)
     figure = overlay(FakeModel(tm, pattern), sample, [(0, 0), (1, 0)])
-    assert len(figure.axes) == 8 and [ax.texts[0].get_text() for ax in figure.axes[:4]] == [
-        f"frame {i}" for i in range(4)
-    ]
+    assert len(figure.axes) == 3 * 4 + 1
+    outlined = ["region outlined", "", "", "region outlined"]
+    assert words_of(figure)[:4] == [[f"frame {i}", "", said] for i, said in enumerate(outlined)]
+    assert len(overlay(FakeModel(tm, pattern), sample, [(0, 0)], frames=2).axes) == 2 * 2 + 1
     weights = torch.zeros(tm.length)
     weights[tm.visual[24]] = 1.0
     assert [attention_map(tm, weights, SIZE, frame=f)[0, 0] for f in range(4)] == [0, 0, 1, 1]

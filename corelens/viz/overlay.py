@@ -169,91 +169,155 @@ def overlay(
     model: Any,
     sample: Any,
     heads: Any,
-    rows: str = "question",
+    rows: Any = "question",
     reduce: str = "max",
     smooth: bool = False,
     frames: int = 8,
 ) -> Figure:
-    """Where chosen heads look in a sample: one line a head, one column a picture (or a frame of the video).
+    """Where chosen heads look in a sample: the picture, then every head's attention on it.
+
+    Several pictures, or the frames of a video, make a table: one column a picture, one line a head.
 
     Args:
         model: a HookedMLLM. sample: a Sample. heads: a HeadSet, or what makes one.
-        rows: whose attention: "question", "last", "answer", or a sum.
+        rows: whose attention: "question", "last", "answer", a sum of names, or positions.
         reduce: "max" shows the row that RAM counts, the one that puts most on the region (on the picture, if there
             is no region); "mean" the mean of the rows.
+        smooth: blur the patches' edges; by default a patch is a square.
         frames: at most so many frames of a video, evenly spaced.
     Returns:
-        A matplotlib figure. Over each line stand the head and what attention it puts on the region, on the pictures
-        and on the brightest patch; a line's pictures share one scale.
+        A matplotlib figure. Under a head's name stand what attention it puts on the region, on the pictures and on the
+        brightest patch. Colours go from 0 to the head's own brightest patch: compare heads by their numbers.
     """
     heads = HeadSet(heads)
-    inputs = model.prepare(sample)
+    answer = isinstance(rows, str) and "answer" in rows
+    inputs = model.prepare(sample, answer=True) if answer else model.prepare(sample)
     token_map = inputs.token_maps[0]
     names = [f"blocks.{layer}.attn.hook_pattern_rows" for layer in heads.by_layer()]
-    with model.pattern_rows(rows):
+    at = token_map.positions(rows, rows=True).tolist()
+    with model.pattern_rows(at):
         _, cache = model.run_with_cache(inputs, names_filter=names, return_type=None)
-    panels = _panels(sample, token_map, frames)
-    shape = max(image.width / image.height for image, _, _ in panels)
-    across, down = len(panels), len(heads)
-    with style.axes(None, 2.3 * shape * across + 0.3, 2.65 * down) as first:
+    tokens = model.to_str_tokens(inputs)
+    several = len(at) > 1
+    lines = []
+    for head in heads:
+        pattern = cache[f"blocks.{head.layer}.attn.hook_pattern_rows"][0, head.head].float().cpu()
+        weights, seen = chosen_row(pattern, token_map, reduce)
+        picked = several and reduce == "max"
+        row = f"from ‘{tokens[at[looks_hardest(pattern, token_map)]].strip()}’" if picked else ""
+        lines.append((str(head), row, seen, weights))
+    where = f"{rows} row{'s' * several}" if isinstance(rows, str) else f"row{'s' * several} {', '.join(map(str, at))}"
+    said = f"{sample.question or 'a chat'}   ·   {f'{reduce} over ' * several}{where}"
+    return _table(panels(inputs.pictures[0], token_map, frames), lines, token_map, sample.regions, said, smooth)
+
+
+def _table(
+    shown: "list[Panel]", lines: list[tuple[str, str, str, Tensor]], token_map: TokenMap, regions: Sequence[Region],
+    said: str, smooth: bool,
+) -> Figure:  # fmt: skip
+    """The pictures as they are, then a line a head; a single picture's heads fill the lines from left to right."""
+    cells = len(shown) * (1 + len(lines))
+    across = len(shown) if len(shown) > 1 else -(-cells // -(-cells // 5))
+    down = -(-cells // across)
+    ratio = max(image.width / image.height for image, _, _ in shown)
+    height = min(2.0, 3.2 / ratio)
+    # in inches: every cell, the words above it, the line above all, the scale at the right
+    wide, words, top, right = max(height * ratio, 1.75), 0.42, 0.28, 0.95
+    size = (across * (wide + 0.12) + right, down * (height + words) + top + 0.05)
+    with style.axes(None, *size) as first:
         figure = style.figure_of(first)
+        figure.set_layout_engine("none")
         first.remove()
-        grid = figure.subplots(down, across, squeeze=False)
-        for line, head in enumerate(heads):
-            pattern = cache[f"blocks.{head.layer}.attn.hook_pattern_rows"][0, head.head].float().cpu()
-            weights, seen = chosen_row(pattern, token_map, reduce)
-            heats = [
-                attention_map(token_map, weights, image.size, index, frame, smooth) for image, index, frame in panels
-            ]
+
+        def place(number: int) -> Axes:
+            y, x = divmod(number, across)
+            left, bottom = x * (wide + 0.12) + 0.05, size[1] - top - (y + 1) * (height + words)
+            ax = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], height / size[1]))
+            ax.set_axis_off()
+            ax.set_anchor("W")
+            return ax
+
+        for number, (image, index, frame) in enumerate(shown):
+            ax, outlined = place(number), _of(regions, index, frame)
+            ax.imshow(attention_image(image, None, outlined, frame), interpolation="antialiased")
+            name = f"frame {frame}" if frame is not None else f"image {index}" if len(shown) > 1 else "the picture"
+            _entitle(ax, name, "", "region outlined" if outlined else "")
+        for number, (name, row, seen, weights) in enumerate(lines, 1):
+            heats = [attention_map(token_map, weights, image.size, i, frame, smooth) for image, i, frame in shown]
             peak = max(float(heat.max()) for heat in heats) or 1.0
-            for ax, heat, (image, index, frame) in zip(grid[line], heats, panels, strict=True):
-                shown = attention_image(image, heat, _of(sample.regions, index, frame), frame, peak)
-                ax.imshow(shown, interpolation="antialiased")
-                ax.set_axis_off()
-                if frame is not None and line == 0:
-                    ax.text(0.5, -0.02, f"frame {frame}", transform=ax.transAxes, ha="center", va="top", fontsize=8)
-            grid[line, 0].set_title(f"{head}   {seen}, brightest patch {peak:.2g}", fontsize=8.5)
+            for column, (heat, (image, index, frame)) in enumerate(zip(heats, shown, strict=True)):
+                ax = place(number * len(shown) + column)
+                lit = attention_image(image, heat, _of(regions, index, frame), frame, peak)
+                ax.imshow(lit, interpolation="antialiased")
+                if not column:
+                    _entitle(ax, name, row, f"{seen}, peak {peak:.2g}")
+        scale = figure.add_axes(
+            (1 - (right - 0.1) / size[0], 1 - (top + words + height) / size[1], 0.1 / size[0], height / size[1])
+        )
+        bar = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), cax=scale, ticks=[0, 1])
+        scale.set_yticklabels(["0", "a head's\npeak"], fontsize=7.5)
+        bar.set_label("attention a patch", labelpad=-18, fontsize=8)
+        bar.outline.set_visible(False)
+        # (a question is shown as it is: "$5 and $6" is no formula)
+        figure.text(0.05 / size[0], 1 - 0.18 / size[1], said, fontsize=9, color=style.SOFT, parse_math=False)
     return figure
+
+
+def _entitle(ax: Axes, name: str, row: str, seen: str) -> None:
+    """A bold name, the row behind it, and numbers in small type between them and the picture."""
+    title = ax.annotate(
+        name, (0, 1), (0, 12), xycoords="axes fraction", textcoords="offset points",
+        fontsize=10, fontweight="bold", parse_math=False,
+    )  # fmt: skip
+    small = {"fontsize": 7.2, "color": style.SOFT, "parse_math": False, "textcoords": "offset points"}
+    ax.annotate(row, (1, 0), (4, 1), xycoords=title, **small)
+    ax.annotate(seen, (0, 1), (0, 3), xycoords="axes fraction", **small)
+
+
+def looks_hardest(pattern: Float[Tensor, "row key"], token_map: TokenMap) -> int:
+    """Which row RAM counts: the one that puts most on the region (on the picture, if there is no region)."""
+    target = token_map.region if token_map.regions else token_map.visual
+    return int(pattern[:, target].sum(-1).argmax())
 
 
 def chosen_row(pattern: Float[Tensor, "row key"], token_map: TokenMap, reduce: str = "max") -> tuple[Tensor, str]:
     """The row that RAM counts (or the mean of the rows), and in words what it puts on the region and the picture."""
-    region = token_map.region if token_map.regions else None
-    target = token_map.visual if region is None else region
     if reduce == "mean":
         weights = pattern.mean(0)
     elif reduce == "max":
-        weights = pattern[int(pattern[:, target].sum(-1).argmax())]
+        weights = pattern[looks_hardest(pattern, token_map)]
     else:
         raise CorelensError(f"reduce={reduce!r}", "'max' or 'mean'", "'max' shows the row that looks hardest")
-    said = [] if region is None else [f"region {float(weights[region].sum()):.2f}"]
+    said = [f"region {float(weights[token_map.region].sum()):.2f}"] if token_map.regions else []
     return weights, ", ".join([*said, f"picture {float(weights[token_map.visual].sum()):.2f}"])
 
 
-def _panels(sample: Any, token_map: TokenMap, frames: int) -> list[tuple[Image.Image, int, int | None]]:
-    """(picture, its number, its frame or None) of everything to show."""
-    pictures = list(getattr(sample, "images", None) or _images_of(sample))
-    panels: list[tuple[Image.Image, int, int | None]] = [(image, i, None) for i, image in enumerate(pictures)]
-    if getattr(sample, "video", None):
-        number = len(pictures)
+Panel = tuple[Image.Image, int, int | None]  # a picture, its number, and of a video its frame
+
+
+def panels(pictures: Sequence[Any], token_map: TokenMap, frames: int) -> list[Panel]:
+    """Everything there is to show of a sample; of a video at most `frames`, evenly spaced.
+
+    Args:
+        pictures: as in `Inputs.pictures`: images first, then each video as its list of frames.
+    """
+    found: list[Panel] = []
+    for number, content in enumerate(pictures):
         used = _picture(token_map, number).frames
-        seen = sorted({f for row in ([] if used is None else used.tolist()) for f in row if f >= 0})
+        if used is None:
+            found.append((content, number, None))
+            continue
+        seen = sorted({frame for row in used.tolist() for frame in row if frame >= 0})
         picked = sorted({seen[round(i)] for i in np.linspace(0, len(seen) - 1, min(frames, len(seen)))})
-        panels += [(sample.video[frame], number, frame) for frame in picked]
-    if not panels:
+        found += [(content[frame], number, frame) for frame in picked]
+    if not found:
         raise CorelensError("a sample without a picture", "a sample with images or a video", "give one with pictures")
-    return panels
-
-
-def _images_of(sample: Any) -> list[Image.Image]:
-    """The pictures in a chat's messages."""
-    parts = [part for message in sample.messages or [] for part in message["content"] if isinstance(part, dict)]
-    return [part["image"] for part in parts if isinstance(part.get("image"), Image.Image)]
+    return found
 
 
 def _of(regions: Iterable[Region], image_index: int, frame: int | None) -> list[Region]:
     if frame is not None:
-        return [region for region in regions if isinstance(region, Tube)]
+        return [region for region in regions if isinstance(region, Tube) and frame in region.boxes]
     return [region for region in regions if not isinstance(region, Tube) and region.image == image_index]
 
 
