@@ -37,7 +37,7 @@ from corelens.metrics.record import record, record_ram
 from corelens.metrics.score import score_heads
 from corelens.model import HookedMLLM
 from corelens.regions import Box, Mask, Tube
-from corelens.sparse import Pruned, SparseInference, Streaming
+from corelens.sparse import KVBudget, Pruned, SparseInference, Streaming
 from corelens.study import study  # not later: the module of that name would take its place
 from corelens.tokens import TokenMap
 
@@ -69,6 +69,7 @@ __all__ = [
     "HeadSet",
     "HookedMLLM",
     "Inputs",
+    "KVBudget",
     "Layout",
     "Mask",
     "PatchResult",

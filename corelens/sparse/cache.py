@@ -1,0 +1,178 @@
+"""The KV cache of a sparse plan: after the prompt each KV head keeps its own keys, and the others are really gone.
+
+It is a transformers `Cache`, so that `generate` works with it as with any: it counts all tokens that were seen, and so
+positions (m-RoPE's too) and masks go on as if nothing had been evicted. What the attention function asks of it beside
+that interface stands at the top of `corelens.sparse.inference`.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
+
+from corelens.errors import CorelensError
+from corelens.rows import Call
+from corelens.sparse.budget import KVBudget
+from corelens.sparse.patterns import Streaming
+from corelens.sparse.ragged import Ragged
+from corelens.sparse.selection import among_heads, highest, observed, sink_and_window
+
+
+class RaggedLayer(CacheLayerMixin):
+    """One layer: the whole prompt until it is evicted, then what is left of it and the new tokens."""
+
+    is_sliding = False
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store: Ragged | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is reserved."""
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take new tokens. Before eviction everything is returned; after it, where `attend` reads, the new ones."""
+        if self.store is not None:
+            if key_states.shape[2] != 1:
+                raise CorelensError(
+                    f"{key_states.shape[2]} tokens at once after the eviction", "one token a step",
+                    "start the next prompt with a fresh cache, and decode without an assistant model",
+                )  # fmt: skip
+            self.store.append(key_states, value_states)
+            return key_states, value_states
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        first = not self.keys.shape[2]
+        self.keys = key_states if first else torch.cat([self.keys, key_states], dim=2)
+        self.values = value_states if first else torch.cat([self.values, value_states], dim=2)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """How many tokens were seen."""
+        return self.store.seen if self.store is not None else self.keys.shape[2] if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Masks are made as if nothing had been evicted."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """It has no limit."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.store = self.keys = self.values = None
+        self.is_initialized = False
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise CorelensError(
+            "a cache of evicted keys that is to be reordered, cropped or copied", "greedy decoding or sampling",
+            "set num_beams=1, and decode without an assistant model",
+        )  # fmt: skip
+
+    crop = reorder_cache = batch_repeat_interleave = batch_select_indices = offload = prefetch = _refuse
+
+
+class RaggedCache(Cache):
+    """What `generate` keeps under a plan that evicts.
+
+    A sliding-window layer keeps what its window can still see, in every head: it is bounded already, and neither the
+    pattern's window nor the budget speaks of it. Under a budget, L is how many other layers there are.
+
+    Args:
+        plan: a `corelens.sparse.inference.Plan`, or what has its sparse, cfg, prompt, pattern(layer) and roles(layer).
+    """
+
+    def __init__(self, plan: Any):
+        super().__init__(layers=[RaggedLayer() for _ in range(plan.cfg.n_layers)])
+        self.plan = plan
+        self._capacities: list[Int[np.ndarray, "layer kv_head"]] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values that are held."""
+        tensors = [x for layer in self.layers if layer.store is None for x in (layer.keys, layer.values)]
+        whole = sum(x.untyped_storage().nbytes() for x in tensors if x is not None)
+        return whole + sum(layer.store.nbytes for layer in self.layers if layer.store is not None)
+
+    def evict(self, layer_idx: int, query: Float[Tensor, "batch head pos d"], call: Call) -> None:
+        """The attention of this layer over the prompt is done, with this query: let go of what is not to be kept."""
+        layer, prompt, sparse = self.layers[layer_idx], self.plan.prompt, self.plan.sparse
+        total = layer.get_seq_length()
+        if bool((prompt.end < total).any()):
+            raise CorelensError("padding on the right", "padding on the left", "model.prepare pads on the left")
+        windows, pattern = sliding_windows(call.module.config), self.plan.pattern(layer_idx)
+        roles, sink, most = self.plan.roles(layer_idx), 0, {"full": None, "sparse": None, "pruned": 0}
+        if (window := windows[layer_idx]) is not None:
+            roles = ["pruned" if role == "pruned" else "sparse" for role in roles]
+            most["sparse"] = window
+            keep = sink_and_window(prompt, total, roles, 0, window)
+        elif sparse.kv_budget is not None:
+            chosen = self._within(sparse.kv_budget, layer_idx, query, layer.keys, call, windows)
+            keep = chosen & torch.tensor([role != "pruned" for role in roles], device=chosen.device)[:, None]
+        elif sparse.decode == "streaming" and isinstance(pattern, Streaming):
+            sink, most["sparse"] = pattern.sink, pattern.sink + pattern.window
+            keep = sink_and_window(prompt, total, roles, pattern.sink, pattern.window)
+        else:
+            keep = sink_and_window(prompt, total, ["pruned" if r == "pruned" else "full" for r in roles], 0, 1)
+        layer.store = Ragged(layer.keys, layer.values, keep, [most[role] for role in roles], sink)
+        layer.keys = layer.values = None
+
+    def _within(
+        self, budget: KVBudget, layer: int, query: Tensor, key: Tensor, call: Call, windows: list[int | None]
+    ) -> Bool[Tensor, "batch kv_head key"]:
+        """What a layer keeps under a budget."""
+        prompt, cfg = self.plan.prompt, self.plan.cfg
+        if self._capacities is None:
+            bounded = [number for number, window in enumerate(windows) if window is None]
+            self._capacities = [
+                budget.capacities(cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, length, bounded)
+                for length in (prompt.end - prompt.first).tolist()
+            ]
+        capacity = torch.from_numpy(np.stack([each[layer] for each in self._capacities])).to(key.device)
+        looked_at = observed(query, key, call, prompt, budget.window)
+        if budget.allocation == "adakv":
+            capacity = among_heads(looked_at, capacity, budget.window, budget.alpha)
+        return highest(looked_at, prompt, capacity, budget.window)
+
+    def attend(
+        self, layer_idx: int, query: Float[Tensor, "batch head 1 d"], call: Call
+    ) -> Float[Tensor, "batch 1 head d"]:
+        """A decode step's attention over what this layer holds, the new token included."""
+        return self.layers[layer_idx].store.attend(query, call)
+
+    def dense(
+        self, layer_idx: int
+    ) -> tuple[Float[Tensor, "b kv key d"], Float[Tensor, "b kv key e"], Bool[Tensor, "b kv key"]]:
+        """What this layer holds on the axis of original positions: keys and values, 0 elsewhere, and where it is."""
+        return self.layers[layer_idx].store.dense()
+
+    def positions(self, layer_idx: int) -> list[list[Int[Tensor, " held"]]]:
+        """The original positions that this layer holds, for each sample and KV head."""
+        return self.layers[layer_idx].store.positions()
+
+
+def sliding_windows(config: Any) -> list[int | None]:
+    """The window of each layer of a text model, None where it sees everything; read off transformers' own cache."""
+    layers = DynamicCache(config=config).layers
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if "chunked_attention" in kinds or not all(type(x) in (DynamicLayer, DynamicSlidingWindowLayer) for x in layers):
+        raise CorelensError(
+            f"a model whose layers are {', '.join(sorted(kinds)) or {type(x).__name__ for x in layers}}",
+            "layers of full or sliding-window attention, each with a cache of its own",
+            'decode with a full cache: decode="full", no kv_budget',
+        )
+    return [getattr(layer, "sliding_window", None) for layer in layers]

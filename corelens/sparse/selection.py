@@ -1,0 +1,105 @@
+"""Which keys of the prompt a KV head keeps: those that its last rows look at (SnapKV), or sink and window."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from einops import reduce
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from corelens.rows import Call, row_scores, softmax
+from corelens.sparse.prompt import Prompt
+
+POOL = 5  # neighbouring keys that share their attention, as in SnapKV
+CHUNK_ELEMENTS = 1 << 25  # attention of the last rows is built in chunks of at most this many numbers (128 MB)
+
+
+def real_keys(prompt: Prompt, total: int) -> Bool[Tensor, "batch key"]:
+    """Which of the first `total` positions are not padding."""
+    at = torch.arange(total, device=prompt.first.device)
+    return (at >= prompt.first[:, None]) & (at < prompt.end[:, None])
+
+
+def last_keys(prompt: Prompt, total: int, window: int) -> Bool[Tensor, "batch key"]:
+    """The last `window` real positions of the prompt."""
+    at = torch.arange(total, device=prompt.first.device)
+    return real_keys(prompt, total) & (at >= prompt.end[:, None] - window)
+
+
+def observed(
+    query: Float[Tensor, "batch head pos d"],
+    key: Float[Tensor, "batch kv_head key d"],
+    call: Call,
+    prompt: Prompt,
+    window: int,
+) -> Float[Tensor, "batch kv_head key"]:
+    """How much the prompt's last `window` rows look at each earlier key (SnapKV, arXiv 2404.14469).
+
+    Attention of those rows, averaged over rows and over the group's query heads, average-pooled by 5 along the keys
+    before the window; −∞ for padding and for the window itself.
+    """
+    total, kv_heads = key.shape[2], key.shape[1]
+    group, before = query.shape[1] // kv_heads, total - query.shape[2]
+    rows = prompt.end[:, None] - window + torch.arange(window, device=query.device)  # [batch, row]
+    valid = (rows >= prompt.first[:, None]) & (rows >= before)
+    chunk = max(1, CHUNK_ELEMENTS // (query.shape[0] * group * window * total))
+    earlier = real_keys(prompt, total) & ~last_keys(prompt, total, window)
+    found = []
+    for some in range(0, kv_heads, chunk):
+        heads = slice(some * group, (some + chunk) * group)
+        part = _of_heads(call, torch.arange(query.shape[1], device=query.device)[heads])
+        scores = row_scores(query[:, heads], key[:, some : some + chunk], (rows - before).clamp(min=0), None, part)
+        attention = softmax(scores, part.sinks).masked_fill(~valid[:, None, :, None], 0.0).sum(dim=2)
+        found.append(reduce(attention, "batch (kv g) key -> batch kv key", "mean", g=group))
+    mean = torch.cat(found, dim=1) / valid.sum(dim=1)[:, None, None]
+    pooled = nn.functional.avg_pool1d(mean.masked_fill(~earlier[:, None], 0.0), POOL, stride=1, padding=POOL // 2)
+    return pooled.masked_fill(~earlier[:, None], -torch.inf)
+
+
+def highest(
+    looked_at: Float[Tensor, "batch kv_head key"], prompt: Prompt, capacity: Int[Tensor, "batch kv_head"], window: int
+) -> Bool[Tensor, "batch kv_head key"]:
+    """Keep the prompt's last `window` keys, and of the others those most looked at, `capacity` in all."""
+    wanted = (capacity - window).clamp(min=0)
+    order = looked_at.topk(min(int(wanted.max()), looked_at.shape[2]), dim=2).indices
+    first = torch.arange(order.shape[2], device=order.device) < wanted[..., None]
+    chosen = torch.zeros_like(looked_at, dtype=torch.bool).scatter_(2, order, first)
+    return (chosen & (looked_at > -torch.inf)) | last_keys(prompt, looked_at.shape[2], window)[:, None]
+
+
+def among_heads(
+    looked_at: Float[Tensor, "batch kv_head key"], capacity: Int[Tensor, "batch kv_head"], window: int, alpha: float
+) -> Int[Tensor, "batch kv_head"]:
+    """AdaKV (arXiv 2407.11550): one layer's capacities, moved to the heads whose keys are looked at most.
+
+    With B = capacity − window and n_h of the layer's most looked-at keys in head h: (1 − α) · n_h + α · B + window.
+    """
+    spread, keys = (capacity - window).clamp(min=0), looked_at.shape[2]
+    all_heads = looked_at.flatten(1)
+    order = all_heads.topk(min(int(spread.sum(dim=1).max()), all_heads.shape[1]), dim=1).indices
+    counts = torch.arange(order.shape[1], device=order.device) < spread.sum(dim=1, keepdim=True)
+    counts &= all_heads.gather(1, order) > -torch.inf
+    most = torch.zeros_like(capacity).scatter_add_(1, order // keys, counts.to(capacity.dtype))
+    return torch.round(most * (1 - alpha) + (alpha * spread).floor()).long() + window
+
+
+def sink_and_window(
+    prompt: Prompt, total: int, kinds: Sequence[str], sink: int, window: int
+) -> Bool[Tensor, "batch kv_head key"]:
+    """Full KV heads keep every real key, sparse ones the first `sink` and the last `window`, pruned ones none."""
+    real = real_keys(prompt, total)
+    at = torch.arange(total, device=real.device)
+    sparse = (real & (at < prompt.first[:, None] + sink)) | last_keys(prompt, total, window)
+    return torch.stack([{"full": real, "sparse": sparse, "pruned": torch.zeros_like(real)}[k] for k in kinds], dim=1)
+
+
+def _of_heads(call: Call, heads: Int[Tensor, " some"]) -> Call:
+    """The same call as these query heads alone make it."""
+
+    def of(x: Tensor | None) -> Tensor | None:
+        return x[:, heads] if x is not None and x.shape[1] > 1 else x
+
+    allowed = None if call.allowed is None else lambda rows, _: call.allowed(rows, heads)  # type: ignore[misc]
+    sinks = None if call.sinks is None else call.sinks[heads]
+    return replace(call, mask=of(call.mask), bias=of(call.bias), sinks=sinks, allowed=allowed)
