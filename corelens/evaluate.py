@@ -17,6 +17,7 @@ from corelens.hooks import Hook
 from corelens.inputs import Inputs, Sample
 from corelens.interventions.ablate import ablate, mean_z
 from corelens.interventions.edges import knockout
+from corelens.speed import compare
 
 __all__ = [
     "CI",
@@ -57,20 +58,30 @@ def batches(model: Any, samples: Sequence[Sample], batch_size: int = 32) -> list
 
 
 def evaluate(
-    model: Any, samples: Sequence[Sample] | Sequence[Inputs], hooks: Sequence[Hook] = (), batch_size: int = 32
+    model: Any,
+    samples: Sequence[Sample] | Sequence[Inputs],
+    hooks: Sequence[Hook] = (),
+    batch_size: int = 32,
+    sparse: Any = None,
+    rounds: int = 5,
 ) -> Evaluation:
-    """Greedy exact match and the gold answer's log-probability under hooks.
+    """Greedy exact match and the gold answer's log-probability, under hooks and under sparse inference.
 
     One forward a batch, with the gold answer appended: greedy decoding writes the gold answer if and only if every
     one of its tokens is the argmax after the gold tokens before it, and the end-of-sequence token after the last.
+    Under sparse inference answers are decoded step by step instead (`corelens.decoding` says why).
 
     Args:
         model: a HookedMLLM.
         samples: questions with gold answers, or what `batches` made of them.
         hooks: to run under; all of them, at every forward.
+        sparse: a SparseInference; the result has a `speed` then, a SpeedReport against the dense run.
+        rounds: how often dense and sparse are timed, in turns, on each of four samples; 0: answers only, no report.
     """
     given = [one for one in samples if isinstance(one, Inputs)]
     prepared = given or batches(model, [one for one in samples if isinstance(one, Sample)], batch_size)
+    if sparse is not None:
+        return compare(model, prepared, sparse, hooks, rounds)
     answers: list[Answer] = []
     with torch.no_grad():
         for inputs in prepared:

@@ -1,0 +1,153 @@
+"""What sparse inference gains and costs: speed-ups beside their limits, accuracy over what is left out."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from corelens.errors import CorelensError
+from corelens.viz import style
+from corelens.viz.curves import LOOK
+
+if TYPE_CHECKING:
+    from corelens.sparse.report import SpeedReport
+
+Points = Sequence[tuple[float, float, float, float]]  # (x, accuracy, low, high)
+
+
+def speed_bars(report: "SpeedReport") -> Figure:
+    """Left: each phase's speed-up with its quartiles, and what the operation count allows. Right: both accuracies."""
+    from corelens.sparse.report import PHASES
+
+    with plt.rc_context(style.RC):
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(7.6, 0.45 * len(report.phases) + 1.3), width_ratios=(3.2, 1), layout="constrained"
+        )
+        plt.close(figure)
+        names = report.phases[::-1]
+        for y, phase in enumerate(names):
+            ratio, limit = report.speedup(phase), report.limit(phase)
+            colour = style.BLUE if ratio.high < 1 else style.HOT if ratio.low > 1 else style.GREY
+            left.plot([1, ratio.median], [y, y], color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
+            left.plot([ratio.low, ratio.high], [y, y], color=colour, linewidth=1.6)
+            left.plot(ratio.median, y, marker="o", color=colour, markersize=6, markeredgecolor="white")
+            left.annotate(
+                f"{ratio.median:.2f}x", (ratio.median, y), (0, 6), textcoords="offset points", ha="center", fontsize=8
+            )
+            if limit is not None:
+                left.plot(limit, y, marker="|", color=style.INK, markersize=14, markeredgewidth=1.6)
+        if any(report.limit(phase) is not None for phase in names):
+            left.plot(
+                [],
+                [],
+                "|",
+                color=style.INK,
+                markersize=10,
+                markeredgewidth=1.6,
+                label="what the operation count allows",
+            )
+            left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), borderpad=0)
+        left.axvline(1, color=style.SOFT, linewidth=0.9)
+        left.set_xscale("log", base=2)
+        left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
+        low, high = left.get_xlim()
+        left.set(yticks=range(len(names)), yticklabels=[PHASES[n] for n in names], ylim=(-0.6, len(names) - 0.2))
+        left.set(xlabel="speed-up: dense time / sparse time, quartiles", xlim=(min(low, 0.7), max(high, 1.45)))
+        left.grid(axis="y", visible=False)
+        for x, (interval, colour) in enumerate(
+            ((report.dense.accuracy, style.GREY), (report.sparse.accuracy, style.HOT))
+        ):
+            right.plot([x, x], [interval.low, interval.high], color=colour, linewidth=1.6)
+            right.plot(x, interval.value, marker="o", color=colour, markersize=6, markeredgecolor="white")
+            right.annotate(
+                f"{interval.value:.2f}", (x, interval.value), (8, 0), textcoords="offset points", va="center"
+            )
+        right.set(xticks=(0, 1), xticklabels=("dense", "sparse"), xlim=(-0.5, 1.8), ylim=(0, 1.05))
+        right.set(ylabel="accuracy (95% CI)")
+        right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return figure
+
+
+def speed_curves(
+    panels: Mapping[str, Mapping[str, Points]],
+    xlabel: str,
+    baseline: float | None = None,
+    chance: float | None = None,
+    ylabel: str = "accuracy",
+    columns: int = 4,
+    percent: bool = True,
+) -> Figure:
+    """Accuracy over what is kept: a panel a share of full heads (or whatever `panels` names), a line a choice of heads.
+
+    Args:
+        panels: {title: {line: [(x, value, low, high), …]}}; lines of one name look the same in every panel.
+        xlabel: what x is (a window, tokens kept …), drawn in powers of two.
+        baseline: dense; chance: of guessing.
+    """
+    if not panels or any(not points for lines in panels.values() for points in lines.values()):
+        raise CorelensError("no panels, or a line without points", "{title: {line: [(x, …), …]}}", "measure something")
+    looks = _looks(dict.fromkeys(name for lines in panels.values() for name in lines))
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    with plt.rc_context(style.RC):
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(2.5 * columns + 0.9, 2.3 * rows + 0.9), sharex=True, sharey=True, squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        plt.close(figure)
+        for ax in grid.flat[len(panels) :]:
+            ax.set_visible(False)
+        for ax, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+            _panel(ax, lines, looks)
+            for level, words in ((baseline, "dense"), (chance, "chance")):
+                if level is not None:
+                    ax.axhline(level, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1)
+                    ax.annotate(
+                        words, (0.01, level), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                        fontsize=7.5, color=style.SOFT,
+                    )  # fmt: skip
+            ax.set_title(title)
+            if percent:
+                ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+                ax.set_ylim(0, 1.06)
+        for ax in grid[:, 0]:
+            ax.set_ylabel(f"{ylabel} (95% CI)")
+        figure.supxlabel(xlabel, fontsize=9)
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), handlelength=1.8)
+    return figure
+
+
+def _looks(names: Mapping[str, Any]) -> dict[str, tuple[Any, str, str]]:
+    """A colour, a marker and a dash for each line: the controls look as in every report."""
+    spare = iter([*zip((style.PURPLE, style.GOLD, "#56b4e9", style.INK), ("v", "P", "X", "*"), strict=True)] * 4)
+    dashes, found = ("solid", (0, (4, 2)), (0, (1, 1.5))), {}
+    seen: dict[str, int] = {}
+    for name in names:
+        role = name.split(",")[0]
+        if role in LOOK:
+            seen[role] = seen.get(role, -1) + 1
+            found[name] = (*LOOK[role], dashes[seen[role] % 3])
+        else:
+            found[name] = (*next(spare), dashes[0])
+    return found
+
+
+def _panel(ax: Axes, lines: Mapping[str, Points], looks: Mapping[str, tuple[Any, str, Any]]) -> None:
+    for name, points in lines.items():
+        colour, marker, dash = looks[name]
+        x, value, low, high = np.array(sorted(points), dtype=float).T
+        ax.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        ax.plot(
+            x, value, color=colour, linestyle=dash, marker=marker, markersize=4.5, markeredgecolor="white",
+            markeredgewidth=0.5, label=name,
+        )  # fmt: skip
+    ax.set_xscale("log", base=2)
+    ticks = sorted({point[0] for points in lines.values() for point in points})
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.set_axisbelow(True)
