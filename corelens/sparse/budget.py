@@ -6,7 +6,7 @@ among them. Which keys a head keeps is another question, see `corelens.sparse.se
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -42,11 +42,11 @@ class KVBudget:
         seed: of "random".
     """
 
-    scores: HeadScores | None = None
+    scores: HeadScores | Any = None
     budget: int = 256
     rho: float = 0.1
     window: int = 32
-    allocation: Literal["scores", "random", "adakv", "pyramidkv"] = "scores"
+    allocation: str = "scores"
     seed: int = 0
     alpha: float = 0.2
     beta: int = 20
@@ -104,7 +104,8 @@ class KVBudget:
             least = int(self.rho * spread)
             wanted = np.rint(shares / shares.sum() * (spread - least) * shares.size + least)
         found = np.zeros((n_layers, n_kv_heads), dtype=np.int64)
-        found[chosen] = give_back(wanted.astype(np.int64) + self.window, shares, length)
+        whole = length <= self.budget  # (rounding could cost the mean a key)
+        found[chosen] = length if whole else give_back(wanted.astype(np.int64) + self.window, shares, length)
         return found
 
     def _shares(self, n_layers: int, n_heads: int, n_kv_heads: int) -> Float[np.ndarray, "layer kv_head"]:

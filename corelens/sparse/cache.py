@@ -33,6 +33,8 @@ class RaggedLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = False
     supports_early_init = False
+    keys: Any  # [batch, kv_head, pos, d] until the eviction, then None
+    values: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class RaggedLayer(CacheLayerMixin):
             if key_states.shape[2] != 1:
                 raise CorelensError(
                     f"{key_states.shape[2]} tokens at once after the eviction", "one token a step",
-                    "start the next prompt with a fresh cache, and decode without an assistant model",
+                    "a fresh cache for each prompt, and no assistant model",
                 )  # fmt: skip
             self.store.append(key_states, value_states)
             return key_states, value_states
@@ -72,18 +74,21 @@ class RaggedLayer(CacheLayerMixin):
         """It has no limit."""
         return -1
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self.store = self.keys = self.values = None
-        self.is_initialized = False
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values that are held."""
+        if self.store is not None:
+            return self.store.nbytes
+        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise CorelensError(
-            "a cache of evicted keys that is to be reordered, cropped or copied", "greedy decoding or sampling",
+            "a cache of evicted keys that is to be reordered, cropped, copied or used again",
+            "greedy decoding or sampling, and a fresh cache for each prompt",
             "set num_beams=1, and decode without an assistant model",
         )  # fmt: skip
 
-    crop = reorder_cache = batch_repeat_interleave = batch_select_indices = offload = prefetch = _refuse
+    reset = crop = reorder_cache = batch_repeat_interleave = batch_select_indices = offload = prefetch = _refuse
 
 
 class RaggedCache(Cache):
@@ -97,25 +102,25 @@ class RaggedCache(Cache):
     """
 
     def __init__(self, plan: Any):
-        super().__init__(layers=[RaggedLayer() for _ in range(plan.cfg.n_layers)])
+        self.ragged = [RaggedLayer() for _ in range(plan.cfg.n_layers)]
+        super().__init__(layers=[*self.ragged])
         self.plan = plan
         self._capacities: list[Int[np.ndarray, "layer kv_head"]] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values that are held."""
-        tensors = [x for layer in self.layers if layer.store is None for x in (layer.keys, layer.values)]
-        whole = sum(x.untyped_storage().nbytes() for x in tensors if x is not None)
-        return whole + sum(layer.store.nbytes for layer in self.layers if layer.store is not None)
+        return sum(layer.nbytes for layer in self.ragged)
 
     def evict(self, layer_idx: int, query: Float[Tensor, "batch head pos d"], call: Call) -> None:
         """The attention of this layer over the prompt is done, with this query: let go of what is not to be kept."""
-        layer, prompt, sparse = self.layers[layer_idx], self.plan.prompt, self.plan.sparse
+        layer, prompt, sparse = self.ragged[layer_idx], self.plan.prompt, self.plan.sparse
         total = layer.get_seq_length()
         if bool((prompt.end < total).any()):
             raise CorelensError("padding on the right", "padding on the left", "model.prepare pads on the left")
         windows, pattern = sliding_windows(call.module.config), self.plan.pattern(layer_idx)
-        roles, sink, most = self.plan.roles(layer_idx), 0, {"full": None, "sparse": None, "pruned": 0}
+        most: dict[str, int | None] = {"full": None, "sparse": None, "pruned": 0}
+        roles, sink = self.plan.roles(layer_idx), 0
         if (window := windows[layer_idx]) is not None:
             roles = ["pruned" if role == "pruned" else "sparse" for role in roles]
             most["sparse"] = window
@@ -148,21 +153,30 @@ class RaggedCache(Cache):
             capacity = among_heads(looked_at, capacity, budget.window, budget.alpha)
         return highest(looked_at, prompt, capacity, budget.window)
 
+    def _store(self, layer_idx: int) -> Ragged:
+        store = self.ragged[layer_idx].store
+        if store is None:
+            raise CorelensError(
+                f"layer {layer_idx} of a cache that was not evicted", "a prompt that was run under its plan",
+                "generate within model.sparse(…)",
+            )  # fmt: skip
+        return store
+
     def attend(
         self, layer_idx: int, query: Float[Tensor, "batch head 1 d"], call: Call
     ) -> Float[Tensor, "batch 1 head d"]:
         """A decode step's attention over what this layer holds, the new token included."""
-        return self.layers[layer_idx].store.attend(query, call)
+        return self._store(layer_idx).attend(query, call)
 
     def dense(
         self, layer_idx: int
     ) -> tuple[Float[Tensor, "b kv key d"], Float[Tensor, "b kv key e"], Bool[Tensor, "b kv key"]]:
         """What this layer holds on the axis of original positions: keys and values, 0 elsewhere, and where it is."""
-        return self.layers[layer_idx].store.dense()
+        return self._store(layer_idx).dense()
 
     def positions(self, layer_idx: int) -> list[list[Int[Tensor, " held"]]]:
         """The original positions that this layer holds, for each sample and KV head."""
-        return self.layers[layer_idx].store.positions()
+        return self._store(layer_idx).positions()
 
 
 def sliding_windows(config: Any) -> list[int | None]:

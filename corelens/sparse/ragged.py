@@ -81,8 +81,10 @@ class Ragged:
         device = key.device
         self.heads = torch.tensor(held, dtype=torch.long, device=device)  # sample · kv_heads + KV head, as they stand
         line, at = keep.flatten(0, 1)[self.heads].nonzero(as_tuple=True)
-        sample, head = self.heads[line] // self.kv_heads, self.heads[line] % self.kv_heads
-        self.keys, self.values, self.at = key[sample, head, at], value[sample, head, at], at.int()
+        whose = self.heads[line]
+        self.keys = key[whose // self.kv_heads, whose % self.kv_heads, at]
+        self.values = value[whose // self.kv_heads, whose % self.kv_heads, at]
+        self.at = at.int()  # original positions
         offset = [g.length if g.length != g.limit else min(sink, g.length) for g in self.groups for _ in range(g.count)]
         self._place(torch.tensor(offset, dtype=torch.long, device=device))
 
@@ -125,6 +127,9 @@ class Ragged:
             setattr(self, name, new)
         self.groups = grown
         self._place(offset)
+
+    slots: Int[Tensor, " head"]  # the line that each head writes next
+    lengths: Int[Tensor, " head"]
 
     def _place(self, offset: Int[Tensor, " head"]) -> None:
         """Note for the kernels where the heads stand; `offset`: which of its own lines each writes next."""
