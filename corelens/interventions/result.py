@@ -1,11 +1,7 @@
 """PatchResult: what a sweep of patches measured, with a name on every axis."""
 
-import base64
-import io
 import json
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -95,57 +91,23 @@ class PatchResult:
 
     def _repr_html_(self) -> str:
         """The figure, and the largest effects in words."""
-        buffer = io.BytesIO()
-        if 1 <= len(self.axes) <= 2:
-            self.plot().savefig(buffer, format="png", dpi=110)
-        picture = base64.b64encode(buffer.getvalue()).decode()
-        image = f'<img alt="{escape(repr(self))}" src="data:image/png;base64,{picture}"/>' if picture else ""
+        from corelens.viz.view import image_html
+
+        image = image_html(self.plot(), repr(self)) if 1 <= len(self.axes) <= 2 else ""
         return f"<div>{image}<pre>{escape(repr(self))}</pre></div>"
 
     # --- pictures ----------------------------------------------------------------------------------------------------
 
     def plot(self, what: str = "effect", ax: Any = None) -> Any:
-        """The mean over samples as a matplotlib figure: bars for one axis, a grid for two.
+        """The mean over samples as a matplotlib figure: bars for one axis, a grid for two; see `cl.patch_heatmap`.
 
         Args:
             what: "effect", "recovered" or "values".
             ax: matplotlib axes to draw on.
         """
-        from corelens.viz import style
+        from corelens.viz.patch_heatmap import patch_heatmap
 
-        if what not in ("effect", "recovered", "values"):
-            raise CorelensError(f"what={what!r}", "'effect', 'recovered' or 'values'", "choose one")
-        if not 1 <= len(self.axes) <= 2:
-            raise CorelensError(
-                f"a picture of {len(self.axes)} axes", "one or two", "take a part with result.select(layer=3)"
-            )
-        mean = np.nanmean(getattr(self, what), axis=0)
-        axes = self.axes
-        if len(axes) == 1 and (grid := _as_grid(mean, *axes.values())):
-            mean, axes = grid
-        names = list(axes)
-        label = {"effect": "effect: ", "recovered": "share recovered: ", "values": ""}[what] + str(
-            self.meta.get("metric", "")
-        )
-        width, height = 1.6 + 0.32 * mean.shape[-1], 2.6 if mean.ndim == 1 else 1.1 + 0.3 * mean.shape[0]
-        with style.axes(ax, float(np.clip(width, 3, 12)), float(np.clip(height, 2, 10))) as ax:
-            if mean.ndim == 1:
-                error = getattr(self, what).std(0) / max(1, len(self.base)) ** 0.5
-                ax.bar(range(len(mean)), mean, yerr=error, color=style.BLUE, ecolor=style.SOFT)
-                ax.axhline(0, color=style.SOFT, linewidth=0.7)
-                ax.set_ylabel(label)
-            else:
-                scale, low, high = style.colormap(mean[np.isfinite(mean)])
-                mesh = ax.pcolormesh(mean, cmap=scale, vmin=low, vmax=high, edgecolors="#ffffff", linewidth=0.4)
-                ax.invert_yaxis()
-                ax.set_ylabel(names[0])
-                _ticks(ax.yaxis, axes[names[0]], 0.5)
-                style.figure_of(ax).colorbar(mesh, ax=ax).set_label(label)
-            _ticks(ax.xaxis, axes[names[-1]], 0.5 if mean.ndim == 2 else 0.0)
-            ax.set_xlabel(names[-1])
-            to = ", ".join(self.meta.get("receivers", []))
-            ax.set_title(f"{self.meta.get('direction', '')} {self.meta.get('site', to and f'paths to {to}')}".strip())
-        return style.figure_of(ax)
+        return patch_heatmap(self, what=what, ax=ax)
 
     def plot_against(self, exact: "PatchResult", ax: Any = None) -> Any:
         """A scatter of these effects against those of another result of the same axes (the exact one)."""
@@ -204,23 +166,3 @@ class PatchResult:
                 "check it",
             )
         return cls(**tensors, axes=header["axes"], samples=header["samples"], meta=header["meta"])
-
-
-def _ticks(axis: Any, labels: Sequence[str], offset: float) -> None:
-    step = max(1, -(-len(labels) // 24))
-    shown = range(0, len(labels), step)
-    axis.set_ticks([i + offset for i in shown], [labels[i] for i in shown])
-    if axis.axis_name == "x" and max(len(label) for label in labels) > 3:
-        axis.set_tick_params(rotation=60)
-
-
-def _as_grid(mean: np.ndarray, labels: Sequence[str]) -> tuple[np.ndarray, dict[str, list[str]]] | None:
-    """Values whose labels are heads ("L3H5"), as [layer, head] with NaN where there is none; None for other labels."""
-    heads = [re.fullmatch(r"L(\d+)H(\d+)", label) for label in labels]
-    if len(heads) < 12 or not all(heads):
-        return None
-    places = [(int(head[1]), int(head[2])) for head in heads if head]
-    grid = np.full([1 + max(at) for at in zip(*places, strict=True)], np.nan)
-    for place, value in zip(places, mean, strict=True):
-        grid[place] = value
-    return grid, {"layer": [str(i) for i in range(len(grid))], "head": [str(i) for i in range(grid.shape[1])]}

@@ -269,7 +269,7 @@ def _entitle(ax: Axes, name: str, row: str, seen: str) -> None:
         name, (0, 1), (0, 12), xycoords="axes fraction", textcoords="offset points",
         fontsize=10, fontweight="bold", parse_math=False,
     )  # fmt: skip
-    small = {"fontsize": 7.2, "color": style.SOFT, "parse_math": False, "textcoords": "offset points"}
+    small: Any = {"fontsize": 7.2, "color": style.SOFT, "parse_math": False, "textcoords": "offset points"}
     ax.annotate(row, (1, 0), (4, 1), xycoords=title, **small)
     ax.annotate(seen, (0, 1), (0, 3), xycoords="axes fraction", **small)
 
