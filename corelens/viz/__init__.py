@@ -2,15 +2,24 @@
 
 from corelens.viz.curves import ablation_curves, sorted_scores
 from corelens.viz.head_grid import head_grid, head_grid_html
+from corelens.viz.logit_lens import LogitLens, logit_lens
 from corelens.viz.overlay import attention_image, attention_map, attention_overlay, overlay
+from corelens.viz.patch_heatmap import patch_heatmap
+from corelens.viz.token_view import token_view
+from corelens.viz.view import View
 
 __all__ = [
+    "LogitLens",
+    "View",
     "ablation_curves",
     "attention_image",
     "attention_map",
     "attention_overlay",
     "head_grid",
     "head_grid_html",
+    "logit_lens",
     "overlay",
+    "patch_heatmap",
     "sorted_scores",
+    "token_view",
 ]

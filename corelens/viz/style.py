@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import font_manager
@@ -16,6 +17,7 @@ from corelens.viz.view import LiveFigure
 # Okabe and Ito 2008, "Color universal design": told apart under every common colour blindness
 INK, SOFT, RULE = "#22262b", "#6b7177", "#d9dcdf"
 HOT, BLUE, GREEN, GREY, GOLD, PURPLE = "#d55e00", "#0072b2", "#009e73", "#7f858b", "#e69f00", "#a4568c"
+CIVIDIS = matplotlib.colormaps["cividis"]
 CYCLE = (HOT, BLUE, GREEN, GREY, PURPLE, GOLD)
 MARKERS = ("o", "s", "^", "D", "v", "P")  # lines differ in form too: print may be grey
 
