@@ -116,9 +116,13 @@ def speed_curves(
                 ax.set_ylim(0, 1.06)
         for ax in grid[:, 0]:
             ax.set_ylabel(f"{ylabel} (95% CI)")
-        figure.supxlabel(xlabel, fontsize=9)
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), handlelength=1.8)
+        for ax in grid[-1]:
+            ax.set_xlabel(xlabel)
+        handles = {label: line for ax in grid.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(2 * columns, len(handles)),
+            handlelength=1.8,
+        )  # fmt: skip
     return figure
 
 
