@@ -42,7 +42,7 @@ from corelens.study import study  # not later: the module of that name would tak
 from corelens.tokens import TokenMap
 
 if TYPE_CHECKING:
-    from corelens.data import load_samples, save_samples, synthetic  # type: ignore[no-redef]
+    from corelens.data import load_data, load_samples, save_samples, synthetic  # type: ignore[no-redef]
     from corelens.demo import list_demos, load_demo
     from corelens.viz import head_grid, overlay
 
@@ -50,6 +50,7 @@ __version__ = "0.1.0"
 
 # What draws or trains is imported when it is first used, so that `import corelens` stays quick.
 _LATER = {
+    "load_data": "corelens.data",
     "load_samples": "corelens.data",
     "save_samples": "corelens.data",
     "synthetic": "corelens.data",
@@ -93,6 +94,7 @@ __all__ = [
     "kl",
     "knockout",
     "list_demos",
+    "load_data",
     "load_demo",
     "load_samples",
     "logit_diff",

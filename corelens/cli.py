@@ -33,7 +33,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON in
 
 
 Model = Annotated[str, typer.Argument(help="A bundled model, a folder, or a name on the Hub.")]
-Data = Annotated[str, typer.Argument(help="A synthetic world, or a folder with samples.jsonl.")]
+Data = Annotated[str, typer.Argument(help="A synthetic world, a folder with samples.jsonl, or a public set's folder.")]
 
 
 @app.callback()
@@ -221,6 +221,44 @@ def train_demo(
         )
 
 
+data_app = typer.Typer(help="Your copies of public data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.callback()
+def _data_commands() -> None:
+    """Your copies of public data sets."""
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[Path, typer.Argument(help="A folder: a public set's, or one with samples.jsonl.")],
+    json: Json = False,
+) -> None:
+    """Which set a folder holds, what of it is whole, what is missing where, which pictures are broken.
+
+    Exits with 1 if nothing in it can be used.
+
+    Example: [bold]corelens data check ~/data/refcocog[/bold]
+    """
+    from corelens.data.check import check
+
+    report = check(path)
+    if json:
+        typer.echo(json_module.dumps(report.to_json()))
+    else:
+        table = Table("part", "samples", "with regions", "missing", title=f"{report.path}: {report.set}")
+        for part in report.parts:
+            said = "; ".join([part.missing or "nothing", *part.notes])
+            table.add_row(part.name, str(part.samples), str(part.regions), escape(said))
+        console.print(table)
+        console.print(f"{len(report.broken)} of {report.pictures} pictures cannot be read", highlight=False)
+        for name, why in report.broken.items():
+            console.print(f"  {name}: {why}", highlight=False, markup=False)
+    if not report.usable:
+        raise typer.Exit(1)
+
+
 def _short(interval: Any) -> str:
     return escape(f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]")
 
@@ -243,15 +281,11 @@ def _has_gpu() -> bool:
 
 
 def _open_data(name: str, n: int, seed: int) -> Any:
-    from corelens.data import load_samples, synthetic, worlds
+    from corelens.data import load_data
+    from corelens.data.folder import FILE
 
-    if name in worlds() and not Path(name).exists():
-        return synthetic(name, n, seed=seed)
-    if not Path(name).exists():
-        raise CorelensError(
-            f"the data {name!r}", f"one of the worlds {', '.join(worlds())}, or a folder with samples.jsonl", "check it"
-        )
-    return load_samples(name)
+    own = Path(name).is_file() or Path(name, FILE).is_file()  # your own samples: all of them
+    return load_data(name) if own else load_data(name, n, seed)
 
 
 def _open_scores(path: Path, metric: str | None) -> Any:

@@ -1,7 +1,8 @@
 """Reading pictures: what a Sample holds becomes upright RGB images, or an error that says which one is broken."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,50 @@ from PIL import Image, ImageOps
 from corelens.errors import CorelensError
 
 
+@dataclass(frozen=True)
+class Later:
+    """A picture that is opened when a model reads it: a page of a PDF, a frame of a video, a row of a table.
+
+    Args:
+        file: the file that it stands in.
+        part: where in the file, for messages; file and part together name the picture.
+        open: returns the picture.
+        size: its width and height in pixels, if known before it is opened; it must then be so.
+        broken: why it cannot be read, if that is known already.
+    """
+
+    file: str
+    part: str
+    open: Callable[[], Image.Image]
+    size: tuple[int, int] | None = None
+    broken: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.part}"
+
+    def read(self) -> Image.Image:
+        """Open it; raise if it has not the size that was said (regions are in these pixels)."""
+        image = self.open()
+        if self.size is not None and image.size != self.size:
+            raise CorelensError(
+                f"{self}, a picture of {image.size[0]} × {image.size[1]} pixels",
+                f"{self.size[0]} × {self.size[1]} pixels, as its annotation says",
+                "use the file that the data set publishes, neither resized nor turned",
+            )
+        return image.convert("RGB")
+
+
 def read_picture(picture: Any, where: str) -> Image.Image:
-    """An RGB image from a PIL image, a path or an array [height, width(, 3)] of uint8.
+    """An RGB image from a PIL image, a path, a Later or an array [height, width(, 3)] of uint8.
 
     Files are turned upright by their EXIF tag, as transformers does: boxes count in the picture a viewer shows.
     """
     try:
         if isinstance(picture, Image.Image):
             return picture.convert("RGB")
+        if isinstance(picture, Later):
+            where = f"{where} ({picture})"
+            return picture.read()
         if isinstance(picture, (str, os.PathLike)):
             if str(picture).startswith(("http:", "https:", "data:")):
                 raise CorelensError(

@@ -1,6 +1,7 @@
 """Data: one loader a file, each yielding Samples; `synthetic` draws its own."""
 
 from corelens.data.folder import load_samples, save_samples
+from corelens.data.public import load_data
 from corelens.data.synthetic import synthetic, worlds
 
-__all__ = ["load_samples", "save_samples", "synthetic", "worlds"]
+__all__ = ["load_data", "load_samples", "save_samples", "synthetic", "worlds"]

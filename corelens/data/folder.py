@@ -21,6 +21,7 @@ from PIL import Image
 
 from corelens.errors import CorelensError
 from corelens.inputs import Sample
+from corelens.pictures import read_picture
 from corelens.regions import Box, Mask, Region, Tube
 
 FILE = "samples.jsonl"
@@ -75,7 +76,7 @@ def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
 
 def _keep(picture: Any, folder: Path, name: str) -> str:
     """Write a picture as PNG; its path relative to the folder."""
-    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    image = picture if isinstance(picture, Image.Image) else read_picture(picture, name)
     image.save(folder / "pictures" / f"{name}.png")
     return f"pictures/{name}.png"
 

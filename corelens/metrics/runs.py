@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from corelens.errors import CorelensError
 from corelens.inputs import Sample
+from corelens.pictures import Later
 
 FORMAT = "corelens.run/1"
 
@@ -151,6 +152,8 @@ def pixels(picture: Any) -> int:
     """The size of an image, path or array; 0 if it cannot be told without an error (which `prepare` will raise)."""
     if isinstance(picture, np.ndarray):
         return int(np.prod(picture.shape[:2]))
+    if isinstance(picture, Later):
+        return picture.size[0] * picture.size[1] if picture.size else 0
     try:
         with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(picture) as image:
             return image.size[0] * image.size[1]

@@ -1,0 +1,63 @@
+"""Which public sets there are, and which of them a folder holds."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from corelens.data import mlvu, mmdocir, mmlongbench, mmlongbench_doc, refcocog, vidstg
+from corelens.data.files import take
+from corelens.data.folder import FILE, load_samples
+from corelens.data.synthetic import synthetic, worlds
+from corelens.errors import CorelensError
+from corelens.inputs import Sample
+
+SETS: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (refcocog, vidstg, mmdocir, mmlongbench_doc, mmlongbench, mlvu)
+}
+
+
+def recognise(path: str | Path) -> str:
+    """Which set a folder holds: a name of `SETS`, or "corelens" for a folder in CoreLens's own format.
+
+    Raises:
+        CorelensError: none that is known, with what was looked for.
+    """
+    root = Path(path)
+    if (root / FILE).is_file() or (root.is_file() and root.suffix == ".jsonl"):
+        return "corelens"
+    found = [name for name, module in SETS.items() if module.recognised(root)]
+    if len(found) == 1:
+        return found[0]
+    inside = sorted(one.name for one in root.iterdir())[:8] if root.is_dir() else []
+    raise CorelensError(
+        f"{root}, with the marks of {' and '.join(found)}" if found else f"{root}, which holds {inside or 'nothing'}",
+        f"a folder with {FILE}, or a copy of one of {', '.join(SETS)}",
+        "give each set a folder of its own, laid out as docs/data.md says",
+    )
+
+
+def load_data(name: str | Path, n: int | None = None, seed: int | None = None, **options: Any) -> list[Sample]:
+    """Samples from a synthetic world, a folder in CoreLens's format, or your copy of a public set.
+
+    Args:
+        name: a world (`cl.synthetic`'s), or a path.
+        n: how many; all by default (200 of a world).
+        seed: of the world's scenes (1 by default); for a folder, draw the n at random instead of taking the first.
+        options: the loader's own, for instance split="test" (see docs/data.md).
+
+    Raises:
+        CorelensError: no such world or folder; a folder that holds no set that is known, or half of one.
+    """
+    if str(name) in worlds() and not Path(name).exists():
+        return synthetic(str(name), 200 if n is None else n, seed=1 if seed is None else seed, **options)
+    if not Path(name).exists():
+        raise CorelensError(
+            f"the data {str(name)!r}",
+            f"one of the worlds {', '.join(worlds())}, a folder with {FILE}, or a copy of {', '.join(SETS)}",
+            "check the name",
+        )
+    kind = recognise(name)
+    if kind == "corelens":
+        return take(load_samples(name, **options), n, seed)
+    return getattr(SETS[kind], kind)(name, n=n, seed=seed, **options)

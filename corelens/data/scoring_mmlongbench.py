@@ -1,0 +1,177 @@
+"""MMLongBench's own rules, one a kind of task (utils.py of https://github.com/EdinburghNLP/MMLongBench; arXiv
+2505.10610).
+
+What a model wrote is read with and without what stands before "Answer:" (or "label:"), and the better one counts;
+the rule for documents and the one for yes and no read it once, as the benchmark does.
+"""
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Callable
+from math import isclose
+from typing import Any
+
+from corelens.inputs import Sample
+
+Rule = Callable[[Sample, str], float]
+
+
+def after(text: str, prefix: str) -> str:
+    """What stands behind the first `prefix`; the whole text without it."""
+    found = re.search(f"{re.escape(prefix)}(.*)", text, flags=re.IGNORECASE | re.DOTALL)
+    rest = (found[1] if found else text).strip()
+    return re.sub(f"^{re.escape(prefix)}", "", rest, flags=re.IGNORECASE).strip()
+
+
+def either(rule: Rule, prefix: str = "Answer:") -> Rule:
+    """The better of the rule on the whole text and on what stands behind the prefix."""
+
+    def scored(sample: Sample, text: str) -> float:
+        return max(float(rule(sample, text)), float(rule(sample, after(text, prefix))))
+
+    scored.__name__ = rule.__name__
+    return scored
+
+
+def normal(text: str, punctuation: bool = False) -> str:
+    """Lower case, without articles, single spaces; without punctuation too, unless it is kept."""
+    text = text.lower()
+    if not punctuation:
+        text = "".join(sign for sign in text if sign not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def contains(sample: Sample, text: str) -> float:
+    """sub_em: a gold answer stands in the text, both normalised (visual RAG; needles that are found or reasoned of)."""
+    answers = sample.meta.get("answers") or [sample.answer]
+    return float(any(normal(str(gold)) in normal(text) for gold in answers))
+
+
+def yes_or_no(sample: Sample, text: str) -> float:
+    """binary_acc: the last yes or no of the text (visual haystacks).
+
+    Where there is neither, the benchmark guesses no, yes, yes, no in turn, by the order of the questions; here that
+    counts as wrong.
+    """
+
+    def label(words: str) -> int:
+        found = re.findall(r"\b(?:yes|no)\b", normal(words, punctuation=True))
+        if found:
+            return int(found[-1] == "yes")
+        return int(words) if words.strip().isdigit() else -1
+
+    given = label(text)
+    return float(given >= 0 and given == label(str(sample.answer)))
+
+
+def same_sum(sample: Sample, text: str) -> float:
+    """soft_acc: the numbers of the list that was written add up to the gold ones (counting needles)."""
+    words = normal(text, punctuation=True)
+    numbers: list[Any] | None = None
+    for pattern in (r"\[[\d\s,]+\]", r"\[.*?\]"):
+        found = re.findall(pattern, words, flags=re.DOTALL)
+        if found and numbers is None:
+            try:
+                numbers = [int(x) for x in json.loads(found[-1]) if str(x).lstrip("-").isdigit()]
+            except ValueError:
+                numbers = None
+    if numbers is None:
+        numbers = [int(x) for x in re.findall(r"\d+", words)]
+    return float(sum(numbers) == sum(json.loads(str(sample.answer))))
+
+
+def letter(sample: Sample, text: str) -> float:
+    """mc_acc: "answer is (B)", else "answer: B", else the last letter A to J that stands alone."""
+    words = " ".join(text.split())
+    for pattern in (r"answer is \(?([A-J])\)?", r"[aA]nswer:\s*([A-J])", r"\b([A-J])\b(?!.*\b[A-J]\b)"):
+        if found := re.search(pattern, words, flags=re.DOTALL):
+            return float(found[1] == sample.answer)
+    return 0.0
+
+
+def class_number(sample: Sample, text: str) -> float:
+    """cls_acc: the number behind "label:", else the last number (many-shot classification)."""
+    words = " ".join(text.split())
+    found = re.search(r"label:\s*(\d+)", words, flags=re.IGNORECASE) or re.search(r"\b(\d+)\b(?!.*\b\d+\b)", words)
+    return float(found is not None and int(found[1]) == int(str(sample.answer)))
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def document(sample: Sample, text: str) -> float:
+    """doc_qa, by the answer's format.
+
+    Integer and Float: among the numbers of the text (floats within 1%, percentages either way). String and None: F1 of
+    words, or containment for what must be exact. List: the mean over its items; those that are words count as one.
+    """
+    return _document(sample.answer, after(text, "Answer:"), str(sample.meta.get("answer_format")))
+
+
+def _document(gold: Any, text: str, form: str) -> float:
+    if form == "Integer":
+        return float(int(float(_cleaned(gold))) in _numbers(_cleaned(text)))
+    if form == "Float":
+        wanted = float(_cleaned(gold))
+        near = (wanted / 100, wanted, wanted * 100)
+        return float(any(isclose(one, x, rel_tol=0.01) for x in _numbers(_cleaned(text)) for one in near))
+    if form == "List":
+        items = json.loads(gold)
+        words = [x for x in items if isinstance(x, str) and _kind(x) == "String" and not _must_be_exact(x)]
+        merged = [" ".join(words)] if words else []
+        parts = merged + [x for x in items if x not in words]
+        kinds = ["Integer" if isinstance(x, int) else "Float" if isinstance(x, float) else _kind(x) for x in parts]
+        return sum(_document(x, text, kind) for x, kind in zip(parts, kinds, strict=True)) / max(len(parts), 1)
+    gold = str(gold)
+    return float(gold in text) if _must_be_exact(gold) else word_f1(gold, text)
+
+
+def word_f1(gold: str, text: str) -> float:
+    """F1 of the words of two normalised texts, counted with multiplicity."""
+    wanted, given = normal(gold).split(), normal(text).split()
+    shared = sum((Counter(wanted) & Counter(given)).values())
+    return 2 * shared / (len(wanted) + len(given)) if shared else 0.0
+
+
+def _must_be_exact(text: str) -> bool:
+    """Addresses, file names, page and telephone numbers, times and dates."""
+    patterns = (
+        r"https://", r"\.(py|ipynb)$", r"^page", r"^\d+(-\d+|\s\d+)?$", r"a\.m\.|p\.m\.",
+        r"^\d{4}[-/\s]\d{1,2}([-/\s]\d{1,2})?$", r"^\d{1,2}[-/\s]\d{1,2}[-/\s]\d{2,4}$",
+        r"^[\w.%+-]+@[\w.-]+\.[a-zA-Z]{2,}$",
+    )  # fmt: skip
+    return any(re.search(pattern, text) for pattern in patterns)
+
+
+def _cleaned(text: Any) -> str:
+    """Lower case, without commas, units at the end, outer quotes and signs of money or percent."""
+    text = str(text).lower().strip().replace(",", "")
+    units = "kg meters acres minutes miles mile feet million thousand billion mm m"
+    for unit in units.split():
+        text = text.removesuffix(unit).strip()
+    text = re.sub(r"^['\"]|['\"]$", "", text).strip()
+    return text.strip("$").strip().strip("£").strip().strip("%").strip()
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(x) for x in re.findall(r"-?\d+(?:\.\d*)?|-?\.\d+", text.replace(",", ""))]
+
+
+def _kind(text: str) -> str:
+    try:
+        number = float(_cleaned(text))
+    except ValueError:
+        return "String"
+    return "Integer" if number == int(number) and "%" not in text else "Float"
+
+
+RULES: dict[str, Rule] = {
+    "sub_em": either(contains),
+    "binary_acc": yes_or_no,
+    "soft_acc": either(same_sum),
+    "mc_acc": either(letter),
+    "cls_acc": either(class_number, "label:"),
+    "doc_qa": document,
+}
