@@ -31,7 +31,7 @@ def slow_capacity(values: np.ndarray, layer: int, kv: int, budget: int, rho: flo
 def test_capacities_are_the_formula(budget, rho, window):
     given = scores()
     found = KVBudget(given, budget=budget, rho=rho, window=window).capacities(*SHAPE, LONG)
-    wanted = [[slow_capacity(given.values, l, kv, budget, rho, window) for kv in range(4)] for l in range(6)]
+    wanted = [[slow_capacity(given.values, layer, kv, budget, rho, window) for kv in range(4)] for layer in range(6)]
     assert found.tolist() == wanted
     assert abs(found.sum() - budget * 24) <= 12  # each of 24 heads is rounded by half a key at the most
     assert found.min() >= int(rho * (budget - window)) + window

@@ -81,7 +81,7 @@ def among_heads(
     counts = torch.arange(order.shape[1], device=order.device) < spread.sum(dim=1, keepdim=True)
     counts &= all_heads.gather(1, order) > -torch.inf
     most = torch.zeros_like(capacity).scatter_add_(1, order // keys, counts.to(capacity.dtype))
-    return torch.round(most * (1 - alpha) + (alpha * spread).floor()).long() + window
+    return torch.round(most * (1 - alpha) + alpha * spread).long() + window
 
 
 def sink_and_window(
