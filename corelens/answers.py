@@ -111,6 +111,17 @@ class Evaluation:
         n = len(self.per_sample)
         return f"Evaluation(accuracy {self.interval}, answer_logprob {self.answer_logprob:.3f}, {n} samples)"
 
+    def plot(self, ax: Any = None) -> Any:
+        """Log-probabilities of right and wrong answers as a matplotlib figure."""
+        from corelens.viz.answers import answer_histogram
+
+        return answer_histogram(self, ax)
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.answers import answers_html
+
+        return f"{answers_html(self)}{self.speed._repr_html_() if self.speed is not None else ''}"
+
 
 def paired(a: Evaluation, b: Evaluation) -> Difference:
     """Accuracy of `a` minus that of `b` on the same samples, with its 95% interval (bootstrap over pairs)."""

@@ -128,6 +128,11 @@ class Sweep:
             **options,
         )
 
+    def _repr_html_(self) -> str:
+        from corelens.viz.view import image_html
+
+        return image_html(self.plot(), f"accuracy as more heads are ablated ({self.kind})")
+
     def to_json(self) -> dict[str, Any]:
         """The numbers and the heads of every draw."""
         return {

@@ -113,6 +113,17 @@ class HeadSet(AbstractSet):
             found[head] = True
         return found
 
+    def plot(self, n_layers: int | None = None, n_heads: int | None = None, ax: Any = None) -> Any:
+        """The heads as marks on the layer × head grid, a matplotlib figure; the model's size makes it whole."""
+        from corelens.viz.head_marks import head_marks
+
+        return head_marks(self, n_layers, n_heads, ax)
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.head_marks import heads_html
+
+        return heads_html(self)
+
     def to_json(self) -> list[list[int]]:
         """[[layer, head], …] in the set's order; `HeadSet(…)` reads it back."""
         return [list(head) for head in self]

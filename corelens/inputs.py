@@ -49,6 +49,17 @@ class Sample:
     messages: list[dict[str, Any]] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
+    def plot(self) -> Any:
+        """A matplotlib figure: the pictures with the regions outlined, question and answer."""
+        from corelens.viz.sample import sample_figure
+
+        return sample_figure(self)
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.sample import sample_html
+
+        return sample_html(self)
+
 
 @dataclass(eq=False)
 class Inputs:
@@ -89,6 +100,14 @@ class Inputs:
                 "inputs made of tensors", "inputs made by prepare(sample)", "prepare a Sample to see it"
             )
         return show_patches(self.token_maps[row], self.pictures[row], self.samples[row].regions)
+
+    plot = show
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.view import image_html
+
+        shown = image_html(self.show(), "patches and positions") if self.pictures else ""
+        return f"{shown}<p>{len(self)} rows of {self.length} tokens</p>"
 
 
 def prepare(

@@ -37,8 +37,8 @@ def head_grid(scores: HeadScores, highlight: HeadSet | None = None, ax: Axes | N
         ax.set_aspect("equal")
         ax.invert_yaxis()
         for axis, count in ((ax.xaxis, heads), (ax.yaxis, layers)):
-            shown = _ticks(count)
-            axis.set_ticks([i + 0.5 for i in shown], [str(i) for i in shown])
+            shown = style.ticks(count)
+            axis.setstyle.ticks([i + 0.5 for i in shown], [str(i) for i in shown])
         ax.tick_params(length=0)
         ax.set(xlabel="head", ylabel="layer")
         ax.spines[:].set_visible(False)
@@ -93,8 +93,8 @@ def head_grid_html(
                 f'height="{side}" rx="2" fill="{colours[index[layer, head]]}" '
                 f'class="c{index[layer, head]}{mark}"><title>{escape(said)}</title></rect>'
             )
-    labels = [_label(left + i * (side + gap) + side / 2, top - 6, "middle", i) for i in _ticks(heads)]
-    labels += [_label(left - 6, top + i * (side + gap) + side / 2 + 3.5, "end", i) for i in _ticks(layers)]
+    labels = [_label(left + i * (side + gap) + side / 2, top - 6, "middle", i) for i in style.ticks(heads)]
+    labels += [_label(left - 6, top + i * (side + gap) + side / 2 + 3.5, "end", i) for i in style.ticks(layers)]
     labels.append(_label(left, 12, "start", "head"))
     labels.append(f'<g transform="translate(10 {top}) rotate(-90)">{_label(0, 0, "end", "layer")}</g>')
     stops = "".join(f'<i class="b{i}" style="background:{colour}"></i>' for i, colour in enumerate(colours))
@@ -108,11 +108,6 @@ def head_grid_html(
         f"<span>{escape(' · '.join(part for part in (style.axis_label(scores), detail) if part))}</span>{marked}</div>"
         f'<output class="tip" hidden></output>{live_script()}</div>'
     )
-
-
-def _ticks(count: int) -> list[int]:
-    step = next(s for s in (1, 2, 4, 5, 8, 10, 16, 20, 50) if count / s <= 16 or s == 50)
-    return list(range(0, count, step))
 
 
 def _label(x: float, y: float, anchor: str, text: Any) -> str:

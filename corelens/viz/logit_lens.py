@@ -105,7 +105,7 @@ class LogitLens:
     def cells(self, panel: Panel) -> dict[int, tuple[float, ...]]:
         """{position: x0, y0, x1, y1} of the patches that a panel shows."""
         _, number, frame = panel
-        found = {}
+        found: dict[int, tuple[float, ...]] = {}
         for position in self.token_map.images[number].tolist():
             if frame is None or frame in self.token_map.frames(position):
                 found[position] = self.token_map.cell(position)[1:]

@@ -151,7 +151,7 @@ def attention_overlay(
     """
     heat = attention_map(token_map, weights, image.size, image_index, frame, smooth)
     top = peak or float(heat.max()) or 1.0
-    shown = attention_image(image, heat, _of(regions, image_index, frame), frame, top)
+    shown = attention_image(image, heat, of_panel(regions, image_index, frame), frame, top)
     with style.axes(ax, 3.2 * image.width / image.height + 0.7, 3.3) as ax:
         ax.imshow(shown, interpolation="antialiased")
         ax.set_axis_off()
@@ -238,7 +238,7 @@ def _table(
             return ax
 
         for number, (image, index, frame) in enumerate(shown):
-            ax, outlined = place(number), _of(regions, index, frame)
+            ax, outlined = place(number), of_panel(regions, index, frame)
             ax.imshow(attention_image(image, None, outlined, frame), interpolation="antialiased")
             name = f"frame {frame}" if frame is not None else f"image {index}" if len(shown) > 1 else "the picture"
             _entitle(ax, name, "", "region outlined" if outlined else "")
@@ -247,7 +247,7 @@ def _table(
             peak = max(float(heat.max()) for heat in heats) or 1.0
             for column, (heat, (image, index, frame)) in enumerate(zip(heats, shown, strict=True)):
                 ax = place(number * len(shown) + column)
-                lit = attention_image(image, heat, _of(regions, index, frame), frame, peak)
+                lit = attention_image(image, heat, of_panel(regions, index, frame), frame, peak)
                 ax.imshow(lit, interpolation="antialiased")
                 if not column:
                     _entitle(ax, name, row, f"{seen}, peak {peak:.2g}")
@@ -315,7 +315,7 @@ def panels(pictures: Sequence[Any], token_map: TokenMap, frames: int) -> list[Pa
     return found
 
 
-def _of(regions: Iterable[Region], image_index: int, frame: int | None) -> list[Region]:
+def of_panel(regions: Iterable[Region], image_index: int, frame: int | None) -> list[Region]:
     if frame is not None:
         return [region for region in regions if isinstance(region, Tube) and frame in region.boxes]
     return [region for region in regions if not isinstance(region, Tube) and region.image == image_index]

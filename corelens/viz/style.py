@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, to_hex
 from matplotlib.figure import Figure
 
 from corelens.viz.view import LiveFigure
@@ -18,6 +18,7 @@ from corelens.viz.view import LiveFigure
 INK, SOFT, RULE = "#22262b", "#6b7177", "#d9dcdf"
 HOT, BLUE, GREEN, GREY, GOLD, PURPLE = "#d55e00", "#0072b2", "#009e73", "#7f858b", "#e69f00", "#a4568c"
 CIVIDIS = matplotlib.colormaps["cividis"]
+MARKS = ListedColormap(["#ececea", HOT])
 CYCLE = (HOT, BLUE, GREEN, GREY, PURPLE, GOLD)
 MARKERS = ("o", "s", "^", "D", "v", "P")  # lines differ in form too: print may be grey
 
@@ -128,3 +129,9 @@ def figure_of(ax: Axes) -> Figure:
     figure = ax.get_figure(root=True)
     assert isinstance(figure, Figure)
     return figure
+
+
+def ticks(count: int) -> list[int]:
+    """Which of `count` cells are numbered: at most sixteen, at a round distance."""
+    step = next(s for s in (1, 2, 4, 5, 8, 10, 16, 20, 50) if count / s <= 16 or s == 50)
+    return list(range(0, count, step))
