@@ -39,9 +39,14 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.head_set import HeadSet
 from corelens.rows import Call
-from corelens.sparse.patterns import MaskMod, Pattern, Pruned, Streaming
-from corelens.sparse.prefill import ENGINES, engine_for, reference
+from corelens.sparse.block_sparse import BlockSparse
+from corelens.sparse.patterns import Pruned, Streaming
+from corelens.sparse.prefill import ENGINES, engine_for
 from corelens.sparse.prompt import Prompt, prompt_of
+from corelens.sparse.reference import reference
+from corelens.sparse.sight import MaskMod, Sight
+
+Pattern = Streaming | BlockSparse | Pruned | MaskMod
 
 
 @dataclass
@@ -138,7 +143,8 @@ class Plan:
 
     def new_cache(self) -> Any:
         """The cache that generation is to use; None: transformers' own."""
-        if self.sparse.decode == "full" and self.sparse.kv_budget is None:
+        prunes = any("pruned" in self.roles(layer) for layer in range(self.cfg.n_layers))
+        if self.sparse.decode == "full" and self.sparse.kv_budget is None and not prunes:
             return None
         from corelens.sparse.cache import RaggedCache
 
@@ -151,6 +157,7 @@ class Plan:
         if self.prompt is None or first_new == 0:
             self.prompt = prompt_of(inputs, new, batch, device)
         self.first_new, self.total = first_new, first_new + new
+        engine_for(self.sparse.engine, device)  # refused here, not in the middle of a run
         self.cache = cache if hasattr(cache, "evict") else None
 
     def restrict(
@@ -171,7 +178,7 @@ class Plan:
         pattern = self.pattern(layer)
         if pattern is None or self.full[layer].all():
             return key, value, call
-        return key, value, replace(call, allowed=self._allowed(pattern, layer, query, key, call))
+        return key, value, replace(call, allowed=self._sight(pattern, layer, query, key, call))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Float[Tensor, "batch pos head d"] | None:
         """z of this layer; None: nothing is left out here, attend as ever."""
@@ -180,8 +187,7 @@ class Plan:
             return self.cache.attend(int(call.module.layer_idx), query, call) if decoding_on_ours else None
         if self.decoding:
             return reference(query, key, value, call)
-        engine = {"reference": reference}[engine_for(self.sparse.engine, query.device)]
-        return engine(query, key, value, call)
+        return ENGINES[engine_for(self.sparse.engine, query.device)](query, key, value, call)
 
     def finish(self, z: Float[Tensor, "batch pos head d"], query: Tensor, call: Call) -> Tensor:
         """What is left to do when z is there: constants in the place of pruned heads, eviction after the prompt."""
@@ -196,24 +202,13 @@ class Plan:
             self.cache.evict(layer, query, call)
         return z
 
-    def _allowed(self, pattern: Pattern, layer: int, query: Tensor, key: Tensor, call: Call) -> Any:
-        """Which keys the pattern leaves to some rows (local; None: all) and heads (None: all)."""
+    def _sight(self, pattern: Pattern, layer: int, query: Tensor, key: Tensor, call: Call) -> Sight:
         assert self.prompt is not None
         full = torch.from_numpy(self.full[layer]).to(query.device)
         first = max(self.total - key.shape[2], 0)  # a sliding cache has let go of the first ones
         keys = torch.arange(first, first + key.shape[2], device=query.device)
-        batch = torch.arange(query.shape[0], device=query.device)[:, None, None, None]
+        rows = torch.arange(self.first_new, self.total, device=query.device)
         sees: MaskMod | None = None
         if not isinstance(pattern, Pruned):
             sees = pattern.sees(self.prompt, query, key, call) if hasattr(pattern, "sees") else pattern
-
-        def allowed(rows: Tensor | None, heads: Tensor | None) -> Tensor:
-            """[1|batch, some, row, key]"""
-            heads = torch.arange(query.shape[1], device=query.device) if heads is None else heads
-            rows = torch.arange(query.shape[2], device=query.device)[None] if rows is None else rows
-            h, q, k = heads[None, :, None, None], (rows + self.first_new)[:, None, :, None], keys[None, None, None]
-            if sees is None:
-                return full[h].expand(1, -1, rows.shape[1], len(keys))
-            return full[h] | sees(batch, h, q, k)
-
-        return allowed
+        return Sight(full, pattern, sees, self.prompt, rows, keys, query.shape[0])

@@ -5,7 +5,7 @@ bool: the form of FlexAttention's `mask_mod`, so that a user's own function of t
 those of the padded row.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.rows import Call
 from corelens.sparse.prompt import Prompt
-
-MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (b, h, q_idx, kv_idx) → bool
+from corelens.sparse.sight import MaskMod
 
 
 def at_least(name: str, value: Any, least: int, do: str) -> None:
@@ -86,6 +85,3 @@ class Pruned:
                 "make it with the model that is run, without by_role",
             )
         return mean[0]
-
-
-Pattern = Streaming | Pruned | MaskMod

@@ -1,27 +1,27 @@
 """Prefill engines: attention in which some heads see all and the others what their pattern leaves.
 
-reference   dense attention under the mask, in float32: the definition that every other engine is tested against
+reference   dense attention under the mask, in float32: the definition that the others are tested against
+split       full heads through SDPA, sparse heads over the keys that they see; everywhere, made for the CPU
+flex        one compiled FlexAttention call for all heads; CUDA
 """
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from corelens.rows import Call, rows_z
+from corelens.errors import CorelensError
+from corelens.sparse.flex import flex
+from corelens.sparse.reference import reference
+from corelens.sparse.split import split
 
-ENGINES = ("reference",)
-
-
-def reference(
-    query: Float[Tensor, "batch head pos d"],
-    key: Float[Tensor, "batch kv_head key d"],
-    value: Float[Tensor, "batch kv_head key d_value"],
-    call: Call,
-) -> Float[Tensor, "batch pos head d_value"]:
-    """Dense attention under the call's mask and pattern."""
-    return rows_z(query, key, value, None, None, call)[0].to(query.dtype)
+ENGINES = {"reference": reference, "split": split, "flex": flex}
 
 
 def engine_for(name: str, device: torch.device) -> str:
-    """The engine that runs: the one named, or the fastest that this device has."""
-    return "reference" if name == "auto" else name
+    """The engine that runs on this device: the one named, or for "auto" the fastest there."""
+    if name == "auto":
+        return "flex" if device.type == "cuda" else "split"
+    if name == "flex" and device.type != "cuda":
+        raise CorelensError(
+            f"the engine 'flex' on {device.type}", "a CUDA device: its kernels are compiled for that",
+            "take engine='auto', which is 'split' here",
+        )  # fmt: skip
+    return name

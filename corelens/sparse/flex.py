@@ -1,0 +1,103 @@
+"""The `flex` engine: one compiled FlexAttention call for all heads (Dong et al. 2024, arXiv 2412.05496).
+
+Which blocks are empty or whole is found once for a prompt's shape, for full attention and for the pattern; a layer's
+block mask takes from these two head by head. A pattern that tells heads apart is looked at anew in every layer. What
+FlexAttention would not know (masks that a model makes of its pictures, soft caps, sinks, gradients) goes to `split`.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from corelens.rows import Call
+from corelens.sparse.sight import MaskMod, Sight
+from corelens.sparse.split import causal_spans, split
+
+KEPT = 8  # tables of blocks that are kept
+_kept: dict[tuple[Any, ...], BlockMask] = {}
+
+
+def flex(
+    query: Float[Tensor, "batch head pos d"],
+    key: Float[Tensor, "batch kv_head key d"],
+    value: Float[Tensor, "batch kv_head key d_value"],
+    call: Call,
+    compiled: bool = True,
+) -> Float[Tensor, "batch pos head d_value"]:
+    """Attention under the call's mask and pattern; without `compiled` it is slow, and runs anywhere."""
+    sight = call.allowed
+    assert isinstance(sight, Sight)
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    known = call.softcap is None and call.sinks is None and call.bias is None and not needs_grad
+    spans = causal_spans(call, sight) if known and sight.sees is not None else None
+    if spans is None:
+        return split(query, key, value, call)
+    run = torch.compile if compiled else _as_it_is
+    with torch.compiler.set_stance("default"):  # a hooked run asks that compiled code run as it was written: not this
+        mask = _block_mask(sight, tuple((here.start, here.stop) for here in spans), query.shape[1], run)
+        z = _once(run, flex_attention)(query, key, value, block_mask=mask, scale=call.scaling, enable_gqa=True)
+    return z.transpose(1, 2)
+
+
+def _block_mask(sight: Sight, spans: tuple[tuple[int, int], ...], heads: int, run: Callable[..., Any]) -> BlockMask:
+    """The block mask of one layer, heads apart."""
+    assert sight.sees is not None
+    length, device, of_pattern = len(sight.rows), sight.rows.device, sight.sees
+
+    def create(mask_mod: MaskMod, n_heads: int) -> BlockMask:
+        create = _once(run, create_block_mask)
+        return create(mask_mod, len(spans), n_heads, length, length, device=device)
+
+    def kept(pattern: Any, mask_mod: MaskMod) -> BlockMask:
+        name = (pattern, spans, length, device)
+        if name not in _kept:
+            if len(_kept) >= KEPT:
+                del _kept[next(iter(_kept))]
+            _kept[name] = create(mask_mod, 1)
+        return _kept[name]
+
+    first, end, full = sight.prompt.first, sight.prompt.end, sight.full
+
+    def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (k >= first[b]) & (k < end[b])
+
+    def sparse(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return causal(b, h, q, k) & of_pattern(b, h, q, k)
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return causal(b, h, q, k) & (full[h] | of_pattern(b, h, q, k))
+
+    if _tells_heads_apart(of_pattern, device):
+        return create(mask_mod, heads)
+    whole, part = kept(None, causal), kept(sight.pattern, sparse)
+    tables = [
+        torch.where(full.reshape(1, -1, *[1] * (of_full.ndim - 2)), of_full, of_part)
+        for of_full, of_part in zip(_tables(whole), _tables(part), strict=True)
+    ]
+    sizes = {"BLOCK_SIZE": whole.BLOCK_SIZE, "seq_lengths": (length, length)}
+    return BlockMask.from_kv_blocks(*tables, mask_mod=mask_mod, compute_q_blocks=False, **sizes)
+
+
+def _tables(mask: BlockMask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    assert mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None
+    return mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices
+
+
+def _tells_heads_apart(sees: MaskMod, device: torch.device) -> bool:
+    zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
+    seen: Bool[Tensor, "b h q k"] = sees(zero, zero.expand(1, 2, 1, 1), zero, zero)
+    return seen.shape[1] > 1
+
+
+@cache
+def _once(run: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    return run(function)
+
+
+def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function

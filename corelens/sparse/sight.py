@@ -1,0 +1,61 @@
+"""What the heads of one layer see in one step: full heads everything, the others what their pattern leaves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from corelens.sparse.prompt import Prompt
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (b, h, q_idx, kv_idx) → bool, index tensors broadcast
+
+
+@dataclass
+class Sight:
+    """A call's `allowed`: which keys are left to which rows, beside what the model itself hides.
+
+    Args:
+        full: whether a head is full.
+        pattern: what the others follow: a Streaming, BlockSparse, Pruned or a function.
+        sees: the pattern bound to this step, as a function of indices; None: the others see nothing.
+        prompt: where its real tokens are.
+        rows: positions of this step's tokens.
+        keys: positions of the keys.
+        batch: how many samples run.
+    """
+
+    full: Bool[Tensor, " head"]
+    pattern: object
+    sees: MaskMod | None
+    prompt: Prompt
+    rows: Int[Tensor, " pos"]
+    keys: Int[Tensor, " key"]
+    batch: int
+
+    def __call__(self, rows: Tensor | None, heads: Tensor | None) -> Bool[Tensor, "b h row key"]:
+        """For these rows (counted within this step, [batch, row]) and heads; None: all. Axes may be of size 1."""
+        heads = torch.arange(len(self.full), device=self.full.device) if heads is None else heads
+        full = self.full[heads][None, :, None, None]
+        seen = self.pattern_of(heads, self.rows[None] if rows is None else self.rows[rows])
+        return full if seen is None else full | seen
+
+    def pattern_of(
+        self, heads: Int[Tensor, " some"], positions: Int[Tensor, "b row"]
+    ) -> Bool[Tensor, "b h row key"] | None:
+        """The pattern alone, for rows at these positions; None if nothing is seen. One head if all see the same."""
+        if self.sees is None:
+            return None
+        sample = torch.arange(self.batch, device=positions.device)[:, None, None, None]
+        return self.sees(sample, heads[None, :, None, None], positions[:, None, :, None], self.keys[None, None, None])
+
+    @property
+    def sparse_heads(self) -> Int[Tensor, " some"]:
+        """The heads that follow the pattern."""
+        return (~self.full).nonzero()[:, 0]
+
+    @property
+    def full_heads(self) -> Int[Tensor, " some"]:
+        """The heads that see all."""
+        return self.full.nonzero()[:, 0]
