@@ -44,7 +44,16 @@ from corelens.tokens import TokenMap
 if TYPE_CHECKING:
     from corelens.data import load_data, load_samples, save_samples, synthetic  # type: ignore[no-redef]
     from corelens.demo import list_demos, load_demo
-    from corelens.viz import head_grid, overlay
+    from corelens.profile import HeadProfile, head_profile
+    from corelens.viz import (
+        ablation_curves,
+        head_grid,
+        logit_lens,
+        overlay,
+        patch_heatmap,
+        sorted_scores,
+        token_view,
+    )
 
 __version__ = "0.1.0"
 
@@ -56,8 +65,15 @@ _LATER = {
     "synthetic": "corelens.data",
     "list_demos": "corelens.demo",
     "load_demo": "corelens.demo",
+    "HeadProfile": "corelens.profile",
+    "head_profile": "corelens.profile",
+    "ablation_curves": "corelens.viz",
     "head_grid": "corelens.viz",
+    "logit_lens": "corelens.viz",
     "overlay": "corelens.viz",
+    "patch_heatmap": "corelens.viz",
+    "sorted_scores": "corelens.viz",
+    "token_view": "corelens.viz",
 }
 
 __all__ = [
@@ -66,6 +82,7 @@ __all__ = [
     "CorelensError",
     "Evaluation",
     "Head",
+    "HeadProfile",
     "HeadScores",
     "HeadSet",
     "HookedMLLM",
@@ -81,6 +98,7 @@ __all__ = [
     "TokenMap",
     "Tube",
     "ablate",
+    "ablation_curves",
     "ablation_sweep",
     "accuracy",
     "activation_patch",
@@ -91,6 +109,7 @@ __all__ = [
     "edge_bias",
     "evaluate",
     "head_grid",
+    "head_profile",
     "kl",
     "knockout",
     "list_demos",
@@ -98,12 +117,14 @@ __all__ = [
     "load_demo",
     "load_samples",
     "logit_diff",
+    "logit_lens",
     "mean_z",
     "metric",
     "overlay",
     "pair",
     "paired",
     "patch",
+    "patch_heatmap",
     "path_hooks",
     "path_patch",
     "record",
@@ -111,8 +132,10 @@ __all__ = [
     "register_layout",
     "save_samples",
     "score_heads",
+    "sorted_scores",
     "study",
     "synthetic",
+    "token_view",
 ]
 
 

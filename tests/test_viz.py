@@ -221,7 +221,7 @@ def test_head_grid_puts_layers_down_and_heads_across():
     mesh = ax.collections[0]
     assert np.allclose(np.asarray(mesh.get_array()).reshape(3, 5), s.values) and ax.yaxis_inverted()
     assert (ax.get_xlabel(), ax.get_ylabel(), bar.get_ylabel()) == ("head", "layer", "RAM (attention mass)")
-    assert ax.get_title(loc="left") == "mean over last rows"
+    assert ax.get_title(loc="left") == "last row"
     assert ax.patches[0].get_xy() == (4, 2) and mesh.get_clim()[0] == 0
     assert s.plot().axes[0].get_xlabel() == "head"
     with pytest.raises(CorelensError, match="heads of another model"):

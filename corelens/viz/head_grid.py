@@ -38,7 +38,7 @@ def head_grid(scores: HeadScores, highlight: HeadSet | None = None, ax: Axes | N
         ax.invert_yaxis()
         for axis, count in ((ax.xaxis, heads), (ax.yaxis, layers)):
             shown = style.ticks(count)
-            axis.setstyle.ticks([i + 0.5 for i in shown], [str(i) for i in shown])
+            axis.set_ticks([i + 0.5 for i in shown], [str(i) for i in shown])
         ax.tick_params(length=0)
         ax.set(xlabel="head", ylabel="layer")
         ax.spines[:].set_visible(False)

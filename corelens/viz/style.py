@@ -102,6 +102,7 @@ def words(scores: Any) -> tuple[str, str, str]:
     name, unit = NAMES.get(str(scores.meta.get("metric", "")), (scores.label, ""))
     rows, reduce = scores.meta.get("rows"), scores.meta.get("reduce")
     detail = f"{reduce} over {rows} rows" if rows and reduce else f"{rows} rows" if rows else ""
+    detail = "last row" if rows == "last" else detail  # one row needs no reduction
     return name, str(scores.meta.get("unit", unit)), detail
 
 
