@@ -37,7 +37,7 @@ from corelens.metrics.record import record, record_ram
 from corelens.metrics.score import score_heads
 from corelens.model import HookedMLLM
 from corelens.regions import Box, Mask, Tube
-from corelens.sparse import KVBudget, Pruned, SparseInference, Streaming
+from corelens.sparse import BlockSparse, KVBudget, Pruned, SparseInference, Streaming
 from corelens.study import study  # not later: the module of that name would take its place
 from corelens.tokens import TokenMap
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         patch_heatmap,
         sorted_scores,
         token_view,
-    )
+    )  # fmt: skip
 
 __version__ = "0.1.0"
 
@@ -78,6 +78,7 @@ _LATER = {
 
 __all__ = [
     "ActivationCache",
+    "BlockSparse",
     "Box",
     "CorelensError",
     "Evaluation",
