@@ -49,6 +49,10 @@ def all_of(name, root) -> list[cl.Sample]:
         return cl.load_data(root)
 
 
+def alike(a, b) -> float:
+    return np.corrcoef(np.asarray(a, dtype=float).ravel(), np.asarray(b, dtype=float).ravel())[0, 1]
+
+
 # --- each set: what is read -------------------------------------------------------------------------------------------
 
 
@@ -92,11 +96,9 @@ def test_mmdocir(copies):
     assert which.regions == [cl.Box(10, 10, 100, 160, image=1)]  # clipped to its page; the empty one is left out
     assert where.regions == [cl.Box(0, 0, 120, 160, image=2)] and len(where.images) == 3
     for page, seed in enumerate(range(3, 9)):  # rows 3 to 8 are the pages of b.pdf; JPEG changes them a little
-        shown, wanted = (
-            np.asarray(read_picture(total.images[page], "")),
-            np.asarray(published.picture(seed, (120, 160))),
-        )
-        assert np.corrcoef(shown.ravel(), wanted.ravel())[0, 1] > 0.6
+        shown = read_picture(total.images[page], "")
+        assert alike(shown, published.picture(seed, (120, 160))) > 0.4
+        assert alike(shown, published.picture(seed + 1, (120, 160))) < 0.1
     near = mmdocir(copies["mmdocir"], "page", pages=3)
     assert near[0].meta["pages"] == [3, 4, 5] and near[0].regions == [cl.Box(0, 0, 120, 160, image=1)]
     assert near[1].meta["pages"] == [0, 1, 2] and [box.image for box in near[1].regions] == [1, 2]
@@ -107,8 +109,7 @@ def test_mmlongbench_doc(copies):
     assert [(box.image, box.x1, box.y1) for box in many.regions] == [(1, 100, 141), (3, 100, 141)]  # pages count from 1
     assert which.regions[0].image == 0 and not colour.regions and not when.regions
     page = read_picture(many.images[3], "")
-    wanted = np.asarray(published.picture(3, (100, 141)), dtype=float)
-    assert page.size == (100, 141) and np.corrcoef(np.asarray(page).ravel(), wanted.ravel())[0, 1] > 0.5
+    assert page.size == (100, 141) and alike(page, published.picture(3, (100, 141))) > 0.4
     assert mmlongbench_doc(copies["mmlongbench_doc"], n=1, pages=2, dpi=72)[0].images[0].size == (50, 71)
 
 
@@ -296,7 +297,7 @@ def test_videos_that_are_cut_off_or_none(copies, tmp_path):
     root = shutil.copytree(copies["vidstg"], tmp_path / "vidstg")
     file = root / "video/0000/2401075277.mp4"
     published.write_video(file, 10)
-    with pytest.raises(cl.CorelensError, match="10 frames, asked for frame 14"):
+    with pytest.raises(cl.CorelensError, match="10 frames, asked for frame 10"):
         read_picture(vidstg(root, frames=6)[0].video[2], "frame")
     assert "asked for frame" in next(iter(check(root).broken.values()))
     published.write_video(file, 30, size=(32, 48))
@@ -336,10 +337,10 @@ def test_folders_that_hold_none_or_two(copies, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("load", "name", "wrong"),
-    [(refcocog, "refcocog", {"split": "test", "by": "google"}), (vidstg, "vidstg", {"frames": 0}), (mmdocir, "mmdocir", {"level": "word"}),
-     (mmlongbench, "mmlongbench", {"task": "mmlu"}), (mlvu, "mlvu", {"task": "count"})],
+    ("name", "wrong"),
+    [("refcocog", {"split": "test", "by": "google"}), ("vidstg", {"split": "val", "frames": 0}), ("mmdocir", {"level": "word"}),
+     ("mmlongbench", {"task": "mmlu"}), ("mlvu", {"task": "count"})],
 )  # fmt: skip
-def test_wrong_options_name_the_right_ones(copies, load, name, wrong):
+def test_wrong_options_name_the_right_ones(copies, name, wrong):
     with pytest.raises(cl.CorelensError, match="choose"):
-        load(copies[name], **wrong)
+        next(SETS[name].stream(copies[name], **wrong))

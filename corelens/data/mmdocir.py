@@ -84,7 +84,7 @@ def stream(root: str | Path, level: str = "layout", pages: int | None = 8) -> It
             boxes: list[Any] = []
             if level == "page":
                 whole = [(page, size) for page in asked["page_id"] if (size := sizes[page])]
-                boxes = [Box(0, 0, *size, image=shown.index(page)) for page, size in whole]
+                boxes = [Box(0, 0, size[0], size[1], image=shown.index(page)) for page, size in whole]
             else:
                 said = _texts(texts, tuple(record["layout_indices"])) if texts else {}
                 boxes = [box for one in asked["layout_mapping"] if (box := _box(one, sizes, shown, said))]

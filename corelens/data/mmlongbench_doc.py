@@ -63,7 +63,7 @@ def stream(root: str | Path, pages: int | None = 8, dpi: int = 144) -> Iterator[
         listed = ast.literal_eval(said) if isinstance(said, str) else list(said)
         evidence = [page - 1 for page in listed if 1 <= page <= len(sizes)]
         shown = choose_pages(len(sizes), evidence, pages)
-        regions = [Box(0, 0, *sizes[page], image=shown.index(page)) for page in evidence]
+        regions = [Box(0, 0, sizes[page][0], sizes[page][1], image=shown.index(page)) for page in evidence]
         images = [Later(str(path), f"page {page + 1}", partial(_page, path, page, dpi), sizes[page]) for page in shown]
         yield Sample(
             images=images or [Later(str(path), "page 1", partial(_page, path, 0, dpi), broken=broken)],

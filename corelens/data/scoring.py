@@ -124,18 +124,19 @@ def mmlongbench_doc(sample: Sample, text: str) -> float:
     """
     gold, form = str(sample.answer), sample.meta.get("answer_format")
     if form == "Int":
-        number = _number(text)
-        return float(number is not None and int(number) == int(gold))
+        wanted, given = _whole(gold), _whole(_number(text))
+        return float(wanted is not None and wanted == given)
     if form == "Float":
         return float(_floats_agree(_cleaned(gold), _cleaned(text)))
     if form != "List":
         return _texts_agree(_cleaned(gold), _cleaned(text))
-    wanted, given = (sorted(_cleaned(one) for one in _items(x)) for x in (gold, text))
-    if len(wanted) != len(given):
+    wanted_items, items = (sorted(_cleaned(one) for one in _items(x)) for x in (gold, text))
+    if len(wanted_items) != len(items):
         return 0.0
-    if wanted and (_number(wanted[0]) is not None or _must_be_exact(wanted[0])):
-        return float(wanted == given)
-    return min((similarity(a, b) for a, b in zip(wanted, given, strict=True)), default=1.0)
+    if items and (_number(wanted_items[0]) is not None or _must_be_exact(wanted_items[0])):
+        return float(wanted_items == items)
+    # (the benchmark gives nothing for an empty list)
+    return min((similarity(a, b) for a, b in zip(wanted_items, items, strict=True)), default=0.0)
 
 
 def answerable_f1(samples: Sequence[Sample], texts: Sequence[str]) -> float:
@@ -180,6 +181,13 @@ def _number(text: Any) -> float | None:
     try:
         return float(text)
     except (TypeError, ValueError):
+        return None
+
+
+def _whole(number: Any) -> int | None:
+    try:
+        return int(number)
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

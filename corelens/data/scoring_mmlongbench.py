@@ -10,7 +10,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable
-from math import isclose
+from math import isclose, isnan, nan
 from typing import Any
 
 from corelens.inputs import Sample
@@ -112,9 +112,9 @@ def document(sample: Sample, text: str) -> float:
 
 def _document(gold: Any, text: str, form: str) -> float:
     if form == "Integer":
-        return float(int(float(_cleaned(gold))) in _numbers(_cleaned(text)))
+        return float(_float(gold) in _numbers(_cleaned(text)))
     if form == "Float":
-        wanted = float(_cleaned(gold))
+        wanted = _float(gold)
         near = (wanted / 100, wanted, wanted * 100)
         return float(any(isclose(one, x, rel_tol=0.01) for x in _numbers(_cleaned(text)) for one in near))
     if form == "List":
@@ -159,12 +159,19 @@ def _numbers(text: str) -> list[float]:
     return [float(x) for x in re.findall(r"-?\d+(?:\.\d*)?|-?\.\d+", text.replace(",", ""))]
 
 
-def _kind(text: str) -> str:
+def _float(text: Any) -> float:
+    """The number that is written there; not a number (which equals nothing) if there is none."""
     try:
-        number = float(_cleaned(text))
+        return float(_cleaned(text))
     except ValueError:
+        return nan
+
+
+def _kind(text: str) -> str:
+    number = _float(text)
+    if isnan(number):
         return "String"
-    return "Integer" if number == int(number) and "%" not in text else "Float"
+    return "Integer" if number.is_integer() and "%" not in text else "Float"
 
 
 RULES: dict[str, Rule] = {

@@ -14,6 +14,8 @@ from corelens.data.files import package
 from corelens.errors import CorelensError
 from corelens.pictures import Later
 
+ROUNDED = 1e-3  # seconds by which times of frames and of annotations may differ
+
 
 def by_number(file: Path, numbers: Sequence[int], size: tuple[int, int] | None = None) -> list[Any]:
     """These frames of a video. Decoding starts at the first frame: exact, and quick for videos of minutes."""
@@ -68,7 +70,7 @@ def _decoded_by_time(file: str, seconds: tuple[float, ...]) -> list[Image.Image]
             container.seek(int((first + second) / stream.time_base), stream=stream)
             last = None
             for frame in container.decode(stream):
-                if last is not None and frame.time is not None and frame.time - first > second:
+                if last is not None and frame.time is not None and frame.time - first > second + ROUNDED:
                     break  # the frame before is the one shown at that time
                 last = frame
             if last is None:

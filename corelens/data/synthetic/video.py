@@ -82,6 +82,7 @@ def video(
     sides: tuple[int, int] = (256, 320),
     speed: tuple[float, float] = (4, 12),
     span: tuple[int, int] | None = None,
+    grid: int = 1,
     clutter: int = 6,
     split: str = "test",
 ) -> list[Sample]:
@@ -97,6 +98,8 @@ def video(
         speed: smallest and largest, in pixels a frame (less where a shape turns back). Published numbers need 4 or
             more.
         span: fewest and most frames in which a shape carries its digit; by default 2 to half of the frames.
+        grid: centres lie on every so many pixels in every frame (1: anywhere; 16: on `refer`'s grid, the patches of the
+            bundled models, where shapes stand still for a while and then step on).
         clutter: how many lines lie in the background (and half as many blotches and empty outlines).
         split: "test" (everyone's), "train" or "validation"; see `refer`.
 
@@ -106,7 +109,7 @@ def video(
     samples = []
     for i in range(n):
         rng = stream(split, _WORLD, seed, i)
-        scene, asked = draw_scene(rng, *draw_size(rng, sides), frames, objects, speed, span, clutter)
+        scene, asked = draw_scene(rng, *draw_size(rng, sides), frames, objects, speed, span, clutter, grid)
         enough = smallest(frames) >= MINIMUM["frames"] and smallest(objects) >= MINIMUM["objects"]
         published = enough and sides[0] >= MINIMUM["side"] and speed[0] >= MINIMUM["speed"]
         actors = [
@@ -131,6 +134,7 @@ def draw_scene(
     speed: tuple[float, float] = (4, 12),
     span: tuple[int, int] | None = None,
     clutter: int = 6,
+    grid: int = 1,
 ) -> tuple[Scene, int]:
     """A scene in frames of `width` × `height` pixels, and which shape shall be asked; arguments as in `video`.
 
@@ -146,7 +150,7 @@ def draw_scene(
             "show symbols in fewer frames, or ask for more frames",
         )
     names, marks = draw_names(rng, count), draw_symbols(rng, DIGITS, count)
-    paths, radii = _paths(rng, count, width, height, length, speed)
+    paths, radii = _paths(rng, count, width, height, length, speed, grid)
     twins = [i for i, a in enumerate(names) if any(shared(a, b) == 1 for b in names)]
     asked = int(rng.choice(twins or range(count)))  # one object alone has no twin
     spans = _spans(rng, count, length, short, long, asked)
@@ -183,7 +187,13 @@ def paint(scene: Scene) -> list[Image.Image]:
 
 
 def _paths(
-    rng: np.random.Generator, objects: int, width: int, height: int, frames: int, speed: tuple[float, float]
+    rng: np.random.Generator,
+    objects: int,
+    width: int,
+    height: int,
+    frames: int,
+    speed: tuple[float, float],
+    grid: int,
 ) -> tuple[list[list[tuple[float, float]]], list[float]]:
     """Centres in every frame, and radii, of shapes that never overlap nor leave the picture."""
     least = np.full(2, _RADII[1] + 1.0)
@@ -196,6 +206,8 @@ def _paths(
             step = pace[:, None] * np.stack([np.cos(turn), np.sin(turn)], -1)
             way = rng.uniform(0, room, (_DARTS, 2))[:, None] + np.arange(frames)[:, None] * step[:, None]
             way = np.round(least + room - np.abs(room - way % (2 * room)))  # turns back at the borders
+            if grid > 1:
+                way = _RADII[1] + np.round((way - _RADII[1]) / grid) * grid
             free = np.ones(_DARTS, bool)
             for other, path in zip(radii[:i], placed, strict=True):
                 apart = np.linalg.norm(way - path, axis=-1)
