@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from corelens.cli_show import add_show
 from corelens.demo import DEFAULT
 from corelens.errors import CorelensError
 
@@ -301,6 +302,9 @@ def _open_scores(path: Path, metric: str | None) -> Any:
             )
         path = files[metric or ("ram" if "ram" in files else next(iter(files)))]
     return HeadScores.load(path)
+
+
+add_show(app, _open_model, _open_scores)
 
 
 def main() -> None:

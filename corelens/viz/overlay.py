@@ -189,13 +189,42 @@ def overlay(
         A matplotlib figure. Under a head's name stand what attention it puts on the region, on the pictures and on the
         brightest patch. Colours go from 0 to the head's own brightest patch: compare heads by their numbers.
     """
+    inputs, lines, where = looks(model, sample, heads, rows, reduce)
+    token_map = inputs.token_maps[0]
+    said = f"{sample.question or 'a chat'}   ·   {where}"
+    return _table(panels(inputs.pictures[0], token_map, frames), lines, token_map, sample.regions, said, smooth)
+
+
+def head_pictures(
+    model: Any, sample: Any, heads: Any, rows: Any = "question", reduce: str = "max", smooth: bool = False
+) -> list[tuple[Image.Image, str]]:
+    """The same for a page: (picture, words below it), the pictures as they are first, then every head's."""
+    inputs, lines, _ = looks(model, sample, heads, rows, reduce)
+    token_map, found = inputs.token_maps[0], []
+    shown = [(*panel, of_panel(sample.regions, *panel[1:])) for panel in panels(inputs.pictures[0], token_map, 4)]
+    for image, _, frame, regions in shown:
+        found.append((attention_image(image, None, regions, frame), "the picture"))
+    for name, row, seen, weights in lines:
+        heats = [attention_map(token_map, weights, image.size, i, frame, smooth) for image, i, frame, _ in shown]
+        peak = max(float(heat.max()) for heat in heats) or 1.0
+        for heat, (image, _, frame, regions) in zip(heats, shown, strict=True):
+            words = f"**{name}** {row}{' · ' * bool(row)}{seen}, peak {peak:.2g}"
+            found.append((attention_image(image, heat, regions, frame, peak), words))
+    return found
+
+
+Line = tuple[str, str, str, Tensor]  # a head, the row it looks from, what it sees in words, its attention on every key
+
+
+def looks(model: Any, sample: Any, heads: Any, rows: Any, reduce: str) -> tuple[Any, list[Line], str]:
+    """Run the model: (inputs, one line a head, the rows in words)."""
     heads = HeadSet(heads)
     answer = isinstance(rows, str) and "answer" in rows
     inputs = model.prepare(sample, answer=True) if answer else model.prepare(sample)
     token_map = inputs.token_maps[0]
     names = [f"blocks.{layer}.attn.hook_pattern_rows" for layer in heads.by_layer()]
     at = token_map.positions(rows, rows=True).tolist()
-    with model.pattern_rows(at):
+    with torch.no_grad(), model.pattern_rows(at):
         _, cache = model.run_with_cache(inputs, names_filter=names, return_type=None)
     tokens = model.to_str_tokens(inputs)
     several = len(at) > 1
@@ -207,12 +236,11 @@ def overlay(
         row = f"from ‘{tokens[at[looks_hardest(pattern, token_map)]].strip()}’" if picked else ""
         lines.append((str(head), row, seen, weights))
     where = f"{rows} row{'s' * several}" if isinstance(rows, str) else f"row{'s' * several} {', '.join(map(str, at))}"
-    said = f"{sample.question or 'a chat'}   ·   {f'{reduce} over ' * several}{where}"
-    return _table(panels(inputs.pictures[0], token_map, frames), lines, token_map, sample.regions, said, smooth)
+    return inputs, lines, f"{f'{reduce} over ' * several}{where}"
 
 
 def _table(
-    shown: "list[Panel]", lines: list[tuple[str, str, str, Tensor]], token_map: TokenMap, regions: Sequence[Region],
+    shown: "list[Panel]", lines: list[Line], token_map: TokenMap, regions: Sequence[Region],
     said: str, smooth: bool,
 ) -> Figure:  # fmt: skip
     """The pictures as they are, then a line a head; a single picture's heads fill the lines from left to right."""
