@@ -9,13 +9,13 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, Llama4TextConfig
 
-from corelens import CorelensError, HeadScores, HookedMLLM, KVBudget, Sample, SparseInference, Streaming
+from corelens import CorelensError, HeadScores, HookedMLLM, KVBudget, Pruned, Sample, SparseInference, Streaming
 from corelens.inputs import Inputs
 from corelens.rows import Call, rows_z
 from corelens.sparse import ragged
-from corelens.sparse.cache import RaggedCache
+from corelens.sparse.cache import RaggedCache, sliding_windows
 from corelens.sparse.prompt import Prompt
 from corelens.sparse.ragged import Ragged, grouped
 from corelens.sparse.selection import among_heads, highest, observed, sink_and_window
@@ -399,3 +399,56 @@ def test_bytes_are_the_budget_and_the_rest_is_freed(watched, allocation):
     assert all(storage() is None for storage, _ in cache.evicted)
     held = sum(x.untyped_storage().nbytes() for layer in cache.ragged for x in (layer.store.keys, layer.store.values))
     assert held == cache.nbytes
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_pruned_kv_heads_hold_nothing(watched):
+    model, inputs = hooked("qwen3_vl")
+    full = [(0, 0), (1, 2), (1, 3)]
+    for options in ({"kv_budget": KVBudget(SCORES, BUDGET, window=WINDOW)}, {"decode": "streaming"}):
+        pattern = {} if "kv_budget" in options else {3: Streaming(2, 4)}
+        with model.sparse(SparseInference(full, Pruned(), layers=pattern, **options)):
+            model.generate(inputs, max_new_tokens=2, min_new_tokens=2)
+        cache, length = watched.last, inputs.tensors["input_ids"].shape[1]
+        held = [[len(kept) for kept in cache.positions(layer)[1]] for layer in range(4)]
+        real = length + 1 - int((inputs.tensors["attention_mask"][1] == 0).sum())
+        if pattern:
+            assert held == [[real, 0], [0, real], [0, 0], [2 + 4, 2 + 4]]
+        else:
+            sizes = KVBudget(SCORES, BUDGET, window=WINDOW).capacities(4, 4, 2, real - 1)
+            assert held == [[sizes[0, 0] + 1, 0], [0, sizes[1, 1] + 1], [0, 0], [0, 0]]
+
+
+def test_what_a_cache_cannot_do(watched):
+    model, inputs = hooked("qwen3_vl")
+    with model.sparse(SparseInference(kv_budget=KVBudget(SCORES, BUDGET, window=WINDOW))):
+        model.generate(inputs, max_new_tokens=2, min_new_tokens=2)
+        cache, new = watched.last, torch.zeros(2, 2, 2, model.cfg.d_head)
+        with pytest.raises(CorelensError, match="2 tokens at once"):
+            cache.update(new, new, 0)
+        for refused in (lambda: cache.crop(-1), lambda: cache.reorder_cache(torch.tensor([1, 0])), cache.reset):
+            with pytest.raises(CorelensError, match="fresh cache"):
+                refused()
+        with pytest.raises(CorelensError, match="padding on the right"):
+            model.generate(model.prepare(SAMPLES, padding_side="right"), max_new_tokens=2)
+    with (
+        model.sparse(SparseInference(kv_budget=KVBudget(HeadScores(np.ones((4, 8)))))),
+        pytest.raises(CorelensError, match="4 layers × 4 heads"),
+    ):
+        model.generate(inputs, max_new_tokens=2)
+    with pytest.raises(CorelensError, match="chunked_attention"):
+        sliding_windows(Llama4TextConfig(num_hidden_layers=4))
+
+
+def test_a_layer_that_was_not_evicted():
+    model, _ = hooked("qwen3_vl")
+    cache = RaggedCache(SparseInference(kv_budget=KVBudget(SCORES, BUDGET, window=WINDOW)).plan(model.cfg))
+    assert cache.get_seq_length() == cache.nbytes == 0
+    key = torch.randn(1, 2, 5, 8)
+    for _ in range(2):  # a prompt in two parts
+        held, _ = cache.update(key, key, 0)
+    assert held.shape[2] == cache.get_seq_length() == 10 and cache.nbytes == 2 * held.nbytes
+    with pytest.raises(CorelensError, match="not evicted"):
+        cache.attend(0, torch.randn(1, 4, 1, 8), call(4))
