@@ -1,0 +1,71 @@
+"""The reference is made of `corelens.__all__`: a page says which parts it holds, and gets every public name of them.
+
+A line `{{ public: model, demo }}` on a page of docs/reference becomes a mkdocstrings entry for each name that
+`corelens/__init__.py` takes from `corelens.model` or `corelens.demo`, or from a module below these. A line
+`{{ commands }}` becomes the commands of `corelens/cli.py` with their docstrings. Nothing is imported.
+"""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1]
+MARK = re.compile(r"^\{\{ public: (.+) \}\}$", flags=re.MULTILINE)
+
+
+def public_names() -> dict[str, str]:
+    """{public name: the module it is taken from}, in alphabetical order."""
+    tree = ast.parse((DOCS.parent / "corelens" / "__init__.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    origin = {alias.name: str(node.module) for node in imports for alias in node.names}
+    names = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+    )
+    return {name: origin[name] for name in sorted(names, key=lambda name: (name[0].islower(), name.lower()))}
+
+
+def names_on(markdown: str) -> dict[str, str]:
+    """The public names that a page's marks ask for."""
+    parts = [part.strip() for mark in MARK.findall(markdown) for part in mark.split(",")]
+    below = tuple(f"corelens.{part}." for part in parts)
+    return {name: module for name, module in public_names().items() if f"{module}.".startswith(below)}
+
+
+def nowhere() -> list[str]:
+    """Public names that no page of the reference holds."""
+    held = {name for page in (DOCS / "reference").glob("*.md") for name in names_on(page.read_text())}
+    return sorted(public_names().keys() - held)
+
+
+def commands() -> str:
+    """Every command with what it says of itself."""
+    text = ""
+    for node in ast.parse((DOCS.parent / "corelens" / "cli.py").read_text()).body:
+        for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+            if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Attribute) and mark.func.attr == "command":
+                group = getattr(mark.func.value, "id", "app").removesuffix("app").strip("_")
+                name = ast.literal_eval(mark.args[0]) if mark.args else node.name.replace("_", "-")
+                words = re.sub(r"\[bold\](.+?)\[/bold\]", r"`\1`", ast.get_docstring(node) or "")
+                text += f"## corelens {f'{group} {name}'.strip()}\n\n{words}\n\n"
+    return text
+
+
+def on_config(config: Any, **_: Any) -> None:
+    """Stop the build where a public name would be left out."""
+    if missing := nowhere():
+        raise ValueError(f"no page of docs/reference holds {missing}")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the entries where the marks stand."""
+
+    def entries(mark: re.Match[str]) -> str:
+        return "\n".join(
+            f"::: {module}.{name}\n    options:\n      heading: cl.{name}\n      toc_label: {name}\n"
+            for name, module in names_on(mark[0]).items()
+        )
+
+    return MARK.sub(entries, markdown).replace("{{ commands }}", commands() if "{{ commands }}" in markdown else "")

@@ -1,0 +1,54 @@
+"""The tutorials, as pages of the site: each notebook's text, code and committed outputs, without running anything."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+FOLDER = Path(__file__).parents[2] / "tutorials"
+
+
+def notebooks() -> list[Path]:
+    """The notebooks in their order."""
+    return sorted(FOLDER.glob("[0-9]*.ipynb"))
+
+
+def on_config(config: Any, **_: Any) -> None:
+    """Give each notebook its place in the navigation."""
+    entry = next(one for one in config.nav if "Tutorials" in one)
+    entry["Tutorials"] = [f"tutorials/{path.stem}.md" for path in notebooks()]
+
+
+def on_files(files: Files, config: Any, **_: Any) -> None:
+    """Add a page, and its pictures, for each notebook."""
+    for path in notebooks():
+        text, pictures = page_of(json.loads(path.read_text()), path.stem)
+        files.append(File.generated(config, f"tutorials/{path.stem}.md", content=text))
+        for name, content in pictures.items():
+            files.append(File.generated(config, f"tutorials/{name}", content=content))
+
+
+def page_of(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown, and its pictures by the names under which the Markdown shows them."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source.replace("<details>", '<details markdown="1">'))
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = {kind: "".join(content) for kind, content in output.get("data", {}).items()}
+            if "image/png" in data:
+                name = f"{stem}-{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode(data["image/png"])
+                parts.append(f'<img class="output" src="{name}" alt="Output of the code above">')
+            elif "text/html" in data:
+                parts.append(f'<div class="output">{data["text/html"]}</div>')
+            elif output.get("name") != "stderr":
+                text = data.get("text/plain") or "".join(output["text"])
+                parts.append(f"```{{ .text .output .no-copy }}\n{text.rstrip()}\n```")
+    return "\n\n".join(parts), pictures

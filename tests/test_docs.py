@@ -1,0 +1,90 @@
+"""The documentation says what the code does: its Python runs, its tables are the model's, it names every public name."""
+
+import re
+import sys
+import textwrap
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+import corelens as cl
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PYTHON = re.compile(r"^( *)```python[^\n]*\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
+BLOCKS = {
+    str(page.relative_to(DOCS)): [textwrap.dedent(code) for _, code in PYTHON.findall(page.read_text())]
+    for page in sorted(DOCS.rglob("*.md"))
+}
+ROW = re.compile(r"^\| `([^`]*hook_[^`]*)` \| (?:`Edges`|\[([^\]]+)\])", flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    """All blocks in order, in one namespace; those that open with `# not run` are compiled."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cl, "load_demo", cache(cl.load_demo), raising=False)
+    space: dict = {"__name__": page}
+    for number, code in enumerate(BLOCKS[page]):
+        compiled = compile(code, f"{page}, block {number}", "exec")
+        if not code.startswith("# not run"):
+            exec(compiled, space)
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """The demo model, and all its points' tensors on one sample."""
+    model = cl.load_demo("qwen3vl-s")
+    inputs = model.prepare(cl.synthetic("refer", n=1, seed=1)[0])
+    names = [name for name in model.hook_names() if not name.endswith("hook_edges")]
+    with torch.no_grad():
+        return model, inputs, model.run_with_cache(inputs, names_filter=names)[1]
+
+
+def test_the_table_of_hook_names_is_the_models(everything):
+    model, _, _ = everything
+    written = {name.replace("{l}", "0") for name, _ in ROW.findall((DOCS / "hooks.md").read_text())}
+    assert {name for name in written if "head." not in name} == {
+        name for name in model.hook_names() if "blocks." not in name or "blocks.0." in name
+    }
+
+
+def test_the_table_of_hook_names_has_their_shapes(everything):
+    model, inputs, cache = everything
+    c, vision = model.cfg, model.hf.config.vision_config
+    sizes = {"batch": 1, "image": 1, "head": c.n_heads, "kv_head": c.n_kv_heads, "d_head": c.d_head, "1": 1}
+    sizes |= {"d_model": c.d_model, "d_mlp": c.d_mlp, "d_vocab": c.d_vocab, "d_vision": vision.hidden_size}
+    sizes |= {name: inputs.length for name in ("pos", "query", "key")}
+    sizes |= {"row": len(inputs.token_maps[0].question)}
+    in_tower = sizes | {name: len(inputs.tensors["pixel_values"]) for name in ("pos", "query", "key")}
+    in_tower |= {"head": vision.num_heads, "d_head": vision.hidden_size // vision.num_heads}
+    rows = [(name, shape) for name, shape in ROW.findall((DOCS / "hooks.md").read_text()) if shape]
+    assert len(rows) > 40
+    for name, shape in rows:
+        if name == "vision.hook_out":
+            continue
+        at = name.replace("{l}", "0").replace("{h}", "2").replace("{g}", "1")
+        held = cache[at] if at in cache.cache_dict else model.run_with_cache(inputs, names_filter=[at])[1][at]
+        known = in_tower if name.startswith("vision.") else sizes
+        assert list(held.shape) == [known[axis] for axis in shape.split(", ")], name
+
+
+def test_the_reference_holds_every_public_name(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_build")
+    sys.modules.pop("reference", None)
+    import reference
+
+    assert reference.nowhere() == []
+    assert reference.public_names().keys() == set(cl.__all__)
+    for name, module in reference.public_names().items():
+        assert getattr(import_module(module), name) is getattr(cl, name), name
+
+
+def test_the_version_is_everywhere_the_same():
+    written = {file: (ROOT / file).read_text() for file in ("pyproject.toml", "CITATION.cff", "README.md")}
+    assert re.search(r'^version = "(.+)"$', written["pyproject.toml"], flags=re.M)[1] == cl.__version__
+    assert re.search(r"^version: (.+)$", written["CITATION.cff"], flags=re.M)[1] == cl.__version__
+    assert f"Version {cl.__version__}" in written["README.md"]
