@@ -2,8 +2,6 @@
 
 import io
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -377,27 +375,3 @@ def test_numbers_stand_to_the_right_and_intervals_set_back():
     table = pages.table(["heads", "accuracy", "words"], [["top", "4.1% [3.0, 5.4]", "low"], ["none", "–", "12 of 3"]])
     assert '<td class="num">4.1% <span class="ci">[3.0, 5.4]</span></td>' in table and "<td>12 of 3</td>" in table
     assert pages.table(["a", "b"], [["x", 0.123456], ["y", -3]]).count('class="num"') == 3
-
-
-def chromium():
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not found:
-        pytest.skip("headless Chromium is missing: install Debian's package `chromium`")
-    return found
-
-
-def test_a_browser_shows_the_page_without_errors_and_hover_works(tmp_path):
-    probe = (
-        "<script>document.querySelectorAll('.cl-grid rect')[8].dispatchEvent(new PointerEvent('pointerenter'));"
-        "const t=document.querySelector('.cl-grid .tip');document.title='SAID:'+(t.hidden?'':t.textContent)</script>"
-    )
-    path = tmp_path / "page.html"
-    path.write_text(whole_page().replace("</body>", probe + "</body>"))
-    done = subprocess.run(
-        [chromium(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--disable-background-networking", "--enable-logging=stderr", "--dump-dom", f"file://{path}"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    s = scores()
-    assert f"SAID:L1H3  RAM {s.values[1, 3]:.3g} [" in done.stdout
-    assert "CONSOLE" not in done.stderr, done.stderr

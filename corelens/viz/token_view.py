@@ -18,7 +18,7 @@ from corelens.viz import style
 from corelens.viz.view import View
 
 MOST_NUMBERS = 250_000  # attention values on one page: about 2 MB beside the script's 1.3 MB
-LESS_THAN = "\ue000"  # stands for "<" until the page is whole (see `_drawn`)
+LESS_THAN = "\ue000"  # stands for "<" until the page is whole (see `drawn`)
 
 
 def token_view(model: Any, sample: Any, heads: Any, rows: Any = "text") -> View:
@@ -35,7 +35,19 @@ def token_view(model: Any, sample: Any, heads: Any, rows: Any = "text") -> View:
         A View: a notebook shows it, `.save(path)` writes an offline page of 2 to 5 MB.
     """
     heads = HeadSet(heads)
-    inputs = model.prepare(sample)
+    names, attention = segment_attention(model, model.prepare(sample), heads, rows)
+    caption = (
+        f"Attention mass from each token (line) to each token (column), white 0 to blue {float(attention.max()):.2f}; "
+        "a picture's patches are summed (region, rest). Hover a head to see it large, click to keep it."
+    )
+    return View("Attention between tokens", drawn(attention, names, heads), caption)
+
+
+def segment_attention(
+    model: Any, inputs: Any, heads: HeadSet, rows: Any = "text"
+) -> tuple[list[str], Float[Tensor, "head segment segment"]]:
+    """Names of what the view has lines for, and each head's attention mass between them (summed over keys, the mean
+    over a line's rows; lines without a row among `rows` are 0)."""
     token_map = inputs.token_maps[0]
     groups = segments(token_map, model.to_str_tokens(inputs))
     if not heads or len(heads) * len(groups) ** 2 > MOST_NUMBERS:
@@ -48,27 +60,20 @@ def token_view(model: Any, sample: Any, heads: Any, rows: Any = "text") -> View:
     member = torch.zeros(len(groups), token_map.length)
     for line, (_, positions) in zip(member, groups, strict=True):
         line[positions] = 1
-    summed: dict[int, Tensor] = {}
+    layers, summed = heads.by_layer(), {}
 
     def look(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
         layer = int(hook.name.split(".")[1])
-        numbers = [head.head for head in heads if head.layer == layer]
         mine = member.to(pattern)
         of_rows = mine[:, at.to(pattern.device)]  # [segment, row]
         mean = of_rows / of_rows.sum(1, keepdim=True).clamp(min=1)
-        summed[layer] = (mean @ pattern[0, numbers] @ mine.T).cpu()  # [head, segment, segment]
+        summed[layer] = (mean @ pattern[0, layers[layer]] @ mine.T).cpu()
 
     with torch.no_grad(), model.pattern_rows(at.tolist()):
-        names = [f"blocks.{layer}.attn.hook_pattern_rows" for layer in heads.by_layer()]
-        model.run_with_hooks(inputs, return_type=None, fwd_hooks=[(name, look) for name in names])
-    layers = heads.by_layer()
+        hooks = [(f"blocks.{layer}.attn.hook_pattern_rows", look) for layer in layers]
+        model.run_with_hooks(inputs, return_type=None, fwd_hooks=hooks)
     attention = torch.stack([summed[layer][layers[layer].index(number)] for layer, number in heads])
-    caption = (
-        f"Attention mass from each token (line) to each token (column), white 0 to blue {float(attention.max()):.2f}; "
-        "a picture's patches are summed (region, rest). Hover a head to see it large, click to keep it."
-    )
-    names_of = [name for name, _ in groups]
-    return View("Attention between tokens", _drawn(attention, names_of, heads), caption)
+    return [name for name, _ in groups], attention
 
 
 def segments(token_map: TokenMap, tokens: list[str]) -> list[tuple[str, list[int]]]:
@@ -89,7 +94,8 @@ def segments(token_map: TokenMap, tokens: list[str]) -> list[tuple[str, list[int
     return sorted(found, key=lambda group: group[1][0])
 
 
-def _drawn(attention: Float[Tensor, "head segment segment"], names: list[str], heads: HeadSet) -> Markup:
+def drawn(attention: Float[Tensor, "head segment segment"], names: list[str], heads: HeadSet) -> Markup:
+    """CircuitsVis's element, its script within it; no name can end that script."""
     from circuitsvis.attention import attention_heads
 
     # CircuitsVis writes the tokens as JSON into a script, as they are: a token "</script>" would end it. Each "<" goes

@@ -1,0 +1,155 @@
+"""Pages in headless Chromium, cut off from the network: no error in the console, no request, and hover works.
+
+Each page is opened once, as a copy with a few lines of script that hover and write what they saw into the title.
+"""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import corelens as cl
+
+ROOT = Path(__file__).parents[1]
+HEADS = ["L1H5", "L1H9"]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not found:
+        pytest.skip("headless Chromium is missing: install Debian's package `chromium` (apt-get install chromium)")
+    return found
+
+
+@pytest.fixture
+def browse(chromium, tmp_path):
+    def browse(markup: str, script: str = "''") -> tuple[str, list[str], list[str]]:
+        """(what the script's last value was, lines of the console, addresses that the page asked for)."""
+        probe = (
+            "<script>addEventListener('load', () => setTimeout(async () => {"
+            "const wait = (ms) => new Promise((done) => setTimeout(done, ms));"
+            "const all = (what) => [...document.querySelectorAll(what)];"
+            f"document.title = 'SAID:' + await (async () => {{ {script} }})(); }}, 300))</script>"
+        )
+        assert markup.count("</body>") == 1
+        page, log = tmp_path / "page.html", tmp_path / "net.json"
+        page.write_text(markup.replace("</body>", f"{probe}</body>"), encoding="utf-8")
+        done = subprocess.run(
+            [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+             "--no-first-run", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
+             "--enable-logging=stderr", "--v=0", f"--log-net-log={log}", "--virtual-time-budget=6000", "--dump-dom",
+             f"file://{page}"],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        said = re.search(r"<title>SAID:(.*?)</title>", done.stdout, re.DOTALL)
+        assert said, done.stdout[:2000] + done.stderr[-2000:]
+        console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        events = (event.get("params", {}) for event in json.loads(log.read_text())["events"])
+        # (Chromium's own requests, for updates and the like, have "not an origin" as their initiator)
+        asked = {e["url"] for e in events if e.get("initiator", "not an origin") != "not an origin"}
+        network = sorted(url for url in asked if not url.startswith(("file:", "data:", "blob:")))
+        return html.unescape(said[1]), console, network
+
+    return browse
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return cl.load_demo("qwen3vl-s"), cl.synthetic("refer", 1, seed=3)[0]
+
+
+HOVER = (
+    "const cell = all('{}')[{}], view = cell.closest('[data-live]');"
+    "cell.dispatchEvent(new PointerEvent('pointerenter'));"
+    "const tip = view.querySelector('.tip'), said = tip.hidden ? '' : tip.textContent;"
+    "cell.dispatchEvent(new PointerEvent('pointerleave')); return tip.hidden ? said : 'stays';"
+)
+
+
+def test_the_browser_would_tell(browse):
+    """A page that fails and asks the network for things is found out."""
+    page = "<body><img src='http://example.com/a.png'><script src='https://example.org/b.js'></script><script>oops()</script></body>"
+    _, console, network = browse(page, "return 1")
+    assert network == ["http://example.com/a.png", "https://example.org/b.js"]
+    assert "oops is not defined" in "".join(console)
+
+
+def test_an_interactive_grid_says_head_score_and_interval(browse, tmp_path):
+    rng = np.random.default_rng(0)
+    scores = cl.HeadScores(per_sample=rng.random((20, 3, 5)), meta={"metric": "ram", "key": "ram"})
+    cl.head_grid(scores, scores.top(k=2)).save_html(tmp_path / "grid.html")
+    said, console, network = browse((tmp_path / "grid.html").read_text(), HOVER.format(".cl-grid rect", 8))
+    low, high = scores.ci()
+    assert said == f"L1H3  RAM {scores.values[1, 3]:.3g} [{low[1, 3]:.3g}, {high[1, 3]:.3g}]"
+    assert not console and not network
+
+
+def test_the_study_report_opens_and_its_grid_answers(browse):
+    page = (ROOT / "docs/report/report.html").read_text(encoding="utf-8")
+    said, console, network = browse(page, HOVER.format(".cl-grid rect", 0))
+    assert re.match(r"L0H0  \S.* [\d.]+ \[[\d.]+, [\d.]+\]$", said), said
+    assert not console and not network
+
+
+def test_a_token_view_shows_the_head_that_is_hovered(browse, demo, tmp_path):
+    model, sample = demo
+    cl.token_view(model, sample, HEADS).save(tmp_path / "tokens.html")
+    page = (tmp_path / "tokens.html").read_text(encoding="utf-8")
+    assert len(page) < 5e6 and "unpkg.com" not in page
+    script = (
+        "const head = all('h4').find((h) => h.textContent === 'L1H9').parentElement;"
+        "const shown = () => all('h3').map((h) => h.textContent).filter((t) => t.includes('Zoomed')).join();"
+        "const before = shown();"
+        "head.dispatchEvent(new MouseEvent('mouseover', {bubbles: true, relatedTarget: document.body}));"
+        "await wait(500); return before + ' → ' + shown();"
+    )
+    said, console, network = browse(page, script)
+    assert said == "L1H5 Zoomed → L1H9 Zoomed"
+    assert not console and not network
+
+
+def test_tokens_cannot_break_out_of_a_token_view(browse):
+    """CircuitsVis writes tokens into a script as they are; ours are escaped before."""
+    import torch
+
+    from corelens.viz.token_view import View, drawn
+
+    evil = [
+        "</script><script>document.body.dataset.bad = 1</script>",
+        '<img src=x onerror="document.body.dataset.bad = 1">',
+    ]
+    body = drawn(torch.eye(2)[None], evil, cl.HeadSet("L0H0"))
+    script = "await wait(300); return all('h3').length + ' ' + (document.body.dataset.bad || 'good');"
+    said, console, network = browse(View("evil", body, "").page(), script)
+    assert said == "2 good"
+    assert not console and not network
+
+
+def test_the_logit_lens_names_tokens_and_moves_through_layers(browse, demo, tmp_path):
+    model, sample = demo
+    lens = cl.logit_lens(model, sample, layers=[0, 3, 7])
+    lens.save(tmp_path / "lens.html")
+    script = (
+        "const slider = all('input[type=range]')[0]; slider.value = 1; slider.dispatchEvent(new Event('input'));"
+        "const now = all('.now')[0].textContent, shown = all('g[data-step]').filter((g) => g.style.display !== 'none');"
+        "const cell = shown[0].querySelectorAll('rect')[5]; cell.dispatchEvent(new PointerEvent('pointerenter'));"
+        "return [now, shown.length, shown[0].dataset.step, all('.tip')[0].textContent].join(' | ');"
+    )
+    said, console, network = browse((tmp_path / "lens.html").read_text(encoding="utf-8"), script)
+    at = lens.token_map.images[0].tolist()[5]
+    best = ", ".join(f"‘{word}’ {probability:.2g}" for word, probability in lens.top(at, 3))
+    assert said.split() == f"layer 3 | 1 | 1 | layer 3, patch {at}: {best}".split()
+    assert not console and not network
+
+
+def test_a_page_of_every_part_opens_without_errors(browse):
+    from test_viz import whole_page
+
+    said, console, network = browse(whole_page(), HOVER.format(".cl-grid rect", 8))
+    assert said.startswith("L1H3  RAM ") and not console and not network
