@@ -12,13 +12,25 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_scene
 from corelens.demo import CHECKPOINTS, checkpoint, list_demos, load_demo, read_card
-from corelens.demo.batches import IGNORED, Plan, dense_labels, draw_batch, question_chat, tokenize
+from corelens.demo.batches import (
+    IGNORED,
+    Plan,
+    dense_labels,
+    draw_batch,
+    image_pads,
+    question_chat,
+    tokenize,
+    video_pads,
+)
 from corelens.demo.build import PRESETS, build_model, build_processor
 from corelens.demo.export import export_demo
 from corelens.demo.fast import fast_training, patches_of
 from corelens.demo.heldout import answers, wilson
-from corelens.demo.train import Recipe, train_demo
+from corelens.demo.recipes import RECIPES, Check, Recipe, Slice, as_dict, from_dict, plan_step
+from corelens.demo.train import train_demo
 from corelens.errors import CorelensError
+from corelens.inputs import prepare
+from corelens.layouts import layout_for
 
 NAME = "qwen3vl-s"
 
@@ -103,7 +115,8 @@ def test_training_sequences_begin_with_the_prompt_that_users_give(processor):
 
     colour, kind = samples[0].question.rstrip("?").split()[-2:]
     scene = Scene(samples[0].images[0], [Shape(colour, kind, int(samples[0].answer), 64, 64, 30)], asked=0)
-    ours = tokenize(processor, [question_chat(scene, np.random.default_rng(0), 1)], 64)["input_ids"][0].tolist()
+    chat = question_chat(scene, np.random.default_rng(0), 1)
+    ours = tokenize(processor, [chat], image_pads(256, 256))["input_ids"][0].tolist()
     theirs = prompt(processor, samples)["input_ids"][0].tolist()
     assert ours[: len(theirs)] == theirs
     assert processor.tokenizer.decode(ours[len(theirs) :]) == f"{samples[0].answer}<|im_end|>\n"
@@ -143,6 +156,60 @@ def test_fast_training_computes_what_transformers_computes(processor, model):
         assert torch.equal(slow, model(**inputs).logits)
 
 
+def test_fast_training_computes_what_transformers_computes_on_videos(processor, model):
+    samples = synthetic("video", 2, sides=(256, 256), grid=16)
+    inputs = prepare(samples[:1], processor, layout_for(model.config), model.config).tensors
+    clip = torch.from_numpy(np.stack([[np.asarray(frame) for frame in samples[0].video]]))
+    assert torch.allclose(patches_of(clip), inputs["pixel_values_videos"], atol=1e-6)
+    ids = inputs["input_ids"]
+    ours = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": samples[0].question}]}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    for placeholder, tokens in video_pads(6, 256, 256).items():
+        ours = ours.replace(placeholder, tokens)
+    assert processor.tokenizer(ours)["input_ids"] == ids[0].tolist()
+    grid, kinds = inputs["video_grid_thw"], inputs["mm_token_type_ids"]
+    positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=kinds, video_grid_thw=grid)
+    with torch.no_grad():
+        slow = model(**inputs).logits
+        with fast_training(model):
+            quick = model(
+                input_ids=ids, pixel_values_videos=patches_of(clip), video_grid_thw=grid, position_ids=positions
+            ).logits
+    assert (slow - quick).abs().max() < 1e-5
+
+
+def test_a_mix_adds_long_slices_later_and_draws_only_scenes_that_exist(tmp_path):
+    recipe = RECIPES["qwen3vl-s-long"]
+    progress = {"name": NAME, "seed": 0, "level": 2}
+    early = {plan_step(step, progress, recipe).sides for step in range(60)}
+    late = [plan_step(step, progress, recipe) for step in range(500, 700)]
+    assert early == {part.sides for part in recipe.mix if not part.joins}
+    assert {plan.sides for plan in late} == {part.sides for part in recipe.mix}
+    assert all(plan.objects <= 6 * plan.colours and plan.objects <= plan.sides[0] ** 2 // 8000 for plan in late)
+    assert any(plan.colours <= 3 for plan in late) and any(plan.form == "caption" for plan in late)
+
+
+def test_training_goes_on_from_a_bundled_model(tmp_path):
+    mix = (Slice(0.5, 2, (160, 192), (1, 2), captions=0.5), Slice(0.5, 2, (160, 192), (2, 2), frames=(2, 4)))
+    checks = (Check(2, {"sides": (128, 160), "objects": 2}), Check(2, {"frames": 4, "grid": 16}, "video"))
+    recipe = Recipe(start=NAME, stage_a=0, stage_b=4, check_every=2, mix=mix, checks=checks, rate=0.0)
+    run = train_demo(NAME, out=tmp_path, recipe=recipe)
+    began, ended = load_file(checkpoint(NAME) / "model.safetensors"), load_file(run / "best.safetensors")
+    assert all(torch.equal(began[key].float(), ended[key]) for key in ended)
+    log = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+    judged = [line for line in log if line["form"] == "validation"]
+    assert [line["step"] for line in judged] == [2, 4] and judged[0]["accuracy"] == sum(judged[0]["each"]) / 2
+
+
+def test_a_recipe_survives_a_card():
+    for recipe in RECIPES.values():
+        text = json.dumps(as_dict(recipe))
+        assert json.dumps(as_dict(from_dict(json.loads(text)))) == text
+
+
 def test_training_resumes_to_the_same_weights(tmp_path):
     recipe = Recipe(stage_a=2, stage_b=2, batch=2, last_batch=2, check_every=2, check_scenes=0)
     whole = train_demo(NAME, out=tmp_path / "whole", recipe=recipe)
@@ -159,6 +226,8 @@ def test_export_writes_what_the_loader_accepts(tmp_path):
     recipe = Recipe(stage_a=1, stage_b=1, batch=2, last_batch=2, check_every=1, check_scenes=2, first_level=4)
     run = train_demo(NAME, out=tmp_path / "run", recipe=recipe)
     card = export_demo(run, machine="a test", n=4, root=tmp_path)
+    (control,) = card["controls"]
+    assert control["n"] == 4 and 0 <= control["blank"] <= 1 and control["follows"] + control["stays"] <= 1
     assert checkpoint(NAME, tmp_path) == tmp_path / NAME
     assert card == read_card(NAME, tmp_path) and card["training"]["steps"] == 2
     assert "4 |" in (tmp_path / NAME / "README.md").read_text()
@@ -188,7 +257,10 @@ def test_bundled_model_answers_fresh_scenes(name):
     assert sum(a == s.answer for a, s in zip(said, samples, strict=True)) >= 40
     card = read_card(name)
     assert card["layers"] * card["heads"] == net.config.text_config.num_hidden_layers * card["heads"]
-    assert card["held_out"][-1]["accuracy"] >= 0.9 and card["held_out"][-1]["n"] == 1000
+    tests = [row for row in card["held_out"] if row["split"] == "test"]
+    assert tests[0]["accuracy"] >= 0.95 and tests[0]["n"] == 1000 and all(row["n"] >= 200 for row in tests)
+    for row in card.get("controls", []):
+        assert row["blank"] < 0.25 and row["follows"] >= 0.85 and row["stays"] < 0.1
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] >= card["training"]["steps"]
 

@@ -394,6 +394,30 @@ def test_contact_sheets_take_masks_and_say_what_they_need():
             contact_sheet(**wrong)
 
 
+@pytest.mark.parametrize("world", ["refer", "video"])
+def test_a_turned_digit_is_all_that_changes(world):
+    for a, b in zip(synthetic(world, 3, seed=4), synthetic(world, 3, seed=4, turn=3), strict=True):
+        assert int(b.answer) == (int(a.answer) + 3) % 10 and (a.question, a.id) == (b.question, b.id)
+        for i, (old, new) in enumerate(zip(a.video or a.images, b.video or b.images, strict=True)):
+            region = a.regions[0]
+            box = region if world == "refer" else region.boxes.get(i)
+            where = np.argwhere((np.asarray(old) != np.asarray(new)).any(-1))
+            assert bool(len(where)) == (box is not None)
+            if box is not None:
+                assert (where >= (box.y0, box.x0)).all() and (where < (box.y1, box.x1)).all()
+
+
+def test_a_video_on_a_grid_keeps_to_it():
+    centres = [
+        [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in shape["boxes"]]
+        for sample in synthetic("video", 6, seed=2, grid=16, speed=(8, 12))
+        for shape in sample.meta["objects"]
+        if shape["kind"] in ("circle", "square", "diamond", "hexagon")
+    ]
+    assert all(abs(x / 16 - round(x / 16)) < 0.1 for path in centres for point in path for x in point)
+    assert any(len(set(path)) > 1 for path in centres)
+
+
 @pytest.mark.parametrize("world", ["refer", *NEW])
 def test_the_docs_have_a_sheet_of_every_world(world):
     file = Path(__file__).parents[1] / "docs" / "images" / f"{world}.png"

@@ -8,11 +8,17 @@ import numpy as np
 from transformers import Qwen3VLProcessor
 
 from corelens.data.synthetic.refer import COLOURS, KINDS, QUESTION, Scene, draw_scene, draw_size, stream
+from corelens.data.synthetic.video import FPS
+from corelens.data.synthetic.video import ask as ask_video
+from corelens.data.synthetic.video import draw_scene as video_scene
+from corelens.data.synthetic.video import paint as paint_video
 from corelens.demo.build import build_processor
 
 CAPTION = "List every object."
 LABELS = {"colour": len(COLOURS), "kind": len(KINDS), "digit": 10}  # one label more means "none"
 IGNORED = -100
+GRID = 16  # pixels: where the centres of a video's shapes lie, as those of `refer` do
+VIDEO = 1_000_003  # in the entropy of a video's random stream
 _TOKEN = 32  # pixels a side of a visual token
 _REACH = 23  # pixels: from an object's centre to a token's centre, to the corner of four tokens at most
 
@@ -31,6 +37,7 @@ class Plan:
         jitter: of centres, in pixels.
         colours: how many colours a scene may use.
         questions: at most so many a scene.
+        frames: of a scene of `video`, an even number; 0 for a picture of `refer`.
     """
 
     model: str
@@ -43,6 +50,7 @@ class Plan:
     jitter: float = 0.0
     colours: int = len(COLOURS)
     questions: int = 4
+    frames: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,11 +64,14 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
     """The batch of a plan.
 
     Returns:
-        images [batch, height, width, 3] uint8 and, for "dense", labels [batch, visual tokens, 3] (colour, kind, digit);
-        else input_ids and labels [batch, pos], and answers [batch, pos]: True where a digit is to be predicted.
+        images [batch, height, width, 3] (a video's: [batch, frames, height, width, 3]) uint8 and, for "dense", labels
+        [batch, visual tokens, 3] (colour, kind, digit); else input_ids and labels [batch, pos], and answers [batch,
+        pos]: True where a digit is to be predicted.
     """
     rng = stream("train", plan.seed, plan.step)
     width, height = draw_size(rng, plan.sides)
+    if plan.frames:
+        return _video_batch(plan, rng, width, height)
     objects = plan.objects
     if plan.form == "dense":
         objects = max(1, min(objects, width * height // 8000))
@@ -74,7 +85,43 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
     if plan.form == "dense":
         return batch | {"labels": np.stack([dense_labels(scene) for scene in scenes])}
     chats = [(caption_chat(s) if plan.form == "caption" else question_chat(s, rng, plan.questions)) for s in scenes]
-    return batch | tokenize(_processor(plan.model), chats, width * height // _TOKEN**2)
+    return batch | tokenize(_processor(plan.model), chats, image_pads(width, height))
+
+
+def _video_batch(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
+    """The batch of a plan of `video`, on `refer`'s grid."""
+    clips, chats = [], []
+    for row in range(plan.batch):
+        own = stream("train", VIDEO, plan.seed, plan.step, row)
+        scene, _ = video_scene(own, width, height, plan.frames, plan.objects, grid=GRID)
+        clips.append(np.stack([np.asarray(frame) for frame in paint_video(scene)]))
+        figures = [actor.at(0) for actor in scene.actors]
+        marks = [actor.figure.symbol for actor in scene.actors]
+        if plan.form == "caption":
+            order = sorted(range(len(figures)), key=lambda i: (figures[i].x, figures[i].y))
+            words = ", ".join(f"{figures[i].colour} {figures[i].kind} {marks[i]}" for i in order) + "."
+            chats.append([_user(CAPTION, "video"), {"role": "assistant", "content": words}])
+            continue
+        chat: list[dict[str, Any]] = []
+        for i in rng.permutation(len(figures))[: plan.questions]:
+            query = ask_video(scene, int(i))
+            chat += [_user(query.question, "" if chat else "video"), {"role": "assistant", "content": query.answer}]
+        chats.append(chat)
+    processor = _processor(plan.model)
+    return {"images": np.stack(clips)} | tokenize(processor, chats, video_pads(plan.frames, width, height))
+
+
+def image_pads(width: int, height: int) -> dict[str, str]:
+    """What the processor puts for a picture's placeholder."""
+    return {"<|image_pad|>": "<|image_pad|>" * (width * height // _TOKEN**2)}
+
+
+def video_pads(frames: int, width: int, height: int) -> dict[str, str]:
+    """What the processor puts for a video's placeholder: each pair of frames with its time."""
+    each = "<|video_pad|>" * (width * height // _TOKEN**2)
+    times = [(pair * 2 + 0.5) / FPS for pair in range(frames // 2)]
+    pairs = (f"<{time:.1f} seconds><|vision_start|>{each}<|vision_end|>" for time in times)
+    return {"<|video_pad|>": "".join(pairs)}
 
 
 def dense_labels(scene: Scene) -> np.ndarray:
@@ -93,7 +140,7 @@ def caption_chat(scene: Scene) -> list[dict[str, Any]]:
     """A chat in which the assistant lists the scene's objects from left to right."""
     shapes = sorted(scene.shapes, key=lambda s: (s.x, s.y))
     caption = ", ".join(f"{s.colour} {s.kind} {s.digit}" for s in shapes) + "."
-    return [_user(CAPTION, image=True), {"role": "assistant", "content": caption}]
+    return [_user(CAPTION, "image"), {"role": "assistant", "content": caption}]
 
 
 def question_chat(scene: Scene, rng: np.random.Generator, most: int) -> list[dict[str, Any]]:
@@ -101,23 +148,24 @@ def question_chat(scene: Scene, rng: np.random.Generator, most: int) -> list[dic
     chat: list[dict[str, Any]] = []
     for i in rng.permutation(len(scene.shapes))[:most]:
         shape = scene.shapes[i]
-        chat.append(_user(QUESTION.format(colour=shape.colour, kind=shape.kind), image=not chat))
+        chat.append(_user(QUESTION.format(colour=shape.colour, kind=shape.kind), "" if chat else "image"))
         chat.append({"role": "assistant", "content": str(shape.digit)})
     return chat
 
 
-def _user(text: str, image: bool) -> dict[str, Any]:
+def _user(text: str, before: str) -> dict[str, Any]:
+    """The user's turn; `before` the words an "image", a "video" or nothing."""
     words = {"type": "text", "text": text}
-    return {"role": "user", "content": [{"type": "image"}, words] if image else [words]}
+    return {"role": "user", "content": [{"type": before}, words] if before else [words]}
 
 
-def tokenize(processor: Qwen3VLProcessor, chats: list[list[dict]], visual: int) -> dict[str, np.ndarray]:
-    """Right-padded ids of chats on pictures of `visual` tokens each; labels on what the assistant says."""
+def tokenize(processor: Qwen3VLProcessor, chats: list[list[dict]], pads: dict[str, str]) -> dict[str, np.ndarray]:
+    """Right-padded ids of chats, each with one picture or video that takes the place of its placeholder as `pads` says;
+    labels on what the assistant says."""
     tokenizer = processor.tokenizer
-    texts = [
-        processor.apply_chat_template(chat, tokenize=False).replace("<|image_pad|>", "<|image_pad|>" * visual)
-        for chat in chats
-    ]
+    texts = [processor.apply_chat_template(chat, tokenize=False) for chat in chats]
+    for placeholder, tokens in pads.items():
+        texts = [text.replace(placeholder, tokens) for text in texts]
     rows = tokenizer(texts)["input_ids"]
     ids = np.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id)
     labels = np.full_like(ids, IGNORED)

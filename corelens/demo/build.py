@@ -42,6 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
 }
+# The same model, trained on to longer contexts, and from there on videos.
+PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s"]
 """One entry a model: its family and the sizes that differ from the family's small defaults."""
 
 

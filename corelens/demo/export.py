@@ -1,18 +1,23 @@
 """From a training run to a bundled checkpoint: the best weights, measured once on test scenes, with a model card."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from rich.progress import track
 from safetensors import safe_open
 
 from corelens.data import synthetic
 from corelens.demo import CHECKPOINTS, sha256
 from corelens.demo.build import build_model, build_processor
-from corelens.demo.heldout import answers, wilson
+from corelens.demo.heldout import accuracy, answers, wilson
+from corelens.demo.recipes import Check, as_dict, from_dict
+from corelens.demo.train import validation_scenes
+from corelens.inputs import Sample
 
 TEST_SEED = 0
 _CHUNK = 100
@@ -25,12 +30,14 @@ def export_demo(
     """Write the best checkpoint of a run of `train_demo` into `root`/<name>, and return its card.
 
     Weights are stored in bfloat16 if that costs no accuracy on validation scenes. The accuracy on the card is of the
-    stored weights run in float32, on `n` test scenes that neither training nor the choice of checkpoint has seen.
+    stored weights run in float32, on test scenes that neither training nor the choice of checkpoint has seen, and
+    beside it two controls: the picture made blank (answers must fall to chance), and the asked digit alone turned into
+    another (answers must follow).
 
     Args:
         run: the folder that `train_demo` returned.
         machine: on what it was trained, in general words ("one core of a server CPU").
-        n: test scenes.
+        n: test scenes of each check, at most (the recipe may ask for fewer).
         root: where the checkpoints lie.
         notes: what else a reader must know of this run, for the card.
     """
@@ -38,19 +45,30 @@ def export_demo(
     with safe_open(run / "best.safetensors", "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         info = file.metadata()
-    name, recipe = info["name"], json.loads(info["recipe"])
+    name, recipe = info["name"], from_dict(json.loads(info["recipe"]))
     processor = build_processor(name)
     model = build_model(name, processor)
     _put(model, weights)
     model.eval()
-    validation = synthetic("refer", recipe["check_scenes"], seed=int(info["seed"]), split="validation")
-    full = _right(model, processor, validation)
+    validation = validation_scenes(recipe, int(info["seed"]))
+    scenes = sum(map(len, validation))
     _put(model, {key: weight.bfloat16() for key, weight in weights.items()})
-    small = _right(model, processor, validation)
-    stored = "bfloat16" if small >= full - _LOSS * len(validation) else "float32"
+    shares = [_share(model, processor, samples) for samples in validation]
+    stored = "bfloat16" if sum(shares) / len(shares) >= float(info["best"]) - _LOSS else "float32"
     if stored == "float32":
         _put(model, weights)
-    right = _right(model, processor, synthetic("refer", n, seed=TEST_SEED))
+        shares = [_share(model, processor, samples) for samples in validation]
+    held_out: list[dict[str, Any]] = []
+    controls: list[dict[str, Any]] = []
+    for check, samples, share in zip([c for c in recipe.judged if c.n], validation, shares, strict=True):
+        where = {"world": check.world} | ({"options": check.options} if check.options else {})
+        held_out.append(where | {"split": "validation", "n": len(samples), "accuracy": share})
+        samples = synthetic(check.world, min(n, check.test), seed=TEST_SEED, **check.options)
+        share = _share(model, processor, samples)
+        interval = [round(x, 4) for x in wilson(share, len(samples))]
+        test = {"split": "test", "seed": TEST_SEED, "n": len(samples), "accuracy": share, "ci95": interval}
+        held_out.append(where | test)
+        controls.append(where | _controls(model, processor, check, min(n, check.blind)))
 
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,26 +89,17 @@ def export_demo(
         "stored_dtype": stored,
         "transformers": transformers.__version__,
         "training": {
-            "worlds": ["refer"],
+            "worlds": sorted({check.world for check in recipe.judged}),
             "seed": int(info["seed"]),
             "steps": int(info["step"]),
             "hours": round(float(info["seconds"]) / 3600, 2),
             "machine": machine,
-            "recipe": recipe,
+            "recipe": as_dict(recipe),
             "notes": list(notes),
         },
-        "chosen_by": f"accuracy on {len(validation)} validation scenes alone, every {recipe['check_every']} steps",
-        "held_out": [
-            {"world": "refer", "split": "validation", "n": len(validation), "accuracy": small / len(validation)},
-            {
-                "world": "refer",
-                "split": "test",
-                "seed": TEST_SEED,
-                "n": n,
-                "accuracy": right / n,
-                "ci95": [round(x, 4) for x in wilson(right / n, n)],
-            },
-        ],
+        "chosen_by": f"accuracy on {scenes} validation scenes alone, every {recipe.check_every} steps",
+        "held_out": held_out,
+        "controls": controls,
         "sha256": {
             path.name: sha256(path)
             for path in sorted(folder.iterdir())
@@ -104,29 +113,71 @@ def export_demo(
 
 def model_card(card: dict[str, Any]) -> str:
     """The card as a page."""
-    training, rows = card["training"], []
-    notes = "".join(f"- {note}\n" for note in training["notes"])
+    training, recipe = card["training"], card["training"]["recipe"]
+    rows, blind = [], []
     for row in card["held_out"]:
         interval = "–".join(f"{100 * x:.1f}" for x in row["ci95"]) if "ci95" in row else ""
-        rows.append(f"| {row['world']} | {row['split']} | {row['n']} | {100 * row['accuracy']:.1f} % | {interval} |")
+        found = f"{row['split']} | {row['n']} | {100 * row['accuracy']:.1f} % | {interval}"
+        rows.append(f"| {row['world']} | {_options(row)} | {found} |")
+    for row in card["controls"]:
+        found = f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} %"
+        blind.append(f"| {row['world']} | {_options(row)} | {row['n']} | {found} |")
+    start = recipe.get("start")
+    begun = f"from the weights of the bundled `{start}`, trained on" if start else "trained from scratch"
+    notes = "".join(f"- {note}\n" for note in training["notes"])
     return f"""# {card["name"]}
 
 A {card["architecture"]} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
-{card["heads"]} heads, {card["kv_heads"]} KV heads), trained from scratch by CoreLens on the synthetic world
-{", ".join(training["worlds"])}: "What digit is on the red circle?" on a picture of six or more coloured shapes.
-It knows nothing else, and reads digits on the 16 px grid only, where that world puts them (`jitter=0`).
+{card["heads"]} heads, {card["kv_heads"]} KV heads), {begun} by CoreLens on
+{" and ".join(f"`{world}`" for world in training["worlds"])} (see docs/worlds.md): "What digit is on the red circle?"
+It knows nothing else, and reads digits on the 16 px grid only (`refer` with `jitter=0`, `video` with `grid=16`).
 Licence: MIT, as CoreLens.
 
-| world | split | scenes | exact match | 95 % interval (Wilson) |
-|---|---|---|---|---|
+| world | options | split | scenes | exact match | 95 % interval (Wilson) |
+|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
+Does it look? With the picture made blank its answers must be right by chance alone (10 %); with the asked digit, and
+nothing else, turned into another, its answers must follow.
+
+| world | options | scenes | blank: right | turned: follows | turned: stays |
+|---|---|---|---|---|---|
+{chr(10).join(blind)}
+
 - Chosen by {card["chosen_by"]}; no attention head was looked at before.
-- Training: {training["steps"]} steps, {training["hours"]} hours on {training["machine"]}, seed {training["seed"]};
+- Training: {training["steps"]} steps, {training["hours"]} hours on {training["machine"]}, seed {training["seed"]}{
+        f", beside those of {start}" if start else ""
+    };
   scenes without end from the training split, so none was seen twice. Log: `train_log.jsonl`.
 {notes}- Weights are stored in {card["stored_dtype"]}; `corelens.load_demo("{card["name"]}")` runs them in float32.
 - Again: `corelens train-demo {card["name"]} --seed {training["seed"]}`.
 """
+
+
+def _options(row: dict[str, Any]) -> str:
+    """A check's options, as the user would give them."""
+    return ", ".join(f"{key}={value}" for key, value in row.get("options", {}).items())
+
+
+def _controls(model: Any, processor: Any, check: Check, n: int) -> dict[str, Any]:
+    """The shares of answers that are right with blank pictures, and, where the asked digit is counted on by 3, that
+    follow it, or stay what they were."""
+    samples, turned = (synthetic(check.world, n, seed=TEST_SEED, turn=turn, **check.options) for turn in (0, 3))
+    blanks = [
+        replace(s, images=[_blank(x) for x in s.images], video=[_blank(x) for x in s.video] if s.video else None)
+        for s in samples
+    ]
+    said = answers(model, processor, turned)
+    return {
+        "n": n,
+        "blank": _share(model, processor, blanks),
+        "follows": sum(a == twin.answer for a, twin in zip(said, turned, strict=True)) / n,
+        "stays": sum(a == sample.answer for a, sample in zip(said, samples, strict=True)) / n,
+    }
+
+
+def _blank(picture: Image.Image) -> Image.Image:
+    return Image.new("RGB", picture.size, (128, 128, 128))
 
 
 def _put(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
@@ -134,11 +185,9 @@ def _put(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
         weight.data.copy_(weights[key])
 
 
-def _right(model: Any, processor: Any, samples: list) -> int:
-    """How many samples are answered exactly right."""
+def _share(model: Any, processor: Any, samples: list[Sample]) -> float:
+    """The share of samples answered exactly right."""
     right = 0
     for start in track(range(0, len(samples), _CHUNK), description="held out"):
-        chunk = samples[start : start + _CHUNK]
-        said = answers(model, processor, chunk)
-        right += sum(a == sample.answer for a, sample in zip(said, chunk, strict=True))
-    return right
+        right += round(accuracy(model, processor, chunk := samples[start : start + _CHUNK]) * len(chunk))
+    return right / len(samples)

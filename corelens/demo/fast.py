@@ -21,11 +21,13 @@ def patches_of(images: Tensor) -> Tensor:
     """Pictures uint8 [batch, height, width, 3] → patches [batch · patches, 3 · 16 · 16], normalised to −1..1.
 
     The order is the image processor's (2 × 2 patches of a visual token together), without the second, equal frame.
+    Videos [batch, frames, height, width, 3] → [batch · patches, 3 · 2 · 16 · 16], two frames a patch.
     """
-    batch, height, width, _ = images.shape
+    *batch, height, width, _ = images.shape
     pixels = images.float().div_(127.5).sub_(1.0)
-    pixels = pixels.view(batch, height // 32, 2, 16, width // 32, 2, 16, 3)
-    return pixels.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3 * 16 * 16)
+    pixels = pixels.view(-1, 2 if len(batch) == 2 else 1, height // 32, 2, 16, width // 32, 2, 16, 3)
+    frames = pixels.shape[1]
+    return pixels.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * frames * 16 * 16)
 
 
 def _text_attention(
@@ -49,9 +51,8 @@ def _vision_attention(attn: Any) -> Callable[..., Tensor]:
         qkv = attn.qkv(hidden_states).reshape(tokens, 3, attn.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
         q, k = apply_rotary_pos_emb_vision(qkv[0], qkv[1], *position_embeddings)
         each = (pictures, tokens // pictures, attn.num_heads, -1)
-        q, k, v = (x.reshape(each).transpose(1, 2).flatten(0, 1) for x in (q, k, qkv[2]))
-        pattern = torch.softmax(torch.bmm(q * attn.scaling, k.transpose(1, 2)), -1, dtype=q.dtype)
-        out = torch.bmm(pattern.to(v.dtype), v).unflatten(0, (pictures, -1)).transpose(1, 2)
+        q, k, v = (x.reshape(each).transpose(1, 2) for x in (q, k, qkv[2]))
+        out = F.scaled_dot_product_attention(q, k, v, scale=attn.scaling).transpose(1, 2)
         return attn.proj(out.reshape(tokens, -1))
 
     return forward
@@ -59,7 +60,10 @@ def _vision_attention(attn: Any) -> Callable[..., Tensor]:
 
 def _patch_embedding(embed: Any) -> Callable[[Tensor], Tensor]:
     def forward(patches: Tensor) -> Tensor:
-        weight = embed.proj.weight.sum(2).flatten(1)  # both frames of a temporal patch are the same picture
+        weight = embed.proj.weight
+        if patches.shape[1] < weight[0].numel():
+            weight = weight.sum(2)  # both frames of a temporal patch are the same picture
+        weight = weight.flatten(1)
         return F.linear(patches, weight, embed.proj.bias)
 
     return forward
@@ -67,8 +71,8 @@ def _patch_embedding(embed: Any) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def fast_training(model: Any) -> Iterator[None]:
-    """Within it, the Qwen3-VL `model` takes `patches_of` a batch of equally large pictures, right-padded text and
-    no attention mask, and trains faster. Everything is as before afterwards."""
+    """Within it, the Qwen3-VL `model` takes `patches_of` a batch of equally large pictures or videos, right-padded text
+    and no attention mask, and trains faster. Everything is as before afterwards."""
     tower, attention = model.model.visual, model.config.text_config._attn_implementation
     vision = tower.config._attn_implementation
     swapped = [(tower.patch_embed, _patch_embedding(tower.patch_embed))]

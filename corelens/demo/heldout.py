@@ -6,21 +6,20 @@ from typing import Any
 
 import torch
 
-from corelens.inputs import Sample
+from corelens.inputs import Sample, prepare
+from corelens.layouts import layout_for
+
+_PIXELS = 5_000_000  # in one batch
 
 
-def answers(model: Any, processor: Any, samples: Sequence[Sample], batch_size: int = 50) -> list[str]:
-    """What `model.generate` answers to each sample, greedily, through the ordinary processor path."""
-    said: list[str] = []
-    for start in range(0, len(samples), batch_size):
-        chunk = samples[start : start + batch_size]
-        chats = [
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.question}]}]
-            for sample in chunk
-        ]
-        texts = [processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
-        images = [sample.images for sample in chunk]
-        inputs = processor(text=texts, images=images, return_tensors="pt", padding=True).to(model.device)
+def answers(model: Any, processor: Any, samples: Sequence[Sample]) -> list[str]:
+    """What `model.generate` answers to each sample, greedily, from the tensors that a user would get."""
+    layout, said = layout_for(model.config), list[str]()
+    while len(said) < len(samples):
+        pictures = samples[len(said)].video or samples[len(said)].images
+        size = max(1, _PIXELS // sum(picture.width * picture.height for picture in pictures))
+        chunk = samples[len(said) : len(said) + size]
+        inputs = prepare(chunk, processor, layout, model.config).to(model.device).tensors
         with torch.inference_mode():
             ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         new = ids[:, inputs["input_ids"].shape[1] :]

@@ -5,7 +5,7 @@ Pillow's bundled FreeType font. The asked shape has a near twin: another of the 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -92,6 +92,7 @@ def refer(
     jitter: int | float = 0,
     clutter: int = 6,
     colours: int = len(COLOURS),
+    turn: int = 0,
     split: str = "test",
 ) -> list[Sample]:
     """`n` samples: a scene, "What digit is on the red circle?", "7", and the box around that shape.
@@ -105,6 +106,8 @@ def refer(
         jitter: how far centres stray from the 16 px patch grid, in pixels each way (0: on the grid; 8: anywhere).
         clutter: how many lines lie in the background (and half as many blotches).
         colours: how many colours a scene may use. Few make many twins of one colour, told apart by kind alone.
+        turn: the asked shape's digit counted on by so many (9 + 1 is 0); all else stays as it is, to the pixel. A model
+            that looks answers the new digit.
         split: "test" (everyone's), "train" or "validation" (which checkpoint to keep). A scene's random stream begins
             with its split's number, so the scenes of one split cannot be drawn in another, whatever the seed.
 
@@ -114,7 +117,7 @@ def refer(
     samples = []
     for i in range(n):
         rng = stream(split, seed, i)
-        scene = draw_scene(rng, *draw_size(rng, sides), objects, jitter, clutter, colours)
+        scene = draw_scene(rng, *draw_size(rng, sides), objects, jitter, clutter, colours, turn)
         asked = scene.shapes[scene.asked]
         box = asked.box
         samples.append(
@@ -155,6 +158,7 @@ def draw_scene(
     jitter: int | float = 0,
     clutter: int = 6,
     colours: int = len(COLOURS),
+    turn: int = 0,
 ) -> Scene:
     """One scene of `width` × `height` pixels from a random stream; the other arguments as in `refer`."""
     if not 1 <= colours <= len(COLOURS):
@@ -174,6 +178,7 @@ def draw_scene(
     ]
     twins = [i for i, a in enumerate(shapes) if any((a.colour == b.colour) != (a.kind == b.kind) for b in shapes)]
     asked = int(rng.choice(twins or range(objects)))  # one object alone has no twin
+    shapes[asked] = replace(shapes[asked], digit=(shapes[asked].digit + turn) % 10)
     return Scene(_paint(rng, width, height, shapes, clutter), shapes, asked)
 
 

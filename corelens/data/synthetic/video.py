@@ -84,6 +84,7 @@ def video(
     span: tuple[int, int] | None = None,
     grid: int = 1,
     clutter: int = 6,
+    turn: int = 0,
     split: str = "test",
 ) -> list[Sample]:
     """`n` samples: frames, "What digit is shown on the red circle?", "7", and the tube of that shape with its digit.
@@ -101,6 +102,7 @@ def video(
         grid: centres lie on every so many pixels in every frame (1: anywhere; 16: on `refer`'s grid, the patches of the
             bundled models, where shapes stand still for a while and then step on).
         clutter: how many lines lie in the background (and half as many blotches and empty outlines).
+        turn: the asked shape's digit counted on by so many (9 + 1 is 0); all else stays as it is, to the pixel.
         split: "test" (everyone's), "train" or "validation"; see `refer`.
 
     Raises:
@@ -109,7 +111,7 @@ def video(
     samples = []
     for i in range(n):
         rng = stream(split, _WORLD, seed, i)
-        scene, asked = draw_scene(rng, *draw_size(rng, sides), frames, objects, speed, span, clutter, grid)
+        scene, asked = draw_scene(rng, *draw_size(rng, sides), frames, objects, speed, span, clutter, grid, turn)
         enough = smallest(frames) >= MINIMUM["frames"] and smallest(objects) >= MINIMUM["objects"]
         published = enough and sides[0] >= MINIMUM["side"] and speed[0] >= MINIMUM["speed"]
         actors = [
@@ -135,6 +137,7 @@ def draw_scene(
     span: tuple[int, int] | None = None,
     clutter: int = 6,
     grid: int = 1,
+    turn: int = 0,
 ) -> tuple[Scene, int]:
     """A scene in frames of `width` × `height` pixels, and which shape shall be asked; arguments as in `video`.
 
@@ -153,6 +156,7 @@ def draw_scene(
     paths, radii = _paths(rng, count, width, height, length, speed, grid)
     twins = [i for i, a in enumerate(names) if any(shared(a, b) == 1 for b in names)]
     asked = int(rng.choice(twins or range(count)))  # one object alone has no twin
+    marks[asked] = str((int(marks[asked]) + turn) % 10)
     spans = _spans(rng, count, length, short, long, asked)
     actors = tuple(
         Actor(draw_figure(rng, name, mark, path[0], radius), tuple(path), *frames)

@@ -1,0 +1,197 @@
+"""How each demo model is trained: how long, how fast, and what the batch of every step shall be.
+
+A model trained from scratch climbs `LEVELS` (more objects, then more pixels, as it learns). A model that starts from a
+bundled one draws its batches from a `mix` of slices instead, longer contexts joining later.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from corelens.data.synthetic.refer import COLOURS
+from corelens.demo.batches import Plan
+
+LEVELS = {1: (128, 160), 2: (128, 192), 3: (160, 224), 4: (192, 256), 5: (224, 288), 6: (256, 320)}
+"""Stage B's curriculum: objects in a scene → smallest and largest side in pixels. The last is the published world."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One kind of batch in a mix: `share` of the steps once it has joined, scenes a batch, sides in pixels, objects
+    (fewest, most), and the part of its batches that are captions rather than questions (at most `questions` a scene).
+    From step `joins` on. `frames`: of a video (fewest, most, even numbers); none for pictures."""
+
+    share: float
+    batch: int
+    sides: tuple[int, int]
+    objects: tuple[int, int]
+    captions: float = 0.0
+    questions: int = 8
+    joins: int = 0
+    frames: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """Scenes that judge a model: `n` validation scenes of a world with its options (a checkpoint is chosen by the mean
+    over its checks), `test` test scenes for the card, and of those `blind` for each control."""
+
+    n: int
+    options: dict[str, Any]
+    world: str = "refer"
+    test: int = 1000
+    blind: int = 200
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast. `stage_a`, `stage_b`: steps; `batch`, `last_batch`: scenes a step before and at the last
+    level; `twins`: the share of batches of the full world whose scenes have one to three colours only; `start`: the
+    bundled model whose weights training begins with, and then `mix` and `checks` are what it trains and is judged on.
+    """
+
+    stage_a: int = 1300
+    stage_b: int = 2700
+    batch: int = 32
+    last_batch: int = 24
+    rate: float = 1e-3
+    warmup: int = 100
+    floor: float = 0.05
+    clip: float = 1.0
+    ahead: int = 4
+    check_every: int = 250
+    check_scenes: int = 400
+    first_level: int = 2
+    twins: float = 0.5
+    pass_caption: float = 0.75
+    pass_question: float = 0.6
+    start: str = ""
+    mix: tuple[Slice, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return self.stage_a + self.stage_b
+
+    @property
+    def judged(self) -> tuple[Check, ...]:
+        """Its checks, or the published world."""
+        return self.checks or (Check(self.check_scenes, {}),)
+
+
+RECIPES = {
+    "qwen3vl-s": Recipe(),
+    # The short model finds the digit in pictures of 1,024 px as it is, but no longer knows where its answer ends.
+    "qwen3vl-s-long": Recipe(
+        start="qwen3vl-s",
+        stage_a=0,
+        stage_b=900,
+        rate=4e-4,
+        warmup=40,
+        check_every=150,
+        twins=0.25,
+        mix=(
+            Slice(0.30, 12, (256, 320), (6, 10), captions=0.3),
+            Slice(0.25, 4, (384, 512), (6, 24), captions=0.1),
+            Slice(0.25, 2, (544, 768), (6, 48), joins=75),
+            Slice(0.20, 1, (800, 1024), (6, 48), joins=150),
+        ),
+        checks=(
+            Check(60, {"sides": (256, 320), "objects": 6}),
+            Check(40, {"sides": (512, 640), "objects": 12}, test=200, blind=50),
+            Check(30, {"sides": (960, 1024), "objects": 24}, test=200, blind=50),
+        ),
+    ),
+    # Pairs of frames share a token: it learns to read two pictures at once, and to find the one that shows the digit.
+    "qwen3vl-s-video": Recipe(
+        start="qwen3vl-s-long",
+        stage_a=0,
+        stage_b=1500,
+        rate=6e-4,
+        warmup=40,
+        check_every=150,
+        twins=0.25,
+        mix=(
+            Slice(0.25, 12, (192, 224), (1, 3), captions=0.5, frames=(2, 4)),
+            Slice(0.40, 8, (256, 320), (2, 5), captions=0.4, frames=(4, 8)),
+            Slice(0.15, 12, (256, 320), (6, 10), captions=0.3),
+            Slice(0.12, 4, (384, 640), (6, 32)),
+            Slice(0.08, 1, (768, 1024), (6, 48)),
+        ),
+        checks=(
+            Check(60, {"sides": (256, 320), "objects": 6}),
+            Check(80, {"grid": 16}, "video"),
+            Check(20, {"sides": (960, 1024), "objects": 24}, test=200, blind=50),
+        ),
+    ),
+}
+"""One entry a preset of `corelens.demo.build`."""
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Warm-up, then a cosine to the floor, in each stage anew."""
+    stage_b = step >= recipe.stage_a
+    at, length = (step - recipe.stage_a, recipe.stage_b) if stage_b else (step, recipe.stage_a)
+    fall = recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * at / length))
+    return recipe.rate * min(1.0, (at + 1) / recipe.warmup) * fall
+
+
+def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
+    """The batch of a step. It depends on the level at the time of planning, some steps ahead of training."""
+    common = {"model": progress["name"], "seed": progress["seed"], "step": step}
+    rng, level = np.random.default_rng((progress["seed"], step)), progress["level"]
+    if recipe.mix:
+        return _from_mix(step, rng, recipe, common)
+    if step < recipe.stage_a:
+        return Plan(form="dense", objects=6, sides=(128, 192), batch=recipe.batch, **common)
+    form = "caption" if step % 2 else "questions"
+    last = level == max(LEVELS)
+    if last and rng.random() < recipe.twins:
+        # Without scenes of few colours a model settles on colour alone and guesses among equals (75 %, for 700 steps);
+        # with them from the start it does not find retrieval by colour, which comes first.
+        objects, colours = int(rng.integers(2, level + 1)), int(rng.integers(1, 4))
+    else:
+        objects, colours = (level if rng.random() < 0.75 else int(rng.integers(1, level + 1))), len(COLOURS)
+    batch = recipe.last_batch if last else recipe.batch
+    return Plan(form=form, objects=objects, sides=LEVELS[objects], colours=colours, batch=batch, **common)
+
+
+def _from_mix(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[str, Any]) -> Plan:
+    """A batch of one slice of those that have joined."""
+    mix = [part for part in recipe.mix if step >= part.joins]
+    shares = np.array([part.share for part in mix])
+    part = mix[int(rng.choice(len(mix), p=shares / shares.sum()))]
+    few, most = part.objects
+    few_colours = rng.random() < recipe.twins and not part.frames
+    colours = int(rng.integers(1, 4)) if few_colours else len(COLOURS)
+    # As many as six kinds in these colours name, and as fit: a shape every so many square pixels, more where it moves.
+    room = min(most, 6 * colours, part.sides[0] ** 2 // (13_000 if part.frames else 8000))
+    return Plan(
+        form="caption" if rng.random() < part.captions else "questions",
+        objects=int(rng.integers(min(few, room), room + 1)),
+        sides=part.sides,
+        colours=colours,
+        batch=part.batch,
+        questions=part.questions,
+        frames=2 * int(rng.integers(part.frames[0] // 2, part.frames[1] // 2 + 1)) if part.frames else 0,
+        **common,
+    )
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a card and a checkpoint keep it."""
+    return {key: value for key, value in asdict(recipe).items() if value not in ("", ())}
+
+
+def from_dict(data: dict[str, Any]) -> Recipe:
+    """What `as_dict` wrote."""
+    parts = {
+        "mix": tuple(
+            Slice(**{key: tuple(value) if isinstance(value, list) else value for key, value in x.items()})
+            for x in data.get("mix", ())
+        ),
+        "checks": tuple(Check(**x) for x in data.get("checks", ())),
+    }
+    return Recipe(**{**data, **parts})
