@@ -108,7 +108,7 @@ RECIPES = {
     "qwen3vl-s-video": Recipe(
         start="qwen3vl-s-long",
         stage_a=0,
-        stage_b=1500,
+        stage_b=800,
         rate=6e-4,
         warmup=40,
         check_every=150,
