@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 import corelens as cl
-from corelens.contrast import budget_contrast, sparse_contrast
+from corelens.contrast import SparseContrast, budget_contrast, sparse_contrast
 
 ROOT = Path(__file__).parents[1]
 RANKINGS = {"RAM (question rows)": "ram", "RAM (last row)": "ram[rows=last]"}
@@ -36,11 +36,11 @@ def main() -> None:
     parser.add_argument("--model", default="qwen3vl-s")
     parser.add_argument("--scored", type=int, default=100)
     parser.add_argument("--answered", type=int, default=200)
-    parser.add_argument("--captioned", type=int, default=96)
-    parser.add_argument("--fractions", type=float, nargs="+", default=[0.02, 0.05, 0.1])
+    parser.add_argument("--captioned", type=int, default=64)
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.1])
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--sink", type=int, default=1)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[16, 32, 48, 64])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--seed", type=int, default=21)
     parser.add_argument("--name", default="sparse_contrast", help="of the files written")
@@ -55,10 +55,25 @@ def main() -> None:
     scores = cl.score_heads(model, scored, list(RANKINGS.values()), batch_size=20)
     of_captions = cl.score_heads(model, captions, ["ram[rows=answer]", "visual_head"], batch_size=20, max_new_tokens=48)
     print(f"scored: {time.perf_counter() - start:.0f} s", flush=True)
+    result = {"benchmark": "sparse_contrast", "model": given.model, "world": "refer", "seed": given.seed}
+    result |= {"scored": len(scored)}
+
+    def done(part: SparseContrast, metric: str, picture: str) -> None:
+        result[part.kind] = part.to_json()
+        result["minutes"] = round((time.perf_counter() - start) / 60, 1)
+        text = json.dumps(result, indent=1, ensure_ascii=False, default=str)
+        (ROOT / "benchmarks" / "results" / f"{given.name}.json").write_text(text)
+        part.plot(metric).savefig(ROOT / "docs" / "images" / f"{picture}.png")
+        print(f"\n{part.kind}: dense {part.dense}")
+        for p in part.points:
+            share = "" if p.share is None else f"{p.share:.0%}"
+            print(f"{p.line:<42} {share:>4} {p.x:>4}  {getattr(p, metric)}", flush=True)
+
     pattern = sparse_contrast(
         model, answered, {name: scores[key] for name, key in RANKINGS.items()}, fractions=given.fractions,
         windows=given.windows, sink=given.sink, draws=given.draws, seed=given.seed, progress=True,
     )  # fmt: skip
+    done(pattern, "accuracy", given.name)
     shares = {
         "RAM (last row, questions)": scores["ram[rows=last]"],
         "RAM (answer rows)": of_captions["ram[rows=answer]"],
@@ -67,21 +82,7 @@ def main() -> None:
     budgets = budget_contrast(
         model, asked_to_list, shares, given.budgets, window=8, draws=given.draws, seed=given.seed, progress=True
     )
-    result = {
-        "benchmark": "sparse_contrast", "model": given.model, "world": "refer", "seed": given.seed,
-        "scored": len(scored), "minutes": round((time.perf_counter() - start) / 60, 1),
-        "pattern": pattern.to_json(), "kv_budget": budgets.to_json(),
-    }  # fmt: skip
-    out = ROOT / "benchmarks" / "results" / f"{given.name}.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=1, ensure_ascii=False, default=str))
-    pattern.plot().savefig(ROOT / "docs" / "images" / f"{given.name}.png")
-    budgets.plot("answer_logprob").savefig(ROOT / "docs" / "images" / f"{given.name}_kv.png")
-    for one, metric in ((pattern, "accuracy"), (budgets, "answer_logprob")):
-        print(f"\n{one.kind}: dense {one.dense}")
-        for p in one.points:
-            share = "" if p.share is None else f"{p.share:.0%}"
-            print(f"{p.line:<40} {share:>4} {p.x:>4}  {getattr(p, metric)}")
+    done(budgets, "answer_logprob", f"{given.name}_kv")
 
 
 def captioned(sample: cl.Sample) -> cl.Sample:

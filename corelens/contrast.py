@@ -22,7 +22,7 @@ from corelens.heads import HeadScores
 from corelens.inputs import Sample
 from corelens.metrics.score import about
 from corelens.sparse import KVBudget, SparseInference, Streaming
-from corelens.speed import answered_under, machine
+from corelens.speed import answered_under, check_scores, machine
 
 NONE = "no full head"
 
@@ -257,7 +257,7 @@ def _asked(model: Any, samples: Sequence[Sample], ranked: Mapping[str, HeadScore
     if not ranked:
         raise CorelensError("no scores", "one HeadScores or several by name", "score the heads with cl.score_heads")
     for one in ranked.values():
-        one.top(k=1).check(model.cfg.n_layers, model.cfg.n_heads)
+        check_scores(one, model.cfg)
     return ask(model, batches(model, samples, batch_size))
 
 

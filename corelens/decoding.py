@@ -27,7 +27,7 @@ class Asked:
     """One batch of prompts without answers, pictures encoded, and the tokens of each gold answer."""
 
     inputs: Inputs
-    gold: list[Int[Tensor, " answer"]]
+    gold: list[Int[Tensor, " _"]]
 
 
 def ask(model: Any, answered: Sequence[Inputs]) -> list[Asked]:
@@ -53,7 +53,7 @@ def ask(model: Any, answered: Sequence[Inputs]) -> list[Asked]:
 @torch.no_grad()
 def answer_rows(
     model: Any, asked: Asked, hooks: Sequence[Hook] = (), sparse: Any = None
-) -> list[Float[Tensor, "answer_and_end d_vocab"]]:
+) -> list[Float[Tensor, "_ d_vocab"]]:
     """For each sample the logits that predict its gold tokens, and last those of what follows the answer."""
     steps: list[Tensor] = []
     longest = max(map(len, asked.gold))

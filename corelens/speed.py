@@ -14,6 +14,7 @@ from torch import Tensor
 from corelens.answers import Evaluation, bootstrap_mean, paired
 from corelens.decoding import Asked, ask, decoded
 from corelens.errors import CorelensError
+from corelens.heads import HeadScores
 from corelens.hooks import Hook
 from corelens.inputs import Inputs
 from corelens.metrics.score import about
@@ -36,6 +37,17 @@ def check_sparse(model: Any, sparse: Any) -> SparseInference:
     return sparse
 
 
+def check_scores(scores: HeadScores, cfg: Any) -> HeadScores:
+    """These scores, or an error if they are of a model of another shape."""
+    if scores.values.shape != (cfg.n_layers, cfg.n_heads):
+        raise CorelensError(
+            f"scores of {scores.values.shape[0]} layers × {scores.values.shape[1]} heads: of another model",
+            f"scores of this one, {cfg.n_layers} layers × {cfg.n_heads} heads",
+            "score the heads of the model that runs",
+        )
+    return scores
+
+
 def answered_under(
     model: Any, asked: Sequence[Asked], sparse: SparseInference | None = None, hooks: Sequence[Hook] = ()
 ) -> Evaluation:
@@ -44,7 +56,7 @@ def answered_under(
 
 
 def compare(
-    model: Any, prepared: Sequence[Inputs], sparse: SparseInference, hooks: Sequence[Hook] = (), rounds: int = 5
+    model: Any, prepared: Sequence[Inputs], sparse: Any, hooks: Sequence[Hook] = (), rounds: int = 5
 ) -> Evaluation:
     """The answers under sparse inference, with a SpeedReport against the dense run under the same hooks.
 
@@ -52,7 +64,7 @@ def compare(
         prepared: what `batches` made.
         rounds: how often each of four samples is timed under both; 0 times nothing and makes no report.
     """
-    check_sparse(model, sparse)
+    sparse = check_sparse(model, sparse)
     asked = ask(model, prepared)
     if not rounds:
         return answered_under(model, asked, sparse, hooks)
@@ -84,7 +96,7 @@ def compare(
         left_pairs(sparse, model.cfg, tokens["prompt"]),
         tokens,
         len(samples),
-        engine_for(sparse.engine, model.device),
+        engine_for(sparse.engine, model.device) if sparse.pattern or sparse.layers else "none: the prefill is dense",
         described(sparse),
         notes,
         about(model) | {"machine": machine(model), "rounds": rounds, "hooks": len(hooks)},

@@ -248,8 +248,20 @@ class SpeedReport:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON; `SpeedReport.load` reads it back."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+        """Write it: as a page if the name ends in .html, else as JSON, which `SpeedReport.load` reads back."""
+        path = Path(path)
+        content = self.to_html() if path.suffix == ".html" else json.dumps(self.to_json(), indent=1, ensure_ascii=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+
+    def to_html(self) -> str:
+        """A whole page, to be read offline."""
+        from corelens.viz.page import html, page, section
+
+        told = {name: value for name, value in self.meta.items() if value not in (None, "", 0)}
+        told["versions"] = ", ".join(f"{name} {number}" for name, number in self.meta.get("versions", {}).items())
+        told |= {name: value for name, value in self.plan.items() if value not in (None, "", [])}
+        return page(f"Sparse inference: {told.get('model', '')}", [section("", html(self._repr_html_()))], told)
 
     @classmethod
     def load(cls, path: str | Path) -> "SpeedReport":

@@ -155,3 +155,42 @@ def _panel(ax: Axes, lines: Mapping[str, Points], looks: Mapping[str, tuple[Any,
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.set_axisbelow(True)
+
+
+def trade_off(
+    lines: Mapping[str, Sequence[tuple[float, float, float, float, int]]],
+    dense: float,
+    target: float,
+    xlabel: str,
+    chosen: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Accuracy over speed, one line a share of full heads, each point named by its window.
+
+    Args:
+        lines: {share: [(speed-up, accuracy, low, high, window), …]}.
+        dense: its accuracy. target: what may be lost of it, drawn as a band.
+        chosen: (speed-up, accuracy) of the setting to ring.
+    """
+    looks = _looks(dict.fromkeys(lines))
+    with style.axes(ax, 5.4, 3.4) as ax:
+        ax.axhspan(dense - target, 1.06, color=style.GREEN, alpha=0.08, linewidth=0)
+        ax.axhline(dense, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9)
+        ax.annotate("dense", (0.01, dense), (0, 2), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", fontsize=7.5, color=style.SOFT)  # fmt: skip
+        for name, points in lines.items():
+            colour, marker, _ = looks[name]
+            x, value, low, high, window = np.array(sorted(points, key=lambda point: point[4]), dtype=float).T
+            ax.vlines(x, low, high, color=colour, alpha=0.3, linewidth=1.2)
+            ax.plot(x, value, color=colour, marker=marker, markersize=5, linewidth=1, markeredgecolor="white",
+                    markeredgewidth=0.5, label=name)  # fmt: skip
+            for i in range(len(x)):
+                ax.annotate(f"{window[i]:g}", (x[i], value[i]), (4, -9), textcoords="offset points", fontsize=7,
+                            color=colour)  # fmt: skip
+        if chosen is not None:
+            ax.plot(*chosen, marker="o", markersize=13, markerfacecolor="none", color=style.INK, linestyle="none")
+        ax.axvline(1, color=style.SOFT, linewidth=0.7)
+        ax.set(xlabel=xlabel, ylabel="accuracy (95% CI)", ylim=(0, 1.06))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.legend(title="heads", title_fontsize=8.5, alignment="left")
+    return style.figure_of(ax)
