@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from corelens.cli_show import add_show
-from corelens.demo import DEFAULT
+from corelens.cli_study import add_study
 from corelens.errors import CorelensError
 
 app = typer.Typer(
@@ -28,7 +28,6 @@ app = typer.Typer(
 )
 console, errors = Console(), Console(stderr=True)
 
-Out = Annotated[Path, typer.Option(help="Folder for report.html and report.json.")]
 Seed = Annotated[int, typer.Option(help="Of the scenes and of the random controls.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")]
 
@@ -40,60 +39,6 @@ Data = Annotated[str, typer.Argument(help="A synthetic world, a folder with samp
 @app.callback()
 def _commands() -> None:
     """Find the attention heads that fetch visual evidence, test them causally, see what they save."""
-
-
-@app.command()
-def demo(
-    out: Out = Path("report"),
-    seed: Seed = 1,
-    full: Annotated[bool, typer.Option("--full", help="1,000 test scenes, more draws, all curves (minutes).")] = False,
-    model: Annotated[str, typer.Option(help="A bundled model, see `corelens models`.")] = DEFAULT,
-    json: Json = False,
-) -> None:
-    """The CoRe study on a bundled model and fresh scenes: a table here, a page in --out.
-
-    Example: [bold]corelens demo --out report[/bold]
-    """
-    from corelens.data import synthetic
-    from corelens.demo import load_demo
-    from corelens.study import KINDS, study
-
-    hooked = load_demo(model)
-    options = f"{' --full' if full else ''} --seed {seed}" + (f" --model {model}" if model != DEFAULT else "")
-    samples = synthetic("refer", 1400 if full else 160, seed=seed)
-    result = study(
-        hooked,
-        {"refer": samples},
-        out=out,
-        draws=3 if full else 2,
-        fractions=(0.01, 0.02, 0.05, 0.1) if full else (0.02, 0.05, 0.1),
-        sweep_kinds=KINDS if full else ("mean",),
-        score_share=400 / 1400 if full else 60 / 160,
-        seed=seed,
-        command=f"corelens demo{options}",
-        progress=not json,
-    )
-    if json:
-        typer.echo(json_module.dumps(result.to_json()))
-        return
-    for world in result.worlds:
-        table = Table(
-            title=f"{world.evaluated} fresh scenes of {world.name!r}; clean accuracy {_short(world.clean.interval)}",
-            caption="accuracy with 95% bootstrap intervals; heads were scored on other scenes",
-        )
-        table.add_column("heads ablated")
-        for kind in KINDS:
-            table.add_column(kind, justify="right", no_wrap=True)
-        for selection in world.selections:
-            cells = [_short(selection.points[kind].accuracy) for kind in KINDS]
-            name = selection.name.replace("top:", f"top {result.fraction:.0%}:")
-            table.add_row(name, *cells, style="bold" if selection.role == "top" else None)
-        console.print(table)
-        for words, point in world.readers_in_words:
-            console.print(
-                f"all heads, {words} cut from the evidence: accuracy {_short(point.accuracy)}", highlight=False
-            )
-    console.print(f"report: {result.report}", highlight=False)
 
 
 @app.command()
@@ -196,6 +141,62 @@ def compare(
     console.print(table)
 
 
+@app.command()
+def speed(
+    model: Model,
+    data: Data,
+    heads: Annotated[Path, typer.Option(help="A run folder of `corelens score`, or a score file.")],
+    top: Annotated[float, typer.Option(help="Share of all heads that attend fully.", min=0, max=1)] = 0.05,
+    metric: Annotated[str | None, typer.Option(help="Which of the run's metrics.")] = None,
+    sink: Annotated[int, typer.Option(help="First tokens that every head sees.")] = 128,
+    window: Annotated[int | None, typer.Option(help="Last tokens that the other heads see. [default: 1024]")] = None,
+    last: Annotated[int, typer.Option(help="Last rows of the prompt that see everything.")] = 0,
+    kv_budget: Annotated[
+        int | None, typer.Option(help="Keys kept a KV head, shared out by the scores; alone unless --window is given.")
+    ] = None,
+    decode: Annotated[str, typer.Option(help="full, or streaming: sparse KV heads forget.")] = "full",
+    engine: Annotated[str, typer.Option(help="auto, or a prefill engine by name.")] = "auto",
+    n: Annotated[int, typer.Option(help="How many samples of a synthetic world.", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Of the scenes; not the one that heads were scored on.", min=0)] = 2,
+    rounds: Annotated[int, typer.Option(help="How often each sample is timed.", min=1)] = 5,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 …")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for speed.html and speed.json.")] = None,
+    json: Json = False,
+) -> None:
+    """Dense against sparse inference with the top heads kept full: times, memory, accuracy.
+
+    Example: [bold]corelens speed qwen3vl-s refer --heads run --metric 'ram[rows=last]' --sink 1 --window 16[/bold]
+    Example: [bold]corelens speed Qwen/Qwen3-VL-4B-Instruct my_samples --heads run --kv-budget 256[/bold]
+    """
+    from corelens.evaluate import evaluate
+    from corelens.sparse import KVBudget, SparseInference, Streaming
+    from corelens.speed import check_scores
+
+    scores = _open_scores(heads, metric)
+    budget = KVBudget(scores, kv_budget) if kv_budget is not None else None
+    pattern = None if budget and window is None else Streaming(sink, 1024 if window is None else window, last)
+    options: dict[str, Any] = {"kv_budget": budget, "decode": decode, "engine": engine}
+    sparse = SparseInference(scores.top(top) if pattern else None, pattern, **options)
+    hooked = _open_model(model, dtype)
+    check_scores(scores, hooked.cfg)
+    samples = _open_data(data, n, seed)
+    report = evaluate(hooked, samples, batch_size=batch_size, sparse=sparse, rounds=rounds).speed
+    assert report is not None
+    scored = {sample.id for sample in samples} & set(scores.meta.get("samples", ()))
+    if scored and scores.meta.get("data") == Path(data).name:
+        report.notes.append(f"The heads were scored on {len(scored)} of these samples: choose other ones.")
+    if out is not None:
+        report.save(out / "speed.json")
+        report.save(out / "speed.html")
+    if json:
+        typer.echo(json_module.dumps(report.to_json()))
+        return
+    report.show()
+    if out is not None:
+        console.print(f"report: {out / 'speed.html'}", highlight=False)
+
+
 @app.command("train-demo")
 def train_demo(
     name: Annotated[str, typer.Argument(help="Which bundled model to train again, see `corelens models`.")],
@@ -226,11 +227,6 @@ data_app = typer.Typer(help="Your copies of public data sets.", no_args_is_help=
 app.add_typer(data_app, name="data")
 
 
-@data_app.callback()
-def _data_commands() -> None:
-    """Your copies of public data sets."""
-
-
 @data_app.command("check")
 def data_check(
     path: Annotated[Path, typer.Argument(help="A folder: a public set's, or one with samples.jsonl.")],
@@ -240,7 +236,7 @@ def data_check(
 
     Exits with 1 if nothing in it can be used.
 
-    Example: [bold]corelens data check ~/data/refcocog[/bold]
+    Example: [bold]corelens data check data/refcocog[/bold]
     """
     from corelens.data.check import check
 
@@ -305,6 +301,7 @@ def _open_scores(path: Path, metric: str | None) -> Any:
 
 
 add_show(app, _open_model, _open_scores)
+add_study(app, _open_model, _open_data)
 
 
 def main() -> None:

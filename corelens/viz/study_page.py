@@ -1,164 +1,161 @@
-"""The report of a study: what was claimed, what was measured, and how."""
+"""The report of a study: the verdicts first, then each finding, what the papers published, and how it was done."""
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from corelens.viz import page as p
-from corelens.viz.curves import ablation_curves, sorted_scores
-from corelens.viz.head_grid import head_grid_html
 
 if TYPE_CHECKING:
-    from corelens.study import Study, World
+    from corelens.study.finding import Finding
+    from corelens.study.result import Study
+
+SIGNS = {"reproduced": ("yes", "✓"), "not reproduced": ("no", "✗"), "not judged": ("open", "–")}
+METHODS = (
+    "**RAM**(l, h) = mean over samples of max over rows i of Σ_{j∈G} A_ij, where A is the post-softmax attention of "
+    "head h in layer l and G the visual tokens that the evidence's region touches. Raw mass, not normalised. The papers "
+    "leave rows and reduction open, and the ranking moves with them, so three readings are kept apart: rows of the "
+    "question (max or mean over them) and the last row, which predicts the first token of the answer.",
+    "**Precision** is M_G/M_V, the share of the attention on the picture that lies on the evidence; **lift** divides it "
+    "by |G|/|V|. Both are ratios of means over samples.",
+    "**Ablations.** zero: the head's output z is set to 0. mean: to its mean over the scoring samples and all their "
+    "positions. uniform: its rotated query is set to 0, so that it looks equally at all it may see. knockout: the edges "
+    "from the question's, last and answer's rows to the region are removed before the softmax, and what is left is "
+    "renormalised.",
+    "**Controls.** bottom: as many heads of the lowest RAM. random: drawn outside every top set. layer-matched: drawn "
+    "outside the top, as many in each layer. A drawn control's accuracy is averaged over its draws, sample by sample.",
+    "**Accuracy** is greedy exact match: the gold answer and then the end. Intervals are 95% percentile bootstraps over "
+    "samples; differences are paired by sample.",
+)
 
 
 def study_page(study: "Study") -> str:
     """The whole report as one offline HTML document."""
-    parts = [part for world in study.worlds for part in _sections(world, study)]
-    meta = {
-        key: value
-        for key, value in study.meta.items()
-        if value not in (None, "") and key not in ("n_layers", "n_heads")
-    }
-    meta["versions"] = ", ".join(f"{name} {number}" for name, number in study.meta["versions"].items())
-    shape = f"{study.meta['n_layers']} layers × {study.meta['n_heads']} heads"
-    title = f"The heads that fetch the evidence: {study.meta['model'] or study.meta['family']}"
-    return p.page(
-        title, [*parts, _methods(study)], meta, subtitle=f"A CoRe study of {shape}, by Retrieval Attention Mass"
-    )
-
-
-def _sections(world: "World", study: "Study") -> list[p.Section]:
-    suffix = f" ({world.name})" if len(study.worlds) > 1 else ""
-    share = f"{study.fraction:.0%}"
-    tops = [world.selection("top", name) for name, _ in world.controlled]
-    random = world.selection("random")
-    k = random.points["mean"].k
-    numbers = [("clean accuracy", _percent(world.clean.accuracy), f"95% CI {_range(world.clean.interval)}")]
-    numbers += [
-        (f"without the top {k} heads by {s.ranking}", _percent(s.points["mean"].accuracy.value), "mean ablation")
-        for s in tops
+    models = list(study.meta["models"].values())
+    names = list(dict.fromkeys(setting.model_name for setting in study.settings))
+    shapes = ", ".join(f"{one['n_layers']} layers × {one['n_heads']} heads" for one in models)
+    sections = [
+        p.section("What was found", _opening(study), summary(study), *_left_out(study)),
+        *(_finding(finding) for finding in study.findings),
+        p.section("How it was done", *METHODS, _options(study), *_command(study)),
     ]
-    numbers.append((f"without {k} random heads", _percent(random.points["mean"].accuracy.value), "mean ablation"))
-    found = p.section(
-        f"What the top {share} carry{suffix}",
-        p.tiles(numbers),
-        tables(world, study.fraction),
-        p.note(
-            "**Layer-matched** draws take other heads of the same layers. In a small model those are the next-best "
-            "retrieval heads, so their cost is no noise.",
-            *(f"In this run: {note}." for note in world.notes),
-        ),
+    return p.page(
+        f"The heads that fetch the evidence: {', '.join(names)}",
+        sections,
+        _meta(study),
+        subtitle=f"What the papers claim of retrieval heads in multimodal models, measured on {shapes}",
     )
-    readers = p.section(
-        f"Who reads the evidence{suffix}",
-        "Before any head is chosen: cut the edges from some rows to the evidence in **all** heads of all layers. Rows "
-        "whose edges cost nothing do not read it, and RAM over them ranks heads that the answer does not need.",
-        p.table(
-            ["rows cut from the region, in all heads", "accuracy", "lost"],
-            [[words, _interval(x.accuracy), _interval(x.drop)] for words, x in world.readers_in_words],
-            "Knockout before the softmax, all heads of all layers; accuracy and what it lost, with 95% intervals.",
-        ),
-    )
-    where = p.section(
-        f"Where the heads are{suffix}",
-        *(
-            p.figure(
-                Markup(head_grid_html(scores, scores.top(study.fraction))),
-                f"{name}, of every head, mean over {world.scored} samples; the top {share} outlined. "
-                "Hover a head for its number and interval.",
+
+
+def _opening(study: "Study") -> Markup:
+    """The verdicts counted, and accuracy of each model on each world."""
+    count = {verdict: sum(one.verdict == verdict for one in study.findings) for verdict in SIGNS}
+    numbers = [(verdict, str(n), "of the claims") for verdict, n in count.items()]
+    for setting in study.settings[:3]:
+        if setting.lacks(("answers",)) is None:
+            low, high = setting.clean.ci
+            numbers.append(
+                (f"clean accuracy, {setting.label}", f"{setting.clean.accuracy:.0%}", f"95% CI {low:.0%} to {high:.0%}")
             )
-            for name, scores in world.controlled
-        ),
-        p.pair(
-            *(
-                p.figure(sorted_scores(scores, study.fraction), f"{name}: all heads, from the highest to the lowest.")
-                for name, scores in world.controlled
-            )
-        ),
-        *(
-            p.figure(
-                ablation_curves(
-                    {name: [(x.fraction, *x.accuracy) for x in points] for name, points in sweep.curves.items()},
-                    baseline=sweep.clean.value,
-                ),
-                f"Accuracy as more heads are ablated ({_KINDS[sweep.kind]}); bands: 95% bootstrap over samples.",
-            )
-            for sweep in world.sweeps
-        ),
-    )
-    looks = p.section(
-        f"What they look at{suffix}",
-        p.pictures(
-            [
-                (
-                    f"{scene.question} Gold: **{scene.answer}**, the model says **{scene.given or '(nothing)'}**",
-                    scene.panels,
-                )
-                for scene in world.scenes
-            ],
-            "The first held-out scenes, not chosen. Left: the picture with its region. Then the head of highest RAM of "
-            "two rankings, each at the row of its ranking that puts most on the region, and the head of median RAM. "
-            "One brightness scale a scene; the numbers are attention mass.",
-        ),
-    )
-    return [found, readers, where, *([looks] if world.scenes else [])]
+    return p.tiles(numbers)
 
 
-_KINDS = {
-    "zero": "zero: z := 0",
-    "mean": "mean: z := its mean",
-    "knockout": "knockout: the region out of sight",
-    "uniform": "uniform: equal attention",
-    "resample": "resample: z of another sample",
-}
+def summary(study: "Study") -> Markup:
+    """The table of findings: claimed, measured, verdict."""
+    rows = Markup("").join(_row(finding) for finding in study.findings)
+    return Markup(
+        '<div class="scroll"><table class="claims"><thead><tr><th scope="col">finding</th><th scope="col">claimed</th>'
+        '<th scope="col">measured here</th><th scope="col">verdict</th></tr></thead><tbody>{}</tbody></table></div>'
+    ).format(rows)
 
 
-def tables(world: "World", fraction: float) -> Markup:
-    """Accuracy under each ablation of each selection of heads, with intervals."""
-    kinds = list(world.selections[0].points)
-    rows = [["no ablation", "", *[_interval(world.clean.interval)] * len(kinds)]]
-    for s in world.selections:
-        point = s.points[kinds[0]]
-        heads = f"{point.k} × {len(point.draws)} draws" if len(point.draws) > 1 else f"{point.k}"
-        rows.append(
-            [s.name.replace("top:", f"top {fraction:.0%}:"), heads, *[_interval(x.accuracy) for x in s.points.values()]]
-        )
-    roles = ["", *(s.role for s in world.selections)]
-    return p.table(
-        ["heads ablated", "heads", *[_KINDS[kind] for kind in kinds]],
-        rows,
-        f"Accuracy (greedy exact match) on {world.evaluated} samples, with 95% bootstrap intervals. Heads were "
-        f"scored on {world.scored} other samples.",
-        hot=[i for i, role in enumerate(roles) if role == "top"],
-        groups=[1, roles.index("bottom"), roles.index("random")],
-    )
+def _row(finding: "Finding") -> Markup:
+    return Markup('<tr><th scope="row"><a href="#{}">{} {}</a></th><td>{}</td><td>{}</td><td>{}</td></tr>').format(
+        _anchor(finding), finding.id, finding.claim.title, finding.claim.claim,
+        Markup("<br>").join(finding.measured) or "nothing", verdict(finding),
+    )  # fmt: skip
 
 
-def _methods(study: "Study") -> p.Section:
+def verdict(finding: "Finding") -> Markup:
+    """The verdict as a badge: a sign and a word, so that its colour is not needed."""
+    kind, sign = SIGNS[finding.verdict]
+    scope = Markup('<span class="scope">{}</span>').format(finding.scope) if finding.scope else ""
+    return Markup('<span class="verdict {}">{} {}</span>{}').format(kind, sign, finding.verdict, scope)
+
+
+def _anchor(finding: "Finding") -> str:
+    return p.section(_title(finding)).anchor
+
+
+def _title(finding: "Finding") -> str:
+    return f"{finding.id} {finding.claim.title}"
+
+
+def _finding(finding: "Finding") -> p.Section:
+    claim = finding.claim
+    skipped = [p.note(*(f"Not measured on {label}: {why}." for label, why in finding.skipped.items()))]
     return p.section(
-        "How it was done",
-        "**RAM**(l, h) = mean over samples of max over question rows i of Σ_{j∈G} A_ij, where A is the post-softmax "
-        "attention of head h in layer l and G the visual tokens that the evidence's region touches. Raw mass, not "
-        "normalised. **Mean** and **last row** are the same with another reduction or other rows: the ranking moves "
-        "with them, so every result names its own.",
-        "**Ablations.** zero: the head's output z is set to 0. mean: to its mean over the scoring samples and all "
-        "their positions. knockout: the edges from the question's, last and answer's rows to the region are removed "
-        "before the softmax.",
-        "**Controls.** bottom: as many heads of the lowest RAM. random: drawn outside the top. layer-matched: drawn "
-        "outside the top, as many in each layer. Intervals are percentile bootstraps over samples; a drawn control's "
-        "accuracy is averaged over its draws first.",
-        *([f"Made by `{study.meta['command']}`."] if study.meta.get("command") else []),
+        _title(finding),
+        Markup('<p class="judged">{}</p>').format(verdict(finding)),
+        _terms(
+            {
+                "claimed": f"{claim.claim} ({claim.source})",
+                "counts as reproduced if": claim.criterion,
+                "measured here": finding.measured,
+                "best explanation": finding.explanation,
+            }
+        ),
+        *finding.parts,
+        *(skipped if finding.skipped else []),
     )
 
 
-def _percent(x: float) -> str:
-    return f"{100 * x:.0f}%"
+def _terms(told: Mapping[str, str | Iterable[str]]) -> Markup:
+    made = []
+    for name, words in told.items():
+        lines = [words] if isinstance(words, str) else list(words)
+        if any(lines):
+            said = Markup("<br>").join(lines)
+            made.append(Markup("<dt>{}</dt><dd>{}</dd>").format(name, said))
+    return Markup('<dl class="terms">{}</dl>').format(Markup("").join(made))
 
 
-def _range(interval: Any) -> str:
-    return f"{100 * interval.low:.0f} to {100 * interval.high:.0f}%"
+def _left_out(study: "Study") -> list[Markup]:
+    said = []
+    for world, wrong in study.unreadable.items():
+        said.append(
+            f"{len(wrong)} samples of {world} were left out because a picture cannot be read: {'; '.join(wrong)}."
+        )
+    for setting in study.settings:
+        if setting.without_region and setting.samples[0].regions:
+            said.append(f"{setting.without_region} samples of {setting.label} have no region and were left out.")
+        if setting.lacks(("answers",)) is None and setting.lacks(("accuracy",)) is not None:
+            said.append(
+                f"**Ablation cannot be judged on {setting.label}**: {setting.lacks(('accuracy',))}. What is said of its "
+                "attention is true of its attention alone."
+            )
+    return [p.note(*said)] if said else []
 
 
-def _interval(x: Any) -> str:
-    return f"{x.value:.2f} [{x.low:.2f}, {x.high:.2f}]"
+def _options(study: "Study") -> Markup:
+    rows = [[name.replace("_", " "), _words(value)] for name, value in study.options.to_json().items()]
+    rows += [[f"samples of {s.label}", f"{len(s.to_score)} scored, {len(s.to_test)} tested"] for s in study.settings]
+    return p.table(["setting", "value"], rows, "What this study was run with.")
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _command(study: "Study") -> list[str]:
+    return [f"Made by `{study.meta['command']}`."] if study.meta.get("command") else []
+
+
+def _meta(study: "Study") -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for name, one in study.meta["models"].items():
+        told[name] = f"{one['family']}, {one['dtype']}, weights {one['weight_hash']}"
+    told["versions"] = ", ".join(f"{name} {number}" for name, number in study.meta["versions"].items())
+    told |= {key: study.meta[key] for key in ("seed", "date", "command") if study.meta.get(key) not in (None, "")}
+    return told

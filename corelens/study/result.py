@@ -1,0 +1,95 @@
+"""What a study found, and the files it writes."""
+
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from corelens.study.files import write_whole
+from corelens.study.finding import Finding
+from corelens.study.options import Options
+from corelens.study.setting import Setting
+
+FORMAT = "corelens-study/2"
+
+
+@dataclass
+class Study:
+    """What a study found.
+
+    Args:
+        settings: the models and worlds, with their scores.
+        measured: {model and world: what was measured there, JSON}.
+        findings: the verdicts.
+        options: how thorough it was.
+        meta: models, versions, command.
+        unreadable: {world: what is wrong with the samples that were left out}.
+        report: the page it wrote, if it wrote one.
+    """
+
+    settings: list[Setting]
+    measured: dict[str, dict[str, Any]]
+    findings: list[Finding]
+    options: Options
+    meta: dict[str, Any]
+    unreadable: dict[str, list[str]] = field(default_factory=dict)
+    report: Path | None = None
+
+    def finding(self, id: str) -> Finding:
+        """The finding "F1" to "F8"."""
+        return next(one for one in self.findings if one.id == id)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number of the report."""
+        told = {"format": FORMAT, "fraction": self.options.fraction, **self.meta, "options": self.options.to_json()}
+        worlds = {}
+        for setting in self.settings:
+            numbers = {name: x for name, x in self.measured[setting.label].items() if name != "scenes"}
+            worlds[setting.label] = _about(setting) | numbers
+        return told | {
+            "unreadable": self.unreadable,
+            "findings": [finding.to_json() for finding in self.findings],
+            "worlds": worlds,
+        }
+
+    def write(self, out: Path) -> None:
+        """report.html, report.json and figures/; each file appears whole or not at all."""
+        from corelens.viz.study_page import study_page
+
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for finding in self.findings:
+            for name, figure in finding.figures.items():
+                for kind in ("svg", "png"):
+                    buffer = io.BytesIO()
+                    figure.savefig(
+                        buffer, format=kind, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None
+                    )
+                    write_whole(out / "figures" / f"{name}.{kind}", buffer.getvalue())
+        write_whole(out / "report.json", json.dumps(self.to_json(), indent=1, ensure_ascii=False))
+        write_whole(out / "report.html", study_page(self))
+        self.report = out / "report.html"
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.study_page import summary
+
+        return str(summary(self))
+
+
+def _about(setting: Setting) -> dict[str, Any]:
+    """How much was scored and tested, the clean accuracy, and the scores."""
+    clean = None if setting.lacks(("answers",)) else setting.clean
+    return {
+        "model": setting.model_name,
+        "world": setting.world,
+        "scored": len(setting.to_score),
+        "evaluated": len(setting.to_test),
+        "without_region": setting.without_region,
+        "clean": clean and clean.interval._asdict(),
+        "answer_logprob": clean and clean.answer_logprob,
+        "scores": {
+            key: [[round(float(x), 6) for x in row] for row in scores.values] for key, scores in setting.scores.items()
+        }
+        if setting.lacks(("regions",)) is None
+        else {},
+    }
