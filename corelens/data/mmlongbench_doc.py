@@ -5,8 +5,8 @@
 
 as https://github.com/mayubo2333/MMLongBench-Doc publishes it below `data/` (README, run_lvlm.py; arXiv 2407.01523), or
 https://huggingface.co/datasets/yubo2333/MMLongBench-Doc with data/train-*.parquet in place of samples.json (the same
-columns). `evidence_pages` is a list written as text; pages count from 1 (three published questions say page 0: they
-have no region here, nor have those that cannot be answered). Regions are whole pages: the set says no more.
+columns). `evidence_pages` is a list written as text; pages count from 1. Regions are whole pages: the set says no more.
+A question that lists none (or page 0, as three published ones do) has no region.
 
 Pages are rendered when a model reads them, at 144 dpi as run_lvlm.py does, by pypdfium2 (there: PyMuPDF; pixels may
 differ slightly); the `pages` nearest to the evidence are shown (the benchmark: as many as the model takes, joined into

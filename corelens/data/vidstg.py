@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from corelens.data.files import LAYOUT, fields, has, keep_readable, read_json, take, there
 from corelens.data.video import by_number, middles
 from corelens.errors import CorelensError
@@ -32,6 +34,7 @@ from corelens.regions import Box, Tube
 
 STATEMENT = "Which object does this sentence describe? {sentence}"
 VIDOR = {"train": "training", "val": "training", "test": "validation"}
+Tracks = dict[int, np.ndarray]  # [frame, x0 y0 x1 y1] by target
 FORMS = {"questions": "{sentence}", "captions": STATEMENT}
 
 
@@ -73,39 +76,54 @@ def stream(root: str | Path, split: str, form: str = "questions", frames: int = 
     boxes = there(root, f"vidor/{part}", f"annotation/{part}", part, what=f"VidOR's annotations of {part}")
     videos = there(root, "video", "videos", "vidor/video", what="VidOR's videos")
     paths = {path.stem: path for path in boxes.glob("*/*.json")}
-    number, last, annotation = 0, None, {}
-    for record in read_json(file):
-        (vid,) = fields(record, "vid", where=file)
-        sentences, _, _ = fields(record, form, "used_segment", "temporal_gt", where=file)
+    records = read_json(file)
+    targets: dict[str, set[int]] = {}
+    for record in records:
+        vid, sentences, _, _ = fields(record, "vid", form, "used_segment", "temporal_gt", where=file)
+        targets.setdefault(vid, set()).update(sentence["target_id"] for sentence in sentences)
+    tracks: dict[str, tuple[str, Tracks]] = {}  # a video's sentences are scattered over the file: it is read once
+    number = 0
+    for record in records:
+        vid = record["vid"]
         if vid not in paths:
             raise CorelensError(f"{boxes}, without VidOR's boxes of video {vid}", f"*/{vid}.json", LAYOUT)
-        for sentence in sentences:
-            if vid != last:
-                last, annotation = vid, read_json(paths[vid])
-            yield _sample(record, sentence, annotation, videos, f"vidstg-{split}-{form}-{number}", form, frames)
+        for sentence in record[form]:
+            if vid not in tracks:
+                tracks[vid] = _tracks(paths[vid], targets[vid])
+            path, track = tracks[vid]
+            name = f"vidstg-{split}-{form}-{number}"
+            yield _sample(record, sentence, videos / path, track[sentence["target_id"]], name, form, frames)
             number += 1
 
 
+def _tracks(file: Path, targets: set[int]) -> tuple[str, Tracks]:
+    """The video's path, and {target: its box in every frame}, not a number where it has none."""
+    path, trajectories = fields(read_json(file), "video_path", "trajectories", where=file)
+    found = {target: np.full((len(trajectories), 4), np.nan, dtype=np.float32) for target in targets}
+    for number, frame in enumerate(trajectories):
+        for one in frame:
+            if one["tid"] in found:
+                found[one["tid"]][number] = [one["bbox"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
+    return path, found
+
+
 def _sample(
-    record: dict[str, Any], sentence: dict[str, Any], annotation: dict[str, Any], videos: Path, name: str, form: str,
-    count: int,
-) -> Sample:  # fmt: skip
-    path, trajectories = fields(annotation, "video_path", "trajectories", where=f"VidOR's {record['vid']}.json")
+    record: dict[str, Any], sentence: dict[str, Any], video: Path, track: np.ndarray, name: str, form: str, count: int
+) -> Sample:
     segment, truth = record["used_segment"], record["temporal_gt"]
     numbers = _frames(segment, truth, count)
     target, size = sentence["target_id"], (record["width"], record["height"])
     tube = {}
     for i, number in enumerate(numbers):
-        if truth["begin_fid"] <= number < truth["end_fid"] and number < len(trajectories):
-            found = next((one["bbox"] for one in trajectories[number] if one["tid"] == target), None)
-            box = _box(found, size) if found else None
+        if truth["begin_fid"] <= number < min(truth["end_fid"], len(track)):
+            box = _box(track[number].tolist(), size)
             if box is not None:
                 tube[i] = box
     category = next((x["category"] for x in record["subject/objects"] if x["tid"] == target), "")
     names = [one.replace("_", " ") for one in category.split("/")]
     seconds = (segment["end_fid"] - segment["begin_fid"]) / record["fps"]
     return Sample(
-        video=by_number(videos / path, numbers, size),
+        video=by_number(video, numbers, size),
         question=FORMS[form].format(sentence=sentence["description"]),
         answer=names[0],
         regions=[Tube(tube)] if tube else [],
@@ -128,10 +146,9 @@ def _frames(segment: dict[str, int], truth: dict[str, int], count: int) -> list[
     return numbers
 
 
-def _box(found: dict[str, float], size: tuple[int, int]) -> Box | None:
-    """A VidOR box inside its frame; None if nothing is left."""
-    x0, y0 = max(found["xmin"], 0), max(found["ymin"], 0)
-    x1, y1 = min(found["xmax"], size[0]), min(found["ymax"], size[1])
+def _box(found: list[float], size: tuple[int, int]) -> Box | None:
+    """A VidOR box inside its frame; None if there is none, or nothing is left of it."""
+    x0, y0, x1, y1 = max(found[0], 0.0), max(found[1], 0.0), min(found[2], size[0]), min(found[3], size[1])
     return Box(x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
 
