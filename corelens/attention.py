@@ -65,8 +65,7 @@ def attention(
         key = _edit_new(run, points.hook_rot_k, key, new)
         value = _edit_new(run, points.hook_v, value, new)
     if plan is not None:
-        seen = (points.hook_edges, points.hook_attn_scores, points.hook_pattern, points.hook_pattern_rows)
-        key, value, call = plan.restrict(query, key, value, call, any(point.active for point in seen))
+        key, value, call = plan.restrict(query, key, value, call, points)
 
     edges = Edges(step, query.shape[0], query.shape[1], query.device)
     if points.hook_edges.active:

@@ -66,21 +66,22 @@ def _block_mask(sight: Sight, spans: tuple[tuple[int, int], ...], heads: int, ru
     def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (k >= first[b]) & (k < end[b])
 
-    def sparse(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return causal(b, h, q, k) & of_pattern(b, h, q, k)
-
-    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def whole(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return causal(b, h, q, k) & (full[h] | of_pattern(b, h, q, k))
 
+    # (lambdas: what FlexAttention is given must show its four arguments, which a decorated function does not)
     if _tells_heads_apart(of_pattern, device):
-        return create(mask_mod, heads)
-    whole, part = kept(None, causal), kept(sight.pattern, sparse)
+        return create(lambda b, h, q, k: whole(b, h, q, k), heads)
+    every = kept(None, lambda b, h, q, k: causal(b, h, q, k))
+    part = kept(sight.pattern, lambda b, h, q, k: causal(b, h, q, k) & of_pattern(b, h, q, k))
     tables = [
         torch.where(full.reshape(1, -1, *[1] * (of_full.ndim - 2)), of_full, of_part)
-        for of_full, of_part in zip(_tables(whole), _tables(part), strict=True)
+        for of_full, of_part in zip(_tables(every), _tables(part), strict=True)
     ]
-    sizes = {"BLOCK_SIZE": whole.BLOCK_SIZE, "seq_lengths": (length, length)}
-    return BlockMask.from_kv_blocks(*tables, mask_mod=mask_mod, compute_q_blocks=False, **sizes)
+    return BlockMask.from_kv_blocks(
+        *tables, BLOCK_SIZE=every.BLOCK_SIZE, mask_mod=lambda b, h, q, k: whole(b, h, q, k),
+        seq_lengths=(length, length), compute_q_blocks=False,
+    )  # fmt: skip
 
 
 def _tables(mask: BlockMask) -> tuple[Tensor, Tensor, Tensor, Tensor]:

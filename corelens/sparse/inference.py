@@ -27,9 +27,10 @@ A query head sees, at a decode step, what its KV head holds: sparse query heads 
 see all. Under decode="full" every head sees everything at decode steps.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.head_set import HeadSet
+from corelens.hooks import AttentionPoints
 from corelens.rows import Call
 from corelens.sparse.block_sparse import BlockSparse
 from corelens.sparse.patterns import Pruned, Streaming
@@ -65,9 +67,9 @@ class SparseInference:
     """
 
     heads: HeadSet | Iterable[Any] | None = None
-    pattern: Pattern | None = None
+    pattern: Any = None
     kv_budget: Any = None
-    decode: Literal["full", "streaming"] = "full"
+    decode: str = "full"
     engine: str = "auto"
     layers: Mapping[int, Pattern | None] = field(default_factory=dict)
 
@@ -120,6 +122,7 @@ class Plan:
             if not (isinstance(layer, int) and 0 <= layer < cfg.n_layers):
                 raise CorelensError(f"a pattern for layer {layer!r}", f"layers 0 to {cfg.n_layers - 1}", "take one")
         self.cache: Any = None
+        self.told = False
         self.prompt: Prompt | None = None
         self.first_new, self.total = 0, 0
 
@@ -161,11 +164,13 @@ class Plan:
         self.cache = cache if hasattr(cache, "evict") else None
 
     def restrict(
-        self, query: Tensor, key: Tensor, value: Tensor, call: Call, hooked: bool
+        self, query: Tensor, key: Tensor, value: Tensor, call: Call, points: AttentionPoints
     ) -> tuple[Tensor, Tensor, Call]:
-        """The keys, values and call with which this layer attends; `hooked`: hooks look at its pattern or edges."""
+        """The keys, values and call with which this layer attends, and its hooks on rows, edges and pattern look."""
         layer = int(call.module.layer_idx)
+        whole = points.hook_attn_scores.active or points.hook_pattern.active
         if self.decoding:
+            hooked = whole or points.hook_edges.active or points.hook_pattern_rows.active
             if self.cache is None or not hooked:
                 return key, value, call
             key, value, held = self.cache.dense(layer)
@@ -178,6 +183,13 @@ class Plan:
         pattern = self.pattern(layer)
         if pattern is None or self.full[layer].all():
             return key, value, call
+        if whole and not self.told:
+            self.told = True
+            warnings.warn(
+                "a hook on the scores or the pattern: such a layer is built densely under its sparse mask, and not by "
+                "the engine (hook_pattern_rows makes only the rows asked for)",
+                stacklevel=2,
+            )
         return key, value, replace(call, allowed=self._sight(pattern, layer, query, key, call))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Float[Tensor, "batch pos head d"] | None:

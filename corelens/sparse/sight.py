@@ -34,7 +34,7 @@ class Sight:
     keys: Int[Tensor, " key"]
     batch: int
 
-    def __call__(self, rows: Tensor | None, heads: Tensor | None) -> Bool[Tensor, "b h row key"]:
+    def __call__(self, rows: Tensor | None, heads: Tensor | None) -> Bool[Tensor, "#b #h #row #key"]:
         """For these rows (counted within this step, [batch, row]) and heads; None: all. Axes may be of size 1."""
         heads = torch.arange(len(self.full), device=self.full.device) if heads is None else heads
         full = self.full[heads][None, :, None, None]
@@ -42,8 +42,8 @@ class Sight:
         return full if seen is None else full | seen
 
     def pattern_of(
-        self, heads: Int[Tensor, " some"], positions: Int[Tensor, "b row"]
-    ) -> Bool[Tensor, "b h row key"] | None:
+        self, heads: Int[Tensor, " some"], positions: Int[Tensor, "_ row"]
+    ) -> Bool[Tensor, "#n #some #row key"] | None:
         """The pattern alone, for rows at these positions; None if nothing is seen. One head if all see the same."""
         if self.sees is None:
             return None

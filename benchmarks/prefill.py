@@ -1,0 +1,207 @@
+"""What sparse heads save at prefill: attention alone, and whole decoder layers, dense against sparse.
+
+    python benchmarks/prefill.py                                              # 16k tokens on a CPU, one shape
+    python benchmarks/prefill.py --device cuda --layers 4 --decoder --tokens 4096 16384 32768 65536 131072 \
+        --shapes qwen3vl-4b qwen3vl-8b qwen3vl-32b internvl3.5-8b llava-onevision-7b
+    python benchmarks/prefill.py --tokens 512 --window 64 --sink 16 --repeats 2 --decoder --out /tmp/prefill.json
+
+Layers of a real model's shape with random weights; 5% of the heads of these layers, drawn at random, attend fully, the
+others under Streaming(sink=128, window=1024). Dense is transformers' own call of SDPA (FlashAttention where torch has
+it), sparse is what the attention function does under the plan: both sides get the same q, k and v, and take turns after
+warming up. On a CPU processor time stands beside clock time, and ratios are of processor time where threads are one.
+
+`limit` is what the operation count allows: pairs of query and key of the dense run over those that are left. For whole
+decoder layers only attention shrinks, so the limit is Amdahl's: with the dense attention's measured share s of the
+dense time, 1 / (1 − s + s / limit). `share` is the speed-up reached over the limit.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from decode import RESULTS, SHAPES, clock, machine, make
+from torch import nn
+from transformers import AttentionInterface
+
+import corelens as cl
+from corelens.hooks import AttentionPoints
+from corelens.rows import Call
+from corelens.sparse.account import left_pairs
+from corelens.sparse.prefill import engine_for
+
+
+class Layer(nn.Module):
+    """What transformers' function and ours look at of an attention module."""
+
+    is_causal = True
+
+    def __init__(self, number: int, group: int):
+        super().__init__()
+        self.layer_idx, self.num_key_value_groups = number, group
+
+
+def shape_of(name: str, layers: int) -> Any:
+    """n_layers, n_heads, n_kv_heads and d_head of a shape."""
+    options = SHAPES[name][1]
+    heads = options["num_attention_heads"]
+    d_head = options.get("head_dim", options["hidden_size"] // heads)
+    return SimpleNamespace(
+        n_layers=layers, n_heads=heads, n_kv_heads=options["num_key_value_heads"], d_head=d_head
+    )  # fmt: skip
+
+
+def some_heads(cfg: Any, share: float) -> cl.HeadSet:
+    """A seeded draw of full heads."""
+    every = [(layer, head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
+    return cl.HeadSet(random.Random(0).sample(every, round(share * len(every))))
+
+
+def attention_sides(cfg: Any, sparse: cl.SparseInference, tokens: int, device: str, dtype: torch.dtype) -> Any:
+    """{side: a run of the attention of all layers}, on the same random q, k and v."""
+    generator = torch.Generator(device).manual_seed(tokens)
+    q, k, v = (
+        torch.randn(1, tokens, heads, cfg.d_head, generator=generator, device=device, dtype=dtype).transpose(1, 2)
+        for heads in (cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads)
+    )
+    layers = [Layer(number, cfg.n_heads // cfg.n_kv_heads) for number in range(cfg.n_layers)]
+    points, scaling, sdpa = AttentionPoints(cfg.n_heads, cfg.n_kv_heads), cfg.d_head**-0.5, AttentionInterface()["sdpa"]
+
+    def dense() -> None:
+        for layer in layers:
+            sdpa(layer, q, k, v, None, scaling=scaling)
+
+    def under_the_plan() -> None:
+        plan = sparse.plan(cfg)
+        plan.begin(None, 0, tokens, 1, q.device, None)
+        for layer in layers:
+            key, value, call = plan.restrict(q, k, v, Call(layer, None, scaling, True, None, None, None), points)
+            if plan.attend(q, key, value, call) is None:  # every head of this layer is full
+                sdpa(layer, q, k, v, None, scaling=scaling)
+
+    return {"dense": dense, "sparse": under_the_plan}
+
+
+def decoder_sides(model: cl.HookedMLLM, sparse: cl.SparseInference, tokens: int) -> Any:
+    """{side: a forward of the decoder}."""
+    ids = torch.randint(512, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
+
+    def dense() -> None:
+        model(input_ids=ids, logits_to_keep=1)
+
+    def under_the_plan() -> None:
+        with model.sparse(sparse):
+            model(input_ids=ids, logits_to_keep=1)
+
+    return {"dense": dense, "sparse": under_the_plan}
+
+
+def measure(sides: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, Any]:
+    """Seconds of each side, in turns, after a round of warming up; the speed-up is the median of each turn's own."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for turn in range(-1, repeats):
+        for name in list(sides)[:: 1 if turn % 2 else -1]:
+            began, used = clock(device), time.process_time()
+            sides[name]()
+            seconds = clock(device) - began, time.process_time() - used
+            if turn >= 0:
+                taken[name].append(seconds)
+    kinds = ("clock_s", "processor_s")
+    found: dict[str, Any] = {
+        name: {kind: spread([one[i] for one in each], 4) for i, kind in enumerate(kinds)}
+        for name, each in taken.items()
+    }
+    by = 1 if device == "cpu" and torch.get_num_threads() == 1 else 0
+    ratios = [dense[by] / other[by] for dense, other in zip(taken["dense"], taken["sparse"], strict=True)]
+    return found | {"timed_by": kinds[by], "speedup": spread(ratios, 3)}
+
+
+def spread(values: list[float], digits: int) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return {"median": round(middle, digits), "low": round(low, digits), "high": round(high, digits)}
+
+
+@torch.inference_mode()
+def cell(given: argparse.Namespace, name: str, tokens: int, model: cl.HookedMLLM | None) -> dict[str, Any]:
+    """One shape at one length."""
+    cfg, dtype = shape_of(name, given.layers), getattr(torch, given.dtype)
+    heads = some_heads(cfg, given.full)
+    pattern = cl.Streaming(given.sink, given.window)
+    sparse = cl.SparseInference(heads, pattern, engine=given.engine)
+    left = left_pairs(sparse, cfg, [tokens])
+    assert left is not None
+    found: dict[str, Any] = {
+        "shape": name, "tokens": tokens, "full_heads": len(heads), "heads": cfg.n_layers * cfg.n_heads,
+        "sink": given.sink, "window": given.window, "engine": engine_for(given.engine, torch.device(given.device)),
+    }  # fmt: skip
+    attention = measure(attention_sides(cfg, sparse, tokens, given.device, dtype), given.repeats, given.device)
+    found["attention"] = attention | against(attention, 1 / left)
+    if model is not None:
+        decoder = measure(decoder_sides(model, sparse, tokens), given.repeats, given.device)
+        whole, part = (one["dense"][one["timed_by"]]["median"] for one in (decoder, attention))
+        attends = min(part / whole, 1.0)
+        found["decoder"] = decoder | {"attention_share": round(attends, 3)}
+        found["decoder"] |= against(decoder, 1 / (1 - attends + attends * left))
+    return found
+
+
+def against(found: dict[str, Any], limit: float) -> dict[str, float]:
+    """The limit, and the share of it that was reached."""
+    return {"limit": round(limit, 3), "share": round(found["speedup"]["median"] / limit, 3)}
+
+
+def main() -> None:
+    """Measure, print a line a cell, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=["qwen3vl-4b"])
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16384])
+    parser.add_argument("--full", type=float, default=0.05, help="share of full heads")
+    parser.add_argument("--sink", type=int, default=128)
+    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--decoder", action="store_true", help="whole decoder layers too")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", help="by default float32 on a CPU, bfloat16 on CUDA")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    given.dtype = given.dtype or ("bfloat16" if given.device == "cuda" else "float32")
+    out = given.out or RESULTS / f"prefill-{given.device}.json"
+    results: dict[str, Any] = {
+        "benchmark": "prefill", "machine": machine(given.device), "dtype": given.dtype, "layers": given.layers,
+        "repeats": given.repeats, "cells": [],
+    }  # fmt: skip
+    print(f"{'':28}{'dense':>10}{'sparse':>10}   speed-up (quartiles) of limit = share")
+    for name in given.shapes:
+        model = make(name, given.layers, given.device, getattr(torch, given.dtype)) if given.decoder else None
+        for tokens in given.tokens:
+            one = cell(given, name, tokens, model)
+            results["cells"].append(one)
+            out.parent.mkdir(exist_ok=True)
+            out.write_text(json.dumps(results, indent=1) + "\n")
+            for part in ("attention", "decoder"):
+                if part in one:
+                    print(line(name, tokens, part, one[part]), flush=True)
+    print(f"written: {out}")
+
+
+def line(name: str, tokens: int, part: str, found: dict[str, Any]) -> str:
+    """A row of the table."""
+    dense, sparse = (found[side][found["timed_by"]]["median"] for side in ("dense", "sparse"))
+    gain = found["speedup"]
+    return (
+        f"{name:<18}{tokens:>7} {part:<9}{dense:>9.3f}s{sparse:>9.3f}s   {gain['median']:.2f}x"
+        f" ({gain['low']:.2f}–{gain['high']:.2f}) of {found['limit']:.2f}x = {found['share']:.0%}"
+    )
+
+
+if __name__ == "__main__":
+    main()
