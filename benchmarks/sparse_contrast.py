@@ -2,6 +2,9 @@
 
     python benchmarks/sparse_contrast.py                               # the whole of it: an hour on one slow core
     python benchmarks/sparse_contrast.py --answered 24 --captioned 8   # a look
+    python benchmarks/sparse_contrast.py --model qwen3vl-s-long --name sparse_contrast_long --sides 960 1024 \\
+        --objects 24 --scored 30 --answered 80 --captioned 0 --fractions 0.05 --windows 16 64 256 --sink 4 \\
+        --batch-size 8                                                 # about 1,000 visual tokens
 
 Part 1, `pattern`: questions of the world `refer`. Heads are ranked by RAM at the question's rows and at the last row,
 on other scenes; the top share attends fully, the others see the first `sink` tokens and a window, no row of the prompt
@@ -34,29 +37,29 @@ def main() -> None:
     """Score, keep, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen3vl-s")
+    parser.add_argument("--sides", type=int, nargs=2, help="smallest and largest side of a scene, in pixels")
+    parser.add_argument("--objects", type=int, default=6)
     parser.add_argument("--scored", type=int, default=100)
     parser.add_argument("--answered", type=int, default=200)
-    parser.add_argument("--captioned", type=int, default=64)
+    parser.add_argument("--captioned", type=int, default=64, help="0 leaves part 2 out")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.1])
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--sink", type=int, default=1)
     parser.add_argument("--budgets", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=21)
     parser.add_argument("--name", default="sparse_contrast", help="of the files written")
     given = parser.parse_args()
     start = time.perf_counter()
     model = cl.load_demo(given.model)
-    samples = cl.synthetic("refer", given.scored + given.answered, seed=given.seed)
+    scenes = {"objects": given.objects} | ({"sides": tuple(given.sides)} if given.sides else {})
+    samples = cl.synthetic("refer", given.scored + given.answered, seed=given.seed, **scenes)
     scored, answered = samples[: given.scored], samples[given.scored :]
-    captions = [captioned(sample) for sample in samples[: given.scored]]
-    asked_to_list = [captioned(sample) for sample in answered[: given.captioned]]
-
-    scores = cl.score_heads(model, scored, list(RANKINGS.values()), batch_size=20)
-    of_captions = cl.score_heads(model, captions, ["ram[rows=answer]", "visual_head"], batch_size=20, max_new_tokens=48)
+    scores = cl.score_heads(model, scored, list(RANKINGS.values()), batch_size=given.batch_size)
     print(f"scored: {time.perf_counter() - start:.0f} s", flush=True)
     result = {"benchmark": "sparse_contrast", "model": given.model, "world": "refer", "seed": given.seed}
-    result |= {"scored": len(scored)}
+    result |= {"scenes": scenes, "scored": len(scored), "visual_tokens": _range(model, answered)}
 
     def done(part: SparseContrast, metric: str, picture: str) -> None:
         result[part.kind] = part.to_json()
@@ -72,8 +75,14 @@ def main() -> None:
     pattern = sparse_contrast(
         model, answered, {name: scores[key] for name, key in RANKINGS.items()}, fractions=given.fractions,
         windows=given.windows, sink=given.sink, draws=given.draws, seed=given.seed, progress=True,
+        batch_size=given.batch_size,
     )  # fmt: skip
     done(pattern, "accuracy", given.name)
+    if not given.captioned:
+        return
+    captions = [captioned(sample) for sample in scored]
+    asked_to_list = [captioned(sample) for sample in answered[: given.captioned]]
+    of_captions = cl.score_heads(model, captions, ["ram[rows=answer]", "visual_head"], batch_size=20, max_new_tokens=48)
     shares = {
         "RAM (last row, questions)": scores["ram[rows=last]"],
         "RAM (answer rows)": of_captions["ram[rows=answer]"],
@@ -83,6 +92,12 @@ def main() -> None:
         model, asked_to_list, shares, given.budgets, window=8, draws=given.draws, seed=given.seed, progress=True
     )
     done(budgets, "answer_logprob", f"{given.name}_kv")
+
+
+def _range(model: cl.HookedMLLM, samples: list[cl.Sample]) -> list[int]:
+    """Fewest and most visual tokens."""
+    counts = [len(model.prepare(sample).token_maps[0].visual) for sample in samples]
+    return [min(counts), max(counts)]
 
 
 def captioned(sample: cl.Sample) -> cl.Sample:

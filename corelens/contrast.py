@@ -25,6 +25,7 @@ from corelens.sparse import KVBudget, SparseInference, Streaming
 from corelens.speed import answered_under, check_scores, machine
 
 NONE = "no full head"
+CLAIMS = ("top", "by score")  # lines that the others are controls of
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Kept:
     """One choice of what is kept: a line of the figure at one x.
 
     Args:
-        line: "top", "random" …; "top, RAM (last row)" where several rankings are compared.
+        line: "top", "random", "by score" …; "top, RAM (last row)" where several rankings are compared.
         share: of full heads; for KV budgets None.
         x: the window, or the keys kept a KV head.
         correct, logprob: per sample, the mean over draws.
@@ -89,11 +90,11 @@ class SparseContrast:
         """Each top line minus each control at the same place: accuracy and log-probability, paired, with 95% CI."""
         found = []
         for one in self.points:
-            if not one.line.startswith(("top", "by ")):
+            if not one.line.startswith(CLAIMS):
                 continue
             for other in self.points:
                 same = other.x == one.x and other.share in (one.share, None) and other is not one
-                if same and not other.line.startswith("top"):
+                if same and not other.line.startswith(CLAIMS) and _ranking(other.line) in (_ranking(one.line), ""):
                     found.append(
                         {
                             "line": one.line,
@@ -113,19 +114,15 @@ class SparseContrast:
         if metric not in ("accuracy", "answer_logprob"):
             raise CorelensError(f"metric={metric!r}", "'accuracy' or 'answer_logprob'", "take one")
         panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
-        shares = sorted({p.share for p in self.points if p.share is not None})
-        if not shares:
-            lines = panels.setdefault("", {})
-            for p in self.points:
-                lines.setdefault(p.line, []).append((p.x, *getattr(p, metric)))
-        rankings = dict.fromkeys(_ranking(p.line) for p in self.points if p.line.startswith("top"))
+        shares = sorted({p.share for p in self.points if p.share is not None}) or [None]
+        rankings = dict.fromkeys(_ranking(p.line) for p in self.points if p.line.startswith(CLAIMS))
         for ranking, share in [(ranking, share) for ranking in rankings for share in shares]:
             chosen = [p for p in self.points if p.share in (share, None) and _ranking(p.line) in (ranking, "")]
-            words = f"{share:.0%} of heads full ({len(chosen[-1].heads[0])})"
-            lines = panels.setdefault(f"{ranking}\n{words}" if ranking else words, {})
-            for p in chosen:
+            words = [] if share is None else [f"{share:.0%} of heads full ({len(chosen[-1].heads[0])})"]
+            lines = panels.setdefault("\n".join([ranking, *words] if ranking else words), {})
+            for p in sorted(chosen, key=lambda p: not p.line.startswith(CLAIMS)):
                 lines.setdefault(p.line.removesuffix(f", {ranking}"), []).append((p.x, *getattr(p, metric)))
-        options = {"columns": len(shares) or 1} | options
+        options = {"columns": len(shares) if shares != [None] else len(rankings)} | options
         dense = self.dense.accuracy if metric == "accuracy" else self.dense.answer_logprob
         words = "accuracy" if metric == "accuracy" else "answer log-probability, nats"
         xlabel = "window, tokens" if self.kind == "pattern" else "keys kept, mean a KV head"
@@ -220,7 +217,7 @@ def budget_contrast(
     Only tokens after the first one of an answer are read from the cache that the budget left: samples need answers of
     several tokens.
     """
-    ranked = {"scores": scores} if isinstance(scores, HeadScores) else dict(scores)
+    ranked = {"": scores} if isinstance(scores, HeadScores) else dict(scores)
     asked = _asked(model, samples, ranked, batch_size)
     if all(len(gold) < 2 for batch in asked for gold in batch.gold):
         raise CorelensError(
@@ -232,11 +229,11 @@ def budget_contrast(
     with tqdm(total=len(budgets) * (1 + (1 + draws) * len(ranked)), disable=not progress, desc="budgets") as bar:
         for budget in budgets:
             size = {"budget": budget, "window": window, "rho": rho}
-            lines = {f"by {name}": [KVBudget(one, **size)] for name, one in ranked.items()}  # type: ignore[arg-type]
-            lines["uniform"] = [KVBudget(**size)]  # type: ignore[arg-type]
+            lines = {"uniform": [KVBudget(**size)]}  # type: ignore[arg-type]
             for name, one in ranked.items():
+                of = f", {name}" if name else ""
                 dealt = [KVBudget(one, **size, allocation="random", seed=seed + i) for i in range(draws)]  # type: ignore[arg-type]
-                lines[f"dealt at random, {name}" if len(ranked) > 1 else "dealt at random"] = dealt
+                lines |= {f"by score{of}": [KVBudget(one, **size)], f"dealt at random{of}": dealt}  # type: ignore[arg-type]
             for line, plans in lines.items():
                 runs = []
                 for plan in plans:

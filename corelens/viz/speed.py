@@ -1,7 +1,7 @@
 """What sparse inference gains and costs: speed-ups beside their limits, accuracy over what is left out."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +16,12 @@ from corelens.viz.curves import LOOK
 if TYPE_CHECKING:
     from corelens.sparse.report import SpeedReport
 
+SPEED_LOOK = LOOK | {
+    "by score": LOOK["top"],
+    "uniform": LOOK["bottom"],
+    "dealt at random": LOOK["random"],
+    "no full head": (style.PURPLE, "v"),
+}
 Points = Sequence[tuple[float, float, float, float]]  # (x, accuracy, low, high)
 
 
@@ -95,9 +101,14 @@ def speed_curves(
     rows = -(-len(panels) // columns)
     with plt.rc_context(style.RC):
         figure, grid = plt.subplots(
-            rows, columns, figsize=(2.5 * columns + 0.9, 2.3 * rows + 0.9), sharex=True, sharey=True, squeeze=False,
+            rows,
+            columns,
+            figsize=(max(2.5 * columns + 0.9, 6.0), 2.3 * rows + 1.0),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
             layout="constrained",
-        )  # fmt: skip
+        )
         plt.close(figure)
         for ax in grid.flat[len(panels) :]:
             ax.set_visible(False)
@@ -120,35 +131,26 @@ def speed_curves(
             ax.set_xlabel(xlabel)
         handles = {label: line for ax in grid.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(2 * columns, len(handles)),
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)),
             handlelength=1.8,
         )  # fmt: skip
     return figure
 
 
-def _looks(names: Mapping[str, Any]) -> dict[str, tuple[Any, str, str]]:
-    """A colour, a marker and a dash for each line: the controls look as in every report."""
-    spare = iter([*zip((style.PURPLE, style.GOLD, "#56b4e9", style.INK), ("v", "P", "X", "*"), strict=True)] * 4)
-    dashes, found = ("solid", (0, (4, 2)), (0, (1, 1.5))), {}
-    seen: dict[str, int] = {}
-    for name in names:
-        role = name.split(",")[0]
-        if role in LOOK:
-            seen[role] = seen.get(role, -1) + 1
-            found[name] = (*LOOK[role], dashes[seen[role] % 3])
-        else:
-            found[name] = (*next(spare), dashes[0])
-    return found
+def _looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each line: the controls look as in every report."""
+    spare = iter([*zip((style.GOLD, "#56b4e9", style.INK, style.PURPLE), ("P", "X", "*", "v"), strict=True)] * 8)
+    return {name: SPEED_LOOK.get(name) or next(spare) for name in names}
 
 
-def _panel(ax: Axes, lines: Mapping[str, Points], looks: Mapping[str, tuple[Any, str, Any]]) -> None:
+def _panel(ax: Axes, lines: Mapping[str, Points], looks: Mapping[str, tuple[str, str]]) -> None:
     for name, points in lines.items():
-        colour, marker, dash = looks[name]
+        colour, marker = looks[name]
         x, value, low, high = np.array(sorted(points), dtype=float).T
         ax.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         ax.plot(
-            x, value, color=colour, linestyle=dash, marker=marker, markersize=4.5, markeredgecolor="white",
-            markeredgewidth=0.5, label=name,
+            x, value, color=colour, marker=marker, markersize=4.5, markeredgecolor="white", markeredgewidth=0.5,
+            label=name,
         )  # fmt: skip
     ax.set_xscale("log", base=2)
     ticks = sorted({point[0] for points in lines.values() for point in points})
@@ -179,7 +181,7 @@ def trade_off(
         ax.annotate("dense", (0.01, dense), (0, 2), xycoords=("axes fraction", "data"),
                     textcoords="offset points", fontsize=7.5, color=style.SOFT)  # fmt: skip
         for name, points in lines.items():
-            colour, marker, _ = looks[name]
+            colour, marker = looks[name]
             x, value, low, high, window = np.array(sorted(points, key=lambda point: point[4]), dtype=float).T
             ax.vlines(x, low, high, color=colour, alpha=0.3, linewidth=1.2)
             ax.plot(x, value, color=colour, marker=marker, markersize=5, linewidth=1, markeredgecolor="white",
