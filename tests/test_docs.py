@@ -57,9 +57,9 @@ def test_the_table_of_hook_names_has_their_shapes(everything):
     c, vision = model.cfg, model.hf.config.vision_config
     sizes = {"batch": 1, "image": 1, "head": c.n_heads, "kv_head": c.n_kv_heads, "d_head": c.d_head, "1": 1}
     sizes |= {"d_model": c.d_model, "d_mlp": c.d_mlp, "d_vocab": c.d_vocab, "d_vision": vision.hidden_size}
-    sizes |= {name: inputs.length for name in ("pos", "query", "key")}
+    sizes |= dict.fromkeys(("pos", "query", "key"), inputs.length)
     sizes |= {"row": len(inputs.token_maps[0].question)}
-    in_tower = sizes | {name: len(inputs.tensors["pixel_values"]) for name in ("pos", "query", "key")}
+    in_tower = sizes | dict.fromkeys(("pos", "query", "key"), len(inputs.tensors["pixel_values"]))
     in_tower |= {"head": vision.num_heads, "d_head": vision.hidden_size // vision.num_heads}
     rows = [(name, shape) for name, shape in ROW.findall((DOCS / "hooks.md").read_text()) if shape]
     assert len(rows) > 40

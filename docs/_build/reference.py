@@ -15,16 +15,33 @@ MARK = re.compile(r"^\{\{ public: (.+) \}\}$", flags=re.MULTILINE)
 
 
 def public_names() -> dict[str, str]:
-    """{public name: the module it is taken from}, in alphabetical order."""
-    tree = ast.parse((DOCS.parent / "corelens" / "__init__.py").read_text())
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    origin = {alias.name: str(node.module) for node in imports for alias in node.names}
+    """{public name: the module it is taken from}, classes first, in alphabetical order."""
+    tree = ast.parse(_source("corelens"))
+    origin = _imported("corelens")
     names = next(
         ast.literal_eval(node.value)
         for node in tree.body
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
     )
     return {name: origin[name] for name in sorted(names, key=lambda name: (name[0].islower(), name.lower()))}
+
+
+def defined_in(name: str, module: str) -> str:
+    """The module in which a name taken from `module` is written: some modules only hand it on."""
+    above = _imported(module).get(name)
+    return module if above is None else defined_in(name, above)
+
+
+def _source(module: str) -> str:
+    path = DOCS.parent.joinpath(*module.split("."))
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+
+
+def _imported(module: str) -> dict[str, str]:
+    """{name: the module of ours it is imported from}."""
+    imports = [node for node in ast.walk(ast.parse(_source(module))) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if str(node.module).startswith("corelens")]
+    return {alias.name: str(node.module) for node in ours for alias in node.names}
 
 
 def names_on(markdown: str) -> dict[str, str]:
@@ -65,7 +82,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
     def entries(mark: re.Match[str]) -> str:
         return "\n".join(
-            f"::: {module}.{name}\n    options:\n      heading: cl.{name}\n      toc_label: {name}\n"
+            f"::: {defined_in(name, module)}.{name}\n    options:\n      heading: cl.{name}\n      toc_label: {name}\n"
             for name, module in names_on(mark[0]).items()
         )
 
