@@ -42,9 +42,12 @@ from corelens.study import study  # not later: the module of that name would tak
 from corelens.tokens import TokenMap
 
 if TYPE_CHECKING:
+    from corelens.contrast import budget_contrast, sparse_contrast
     from corelens.data import load_data, load_samples, save_samples, synthetic  # type: ignore[no-redef]
     from corelens.demo import list_demos, load_demo
     from corelens.profile import HeadProfile, head_profile
+    from corelens.sparse.report import SpeedReport
+    from corelens.tuning import tune_sparse
     from corelens.viz import (
         ablation_curves,
         head_grid,
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
         patch_heatmap,
         sorted_scores,
         token_view,
-    )  # fmt: skip
+    )
 
 __version__ = "0.1.0"
 
@@ -74,6 +77,10 @@ _LATER = {
     "patch_heatmap": "corelens.viz",
     "sorted_scores": "corelens.viz",
     "token_view": "corelens.viz",
+    "budget_contrast": "corelens.contrast",
+    "sparse_contrast": "corelens.contrast",
+    "SpeedReport": "corelens.sparse.report",
+    "tune_sparse": "corelens.tuning",
 }
 
 __all__ = [
@@ -95,6 +102,7 @@ __all__ = [
     "Pruned",
     "Sample",
     "SparseInference",
+    "SpeedReport",
     "Streaming",
     "TokenMap",
     "Tube",
@@ -106,6 +114,7 @@ __all__ = [
     "answer_logprob",
     "attribution_patch",
     "bind",
+    "budget_contrast",
     "counterfactual",
     "edge_bias",
     "evaluate",
@@ -134,9 +143,11 @@ __all__ = [
     "save_samples",
     "score_heads",
     "sorted_scores",
+    "sparse_contrast",
     "study",
     "synthetic",
     "token_view",
+    "tune_sparse",
 ]
 
 
