@@ -5,6 +5,7 @@ positions (m-RoPE's too) and masks go on as if nothing had been evicted. What th
 that interface stands at the top of `corelens.sparse.inference`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from corelens.errors import CorelensError
 from corelens.rows import Call
 from corelens.sparse.budget import KVBudget
 from corelens.sparse.patterns import Streaming
+from corelens.sparse.prompt import Prompt
 from corelens.sparse.ragged import Ragged
 from corelens.sparse.selection import among_heads, highest, observed, sink_and_window
 
@@ -114,7 +116,8 @@ class RaggedCache(Cache):
 
     def evict(self, layer_idx: int, query: Float[Tensor, "batch head pos d"], call: Call) -> None:
         """The attention of this layer over the prompt is done, with this query: let go of what is not to be kept."""
-        layer, prompt, sparse = self.ragged[layer_idx], self.plan.prompt, self.plan.sparse
+        layer, sparse, device = self.ragged[layer_idx], self.plan.sparse, query.device
+        prompt = replace(self.plan.prompt, first=self.plan.prompt.first.to(device), end=self.plan.prompt.end.to(device))
         total = layer.get_seq_length()
         if bool((prompt.end < total).any()):
             raise CorelensError("padding on the right", "padding on the left", "model.prepare pads on the left")
@@ -126,7 +129,7 @@ class RaggedCache(Cache):
             most["sparse"] = window
             keep = sink_and_window(prompt, total, roles, 0, window)
         elif sparse.kv_budget is not None:
-            chosen = self._within(sparse.kv_budget, layer_idx, query, layer.keys, call, windows)
+            chosen = self._within(sparse.kv_budget, prompt, layer_idx, query, layer.keys, call, windows)
             keep = chosen & torch.tensor([role != "pruned" for role in roles], device=chosen.device)[:, None]
         elif sparse.decode == "streaming" and isinstance(pattern, Streaming):
             sink, most["sparse"] = pattern.sink, pattern.sink + pattern.window
@@ -137,10 +140,11 @@ class RaggedCache(Cache):
         layer.keys = layer.values = None
 
     def _within(
-        self, budget: KVBudget, layer: int, query: Tensor, key: Tensor, call: Call, windows: list[int | None]
-    ) -> Bool[Tensor, "batch kv_head key"]:
+        self, budget: KVBudget, prompt: Prompt, layer: int, query: Tensor, key: Tensor, call: Call,
+        windows: list[int | None],
+    ) -> Bool[Tensor, "batch kv_head key"]:  # fmt: skip
         """What a layer keeps under a budget."""
-        prompt, cfg = self.plan.prompt, self.plan.cfg
+        cfg = self.plan.cfg
         if self._capacities is None:
             bounded = [number for number, window in enumerate(windows) if window is None]
             self._capacities = [

@@ -147,6 +147,7 @@ class Ragged:
         self.ends = torch.where(self.limits < 1 << 30, self.starts + self.limits, -1)
         self.wraps = self.starts + self.sink
         self.bounds = nn.functional.pad(self.starts.int(), (0, 1), value=len(self.keys))
+        self.queries = torch.arange(len(every) + 1, dtype=torch.int32, device=device)
         self.room = max((group.room for group in self.groups), default=0)
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -229,9 +230,8 @@ def varlen(
     """
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
-    queries = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
     z, lse = varlen_attn(
-        query, store.keys[:, None], store.values[:, None], queries, store.bounds, 1, store.room,
+        query, store.keys[:, None], store.values[:, None], store.queries, store.bounds, 1, store.room,
         return_aux=AuxRequest(lse=True), scale=call.scaling, enable_gqa=True, seqused_k=store.lengths,
     )  # fmt: skip
     if sinks is not None:
