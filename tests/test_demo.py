@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_scene
+from corelens.data.synthetic.video import LONG
 from corelens.demo import CHECKPOINTS, checkpoint, list_demos, load_demo, read_card
 from corelens.demo.batches import (
     IGNORED,
@@ -104,6 +105,13 @@ def test_pictures_are_not_resized_and_videos_run(processor, model):
     with torch.inference_mode():
         assert model(**video).logits.shape[1] == video["input_ids"].shape[1]
     assert (video["input_ids"] == model.config.video_token_id).sum() == 2 * 64
+
+
+def test_long_videos_are_not_shrunk(processor):
+    (sample,) = synthetic("video", 1, **LONG)
+    frames, (width, height) = len(sample.video), sample.video[0].size
+    grid = processor(text=["<|video_pad|>"], videos=[np.stack(sample.video)], do_sample_frames=False)["video_grid_thw"]
+    assert np.array(grid).tolist() == [[frames // 2, height // 16, width // 16]]
 
 
 def test_training_sequences_begin_with_the_prompt_that_users_give(processor):

@@ -50,7 +50,8 @@ PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s"]
 def build_processor(name: str) -> Qwen3VLProcessor:
     """The processor of a preset: text and PIL images (or video frames) in, the model's tensors out."""
     _preset(name)
-    video = Qwen3VLVideoProcessor(**_IMAGE, size={"shortest_edge": 64 * 64, "longest_edge": 2048 * 2048})
+    # A video's limits are of all its frames together: `LONG` of the world `video` must pass.
+    video = Qwen3VLVideoProcessor(**_IMAGE, size={"shortest_edge": 64 * 64, "longest_edge": 4096 * 4096})
     return Qwen3VLProcessor(
         # A picture whose sides are multiples of 32 px passes unresized from 64 × 64 to 2048 × 2048.
         image_processor=Qwen2VLImageProcessor(**_IMAGE, size={"shortest_edge": 64 * 64, "longest_edge": 2048 * 2048}),
