@@ -1,5 +1,6 @@
-"""The study on the bundled model, and the command line as its user meets it."""
+"""The study on the bundled model: its numbers are those of the tools it is made of, and it survives what happens."""
 
+import errno
 import json
 import re
 import subprocess
@@ -9,7 +10,22 @@ import numpy as np
 import pytest
 
 import corelens as cl
-from corelens.study import CONTROLLED, KINDS, RANKINGS
+from corelens.study import files
+from corelens.study.options import CONTROLLED, RANKINGS
+from corelens.study.setting import Setting
+
+OPTIONS = {
+    "draws": 2,
+    "kinds": ("zero", "knockout"),
+    "fractions": (0.05,),
+    "sweep_kinds": ("knockout",),
+    "kept": (0.05,),
+    "score_share": 20 / 44,
+    "scenes": 2,
+    "windows": 1,
+    "sparse_samples": 8,
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -17,61 +33,151 @@ def model():
     return cl.load_demo("qwen3vl-s")
 
 
-@pytest.fixture(scope="module")
-def result(model, tmp_path_factory):
-    samples = cl.synthetic("refer", 48, seed=11)
+def scenes():
+    samples = cl.synthetic("refer", 44, seed=11)
     samples[20].question = "What digit is on the <script>alert(1)</script> circle?"
-    out = tmp_path_factory.mktemp("study")
-    options = {"draws": 2, "fractions": (0.05, 0.1), "score_share": 20 / 48, "progress": False}
-    return cl.study(model, {"refer": samples}, out=out, **options)
+    return samples
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def result(model, out):
+    return cl.study(model, {"refer": scenes()}, out=out, command="corelens study <me>", **OPTIONS)
 
 
 def test_the_numbers_are_those_of_the_tools_it_is_made_of(model, result):
-    samples = cl.synthetic("refer", 48, seed=11)
-    world = result.worlds[0]
-    assert (world.scored, world.evaluated) == (20, 28)
-    ram = cl.score_heads(model, samples[:20], ["ram"])["ram"]
-    np.testing.assert_allclose(world.ram.values, ram.values, atol=1e-6)
-    top = world.selection("top", CONTROLLED[0])
-    assert top.points["zero"].draws == [ram.top(0.05).to_json()]
-    by_hand = cl.evaluate(model, samples[21:], cl.ablate(ram.top(0.05), "zero"))
-    assert top.points["zero"].accuracy.value == pytest.approx(by_hand.accuracy, abs=1.01 / 28)  # one question is edited
-    roles = ["top"] * len(RANKINGS) + ["bottom"] * 2 + ["random"] + ["layer-matched"] * 2
-    assert [s.role for s in world.selections] == roles
-    tops = {tuple(head) for s in world.selections if s.role == "top" for head in s.points["zero"].draws[0]}
-    assert not tops & {tuple(head) for draw in world.selection("random").points["zero"].draws for head in draw}
-    cut = cl.evaluate(model, samples[21:], cl.knockout(None, rows="question", columns="region"))
-    assert world.readers["question"].accuracy.value == pytest.approx(cut.accuracy, abs=1.01 / 28)
-    for selection in world.selections:
-        assert set(selection.points) == set(KINDS)
-        for point in selection.points.values():
-            assert point.accuracy.low <= point.accuracy.value <= point.accuracy.high
-            assert point.drop.value == pytest.approx(world.clean.accuracy - point.accuracy.value)
-    at5 = {name: points[0].accuracy for name, points in world.sweeps[0].curves.items()}
-    assert at5[f"top, {CONTROLLED[0]}"] == top.points["mean"].accuracy
+    samples, numbers = scenes(), result.measured["refer"]
+    setting = result.settings[0]
+    assert (len(setting.to_score), len(setting.to_test)) == (20, 24)
+    scores = cl.score_heads(model, samples[:20], list(RANKINGS.values()))
+    for key in RANKINGS.values():
+        np.testing.assert_allclose(setting.scores[key].values, scores[key].values, atol=1e-6)
+    top = scores["ram[rows=last]"].top(0.05)
+    line = next(x for x in numbers["table"] if (x["role"], x["ranking"]) == ("top", CONTROLLED[1]))
+    assert line["ablations"]["zero"]["heads"] == [top.to_json()]
+    clean = cl.evaluate(model, samples[20:])
+    assert setting.clean.accuracy == clean.accuracy
+    for kind, hooks in (("zero", cl.ablate(top, "zero")), ("knockout", cl.knockout(top))):
+        by_hand = cl.evaluate(model, samples[20:], hooks)
+        assert line["ablations"][kind]["accuracy"]["value"] == pytest.approx(by_hand.accuracy)
+        assert line["ablations"][kind]["drop"]["value"] == pytest.approx(clean.accuracy - by_hand.accuracy)
+    cut = cl.evaluate(model, samples[20:], cl.knockout(None, rows="last+answer", columns="region"))
+    assert numbers["readers"]["last+answer"]["accuracy"]["value"] == pytest.approx(cut.accuracy)
+    others = cl.HeadSet([(i, j) for i in range(8) for j in range(12)]) - top
+    blind = cl.evaluate(model, samples[20:], cl.knockout(others, rows="text", columns="visual"))
+    kept = numbers["sufficiency"]["lines"][f"top, {CONTROLLED[1]}"][0]
+    assert kept["accuracy"]["value"] == pytest.approx(blind.accuracy)
+    tops = {tuple(head) for x in numbers["table"] if x["role"] == "top" for head in x["ablations"]["zero"]["heads"][0]}
+    random = next(x for x in numbers["table"] if x["role"] == "random")["ablations"]["zero"]["heads"]
+    assert len(random) == 2 and not tops & {tuple(head) for draw in random for head in draw}
 
 
-def test_the_report_is_one_offline_file_that_escapes_what_it_shows(result):
+def test_every_finding_is_there_with_claim_criterion_and_verdict(result):
+    assert [finding.id for finding in result.findings] == [f"F{i}" for i in range(1, 9)]
+    for finding in result.findings:
+        assert finding.claim.criterion and finding.claim.source and finding.measured
+        assert finding.verdict in ("reproduced", "not reproduced", "not judged")
+    assert result.finding("F2").verdict == "not judged"  # one world alone
+    assert result.finding("F5").verdict == "reproduced" and "last row" in result.finding("F5").scope
+    what = [row[0] for row in result.beside]
+    assert "cost of the top 5%" in what and "speed-up with the top heads full" in what
+
+
+def test_the_report_is_one_offline_file_that_escapes_what_it_shows(result, out):
     page = result.report.read_text()
-    assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
+    assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page and "study &lt;me&gt;" in page
     links = [link for link in re.findall(r'(?:src|href)="([^"]*)"', page) if not link.startswith(("data:", "#"))]
     assert links == []
-    assert page.count("<figure") >= 4 and len(page) < 5_000_000
-    written = json.loads((result.report.parent / "report.json").read_text())
+    anchors = set(re.findall(r'id="([^"]*)"', page))
+    assert {link[1:] for link in re.findall(r'href="(#f\d[^"]*)"', page)} <= anchors
+    assert page.count("<figure") >= 8 and len(page) < 5_000_000
+    written = json.loads((out / "report.json").read_text())
     assert written == json.loads(json.dumps(result.to_json()))
-    assert sorted(path.name for path in result.report.parent.iterdir()) == ["report.html", "report.json"]
-    assert "<table" in result._repr_html_()
+    drawn = {path.name for path in (out / "figures").iterdir()}
+    assert {"F5-ablation-refer-knockout.svg", "F5-ablation-refer-knockout.png"} <= drawn
+    assert result._repr_html_().count("<tr>") == 9
 
 
-def test_mistakes_are_named(model, tmp_path):
+def test_a_finished_study_is_not_run_again_and_another_one_is_refused(model, result, out, monkeypatch):
+    monkeypatch.setattr("corelens.study.setting.evaluate", None)
+    monkeypatch.setattr("corelens.study.setting.batches", None)
+    again = cl.study(model, {"refer": scenes()}, out=out, **OPTIONS)
+    assert [f.verdict for f in again.findings] == [f.verdict for f in result.findings]
+    with pytest.raises(cl.CorelensError, match="another study|other options"):
+        cl.study(model, {"refer": scenes()}, out=out, **OPTIONS | {"draws": 3})
+
+
+def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
+    samples = {"refer": scenes()[:24]}
+    calls, real = [], Setting.correct
+
+    def dies(self, key, hooks):
+        if len(self._runs) == 3:
+            raise KeyboardInterrupt
+        return real(self, key, hooks)
+
+    monkeypatch.setattr(Setting, "correct", dies)
+    options = OPTIONS | {"findings": ["F1", "F5"], "score_share": 0.5}
+    with pytest.raises(KeyboardInterrupt):
+        cl.study(model, samples, out=tmp_path, **options)
+    assert not (tmp_path / "report.html").exists()
+    (tmp_path / "work" / "refer" / "runs.jsonl").open("a").write('{"key": "torn')
+
+    def counts(self, key, hooks):
+        calls.append(key not in self._runs)
+        return real(self, key, hooks)
+
+    monkeypatch.setattr(Setting, "correct", counts)
+    cl.study(model, samples, out=tmp_path, **options)
+    assert calls[:4] == [False, False, False, True]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(model, tmp_path, monkeypatch):
+    real = files.os.replace
+
+    def full(a, b):
+        if str(b).endswith("F1.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(a, b)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(cl.CorelensError, match="no room left"):
+        cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, findings=["F1"], **OPTIONS)
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [name for name in left if name.startswith((".", "report", "F1"))]
+
+
+def test_a_model_that_answers_nothing_right_is_not_ablated(model, tmp_path):
     samples = cl.synthetic("refer", 12, seed=3)
-    with pytest.raises(cl.CorelensError, match="10 or more"):
-        cl.study(model, samples[:5], out=None)
     for sample in samples:
         sample.answer = "a giraffe"
-    with pytest.raises(cl.CorelensError, match="answers none"):
-        cl.study(model, samples, out=tmp_path / "report", progress=False)
-    assert not (tmp_path / "report").exists()  # nothing half-written
+    found = cl.study(model, samples, out=tmp_path, **OPTIONS)
+    assert {f.id: f.verdict for f in found.findings}["F5"] == "not judged"
+    assert "no ablation can cost" in found.finding("F5").skipped["samples"]
+    assert "Ablation cannot be judged" in found.report.read_text()
+    assert "concentration" in found.measured["samples"] and "table" not in found.measured["samples"]
+
+
+def test_samples_without_regions_or_pictures(model, tmp_path):
+    samples = cl.synthetic("refer", 24, seed=3)
+    for sample in samples:
+        sample.regions = []
+    found = cl.study(model, {"plain": samples}, out=None, **OPTIONS)
+    assert {f.verdict for f in found.findings} == {"not judged"} and found.report is None
+    assert found.finding("F1").skipped == {"plain": "the samples have no regions"}
+    samples = cl.synthetic("refer", 24, seed=3)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    samples[0].images = [tmp_path / "broken.png"]
+    with pytest.raises(cl.CorelensError, match="pictures of 1 of 24 samples cannot be read"):
+        cl.study(model, samples, out=None, **OPTIONS)
+    with pytest.raises(cl.CorelensError, match="10 or more"):
+        cl.study(model, samples[:5], out=None)
+    with pytest.raises(cl.CorelensError, match="F1, F2"):
+        cl.study(model, samples, out=None, findings=["F9"])
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -82,7 +188,7 @@ def test_command_line_mistakes_are_one_message_without_a_trace():
     done = run("demo", "--model", "qwen3vl-xxl")
     assert done.returncode == 2 and "qwen3vl-s" in done.stderr and "Traceback" not in done.stderr
     done = run("--help")
-    assert done.returncode == 0 and "demo" in done.stdout and "train-demo" in done.stdout
+    assert done.returncode == 0 and all(word in done.stdout for word in ("demo", "study", "train-demo"))
 
 
 def test_models_are_listed():

@@ -7,7 +7,7 @@ import numpy as np
 
 from corelens.heads import HeadScores
 from corelens.score_stats import gini
-from corelens.study.finding import NOT_REPRODUCED, Claim, Finding, cell, judge, percent
+from corelens.study.finding import NOT_JUDGED, NOT_REPRODUCED, Claim, Finding, cell, judge, percent
 from corelens.study.options import CONTROLLED, RANKINGS
 from corelens.study.setting import Setting
 
@@ -59,34 +59,35 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
     rows, measured = [], []
     for setting, numbers in runs:
         fraction = setting.options.fraction
-        outcomes[setting.label] = {}
+        answered = setting.lacks(("regions", "accuracy")) is None
         for name, one in numbers["concentration"].items():
             times = one["share_of_top"][0] / one["even_share"]
-            outcomes[setting.label][name] = times >= TIMES_EVEN and one["gini"][0] >= LEAST_GINI
+            if answered:
+                met = times >= TIMES_EVEN and one["gini"][0] >= LEAST_GINI
+                outcomes.setdefault(setting.label, {})[name] = met
             rows.append([setting.label, name, cell(one["share_of_top"]), f"{times:.1f}×", cell(one["gini"]),
                          f"{one['split_half']:.2f}"])  # fmt: skip
-        said = ", ".join(
-            f"{percent(numbers['concentration'][name]['share_of_top'][0])} by {name} "
-            f"(Gini {numbers['concentration'][name]['gini'][0]:.2f})"
-            for name in CONTROLLED
-        )
-        measured.append(f"{setting.label}: the top {fraction:.0%} of heads hold {said} of the summed RAM.")
+        if answered:
+            of = {name: numbers["concentration"][name] for name in CONTROLLED}
+            said = ", ".join(
+                f"{percent(one['share_of_top'][0])} by {name} (Gini {one['gini'][0]:.2f})" for name, one in of.items()
+            )
+            measured.append(f"{setting.label}: the top {fraction:.0%} of heads hold {said} of the summed RAM.")
     verdict, scope = judge(outcomes)
     finding = Finding(CLAIM, verdict, measured, scope=scope, numbers={"met": outcomes})
-    finding.explanation = (
-        "Mass is not use. Where the mass is spread and F5 finds that a few heads carry the answer, attention on the "
-        "evidence is common among heads and its use is rare: the sparsity is in the function, and the sum over heads "
-        "understates it."
-        if verdict == NOT_REPRODUCED
-        else "The mass itself is concentrated; F5 says whether the answer needs the heads that hold it."
-    )
+    finding.explanation = {
+        NOT_JUDGED: "No world is answered well enough for attention on the evidence to be called retrieval.",
+        NOT_REPRODUCED: "Mass is not use. Attention on the evidence is common among heads; whether its use is rare, "
+        "F5 and F6 say. Where they find that a few heads carry the answer, the sparsity is in the function, and the "
+        "mass summed over heads understates it.",
+    }.get(verdict, "The mass itself is concentrated; F5 says whether the answer needs the heads that hold it.")
     finding.add(
         page.table(
             ["model and world", "reading of RAM", "share of the top", "times even", "Gini", "split-half ρ"],
             rows,
             "How concentrated RAM is over heads, with 95% bootstrap intervals over samples; the rank correlation "
             "between the scores of two random halves of the samples says how well the ranking repeats.",
-        )  # fmt: skip
+        )
     )
     for setting, _ in runs:
         drawn = [

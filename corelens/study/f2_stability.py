@@ -98,8 +98,9 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
         measured.append(f"{model}: {said}; it answers {', '.join(sorted(counted)) or 'none of the worlds'}.")
     verdict, scope = judge(outcomes)
     why = {
-        NOT_JUDGED: "One world that the model answers has no other to be compared with: RAM in a world that it does not "
-        "answer is attention without retrieval. Over samples of one world the ranking is as stable as the ceiling says.",
+        NOT_JUDGED: "One world that the model answers has no other to be compared with: RAM in a world that it does "
+        "not answer is attention without retrieval. Over samples of one world the ranking is as stable as the ceiling "
+        "says.",
         REPRODUCED: "The heads that look at the evidence are the same ones whatever the picture shows.",
     }
     finding = Finding(CLAIM, verdict, measured, scope=scope, numbers={"pairs": pairs})

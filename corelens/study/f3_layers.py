@@ -30,11 +30,12 @@ def measure(setting: Setting) -> dict[str, Any]:
         layers = scores.values.shape[0]
         boot = resampled(scores, setting.options.seed).reshape(200, -1)
         at = np.argsort(-boot, axis=1)[:, : len(top)] // scores.values.shape[1]
+        mine = float(np.mean([head.layer for head in top]) / max(layers - 1, 1))
         depths = at.mean(1) / max(layers - 1, 1)
         found[name] = {
             "profile": [round(float(x), 6) for x in scores.by_layer()],
             "top": [sum(head.layer == layer for head in top) for layer in range(layers)],
-            "depth": (float(np.mean([h.layer for h in top]) / max(layers - 1, 1)), *np.quantile(depths, [0.025, 0.975])),
+            "depth": (mine, *np.quantile(depths, [0.025, 0.975])),
         }  # fmt: skip
     return {"layers": found}
 
@@ -93,6 +94,6 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
             ["model and world", "reading of RAM", "mean depth of the top", "where they are", "counts"],
             rows,
             "Relative depth: layer / (layers − 1). Intervals: 95%, ranking again in 200 bootstrap samples.",
-        )  # fmt: skip
+        )
     )
     return finding

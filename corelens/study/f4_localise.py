@@ -19,12 +19,12 @@ TIMES = 2.0
 CLAIM = Claim(
     "F4",
     "They localise, others spread",
-    "The specialised heads act as dedicated information extractors that localise what the question asks for; most other "
-    "heads distribute attention over broader contextual regions.",
+    "The specialised heads act as dedicated information extractors that localise what the question asks for; most "
+    "other heads distribute attention over broader contextual regions.",
     "arXiv 2606.05843, abstract",
-    f"Heads chosen on one half of the samples have on the other half at least {TIMES:.0f} times the precision (share of "
-    f"their attention on the picture that lies on the evidence) of all other heads, and spread over a smaller share of "
-    f"the picture; the paired differences exclude zero at the level {LEVEL:.1%}.",
+    f"Heads chosen on one half of the samples have on the other half at least {TIMES:.0f} times the precision (share "
+    f"of their attention on the picture that lies on the evidence) of all other heads, and spread over a smaller share "
+    f"of the picture; the paired differences exclude zero at the level {LEVEL:.1%}.",
 )
 
 
@@ -124,12 +124,12 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
                 "chance",
             ],
             rows,
-            "Precision: share of the attention on the picture that lies on the evidence (chance: the evidence's share of "
-            "the visual tokens). Spread: exp(entropy) / visual tokens. Spatial entropy: in nats, as in arXiv 2503.06287. "
-            "Means over heads with 95% intervals over samples that did not choose the heads.",
-        )  # fmt: skip
+            "Precision: share of the attention on the picture that lies on the evidence (chance: the evidence's share "
+            "of the visual tokens). Spread: exp(entropy) / visual tokens. Spatial entropy: in nats, as in arXiv "
+            "2503.06287. Means over heads with 95% intervals over samples that did not choose the heads.",
+        )
     )
-    for setting, numbers in runs:
+    for setting, _ in runs:
         clouds = []
         for name in CONTROLLED:
             at = "[rows=last]" if "last" in name else ""
@@ -162,9 +162,9 @@ def _pictures(setting: Setting, shown: list[dict[str, Any]]) -> Any:
             said = None
     return page.pictures(
         rows,
-        f"{setting.label}: the first held-out samples, not chosen. The picture with its region; then the head of highest "
-        "RAM of two readings, each at the row of its reading that puts most on the region, and the head of median RAM. "
-        "One brightness scale a sample; the numbers are attention mass.",
+        f"{setting.label}: the first held-out samples, not chosen. The picture with its region; then the head of "
+        "highest RAM of two readings, each at the row of its reading that puts most on the region, and the head of "
+        "median RAM. One brightness scale a sample; the numbers are attention mass.",
     )
 
 

@@ -132,8 +132,8 @@ def _explain(runs: Sequence[tuple[Setting, dict[str, Any]]], outcomes: dict[str,
         )
         if lost["question"] < MUCH <= lost["last+answer"]:
             said.append(
-                "The model reads the evidence at the last row alone: heads of high RAM over question rows look, and the "
-                "answer does not need it"
+                "The model reads the evidence at the last row alone: heads of high RAM over question rows look, and "
+                "the answer does not need it"
                 + (
                     ", while RAM of the last row finds the heads that matter."
                     if by
@@ -170,7 +170,8 @@ def _tables(setting: Setting, numbers: dict[str, Any]) -> list[Any]:
     readers = page.table(
         ["rows cut from the region, in all heads", "accuracy", "lost"],
         [[READERS[rows], cell(x["accuracy"]), cell(x["drop"])] for rows, x in numbers["readers"].items()],
-        f"{setting.label}: before any head is chosen, the edges from some rows to the evidence are cut in **all** heads. "
-        "Rows whose edges cost nothing do not read it, and RAM over them ranks heads that the answer does not need.",
+        f"{setting.label}: before any head is chosen, the edges from some rows to the evidence are cut in **all** "
+        "heads. Rows whose edges cost nothing do not read it, and RAM over them ranks heads that the answer does not "
+        "need.",
     )
     return [table, readers]

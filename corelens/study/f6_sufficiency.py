@@ -20,8 +20,8 @@ CLAIM = Claim(
     "The specialised heads act as dedicated information extractors, while most other heads distribute attention over "
     "broader contextual regions.",
     "arXiv 2606.05843, abstract; the test (blinding all other heads) is ours",
-    f"With the edges from every text token to the picture cut in all heads but the top ones, at least {MOST:.0%} of what "
-    f"blinding all heads costs comes back; with as many random heads left, at most {FEW:.0%}.",
+    f"With the edges from every text token to the picture cut in all heads but the top ones, at least {MOST:.0%} of "
+    f"what blinding all heads costs comes back; with as many random heads left, at most {FEW:.0%}.",
     ("regions", "accuracy"),
 )
 
@@ -88,8 +88,8 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
         }
         said = ", ".join(f"{percent(at[f'top, {name}']['regained'][0])} by {name}" for name in CONTROLLED)
         finding.measured.append(
-            f"{setting.label}: with only the top {at['random']['k']} heads seeing the picture, {said} of what blindness "
-            f"costs comes back; with as many random heads {percent(at['random']['regained'][0])}."
+            f"{setting.label}: with only the top {at['random']['k']} heads seeing the picture, {said} of what "
+            f"blindness costs comes back; with as many random heads {percent(at['random']['regained'][0])}."
         )
         for name, line in found["lines"].items():
             rows += [
@@ -123,6 +123,6 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
             rows,
             "Regained: (accuracy − accuracy blind) / (clean accuracy − accuracy blind), with 95% intervals. "
             "Random heads lie outside every top set, or anywhere where too few are left outside.",
-        )  # fmt: skip
+        )
     )
     return finding

@@ -9,6 +9,7 @@ from typing import Any
 from corelens.study.files import write_whole
 from corelens.study.finding import Finding
 from corelens.study.options import Options
+from corelens.study.papers import beside_the_papers
 from corelens.study.setting import Setting
 
 FORMAT = "corelens-study/2"
@@ -36,6 +37,11 @@ class Study:
     unreadable: dict[str, list[str]] = field(default_factory=dict)
     report: Path | None = None
 
+    @property
+    def beside(self) -> list[list[str]]:
+        """The papers' figures beside these: what, published, here, whether it can be compared."""
+        return beside_the_papers(self.settings, self.measured)
+
     def finding(self, id: str) -> Finding:
         """The finding "F1" to "F8"."""
         return next(one for one in self.findings if one.id == id)
@@ -49,6 +55,7 @@ class Study:
             worlds[setting.label] = _about(setting) | numbers
         return told | {
             "unreadable": self.unreadable,
+            "beside_the_papers": self.beside,
             "findings": [finding.to_json() for finding in self.findings],
             "worlds": worlds,
         }

@@ -17,7 +17,16 @@ from corelens.errors import CorelensError
 from corelens.inputs import Sample
 from corelens.metrics.runs import sample_hash
 from corelens.metrics.score import about
-from corelens.study import f1_sparsity, f2_stability, f3_layers, f4_localise, f5_necessity, f6_sufficiency
+from corelens.study import (
+    f1_sparsity,
+    f2_stability,
+    f3_layers,
+    f4_localise,
+    f5_necessity,
+    f6_sufficiency,
+    f7_acceleration,
+    f8_sparsemm,
+)
 from corelens.study.files import full_disk_is_said, write_whole
 from corelens.study.finding import NOT_JUDGED, Finding
 from corelens.study.options import Options
@@ -26,7 +35,11 @@ from corelens.study.result import Study
 from corelens.study.setting import Setting
 
 FINDINGS: dict[str, Any] = {
-    one.CLAIM.id: one for one in (f1_sparsity, f2_stability, f3_layers, f4_localise, f5_necessity, f6_sufficiency)
+    one.CLAIM.id: one
+    for one in (
+        *(f1_sparsity, f2_stability, f3_layers, f4_localise),
+        *(f5_necessity, f6_sufficiency, f7_acceleration, f8_sparsemm),
+    )
 }
 LEAST_SAMPLES = 10
 
@@ -134,8 +147,10 @@ def _conclude(module: Any, settings: Sequence[Setting], measured: Mapping[str, d
     runs = [(setting, measured[setting.label]) for setting in settings if skipped[setting.label] is None]
     finding = module.conclude(runs) if runs else Finding(claim, NOT_JUDGED, [])
     finding.skipped = {label: why for label, why in skipped.items() if why is not None}
-    if not runs:
-        finding.measured = [f"{label}: {why}." for label, why in finding.skipped.items()]
+    if not finding.measured:
+        unanswered = {setting.label: setting.lacks(("accuracy",)) for setting, _ in runs}
+        why_not = {**finding.skipped, **unanswered}
+        finding.measured = [f"{label}: {why}." for label, why in why_not.items() if why]
     return finding
 
 

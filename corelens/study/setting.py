@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from corelens.answers import Answer, Evaluation, Interval, bootstrap_mean
 from corelens.evaluate import Point, batches, evaluate, hooks_of
@@ -69,10 +69,9 @@ class Setting:
             return "the regions do not say what is written in them (text=)"
         if {"accuracy", "answers"} & set(needs) and any(sample.answer is None for sample in self.samples):
             return "there are samples without answers"
-        if "accuracy" in needs:
-            if self.clean.accuracy < LEAST_ACCURACY:
-                said = f"clean accuracy {self.clean.interval}"
-                return f"{said}: what the model cannot do, no ablation can cost ({LEAST_ACCURACY:.0%} is the least)"
+        if "accuracy" in needs and self.clean.accuracy < LEAST_ACCURACY:
+            said = f"clean accuracy {self.clean.interval}"
+            return f"{said}: what the model cannot do, no ablation can cost ({LEAST_ACCURACY:.0%} is the least)"
         return None
 
     # --- shared work --------------------------------------------------------------------------------------------------
@@ -125,28 +124,28 @@ class Setting:
 
     # --- runs under interventions -------------------------------------------------------------------------------------
 
-    def correct(self, key: str, hooks: Callable[[], list[Hook]]) -> Bool[np.ndarray, " sample"]:
-        """Which test samples are answered under these hooks; a run of the same key is not made again."""
+    def correct(self, key: str, hooks: Callable[[], list[Hook]]) -> Float[np.ndarray, " sample"]:
+        """1 where a test sample is answered under these hooks; a run of the same key is not made again."""
         if key not in self._runs:
             self.advance("ablating")
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*lost every edge.*")  # the point of a knockout
-                found = evaluate(self.model, self.prepared, hooks()).correct > 0
+                found = evaluate(self.model, self.prepared, hooks()).correct
             self._runs[key] = found
             line = json.dumps({"key": key, "correct": "".join("01"[int(x)] for x in found)})
             with (self.folder / "runs.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(f"\n{line}\n")  # (a line torn by a kill ends here)
         return self._runs[key]
 
     @cached_property
-    def _runs(self) -> dict[str, Bool[np.ndarray, " sample"]]:
+    def _runs(self) -> dict[str, Float[np.ndarray, " sample"]]:
         file, found = self.folder / "runs.jsonl", {}
         for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
             try:
                 record = json.loads(line)
             except ValueError:  # torn: the process ended while writing it
                 continue
-            found[record["key"]] = np.array([x == "1" for x in record["correct"]])
+            found[record["key"]] = np.array([float(x) for x in record["correct"]])
         return found
 
     def ablated(self, sets: Sequence[HeadSet], kind: str) -> Float[np.ndarray, " sample"]:
@@ -168,17 +167,17 @@ class Setting:
         return Point(fraction, len(sets[0]), bootstrap_mean(found), self.lost(found), [h.to_json() for h in sets])
 
     @staticmethod
-    def mean(correct: np.ndarray) -> Interval:
+    def mean(correct: Float[np.ndarray, " sample"]) -> Interval:
         """Accuracy with its 95% interval over samples."""
-        return bootstrap_mean(np.asarray(correct, float))
+        return bootstrap_mean(correct)
 
     def lost(self, correct: Float[np.ndarray, " sample"]) -> Interval:
         """Clean accuracy minus this one, paired by sample."""
         return bootstrap_mean(self.clean.correct - correct)
 
-    def gap(self, control: np.ndarray, claimed: np.ndarray) -> Interval:
+    def gap(self, control: Float[np.ndarray, " sample"], claimed: Float[np.ndarray, " sample"]) -> Interval:
         """How much more the claimed heads cost than the control, at the level that verdicts rest on."""
-        return bootstrap_mean(np.asarray(control, float) - np.asarray(claimed, float), level=LEVEL)
+        return bootstrap_mean(control - claimed, level=LEVEL)
 
     # --- what is kept -------------------------------------------------------------------------------------------------
 

@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 SIGNS = {"reproduced": ("yes", "✓"), "not reproduced": ("no", "✗"), "not judged": ("open", "–")}
 METHODS = (
     "**RAM**(l, h) = mean over samples of max over rows i of Σ_{j∈G} A_ij, where A is the post-softmax attention of "
-    "head h in layer l and G the visual tokens that the evidence's region touches. Raw mass, not normalised. The papers "
-    "leave rows and reduction open, and the ranking moves with them, so three readings are kept apart: rows of the "
-    "question (max or mean over them) and the last row, which predicts the first token of the answer.",
-    "**Precision** is M_G/M_V, the share of the attention on the picture that lies on the evidence; **lift** divides it "
-    "by |G|/|V|. Both are ratios of means over samples.",
+    "head h in layer l and G the visual tokens that the evidence's region touches. Raw mass, not normalised. The "
+    "papers leave rows and reduction open, and the ranking moves with them, so three readings are kept apart: rows of "
+    "the question (max or mean over them) and the last row, which predicts the first token of the answer.",
+    "**Precision** is M_G/M_V, the share of the attention on the picture that lies on the evidence; **lift** divides "
+    "it by |G|/|V|. Both are ratios of means over samples.",
     "**Ablations.** zero: the head's output z is set to 0. mean: to its mean over the scoring samples and all their "
-    "positions. uniform: its rotated query is set to 0, so that it looks equally at all it may see. knockout: the edges "
-    "from the question's, last and answer's rows to the region are removed before the softmax, and what is left is "
-    "renormalised.",
+    "positions. uniform: its rotated query is set to 0, so that it looks equally at all it may see. knockout: the "
+    "edges from the question's, last and answer's rows to the region are removed before the softmax, and what is left "
+    "is renormalised.",
     "**Controls.** bottom: as many heads of the lowest RAM. random: drawn outside every top set. layer-matched: drawn "
     "outside the top, as many in each layer. A drawn control's accuracy is averaged over its draws, sample by sample.",
-    "**Accuracy** is greedy exact match: the gold answer and then the end. Intervals are 95% percentile bootstraps over "
-    "samples; differences are paired by sample.",
+    "**Accuracy** is greedy exact match: the gold answer and then the end. Intervals are 95% percentile bootstraps "
+    "over samples; differences are paired by sample.",
 )
 
 
@@ -37,6 +37,7 @@ def study_page(study: "Study") -> str:
     shapes = ", ".join(f"{one['n_layers']} layers × {one['n_heads']} heads" for one in models)
     sections = [
         p.section("What was found", _opening(study), summary(study), *_left_out(study)),
+        *([_beside(study.beside)] if study.beside else []),
         *(_finding(finding) for finding in study.findings),
         p.section("How it was done", *METHODS, _options(study), *_command(study)),
     ]
@@ -82,6 +83,13 @@ def verdict(finding: "Finding") -> Markup:
     kind, sign = SIGNS[finding.verdict]
     scope = Markup('<span class="scope">{}</span>').format(finding.scope) if finding.scope else ""
     return Markup('<span class="verdict {}">{} {}</span>{}').format(kind, sign, finding.verdict, scope)
+
+
+def _beside(rows: list[list[str]]) -> p.Section:
+    return p.section(
+        "Beside the papers",
+        p.table(["what", "published", "here", "comparable?"], rows, "The papers' published figures beside these."),
+    )
 
 
 def _anchor(finding: "Finding") -> str:
@@ -132,8 +140,8 @@ def _left_out(study: "Study") -> list[Markup]:
             said.append(f"{setting.without_region} samples of {setting.label} have no region and were left out.")
         if setting.lacks(("answers",)) is None and setting.lacks(("accuracy",)) is not None:
             said.append(
-                f"**Ablation cannot be judged on {setting.label}**: {setting.lacks(('accuracy',))}. What is said of its "
-                "attention is true of its attention alone."
+                f"**Ablation cannot be judged on {setting.label}**: {setting.lacks(('accuracy',))}. What is said of "
+                "its attention is true of its attention alone."
             )
     return [p.note(*said)] if said else []
 
