@@ -482,6 +482,10 @@ def test_the_context_ends_whatever_happens_and_inner_ones_take_over():
         (lambda: under(SparseInference(SOME, PATTERN, layers={4: None})), "a pattern for layer 4"),
         (lambda: under(SparseInference(SOME, PATTERN, engine="flex")), "the engine 'flex' on cpu"),
         (lambda: under(SparseInference(SOME, Pruned({}))), "no mean z of layer 0"),
+        (
+            lambda: under(SparseInference(SOME, lambda b, h, q, k: (q - k) * 0.5)),
+            "a pattern that returned torch.float32",
+        ),
         (lambda: hooked().sparse(PATTERN).__enter__(), "a cl.SparseInference"),
         (lambda: in_parts(BlockSparse()), "the whole prompt in one step"),
     ],

@@ -74,13 +74,13 @@ def _block_mask(sight: Sight, spans: tuple[tuple[int, int], ...], heads: int, ru
         return create(lambda b, h, q, k: whole(b, h, q, k), heads)
     every = kept(None, lambda b, h, q, k: causal(b, h, q, k))
     part = kept(sight.pattern, lambda b, h, q, k: causal(b, h, q, k) & of_pattern(b, h, q, k))
-    tables = [
+    number, indices, whole_number, whole_indices = (
         torch.where(full.reshape(1, -1, *[1] * (of_full.ndim - 2)), of_full, of_part)
         for of_full, of_part in zip(_tables(every), _tables(part), strict=True)
-    ]
+    )
     return BlockMask.from_kv_blocks(
-        *tables, BLOCK_SIZE=every.BLOCK_SIZE, mask_mod=lambda b, h, q, k: whole(b, h, q, k),
-        seq_lengths=(length, length), compute_q_blocks=False,
+        number, indices, whole_number, whole_indices, BLOCK_SIZE=every.BLOCK_SIZE,
+        mask_mod=lambda b, h, q, k: whole(b, h, q, k), seq_lengths=(length, length), compute_q_blocks=False,
     )  # fmt: skip
 
 

@@ -167,7 +167,7 @@ class Plan:
         self, query: Tensor, key: Tensor, value: Tensor, call: Call, points: AttentionPoints
     ) -> tuple[Tensor, Tensor, Call]:
         """The keys, values and call with which this layer attends, and its hooks on rows, edges and pattern look."""
-        layer = int(call.module.layer_idx)
+        layer = _layer_of(call)
         whole = points.hook_attn_scores.active or points.hook_pattern.active
         if self.decoding:
             hooked = whole or points.hook_edges.active or points.hook_pattern_rows.active
@@ -196,14 +196,14 @@ class Plan:
         """z of this layer; None: nothing is left out here, attend as ever."""
         if call.allowed is None:
             decoding_on_ours = self.decoding and self.cache is not None
-            return self.cache.attend(int(call.module.layer_idx), query, call) if decoding_on_ours else None
+            return self.cache.attend(_layer_of(call), query, call) if decoding_on_ours else None
         if self.decoding:
             return reference(query, key, value, call)
         return ENGINES[engine_for(self.sparse.engine, query.device)](query, key, value, call)
 
     def finish(self, z: Float[Tensor, "batch pos head d"], query: Tensor, call: Call) -> Tensor:
         """What is left to do when z is there: constants in the place of pruned heads, eviction after the prompt."""
-        layer = int(call.module.layer_idx)
+        layer = _layer_of(call)
         pattern = self.pattern(layer)
         if isinstance(pattern, Pruned) and not self.full[layer].all():
             constant = pattern.constant(layer)
@@ -216,11 +216,16 @@ class Plan:
 
     def _sight(self, pattern: Pattern, layer: int, query: Tensor, key: Tensor, call: Call) -> Sight:
         assert self.prompt is not None
-        full = torch.from_numpy(self.full[layer]).to(query.device)
+        full, prompt = torch.from_numpy(self.full[layer]).to(query.device), self.prompt.to(query.device)
         first = max(self.total - key.shape[2], 0)  # a sliding cache has let go of the first ones
         keys = torch.arange(first, first + key.shape[2], device=query.device)
         rows = torch.arange(self.first_new, self.total, device=query.device)
         sees: MaskMod | None = None
         if not isinstance(pattern, Pruned):
-            sees = pattern.sees(self.prompt, query, key, call) if hasattr(pattern, "sees") else pattern
-        return Sight(full, pattern, sees, self.prompt, rows, keys, query.shape[0])
+            sees = pattern.sees(prompt, query, key, call) if hasattr(pattern, "sees") else pattern
+        return Sight(full, pattern, sees, prompt, rows, keys, query.shape[0])
+
+
+def _layer_of(call: Call) -> int:
+    number: Any = call.module.layer_idx
+    return int(number)

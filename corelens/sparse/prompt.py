@@ -24,6 +24,10 @@ class Prompt:
     end: Int[Tensor, " batch"]
     length: int
 
+    def to(self, device: torch.device) -> "Prompt":
+        """The same on a layer's device."""
+        return Prompt(self.first.to(device), self.end.to(device), self.length)
+
     @property
     def padded(self) -> bool:
         """Whether any sample has padding."""

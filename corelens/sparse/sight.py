@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from corelens.errors import CorelensError
 from corelens.sparse.prompt import Prompt
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (b, h, q_idx, kv_idx) → bool, index tensors broadcast
@@ -48,7 +49,14 @@ class Sight:
         if self.sees is None:
             return None
         sample = torch.arange(self.batch, device=positions.device)[:, None, None, None]
-        return self.sees(sample, heads[None, :, None, None], positions[:, None, :, None], self.keys[None, None, None])
+        seen = self.sees(sample, heads[None, :, None, None], positions[:, None, :, None], self.keys[None, None, None])
+        if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
+            raise CorelensError(
+                f"a pattern that returned {getattr(seen, 'dtype', type(seen).__name__)}",
+                "a bool tensor, made of the index tensors (b, h, q_idx, kv_idx) as they broadcast",
+                "write it as a FlexAttention mask_mod, for example lambda b, h, q, k: q - k < 512",
+            )
+        return seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
 
     @property
     def sparse_heads(self) -> Int[Tensor, " some"]:

@@ -139,8 +139,8 @@ def _tiled(
     hidden = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf).repeat(heads, 1)
     z, log_sum = _flash(q, edges(key), edges(value), scaling, mask=hidden)
     if inner := window - tile:
-        among = (_windows(x, at - inner, number, tile, inner) for x in (key, value))
-        z = _join(z, log_sum, *_flash(q, *among, scaling))
+        keys, values = (_windows(x, at - inner, number, tile, inner) for x in (key, value))
+        z = _join(z, log_sum, *_flash(q, keys, values, scaling))
     return z.reshape(number, heads, tile, d).transpose(0, 1).reshape(heads, rows, d)
 
 
