@@ -60,7 +60,8 @@ def models(json: Json = False) -> None:
             if row["split"] == "test":
                 low, high = row["ci95"]
                 found = f"{row['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {row['n']} samples"
-                table.add_row(name, size, row["world"], escape(found))
+                asked = ", ".join(f"{key}={value}" for key, value in row.get("options", {}).items())
+                table.add_row(name, size, escape(f"{row['world']} {asked}".strip()), escape(found))
     console.print(table)
 
 
@@ -207,7 +208,7 @@ def train_demo(
         Path | None, typer.Option(help="Measure it on held-out scenes, and write the model here.")
     ] = None,
 ) -> None:
-    """Train a demo model from scratch (resumable; its card says how long that took and where).
+    """Train a demo model as its recipe says (resumable; its card says how long that took and where).
 
     Example: [bold]corelens train-demo qwen3vl-s --seed 0 --out runs/mine --export models[/bold]
     """
