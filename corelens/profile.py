@@ -195,7 +195,7 @@ def _attention(
 
 def _looks(model: Any, chosen: dict[int, tuple[Sample, Float[Tensor, " key"]]]) -> dict[int, Any]:
     """Pictures with the attention on them (of a video: the frame that gets most); one scale for all of them."""
-    from corelens.viz.overlay import attention_image, attention_map, of_panel, panels
+    from corelens.viz.heat import attention_image, attention_map, of_panel, panels
 
     found = {}
     for at, (sample, weights) in chosen.items():

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 import corelens as cl
 from corelens.interventions.result import PatchResult
+from corelens.viz.heat import attention_image
 from corelens.viz.logit_lens import evenly
 from corelens.viz.overlay import head_pictures
 from corelens.viz.token_view import segment_attention
-from corelens.viz.view import safe_json
 from test_viz import SIZE, FakeModel, scores, token_map
 
 EVIL = "<script>alert(1)</script>"
@@ -196,10 +196,16 @@ def test_only_a_figure_of_its_own_has_an_interactive_twin(tmp_path):
     shared = cl.sorted_scores(s)
     cl.head_grid(s, ax=shared.axes[0])
     assert shared._repr_html_() is None
+    with pytest.raises(cl.CorelensError, match="without an interactive twin"):
+        shared.save_html(tmp_path / "sorted.html")
 
 
-def test_json_in_a_script_cannot_end_it():
-    assert "<" not in safe_json({"a": EVIL}) and json.loads(safe_json({"a": EVIL})) == {"a": EVIL}
+def test_a_photograph_is_drawn_no_finer_than_a_page_needs():
+    heat = np.zeros((1300, 2000))
+    heat[:650, :1000] = 1
+    lit = np.asarray(attention_image(Image.new("RGB", (2000, 1300), "grey"), heat, [cl.Box(1000, 650, 1990, 1290)]))
+    assert lit.shape == (650, 1000, 3) and lit[300, 480, 0] > 1.5 * lit[300, 520, 0]
+    assert (lit[325:, 500:] == 255).all(-1).any() and not (lit[:320] == 255).all(-1).any()
 
 
 def test_pictures_for_a_page_are_those_of_the_overlay():

@@ -23,7 +23,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.tokens import TokenMap
 from corelens.viz import page, style
-from corelens.viz.overlay import Panel, panels
+from corelens.viz.heat import Panel, cells, panels
 from corelens.viz.view import View, beside, live_script
 
 CHUNK = 256  # tokens unembedded at once: 256 × 150k words are 150 MB in float32
@@ -88,12 +88,12 @@ class LogitLens:
     def _draw(self, ax: Any, panel: Panel, layer: int, wide: float) -> None:
         image = panel[0]
         ax.imshow(np.asarray(image.convert("RGB")), interpolation="antialiased")
-        cells = self.cells(panel)
-        for position, (x0, y0, x1, y1) in cells.items():
+        places = cells(self.token_map, panel)
+        for position, (x0, y0, x1, y1) in places.items():
             word, probability = self.top(position, layer)[0]
             ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor=colour(probability), alpha=cover(probability),
                                    edgecolor="#ffffff70", linewidth=0.4))  # fmt: skip
-            if len(cells) <= MOST_WORDS:
+            if len(places) <= MOST_WORDS:
                 room = (x1 - x0) / image.width * wide * 72
                 size = min(8.0, room / max(2, len(brief(word))) * 1.45)
                 text = ax.text((x0 + x1) / 2, (y0 + y1) / 2, brief(word), ha="center", va="center", fontsize=size,
@@ -101,15 +101,6 @@ class LogitLens:
                 text.set_path_effects([Stroke(linewidth=1.1, foreground="#000000b0"), Normal()])
         ax.set(xlim=(0, image.width), ylim=(image.height, 0))
         ax.set_axis_off()
-
-    def cells(self, panel: Panel) -> dict[int, tuple[float, ...]]:
-        """{position: x0, y0, x1, y1} of the patches that a panel shows."""
-        _, number, frame = panel
-        found: dict[int, tuple[float, ...]] = {}
-        for position in self.token_map.images[number].tolist():
-            if frame is None or frame in self.token_map.frames(position):
-                found[position] = self.token_map.cell(position)[1:]
-        return found
 
     def view(self) -> View:
         """The interactive picture: a slider over layers; hovering a patch names its likeliest tokens."""
@@ -134,12 +125,12 @@ class LogitLens:
 
     def _chart(self, panel: Panel, layers: list[int]) -> Markup:
         image, number, frame = panel
-        zoom = max(1.0, min(560 / image.width, 760 / image.height))
+        zoom = min(560 / image.width, 760 / image.height)
         width, height = image.width * zoom, image.height * zoom
         groups = []
         for step, layer in enumerate(layers):
             marks = []
-            for position, cell in self.cells(panel).items():
+            for position, cell in cells(self.token_map, panel).items():
                 x0, y0, x1, y1 = (edge * zoom for edge in cell)
                 best = self.top(position, layer)
                 sure = best[0][1]

@@ -16,7 +16,7 @@ from PIL import Image
 from corelens.errors import CorelensError
 from corelens.tokens import TokenMap
 from corelens.viz import style
-from corelens.viz.overlay import panels
+from corelens.viz.heat import cells, panels
 
 WORDS = {"effect": "effect: ", "recovered": "share recovered: ", "values": ""}
 MOST_PICTURES = 6  # layers whose effects are laid over the picture
@@ -94,11 +94,9 @@ def _with_picture(
     grid = mean if mean.ndim == 2 else mean[None]
     down = next(iter(names.items())) if mean.ndim == 2 else ("", [""])
     shown = panels(inputs.pictures[row], token_map, 1)
-    image, number, frame = max(shown, key=lambda panel: len(set(at) & set(token_map.images[panel[1]].tolist())))
-    cells = {p: token_map.cell(p)[1:] for p in at if p in set(token_map.images[number].tolist())}
-    if frame is not None:
-        cells = {p: cell for p, cell in cells.items() if frame in token_map.frames(p)}
-    lines = sorted({round(i) for i in np.linspace(0, len(grid) - 1, min(MOST_PICTURES, len(grid)))}) if cells else []
+    panel = max(shown, key=lambda panel: len(set(at) & set(token_map.images[panel[1]].tolist())))
+    image, places = panel[0], {p: cell for p, cell in cells(token_map, panel).items() if p in at}
+    lines = sorted({round(i) for i in np.linspace(0, len(grid) - 1, min(MOST_PICTURES, len(grid)))}) if places else []
     scale, low, high = style.colormap(grid[np.isfinite(grid)])
     width = float(np.clip(0.13 * len(at) + 1.8, 7, 13))
     side = min(1.9, (width - 0.2) / max(len(lines), 1)) if lines else 0
@@ -112,8 +110,8 @@ def _with_picture(
             halves = figure.add_gridspec(2, 1, height_ratios=[tall, strip + 1.35])
             above, below = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
             for ax, line in zip(above.subplots(1, len(lines), squeeze=False)[0], lines, strict=True):
-                values = {p: float(grid[line, at.index(p)]) for p in cells}
-                _over(ax, image, cells, values, scale, low, high)
+                values = {p: float(grid[line, at.index(p)]) for p in places}
+                _over(ax, image, places, values, scale, low, high)
                 ax.set_title(f"{down[0]} {down[1][line]}".strip() or title, fontsize=8.5)
         patch = float(np.clip((width - 1.2) / len(at), 0.1, 0.4))  # patches about as high as a column is wide
         ax, foot = below.subplots(2, 1, height_ratios=[strip, patch], sharex=True, gridspec_kw={"hspace": 0})
@@ -128,13 +126,13 @@ def _with_picture(
 
 
 def _over(
-    ax: Axes, image: Image.Image, cells: dict[int, Any], values: dict[int, float], scale: Any, low: float, high: float
+    ax: Axes, image: Image.Image, places: dict[int, Any], values: dict[int, float], scale: Any, low: float, high: float
 ) -> None:
     """Each patch tinted by its value, the more the further from zero."""
     grey = np.asarray(image.convert("L"), dtype=float) / 255
     ax.imshow(0.4 + 0.55 * grey, cmap="gray", vmin=0, vmax=1)
     end = max(abs(low), abs(high))
-    for position, (x0, y0, x1, y1) in cells.items():
+    for position, (x0, y0, x1, y1) in places.items():
         value = values[position]
         if np.isfinite(value):
             alpha = 0.95 * min(1.0, abs(value) / end) ** 0.6

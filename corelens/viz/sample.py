@@ -9,7 +9,7 @@ from PIL import Image
 from corelens.pictures import read_picture, read_video
 from corelens.regions import Tube
 from corelens.viz import page, style
-from corelens.viz.overlay import attention_image
+from corelens.viz.heat import attention_image
 
 MOST_FRAMES = 6
 

@@ -2,15 +2,15 @@
 
 import base64
 import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+
+from corelens.errors import CorelensError
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class LiveFigure(Figure):
 
     def save_html(self, path: str | Path) -> None:
         """Write the interactive twin as an offline page."""
-        assert self.make_view is not None
+        if self.make_view is None:
+            raise CorelensError("a figure without an interactive twin", "what cl.head_grid returns", "use savefig")
         self.make_view().save(path)
 
 
@@ -66,11 +67,6 @@ def image_html(figure: Figure, alt: str) -> str:
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
     data = base64.b64encode(buffer.getvalue()).decode()
     return Markup('<img alt="{}" src="data:image/png;base64,{}"/>').format(alt, data)
-
-
-def safe_json(x: Any) -> str:
-    """JSON that can stand inside a `<script>`: no text in it can end the element."""
-    return json.dumps(x, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
 
 
 @cache
