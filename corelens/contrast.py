@@ -114,12 +114,12 @@ class SparseContrast:
         if metric not in ("accuracy", "answer_logprob"):
             raise CorelensError(f"metric={metric!r}", "'accuracy' or 'answer_logprob'", "take one")
         panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
-        shares = sorted({p.share for p in self.points if p.share is not None}) or [None]
+        shares: list[float | None] = [*sorted({p.share for p in self.points if p.share is not None})] or [None]
         rankings = dict.fromkeys(_ranking(p.line) for p in self.points if p.line.startswith(CLAIMS))
         for ranking, share in [(ranking, share) for ranking in rankings for share in shares]:
             chosen = [p for p in self.points if p.share in (share, None) and _ranking(p.line) in (ranking, "")]
-            words = [] if share is None else [f"{share:.0%} of heads full ({len(chosen[-1].heads[0])})"]
-            lines = panels.setdefault("\n".join([ranking, *words] if ranking else words), {})
+            full = "" if share is None else f"{share:.0%} of heads full ({len(chosen[-1].heads[0])})"
+            lines = panels.setdefault("\n".join(filter(None, (ranking, full))), {})
             for p in sorted(chosen, key=lambda p: not p.line.startswith(CLAIMS)):
                 lines.setdefault(p.line.removesuffix(f", {ranking}"), []).append((p.x, *getattr(p, metric)))
         options = {"columns": len(shares) if shares != [None] else len(rankings)} | options

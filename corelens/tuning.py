@@ -238,7 +238,13 @@ def tune_sparse(
     checked = None
     if best is not None:
         checked = evaluate(model, to_check, batch_size=batch_size, sparse=best.sparse, rounds=max(1, rounds))
-    told = {"sink": sink, "last": last, "decode": decode, "calibration": len(to_tune), "held_out": len(to_check)}
+    told: dict[str, Any] = {
+        "sink": sink,
+        "last": last,
+        "decode": decode,
+        "calibration": len(to_tune),
+        "held_out": len(to_check),
+    }
     told |= {"metric": scores.label, "machine": machine(model)}
     return TunedSparse(best, curve, dense, checked, target, about(model) | told)
 

@@ -233,14 +233,14 @@ class SpeedReport:
         """What `to_json` gave."""
         if given.get("format") != FORMAT:
             raise CorelensError(f"JSON of the format {given.get('format')!r}", FORMAT, "give what to_json() gave")
-        sides = {
-            name: Side(**{**given[name], "accuracy": Interval(**given[name]["accuracy"])})
-            for name in ("dense", "sparse")
-        }
+        dense, sparse = (
+            Side(**{**given[name], "accuracy": Interval(**given[name]["accuracy"])}) for name in ("dense", "sparse")
+        )
         differs = given["difference"]
         same = ("pairs", "tokens", "samples", "engine", "plan", "notes", "meta")
         return cls(
-            **sides,
+            dense,
+            sparse,
             difference=Difference(differs["value"], CI(differs["low"], differs["high"])),
             agreement=Interval(**given["agreement"]),
             kl=Interval(**given["kl"]),
