@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="qwen3vl-4b")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 16384, 32768])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--budget", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
