@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import corelens as cl
-from corelens.study import files
+from corelens.study import files, setting
 from corelens.study.options import CONTROLLED, RANKINGS
-from corelens.study.setting import Setting
 
 OPTIONS = {
     "draws": 2,
@@ -51,16 +50,16 @@ def result(model, out):
 
 def test_the_numbers_are_those_of_the_tools_it_is_made_of(model, result):
     samples, numbers = scenes(), result.measured["refer"]
-    setting = result.settings[0]
-    assert (len(setting.to_score), len(setting.to_test)) == (20, 24)
+    mine = result.settings[0]
+    assert (len(mine.to_score), len(mine.to_test)) == (20, 24)
     scores = cl.score_heads(model, samples[:20], list(RANKINGS.values()))
     for key in RANKINGS.values():
-        np.testing.assert_allclose(setting.scores[key].values, scores[key].values, atol=1e-6)
+        np.testing.assert_allclose(mine.scores[key].values, scores[key].values, atol=1e-6)
     top = scores["ram[rows=last]"].top(0.05)
     line = next(x for x in numbers["table"] if (x["role"], x["ranking"]) == ("top", CONTROLLED[1]))
     assert line["ablations"]["zero"]["heads"] == [top.to_json()]
     clean = cl.evaluate(model, samples[20:])
-    assert setting.clean.accuracy == clean.accuracy
+    assert mine.clean.accuracy == clean.accuracy
     for kind, hooks in (("zero", cl.ablate(top, "zero")), ("knockout", cl.knockout(top))):
         by_hand = cl.evaluate(model, samples[20:], hooks)
         assert line["ablations"][kind]["accuracy"]["value"] == pytest.approx(by_hand.accuracy)
@@ -103,8 +102,8 @@ def test_the_report_is_one_offline_file_that_escapes_what_it_shows(result, out):
 
 
 def test_a_finished_study_is_not_run_again_and_another_one_is_refused(model, result, out, monkeypatch):
-    monkeypatch.setattr("corelens.study.setting.evaluate", None)
-    monkeypatch.setattr("corelens.study.setting.batches", None)
+    monkeypatch.setattr(setting, "evaluate", None)
+    monkeypatch.setattr(setting, "batches", None)
     again = cl.study(model, {"refer": scenes()}, out=out, **OPTIONS)
     assert [f.verdict for f in again.findings] == [f.verdict for f in result.findings]
     with pytest.raises(cl.CorelensError, match="another study|other options"):
@@ -113,14 +112,14 @@ def test_a_finished_study_is_not_run_again_and_another_one_is_refused(model, res
 
 def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
     samples = {"refer": scenes()[:24]}
-    calls, real = [], Setting.correct
+    calls, real = [], setting.Setting.correct
 
     def dies(self, key, hooks):
         if len(self._runs) == 3:
             raise KeyboardInterrupt
         return real(self, key, hooks)
 
-    monkeypatch.setattr(Setting, "correct", dies)
+    monkeypatch.setattr(setting.Setting, "correct", dies)
     options = OPTIONS | {"findings": ["F1", "F5"], "score_share": 0.5}
     with pytest.raises(KeyboardInterrupt):
         cl.study(model, samples, out=tmp_path, **options)
@@ -131,7 +130,7 @@ def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
         calls.append(key not in self._runs)
         return real(self, key, hooks)
 
-    monkeypatch.setattr(Setting, "correct", counts)
+    monkeypatch.setattr(setting.Setting, "correct", counts)
     cl.study(model, samples, out=tmp_path, **options)
     assert calls[:4] == [False, False, False, True]
 

@@ -62,7 +62,8 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
     from corelens.viz.study_figures import overlap
 
     outcomes: dict[str, dict[str, bool]] = {}
-    measured, figures, rows, pairs = [], [], [], []
+    measured, figures, rows = [], [], []
+    pairs: list[dict[str, Any]] = []
     for model in dict.fromkeys(setting.model_name for setting, _ in runs):
         mine = [(setting, numbers) for setting, numbers in runs if setting.model_name == model]
         counted = {setting.world for setting, _ in mine if setting.lacks(("regions", "accuracy")) is None}
@@ -88,11 +89,9 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
                 outcomes.setdefault(model, {})[name] = all(met)
             if len(of) > 1:
                 figures.append((f"overlap-{model}-{key}", overlap(of, fraction, most), f"{model}, {name}"))
-        repeat = {name: np.mean([numbers["repeats"][name]["spearman"] for _, numbers in mine]) for name in RANKINGS}
-        said = (
-            f"from two halves of the samples of one world ρ = {min(repeat.values()):.2f} to {max(repeat.values()):.2f}"
-        )
-        between = [one["spearman"] for one in pairs if one["model"] == model]
+        repeat = [float(numbers["repeats"][name]["spearman"]) for name in RANKINGS for _, numbers in mine]
+        said = f"from two halves of the samples of one world ρ = {min(repeat):.2f} to {max(repeat):.2f}"
+        between = [float(one["spearman"]) for one in pairs if one["model"] == model]
         if between:
             said += f"; between worlds ρ = {min(between):.2f} to {max(between):.2f}"
         measured.append(f"{model}: {said}; it answers {', '.join(sorted(counted)) or 'none of the worlds'}.")

@@ -154,12 +154,11 @@ def _pictures(setting: Setting, shown: list[dict[str, Any]]) -> Any:
 
     rows: list[tuple[str | None, list[tuple[Image.Image, str]]]] = []
     for scene in shown:
-        said: str | None = f"{scene['question']} Gold: **{scene['answer']}**"
+        said = f"{scene['question']} Gold: **{scene['answer']}**"
         if scene["given"] is not None:
             said += f", the model says **{scene['given'] or '(nothing)'}**"
-        for line in scene["lines"]:
-            rows.append((said, [(decode(picture), words) for picture, words in line]))
-            said = None
+        for number, line in enumerate(scene["lines"]):
+            rows.append((None if number else said, [(decode(picture), words) for picture, words in line]))
     return page.pictures(
         rows,
         f"{setting.label}: the first held-out samples, not chosen. The picture with its region; then the head of "

@@ -1,6 +1,7 @@
 """F5, necessity: without the top heads the model fails, and without as many others it hardly notices."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from corelens.evaluate import Point
@@ -29,7 +30,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     sets = {share: setting.sets(share) for share in {options.fraction, *options.fractions}}
     readers = {}
     for rows in READERS:
-        cut = setting.correct(f"cut region from {rows}", lambda rows=rows: knockout(None, rows=rows, columns="region"))  # type: ignore[misc]
+        cut = setting.correct(f"cut region from {rows}", partial(knockout, None, rows, "region"))
         readers[rows] = point_json(Point(1.0, 0, setting.mean(cut), setting.lost(cut)))
     table, contrast = [], {}
     for (role, ranking), chosen in sets[options.fraction].items():

@@ -1,12 +1,14 @@
 """F6, sufficiency: when these heads alone may see the picture, the model still answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from corelens.evaluate import Point, bootstrap_mean
 from corelens.head_set import HeadSet
+from corelens.hooks import Hook
 from corelens.interventions.edges import knockout
 from corelens.study.f5_necessity import point_json
 from corelens.study.finding import REPRODUCED, Claim, Finding, cell, judge, percent
@@ -32,19 +34,18 @@ def measure(setting: Setting) -> dict[str, Any]:
     shape = setting.scores["ram"].values.shape
     every = HeadSet([(layer, head) for layer in range(shape[0]) for head in range(shape[1])])
 
+    def all_but(kept: HeadSet) -> Callable[[], list[Hook]]:
+        return lambda: knockout(every - kept, rows="text", columns="visual")
+
     def seeing(sets: Sequence[HeadSet], share: float) -> dict[str, Any]:
-        found = np.mean(
-            [
-                setting.correct(
-                    f"only {sorted(kept.to_json())} see",
-                    lambda kept=kept: knockout(every - kept, rows="text", columns="visual"),
-                )
-                for kept in sets
-            ],
-            axis=0,
-        )
+        runs = [setting.correct(f"only {sorted(kept.to_json())} see", all_but(kept)) for kept in sets]
+        found = np.mean(runs, axis=0)
         point = Point(share, len(sets[0]), bootstrap_mean(found), setting.lost(found), [h.to_json() for h in sets])
-        return {"fraction": share, "regained": _regained(setting, found, blind), **point_json(point)}
+        return {
+            "fraction": share,
+            "regained": regained(setting.clean.correct, found, blind, setting.options.seed),
+            **point_json(point),
+        }
 
     lines: dict[str, list[dict[str, Any]]] = {}
     for share in sorted({setting.options.fraction, *setting.options.kept}):
@@ -60,9 +61,14 @@ def measure(setting: Setting) -> dict[str, Any]:
     return {"sufficiency": {"blind": setting.mean(blind)._asdict(), "lines": lines}}
 
 
-def _regained(setting: Setting, found: np.ndarray, blind: np.ndarray) -> list[float]:
+def regained(
+    clean: Float[np.ndarray, " sample"],
+    found: Float[np.ndarray, " sample"],
+    blind: Float[np.ndarray, " sample"],
+    seed: int,
+) -> list[float]:
     """(accuracy − blind) / (clean − blind), with its 95% interval over samples."""
-    clean, rng = setting.clean.correct, np.random.default_rng(setting.options.seed)
+    rng = np.random.default_rng(seed)
 
     def share(at: Any) -> float:
         below = clean[at].mean() - blind[at].mean()

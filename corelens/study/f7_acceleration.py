@@ -53,7 +53,9 @@ def measure(setting: Setting) -> dict[str, Any]:
             "windows": windows,
             "sink": SINK,
             "samples": len(samples),
-            "lost": {name: [_lost(contrast, name, window) for window in windows] for name in CONTROLLED},
+            "lost": {
+                name: [_lost(contrast, name, window, options.fraction) for window in windows] for name in CONTROLLED
+            },
             "contrast": {key: x for key, x in contrast.to_json().items() if key in ("dense", "points", "differences")},
             "speed": speed.to_json(),
         }
@@ -66,10 +68,10 @@ def prompt_tokens(setting: Setting) -> int:
     return int(np.median([len(token_map.all) for token_map in inputs.token_maps]))
 
 
-def _lost(contrast: SparseContrast, name: str, window: int) -> dict[str, Any]:
+def _lost(contrast: SparseContrast, name: str, window: int, share: float) -> dict[str, Any]:
     """What the top heads of one reading, and random ones, lose against the dense model; and the paired difference."""
-    dense, top = contrast.dense.correct, contrast.point(f"top, {name}", window).correct
-    random, none = contrast.point("random", window).correct, contrast.point(NONE, window).correct
+    dense, top = contrast.dense.correct, contrast.point(f"top, {name}", window, share).correct
+    random, none = contrast.point("random", window, share).correct, contrast.point(NONE, window).correct
     return {
         "window": window,
         "top": bootstrap_mean(dense - top)._asdict(),
@@ -129,8 +131,8 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
         finding.add(
             finding.draw(f"hybrid-{setting.label}", drawn, caption),
             page.table(["full heads", "window", "accuracy", "answer log-probability"], rows, caption),
-            page.table(speed.columns(), speed.rows(), f"{setting.label}: {speed.caption()}"),
-            page.note(speed.verdict, *speed.notes),
+            page.table(*speed.table(), f"{setting.label}: {speed.caption}"),
+            page.note(f"{speed.verdict} {speed.answers}", *speed.notes),
         )
     finding.verdict, finding.scope = judge(outcomes)
     finding.numbers = {"met": outcomes}

@@ -164,6 +164,6 @@ def _show(finding: Finding, setting: Setting, found: dict[str, Any], page: Any, 
     finding.add(
         finding.draw(f"budgets-{setting.label}", drawn, caption),
         page.table(["budgets", "keys a KV head", "accuracy", "answer log-probability"], rows, caption),
-        page.table(speed.columns(), speed.rows(), f"{setting.label}: {speed.caption()}"),
-        page.note(speed.verdict, *speed.notes),
+        page.table(*speed.table(), f"{setting.label}: {speed.caption}"),
+        page.note(f"{speed.verdict} {speed.answers}", *speed.notes),
     )

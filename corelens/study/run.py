@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _measure(setting: Setting, chosen: Mapping[str, Any], line: "_Line") -> dict
         line.begin(f"{name} {module.CLAIM.title}, {setting.label}")
         why = setting.lacks(module.CLAIM.needs)
         if why is None:
-            measured |= setting.kept(name, lambda module=module: module.measure(setting))
+            measured |= setting.kept(name, partial(module.measure, setting))
         line.end(why or f"{time.perf_counter() - start:.0f} s")
     return measured
 

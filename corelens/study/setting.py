@@ -150,16 +150,12 @@ class Setting:
 
     def ablated(self, sets: Sequence[HeadSet], kind: str) -> Float[np.ndarray, " sample"]:
         """1 where a sample is answered with these heads ablated; the mean over the sets."""
-        runs = [
-            self.correct(
-                f"{kind} {sorted(heads.to_json())}", lambda heads=heads: hooks_of(kind, heads, self._reference(kind))
-            )  # type: ignore[misc]
-            for heads in sets
-        ]
-        return np.mean(runs, axis=0)
 
-    def _reference(self, kind: str) -> Any:
-        return self.reference if kind == "mean" else None
+        def hooks(heads: HeadSet) -> Callable[[], list[Hook]]:
+            return lambda: hooks_of(kind, heads, self.reference if kind == "mean" else None)
+
+        runs = [self.correct(f"{kind} {sorted(heads.to_json())}", hooks(heads)) for heads in sets]
+        return np.mean(runs, axis=0)
 
     def point(self, sets: Sequence[HeadSet], kind: str, fraction: float) -> Point:
         """What ablating these heads costs, over samples, each the mean over the sets."""
