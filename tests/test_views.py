@@ -14,7 +14,7 @@ from corelens.interventions.result import PatchResult
 from corelens.viz.heat import attention_image
 from corelens.viz.logit_lens import evenly
 from corelens.viz.overlay import head_pictures
-from corelens.viz.token_view import segment_attention
+from corelens.viz.token_view import segment_attention, segments
 from test_viz import SIZE, FakeModel, scores, token_map
 
 EVIL = "<script>alert(1)</script>"
@@ -123,6 +123,16 @@ def test_a_videos_frames_are_segments(model):
         "[frames 0–1: rest]", "[frames 2–3: rest]", "[frames 2–3: region]", "[frames 4–5: rest]"
     ]  # fmt: skip
     assert float(mass[0, -1].sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_stands_between_a_pictures_rows_is_a_segment_too():
+    from dataclasses import replace
+
+    tm = token_map([cl.Box(1, 1, 15, 15)])
+    tm = replace(tm, placeholder=torch.cat([tm.visual, torch.tensor([26, 27])]))
+    found = segments(tm, [f"t{i}" for i in range(tm.length)])
+    assert ("[image separators]", [26, 27]) in found and ("[image 0: region]", [2]) in found
+    assert sorted(at for _, of in found for at in of) == list(range(tm.length))
 
 
 # --- one head ---------------------------------------------------------------------------------------------------------

@@ -46,8 +46,10 @@ def token_view(model: Any, sample: Any, heads: Any, rows: Any = "text") -> View:
 def segment_attention(
     model: Any, inputs: Any, heads: HeadSet, rows: Any = "text"
 ) -> tuple[list[str], Float[Tensor, "head segment segment"]]:
-    """Names of what the view has lines for, and each head's attention mass between them (summed over keys, the mean
-    over a line's rows; lines without a row among `rows` are 0)."""
+    """Names of what the view has lines for, and each head's attention mass between them.
+
+    Summed over keys, the mean over a line's rows; lines without a row among `rows` are 0.
+    """
     token_map = inputs.token_maps[0]
     groups = segments(token_map, model.to_str_tokens(inputs))
     if not heads or len(heads) * len(groups) ** 2 > MOST_NUMBERS:
@@ -91,6 +93,8 @@ def segments(token_map: TokenMap, tokens: list[str]) -> list[tuple[str, list[int
                 (f"[{name}{': rest' * bool(region)}]", set(here) - region),
             )
             found += [(name, sorted(part)) for name, part in parts if part]
+    between = sorted(set(token_map.placeholder.tolist()) - set(token_map.visual.tolist()))
+    found += [("[image separators]", between)] if between else []
     return sorted(found, key=lambda group: group[1][0])
 
 
