@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -13,6 +14,7 @@ from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_scene
 from corelens.data.synthetic.video import LONG
 from corelens.demo import CHECKPOINTS, checkpoint, list_demos, load_demo, read_card
+from corelens.demo.answered import answer_sheet
 from corelens.demo.batches import (
     IGNORED,
     Plan,
@@ -30,7 +32,7 @@ from corelens.demo.heldout import answers, wilson
 from corelens.demo.recipes import RECIPES, Check, Recipe, Slice, as_dict, from_dict, plan_step
 from corelens.demo.train import train_demo
 from corelens.errors import CorelensError
-from corelens.inputs import prepare
+from corelens.inputs import Sample, prepare
 from corelens.layouts import layout_for
 
 NAME = "qwen3vl-s"
@@ -271,6 +273,18 @@ def test_bundled_model_answers_fresh_scenes(name):
         assert row["blank"] < 0.25 and row["follows"] >= 0.85 and row["stays"] < 0.1
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] >= card["training"]["steps"]
+
+
+def test_the_answer_sheet_shows_wrong_answers_first_and_at_most_half(monkeypatch):
+    shown = []
+    blank = Image.new("RGB", (8, 8))
+    monkeypatch.setattr(
+        "corelens.demo.answered.contact_sheet", lambda x: shown.append([f"{s.id}: {s.answer}" for s in x]) or blank
+    )
+    samples = [Sample(question="?", answer="7", id=str(i)) for i in range(6)]
+    answer_sheet(samples, list("777771"), shown=4)
+    answer_sheet(samples, list("123456"), shown=4)
+    assert shown == [["5: 7, said: 1", "0: 7, right", "1: 7, right", "2: 7, right"], ["0: 7, said: 1", "1: 7, said: 2"]]
 
 
 def test_load_demo_wraps_the_model():

@@ -44,7 +44,11 @@ def save_answers(name: str, folder: str | Path, n: int = 200) -> list[Path]:
     for world, options in {row["world"]: row.get("options", {}) for row in read_card(name)["held_out"]}.items():
         samples = synthetic(world, n, seed=_SEED, **options)
         said = answers(model, processor, samples)
-        size = {"columns": 1, "height": 150, "shown": 6} if world == "video" else {"columns": 4, "height": 220}
+        size = {"columns": 4, "height": 220}
+        if world == "video":
+            size = {"columns": 1, "height": 150, "shown": 6}
+        elif samples[0].images[0].width > 512:
+            size = {"columns": 3, "height": 360, "shown": 6}
         file = Path(folder) / f"answers-{name}-{world}.png"
         answer_sheet(samples, said, **size).quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
         files.append(file)

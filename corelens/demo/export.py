@@ -122,15 +122,16 @@ def model_card(card: dict[str, Any]) -> str:
     for row in card["controls"]:
         found = f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} %"
         blind.append(f"| {row['world']} | {_options(row)} | {row['n']} | {found} |")
+    grids = [{"refer": "`refer` with `jitter=0`", "video": "`video` with `grid=16`"}[x] for x in training["worlds"]]
     start = recipe.get("start")
-    begun = f"from the weights of the bundled `{start}`, trained on" if start else "trained from scratch"
+    begun = f"that began as the bundled `{start}` and was trained on" if start else "trained from scratch"
     notes = "".join(f"- {note}\n" for note in training["notes"])
     return f"""# {card["name"]}
 
 A {card["architecture"]} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
 {card["heads"]} heads, {card["kv_heads"]} KV heads), {begun} by CoreLens on
 {" and ".join(f"`{world}`" for world in training["worlds"])} (see docs/worlds.md): "What digit is on the red circle?"
-It knows nothing else, and reads digits on the 16 px grid only (`refer` with `jitter=0`, `video` with `grid=16`).
+It knows nothing else, and reads digits on the 16 px grid only ({" and ".join(grids)}).
 Licence: MIT, as CoreLens.
 
 | world | options | split | scenes | exact match | 95 % interval (Wilson) |
@@ -145,9 +146,8 @@ nothing else, turned into another, its answers must follow.
 {chr(10).join(blind)}
 
 - Chosen by {card["chosen_by"]}; no attention head was looked at before.
-- Training: {training["steps"]} steps, {training["hours"]} hours on {training["machine"]}, seed {training["seed"]}{
-        f", beside those of {start}" if start else ""
-    };
+- Training{f" after that of `{start}`" if start else ""}: {training["steps"]} steps, {training["hours"]} hours on
+  {training["machine"]}, seed {training["seed"]};
   scenes without end from the training split, so none was seen twice. Log: `train_log.jsonl`.
 {notes}- Weights are stored in {card["stored_dtype"]}; `corelens.load_demo("{card["name"]}")` runs them in float32.
 - Again: `corelens train-demo {card["name"]} --seed {training["seed"]}`.
