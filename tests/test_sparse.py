@@ -12,6 +12,7 @@ from torch.nn.attention import flex_attention
 
 from corelens import (
     BlockSparse,
+    Box,
     CorelensError,
     HeadSet,
     HookedMLLM,
@@ -83,12 +84,14 @@ def by_hand(pattern, inputs: Inputs, full: HeadSet, n_heads: int, until: int | N
         sink = j < first[sample] + pattern.sink
         return sink or abs(i - j) < pattern.window or end[sample] - pattern.last <= i < end[sample]
 
+    @cache  # for every layer the same
+    def hidden_from(rows: range, keys: int) -> torch.Tensor:
+        return torch.tensor([[[not sees(b, i, j) for j in range(keys)] for i in rows] for b in range(len(mask))])
+
     def hide(layer: int):
         def hook_function(scores, hook):
-            rows = hook.ctx["positions"].tolist()
-            hidden = torch.tensor(
-                [[[not sees(b, i, j) for j in range(scores.shape[-1])] for i in rows] for b in range(len(scores))]
-            )
+            positions = hook.ctx["positions"]
+            hidden = hidden_from(range(int(positions[0]), int(positions[-1]) + 1), scores.shape[-1])
             scores = scores.clone()
             for head in range(n_heads):
                 if (layer, head) not in full:
@@ -309,11 +312,11 @@ def test_what_leaves_nothing_out_is_dense_and_the_rest_is_the_mask(family, side)
     torch.testing.assert_close(under(SparseInference(every, Streaming(0, 1)), family, side), wanted, **CLOSE)
     torch.testing.assert_close(under(SparseInference([], Streaming(0, length)), family, side), wanted, **CLOSE)
     pattern = Streaming(sink=2, window=7, last=3)
-    hand = by_hand(pattern, inputs, SOME, model.cfg.n_heads)
-    assert not torch.allclose(wanted, dense(family, side, hand), atol=1e-2)
+    masked = dense(family, side, by_hand(pattern, inputs, SOME, model.cfg.n_heads))
+    assert not torch.allclose(wanted, masked, atol=1e-2)
     for engine in ("auto", "reference"):
         fast = under(SparseInference(SOME, pattern, engine=engine), family, side)
-        torch.testing.assert_close(fast, dense(family, side, hand), **CLOSE)
+        torch.testing.assert_close(fast, masked, **CLOSE)
     torch.testing.assert_close(dense(family, side), wanted, atol=0, rtol=0)  # nothing is left behind
 
 
@@ -406,20 +409,14 @@ def test_edits_are_the_same_edits_of_the_masked_model(hooks, engine):
 
 @torch.no_grad()
 def test_ram_is_that_of_the_masked_model():
-    model, sample = hooked(), replace_region(SAMPLES[0])
-    inputs = model.prepare(sample)
+    model = hooked()
+    inputs = model.prepare(replace(SAMPLES[0], regions=[Box(0, 0, 40, 40)]))
     sparse, hand = record_ram(rows="question"), record_ram(rows="question")
     with model.sparse(SPARSE):
         model.run_with_hooks(inputs, fwd_hooks=sparse.hooks)
     model.run_with_hooks(inputs, fwd_hooks=[*by_hand(PATTERN, inputs, SOME, 4), *hand.hooks])
     np.testing.assert_allclose(sparse.scores().values, hand.scores().values, atol=1e-5)
     assert sparse.scores().values[0, 1] > 0
-
-
-def replace_region(sample: Sample) -> Sample:
-    from corelens import Box
-
-    return replace(sample, regions=[Box(0, 0, 40, 40)])
 
 
 @torch.no_grad()

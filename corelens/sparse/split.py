@@ -55,10 +55,13 @@ def split(
     if spans and isinstance(sight.pattern, Streaming) and _tiles_apply(query, key, value):
         for sample, here in enumerate(spans):
             for kv in range(key.shape[1]):
-                heads = sparse[sparse // group == kv]
-                if len(heads):
-                    q, k, v = query[sample, heads, here], key[sample, kv, here], value[sample, kv, here]
-                    z[sample, heads, here] = tiles(q, k, v, sight.pattern, call.scaling)
+                heads = sparse[sparse // group == kv].tolist()
+                if heads:
+                    q = torch.stack([query[sample, head, here] for head in heads])
+                    # (a model lays heads side by side: tiles go over the same keys again and again, in one piece)
+                    k, v = key[sample, kv, here].contiguous(), value[sample, kv, here].contiguous()
+                    for head, own in zip(heads, tiles(q, k, v, sight.pattern, call.scaling), strict=True):
+                        z[sample, head, here] = own
     elif len(sparse) and sight.sees is not None:
         z[:, sparse] = _chunked(query, key, value, sparse, call, sight)
     return z.transpose(1, 2)
