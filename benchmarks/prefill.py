@@ -2,7 +2,7 @@
 
     python benchmarks/prefill.py                                              # 16k tokens on a CPU, one shape
     python benchmarks/prefill.py --device cuda --layers 4 --decoder --tokens 4096 16384 32768 65536 131072 \
-        --shapes qwen3vl-4b qwen3vl-8b qwen3vl-32b internvl3.5-8b llava-onevision-7b
+        --shapes qwen3vl-4b qwen3vl-8b qwen3vl-32b llava-onevision-7b
     python benchmarks/prefill.py --tokens 512 --window 64 --sink 16 --repeats 2 --decoder --out /tmp/prefill.json
 
 Layers of a real model's shape with random weights; 5% of the heads of these layers, drawn at random, attend fully, the
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from decode import RESULTS, SHAPES, clock, machine, make
+from decode import RESULTS, clock, machine, make
 from torch import nn
 from transformers import AttentionInterface
 
@@ -36,6 +36,13 @@ from corelens.hooks import AttentionPoints
 from corelens.rows import Call
 from corelens.sparse.account import left_pairs
 from corelens.sparse.prefill import engine_for
+
+SHAPES = {  # heads, KV heads, d_head of the decoders that decode.py makes
+    "qwen3vl-4b": (32, 8, 128),
+    "qwen3vl-8b": (32, 8, 128),  # InternVL3.5-8B's too
+    "qwen3vl-32b": (64, 8, 128),
+    "llava-onevision-7b": (28, 4, 128),
+}
 
 
 class Layer(nn.Module):
@@ -50,12 +57,8 @@ class Layer(nn.Module):
 
 def shape_of(name: str, layers: int) -> Any:
     """n_layers, n_heads, n_kv_heads and d_head of a shape."""
-    options = SHAPES[name][1]
-    heads = options["num_attention_heads"]
-    d_head = options.get("head_dim", options["hidden_size"] // heads)
-    return SimpleNamespace(
-        n_layers=layers, n_heads=heads, n_kv_heads=options["num_key_value_heads"], d_head=d_head
-    )  # fmt: skip
+    heads, kv_heads, d_head = SHAPES[name]
+    return SimpleNamespace(n_layers=layers, n_heads=heads, n_kv_heads=kv_heads, d_head=d_head)
 
 
 def some_heads(cfg: Any, share: float) -> cl.HeadSet:
