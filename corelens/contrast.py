@@ -122,7 +122,7 @@ class SparseContrast:
             lines = panels.setdefault("\n".join(filter(None, (ranking, full))), {})
             for p in sorted(chosen, key=lambda p: not p.line.startswith(CLAIMS)):
                 lines.setdefault(p.line.removesuffix(f", {ranking}"), []).append((p.x, *getattr(p, metric)))
-        options = {"columns": len(shares) if shares != [None] else len(rankings)} | options
+        options = {"columns": len(shares) if len(shares) > 1 else len(rankings)} | options
         dense = self.dense.accuracy if metric == "accuracy" else self.dense.answer_logprob
         words = "accuracy" if metric == "accuracy" else "answer log-probability, nats"
         xlabel = "window, tokens" if self.kind == "pattern" else "keys kept, mean a KV head"

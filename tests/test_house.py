@@ -72,7 +72,13 @@ NEVER = {
     "data": {"model", "attention", "metrics", "interventions", "evaluate"},
     "sparse": {"model", "metrics", "interventions", "evaluate", "study"},
     "interventions": {"sparse", "evaluate", "study", "demo"},
-    "evaluate": {"study", "demo"},
+    "answers": {"hooks", "attention", "tokens", "layouts", "inputs", "model", "heads", "sparse"},
+    "decoding": {"model", "heads", "metrics", "sparse", "evaluate", "study"},
+    "timing": {"model", "heads", "metrics", "sparse", "evaluate", "study"},
+    "speed": {"model", "interventions", "evaluate", "study", "demo"},
+    "evaluate": {"study", "demo", "tuning", "contrast"},
+    "tuning": {"model", "study", "demo"},
+    "contrast": {"model", "study", "demo"},
     "viz": {"model", "evaluate", "study"},
 }
 

@@ -304,13 +304,13 @@ def test_budgets_are_contrasted_at_equal_keys(model, speaking):
         one.answer = "731"
     scores = cl.HeadScores(np.random.default_rng(2).random((model.cfg.n_layers, model.cfg.n_heads)).astype(np.float32))
     found = budget_contrast(model, samples[:3], {"a": scores}, budgets=(6, 9), window=2, draws=2)
-    assert {p.line for p in found.points} == {"by a", "uniform", "dealt at random"}
+    assert {p.line for p in found.points} == {"by score, a", "uniform", "dealt at random, a"}
     for key, kept in found.meta["keys_kept"].items():
         assert kept == pytest.approx(int(key.split()[-1]), abs=0.5)
     by_hand = cl.evaluate(
         model, batches(model, samples[:3]), sparse=SparseInference(kv_budget=KVBudget(scores, 6, window=2)), rounds=0
     )
-    assert found.point("by a", 6).logprob == pytest.approx([a.logprob for a in by_hand.per_sample], abs=1e-5)
+    assert found.point("by score, a", 6).logprob == pytest.approx([a.logprob for a in by_hand.per_sample], abs=1e-5)
     assert found.plot("answer_logprob") is not None
 
 

@@ -155,7 +155,7 @@ class SpeedReport:
         )
 
     def table(self, quartiles: bool = True) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows): each phase dense, sparse, speed-up, what the operation count allows, the share reached."""
+        """(columns, rows): by phase dense, sparse, ratio, what operations allow, the share of it reached."""
         made = []
         for phase in self.phases:
             sides = [_time(Spread.of(side.seconds[phase]), quartiles) for side in (self.dense, self.sparse)]
@@ -164,9 +164,9 @@ class SpeedReport:
             made[-1] += ["–" if limit is None else f"{limit:.2f}x", "–" if reached is None else f"{reached:.0%}"]
         for words, name in (("peak memory", "peak_bytes"), ("KV cache", "kv_bytes")):
             dense, sparse = getattr(self.dense, name), getattr(self.sparse, name)
-            if dense and sparse is not None:
-                made.append([words, size(dense), size(sparse), f"{sparse / dense:.0%} of dense", "–", "–"])
-        return ["", "dense", "sparse", "speed-up", "limit", "reached"], made
+            if dense and sparse:
+                made.append([words, size(dense), size(sparse), f"{dense / sparse:.2f}x", "–", "–"])
+        return ["", "dense", "sparse", "dense / sparse", "limit", "reached"], made
 
     # --- looking ------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """What sparse inference gains and costs: speed-ups beside their limits, accuracy over what is left out."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -174,7 +175,7 @@ def trade_off(
         dense: its accuracy. target: what may be lost of it, drawn as a band.
         chosen: (speed-up, accuracy) of the setting to ring.
     """
-    looks = _looks(dict.fromkeys(lines))
+    looks = dict(zip(lines, cycle(zip(style.CYCLE, style.MARKERS, strict=True)), strict=False))
     with style.axes(ax, 5.4, 3.4) as ax:
         ax.axhspan(dense - target, 1.06, color=style.GREEN, alpha=0.08, linewidth=0)
         ax.axhline(dense, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9)
