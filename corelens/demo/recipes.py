@@ -187,11 +187,8 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 
 def from_dict(data: dict[str, Any]) -> Recipe:
     """What `as_dict` wrote."""
-    parts = {
-        "mix": tuple(
-            Slice(**{key: tuple(value) if isinstance(value, list) else value for key, value in x.items()})
-            for x in data.get("mix", ())
-        ),
-        "checks": tuple(Check(**x) for x in data.get("checks", ())),
-    }
-    return Recipe(**{**data, **parts})
+    mix: list[dict[str, Any]] = [
+        {key: tuple(x) if isinstance(x, list) else x for key, x in part.items()} for part in data.get("mix", ())
+    ]
+    slices: dict[str, Any] = {"mix": tuple(Slice(**part) for part in mix)}
+    return Recipe(**{**data, **slices, "checks": tuple(Check(**check) for check in data.get("checks", ()))})
