@@ -1,4 +1,4 @@
-"""The tutorials, as pages of the site: each notebook's text, code and committed outputs, without running anything."""
+"""Tutorials and findings, as pages of the site: each notebook's text, code and committed outputs; nothing is run."""
 
 import base64
 import json
@@ -7,27 +7,25 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-FOLDER = Path(__file__).parents[2] / "tutorials"
-
-
-def notebooks() -> list[Path]:
-    """The notebooks in their order."""
-    return sorted(FOLDER.glob("[0-9]*.ipynb"))
+ROOT = Path(__file__).parents[2]
+FOLDERS = {"Tutorials": "tutorials", "Findings": "notebooks"}  # by their title in the navigation
 
 
 def on_config(config: Any, **_: Any) -> None:
     """Give each notebook its place in the navigation."""
-    entry = next(one for one in config.nav if "Tutorials" in one)
-    entry["Tutorials"] = [f"tutorials/{path.stem}.md" for path in notebooks()]
+    for title, folder in FOLDERS.items():
+        entry = next(one for one in config.nav if title in one)
+        entry[title] += [f"{folder}/{path.stem}.md" for path in sorted((ROOT / folder).glob("*.ipynb"))]
 
 
 def on_files(files: Files, config: Any, **_: Any) -> None:
     """Add a page, and its pictures, for each notebook."""
-    for path in notebooks():
-        text, pictures = page_of(json.loads(path.read_text()), path.stem)
-        files.append(File.generated(config, f"tutorials/{path.stem}.md", content=text))
-        for name, content in pictures.items():
-            files.append(File.generated(config, f"tutorials/{name}", content=content))
+    for folder in FOLDERS.values():
+        for path in sorted((ROOT / folder).glob("*.ipynb")):
+            text, pictures = page_of(json.loads(path.read_text()), path.stem)
+            files.append(File.generated(config, f"{folder}/{path.stem}.md", content=text))
+            for name, content in pictures.items():
+                files.append(File.generated(config, f"{folder}/{name}", content=content))
 
 
 def page_of(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, bytes]]:
