@@ -146,9 +146,9 @@ class RaggedCache(Cache):
         """What a layer keeps under a budget."""
         cfg = self.plan.cfg
         if self._capacities is None:
-            bounded = [number for number, window in enumerate(windows) if window is None]
+            layers = [number for number, window in enumerate(windows) if window is None]
             self._capacities = [
-                budget.capacities(cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, length, bounded)
+                budget.capacities(cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, length, layers)
                 for length in (prompt.end - prompt.first).tolist()
             ]
         capacity = torch.from_numpy(np.stack([each[layer] for each in self._capacities])).to(key.device)
