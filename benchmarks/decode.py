@@ -26,14 +26,15 @@ import json
 import os
 import platform
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, StaticCache
+from transformers import DynamicCache, Qwen2ForCausalLM, Qwen3ForCausalLM, StaticCache
 
 import corelens as cl
 from corelens.inputs import Inputs
@@ -41,29 +42,22 @@ from corelens.rows import Call
 from corelens.sparse.prompt import Prompt
 
 RESULTS = Path(__file__).parent / "results"
-QWEN3 = {"num_key_value_heads": 8, "head_dim": 128, "rope_theta": 5e6}
-SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "qwen3vl-4b": (Qwen3Config, {"hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, **QWEN3}),
-    "qwen3vl-8b": (Qwen3Config, {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, **QWEN3}),
-    "qwen3vl-32b": (Qwen3Config, {"hidden_size": 5120, "intermediate_size": 25600, "num_attention_heads": 64, **QWEN3}),
-    "internvl3.5-8b": (
-        Qwen3Config,
-        {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, **QWEN3, "rope_theta": 1e6},
-    ),
-    "llava-onevision-7b": (
-        Qwen2Config,
-        {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4},
-    ),
+WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+SHAPES: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "qwen3vl-4b": (Qwen3ForCausalLM, (2560, 9728, 32, 8, 128)),
+    "qwen3vl-8b": (Qwen3ForCausalLM, (4096, 12288, 32, 8, 128)),  # InternVL3.5-8B's too
+    "qwen3vl-32b": (Qwen3ForCausalLM, (5120, 25600, 64, 8, 128)),
+    "llava-onevision-7b": (Qwen2ForCausalLM, (3584, 18944, 28, 4, 128)),
 }
 SHORT = 64
 
 
 def make(shape: str, layers: int, device: str, dtype: torch.dtype) -> cl.HookedMLLM:
     """Decoder layers of this shape, random."""
-    kind, options = SHAPES[shape]
-    config = kind(**options, num_hidden_layers=layers, vocab_size=512, max_position_embeddings=1 << 18)
+    build, widths = SHAPES[shape]
+    options = dict(zip(WIDTHS, widths, strict=True))
+    config = build.config_class(**options, num_hidden_layers=layers, vocab_size=512, max_position_embeddings=1 << 18)
     config._attn_implementation = "sdpa"
-    build = Qwen3ForCausalLM if kind is Qwen3Config else Qwen2ForCausalLM
     torch.manual_seed(0)
     with torch.device(device):
         before = torch.get_default_dtype()
@@ -174,10 +168,10 @@ def cell(model: cl.HookedMLLM, tokens: int, batch: int, budget: int, repeats: in
         "eager": measure(sides, repeats),
     }  # fmt: skip
     if compiled:
-        compile_parts(model)
         static = Side(model, batch, tokens, cache=StaticCache(config=config, max_cache_len=tokens + repeats + 8))
         static.forward = torch.compile(model.hf.forward)
-        found["compiled"] = measure(sides | {"static": static}, repeats)
+        with compiled_parts(model):
+            found["compiled"] = measure(sides | {"static": static}, repeats)
     kind = "processor_ms" if cfg.device.type == "cpu" else "clock_ms"
     for mode in ("eager", "compiled"):
         if mode in found:
@@ -194,11 +188,18 @@ def cell(model: cl.HookedMLLM, tokens: int, batch: int, budget: int, repeats: in
     return found
 
 
-def compile_parts(model: cl.HookedMLLM) -> None:
-    """Compile what every side shares, in place: MLPs, norms, projections. Attention's bookkeeping stays as it is."""
-    for module in model.hf.modules():
-        if type(module).__name__.endswith(("MLP", "RMSNorm")) or isinstance(module, torch.nn.Linear):
+@contextmanager
+def compiled_parts(model: cl.HookedMLLM) -> Iterator[None]:
+    """Within this context MLPs, norms and projections run compiled; attention's bookkeeping stays as it is."""
+    kinds = ("MLP", "RMSNorm", "Linear")
+    parts = [module for module in model.hf.modules() if type(module).__name__.endswith(kinds)]
+    try:
+        for module in parts:
             module.compile()
+        yield
+    finally:
+        for module in parts:
+            module._compiled_call_impl = None
 
 
 def machine(device: str) -> dict[str, Any]:
