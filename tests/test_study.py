@@ -175,6 +175,8 @@ def test_samples_without_regions_or_pictures(model, tmp_path):
         cl.study(model, samples, out=None, **OPTIONS)
     with pytest.raises(cl.CorelensError, match="10 or more"):
         cl.study(model, samples[:5], out=None)
+    with pytest.raises(cl.CorelensError, match="knockout among them"):
+        cl.study(model, samples, out=None, kinds=("zero",))
     with pytest.raises(cl.CorelensError, match="F1, F2"):
         cl.study(model, samples, out=None, findings=["F9"])
 

@@ -87,7 +87,7 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
                              f"{expected:.2f}", f"{most:.2f}", "yes" if counts else "not answered"])  # fmt: skip
             if met:
                 outcomes.setdefault(model, {})[name] = all(met)
-            if len(of) > 1:
+            if len(of) > 2:  # of two worlds the table says all
                 figures.append((f"overlap-{model}-{key}", overlap(of, fraction, most), f"{model}, {name}"))
         repeat = [float(numbers["repeats"][name]["spearman"]) for name in RANKINGS for _, numbers in mine]
         said = f"from two halves of the samples of one world ρ = {min(repeat):.2f} to {max(repeat):.2f}"

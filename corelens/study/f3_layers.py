@@ -17,7 +17,7 @@ CLAIM = Claim(
     "With scale, the specialised heads concentrate in the middle to late layers.",
     "arXiv 2606.05843, as secondary sources sum it up; its scales: Qwen3-VL 4B, 8B and 32B and others",
     f"The mean relative depth of the top heads (0: first layer, 1: last) exceeds {MIDDLE}, its 95% interval too. "
-    "Whether depth grows with scale is judged only where several models of one kind are given.",
+    "Scale is not judged: models of several scales are shown side by side where they are given.",
 )
 
 

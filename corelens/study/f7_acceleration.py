@@ -115,7 +115,7 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
         panels: dict[str, list[tuple[float, float, float, float]]] = {}
         for point in found["contrast"]["points"]:
             if not point["line"].startswith(("layer", "bottom")):
-                panels.setdefault(point["line"], []).append((point["x"], *point["accuracy"].values()))
+                panels.setdefault(point["line"], []).append((float(point["x"]), *point["accuracy"].values()))
         k = next(len(point["heads"][0]) for point in found["contrast"]["points"] if point["line"].startswith("top"))
         drawn = speed_curves(
             {f"{k} heads full": panels}, "window, tokens", found["contrast"]["dense"]["accuracy"]["value"]

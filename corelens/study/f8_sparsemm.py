@@ -123,7 +123,7 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
 
 def _better(budgets: dict[str, Any]) -> bool:
     """Above even and dealt budgets at one budget at least, and below at none."""
-    differences = [one for one in budgets["differences"] if one["line"] == f"by {VISUAL}"]
+    differences = [one for one in budgets["differences"] if one["line"] == f"by score, {VISUAL}"]
     against = [one for one in differences if one["control"] in ("uniform", f"dealt at random, {VISUAL}")]
     by_budget: dict[int, list[dict[str, float]]] = {}
     for one in against:
@@ -136,7 +136,7 @@ def _show(finding: Finding, setting: Setting, found: dict[str, Any], page: Any, 
     speed = SpeedReport.from_json(found["speed"])
     lines: dict[str, list[tuple[float, float, float, float]]] = {}
     for point in found["points"]:
-        lines.setdefault(point["line"], []).append((point["x"], *point["answer_logprob"].values()))
+        lines.setdefault(point["line"], []).append((float(point["x"]), *point["answer_logprob"].values()))
     drawn = speed_curves(
         {"": lines}, "keys kept, mean a KV head", found["dense"]["answer_logprob"],
         ylabel="answer log-probability, nats", percent=False,
@@ -145,7 +145,7 @@ def _show(finding: Finding, setting: Setting, found: dict[str, Any], page: Any, 
         f"{one['x']} keys: {one['answer_logprob']['value']:+.2f} [{one['answer_logprob']['low']:+.2f}, "
         f"{one['answer_logprob']['high']:+.2f}] nats against {one['control']}"
         for one in found["differences"]
-        if one["line"] == f"by {VISUAL}" and one["control"] in ("uniform", f"dealt at random, {VISUAL}")
+        if one["line"] == f"by score, {VISUAL}" and one["control"] in ("uniform", f"dealt at random, {VISUAL}")
     ]
     finding.measured.append(f"{setting.label}, budgets by visual-head score: {'; '.join(said)}.")
     if speed.dense.kv_bytes and speed.sparse.kv_bytes is not None:

@@ -3,7 +3,8 @@
 The criterion is a sentence beside the code that applies it, in the file of the finding; it does not look at results.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +80,7 @@ class Finding:
         """Keep a figure under its name; returns it as a part of the page (not added yet)."""
         from corelens.viz import page
 
-        key = f"{self.id}-{name}".replace(" / ", "-").replace(" ", "-")
+        key = re.sub(r"[^\w.]+", "-", f"{self.id}-{name}").strip("-")
         self.figures[key] = figure
         return page.figure(figure, caption)
 
@@ -113,9 +114,9 @@ def percent(x: float) -> str:
     return f"{100 * x:.0f}%"
 
 
-def points(interval: Sequence[float]) -> str:
+def points(interval: Iterable[float]) -> str:
     """(0.88, 0.86, 0.90) → "88 [86, 90] points"."""
-    value, low, high = (100 * x for x in interval)
+    value, low, high = (round(100 * x) + 0.0 for x in interval)  # (no −0)
     return f"{value:.0f} [{low:.0f}, {high:.0f}] points"
 
 

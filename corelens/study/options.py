@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from corelens.errors import CorelensError
 from corelens.head_set import HeadSet
 from corelens.heads import HeadScores
 
@@ -59,6 +60,15 @@ class Options:
     scenes: int = 5
     batch_size: int = 32
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [kind for kind in (*self.kinds, *self.sweep_kinds) if kind not in KINDS]
+        if wrong or "knockout" not in self.kinds:
+            raise CorelensError(
+                f"ablations {wrong or self.kinds}",
+                f"some of {', '.join(KINDS)}, knockout among them",
+                "verdicts rest on it: it is the papers' own",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """As a result carries it."""
