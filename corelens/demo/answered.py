@@ -17,6 +17,7 @@ from corelens.data import synthetic
 from corelens.data.synthetic.sheet import contact_sheet
 from corelens.demo import checkpoint, read_card
 from corelens.demo.heldout import answers
+from corelens.demo.recipes import tuples
 from corelens.inputs import Sample
 
 _SEED = 0  # the card's test scenes
@@ -42,7 +43,7 @@ def save_answers(name: str, folder: str | Path, n: int = 200) -> list[Path]:
     model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype="float32", local_files_only=True).eval()
     processor = AutoProcessor.from_pretrained(place, local_files_only=True)
     for world, options in {row["world"]: row.get("options", {}) for row in read_card(name)["held_out"]}.items():
-        samples = synthetic(world, n, seed=_SEED, **options)
+        samples = synthetic(world, n, seed=_SEED, **tuples(options))
         said = answers(model, processor, samples)
         size = {"columns": 4, "height": 220}
         if world == "video":

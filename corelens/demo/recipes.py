@@ -186,9 +186,12 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any]) -> Recipe:
-    """What `as_dict` wrote."""
-    mix: list[dict[str, Any]] = [
-        {key: tuple(x) if isinstance(x, list) else x for key, x in part.items()} for part in data.get("mix", ())
-    ]
-    slices: dict[str, Any] = {"mix": tuple(Slice(**part) for part in mix)}
-    return Recipe(**{**data, **slices, "checks": tuple(Check(**check) for check in data.get("checks", ()))})
+    """What `as_dict` wrote, also after JSON made lists of its tuples."""
+    slices: dict[str, Any] = {"mix": tuple(Slice(**tuples(part)) for part in data.get("mix", ()))}
+    checks = tuple(Check(**{**check, "options": tuples(check["options"])}) for check in data.get("checks", ()))
+    return Recipe(**{**data, **slices, "checks": checks})
+
+
+def tuples(data: dict[str, Any]) -> dict[str, Any]:
+    """Options with tuples where JSON made lists of them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
