@@ -16,6 +16,7 @@ from corelens.study.scenes import scenes
 from corelens.study.setting import Setting
 
 TIMES = 2.0
+SIDES = ("top", "others")
 CLAIM = Claim(
     "F4",
     "They localise, others spread",
@@ -94,8 +95,8 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
                     and precision["difference"][1] > 0
                     and spread["difference"][2] < 0
                 )
-            rows.append([setting.label, name, *[cell(one[of][side]) for of in ("precision", "spread", "spatial_entropy")
-                         for side in ("top", "others")], f"{one['chance']:.2f}"])  # fmt: skip
+            shown = [cell(one[of][side]) for of in ("precision", "spread", "spatial_entropy") for side in SIDES]
+            rows.append([f"{setting.label}, {name}", *shown, f"{one['chance']:.2f}"])
         if answered:
             said = "; ".join(
                 f"precision {one['precision']['top'][0]:.2f} against {one['precision']['others'][0]:.2f}, spread over "
@@ -113,8 +114,7 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
     finding.add(
         page.table(
             [
-                "model and world",
-                "reading of RAM",
+                "top by",
                 "precision, top",
                 "others",
                 "spread, top",

@@ -145,6 +145,18 @@ def _explain(runs: Sequence[tuple[Setting, dict[str, Any]]], outcomes: dict[str,
             said.append("The question's rows carry it, as the paper's reading assumes.")
         elif max(lost.values()) < MUCH:
             said.append("Neither alone carries it: it takes more than one way to the answer.")
+        costly = [
+            f"{one['selection']} ({kind} {100 * x['drop']['value']:.0f} points)"
+            for one in numbers["table"]
+            for kind, x in one["ablations"].items()
+            if one["role"] in ("bottom", "layer-matched") and x["drop"]["value"] >= MUCH / 2
+        ]
+        if costly:
+            said.append(
+                f"Controls that are not harmless: {', '.join(costly)}. A head of low RAM may be needed for something "
+                "else (its output removed), or read the evidence at other rows (its sight of it cut): of lower-ranked "
+                "heads, only random ones speak for all."
+            )
     return " ".join(said)
 
 
