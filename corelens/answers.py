@@ -49,7 +49,9 @@ class Difference(NamedTuple):
 def bootstrap_mean(x: Float[np.ndarray, " sample"], level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
     """The mean of per-sample numbers with its percentile-bootstrap interval over samples."""
     rng = np.random.default_rng(seed)
-    means = np.array([x[rng.integers(len(x), size=len(x))].mean() for _ in range(draws)])
+    at_once = max(1, (1 << 16) // max(len(x), 1))  # resamples; all of them at once would not fit for many samples
+    rows = [min(at_once, draws - start) for start in range(0, draws, at_once)]
+    means = np.concatenate([x[rng.integers(len(x), size=(some, len(x)))].mean(axis=1) for some in rows])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(x.mean()), float(low), float(high))
 
