@@ -5,7 +5,6 @@ import importlib
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +13,7 @@ import corelens as cl
 from corelens.data import load_samples, save_samples, synthetic, worlds
 from corelens.data.synthetic.drawing import DIGITS, LETTERS, draw_symbols, font
 from corelens.data.synthetic.refer import stream
-from corelens.data.synthetic.sheet import OUTLINE, contact_sheet
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.regions import Box, Mask
 from families import tiny
 
 # the package's functions hide its modules of the same name
@@ -371,27 +367,7 @@ def test_regions_become_tokens_of_a_model(world):
                 assert image == region.image and region.covered(tuple(cell)) > 0
 
 
-# --- contact sheets ---------------------------------------------------------------------------------------------------
-
-
-def test_contact_sheets_outline_every_region():
-    for world, columns in (("refer", 2), ("refer-hard", 2), ("doc", 1), ("video", 1)):
-        samples = synthetic(world, 2, seed=1)
-        bare = [replace(sample, regions=[]) for sample in samples]
-        sheet, plain = contact_sheet(samples, columns, 128), contact_sheet(bare, columns, 128)
-        assert sheet.size == plain.size
-        assert (np.asarray(sheet)[changed(sheet, plain)] == OUTLINE).all(-1).sum() > 50
-
-
-def test_contact_sheets_take_masks_and_say_what_they_need():
-    mask = np.zeros((64, 64), bool)
-    mask[20:40, 10:30] = True
-    sample = Sample(images=[np.zeros((64, 64, 3), np.uint8)], question="Where?", answer="Here", regions=[Mask(mask)])
-    assert (np.asarray(contact_sheet([sample], height=64)) == OUTLINE).all(-1).any()
-    assert contact_sheet([replace(sample, regions=[Box(0, 0, 5, 5)], question=None)] * 3, columns=2).width > 400
-    for wrong in ({"samples": []}, {"samples": [sample], "columns": 0}):
-        with pytest.raises(CorelensError, match="to do"):
-            contact_sheet(**wrong)
+# --- options that training and controls need -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("world", ["refer", "video"])
@@ -416,9 +392,3 @@ def test_a_video_on_a_grid_keeps_to_it():
     ]
     assert all(abs(x / 16 - round(x / 16)) < 0.1 for path in centres for point in path for x in point)
     assert any(len(set(path)) > 1 for path in centres)
-
-
-@pytest.mark.parametrize("world", ["refer", *NEW])
-def test_the_docs_have_a_sheet_of_every_world(world):
-    file = Path(__file__).parents[1] / "docs" / "images" / f"{world}.png"
-    assert 20_000 < file.stat().st_size < 300_000
