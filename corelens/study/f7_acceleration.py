@@ -9,7 +9,7 @@ from corelens.contrast import NONE, SparseContrast, sparse_contrast
 from corelens.evaluate import bootstrap_mean, evaluate
 from corelens.sparse import SparseInference, Streaming
 from corelens.sparse.report import SpeedReport
-from corelens.study.finding import NOT_REPRODUCED, Claim, Finding, cell, judge, percent
+from corelens.study.finding import NOT_REPRODUCED, Claim, Finding, cell, judge
 from corelens.study.options import CONTROLLED, LEVEL, RANKINGS
 from corelens.study.setting import Setting
 
@@ -149,10 +149,16 @@ def _explain(runs: Sequence[tuple[Setting, dict[str, Any]]], outcomes: dict[str,
         )
         if any(outcomes[setting.label].values()):
             said.append(f"{setting.label}: what these heads see is what the answer needs; the others can look nearby.")
-        else:
-            said.append(
-                f"{setting.label}: the least that is lost with chosen heads full is {percent(best[0])} of the answers "
-                f"({best[1]}, window {best[2]}; random heads there {percent(best[3])}). Fetching heads alone are not "
-                "enough where the heads that tell them where to look are sparse too."
+            continue
+        top, name, window, random = best
+        said.append(
+            f"{setting.label}: the least that is lost with chosen heads full is {100 * top:.1f} points ({name}, window "
+            f"{window}), where random heads lose {100 * random:.1f}. "
+            + (
+                "Which heads are full decides nearly everything, and parity is missed all the same: what the window "
+                "hides from the other heads costs the rest."
+                if random - top >= MUCH
+                else "Which heads are full makes little difference at these windows."
             )
+        )
     return " ".join(said)
