@@ -83,7 +83,7 @@ class Recipe:
 
 RECIPES = {
     "qwen3vl-s": Recipe(),
-    # The short model finds the digit in pictures of 1,024 px as it is, but no longer knows where its answer ends.
+    # On pictures of 1,024 px the short model no longer ends its answer after the digit.
     "qwen3vl-s-long": Recipe(
         start="qwen3vl-s",
         stage_a=0,
