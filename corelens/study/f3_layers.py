@@ -15,7 +15,7 @@ CLAIM = Claim(
     "F3",
     "Middle to late layers",
     "With scale, the specialised heads concentrate in the middle to late layers.",
-    "arXiv 2606.05843, as secondary sources sum it up; its scales: Qwen3-VL 4B, 8B and 32B and others",
+    "arXiv 2606.05843, as secondary sources sum it up; its scales: 4B, 8B and 32B of one family, and others",
     f"The mean relative depth of the top heads (0: first layer, 1: last) exceeds {MIDDLE}, its 95% interval too. "
     "Scale is not judged: models of several scales are shown side by side where they are given.",
 )
