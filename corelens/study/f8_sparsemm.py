@@ -150,8 +150,10 @@ def _show(finding: Finding, setting: Setting, found: dict[str, Any], page: Any, 
     finding.measured.append(f"{setting.label}, budgets by visual-head score: {'; '.join(said)}.")
     if speed.dense.kv_bytes and speed.sparse.kv_bytes is not None:
         decode = speed.speedup("decode")
+        kept = speed.sparse.kv_bytes / speed.dense.kv_bytes
+        room = " (with the room it keeps for a growing answer, which outweighs so short a prompt)" if kept > 1 else ""
         finding.measured.append(
-            f"{setting.label}: KV cache {speed.sparse.kv_bytes / speed.dense.kv_bytes:.2f} of dense, decoding "
+            f"{setting.label}: KV cache {kept:.2f} of dense{room}, decoding "
             f"{decode.median:.2f}x [{decode.low:.2f}, {decode.high:.2f}] at {found['tokens']} prompt tokens."
         )
     caption = (
