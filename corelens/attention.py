@@ -8,6 +8,7 @@ You pay for what you hook: a layer without hooks on scores or pattern calls tran
 layer: q, k, v → edges → scores → softmax → pattern → rows → z. Scores and softmax are in float32.
 """
 
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -82,7 +83,7 @@ def attention(
         if rows is not None and rows.shape[1]:
             z = _hooked_rows(run, points, z, query, key, value, call, edges, rows)
     if plan is not None:
-        z = plan.finish(z, query, call)
+        z = plan.finish(z, query, replace(call, edit=edges.apply) if edges.edits else call)
     return run.fire(points.hook_z, z), None
 
 

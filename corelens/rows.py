@@ -24,6 +24,7 @@ class Call:
     sinks: Float[Tensor, " head"] | None
     bias: Tensor | None
     allowed: Callable[[Tensor | None, Tensor | None], Tensor] | None = None  # (rows, heads) → what a sparse plan leaves
+    edit: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # (scores, positions, heads) → with edge edits made
 
 
 def row_scores(

@@ -11,7 +11,17 @@ import pytest
 import torch
 from transformers import DynamicCache, Llama4TextConfig
 
-from corelens import CorelensError, HeadScores, HookedMLLM, KVBudget, Pruned, Sample, SparseInference, Streaming
+from corelens import (
+    CorelensError,
+    HeadScores,
+    HookedMLLM,
+    KVBudget,
+    Pruned,
+    Sample,
+    SparseInference,
+    Streaming,
+    knockout,
+)
 from corelens.inputs import Inputs
 from corelens.rows import Call, rows_z
 from corelens.sparse import ragged
@@ -348,6 +358,17 @@ def test_hooks_speak_of_original_positions():
     assert not torch.allclose(changed[:, 1:], plain[:, 1:], atol=1e-3)
 
 
+def test_keys_are_chosen_by_what_a_knockout_leaves_of_attention():
+    model, inputs = hooked("qwen3_vl")
+    budget, every = KVBudget(SCORES, BUDGET, window=WINDOW), [(layer, head) for layer in range(4) for head in range(4)]
+    plain = generated(model, inputs, SparseInference(kv_budget=budget))[1]
+    with model.hooks(fwd_hooks=knockout(every, rows="all", columns="visual")):
+        logits = generated(model, inputs, SparseInference(kv_budget=budget))[1]
+        reference = budgeted_reference(model, inputs, budget)[1]
+    torch.testing.assert_close(logits, reference, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(logits, plain, atol=1e-3)
+
+
 def test_sampling_works_and_beams_are_refused():
     model, inputs = hooked("qwen3_vl")
     sparse = SparseInference(kv_budget=KVBudget(SCORES, BUDGET, window=WINDOW))
@@ -433,6 +454,8 @@ def test_what_a_cache_cannot_do(watched):
                 refused()
         with pytest.raises(CorelensError, match="padding on the right"):
             model.generate(model.prepare(SAMPLES, padding_side="right"), max_new_tokens=2)
+        with pytest.raises(CorelensError, match="last 2 tokens of a prompt in parts"):
+            model.generate(inputs, max_new_tokens=2, prefill_chunk_size=inputs.tensors["input_ids"].shape[1] - 2)
     with (
         model.sparse(SparseInference(kv_budget=KVBudget(HeadScores(np.ones((4, 8)))))),
         pytest.raises(CorelensError, match="4 layers × 4 heads"),

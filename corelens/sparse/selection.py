@@ -8,6 +8,7 @@ from einops import reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from corelens.errors import CorelensError
 from corelens.rows import Call, row_scores, softmax
 from corelens.sparse.prompt import Prompt
 
@@ -36,20 +37,30 @@ def observed(
 ) -> Float[Tensor, "batch kv_head key"]:
     """How much the prompt's last `window` rows look at each earlier key (SnapKV, arXiv 2404.14469).
 
-    Attention of those rows, averaged over rows and over the group's query heads, average-pooled by 5 along the keys
-    before the window; −∞ for padding and for the window itself.
+    Attention of those rows, edge edits made, averaged over rows and over the group's query heads, average-pooled by 5
+    along the keys before the window; −∞ for padding and for the window itself.
+
+    Raises:
+        CorelensError: a prompt in parts, the last of which is shorter than the window.
     """
     total, kv_heads = key.shape[2], key.shape[1]
     group, before = query.shape[1] // kv_heads, total - query.shape[2]
     rows = prompt.end[:, None] - window + torch.arange(window, device=query.device)  # [batch, row]
-    valid = (rows >= prompt.first[:, None]) & (rows >= before)
+    valid = rows >= prompt.first[:, None]
+    if (valid & (rows < before)).any():
+        raise CorelensError(
+            f"the last {query.shape[2]} tokens of a prompt in parts", f"the {window} whose attention a KV budget reads",
+            "take another prefill_chunk_size, or none",
+        )  # fmt: skip
     chunk = max(1, CHUNK_ELEMENTS // (query.shape[0] * group * window * total))
     earlier = real_keys(prompt, total) & ~last_keys(prompt, total, window)
     found = []
     for some in range(0, kv_heads, chunk):
         heads = slice(some * group, (some + chunk) * group)
-        part = _of_heads(call, torch.arange(query.shape[1], device=query.device)[heads])
+        numbers = torch.arange(query.shape[1], device=query.device)[heads]
+        part = _of_heads(call, numbers)
         scores = row_scores(query[:, heads], key[:, some : some + chunk], (rows - before).clamp(min=0), None, part)
+        scores = scores if call.edit is None else call.edit(scores, torch.where(valid, rows, -1), numbers)
         attention = softmax(scores, part.sinks).masked_fill(~valid[:, None, :, None], 0.0).sum(dim=2)
         found.append(reduce(attention, "batch (kv g) key -> batch kv key", "mean", g=group))
     mean = torch.cat(found, dim=1) / valid.sum(dim=1)[:, None, None]
