@@ -199,6 +199,7 @@ def test_soft_caps_and_sinks_hold_under_every_engine(options):
         z = engine(q, k, v, call)
         torch.testing.assert_close(z[0], wanted[0], **CLOSE)
         torch.testing.assert_close(z[1, 37:], wanted[1, 37:], **CLOSE)
+        assert call.allowed.ran == {"reference"}  # and a report says so
 
 
 @torch.no_grad()
@@ -472,6 +473,8 @@ def test_the_context_ends_whatever_happens_and_inner_ones_take_over():
         (lambda: SparseInference(SOME, "streaming"), "the pattern 'streaming'"),
         (lambda: SparseInference(SOME), "full heads without a pattern"),
         (lambda: SparseInference(), "leaves nothing out"),
+        (lambda: SparseInference(kv_budget=256), "kv_budget=256"),
+        (lambda: without_cache(), "1 generated tokens in one step with the prompt"),
         (lambda: SparseInference(SOME, PATTERN, engine="triton"), "the engine 'triton'"),
         (lambda: SparseInference(SOME, PATTERN, decode="none"), "decode='none'"),
         (lambda: SparseInference(SOME, BlockSparse(), decode="streaming"), "without a Streaming pattern"),
@@ -496,6 +499,11 @@ def test_bad_input_is_refused_by_name(make, says):
 def in_parts(pattern) -> torch.Tensor:
     with hooked().sparse(SparseInference(SOME, pattern)):
         return hooked().generate(batch_of(), max_new_tokens=2, prefill_chunk_size=16)
+
+
+def without_cache() -> torch.Tensor:
+    with hooked().sparse(SPARSE):
+        return hooked().generate(batch_of(), max_new_tokens=2, min_new_tokens=2, use_cache=False)
 
 
 @torch.no_grad()

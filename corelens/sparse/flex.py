@@ -37,6 +37,7 @@ def flex(
     spans = causal_spans(call, sight) if known and sight.sees is not None else None
     if spans is None:
         return split(query, key, value, call)
+    sight.ran.add("flex")
     run = torch.compile if compiled else _as_it_is
     with torch.compiler.set_stance("default"):  # a hooked run asks that compiled code run as it was written: not this
         mask = _block_mask(sight, tuple((here.start, here.stop) for here in spans), query.shape[1], run)

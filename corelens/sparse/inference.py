@@ -42,6 +42,7 @@ from corelens.head_set import HeadSet
 from corelens.hooks import AttentionPoints
 from corelens.rows import Call
 from corelens.sparse.block_sparse import BlockSparse
+from corelens.sparse.budget import KVBudget
 from corelens.sparse.patterns import Pruned, Streaming
 from corelens.sparse.prefill import ENGINES, engine_for
 from corelens.sparse.prompt import Prompt, prompt_of
@@ -64,6 +65,8 @@ class SparseInference:
             the pattern's sink and window only.
         engine: "auto" or an engine by name, see `corelens.sparse.prefill`.
         layers: another pattern for some layers, {layer: pattern}; None as a pattern leaves that layer dense.
+
+    `ran` holds the names of the engines that have computed something under it.
     """
 
     heads: HeadSet | Iterable[Any] | None = None
@@ -72,6 +75,7 @@ class SparseInference:
     decode: str = "full"
     engine: str = "auto"
     layers: Mapping[int, Pattern | None] = field(default_factory=dict)
+    ran: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         given, self.heads = self.heads, HeadSet(() if self.heads is None else self.heads)
@@ -90,6 +94,10 @@ class SparseInference:
             )  # fmt: skip
         if not patterns and self.kv_budget is None:
             raise CorelensError("a SparseInference that leaves nothing out", "a pattern or a kv_budget", "give one")
+        if not isinstance(self.kv_budget, KVBudget | None):
+            raise CorelensError(
+                f"kv_budget={self.kv_budget!r}", "a cl.KVBudget", "for example cl.KVBudget(scores, budget=256)"
+            )
         if self.decode not in ("full", "streaming"):
             raise CorelensError(
                 f"decode={self.decode!r}", "'full' or 'streaming'", "for budgets by head see kv_budget="
@@ -159,6 +167,11 @@ class Plan:
         """A forward of the decoder begins, whose `new` tokens come after `first_new` others."""
         if self.prompt is None or first_new == 0:
             self.prompt = prompt_of(inputs, new, batch, device)
+            if first_new == 0 and new > self.prompt.length:
+                raise CorelensError(
+                    f"{new - self.prompt.length} generated tokens in one step with the prompt",
+                    "a cache: what was generated decodes, it is not part of the sparse prefill", "leave use_cache on",
+                )  # fmt: skip
         self.first_new, self.total = first_new, first_new + new
         engine_for(self.sparse.engine, device)  # refused here, not in the middle of a run
         self.cache = cache if hasattr(cache, "evict") else None
@@ -223,7 +236,7 @@ class Plan:
         sees: MaskMod | None = None
         if not isinstance(pattern, Pruned):
             sees = pattern.sees(prompt, query, key, call) if hasattr(pattern, "sees") else pattern
-        return Sight(full, pattern, sees, prompt, rows, keys, query.shape[0])
+        return Sight(full, pattern, sees, prompt, rows, keys, query.shape[0], self.sparse.ran)
 
 
 def _layer_of(call: Call) -> int:

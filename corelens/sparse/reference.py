@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.rows import Call, rows_z
+from corelens.sparse.sight import Sight
 
 
 def reference(
@@ -13,4 +14,6 @@ def reference(
     call: Call,
 ) -> Float[Tensor, "batch pos head d_value"]:
     """Attention under the call's mask and pattern."""
+    if isinstance(call.allowed, Sight):
+        call.allowed.ran.add("reference")
     return rows_z(query, key, value, None, None, call)[0].to(query.dtype)

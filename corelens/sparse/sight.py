@@ -1,7 +1,7 @@
 """What the heads of one layer see in one step: full heads everything, the others what their pattern leaves."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Int
@@ -25,6 +25,7 @@ class Sight:
         rows: positions of this step's tokens.
         keys: positions of the keys.
         batch: how many samples run.
+        ran: where engines that compute this note their names.
     """
 
     full: Bool[Tensor, " head"]
@@ -34,6 +35,7 @@ class Sight:
     rows: Int[Tensor, " pos"]
     keys: Int[Tensor, " key"]
     batch: int
+    ran: set[str] = field(default_factory=set)
 
     def __call__(self, rows: Tensor | None, heads: Tensor | None) -> Bool[Tensor, "#b #h #row #key"]:
         """For these rows (counted within this step, [batch, row]) and heads; None: all. Axes may be of size 1."""

@@ -36,6 +36,7 @@ def split(
     assert isinstance(sight, Sight)
     if call.softcap is not None or call.sinks is not None or call.bias is not None or _additive(call.mask):
         return reference(query, key, value, call)  # SDPA knows none of these
+    sight.ran.add("split")
     if int(sight.keys[-1]) > int(sight.rows[-1]):  # the empty tail of a static cache
         held = int(sight.rows[-1] - sight.keys[0]) + 1
         sight, key, value = replace(sight, keys=sight.keys[:held]), key[:, :, :held], value[:, :, :held]
