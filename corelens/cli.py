@@ -178,7 +178,7 @@ def speed(
     budget = KVBudget(scores, kv_budget) if kv_budget is not None else None
     pattern = None if budget and window is None else Streaming(sink, 1024 if window is None else window, last)
     options: dict[str, Any] = {"kv_budget": budget, "decode": decode, "engine": engine}
-    sparse = SparseInference(scores.top(top) if pattern else None, pattern, **options)
+    sparse = SparseInference(scores.top(top) if pattern and top else None, pattern, **options)
     hooked = _open_model(model, dtype)
     check_scores(scores, hooked.cfg)
     samples = _open_data(data, n, seed)

@@ -50,7 +50,7 @@ class Running:
         sites: the decoder's attention modules on whose points something hangs.
         vision: what takes the calls of vision attention modules whose pattern is hooked.
         step: the step that is under way; None before the decoder has begun.
-        plan: what sparse inference leaves out (`corelens.sparse`): it is asked at every call of the decoder's attention.
+        plan: what sparse inference leaves out (`corelens.sparse`), asked at every call of the decoder's attention.
         collecting: a vision layer runs ahead only to collect its calls of attention; its points keep silent.
         stored: the layers whose new k and v have passed their hooks on the way into the cache, in this step.
     """

@@ -20,7 +20,6 @@ from corelens.inputs import Inputs
 from corelens.metrics.score import about
 from corelens.sparse.account import described, left_pairs, remarks
 from corelens.sparse.inference import SparseInference
-from corelens.sparse.prefill import engine_for
 from corelens.sparse.report import Side, SpeedReport
 from corelens.timing import Timed, chosen, time_in_turns
 
@@ -66,6 +65,7 @@ def compare(
     """
     sparse = check_sparse(model, sparse)
     asked = ask(model, prepared)
+    sparse.ran.clear()
     if not rounds:
         return answered_under(model, asked, sparse, hooks)
     pairs = list(zip(decoded(model, asked, hooks), decoded(model, asked, hooks, sparse), strict=True))
@@ -78,7 +78,7 @@ def compare(
     timed = time_in_turns(model, chosen(samples, TIMED), sparse, hooks, rounds)
     maps = [prompt.token_maps[0] for prompt in timed[2]]
     tokens = {"prompt": [len(tm.all) for tm in maps], "visual": [len(tm.visual) for tm in maps]}
-    notes = remarks(sparse, model.cfg, [batch.inputs for batch in asked], model.device)
+    notes = remarks(sparse, model.cfg, [batch.inputs for batch in asked])
     if sparse.kv_budget is not None and all(len(gold) == 1 for batch in asked for gold in batch.gold):
         notes.append(
             "Every answer is one token, which the prefill predicts before anything is evicted: accuracy cannot show "
@@ -96,7 +96,7 @@ def compare(
         left_pairs(sparse, model.cfg, tokens["prompt"]),
         tokens,
         len(samples),
-        engine_for(sparse.engine, model.device) if sparse.pattern or sparse.layers else "none: the prefill is dense",
+        ", ".join(sorted(sparse.ran)) or "none: the prefill is dense",
         described(sparse),
         notes,
         about(model) | {"machine": machine(model), "rounds": rounds, "hooks": len(hooks)},

@@ -203,6 +203,10 @@ def tune_sparse(
         raise CorelensError(
             f"target={target!r}", "the accuracy that may be lost, from 0 to 1", "0.01 is one in a hundred"
         )
+    if not len(fractions) or (windows is not None and not len(windows)):
+        raise CorelensError(
+            "no settings to choose from", "fractions and windows to try", "leave them out for the usual"
+        )
     cut = round(len(samples) * calibration)
     if len(samples) < 4 or not 2 <= cut <= len(samples) - 2:
         raise CorelensError(

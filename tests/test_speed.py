@@ -17,7 +17,7 @@ from corelens.contrast import budget_contrast, sparse_contrast
 from corelens.evaluate import batches
 from corelens.rows import Call
 from corelens.sparse import KVBudget, Pruned, SparseInference, Streaming
-from corelens.sparse.account import left_pairs
+from corelens.sparse.account import left_pairs, remarks
 from corelens.sparse.report import PHASES, Side, SpeedReport
 from corelens.timing import kv_bytes, time_in_turns
 from corelens.tuning import tune_sparse
@@ -161,6 +161,11 @@ def test_what_must_be_said_is_said(circuit, boards):
     short = cl.evaluate(circuit, boards[:2], sparse=budget, rounds=1).speed
     assert any("before anything is evicted" in note for note in short.notes)
     assert short.sparse.kv_bytes != short.dense.kv_bytes and short.engine == "none: the prefill is dense"
+    assert short.limit("prefill") == 1 and short.limit("end_to_end") is None  # decoding is what a budget changes
+    assert (whole.engine, slow.engine) == ("split", "reference")
+    assert not any("nothing is evicted" in note for note in short.notes)
+    roomy = SparseInference(kv_budget=KVBudget(budget=500))
+    assert any("nothing is evicted" in note for note in remarks(roomy, circuit.cfg, [circuit.prepare(boards[:1])]))
 
 
 def made(ratio=0.5, **options) -> SpeedReport:
@@ -222,7 +227,7 @@ def test_pairs_are_counted_as_the_plan_masks():
     cfg = SimpleNamespace(n_layers=3, n_heads=4, n_kv_heads=2)
 
     def odd(b, h, q, k):
-        return (q - k) % 2 == 0
+        return (q - k) % (h + 2) == 0
 
     heads = [(0, 1), (1, 0), (1, 1), (1, 2), (1, 3)]
     call = Call(torch.nn.Module(), None, 1.0, True, None, None, None)
@@ -278,7 +283,11 @@ def test_the_fastest_setting_within_the_tolerance_is_chosen_and_checked(circuit,
     assert timed.chosen.speedup.median > 0 and timed.chosen.pace == timed.chosen.speedup.median
     none = tune_sparse(circuit, boards[:4], ranked, 0.0, fractions=(1 / 12,), windows=(4,), rounds=0)
     assert none.best is None and none.checked is None and none.verdict.startswith("No setting stays within")
-    for options, words in (({"target": 1.5}, "target"), ({"calibration": 0.01}, "calibration")):
+    for options, words in (
+        ({"target": 1.5}, "target"),
+        ({"calibration": 0.01}, "calibration"),
+        ({"windows": ()}, "no settings"),
+    ):
         with pytest.raises(cl.CorelensError, match=words):
             tune_sparse(circuit, boards, ranked, **options)
 
@@ -338,6 +347,8 @@ def test_command_speed(tmp_path):
     assert told["plan"]["pattern"] == "Streaming(sink=1, window=8, last=0)" and len(told["plan"]["heads"]) == 5
     assert SpeedReport.load(tmp_path / "out" / "speed.json").to_json() == told
     assert (tmp_path / "out" / "speed.html").is_file()
+    run = CliRunner().invoke(app, [*start, "--top", "0", "--window", "8", "--n", "1"])
+    assert run.exit_code == 0 and "No head is full" in run.stdout
     run = CliRunner().invoke(app, [*start, "--kv-budget", "40"])
     assert (
         run.exit_code == 0 and "KV cache" in run.stdout and "before anything is evicted" in " ".join(run.stdout.split())

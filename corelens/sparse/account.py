@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from corelens.heads import HeadScores
 from corelens.sparse.inference import SparseInference
 from corelens.sparse.patterns import Pruned, Streaming
-from corelens.sparse.prefill import engine_for
 
 COUNTED = 512  # rows of a user's own pattern that are looked at; longer prompts are counted on as many, evenly spaced
 
@@ -26,7 +26,8 @@ def left_pairs(sparse: SparseInference, cfg: Any, tokens: Sequence[int]) -> floa
         for layer in range(cfg.n_layers):
             full = int(plan.full[layer].sum())
             pattern = plan.pattern(layer)
-            seen = every if pattern is None or full == cfg.n_heads else _seen(pattern, length)
+            sparse_heads = torch.from_numpy(~plan.full[layer]).nonzero()[:, 0]
+            seen = every if pattern is None or full == cfg.n_heads else _seen(pattern, length, sparse_heads)
             if seen is None:
                 return None
             left += full * every + (cfg.n_heads - full) * seen
@@ -34,8 +35,8 @@ def left_pairs(sparse: SparseInference, cfg: Any, tokens: Sequence[int]) -> floa
     return left / whole
 
 
-def _seen(pattern: Any, length: int) -> float | None:
-    """How many pairs one sparse head sees of a prompt without padding."""
+def _seen(pattern: Any, length: int, heads: Int[torch.Tensor, " some"]) -> float | None:
+    """How many pairs one of these sparse heads sees of a prompt without padding, on the mean."""
     rows = np.arange(length)
     if isinstance(pattern, Pruned):
         return 0.0
@@ -47,9 +48,9 @@ def _seen(pattern: Any, length: int) -> float | None:
         return None
     looked = torch.from_numpy(np.unique(np.linspace(0, length - 1, min(length, COUNTED)).round())).long()
     keys = torch.arange(length)[None, None, None]
-    zero = torch.zeros(1, 1, 1, 1, dtype=torch.long)
-    mask = pattern(zero, zero, looked[None, None, :, None], keys) & (keys <= looked[None, None, :, None])
-    return float(mask.sum()) / float((looked + 1).sum()) * length * (length + 1) / 2
+    sample, at = torch.zeros(1, 1, 1, 1, dtype=torch.long), looked[None, None, :, None]
+    mask = pattern(sample, heads[None, :, None, None], at, keys) & (keys <= at)
+    return float(mask.sum()) / mask.shape[1] / float((looked + 1).sum()) * length * (length + 1) / 2
 
 
 def described(sparse: SparseInference) -> dict[str, Any]:
@@ -75,8 +76,8 @@ def _words(part: Any) -> str | None:
     return f"{name}({', '.join(simple)})"
 
 
-def remarks(sparse: SparseInference, cfg: Any, inputs: Sequence[Any], device: torch.device) -> list[str]:
-    """What must be said of a comparison with this plan on these batches of prompts.
+def remarks(sparse: SparseInference, cfg: Any, inputs: Sequence[Any]) -> list[str]:
+    """What must be said of a comparison with this plan, which has run, on these batches of prompts.
 
     Args:
         inputs: batches with token maps.
@@ -87,7 +88,7 @@ def remarks(sparse: SparseInference, cfg: Any, inputs: Sequence[Any], device: to
     patterns = {layer: pattern for layer, pattern in patterns.items() if pattern is not None}
     full, longest = int(plan.full.sum()), max(len(token_map.all) for token_map in maps)
     if patterns and full == cfg.n_layers * cfg.n_heads:
-        said.append("All heads are full: the prefill leaves nothing out, and is the dense one computed another way.")
+        said.append("All heads are full: the prefill leaves nothing out, and is the dense one.")
     elif patterns and full == 0:
         said.append(
             "No head is full: this measures what the pattern alone costs, and says nothing of which heads matter."
@@ -106,6 +107,9 @@ def remarks(sparse: SparseInference, cfg: Any, inputs: Sequence[Any], device: to
             "among them"
         )
         said.append(f"{which}: any head can fetch the evidence there, so this says little about which heads are full.")
-    if patterns and engine_for(sparse.engine, device) == "reference":
+    budget = sparse.kv_budget
+    if budget is not None and budget.budget >= longest:
+        said.append(f"The KV budget covers the longest prompt ({longest} tokens): nothing is evicted.")
+    if "reference" in sparse.ran:
         said.append("The reference engine makes the whole pattern: it is right, and its times say nothing of sparsity.")
     return said

@@ -73,7 +73,7 @@ class SpeedReport:
         pairs: the share p of (query, key) pairs that the plan leaves, over the samples timed; None if unknown.
         tokens: prompt and visual tokens of the samples timed, and how many tokens were generated in each run.
         samples: how many samples were answered.
-        engine: what computed the sparse prefill.
+        engine: what computed the sparse prefill, by name; several if layers differ.
         plan: what was left out.
         notes: what must be said of this comparison.
         meta: model, versions, machine.
@@ -110,8 +110,11 @@ class SpeedReport:
         return Spread.of(np.divide(self.dense.seconds[phase], self.sparse.seconds[phase]))
 
     def limit(self, phase: str) -> float | None:
-        """The speed-up that the operation count allows; None where it is not known, and for decoding."""
-        if self.pairs is None or phase not in self.phases or phase in ("vision", "decode"):
+        """The speed-up that the operation count allows; None where it is not known, and for what decoding changes."""
+        decodes = ["decode"]
+        if self.plan.get("kv_budget") or self.plan.get("decode") == "streaming":
+            decodes.append("end_to_end")  # pairs are the prefill's: what is saved at decoding is not among them
+        if self.pairs is None or phase not in self.phases or phase in ("vision", *decodes):
             return None
         if phase == "attention":
             return 1 / self.pairs if self.pairs else None
