@@ -75,7 +75,8 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
         data: Annotated[
             list[str] | None,
             typer.Option(
-                help="Once for each: a synthetic world, 'captions', a folder with samples.jsonl, a public set."
+                help="Once for each: a synthetic world ('video:grid=16' with options), 'captions', a folder with "
+                "samples.jsonl, a public set."
             ),
         ] = None,
         out: Out = Path("study"),

@@ -336,6 +336,17 @@ def test_folders_that_hold_none_or_two(copies, tmp_path):
     assert len(cl.load_data("refer", n=2)) == 2
 
 
+def test_options_may_follow_a_name(copies):
+    (sample,) = cl.load_data("refer:sides=[320,384],objects=8", n=1, seed=3)
+    (same,) = cl.synthetic("refer", 1, seed=3, sides=(320, 384), objects=8)
+    assert (sample.question, sample.regions) == (same.question, same.regions)
+    root = copies["refcocog"]
+    google = [sample.id for sample in cl.load_data(root, by="google")]
+    assert google == [sample.id for sample in cl.load_data(f"{root}:by=google")] != [s.id for s in cl.load_data(root)]
+    with pytest.raises(cl.CorelensError, match="wheels"):
+        cl.load_data("video:wheels=4", n=1)
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [("refcocog", {"split": "test", "by": "google"}), ("vidstg", {"split": "val", "frames": 0}), ("mmdocir", {"level": "word"}),

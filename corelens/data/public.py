@@ -1,5 +1,7 @@
 """Which public sets there are, and which of them a folder holds."""
 
+import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,11 +39,28 @@ def recognise(path: str | Path) -> str:
     )
 
 
+def split_options(name: str | Path) -> tuple[str, dict[str, Any]]:
+    """"video:grid=16" → ("video", {"grid": 16}); values are JSON ("sides=[960,1024]") or else words ("split=test")."""
+    base, _, given = str(name).partition(":")
+    if Path(name).exists() or not re.match(r"\w+=", given):
+        return str(name), {}
+
+    def value(text: str) -> Any:
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError:
+            return text
+        return tuple(found) if isinstance(found, list) else found
+
+    pairs = [part.partition("=") for part in re.split(r",(?=\w+=)", given)]
+    return base, {key: value(text) for key, _, text in pairs}
+
+
 def load_data(name: str | Path, n: int | None = None, seed: int | None = None, **options: Any) -> list[Sample]:
     """Samples from a synthetic world, a folder in CoreLens's format, or your copy of a public set.
 
     Args:
-        name: a world (`cl.synthetic`'s), or a path.
+        name: a world (`cl.synthetic`'s), or a path; options may follow, as on the command line: "video:grid=16".
         n: how many; all by default (200 of a world).
         seed: of the world's scenes (1 by default); for a folder, draw the n at random instead of taking the first.
         options: the loader's own, for instance split="test" (see docs/data.md).
@@ -49,11 +68,13 @@ def load_data(name: str | Path, n: int | None = None, seed: int | None = None, *
     Raises:
         CorelensError: no such world or folder; a folder that holds no set that is known, or half of one.
     """
-    if str(name) in worlds() and not Path(name).exists():
-        return synthetic(str(name), 200 if n is None else n, seed=1 if seed is None else seed, **options)
+    name, written = split_options(name)
+    options = written | options
+    if name in worlds() and not Path(name).exists():
+        return synthetic(name, 200 if n is None else n, seed=1 if seed is None else seed, **options)
     if not Path(name).exists():
         raise CorelensError(
-            f"the data {str(name)!r}",
+            f"the data {name!r}",
             f"one of the worlds {', '.join(worlds())}, a folder with {FILE}, or a copy of {', '.join(SETS)}",
             "check the name",
         )
