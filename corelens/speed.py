@@ -20,6 +20,7 @@ from corelens.inputs import Inputs
 from corelens.metrics.score import about
 from corelens.sparse.account import described, left_pairs, remarks
 from corelens.sparse.inference import SparseInference
+from corelens.sparse.patterns import at_least
 from corelens.sparse.report import Side, SpeedReport
 from corelens.timing import Timed, chosen, time_in_turns
 
@@ -64,6 +65,7 @@ def compare(
         rounds: how often each of four samples is timed under both; 0 times nothing and makes no report.
     """
     sparse = check_sparse(model, sparse)
+    at_least("rounds", rounds, 0, "0 times nothing")
     asked = ask(model, prepared)
     sparse.ran.clear()
     if not rounds:

@@ -328,6 +328,8 @@ def test_mistakes_are_named(circuit, boards, ranked):
         cl.evaluate(circuit, boards, sparse=SparseInference([(7, 0)], Streaming(1, 4)))
     with pytest.raises(cl.CorelensError, match="SparseInference"):
         cl.evaluate(circuit, boards, sparse=Streaming(1, 4))
+    with pytest.raises(cl.CorelensError, match="rounds=-1"):
+        cl.evaluate(circuit, boards, sparse=SparseInference(CIRCUIT, Streaming(1, 4)), rounds=-1)
     with pytest.raises(cl.CorelensError, match="another model"):
         tune_sparse(circuit, boards, cl.HeadScores(np.ones((9, 9), dtype=np.float32)))
     inputs = circuit.inputs(**circuit.prepare(boards[0]).tensors)

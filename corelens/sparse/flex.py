@@ -5,7 +5,7 @@ block mask takes from these two head by head. A pattern that tells heads apart i
 FlexAttention would not know (masks that a model makes of its pictures, soft caps, sinks, gradients) goes to `split`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Any
 
@@ -71,7 +71,7 @@ def _block_mask(sight: Sight, spans: tuple[tuple[int, int], ...], heads: int, ru
         return causal(b, h, q, k) & (full[h] | of_pattern(b, h, q, k))
 
     # (lambdas: what FlexAttention is given must show its four arguments, which a decorated function does not)
-    if _tells_heads_apart(of_pattern, device):
+    if _tells_heads_apart(of_pattern, device) or not isinstance(sight.pattern, Hashable):
         return create(lambda b, h, q, k: whole(b, h, q, k), heads)
     every = kept(None, lambda b, h, q, k: causal(b, h, q, k))
     part = kept(sight.pattern, lambda b, h, q, k: causal(b, h, q, k) & of_pattern(b, h, q, k))
