@@ -40,7 +40,7 @@ def recognise(path: str | Path) -> str:
 
 
 def split_options(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """"video:grid=16" → ("video", {"grid": 16}); values are JSON ("sides=[960,1024]") or else words ("split=test")."""
+    """ "video:grid=16" → ("video", {"grid": 16}); values are JSON ("sides=[960,1024]") or else words ("split=test")."""
     base, _, given = str(name).partition(":")
     if Path(name).exists() or not re.match(r"\w+=", given):
         return str(name), {}
