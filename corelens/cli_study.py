@@ -1,5 +1,6 @@
 """The commands `corelens demo` and `corelens study`: the papers' findings on a bundled model, or on one of yours."""
 
+import inspect
 import json as json_module
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,7 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
         from corelens.demo import list_demos
         from corelens.study import study as run
 
-        names, worlds = list(models or list_demos()), list(data or _worlds(models or list_demos()))
+        names, worlds = list(models or list_demos()), list(data or default_worlds(models or list_demos()))
         hooked = {Path(name).name if Path(name).exists() else name: open_model(name) for name in names}
         n = n or (100 if quick else 700)
         samples = {Path(name).name: _samples(name, n, seed, open_data) for name in worlds}
@@ -114,15 +115,30 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
             _verdicts(result)
 
 
-def _worlds(models: list[str]) -> list[str]:
+def default_worlds(models: list[str]) -> list[str]:
     """The worlds that bundled models were trained on, and captions of the first."""
     from corelens.demo import list_demos, read_card
 
-    known = [read_card(name)["training"]["worlds"] for name in models if name in list_demos()]
-    found = list(dict.fromkeys(world for worlds in known for world in worlds))
+    cards = [read_card(name) for name in models if name in list_demos()]
+    rows = [row for card in cards for row in card["held_out"] if row["world"] in card["training"]["worlds"]]
+    options = {row["world"]: row.get("options") or {} for row in reversed(rows)}  # a world's first row is its plain one
+    found = [_named(world, options[world]) for world in dict.fromkeys(row["world"] for row in rows)]
     if not found:
         raise CorelensError(f"no data for {', '.join(models)}", "samples to study it on", "--data refer, or a folder")
     return [*found, *([CAPTIONS] if "refer" in found else [])]
+
+
+def _named(world: str, options: dict[str, Any]) -> str:
+    """A world as --data names it, with those options that are not its own defaults: "video:grid=16"."""
+    from corelens.data.synthetic import WORLDS
+
+    usual = {name: one.default for name, one in inspect.signature(WORLDS[world]).parameters.items()}
+    given = [
+        f"{name}={json_module.dumps(value, separators=(',', ':'))}"
+        for name, value in options.items()
+        if value != (list(usual[name]) if isinstance(usual[name], tuple) else usual[name])
+    ]
+    return f"{world}:{','.join(given)}" if given else world
 
 
 def _samples(name: str, n: int, seed: int, open_data: Callable[..., Any]) -> Any:

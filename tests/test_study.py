@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import corelens as cl
+from corelens.cli_study import default_worlds
 from corelens.study import files, setting
 from corelens.study.options import CONTROLLED, RANKINGS
 
@@ -195,3 +196,10 @@ def test_command_line_mistakes_are_one_message_without_a_trace():
 def test_models_are_listed():
     cards = json.loads(run("models", "--json").stdout)
     assert "qwen3vl-s" in cards
+
+
+def test_bundled_models_are_studied_on_what_their_cards_measured():
+    assert default_worlds(["qwen3vl-s-video"]) == ["refer", "video:grid=16", "captions"]
+    assert default_worlds(["qwen3vl-s-long"]) == ["refer", "captions"]
+    with pytest.raises(cl.CorelensError, match="no data for my/model"):
+        default_worlds(["my/model"])

@@ -10,7 +10,7 @@ from corelens.data.synthetic.video import video
 from corelens.errors import CorelensError
 from corelens.inputs import Sample
 
-_WORLDS: dict[str, Callable[..., list[Sample]]] = {
+WORLDS: dict[str, Callable[..., list[Sample]]] = {
     "doc": doc,
     "refer": refer,
     "refer-hard": refer_hard,
@@ -20,7 +20,7 @@ _WORLDS: dict[str, Callable[..., list[Sample]]] = {
 
 def worlds() -> list[str]:
     """The names that `synthetic` knows."""
-    return sorted(_WORLDS)
+    return sorted(WORLDS)
 
 
 def synthetic(world: str, n: int, seed: int = 0, **options: Any) -> list[Sample]:
@@ -40,18 +40,18 @@ def synthetic(world: str, n: int, seed: int = 0, **options: Any) -> list[Sample]
     Raises:
         CorelensError: for an unknown world, a negative n or seed, an unknown option or an impossible scene.
     """
-    if world not in _WORLDS:
+    if world not in WORLDS:
         raise CorelensError(f"synthetic world {world!r}", f"one of {', '.join(worlds())}", "name one of these worlds")
     if n < 0 or seed < 0:
         raise CorelensError(
             f"n={n}, seed={seed}", "whole numbers from 0", "ask for a number and seed that are not negative"
         )
     try:
-        return _WORLDS[world](n, seed=seed, **options)
+        return WORLDS[world](n, seed=seed, **options)
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
-        name = _WORLDS[world].__name__
+        name = WORLDS[world].__name__
         raise CorelensError(
             f"option(s) {sorted(options)} for world {world!r}",
             f"options that this world knows ({error})",
