@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py                                  # 8k to 32k tokens; some minutes on one core
     python benchmarks/decode.py --device cuda --layers 36 --tokens 8192 32768 131072 --batch 1 4 16
-    python benchmarks/decode.py --tokens 1024 --batch 2 --repeats 3 --out /tmp/decode.json
+    python benchmarks/decode.py --tokens 1024 --batch 2 --repeats 3 --out look.json
 
 Decoder layers of a real model's shape with random weights (a vocabulary of 512: no language-model head to speak of),
 and a cache filled with random keys and values, as a prompt of that length leaves it. One forward is one token of every
