@@ -41,7 +41,7 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
     ) -> None:
         """The first findings on a bundled model and fresh scenes, in a minute: a table here, a page in --out.
 
-        Example: [bold]corelens demo --out report[/bold]
+        Example: `corelens demo --out report`
         """
         from corelens.data import synthetic
         from corelens.demo import load_demo
@@ -81,8 +81,13 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
             ),
         ] = None,
         out: Out = Path("study"),
-        n: Annotated[int | None, typer.Option(help="Samples of each world. [default: 700, quick: 100]", min=10)] = None,
+        n: Annotated[
+            int | None, typer.Option(help="Samples of each world. [default: 700; quick: 100; zoo: 240]", min=10)
+        ] = None,
         quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, draws and curves: two minutes.")] = False,
+        zoo: Annotated[
+            bool, typer.Option("--zoo", help="A study of each model on its own worlds, and a page that compares them.")
+        ] = False,
         only: Annotated[list[str] | None, typer.Option(help="Once for each finding, F1 to F8; all.")] = None,
         seed: Seed = 1,
         json: Json = False,
@@ -92,12 +97,18 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
         A study that was stopped goes on when it is started again. Heads are scored on the first part of each world's
         samples and tested on the rest.
 
-        Example: [bold]corelens study qwen3vl-s --quick --out study[/bold]
-        Example: [bold]corelens study Qwen/Qwen3-VL-4B-Instruct --data my_samples --data doc --n 300[/bold]
+        Example: `corelens study qwen3vl-s --quick --out study`
+
+        Example: `corelens study Qwen/Qwen3-VL-4B-Instruct --data my_samples --data doc --n 300`
+
+        Example: `corelens study --zoo --out zoo`
         """
         from corelens.demo import list_demos
         from corelens.study import study as run
 
+        if zoo:
+            _zoo(list(models or list_demos()), data, out, n or 240, seed, only, open_model, open_data, not json)
+            return
         names, worlds = list(models or list_demos()), list(data or default_worlds(models or list_demos()))
         hooked = {Path(name).name if Path(name).exists() else name: open_model(name) for name in names}
         n = n or (100 if quick else 700)
@@ -115,17 +126,36 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
             _verdicts(result)
 
 
-def default_worlds(models: list[str]) -> list[str]:
-    """The worlds that bundled models were trained on, and captions of the first."""
-    from corelens.demo import list_demos, read_card
+def _zoo(
+    models: list[str], data: list[str] | None, out: Path, n: int, seed: int, only: list[str] | None,
+    open_model: Callable[[str], Any], open_data: Callable[..., Any], progress: bool,
+) -> None:  # fmt: skip
+    """Study each model, then compare what lies in `out`."""
+    from corelens.study.zoo import zoo
 
-    cards = [read_card(name) for name in models if name in list_demos()]
+    def worlds(model: str) -> dict[str, Any]:
+        return {Path(name).name: _samples(name, n, seed, open_data) for name in data or default_worlds([model])}
+
+    for _ in zoo(models, open_model, worlds, out, findings=only or None, seed=seed, progress=progress):
+        pass
+
+
+def default_worlds(models: list[str]) -> list[str]:
+    """The worlds that models with a card were trained on, as it measured them; and captions of the plain `refer`."""
+    cards = [card for card in map(_card, models) if card is not None]
     rows = [row for card in cards for row in card["held_out"] if row["world"] in card["training"]["worlds"]]
-    options = {row["world"]: row.get("options") or {} for row in reversed(rows)}  # a world's first row is its plain one
-    found = [_named(world, options[world]) for world in dict.fromkeys(row["world"] for row in rows)]
+    found = list(dict.fromkeys(_named(row["world"], row.get("options") or {}) for row in rows))
     if not found:
         raise CorelensError(f"no data for {', '.join(models)}", "samples to study it on", "--data refer, or a folder")
     return [*found, *([CAPTIONS] if "refer" in found else [])]
+
+
+def _card(model: str) -> dict[str, Any] | None:
+    from corelens.demo import list_demos, read_card
+
+    if (Path(model) / "card.json").exists():
+        return read_card(Path(model).name, Path(model).parent)
+    return read_card(model) if model in list_demos() else None
 
 
 def _named(world: str, options: dict[str, Any]) -> str:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from rich.progress import Progress
+from torch import Tensor
 
 from corelens.answers import CI, Answer, Difference, Evaluation, Interval, bootstrap_mean, paired
 from corelens.decoding import read
@@ -85,14 +87,24 @@ def evaluate(
     answers: list[Answer] = []
     with torch.no_grad():
         for inputs in prepared:
-            first = min(int(token_map.last) for token_map in inputs.token_maps)
-            keep = inputs.length - first
-            logits = model.run_with_hooks(inputs, fwd_hooks=list(hooks), logits_to_keep=keep)
-            for i, (sample, token_map) in enumerate(zip(inputs.samples, inputs.token_maps, strict=True)):
-                gold = token_map.answer
-                rows = logits[i, torch.cat([gold - 1, gold[-1:]]) - first]
-                answers.append(read(model, sample, inputs.tensors["input_ids"][i, gold].cpu(), rows))
+            logits = model.run_with_hooks(inputs, fwd_hooks=list(hooks), logits_to_keep=answer_rows(inputs))
+            answers += read_batch(model, inputs, logits)
     return Evaluation(answers)
+
+
+def answer_rows(inputs: Inputs) -> int:
+    """How many of the last rows predict an answer, in a batch with gold answers."""
+    return inputs.length - min(int(token_map.last) for token_map in inputs.token_maps)
+
+
+def read_batch(model: Any, inputs: Inputs, logits: Float[Tensor, "batch row d_vocab"]) -> list[Answer]:
+    """What the last `answer_rows(inputs)` rows' logits say of every sample's answer."""
+    first, answers = inputs.length - answer_rows(inputs), []
+    for i, (sample, token_map) in enumerate(zip(inputs.samples, inputs.token_maps, strict=True)):
+        gold = token_map.answer
+        rows = logits[i, torch.cat([gold - 1, gold[-1:]]) - first]
+        answers.append(read(model, sample, inputs.tensors["input_ids"][i, gold].cpu(), rows))
+    return answers
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------------------

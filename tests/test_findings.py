@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 import corelens as cl
+from corelens.evaluate import batches
 from corelens.heads import HeadScores
-from corelens.study import f1_sparsity, f2_stability, f4_localise, setting
+from corelens.study import f1_sparsity, f2_stability, f4_localise, late, setting
 from corelens.study.f6_sufficiency import regained
 from corelens.study.f7_acceleration import met
 from corelens.study.finding import judge
+from corelens.study.late import Knockouts
 from corelens.study.options import CONTROLLED, RANKINGS, selections
 from corelens.study.scenes import FRAMES
 from families import FAMILIES, tiny
@@ -89,6 +91,20 @@ def test_the_study_runs_on_every_family(family, monkeypatch):
     assert len(found.findings) == 8 and not any(finding.skipped for finding in found.findings)
     assert {"concentration", "layers", "localisation", "table", "sufficiency", "hybrid"} <= set(found.measured["refer"])
     assert found.finding("F5").verdict == "not reproduced"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_knockouts_begun_late_give_what_whole_forwards_give(family, monkeypatch):
+    model = cl.HookedMLLM(*tiny(family))
+    prepared = batches(model, cl.synthetic("refer", 3, seed=2), 3)
+    cases = [(None, "text", "visual"), (cl.HeadSet([(1, 0), (1, 1)]), "question+last+answer", "region")]
+    found = [Knockouts(model, prepared).evaluate(*case) for case in cases]
+    whole = [cl.evaluate(model, prepared, cl.knockout(*case)) for case in cases]
+    for a, b in zip(found, whole, strict=True):
+        assert [x.logprob for x in a.per_sample] == pytest.approx([x.logprob for x in b.per_sample], abs=1e-5)
+    assert abs(found[0].answer_logprob - cl.evaluate(model, prepared).answer_logprob) > 1e-4  # the cut is seen
+    monkeypatch.setattr(late, "MOST_BYTES", 0)
+    assert Knockouts(model, prepared).evaluate(*cases[1]).answer_logprob == whole[1].answer_logprob
 
 
 def test_two_models_and_worlds_and_a_video(monkeypatch):

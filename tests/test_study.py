@@ -199,7 +199,12 @@ def test_models_are_listed():
 
 
 def test_bundled_models_are_studied_on_what_their_cards_measured():
-    assert default_worlds(["qwen3vl-s-video"]) == ["refer", "video:grid=16", "captions"]
-    assert default_worlds(["qwen3vl-s-long"]) == ["refer", "captions"]
+    assert default_worlds(["qwen3vl-s-video"]) == [
+        "refer",
+        "video:grid=16",
+        "refer:sides=[960,1024],objects=24",
+        "captions",
+    ]
+    assert default_worlds(["qwen3vl-s"]) == ["refer", "captions"]
     with pytest.raises(cl.CorelensError, match="no data for my/model"):
         default_worlds(["my/model"])

@@ -1,11 +1,9 @@
 """F5, necessity: without the top heads the model fails, and without as many others it hardly notices."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from corelens.evaluate import Point
-from corelens.interventions.edges import knockout
 from corelens.study.finding import NOT_REPRODUCED, Claim, Finding, cell, judge, points
 from corelens.study.options import CONTROLLED, KIND_WORDS, LEVEL, RANKINGS, READERS, selection_name
 from corelens.study.setting import Setting
@@ -30,7 +28,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     sets = {share: setting.sets(share) for share in {options.fraction, *options.fractions}}
     readers = {}
     for rows in READERS:
-        cut = setting.correct(f"cut region from {rows}", partial(knockout, None, rows, "region"))
+        cut = setting.knocked(f"cut region from {rows}", None, rows)
         readers[rows] = point_json(Point(1.0, 0, setting.mean(cut), setting.lost(cut)))
     table, contrast = [], {}
     for (role, ranking), chosen in sets[options.fraction].items():

@@ -1,6 +1,6 @@
 """F6, sufficiency: when these heads alone may see the picture, the model still answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,6 @@ from jaxtyping import Float
 
 from corelens.evaluate import Point, bootstrap_mean
 from corelens.head_set import HeadSet
-from corelens.hooks import Hook
-from corelens.interventions.edges import knockout
 from corelens.study.f5_necessity import point_json
 from corelens.study.finding import REPRODUCED, Claim, Finding, cell, judge, percent
 from corelens.study.options import CONTROLLED, RANKINGS
@@ -30,15 +28,12 @@ CLAIM = Claim(
 
 def measure(setting: Setting) -> dict[str, Any]:
     """Accuracy when only some heads see the picture."""
-    blind = setting.correct("blind", lambda: knockout(None, rows="text", columns="visual"))
+    blind = setting.knocked("blind", None, "text", "visual")
     shape = setting.scores["ram"].values.shape
     every = HeadSet([(layer, head) for layer in range(shape[0]) for head in range(shape[1])])
 
-    def all_but(kept: HeadSet) -> Callable[[], list[Hook]]:
-        return lambda: knockout(every - kept, rows="text", columns="visual")
-
     def seeing(sets: Sequence[HeadSet], share: float) -> dict[str, Any]:
-        runs = [setting.correct(f"only {sorted(kept.to_json())} see", all_but(kept)) for kept in sets]
+        runs = [setting.knocked(f"only {sorted(kept.to_json())} see", every - kept, "text", "visual") for kept in sets]
         found = np.mean(runs, axis=0)
         point = Point(share, len(sets[0]), bootstrap_mean(found), setting.lost(found), [h.to_json() for h in sets])
         return {

@@ -19,12 +19,13 @@ from corelens.answers import Answer, Evaluation, Interval, bootstrap_mean
 from corelens.evaluate import Point, batches, evaluate, hooks_of
 from corelens.head_set import HeadSet
 from corelens.heads import HeadScores
-from corelens.hooks import Hook
 from corelens.inputs import Inputs, Sample
 from corelens.interventions.ablate import mean_z
+from corelens.interventions.edges import QUESTION_ON
 from corelens.metrics.registry import metric
 from corelens.metrics.score import score_heads
 from corelens.study.files import write_whole
+from corelens.study.late import Knockouts
 from corelens.study.options import LEAST_ACCURACY, LEVEL, RANKINGS, Options, selections
 from corelens.study.spread import spread, tightness
 
@@ -93,6 +94,11 @@ class Setting:
         return batches(self.model, self.to_test, self.options.batch_size)
 
     @cached_property
+    def knockouts(self) -> Knockouts:
+        """The test samples, to be run under knockouts."""
+        return Knockouts(self.model, self.prepared)
+
+    @cached_property
     def reference(self) -> Any:
         """The mean z, for mean ablation."""
         self.advance("mean of z")
@@ -119,18 +125,18 @@ class Setting:
 
     def release(self) -> None:
         """Let go of what takes memory; it is made again if it is asked for."""
-        for name in ("prepared", "reference"):
+        for name in ("prepared", "reference", "knockouts"):
             self.__dict__.pop(name, None)
 
     # --- runs under interventions -------------------------------------------------------------------------------------
 
-    def correct(self, key: str, hooks: Callable[[], list[Hook]]) -> Float[np.ndarray, " sample"]:
-        """1 where a test sample is answered under these hooks; a run of the same key is not made again."""
+    def correct(self, key: str, run: Callable[[], Evaluation]) -> Float[np.ndarray, " sample"]:
+        """1 where a test sample is answered in this run; one of the same key is not made again."""
         if key not in self._runs:
             self.advance("ablating")
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*lost every edge.*")  # the point of a knockout
-                found = evaluate(self.model, self.prepared, hooks()).correct
+                found = run().correct
             self._runs[key] = found
             line = json.dumps({"key": key, "correct": "".join("01"[int(x)] for x in found)})
             with (self.folder / "runs.jsonl").open("a", encoding="utf-8") as file:
@@ -148,14 +154,21 @@ class Setting:
             found[record["key"]] = np.array([float(x) for x in record["correct"]])
         return found
 
+    def knocked(self, key: str, heads: HeadSet | None, rows: str = QUESTION_ON, columns: str = "region") -> Any:
+        """1 where a sample is answered with the edges from `rows` to `columns` cut in these heads (all if None)."""
+        return self.correct(key, lambda: self.knockouts.evaluate(heads, rows, columns))
+
     def ablated(self, sets: Sequence[HeadSet], kind: str) -> Float[np.ndarray, " sample"]:
         """1 where a sample is answered with these heads ablated; the mean over the sets."""
 
-        def hooks(heads: HeadSet) -> Callable[[], list[Hook]]:
-            return lambda: hooks_of(kind, heads, self.reference if kind == "mean" else None)
+        def run(heads: HeadSet) -> Float[np.ndarray, " sample"]:
+            key = f"{kind} {sorted(heads.to_json())}"
+            if kind == "knockout":
+                return self.knocked(key, heads)
+            reference = self.reference if kind == "mean" else None
+            return self.correct(key, lambda: evaluate(self.model, self.prepared, hooks_of(kind, heads, reference)))
 
-        runs = [self.correct(f"{kind} {sorted(heads.to_json())}", hooks(heads)) for heads in sets]
-        return np.mean(runs, axis=0)
+        return np.mean([run(heads) for heads in sets], axis=0)
 
     def point(self, sets: Sequence[HeadSet], kind: str, fraction: float) -> Point:
         """What ablating these heads costs, over samples, each the mean over the sets."""
