@@ -4,7 +4,6 @@ A user's mistake is one message, not a trace; the exit code is then 2.
 """
 
 import json as json_module
-import os
 import platform
 import sys
 from pathlib import Path
@@ -15,6 +14,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from corelens.cli_ablate import add_ablate
+from corelens.cli_open import (
+    BatchSize,
+    Data,
+    Dtype,
+    Fresh,
+    Json,
+    Metric,
+    Model,
+    Seed,
+    open_data,
+    open_model,
+    open_scores,
+    scored_on,
+)
+from corelens.cli_patch import add_patch
 from corelens.cli_show import add_show
 from corelens.cli_study import add_study
 from corelens.errors import CorelensError
@@ -23,17 +38,10 @@ app = typer.Typer(
     help="Find the attention heads that fetch visual evidence, test them causally, see what they save.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 console, errors = Console(), Console(stderr=True)
-
-Seed = Annotated[int, typer.Option(help="Of the scenes and of the random controls.", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")]
-
-
-Model = Annotated[str, typer.Argument(help="A bundled model, a folder, or a name on the Hub.")]
-Data = Annotated[str, typer.Argument(help="A synthetic world, a folder with samples.jsonl, or a public set's folder.")]
 
 
 @app.callback()
@@ -45,7 +53,7 @@ def _commands() -> None:
 def models(json: Json = False) -> None:
     """The bundled models, what they are and how well they answer held-out scenes.
 
-    Example: [bold]corelens models[/bold]
+    Example: `corelens models`
     """
     from corelens.demo import list_demos, read_card
 
@@ -75,19 +83,20 @@ def score(
     ] = None,
     n: Annotated[int, typer.Option(help="How many samples of a synthetic world.", min=1)] = 200,
     seed: Seed = 1,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 …")] = "auto",
+    batch_size: BatchSize = 8,
+    dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
     """Score every head of a model; several processes share the work under `accelerate launch`.
 
-    Example: [bold]corelens score qwen3vl-s refer --metric ram --metric lift --out run[/bold]
-    Example: [bold]accelerate launch -m corelens score Qwen/Qwen3-VL-4B-Instruct my_samples --out run[/bold]
+    Example: `corelens score qwen3vl-s refer --metric ram --metric lift --out run`
+
+    Example: `accelerate launch -m corelens score Qwen/Qwen3-VL-4B-Instruct my_samples --out run`
     """
     from corelens.metrics.score import score_heads
 
-    hooked = _open_model(model, dtype)
-    samples = _open_data(data, n, seed)
+    hooked = open_model(model, dtype)
+    samples = open_data(data, n, seed)
     options: dict[str, Any] = {"batch_size": batch_size, "out": out, "progress": not json, "data": Path(data).name}
     scores = score_heads(hooked, samples, metric or ["ram"], **options)
     if json:
@@ -102,14 +111,14 @@ def score(
 def heads(
     run: Annotated[Path, typer.Argument(help="A run folder of `corelens score`, or a score file.")],
     top: Annotated[float, typer.Option(help="Share of all heads.", min=0, max=1)] = 0.05,
-    metric: Annotated[str | None, typer.Option(help="Which of the run's metrics.")] = None,
+    metric: Metric = None,
     json: Json = False,
 ) -> None:
     """The best heads of a run, with intervals over samples.
 
-    Example: [bold]corelens heads run --top 0.05[/bold]
+    Example: `corelens heads run --top 0.05`
     """
-    scores = _open_scores(run, metric)
+    scores = open_scores(run, metric)
     best = scores.top(top)
     if json:
         typer.echo(json_module.dumps(best.to_json()))
@@ -130,9 +139,9 @@ def compare(
 ) -> None:
     """How far two scores agree on the same heads: Spearman, overlap of the top 5%, rank-biased overlap.
 
-    Example: [bold]corelens compare run/scores/ram.safetensors run/scores/lift.safetensors[/bold]
+    Example: `corelens compare run/scores/ram.safetensors run/scores/lift.safetensors`
     """
-    found = _open_scores(a, metric).agreement(_open_scores(b, metric))
+    found = open_scores(a, metric).agreement(open_scores(b, metric))
     if json:
         typer.echo(json_module.dumps(found._asdict()))
         return
@@ -146,9 +155,11 @@ def compare(
 def speed(
     model: Model,
     data: Data,
-    heads: Annotated[Path, typer.Option(help="A run folder of `corelens score`, or a score file.")],
+    heads: Annotated[
+        Path, typer.Option("--scores", "--heads", help="A run folder of `corelens score`, or a score file.")
+    ],
     top: Annotated[float, typer.Option(help="Share of all heads that attend fully.", min=0, max=1)] = 0.05,
-    metric: Annotated[str | None, typer.Option(help="Which of the run's metrics.")] = None,
+    metric: Metric = None,
     sink: Annotated[int, typer.Option(help="First tokens that every head sees.")] = 128,
     window: Annotated[int | None, typer.Option(help="Last tokens that the other heads see. [default: 1024]")] = None,
     last: Annotated[int, typer.Option(help="Last rows of the prompt that see everything.")] = 0,
@@ -158,35 +169,35 @@ def speed(
     decode: Annotated[str, typer.Option(help="full, or streaming: sparse KV heads forget.")] = "full",
     engine: Annotated[str, typer.Option(help="auto, or a prefill engine by name.")] = "auto",
     n: Annotated[int, typer.Option(help="How many samples of a synthetic world.", min=1)] = 100,
-    seed: Annotated[int, typer.Option(help="Of the scenes; not the one that heads were scored on.", min=0)] = 2,
+    seed: Fresh = 2,
     rounds: Annotated[int, typer.Option(help="How often each sample is timed.", min=1)] = 5,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 …")] = "auto",
+    batch_size: BatchSize = 8,
+    dtype: Dtype = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for speed.html and speed.json.")] = None,
     json: Json = False,
 ) -> None:
     """Dense against sparse inference with the top heads kept full: times, memory, accuracy.
 
-    Example: [bold]corelens speed qwen3vl-s refer --heads run --metric 'ram[rows=last]' --sink 1 --window 16[/bold]
-    Example: [bold]corelens speed Qwen/Qwen3-VL-4B-Instruct my_samples --heads run --kv-budget 256[/bold]
+    Example: `corelens speed qwen3vl-s refer --scores run --metric 'ram[rows=last]' --sink 1 --window 16`
+
+    Example: `corelens speed Qwen/Qwen3-VL-4B-Instruct my_samples --scores run --kv-budget 256`
     """
     from corelens.evaluate import evaluate
     from corelens.sparse import KVBudget, SparseInference, Streaming
     from corelens.speed import check_scores
 
-    scores = _open_scores(heads, metric)
+    scores = open_scores(heads, metric)
     budget = KVBudget(scores, kv_budget) if kv_budget is not None else None
     pattern = None if budget and window is None else Streaming(sink, 1024 if window is None else window, last)
     options: dict[str, Any] = {"kv_budget": budget, "decode": decode, "engine": engine}
     sparse = SparseInference(scores.top(top) if pattern and top else None, pattern, **options)
-    hooked = _open_model(model, dtype)
+    hooked = open_model(model, dtype)
     check_scores(scores, hooked.cfg)
-    samples = _open_data(data, n, seed)
+    samples = open_data(data, n, seed)
     report = evaluate(hooked, samples, batch_size=batch_size, sparse=sparse, rounds=rounds).speed
     assert report is not None
-    scored = {sample.id for sample in samples} & set(scores.meta.get("samples", ()))
-    if scored and scores.meta.get("data") == Path(data).name:
-        report.notes.append(f"The heads were scored on {len(scored)} of these samples: choose other ones.")
+    if seen := scored_on(scores, samples, data):
+        report.notes.append(f"The heads were scored on {seen} of these samples: choose other ones.")
     if out is not None:
         report.save(out / "speed.json")
         report.save(out / "speed.html")
@@ -210,7 +221,7 @@ def train_demo(
 ) -> None:
     """Train a demo model as its recipe says (resumable; its card says how long that took and where).
 
-    Example: [bold]corelens train-demo qwen3vl-s --seed 0 --out runs/mine --export models[/bold]
+    Example: `corelens train-demo qwen3vl-s --seed 0 --out runs/mine --export models`
     """
     from corelens.demo.export import export_demo
     from corelens.demo.train import train_demo as train
@@ -237,7 +248,7 @@ def data_check(
 
     Exits with 1 if nothing in it can be used.
 
-    Example: [bold]corelens data check data/refcocog[/bold]
+    Example: `corelens data check data/refcocog`
     """
     from corelens.data.check import check
 
@@ -257,52 +268,10 @@ def data_check(
         raise typer.Exit(1)
 
 
-def _short(interval: Any) -> str:
-    return escape(f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]")
-
-
-def _open_model(name: str, dtype: str = "auto") -> Any:
-    from corelens.demo import list_demos, load_demo
-    from corelens.model import HookedMLLM
-
-    if name in list_demos():
-        return load_demo(name, dtype="float32" if dtype == "auto" else dtype)
-    shared = int(os.environ.get("WORLD_SIZE", 1)) > 1  # under `accelerate launch` each process has a GPU of its own
-    place = {"": int(os.environ["LOCAL_RANK"])} if shared else "auto"
-    return HookedMLLM.from_pretrained(name, dtype=dtype, device_map=place if _has_gpu() else None)
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _open_data(name: str, n: int, seed: int) -> Any:
-    from corelens.data import load_data
-    from corelens.data.folder import FILE
-
-    own = Path(name).is_file() or Path(name, FILE).is_file()  # your own samples: all of them
-    return load_data(name) if own else load_data(name, n, seed)
-
-
-def _open_scores(path: Path, metric: str | None) -> Any:
-    from corelens.heads import HeadScores
-
-    if path.is_dir():
-        files = {file.stem: file for file in sorted((path / "scores").glob("*.safetensors"))}
-        if not files or (metric is not None and metric not in files):
-            raise CorelensError(
-                f"{path}" + (f" with the metric {metric!r}" if files else ""),
-                f"a finished run with one of {', '.join(files)}" if files else "a finished run of `corelens score`",
-                "name one of these" if files else "let the run finish: start it again with the same options",
-            )
-        path = files[metric or ("ram" if "ram" in files else next(iter(files)))]
-    return HeadScores.load(path)
-
-
-add_show(app, _open_model, _open_scores)
-add_study(app, _open_model, _open_data)
+add_ablate(app)
+add_patch(app)
+add_show(app)
+add_study(app, open_model, open_data)
 
 
 def main() -> None:

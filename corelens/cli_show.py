@@ -1,20 +1,18 @@
 """The command `corelens show`: the user's own picture and question, the model's answer, and where its heads look."""
 
 import json as json_module
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from corelens.cli_open import ending, open_model, open_scores
 from corelens.demo import DEFAULT
 from corelens.errors import CorelensError
 
-PICTURE = ("png", "pdf", "svg", "jpg")
 
-
-def add_show(app: typer.Typer, open_model: Callable[[str], Any], open_scores: Callable[..., Any]) -> None:
+def add_show(app: typer.Typer) -> None:
     """Give the command line its `show`."""
 
     @app.command()
@@ -36,15 +34,14 @@ def add_show(app: typer.Typer, open_model: Callable[[str], Any], open_scores: Ca
         Heads are those of --heads, else the top ones of --scores, else those that put most on --box in this picture,
         else (a bundled model) the top ones by RAM over 40 scenes of its world, else those that put most on the picture.
 
-        Example: [bold]corelens show scene.png "What digit is on the red star?" --box 20,51,77,105[/bold]
-        Example: [bold]corelens show bus.jpg "What number?" --model Qwen/Qwen3-VL-4B-Instruct --out bus.png[/bold]
+        Example: `corelens show scene.png "What digit is on the red star?" --box 20,51,77,105`
+
+        Example: `corelens show bus.jpg "What number?" --model Qwen/Qwen3-VL-4B-Instruct --out bus.png`
         """
         from corelens.inputs import Sample
         from corelens.pictures import read_picture
 
-        ending = out.suffix.lower().lstrip(".")
-        if ending not in ("html", *PICTURE):
-            raise CorelensError(f"--out {out}", f"a file that ends in .html, .{', .'.join(PICTURE)}", "name it so")
+        ending(out)
         regions = [] if box is None else [_box(box)]
         sample = Sample([read_picture(image, "the picture")], question, regions=regions, id=image.name)
         hooked = open_model(model)

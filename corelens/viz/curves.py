@@ -13,6 +13,7 @@ from corelens.viz import style
 
 LOOK = {  # the controls look the same in every report
     "top": (style.HOT, "o"),
+    "given": (style.HOT, "o"),
     "bottom": (style.BLUE, "s"),
     "random": (style.GREY, "D"),
     "layer-matched": (style.GREEN, "^"),
@@ -74,6 +75,8 @@ def ablation_curves(
 ) -> Figure:
     """What ablating a share of all heads costs, one line a choice of heads, 95% intervals as bands.
 
+    Where there is one share only, the choices stand side by side.
+
     Args:
         curves: {"top": [(fraction, mean, low, high), …], "bottom": …, "random": …, "layer-matched": …}; other labels
             get colours of their own. Fractions, means and bounds between 0 and 1.
@@ -88,9 +91,12 @@ def ablation_curves(
         ax.grid(axis="y")
         ax.set_axisbelow(True)
         shares = sorted({point[0] for points in curves.values() for point in points})
-        for label, points in curves.items():
+        for place, (label, points) in enumerate(curves.items()):
             colour, marker = LOOK[label] if label in LOOK else next(spare)
             x, mean, low, high = np.array(sorted(points), dtype=float).T
+            if len(shares) == 1:
+                x = np.array([float(place)])
+                ax.vlines(x, low, high, color=colour, linewidth=1.6)
             ax.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
             ax.plot(
                 x,
@@ -109,8 +115,13 @@ def ablation_curves(
                     words, (1, level), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
                     va="center", fontsize=8, color=style.SOFT, annotation_clip=False,
                 )  # fmt: skip
-        ax.set_xticks(shares, [f"{share:.3g}" for share in np.array(shares) * 100])
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set(xlabel="heads ablated, % of all", ylabel=f"{ylabel} (95% CI)", ylim=(0, 1.02))
-        ax.legend(loc="best", handlelength=1.6)
+        ax.set(ylabel=f"{ylabel} (95% CI)", ylim=(0, 1.02))
+        if len(shares) == 1:
+            ax.set_xticks(range(len(curves)), list(curves))
+            ax.set(xlabel=f"heads ablated, {100 * shares[0]:.3g}% of all", xlim=(-0.5, len(curves) - 0.5))
+        else:
+            ax.set_xticks(shares, [f"{share:.3g}" for share in np.array(shares) * 100])
+            ax.set_xlabel("heads ablated, % of all")
+            ax.legend(loc="best", handlelength=1.6)
     return style.figure_of(ax)

@@ -66,8 +66,7 @@ def commands() -> str:
             if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Attribute) and mark.func.attr == "command":
                 group = getattr(mark.func.value, "id", "app").removesuffix("app").strip("_")
                 name = ast.literal_eval(mark.args[0]) if mark.args else node.name.replace("_", "-")
-                words = re.sub(r"\[bold\](.+?)\[/bold\]", r"`\1`", ast.get_docstring(node) or "")
-                text += f"## corelens {f'{group} {name}'.strip()}\n\n{words}\n\n"
+                text += f"## corelens {f'{group} {name}'.strip()}\n\n{ast.get_docstring(node)}\n\n"
     return text
 
 

@@ -1,0 +1,163 @@
+"""The commands that test heads causally say what the library says, write what they are asked for, and explain mistakes."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import corelens as cl
+from corelens import cli
+from corelens.interventions.result import PatchResult
+
+HEADS = cl.HeadSet(["L1H5", "L1H4"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return cl.load_demo("qwen3vl-s")
+
+
+@pytest.fixture
+def corelens(model, tmp_path, monkeypatch):
+    """Runs a line of the command line in an empty folder; the model is loaded once."""
+    monkeypatch.chdir(tmp_path)
+    for command in ("cli_ablate", "cli_patch"):
+        monkeypatch.setattr(f"corelens.{command}.open_model", lambda name, dtype: model)
+
+    def run(line, fails=False):
+        done = CliRunner().invoke(cli.app, shlex.split(line))
+        assert fails or done.exit_code == 0, (done.output, done.exception)
+        return done.exception if fails else done.stdout
+
+    return run
+
+
+def scores(folder, heads=HEADS):
+    values = np.random.default_rng(0).random((8, 12)).astype(np.float32)
+    for rank, head in enumerate(heads):
+        values[head] = 3.0 - rank
+    meta = {"key": "ram", "metric": "ram", "data": "refer", "samples": [s.id for s in cl.synthetic("refer", 3, seed=2)]}
+    cl.HeadScores(values, meta=meta).save(folder / "ram.safetensors")
+
+
+def test_ablate_says_what_evaluate_says(corelens, model, tmp_path):
+    told = json.loads(corelens("ablate qwen3vl-s refer --heads L1H5,L1H4 --kind knockout --n 8 --draws 2 --json"))
+    samples = cl.synthetic("refer", 8, seed=2)
+    clean, cut = cl.evaluate(model, samples), cl.evaluate(model, samples, hooks=cl.knockout(HEADS))
+    point = told["curves"]["given"][0]
+    assert point["heads"] == [HEADS.to_json()] and point["k"] == 2 and told["clean"]["value"] == clean.accuracy
+    assert point["accuracy"]["value"] == cut.accuracy < clean.accuracy
+    lost = cl.paired(clean, cut)
+    assert [*point["drop"].values()] == pytest.approx([lost.difference, *lost.ci])
+    assert list(told["curves"]) == ["given", "random", "layer-matched"]
+    for name, controls in told["curves"].items():
+        drawn = [cl.HeadSet(heads) for heads in controls[0]["heads"]]
+        assert len(drawn) == (1 if name == "given" else 2) and all(len(one) == 2 for one in drawn)
+        assert name == "given" or not any(one & HEADS for one in drawn)
+        assert name != "layer-matched" or all(set(one.by_layer()) == {1} for one in drawn)
+
+
+def test_ablate_takes_the_top_of_scores_and_writes(corelens, model, tmp_path):
+    scores(tmp_path)
+    start = "ablate qwen3vl-s refer --scores ram.safetensors --n 3 --draws 1"
+    said = corelens(f"{start} --top 0.02 --top 0.05 --kind zero --out made/cut.html")
+    assert "zero ablation (their output set to zero), top by ram; 3 samples" in said and "layer-matched" in said
+    assert "2.0% of the heads: L1H5, L1H4\n" in said and "scored on 3 of these samples" in " ".join(said.split())
+    page = (tmp_path / "made/cut.html").read_text(encoding="utf-8")
+    assert "<h1>Without the top heads</h1>" in page and page.count("<tr class=") == 8 and "<svg role" in page
+    corelens(f"{start} --top 0.02 --kind resample --out cut.json")
+    resampled = json.loads((tmp_path / "cut.json").read_text())
+    others = model.prepare(cl.synthetic("refer", 8, seed=3))
+    _, cache = model.run_with_cache(others, names_filter=lambda name: name.endswith("attn.hook_z"))
+    hooks = cl.ablate(HEADS, "resample", reference=(cache, others))
+    wanted = cl.evaluate(model, cl.synthetic("refer", 3, seed=2), hooks=hooks)
+    assert resampled["curves"]["top"][0]["accuracy"]["value"] == wanted.accuracy
+
+
+def test_patch_says_what_activation_patch_says(corelens, model, tmp_path):
+    told = json.loads(corelens("patch qwen3vl-s refer --n 2 --batch-size 1 --top 2 --out heads.safetensors --json"))
+    clean, twins = (cl.synthetic("refer", 2, seed=2, turn=turn) for turn in (0, 3))
+    wanted = cl.activation_patch(model, clean, twins, site="z", metric=cl.logit_diff())
+    assert np.allclose(told["effect"], wanted.effect.mean(0), atol=1e-3)
+    assert told["twin"] == "refer, turn=3" and told["metric"] == "logit difference"
+    assert [f"L{one['layer']}H{one['head']}" for one in told["top"]] == ["L1H4", "L1H5"]
+    kept = PatchResult.load(tmp_path / "heads.safetensors")
+    assert np.allclose(kept.values, wanted.values, atol=1e-3) and kept.samples == [sample.id for sample in clean]
+
+
+def test_patch_draws_heads_positions_and_roles(corelens, tmp_path):
+    said = corelens("patch qwen3vl-s refer --n 2 --attribution --out heads.html")
+    assert "L1H4" in said and "attribution patching, denoising, z; logit difference: corrupted run -" in said
+    page = (tmp_path / "heads.html").read_text(encoding="utf-8")
+    assert page.count("<rect") > 96 and page.count("<img") == 4 and "effect of denoising z (logit difference)" in page
+    said = corelens("patch qwen3vl-s refer --n 1 --site resid_post --twin blur --out where.png")
+    assert "(1 pair, twin: blur)" in said and "(patch)" in said and "log-probability of the answer (nats)" in said
+    assert Image.open(tmp_path / "where.png").width > 600
+    said = corelens(
+        "patch qwen3vl-s refer --n 2 --site resid_post --per role --twin replace --metric kl --direction noising"
+    )
+    assert "region" in said and "twin: replace" in said and "KL from the clean run" in said
+
+
+def test_patch_takes_twins_from_a_folder(corelens, tmp_path):
+    samples = cl.synthetic("refer", 2, seed=5)
+    cl.save_samples(samples, tmp_path / "mine")
+    cl.save_samples(cl.pair(samples, "noise")[0][1:] + cl.pair(samples, "noise")[1][1:], tmp_path / "twins")
+    told = json.loads(corelens("patch qwen3vl-s mine --twin twins --site v --per kv_head --json"))
+    assert told["axes"].keys() == {"kv_head"} and told["samples"] == 2 and told["metric"].startswith("log-probability")
+    assert told["base"] < told["other"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("ablate qwen3vl-s refer", "neither --scores nor --heads"),
+        ("ablate qwen3vl-s refer --scores ram.safetensors --heads L0H0", "--scores and --heads"),
+        ("ablate qwen3vl-s refer --heads L0H0 --kind halve", "one of zero, mean"),
+        ("ablate qwen3vl-s refer --heads L0H0 --out cut.gif", ".html, .json"),
+        ("ablate qwen3vl-s refer --heads , --n 1", "one head or more"),
+        ("ablate qwen3vl-s refer --heads L8H0 --n 1", "heads of another model"),
+        ("ablate qwen3vl-s refer --heads first --n 1", "a name like \"L3H5\""),
+        ("ablate qwen3vl-s nowhere --heads L0H0", "the data 'nowhere'"),
+        ("ablate qwen3vl-s refer --scores nowhere.safetensors", "nowhere.safetensors"),
+        ("ablate qwen3vl-s refer --scores ram.safetensors --top 0.8 --n 1", "half of a model has no control"),
+        ("patch qwen3vl-s refer --metric loss", "one of logit_diff"),
+        ("patch qwen3vl-s refer --per layer,position", "--n 1"),
+        ("patch qwen3vl-s refer --n 1 --site heads", "the site 'heads'"),
+        ("patch qwen3vl-s refer --n 1 --direction both", "'denoising' or 'noising'"),
+        ("patch qwen3vl-s refer --n 1 --twin replace", "raise --n"),
+        ("patch qwen3vl-s refer --n 1 --twin sharpen", "the data 'sharpen'"),
+        ("patch qwen3vl-s refer --n 2 --twin doc", "twin"),
+        ("patch qwen3vl-s refer --n 1 --per layer,head,role --out a.png", "--per layer,head"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_explained(corelens, tmp_path, line, words):
+    scores(tmp_path)
+    error = corelens(line, fails=True)
+    assert isinstance(error, cl.CorelensError) and words in str(error), error
+
+
+def test_every_command_shows_an_example_and_loses_no_brackets():
+    """Help is set as Markdown: as rich markup, "[rows=last]" and "[default: …]" would vanish from it."""
+    commands = [["--help"]]
+    for group, app in (([], cli.app), (["data"], cli.data_app)):
+        commands += [
+            [*group, one.name or one.callback.__name__.replace("_", "-"), "--help"] for one in app.registered_commands
+        ]
+    assert {line[0] for line in commands} >= {"ablate", "patch", "speed", "study", "show", "data", "train-demo"}
+    for line in commands:
+        said = " ".join(CliRunner().invoke(cli.app, line, env={"COLUMNS": "200"}).stdout.split())
+        assert line == ["--help"] or "Example:" in said, line
+        if line[0] in ("speed", "ablate"):
+            assert "'ram[rows=last]'" in said and "[default: 0.05]" in said
+
+
+def test_a_mistake_is_one_message_and_exit_code_two(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["corelens", "patch", "qwen3vl-s", "refer", "--metric", "loss"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "--metric loss" in said and "Traceback" not in said
