@@ -96,7 +96,7 @@ def test_the_study_runs_on_every_family(family, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_knockouts_begun_late_give_what_whole_forwards_give(family, monkeypatch):
     model = cl.HookedMLLM(*tiny(family))
-    prepared = batches(model, cl.synthetic("refer", 3, seed=2), 3)
+    prepared = batches(model, cl.synthetic("refer", 3, seed=2), 2)  # of unequal sizes
     cases = [(None, "text", "visual"), (cl.HeadSet([(1, 0), (1, 1)]), "question+last+answer", "region")]
     found = [Knockouts(model, prepared).evaluate(*case) for case in cases]
     whole = [cl.evaluate(model, prepared, cl.knockout(*case)) for case in cases]

@@ -103,12 +103,15 @@ class Replay:
         Returns:
             The logits of the last `keep` positions (or of all).
         """
-        batch = Inputs({"inputs_embeds": self._embeds(start)}, self.inputs.token_maps, self.inputs.samples)
+        kwargs = self._called_with(start)
+        # (without position ids some models make their own, from what they remember of the last batch)
+        tensors = {name: kwargs[name] for name in ("inputs_embeds", "position_ids") if kwargs.get(name) is not None}
+        batch = Inputs(tensors, self.inputs.token_maps, self.inputs.samples)
         kept = [(_later(name, start), function) for name, function in self.hooks if _fires(name, start)]
         every = [*kept, *hooks, *(reading or {}).items()]
         length = self.length - start.row
         wanted = self.length if self.keep is None else self.keep
-        with torch.no_grad(), self._begun(start):
+        with torch.no_grad(), self._begun(start, kwargs):
             if not logits:
                 self.model.run_with_hooks(batch, fwd_hooks=every, return_type=None)
                 return None
@@ -124,10 +127,9 @@ class Replay:
         return _repeat(self.cache["hook_embed"], start)
 
     @contextmanager
-    def _begun(self, start: Start) -> Iterator[None]:
-        """Within this context the decoder begins at `start`, whatever it is called with."""
+    def _begun(self, start: Start, kwargs: dict[str, Any]) -> Iterator[None]:
+        """Within this context the decoder begins at `start`, called with `kwargs` whatever it is given."""
         with ExitStack() as stack:
-            kwargs = self._called_with(start)
 
             def call(module: nn.Module, args: Any, given: dict[str, Any]) -> Any:
                 return (), {**given, **kwargs}
