@@ -131,13 +131,15 @@ def _zoo(
     open_model: Callable[[str], Any], open_data: Callable[..., Any], progress: bool,
 ) -> None:  # fmt: skip
     """Study each model, then compare what lies in `out`."""
+    from corelens.study.compare import compare
     from corelens.study.zoo import zoo
 
     def worlds(model: str) -> dict[str, Any]:
         return {Path(name).name: _samples(name, n, seed, open_data) for name in data or default_worlds([model])}
 
     for _ in zoo(models, open_model, worlds, out, findings=only or None, seed=seed, progress=progress):
-        pass
+        page = compare(out).write(out)
+        console.print(f"report: {page}", highlight=False)
 
 
 def default_worlds(models: list[str]) -> list[str]:

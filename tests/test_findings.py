@@ -1,11 +1,14 @@
 """Findings: how verdicts are reached, their statistics against closed forms, and every family from end to end."""
 
 import itertools
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import corelens as cl
+import published
 from corelens.evaluate import batches
 from corelens.heads import HeadScores
 from corelens.study import f1_sparsity, f2_stability, f4_localise, late, setting
@@ -91,6 +94,27 @@ def test_the_study_runs_on_every_family(family, monkeypatch):
     assert len(found.findings) == 8 and not any(finding.skipped for finding in found.findings)
     assert {"concentration", "layers", "localisation", "table", "sufficiency", "hybrid"} <= set(found.measured["refer"])
     assert found.finding("F5").verdict == "not reproduced"
+
+
+@pytest.mark.parametrize("name", published.MAKERS)
+def test_the_study_runs_on_every_public_set(name, tmp_path, monkeypatch):
+    made = published.MAKERS[name](tmp_path / "data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # questions without an answer to compare are left out
+        found = cl.load_data(made)
+    samples = [replace(one, id=f"{one.id} {i}") for i in range(10) for one in found if one.answer][:10]
+    monkeypatch.setattr(setting, "LEAST_ACCURACY", 0.0)  # random weights answer nothing
+    told = cl.study(cl.HookedMLLM(*tiny("qwen3_vl")), {name: samples}, out=tmp_path / "out", **SMALL)
+    marked = [one for one in samples if one.regions]
+    assert told.settings[0].samples == (marked or samples)
+    if marked:
+        assert {"localisation", "table", "sufficiency", "hybrid"} <= told.measured[name].keys()
+    else:
+        assert {f.id: f.skipped for f in told.findings} == {
+            f"F{i}": {name: "the samples have no regions"} for i in range(1, 9)
+        }
+        page = told.report.read_text()
+        assert f"Not measured on {name}: the samples have no regions." in page
 
 
 @pytest.mark.parametrize("family", FAMILIES)

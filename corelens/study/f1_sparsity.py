@@ -1,13 +1,13 @@
 """F1, functional sparsity: a few heads hold the attention mass on the evidence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from corelens.heads import HeadScores
 from corelens.score_stats import gini
-from corelens.study.finding import NOT_JUDGED, NOT_REPRODUCED, Claim, Finding, cell, judge, percent
+from corelens.study.finding import NOT_JUDGED, NOT_REPRODUCED, Brief, Claim, Finding, cell, judge, percent
 from corelens.study.options import CONTROLLED, RANKINGS
 from corelens.study.setting import Setting
 
@@ -40,6 +40,15 @@ def measure(setting: Setting) -> dict[str, Any]:
             "split_half": scores.split_half(),
         }
     return {"concentration": found}
+
+
+def brief(numbers: Mapping[str, Any]) -> Brief:
+    """The numbers that a comparison of models shows."""
+    return {
+        name: {"share of the top": one["share_of_top"], "times even": one["share_of_top"][0] / one["even_share"],
+               "Gini": one["gini"]}
+        for name, one in numbers["concentration"].items() if name in CONTROLLED
+    }  # fmt: skip
 
 
 def resampled(scores: HeadScores, seed: int, draws: int = 200) -> np.ndarray:

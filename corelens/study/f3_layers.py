@@ -1,12 +1,12 @@
 """F3, where they sit: the layer profile, and how it moves with scale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from corelens.study.f1_sparsity import resampled
-from corelens.study.finding import NOT_JUDGED, REPRODUCED, Claim, Finding, cell, judge
+from corelens.study.finding import NOT_JUDGED, REPRODUCED, Brief, Claim, Finding, cell, judge
 from corelens.study.options import CONTROLLED, RANKINGS
 from corelens.study.setting import Setting
 
@@ -38,6 +38,11 @@ def measure(setting: Setting) -> dict[str, Any]:
             "depth": (mine, *np.quantile(depths, [0.025, 0.975])),
         }  # fmt: skip
     return {"layers": found}
+
+
+def brief(numbers: Mapping[str, Any]) -> Brief:
+    """The numbers that a comparison of models shows."""
+    return {name: {"mean depth of the top": numbers["layers"][name]["depth"]} for name in CONTROLLED}
 
 
 def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 
 from corelens.heads import HeadScores
 from corelens.score_stats import ratio
-from corelens.study.finding import NOT_REPRODUCED, Claim, Finding, cell, judge
+from corelens.study.finding import NOT_REPRODUCED, Brief, Claim, Finding, cell, judge
 from corelens.study.options import CONTROLLED, LEVEL, RANKINGS
 from corelens.study.scenes import scenes
 from corelens.study.setting import Setting
@@ -75,6 +75,15 @@ def _sides(numerator: np.ndarray, denominator: np.ndarray, chosen: np.ndarray, s
         return [float(values[0]), *map(float, np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2]))]
 
     return {"top": interval(mine), "others": interval(others), "difference": interval(mine - others, LEVEL)}
+
+
+def brief(numbers: Mapping[str, Any]) -> Brief:
+    """The numbers that a comparison of models shows."""
+    found = numbers["localisation"]
+    return {
+        name: {f"{of}, {side}": found[name][of][side] for of in ("precision", "spread") for side in SIDES}
+        for name in CONTROLLED
+    }
 
 
 def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:

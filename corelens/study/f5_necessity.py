@@ -1,10 +1,10 @@
 """F5, necessity: without the top heads the model fails, and without as many others it hardly notices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from corelens.evaluate import Point
-from corelens.study.finding import NOT_REPRODUCED, Claim, Finding, cell, judge, points
+from corelens.study.finding import NOT_REPRODUCED, Brief, Claim, Finding, cell, judge, points
 from corelens.study.options import CONTROLLED, KIND_WORDS, LEVEL, RANKINGS, READERS, selection_name
 from corelens.study.setting import Setting
 
@@ -66,6 +66,20 @@ def point_json(point: Point) -> dict[str, Any]:
 def row(numbers: dict[str, Any], role: str, ranking: str = "") -> dict[str, Any]:
     """The line of the table with this role and ranking."""
     return next(one for one in numbers["table"] if (one["role"], one["ranking"]) == (role, ranking))
+
+
+def brief(numbers: Mapping[str, Any]) -> Brief:
+    """The numbers that a comparison of models shows: points lost."""
+
+    def lost(role: str, ranking: str, kind: str) -> Any:
+        return row(numbers, role, ranking)["ablations"][kind]["drop"]
+
+    random = {"random, knockout": lost("random", "", "knockout"), "random, zero": lost("random", "", "zero")}
+    return {
+        name: {"top, knockout": lost("top", name, "knockout"), "top, zero": lost("top", name, "zero")}
+        | {"bottom, knockout": lost("bottom", name, "knockout")} | random
+        for name in CONTROLLED
+    }  # fmt: skip
 
 
 def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:

@@ -1,6 +1,6 @@
 """F6, sufficiency: when these heads alone may see the picture, the model still answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from corelens.evaluate import Point, bootstrap_mean
 from corelens.head_set import HeadSet
 from corelens.study.f5_necessity import point_json
-from corelens.study.finding import REPRODUCED, Claim, Finding, cell, judge, percent
+from corelens.study.finding import REPRODUCED, Brief, Claim, Finding, cell, judge, percent
 from corelens.study.options import CONTROLLED, RANKINGS
 from corelens.study.setting import Setting
 
@@ -54,6 +54,13 @@ def measure(setting: Setting) -> dict[str, Any]:
                  range(setting.options.draws)]  # fmt: skip
         lines.setdefault("random", []).append(seeing([HeadSet([pool[j] for j in draw]) for draw in draws], share))
     return {"sufficiency": {"blind": setting.mean(blind)._asdict(), "lines": lines}}
+
+
+def brief(numbers: Mapping[str, Any]) -> Brief:
+    """The numbers that a comparison of models shows."""
+    lines, share = numbers["sufficiency"]["lines"], numbers["fraction"]
+    at = {name: next(x for x in line if x["fraction"] == share)["regained"] for name, line in lines.items()}
+    return {name: {"regained, top": at[f"top, {name}"], "regained, random": at["random"]} for name in CONTROLLED}
 
 
 def regained(

@@ -1,6 +1,6 @@
 """F7, acceleration at parity: the top heads attend fully, the others in a window, against as many random heads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from corelens.contrast import NONE, SparseContrast, sparse_contrast
 from corelens.evaluate import bootstrap_mean, evaluate
 from corelens.sparse import SparseInference, Streaming
 from corelens.sparse.report import SpeedReport
-from corelens.study.finding import NOT_REPRODUCED, Claim, Finding, cell, judge
+from corelens.study.finding import NOT_REPRODUCED, Brief, Claim, Finding, cell, judge
 from corelens.study.options import CONTROLLED, LEVEL, RANKINGS
 from corelens.study.setting import Setting
 
@@ -85,6 +85,16 @@ def met(one: dict[str, Any]) -> bool:
     """Whether parity and control hold at this window."""
     parity = one["top"]["value"] <= PARITY and one["top"]["high"] <= AT_MOST
     return parity and one["random"]["value"] >= MUCH and one["gap"]["low"] > 0
+
+
+def brief(numbers: Mapping[str, Any]) -> Brief:
+    """The numbers that a comparison of models shows, at the window where the top heads lose least."""
+    found, told = numbers["hybrid"], {}
+    for name in CONTROLLED:
+        one = min(found["lost"][name], key=lambda one: one["top"]["value"])
+        told[name] = {"prompt, tokens": found["tokens"], "window": one["window"], "lost, top full": one["top"],
+                      "lost, random full": one["random"]}  # fmt: skip
+    return told
 
 
 def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:

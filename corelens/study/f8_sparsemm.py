@@ -1,6 +1,6 @@
 """F8, SparseMM: visual heads by their response to written text, and KV budgets by head at equal memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from corelens.metrics.score import score_heads
 from corelens.sparse import KVBudget, SparseInference
 from corelens.sparse.report import SpeedReport
 from corelens.study.f7_acceleration import prompt_tokens
-from corelens.study.finding import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Claim, Finding, cell, percent
+from corelens.study.finding import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Brief, Claim, Finding, cell, percent
 from corelens.study.options import CONTROLLED, RANKINGS
 from corelens.study.setting import Setting
 
@@ -119,6 +119,17 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
     finding.numbers = {"met": outcomes}
     finding.explanation = " ".join(why)
     return finding
+
+
+def brief(numbers: Mapping[str, Any]) -> Brief:
+    """The numbers that a comparison of models shows."""
+    found = numbers["visual_heads"]
+    told = {"share of the top": found["share_of_top"], "Gini": found["gini"], "heads that never hit": found["none_hit"]}
+    if found["with_ram"]:
+        told["ρ with RAM (last row)"] = found["with_ram"]["spearman"]
+    if found["budgets"]:
+        told["budgets by it better than even and dealt ones"] = "yes" if _better(found["budgets"]) else "no"
+    return {VISUAL: told}
 
 
 def _better(budgets: dict[str, Any]) -> bool:

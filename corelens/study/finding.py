@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+Brief = dict[str, dict[str, Any]]  # {reading of the score: {what: an interval, a number or a word}}
 REPRODUCED, NOT_REPRODUCED, NOT_JUDGED = "reproduced", "not reproduced", "not judged"
 
 

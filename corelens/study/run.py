@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from corelens.demo import read_card
 from corelens.errors import CorelensError
 from corelens.inputs import Sample
 from corelens.metrics.runs import sample_hash
@@ -67,7 +68,7 @@ def run_study(
     if not models or not worlds:
         raise CorelensError(f"{len(models)} models and {len(worlds)} worlds", "one of each or more", "give them")
     checked = {name: readable(name, given) for name, given in worlds.items()}
-    told = {name: about(model) for name, model in models.items()}
+    told = {name: about(model) | trained(model) for name, model in models.items()}
     with ExitStack() as stack:
         if out is not None and resume:
             work = out / "work"
@@ -100,6 +101,16 @@ def run_study(
             line.step("writing the report")
             result.write(out)
     return result
+
+
+def trained(model: Any) -> dict[str, Any]:
+    """What the card beside a model's weights says of its training; {} for a model without one."""
+    folder = Path(str(getattr(model.hf.config, "_name_or_path", "") or "."))
+    if not (folder / "card.json").exists():
+        return {}
+    card = read_card(folder.name, folder.parent)
+    told = {"name": card["name"], "seed": card["training"]["seed"], "start": card["training"]["recipe"].get("start")}
+    return {"training": told | {"parameters": card["parameters"]}}
 
 
 def _chosen(findings: Sequence[str] | None) -> dict[str, Any]:

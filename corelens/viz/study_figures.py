@@ -74,6 +74,28 @@ def layer_profile(
     return style.figure_of(ax)
 
 
+def depth_profiles(
+    profiles: Mapping[str, Sequence[float]], depths: Mapping[str, float], ax: Axes | None = None
+) -> Figure:
+    """Where models of several scales hold their score: each layer's share of it over relative depth.
+
+    Args:
+        profiles: {model: mean score of each layer}; drawn times the number of layers, so that 1 is an even spread.
+        depths: {model: mean relative depth of its top heads}, marked on the line.
+    """
+    with style.axes(ax, 6.4, 2.9) as ax:
+        ax.axhline(1, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1)
+        for i, (name, profile) in enumerate(profiles.items()):
+            share = np.array(profile) / max(float(np.sum(profile)), 1e-12) * len(profile)
+            at, one = np.linspace(0, 1, len(profile)), i % len(style.CYCLE)
+            ax.plot(at, share, color=style.CYCLE[one], linewidth=1.4, label=name)
+            here, marker = np.interp(depths[name], at, share), style.MARKERS[one]
+            ax.plot(depths[name], here, marker, color=style.CYCLE[one], markersize=8, markeredgecolor="white")
+        ax.set(xlabel="relative depth (0: first layer, 1: last)", ylabel="layer's share, times even", ylim=(0, None))
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1.4)
+    return style.figure_of(ax)
+
+
 def head_cloud(spread: np.ndarray, precision: np.ndarray, chosen: np.ndarray, ax: Axes | None = None) -> Figure:
     """Every head by how widely it looks over the picture (x) and how precisely (y); the chosen ones are marked."""
     with style.axes(ax, 4.6, 3.0) as ax:
@@ -87,13 +109,10 @@ def head_cloud(spread: np.ndarray, precision: np.ndarray, chosen: np.ndarray, ax
             linewidth=0.6,
             label="top heads",
         )
-        for layer, head in np.argwhere(chosen)[:8]:
-            ax.annotate(
-                f"L{layer}H{head}", (spread[layer, head], precision[layer, head]), (5, 4), textcoords="offset points",
-                fontsize=7.5, color=style.HOT,
-            )  # fmt: skip
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.set(xlabel="share of the picture it spreads over", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+        named = [(f"L{i}H{j}", spread[i, j], precision[i, j]) for i, j in np.argwhere(chosen)[:8]]
+        style.name_points(ax, named, style.HOT)
         ax.legend(loc="upper right")
     return style.figure_of(ax)
 
