@@ -128,6 +128,28 @@ class SparseContrast:
         xlabel = "window, tokens" if self.kind == "pattern" else "keys kept, mean a KV head"
         return speed_curves(panels, xlabel, dense, ylabel=words, percent=metric == "accuracy", **options)
 
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) of every point."""
+        columns = ["kept", "full heads", "window" if self.kind == "pattern" else "keys a KV head"]
+        rows = [
+            [p.line, "–" if p.share is None else f"{p.share:.0%}", str(p.x), str(p.accuracy), str(p.answer_logprob)]
+            for p in self.points
+        ]
+        return [*columns, "accuracy", "answer log-probability (nats)"], rows
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.page import table
+        from corelens.viz.view import image_html
+
+        hot = [i for i, point in enumerate(self.points) if point.line.startswith(CLAIMS)]
+        metric = "accuracy" if self.kind == "pattern" else "answer_logprob"
+        said = f"On {len(self.dense.per_sample)} samples, 95% intervals; dense {self.dense.interval}."
+        return f"{table(*self.table(), said, hot=hot)}{image_html(self.plot(metric), repr(self))}"
+
+    def __repr__(self) -> str:
+        samples, lines = len(self.dense.per_sample), ", ".join(dict.fromkeys(p.line for p in self.points))
+        return f"SparseContrast({self.kind}: {lines}; {samples} samples, dense accuracy {self.dense.interval})"
+
     def to_json(self) -> dict[str, Any]:
         """Every point, every paired difference, and the heads of every draw."""
         return {

@@ -128,12 +128,12 @@ class TunedSparse:
         return ["setting", "accuracy", "minus dense", "pairs left", "prefill speed-up"], rows
 
     def _repr_html_(self) -> str:
-        from corelens.viz.page import figure, table, text
+        from corelens.viz.page import table, text
+        from corelens.viz.view import image_html
 
         hot = [i for i, one in enumerate(self.curve) if one is self.chosen]
         parts = [text(self.verdict), table(*self.table(), "On the calibration samples.", hot=hot)]
-        parts.append(figure(self.plot(), "Accuracy (95% CI) over speed; numbers are windows, the ring is the choice."))
-        return "".join(map(str, parts))
+        return "".join([*map(str, parts), image_html(self.plot(), repr(self))])
 
     def __repr__(self) -> str:
         return f"TunedSparse({self.verdict})"

@@ -91,7 +91,7 @@ def test_an_interactive_grid_says_head_score_and_interval(browse, tmp_path):
 
 
 def test_the_study_report_opens_and_its_grid_answers(browse):
-    page = (ROOT / "docs/report/report.html").read_text(encoding="utf-8")
+    page = (ROOT / "docs/study/qwen3vl-s/report.html").read_text(encoding="utf-8")
     said, console, network = browse(page, HOVER.format(".cl-grid rect", 0))
     assert re.match(r"L0H0  \S.* [\d.]+ \[[\d.]+, [\d.]+\]$", said), said
     assert not console and not network

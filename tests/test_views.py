@@ -1,7 +1,10 @@
 """What pictures of a real model say: patches, the logit lens, attention between tokens, one head's page, `show`."""
 
+import inspect
 import json
+import re
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import corelens as cl
+from corelens.answers import Answer
+from corelens.contrast import Kept, SparseContrast
 from corelens.interventions.result import PatchResult
 from corelens.viz.heat import attention_image
 from corelens.viz.logit_lens import evenly
@@ -176,8 +181,6 @@ def test_a_head_profile_without_answers_has_no_ablations(model, samples):
 
 
 def test_every_result_shows_itself_and_escapes(samples):
-    from corelens.answers import Answer
-
     answers = [Answer(EVIL, EVIL, EVIL, i % 2 == 0, -float(i)) for i in range(6)]
     evaluation = cl.Evaluation(answers)
     s = scores()
@@ -195,6 +198,61 @@ def test_every_result_shows_itself_and_escapes(samples):
     bars = evaluation.plot().axes[0]
     assert [t.get_text() for t in bars.get_legend().get_texts()] == ["right (3)", "wrong (3)"]
     assert "first 3 of 3 wrong" in evaluation._repr_html_()
+
+
+NO_RESULTS = {
+    "HookedMLLM",
+    "BoundModel",
+    "Layout",
+    "Metric",
+    "LogitMetric",
+    "Record",
+    "RecordRAM",
+    "View",
+    "Difference",
+}
+
+
+def test_whatever_a_public_function_finds_shows_itself():
+    """Every class of ours that one of them returns, alone or in a list, has a picture and a form for notebooks."""
+    from corelens.study.result import Study
+
+    def classes(said):
+        if said in ("Study", "HookedMLLM"):
+            return {Study if said == "Study" else cl.HookedMLLM}
+        inside = [one for part in get_args(said) for one in classes(part)]
+        return {*inside, *([said] if getattr(said, "__module__", "").startswith("corelens") else [])}
+
+    functions = [one for name in cl.__all__ if inspect.isfunction(one := getattr(cl, name))]
+    found = {one for function in functions for one in classes(inspect.signature(function).return_annotation)}
+    assert {cl.Evaluation, cl.HeadScores, cl.PatchResult, SparseContrast, Study} <= found and len(found) > 15
+    for one in (found | {cl.HeadSet, cl.Inputs, cl.SpeedReport}) - {x for x in found if x.__name__ in NO_RESULTS}:
+        assert callable(one.plot) and callable(one._repr_html_), one
+
+
+def test_a_contrast_shows_itself_and_draws_lines_that_agree_side_by_side(samples):
+    right = np.ones(4)
+    points = [
+        Kept(line, 0.05, x, right, -right, [1.0], [[[0, 1]]]) for x in (8, 32) for line in ("top", "bottom", "random")
+    ]
+    answers = [Answer(EVIL, "1", "1", True, -1.0)] * 4
+    found = SparseContrast("pattern", cl.Evaluation(answers), points)
+    markup = found._repr_html_()
+    assert markup.count("<tr") == 7 and "<img" in markup and EVIL not in markup
+    assert repr(found).startswith("SparseContrast(pattern: top, bottom, random; 4 samples, dense accuracy 1.000")
+    ends = [
+        line.get_xdata()
+        for line in found.plot().axes[0].get_lines()
+        if len(line.get_xdata()) == 2 and line.get_label()[0] != "_"
+    ]
+    assert len({round(float(x[0]), 6) for x in ends}) == 3 and all(7 < x[0] < 9 and 28 < x[1] < 36 for x in ends)
+
+
+def test_grids_of_two_scales_on_one_page_keep_their_colours():
+    one, two = scores(), cl.HeadScores(np.array([[-1.0, 1.0]], dtype=np.float32))
+    rules = [set(re.findall(r"\.(cl-\w+) \.c0\{fill:(.*?)\}", x._repr_html_())) for x in (one, two)]
+    assert [[name for name, _ in rule] for rule in rules] == [["cl-one"], ["cl-two"]] and rules[0] != rules[1]
+    assert "light-dark(" in str(rules) and "prefers-color-scheme" not in one._repr_html_()
 
 
 def test_only_a_figure_of_its_own_has_an_interactive_twin(tmp_path):

@@ -94,7 +94,7 @@ class PatchResult:
         from corelens.viz.view import image_html
 
         image = image_html(self.plot(), repr(self)) if 1 <= len(self.axes) <= 2 else ""
-        return f"<div>{image}<pre>{escape(repr(self))}</pre></div>"
+        return f'<div>{image}<pre style="white-space:pre-wrap">{escape(repr(self))}</pre></div>'
 
     # --- pictures ----------------------------------------------------------------------------------------------------
 

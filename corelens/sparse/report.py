@@ -198,12 +198,20 @@ class SpeedReport:
         return speed_bars(self, **options)
 
     def _repr_html_(self) -> str:
-        from corelens.viz.page import figure, note, table, text
+        from corelens.viz.view import image_html
 
-        parts = [table(*self.table(), self.caption), text(self.verdict, self.answers)]
-        parts += [note(*self.notes)] if self.notes else []
-        caption = "Speed-ups with quartiles of runs, and what the operation count allows; accuracy with 95% intervals."
-        return "".join(map(str, [*parts, figure(self.plot(), caption)]))
+        return f"{self._words()}{image_html(self.plot(), repr(self))}"
+
+    def _words(self) -> Any:
+        from corelens.viz.page import html, note, table, text
+
+        return html("").join(
+            [
+                table(*self.table(), self.caption),
+                text(self.verdict, self.answers),
+                *([note(*self.notes)] if self.notes else []),
+            ]
+        )
 
     def __repr__(self) -> str:
         ratios = ", ".join(f"{PHASES[phase]} {self.speedup(phase).median:.2f}x" for phase in self.phases)
@@ -259,12 +267,14 @@ class SpeedReport:
 
     def to_html(self) -> str:
         """A whole page, to be read offline."""
-        from corelens.viz.page import html, page, section
+        from corelens.viz.page import figure, page, section
 
         told = {name: value for name, value in self.meta.items() if value not in (None, "", 0)}
         told["versions"] = ", ".join(f"{name} {number}" for name, number in self.meta.get("versions", {}).items())
         told |= {name: value for name, value in self.plan.items() if value not in (None, "", [])}
-        return page(f"Sparse inference: {told.get('model', '')}", [section("", html(self._repr_html_()))], told)
+        caption = "Speed-ups with quartiles of runs, and what the operation count allows; accuracy with 95% intervals."
+        body = section("", self._words(), figure(self.plot(), caption))
+        return page(f"Sparse inference: {told.get('model', '')}", [body], told)
 
     @classmethod
     def load(cls, path: str | Path) -> "SpeedReport":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from corelens.errors import CorelensError
 from corelens.study.files import write_whole
 from corelens.study.finding import Finding
 from corelens.study.options import Options
@@ -76,6 +77,17 @@ class Study:
         write_whole(out / "report.json", json.dumps(self.to_json(), indent=1, ensure_ascii=False))
         write_whole(out / "report.html", study_page(self))
         self.report = out / "report.html"
+
+    def plot(self, finding: str | None = None) -> Any:
+        """The first figure of a finding ("F5"), or of the first finding that has one; all are in its `figures`."""
+        chosen = self.findings if finding is None else [one for one in self.findings if one.id == finding]
+        for one in chosen:
+            for figure in one.figures.values():
+                return figure
+        drawn = ", ".join(one.id for one in self.findings if one.figures) or "nothing"
+        raise CorelensError(
+            f"a figure of {finding or 'this study'}", f"a finding that drew one: {drawn}", "study more of it"
+        )
 
     def _repr_html_(self) -> str:
         from corelens.viz.study_page import summary

@@ -97,6 +97,8 @@ def ablation_curves(
             if len(shares) == 1:
                 x = np.array([float(place)])
                 ax.vlines(x, low, high, color=colour, linewidth=1.6)
+            else:  # each line a little to the side of the last: lines that agree would hide one another
+                x = x + (place - (len(curves) - 1) / 2) * 0.012 * (shares[-1] - shares[0])
             ax.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
             ax.plot(
                 x,

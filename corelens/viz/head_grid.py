@@ -100,7 +100,7 @@ def head_grid_html(
     stops = "".join(f'<i class="b{i}" style="background:{colour}"></i>' for i, colour in enumerate(colours))
     marked = '<span class="key"><i></i>highlighted</span>' if chosen.any() else ""
     return (
-        f'<div class="cl-live cl-grid" data-tips><style>{_css(scores.values)}</style>'
+        f'<div class="cl-live cl-grid {_scale(scores.values)}" data-tips><style>{_css(scores.values)}</style>'
         f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{escape(name)} of {layers} layers by {heads} heads">'
         f"{''.join(labels)}{''.join(cells)}</svg></div>"
@@ -114,9 +114,15 @@ def _label(x: float, y: float, anchor: str, text: Any) -> str:
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{text}</text>'
 
 
+def _scale(values: np.ndarray) -> str:
+    """Grids of both scales may stand in one notebook: each has the class of its own."""
+    return "cl-two" if style.colormap(values)[1] < 0 else "cl-one"
+
+
 def _css(values: np.ndarray) -> str:
-    dark = "".join(
-        f".cl-grid .c{i}{{fill:{colour}}}.cl-grid .b{i}{{background:{colour}!important}}"
-        for i, colour in enumerate(style.hexes(values, STEPS, dark=True))
+    light, dark, at = style.hexes(values, STEPS), style.hexes(values, STEPS, dark=True), _scale(values)
+    both = [f"light-dark({a},{b})" for a, b in zip(light, dark, strict=True)]
+    scale = "".join(
+        f".{at} .c{i}{{fill:{colour}}}.{at} .b{i}{{background:{colour}!important}}" for i, colour in enumerate(both)
     )
-    return f"@media (prefers-color-scheme:dark){{{dark}}}{beside('live.css')}"
+    return f"{scale}{beside('live.css')}"

@@ -145,16 +145,20 @@ def _looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def _panel(ax: Axes, lines: Mapping[str, Points], looks: Mapping[str, tuple[str, str]]) -> None:
-    for name, points in lines.items():
+    """Each line a little to the side of the last: lines that agree would hide one another."""
+    ticks = sorted({point[0] for points in lines.values() for point in points})
+    places = np.log2(ticks)
+    apart = min(0.035 * np.ptp(places), 0.1 * np.diff(places).min()) if len(ticks) > 1 else 0.1  # octaves
+    for number, (name, points) in enumerate(lines.items()):
         colour, marker = looks[name]
         x, value, low, high = np.array(sorted(points), dtype=float).T
-        ax.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        x = x * 2 ** ((number - (len(lines) - 1) / 2) * apart)
+        ax.vlines(x, low, high, color=colour, alpha=0.55, linewidth=1.4)
         ax.plot(
             x, value, color=colour, marker=marker, markersize=4.5, markeredgecolor="white", markeredgewidth=0.5,
-            label=name,
+            linewidth=1.2, label=name,
         )  # fmt: skip
     ax.set_xscale("log", base=2)
-    ticks = sorted({point[0] for points in lines.values() for point in points})
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.set_axisbelow(True)
@@ -181,15 +185,15 @@ def trade_off(
         ax.axhline(dense, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9)
         ax.annotate("dense", (0.01, dense), (0, 2), xycoords=("axes fraction", "data"),
                     textcoords="offset points", fontsize=7.5, color=style.SOFT)  # fmt: skip
-        for name, points in lines.items():
+        for number, (name, points) in enumerate(lines.items()):
             colour, marker = looks[name]
             x, value, low, high, window = np.array(sorted(points, key=lambda point: point[4]), dtype=float).T
             ax.vlines(x, low, high, color=colour, alpha=0.3, linewidth=1.2)
             ax.plot(x, value, color=colour, marker=marker, markersize=5, linewidth=1, markeredgecolor="white",
                     markeredgewidth=0.5, label=name)  # fmt: skip
             for i in range(len(x)):
-                ax.annotate(f"{window[i]:g}", (x[i], value[i]), (4, -9), textcoords="offset points", fontsize=7,
-                            color=colour)  # fmt: skip
+                ax.annotate(f"{window[i]:g}", (x[i], value[i]), (0, -12 - 8 * number), textcoords="offset points",
+                            ha="center", fontsize=7, color=colour)  # fmt: skip
         if chosen is not None:
             ax.plot(*chosen, marker="o", markersize=13, markerfacecolor="none", color=style.INK, linestyle="none")
         ax.axvline(1, color=style.SOFT, linewidth=0.7)

@@ -1,6 +1,6 @@
 """How CoreLens's pictures look: colours that survive colour blindness, print and dark pages, and words with units."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -130,6 +130,19 @@ def figure_of(ax: Axes) -> Figure:
     figure = ax.get_figure(root=True)
     assert isinstance(figure, Figure)
     return figure
+
+
+def name_points(ax: Axes, points: Sequence[tuple[str, float, float]], colour: str) -> None:
+    """Write names beside points (name, x, y), pushed down where two would stand on one another; limits must be set."""
+    taken: list[tuple[float, float]] = []
+    for name, x, y in sorted(points, key=lambda point: -point[2]):
+        across, up = ax.transData.transform((x, y)) * 72 / figure_of(ax).dpi  # in points
+        at = up + 3
+        for left, line in sorted(taken, key=lambda other: -other[1]):
+            if abs(left - across) < 32 and abs(line - at) < 9:
+                at = line - 9
+        taken.append((across, at))
+        ax.annotate(name, (x, y), (8, at - up), textcoords="offset points", va="center", fontsize=7.5, color=colour)
 
 
 def ticks(count: int) -> list[int]:

@@ -18,6 +18,11 @@ from corelens.viz import style
 from corelens.viz.view import View
 
 MOST_NUMBERS = 250_000  # attention values on one page: about 2 MB beside the script's 1.3 MB
+# CircuitsVis knows light pages only; where a notebook or a site is dark, white turns dark and blue stays blue
+DARK = (
+    '[data-jp-theme-light="false"] .cl-tokens,.vscode-dark .cl-tokens,[data-md-color-scheme="slate"] .cl-tokens'
+    "{filter:invert(.915) hue-rotate(180deg)}"
+)
 LESS_THAN = "\ue000"  # stands for "<" until the page is whole (see `drawn`)
 
 
@@ -37,8 +42,9 @@ def token_view(model: Any, sample: Any, heads: Any, rows: Any = "text") -> View:
     heads = HeadSet(heads)
     names, attention = segment_attention(model, model.prepare(sample), heads, rows)
     caption = (
-        f"Attention mass from each token (line) to each token (column), white 0 to blue {float(attention.max()):.2f}; "
-        "a picture's patches are summed (region, rest). Hover a head to see it large, click to keep it."
+        "Attention mass from each token (line) to each token (column), from the ground's colour (0) to blue "
+        f"({float(attention.max()):.2f}); a picture's patches are summed (region, rest). Hover a head to see it large, "
+        "click to keep it."
     )
     return View("Attention between tokens", drawn(attention, names, heads), caption)
 
@@ -113,5 +119,6 @@ def drawn(attention: Float[Tensor, "head segment segment"], names: list[str], he
     ).local_src.replace("\\ue000", "\\u003c")  # fmt: skip
     # (CircuitsVis leaves its own <div> open)
     return Markup(
-        '<div class="cl-tokens" style="background:#fff;color:#22262b;padding:4px;overflow-x:auto">{}</div></div>'
-    ).format(Markup(drawn))
+        '<div class="cl-tokens" style="background:#fff;color:#22262b;padding:4px;overflow-x:auto"><style>{}</style>{}'
+        "</div></div>"
+    ).format(Markup(DARK), Markup(drawn))
