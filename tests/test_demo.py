@@ -20,14 +20,15 @@ from corelens.demo.batches import (
     Plan,
     dense_labels,
     draw_batch,
-    image_pads,
+    picture_tokens,
     question_chat,
     tokenize,
     video_pads,
 )
 from corelens.demo.build import PRESETS, build_model, build_processor
 from corelens.demo.export import export_demo
-from corelens.demo.fast import fast_training, patches_of
+from corelens.demo.families import patches_of
+from corelens.demo.fast import fast_training
 from corelens.demo.heldout import accuracy, wilson
 from corelens.demo.recipes import RECIPES, Check, Recipe, Slice, as_dict, from_dict, plan_step, tuples
 from corelens.demo.train import train_demo
@@ -126,7 +127,7 @@ def test_training_sequences_begin_with_the_prompt_that_users_give(processor):
     colour, kind = samples[0].question.rstrip("?").split()[-2:]
     scene = Scene(samples[0].images[0], [Shape(colour, kind, int(samples[0].answer), 64, 64, 30)], asked=0)
     chat = question_chat(scene, np.random.default_rng(0), 1)
-    ours = tokenize(processor, [chat], image_pads(256, 256))["input_ids"][0].tolist()
+    ours = tokenize(processor, [chat], picture_tokens(NAME, 256, 256)[0])["input_ids"][0].tolist()
     theirs = prompt(processor, samples)["input_ids"][0].tolist()
     assert ours[: len(theirs)] == theirs
     assert processor.tokenizer.decode(ours[len(theirs) :]) == f"{samples[0].answer}<|im_end|>\n"
@@ -134,7 +135,7 @@ def test_training_sequences_begin_with_the_prompt_that_users_give(processor):
 
 def test_dense_labels_name_the_object_at_a_token():
     scene = draw_scene(np.random.default_rng(0), 192, 160, 2)
-    labels = dense_labels(scene).reshape(5, 6, 3)
+    labels = dense_labels(scene, picture_tokens(NAME, 192, 160)[1]).reshape(5, 6, 3)
     for shape in scene.shapes:
         row, column = int(shape.y - 1) // 32, int(shape.x - 1) // 32
         expected = [list(COLOURS).index(shape.colour), KINDS.index(shape.kind), shape.digit]

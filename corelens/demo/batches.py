@@ -5,22 +5,26 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from transformers import Qwen3VLProcessor
+import torch
+from PIL import Image
+from transformers import ProcessorMixin
 
-from corelens.data.synthetic.refer import COLOURS, KINDS, QUESTION, Scene, draw_scene, draw_size, stream
+from corelens.data.synthetic.refer import COLOURS, KINDS, QUESTION, Scene, Shape, draw_scene, draw_size, stream
 from corelens.data.synthetic.video import FPS
 from corelens.data.synthetic.video import ask as ask_video
 from corelens.data.synthetic.video import draw_scene as video_scene
 from corelens.data.synthetic.video import paint as paint_video
-from corelens.demo.build import build_processor
+from corelens.demo.build import PRESETS, build_config, build_processor
+from corelens.layouts import layout_for
+from corelens.tokens import Cells
 
 CAPTION = "List every object."
 LABELS = {"colour": len(COLOURS), "kind": len(KINDS), "digit": 10}  # one label more means "none"
 IGNORED = -100
 GRID = 16  # pixels: where the centres of a video's shapes lie, as those of `refer` do
 VIDEO = 1_000_003  # in the entropy of a video's random stream
-_TOKEN = 32  # pixels a side of a visual token
-_REACH = 23  # pixels: from an object's centre to a token's centre, to the corner of four tokens at most
+_TOKEN = 32  # pixels a side of a video's token
+_REACH = 23 / 32  # of a token's side: from an object's centre to a token's centre, to the corner of four tokens at most
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
     width, height = draw_size(rng, plan.sides)
     if plan.frames:
         return _video_batch(plan, rng, width, height)
+    pads, cells = picture_tokens(plan.model, width, height)
     objects = plan.objects
     if plan.form == "dense":
         objects = max(1, min(objects, width * height // 8000))
@@ -83,9 +88,12 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
     ]
     batch = {"images": np.stack([np.asarray(scene.image) for scene in scenes])}
     if plan.form == "dense":
-        return batch | {"labels": np.stack([dense_labels(scene) for scene in scenes])}
-    chats = [(caption_chat(s) if plan.form == "caption" else question_chat(s, rng, plan.questions)) for s in scenes]
-    return batch | tokenize(_processor(plan.model), chats, image_pads(width, height))
+        return batch | {"labels": np.stack([dense_labels(scene, cells) for scene in scenes])}
+    if plan.form == "caption":
+        chats = [caption_chat(scene, cells if "thumbnail" in PRESETS[plan.model] else None) for scene in scenes]
+    else:
+        chats = [question_chat(scene, rng, plan.questions) for scene in scenes]
+    return batch | tokenize(_processor(plan.model), chats, pads)
 
 
 def _video_batch(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
@@ -111,9 +119,18 @@ def _video_batch(plan: Plan, rng: np.random.Generator, width: int, height: int) 
     return {"images": np.stack(clips)} | tokenize(processor, chats, video_pads(plan.frames, width, height))
 
 
-def image_pads(width: int, height: int) -> dict[str, str]:
-    """What the processor puts for a picture's placeholder."""
-    return {"<|image_pad|>": "<|image_pad|>" * (width * height // _TOKEN**2)}
+@lru_cache(maxsize=64)
+def picture_tokens(model: str, width: int, height: int) -> tuple[dict[str, str], Cells]:
+    """What a preset's processor puts for a picture's placeholder, and the cells of these tokens; those of a thumbnail
+    count as no patch, for dense labels and captions speak of the tiles."""
+    processor = _processor(model)
+    placeholder, config = processor.image_token, build_config(model, processor)
+    blank = Image.new("RGB", (width, height))
+    features = processor(text=[placeholder], images=[blank], return_tensors="pt")
+    cells = layout_for(config).image_cells(processor, config, dict(features), 0, blank.size)
+    if (thumbnail := PRESETS[model].get("thumbnail")) is not None:
+        cells.visual[thumbnail] = False
+    return {placeholder: processor.tokenizer.decode(features["input_ids"][0])}, cells
 
 
 def video_pads(frames: int, width: int, height: int) -> dict[str, str]:
@@ -124,21 +141,30 @@ def video_pads(frames: int, width: int, height: int) -> dict[str, str]:
     return {"<|video_pad|>": "".join(pairs)}
 
 
-def dense_labels(scene: Scene) -> np.ndarray:
-    """[visual tokens, 3]: colour, kind and digit of the object centred within reach of a token, else "none"."""
-    width, height = scene.image.size
-    xs, ys = np.arange(_TOKEN // 2, width, _TOKEN), np.arange(_TOKEN // 2, height, _TOKEN)
-    centres = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 1, 2)
+def dense_labels(scene: Scene, cells: Cells) -> np.ndarray:
+    """[tokens, 3]: colour, kind and digit of the object centred within reach of a token, else "none"; ignored where a
+    token is no patch."""
+    boxes = cells.box.numpy()
+    centres, reach = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2, _REACH * (boxes[:, 2] - boxes[:, 0])
     objects = np.array([[shape.x, shape.y] for shape in scene.shapes])
     distance = np.hypot(*np.moveaxis(centres - objects, -1, 0))
-    nearest, near = distance.argmin(1), distance.min(1) <= _REACH
+    nearest, near = distance.argmin(1), distance.min(1) <= reach
     names = np.array([[list(COLOURS).index(s.colour), KINDS.index(s.kind), s.digit] for s in scene.shapes])
-    return np.where(near[:, None], names[nearest], np.array(list(LABELS.values())))
+    labels = np.where(near[:, None], names[nearest], np.array(list(LABELS.values())))
+    return np.where(cells.visual.numpy()[:, None], labels, IGNORED)
 
 
-def caption_chat(scene: Scene) -> list[dict[str, Any]]:
-    """A chat in which the assistant lists the scene's objects from left to right."""
-    shapes = sorted(scene.shapes, key=lambda s: (s.x, s.y))
+def caption_chat(scene: Scene, cells: Cells | None = None) -> list[dict[str, Any]]:
+    """A chat in which the assistant lists the scene's objects from left to right or, for a model whose tokens know
+    their place in the row only, in the order of the tokens (`cells`) that see them best."""
+
+    def place(shape: Shape) -> tuple[float, ...]:
+        if cells is None:
+            return shape.x, shape.y
+        x, y = ((cells.box[:, :2] + cells.box[:, 2:]) / 2 - torch.tensor([shape.x, shape.y])).T
+        return (torch.where(cells.visual, torch.hypot(x, y), torch.inf).argmin().item(),)
+
+    shapes = sorted(scene.shapes, key=place)
     caption = ", ".join(f"{s.colour} {s.kind} {s.digit}" for s in shapes) + "."
     return [_user(CAPTION, "image"), {"role": "assistant", "content": caption}]
 
@@ -159,7 +185,7 @@ def _user(text: str, before: str) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": before}, words] if before else [words]}
 
 
-def tokenize(processor: Qwen3VLProcessor, chats: list[list[dict]], pads: dict[str, str]) -> dict[str, np.ndarray]:
+def tokenize(processor: ProcessorMixin, chats: list[list[dict]], pads: dict[str, str]) -> dict[str, np.ndarray]:
     """Right-padded ids of chats, each with one picture or video that takes the place of its placeholder as `pads` says;
     labels on what the assistant says."""
     tokenizer = processor.tokenizer
@@ -185,5 +211,5 @@ def tokenize(processor: Qwen3VLProcessor, chats: list[list[dict]], pads: dict[st
 
 
 @lru_cache(maxsize=4)
-def _processor(name: str) -> Qwen3VLProcessor:
+def _processor(name: str) -> ProcessorMixin:
     return build_processor(name)

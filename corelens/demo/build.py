@@ -3,36 +3,48 @@
 from typing import Any
 
 from transformers import (
+    AutoModelForImageTextToText,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
 
-from corelens.demo.text import CHAT_TEMPLATE, build_tokenizer
+from corelens.demo.families import begin
+from corelens.demo.text import build_tokenizer, chat_template
 from corelens.errors import CorelensError
 
-_IMAGE: dict[str, Any] = {
-    "patch_size": 16,
-    "merge_size": 2,
-    "temporal_patch_size": 2,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
+_SCALE: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_IMAGE: dict[str, Any] = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, **_SCALE}
+_TILE = 128  # pixels a side of LLaVA's and InternVL's tiles: 8 × 8 patches
+_VIEW = {"size": {"height": _TILE, "width": _TILE}, **_SCALE}
+_PINPOINTS = [[_TILE * rows, _TILE * columns] for rows in range(1, 4) for columns in range(1, 4)]
+
+_TEXT = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
 }
+_TOWER = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "qwen3vl-s": {
         "family": "qwen3_vl",
-        "text": {
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 12,
-            "num_key_value_heads": 4,
-            "head_dim": 16,
-            "mrope_section": [4, 2, 2],
-        },
+        "text": {**_TEXT, "mrope_section": [4, 2, 2]},
         "vision": {
             "depth": 3,
             "hidden_size": 96,
@@ -41,59 +53,109 @@ PRESETS: dict[str, dict[str, Any]] = {
             "deepstack_visual_indexes": [1],
         },
     },
+    "llava-ov-s": {"family": "llava_onevision", "text": _TEXT, "vision": _TOWER, "thumbnail": slice(0, 64)},
+    "internvl-s": {"family": "internvl", "text": _TEXT, "vision": _TOWER, "thumbnail": slice(-16, None)},
 }
 # The same model, trained on to longer contexts, and from there on videos.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s"]
-"""One entry a model: its family and the sizes that differ from the family's small defaults."""
+"""One entry a model: its family, the sizes that differ from the family's small defaults, and which tokens of a
+picture of several tiles are its thumbnail's."""
 
 
-def build_processor(name: str) -> Qwen3VLProcessor:
+def build_processor(name: str) -> ProcessorMixin:
     """The processor of a preset: text and PIL images (or video frames) in, the model's tensors out."""
-    _preset(name)
+    family = _preset(name)["family"]
+    tokenizer, template = build_tokenizer(family), chat_template(family)
+    if family == "llava_onevision":
+        return LlavaOnevisionProcessor(
+            LlavaOnevisionImageProcessor(**_VIEW, image_grid_pinpoints=_PINPOINTS),
+            tokenizer,
+            LlavaOnevisionVideoProcessor(**_VIEW),
+            num_image_tokens=64,
+            vision_feature_select_strategy="full",
+            vision_aspect_ratio="anyres_max_1",
+            chat_template=template,
+        )
+    if family == "internvl":
+        images, videos = GotOcr2ImageProcessor(**_VIEW), InternVLVideoProcessor(**_VIEW)
+        return InternVLProcessor(images, tokenizer, videos, image_seq_length=16, chat_template=template)
     # A video's limits are of all its frames together: `LONG` of the world `video` must pass.
     video = Qwen3VLVideoProcessor(**_IMAGE, size={"shortest_edge": 64 * 64, "longest_edge": 4096 * 4096})
     return Qwen3VLProcessor(
         # A picture whose sides are multiples of 32 px passes unresized from 64 × 64 to 2048 × 2048.
         image_processor=Qwen2VLImageProcessor(**_IMAGE, size={"shortest_edge": 64 * 64, "longest_edge": 2048 * 2048}),
-        tokenizer=build_tokenizer(),
+        tokenizer=tokenizer,
         video_processor=video,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
     )
 
 
-def build_model(name: str, processor: Qwen3VLProcessor) -> Qwen3VLForConditionalGeneration:
-    """The model of a preset with fresh random weights in float32; seed torch before."""
+def build_config(name: str, processor: ProcessorMixin) -> PreTrainedConfig:
+    """The config of a preset, with its processor's token ids."""
     preset, tokenizer = _preset(name), processor.tokenizer
-    text = dict(preset["text"])
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": text.pop("mrope_section")}
-    special = {
-        "image_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        "video_token_id": tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    ids = tokenizer.convert_tokens_to_ids
+    text, vision = dict(preset["text"]), dict(preset["vision"])
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+    if "mrope_section" in text:
+        rope["mrope_section"] = text.pop("mrope_section")
+    text |= {
+        "vocab_size": -(-len(tokenizer) // 64) * 64,
+        "max_position_embeddings": 32768,
+        "rope_parameters": rope,
+        "tie_word_embeddings": True,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
-    config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": -(-len(tokenizer) // 64) * 64,
-            "max_position_embeddings": 32768,
-            "rope_parameters": rope,
-            "tie_word_embeddings": True,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            **text,
-        },
+    if preset["family"] == "llava_onevision":
+        # A canvas of several tiles is pooled to the tokens of one tile: 8 × 8, and a newline a row.
+        return LlavaOnevisionConfig(
+            text_config={"model_type": "qwen2", **text},
+            vision_config={
+                "model_type": "siglip_vision_model",
+                "image_size": _TILE,
+                "patch_size": 16,
+                "vision_use_head": False,
+                **vision,
+            },
+            image_token_index=ids("<image>"),
+            video_token_index=ids("<video>"),
+            image_grid_pinpoints=_PINPOINTS,
+            vision_aspect_ratio="anyres_max_1",
+            tie_word_embeddings=True,
+        )
+    if preset["family"] == "internvl":
+        # A layer scale of 0.1 and weights of 0.02 are for deep, wide towers; in a small one they only delay.
+        scaled = {"image_size": [_TILE, _TILE], "patch_size": [16, 16]}
+        scaled |= {"layer_scale_init_value": 1.0, "initializer_range": 0.06}
+        return InternVLConfig(
+            text_config={"model_type": "qwen3", **text},
+            vision_config={"attention_bias": True, **scaled, **vision},
+            image_token_id=ids("<IMG_CONTEXT>"),
+            image_seq_length=16,
+            tie_word_embeddings=True,
+        )
+    return Qwen3VLConfig(
+        text_config=text,
         vision_config={
             "patch_size": _IMAGE["patch_size"],
             "spatial_merge_size": _IMAGE["merge_size"],
             "temporal_patch_size": _IMAGE["temporal_patch_size"],
             "out_hidden_size": text["hidden_size"],
             "num_position_embeddings": 256,
-            **preset["vision"],
+            **vision,
         },
         tie_word_embeddings=True,
-        **special,
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
     )
-    model = Qwen3VLForConditionalGeneration(config)
+
+
+def build_model(name: str, processor: ProcessorMixin) -> PreTrainedModel:
+    """The model of a preset with fresh random weights in float32; seed torch before."""
+    tokenizer, model = processor.tokenizer, AutoModelForImageTextToText.from_config(build_config(name, processor))
+    begin(model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = None

@@ -1,7 +1,7 @@
 """Faster training steps on one CPU core: the same mathematics as transformers' modules, for batches of equal pictures.
 
 Measured at these sizes on one core with bf16 matrix units: matrix products in bfloat16 are several times faster than
-in float32, while fused attention is faster in float32, and the patch embedding's Conv3d is slow in any type.
+in float32, while fused attention is faster in float32, and a patch embedding's convolution is slow in any type.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,34 +10,24 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
 _NAME = "corelens_demo_training"
 
 
-def patches_of(images: Tensor) -> Tensor:
-    """Pictures uint8 [batch, height, width, 3] → patches [batch · patches, 3 · 16 · 16], normalised to −1..1.
-
-    The order is the image processor's (2 × 2 patches of a visual token together), without the second, equal frame.
-    Videos [batch, frames, height, width, 3] → [batch · patches, 3 · 2 · 16 · 16], two frames a patch.
-    """
-    *batch, height, width, _ = images.shape
-    pixels = images.float().div_(127.5).sub_(1.0)
-    pixels = pixels.view(-1, 2 if len(batch) == 2 else 1, height // 32, 2, 16, width // 32, 2, 16, 3)
-    frames = pixels.shape[1]
-    return pixels.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * frames * 16 * 16)
-
-
-def _text_attention(
+def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention in float32; batches are padded on the right only, so causality masks the padding."""
+    """Attention in float32: causal in the decoder, whose batches are padded on the right only, so that causality masks
+    the padding; everywhere in a tower."""
     groups = query.shape[1] // key.shape[1]
     with torch.autocast("cpu", enabled=False):
-        key, value = (x.float().repeat_interleave(groups, 1) for x in (key, value))
-        out = F.scaled_dot_product_attention(query.float(), key, value, is_causal=True, scale=kwargs.get("scaling"))
+        query, key, value = query.float(), *(x.float().repeat_interleave(groups, 1) for x in (key, value))
+        causal, scale = module.is_causal, kwargs.get("scaling")
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
     return out.transpose(1, 2), None
 
 
@@ -69,22 +59,43 @@ def _patch_embedding(embed: Any) -> Callable[[Tensor], Tensor]:
     return forward
 
 
+def _convolution(conv: Any) -> Callable[[Tensor], Tensor]:
+    """A patch embedding's Conv2d, whose windows do not overlap, as one matrix product."""
+
+    def forward(pixels: Tensor) -> Tensor:
+        side = conv.kernel_size[0]
+        patches = rearrange(pixels, "b c (r h) (k w) -> b r k (c h w)", h=side, w=side)
+        return rearrange(F.linear(patches, conv.weight.flatten(1), conv.bias), "b r k c -> b c r k")
+
+    return forward
+
+
+def _swaps(model: Any) -> list[tuple[Any, Callable]]:
+    """Modules, and what each computes within `fast_training`."""
+    if model.config.model_type == "qwen3_vl":
+        tower = model.model.visual
+        attention = [(block.attn, _vision_attention(block.attn)) for block in tower.blocks]
+        return [(tower.patch_embed, _patch_embedding(tower.patch_embed)), *attention]
+    convolutions = [x for x in model.model.vision_tower.modules() if isinstance(x, nn.Conv2d)]
+    return [(conv, _convolution(conv)) for conv in convolutions]
+
+
 @contextmanager
 def fast_training(model: Any) -> Iterator[None]:
-    """Within it, the Qwen3-VL `model` takes `patches_of` a batch of equally large pictures or videos, right-padded text
-    and no attention mask, and trains faster. Everything is as before afterwards."""
-    tower, attention = model.model.visual, model.config.text_config._attn_implementation
-    vision = tower.config._attn_implementation
-    swapped = [(tower.patch_embed, _patch_embedding(tower.patch_embed))]
-    swapped += [(block.attn, _vision_attention(block.attn)) for block in tower.blocks]
-    AttentionInterface.register(_NAME, _text_attention)
+    """Within it, `model` takes what `families.py` makes of a batch of equally large pictures or videos, text
+    padded on the right and no attention mask, and trains faster. Everything is as before afterwards."""
+    before = {key: getattr(model.config, key)._attn_implementation for key in ("text_config", "vision_config")}
+    swapped, during = _swaps(model), dict.fromkeys(before, _NAME)
+    if model.config.model_type == "qwen3_vl":  # whose tower attends once a picture: its modules are swapped instead
+        during["vision_config"] = before["vision_config"]
+    AttentionInterface.register(_NAME, _attention)
     try:
-        model.set_attn_implementation({"text_config": _NAME, "vision_config": vision})
+        model.set_attn_implementation(during)
         for module, forward in swapped:
             module.forward = forward
         yield
     finally:
         for module, _ in swapped:
             module.__dict__.pop("forward", None)
-        model.set_attn_implementation({"text_config": attention, "vision_config": vision})
+        model.set_attn_implementation(before)
         cast(dict, AttentionInterface._global_mapping).pop(_NAME, None)

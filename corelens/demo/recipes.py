@@ -48,8 +48,9 @@ class Check:
 @dataclass(frozen=True)
 class Recipe:
     """How long and how fast. `stage_a`, `stage_b`: steps; `batch`, `last_batch`: scenes a step before and at the last
-    level; `twins`: the share of batches of the full world whose scenes have one to three colours only; `start`: the
-    bundled model whose weights training begins with, and then `mix` and `checks` are what it trains and is judged on.
+    level; `twins`: the share of batches of the full world whose scenes have one to three colours only; `sides`: of all
+    pictures, instead of the level's; `start`: the bundled model whose weights training begins with, and then `mix` and
+    `checks` are what it trains and is judged on.
     """
 
     stage_a: int = 1300
@@ -67,6 +68,7 @@ class Recipe:
     twins: float = 0.5
     pass_caption: float = 0.75
     pass_question: float = 0.6
+    sides: tuple[int, int] | tuple[()] = ()
     start: str = ""
     mix: tuple[Slice, ...] = ()
     checks: tuple[Check, ...] = ()
@@ -81,8 +83,19 @@ class Recipe:
         return self.checks or (Check(self.check_scenes, {}),)
 
 
+_TILED = Recipe(
+    stage_a=1000,
+    stage_b=2000,
+    batch=16,
+    last_batch=16,
+    sides=(256, 256),
+    checks=(Check(200, {"sides": (256, 256)}),),
+)
 RECIPES = {
     "qwen3vl-s": Recipe(),
+    # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid.
+    "llava-ov-s": _TILED,
+    "internvl-s": _TILED,
     # On pictures of 1,024 px the short model no longer ends its answer after the digit.
     "qwen3vl-s-long": Recipe(
         start="qwen3vl-s",
@@ -145,7 +158,7 @@ def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
     if recipe.mix:
         return _from_mix(step, rng, recipe, common)
     if step < recipe.stage_a:
-        return Plan(form="dense", objects=6, sides=(128, 192), batch=recipe.batch, **common)
+        return Plan(form="dense", objects=8, sides=recipe.sides or (128, 192), batch=recipe.batch, **common)
     form = "caption" if step % 2 else "questions"
     last = level == max(LEVELS)
     if last and rng.random() < recipe.twins:
@@ -155,7 +168,9 @@ def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
     else:
         objects, colours = (level if rng.random() < 0.75 else int(rng.integers(1, level + 1))), len(COLOURS)
     batch = recipe.last_batch if last else recipe.batch
-    return Plan(form=form, objects=objects, sides=LEVELS[objects], colours=colours, batch=batch, **common)
+    return Plan(
+        form=form, objects=objects, sides=recipe.sides or LEVELS[objects], colours=colours, batch=batch, **common
+    )
 
 
 def _from_mix(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[str, Any]) -> Plan:
@@ -189,7 +204,7 @@ def from_dict(data: dict[str, Any]) -> Recipe:
     """What `as_dict` wrote, also after JSON made lists of its tuples."""
     slices: dict[str, Any] = {"mix": tuple(Slice(**tuples(part)) for part in data.get("mix", ()))}
     checks = tuple(Check(**{**check, "options": tuples(check["options"])}) for check in data.get("checks", ()))
-    return Recipe(**{**data, **slices, "checks": checks})
+    return Recipe(**{**tuples(data), **slices, "checks": checks})
 
 
 def tuples(data: dict[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,16 @@
-"""The demo models' tokenizer and chat template: Qwen's special tokens, whole words where the worlds use them,
+"""The demo models' tokenizers and chat templates: each family's special tokens, whole words where the worlds use them,
 bytes for everything else."""
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+_CHAT = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SPECIAL = {
+    "qwen3_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    "llava_onevision": ("<image>", "<video>"),
+    "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+}
+"""A family's own special tokens; the last two stand for a picture and a video."""
 
 # What the worlds speak: `refer`, and what `doc` and `video` will need. Every word becomes one token, with and
 # without a space before it.
@@ -30,14 +28,14 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-CHAT_TEMPLATE = (
+_TEMPLATE = (
     "{%- macro write(content) -%}"
     "{%- if content is string -%}{{- content -}}"
     "{%- else -%}{%- for part in content -%}"
     "{%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}"
-    "{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
+    "{{- 'IMAGE' -}}"
     "{%- elif part.type == 'video' or 'video' in part -%}"
-    "{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
+    "{{- 'VIDEO' -}}"
     "{%- elif 'text' in part -%}{{- part.text -}}"
     "{%- endif -%}{%- endfor -%}{%- endif -%}"
     "{%- endmacro -%}"
@@ -46,11 +44,23 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
-"""Qwen3-VL's template without tools and thinking: no system message unless one is given."""
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def chat_template(family: str) -> str:
+    """Qwen's template without tools and thinking: no system message unless one is given; pictures as in the family."""
+    *_, image, video = SPECIAL[family]
+    before, after = ("<|vision_start|>", "<|vision_end|>") if family == "qwen3_vl" else ("", "\n")
+    template = _TEMPLATE.replace("'IMAGE'", repr(before + image + after))
+    return template.replace("'VIDEO'", repr(before + video + after))
+
+
+def build_tokenizer(family: str = "qwen3_vl") -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer: any text goes in, the worlds' words are one token each, digits stand alone."""
+    own = SPECIAL[family]
+    extra: list[str] | dict[str, str] = [*_CHAT[1:2], *own]
+    if family == "internvl":  # its processor asks the tokenizer by these names
+        names = ("start_image_token", "end_image_token", "context_image_token", "video_token")
+        extra = dict(zip(names, own, strict=True))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -63,7 +73,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=1 << 14,  # never reached: merges end when each word is one token
         min_frequency=1,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=list(SPECIAL),
+        special_tokens=[*_CHAT, *own],
         show_progress=False,
     )
     spoken = _SPEECH.split()
@@ -74,7 +84,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        extra_special_tokens=list(SPECIAL[1:2] + SPECIAL[3:]),
+        extra_special_tokens=extra,
         padding_side="left",
         model_max_length=32768,
         clean_up_tokenization_spaces=False,

@@ -29,7 +29,8 @@ from corelens.data.synthetic.refer import COLOURS
 from corelens.demo import checkpoint
 from corelens.demo.batches import IGNORED, LABELS, Plan, draw_batch
 from corelens.demo.build import build_model, build_processor
-from corelens.demo.fast import fast_training, patches_of
+from corelens.demo.families import family_of
+from corelens.demo.fast import fast_training
 from corelens.demo.heldout import accuracy
 from corelens.demo.recipes import LEVELS, RECIPES, Recipe, as_dict, learning_rate, plan_step
 from corelens.demo.state import load_state, read_progress, save_state
@@ -134,7 +135,8 @@ def _begin_with(model: nn.Module, folder: Path) -> None:
 
 def _optimizer(modules: Any, recipe: Recipe, stage_b: bool) -> torch.optim.Optimizer:
     model = modules["model"]
-    weights = model.parameters() if stage_b else [*model.model.visual.parameters(), *modules["probes"].parameters()]
+    seeing = nn.ModuleList([*family_of(model).tower(model), modules["probes"]])
+    weights = (model if stage_b else seeing).parameters()
     return torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
 
 
@@ -207,22 +209,15 @@ def _step(
         _log(out, line | {"seconds": round(progress["seconds"] + time.time() - started, 1)})
 
 
-def _visual_inputs(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patches, and the grid of each picture or video in patches."""
-    *batch, height, width, _ = images.shape
-    pairs = batch[1] // 2 if len(batch) == 2 else 1
-    return patches_of(images), torch.tensor([[pairs, height // 16, width // 16]] * batch[0])
-
-
 def _dense_loss(modules: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy of the three probes on every visual token; empty tokens count a fifth."""
-    patches, grid = _visual_inputs(batch["images"])
-    features = modules["model"].model.visual(patches, grid_thw=grid).pooler_output
+    model = modules["model"]
+    features = family_of(model).features(model, batch["images"])
     labels = batch["labels"].flatten(0, 1)
     loss, marks = torch.zeros(()), {}
     for i, (name, none) in enumerate(LABELS.items()):
         logits, gold = modules["probes"][name](features).float(), labels[:, i]
-        there = gold != none
+        there = (gold != none) & (gold != IGNORED)
         weight = torch.ones(none + 1)
         weight[none] = 0.2
         loss = loss + F.cross_entropy(logits, gold, weight)
@@ -233,19 +228,8 @@ def _dense_loss(modules: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Ten
 def _text_loss(modules: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy on what the assistant says. Marks: the share of digits right, of first digits, of all words."""
     model, ids = modules["model"], batch["input_ids"]
-    patches, grid = _visual_inputs(batch["images"])
-    if batch["images"].ndim == 5:
-        kinds = (ids[:1] == model.config.video_token_id).int() * 2
-        pixels, grids = {"pixel_values_videos": patches}, {"video_grid_thw": grid}
-    else:
-        kinds = (ids[:1] == model.config.image_token_id).int()
-        pixels, grids = {"pixel_values": patches}, {"image_grid_thw": grid}
-    # All rows begin with a picture of one size: the first row's positions are everyone's.
-    first_grid = {key: value[:1] for key, value in grids.items()}
-    positions, _ = model.model.get_rope_index(ids[:1], mm_token_type_ids=kinds, **first_grid)
-    hidden = model.model(
-        input_ids=ids, position_ids=positions.expand(3, *ids.shape), use_cache=False, **pixels, **grids
-    ).last_hidden_state
+    inputs = family_of(model).inputs(model, ids, batch["images"])
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state
     labels, digits = batch["labels"][:, 1:], batch["answers"][:, 1:]
     said = labels != IGNORED
     logits, gold = model.lm_head(hidden[:, :-1][said]).float(), labels[said]

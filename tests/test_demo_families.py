@@ -1,0 +1,127 @@
+"""Demo models that cut pictures into tiles: what training makes of a picture is what the real processor makes of it."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from corelens.data import synthetic
+from corelens.data.synthetic.refer import COLOURS, KINDS, draw_scene
+from corelens.demo.batches import IGNORED, Plan, caption_chat, dense_labels, draw_batch, picture_tokens
+from corelens.demo.build import PRESETS, build_model, build_processor
+from corelens.demo.families import family_of
+from corelens.demo.fast import fast_training
+from corelens.demo.recipes import RECIPES
+from corelens.demo.train import _optimizer
+from corelens.inputs import prepare
+from corelens.layouts import layout_for
+
+TILED = ("llava-ov-s", "internvl-s")
+
+
+@pytest.fixture(scope="module", params=TILED)
+def built(request):
+    processor = build_processor(request.param)
+    torch.manual_seed(0)
+    return request.param, processor, build_model(request.param, processor).eval()
+
+
+def pictures(samples):
+    return torch.from_numpy(np.stack([np.asarray(sample.images[0]) for sample in samples]))
+
+
+@pytest.mark.parametrize("size", [(256, 256), (384, 256), (128, 128)])
+def test_a_batch_is_what_the_processor_gives(built, size):
+    name, processor, model = built
+    width, height = size
+    rng = np.random.default_rng(3)
+    scenes = [draw_scene(rng, width, height, 2) for _ in range(2)]
+    prompt = processor.image_token + "What digit is on the red star?"
+    real = processor(text=[prompt] * 2, images=[[scene.image] for scene in scenes], return_tensors="pt")
+    images = torch.from_numpy(np.stack([np.asarray(scene.image) for scene in scenes]))
+    ours = family_of(model).inputs(model, real["input_ids"], images)
+    assert torch.allclose(ours["pixel_values"], real["pixel_values"], atol=1e-6)
+    assert name == "internvl-s" or torch.equal(ours["image_sizes"], real["image_sizes"])
+    pads, _ = picture_tokens(name, width, height)
+    text = prompt.replace(processor.image_token, pads[processor.image_token])
+    assert processor.tokenizer(text)["input_ids"] == real["input_ids"][0].tolist()
+
+
+def test_tiles_pooling_newlines_and_thumbnail_occur():
+    """64 + 8 · (8 + 1) tokens for LLaVA, (4 + 1) · 16 for InternVL, of which the tiles' 64 are labelled."""
+    for name, tokens in (("llava-ov-s", 136), ("internvl-s", 80)):
+        pads, cells = picture_tokens(name, 256, 256)
+        assert len(cells.box) == tokens and cells.visual.sum() == 64
+        placeholder, text = next(iter(pads.items()))
+        assert text.count(placeholder) == tokens
+        seen = cells.box[cells.visual]
+        assert torch.equal(seen[:, 2:] - seen[:, :2], torch.full((64, 2), 32.0, dtype=seen.dtype))
+        assert len({tuple(box) for box in seen.tolist()}) == 64
+
+
+def test_fast_training_computes_what_transformers_computes(built):
+    _, processor, model = built
+    samples = synthetic("refer", 2, sides=(256, 256), seed=9)
+    inputs = prepare(samples, processor, layout_for(model.config), model.config).tensors
+    ours = family_of(model).inputs(model, inputs["input_ids"], pictures(samples))
+    with torch.no_grad():
+        slow = model(**inputs).logits
+        with fast_training(model):
+            quick = model(**ours, use_cache=False).logits
+            features = family_of(model).features(model, pictures(samples))
+        assert (slow - quick).abs().max() < 1e-5
+        assert torch.equal(slow, model(**inputs).logits)
+    found = model.model.get_image_features(
+        **{k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+    )
+    found = found.pooler_output
+    found = torch.cat(found) if isinstance(found, list | tuple) else found.flatten(0, 1)
+    assert (features - found).abs().max() < 1e-5
+    assert len(features) == (inputs["input_ids"] == processor.image_token_id).sum()
+
+
+def test_labels_stand_on_the_tiles_and_captions_follow_the_tokens(built):
+    name, _, _ = built
+    scene = draw_scene(np.random.default_rng(1), 256, 256, 6)
+    _, cells = picture_tokens(name, 256, 256)
+    labels = dense_labels(scene, cells)
+    assert ((labels == IGNORED).all(1) == ~cells.visual.numpy()).all()
+    named = {(list(COLOURS)[c], KINDS[k], d) for c, k, d in labels[labels[:, 2] >= 0].tolist() if d < 10}
+    assert named == {(s.colour, s.kind, s.digit) for s in scene.shapes}
+    said = caption_chat(scene, cells)[1]["content"].rstrip(".").split(", ")
+    first = []
+    for words in said:
+        colour, kind, digit = words.split()
+        gold = [list(COLOURS).index(colour), KINDS.index(kind), int(digit)]
+        first.append(np.flatnonzero((labels == gold).all(1))[[0, -1]].tolist())
+    assert len(said) == 6 and all(a[0] <= b[1] for a, b in pairwise(first))
+
+
+def test_a_training_batch_of_questions_is_what_the_model_takes(built):
+    name, processor, model = built
+    batch = draw_batch(Plan(name, "questions", seed=0, step=1, batch=2, objects=3, sides=(256, 256)))
+    said = [processor.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
+    assert all(text.count("<|im_end|>") == 3 and text[0].isdigit() for text in said)
+    tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
+    with torch.no_grad(), fast_training(model):
+        hidden = model.model(
+            **family_of(model).inputs(model, tensors["input_ids"], tensors["images"])
+        ).last_hidden_state
+    assert hidden.shape == (*batch["input_ids"].shape, 128) and hidden.isfinite().all()
+
+
+def test_dense_labels_train_the_tower_and_projector_alone(built):
+    name, _, model = built
+    modules = torch.nn.ModuleDict({"model": model, "probes": torch.nn.Linear(2, 2)})
+    trained = {
+        id(p) for group in _optimizer(modules, RECIPES[name], stage_b=False).param_groups for p in group["params"]
+    }
+    names = {key.split(".")[1] for key, p in model.named_parameters() if id(p) in trained}
+    assert names == {"vision_tower", "multi_modal_projector"}
+
+
+def test_presets_have_96_heads():
+    for name in PRESETS:
+        text = PRESETS[name]["text"]
+        assert text["num_hidden_layers"] * text["num_attention_heads"] == 96
