@@ -110,9 +110,9 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
             _zoo(list(models or list_demos()), data, out, n or 240, seed, only, open_model, open_data, not json)
             return
         names, worlds = list(models or list_demos()), list(data or default_worlds(models or list_demos()))
-        hooked = {Path(name).name if Path(name).exists() else name: open_model(name) for name in names}
         n = n or (100 if quick else 700)
         samples = {Path(name).name: _samples(name, n, seed, open_data) for name in worlds}
+        hooked = {Path(name).name if Path(name).exists() else name: open_model(name) for name in names}
         settings: dict[str, Any] = QUICK if quick else {"score_share": 200 / 700}
         given = [*names, *(f"--data {name}" for name in worlds), f"--n {n}", f"--seed {seed}"]
         given += ["--quick"] * quick + [f"--only {name}" for name in only or ()]

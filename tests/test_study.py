@@ -3,16 +3,24 @@
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 import corelens as cl
+import published
+from corelens.cli import app
 from corelens.cli_study import default_worlds
 from corelens.study import files, setting
 from corelens.study.options import CONTROLLED, RANKINGS
+from corelens.study.zoo import zoo
+from families import tiny
 
 OPTIONS = {
     "draws": 2,
@@ -149,6 +157,9 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(model, tmp_path, mo
         cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, findings=["F1"], **OPTIONS)
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert not [name for name in left if name.startswith((".", "report", "F1"))]
+    monkeypatch.undo()  # there is room again: it goes on from there
+    again = cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, findings=["F1"], **OPTIONS)
+    assert again.report.exists()
 
 
 def test_a_model_that_answers_nothing_right_is_not_ablated(model, tmp_path):
@@ -180,6 +191,51 @@ def test_samples_without_regions_or_pictures(model, tmp_path):
         cl.study(model, samples, out=None, kinds=("zero",))
     with pytest.raises(cl.CorelensError, match="F1, F2"):
         cl.study(model, samples, out=None, findings=["F9"])
+
+
+def test_a_few_pictures_that_cannot_be_read_are_left_out_counted_and_listed(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "plain.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    samples = [
+        cl.Sample(
+            images=[tmp_path / "plain.png"], question="What?", answer="7", regions=[cl.Box(0, 0, 9, 9)], id=str(i)
+        )
+        for i in range(101)
+    ]
+    samples[7].images = [tmp_path / "broken.png"]
+    tiny_model = cl.HookedMLLM(*tiny("qwen3_vl"))
+    found = cl.study(tiny_model, {"own": samples}, out=tmp_path / "out", findings=["F1"], **OPTIONS)
+    assert len(found.settings[0].samples) == 100 and len(found.unreadable["own"]) == 1
+    assert "1 samples of own were left out" in found.report.read_text() and "broken.png" in found.report.read_text()
+
+
+def test_half_a_data_folder_and_a_wrong_one_are_named_before_a_model_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr("corelens.demo.load_demo", None)
+    half = published.vidstg(tmp_path / "half")
+    shutil.rmtree(half / "video")
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "notes.txt").write_text("")
+    for folder, said in ((half, str(half / "video")), (tmp_path / "wrong", "notes.txt")):
+        done = CliRunner().invoke(app, ["study", "qwen3vl-s", "--data", str(folder)])
+        assert isinstance(done.exception, cl.CorelensError) and said in str(done.exception)
+
+
+def test_the_zoo_gives_each_model_a_folder_and_long_prompts_fewer_samples(tmp_path):
+    calls = []
+
+    def study(models, worlds, out, **settings):
+        calls.append((list(models), {world: len(samples) for world, samples in worlds.items()}, out))
+
+    class Model:
+        def prepare(self, samples):
+            return SimpleNamespace(token_maps=[SimpleNamespace(all=range(one)) for one in samples])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("corelens.study.study", study)
+        worlds = {"short": [100] * 240, "longer": [512] * 240, "long": [4000] * 240}
+        list(zoo(["a", "folder/b"], lambda name: Model(), lambda name: worlds, tmp_path))
+    counts = {"short": 240, "longer": 120, "long": 40}
+    assert calls == [(["a"], counts, tmp_path / "a"), (["b"], counts, tmp_path / "b")]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

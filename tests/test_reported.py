@@ -1,0 +1,132 @@
+"""Studies side by side; and the numbers in the README and in docs/findings.md are those of the committed reports."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import corelens as cl
+from corelens.study.compare import CONTINUED, FORMAT, SEED, compare
+from corelens.study.options import selection_name
+
+ROOT = Path(__file__).parents[1]
+STUDIES = ROOT / "docs/study"
+QUESTION, MEAN, LAST = "RAM (question rows, max)", "RAM (question rows, mean)", "RAM (last row)"
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/findings.md")}
+KINDS = ("zero", "mean", "uniform", "knockout")
+
+
+@pytest.fixture(scope="module")
+def reports():
+    return compare(STUDIES).reports
+
+
+def cell(x) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*(x.values() if isinstance(x, dict) else x))
+
+
+def said(words: str, *names: str) -> None:
+    """Line breaks and bold do not count."""
+    for name in names or TEXTS:
+        text = " ".join(TEXTS[name].replace("**", "").split())
+        assert " ".join(words.split()) in text, f"{name} does not say: {words}"
+
+
+def line(numbers, role, ranking=""):
+    return next(one["ablations"] for one in numbers["table"] if (one["role"], one["ranking"]) == (role, ranking))
+
+
+def test_the_comparison_is_that_of_the_reports_beside_it():
+    told = json.loads((STUDIES / "zoo.json").read_text(encoding="utf-8"))
+    assert told["format"] == FORMAT and told == json.loads(json.dumps(compare(STUDIES).to_json()))
+
+
+def test_the_table_of_findings(reports):
+    for found in next(iter(reports.values()))["findings"]:
+        cells = []
+        for report in reports.values():
+            mine = next(one for one in report["findings"] if one["id"] == found["id"])
+            cells.append(mine["verdict"] + (f", {mine['scope'].split(';')[0]}" if mine["scope"] else ""))
+        said(f"| {found['id']} {found['title']} | {' | '.join(cells)} |")
+    said(f"| finding | {' | '.join(f'`{name}`' for name in reports)} |")
+
+
+def test_the_table_of_ablations(reports):
+    numbers = reports["qwen3vl-s"]["worlds"]["refer"]
+    chosen = [("top", QUESTION), ("top", MEAN), ("top", LAST), ("bottom", QUESTION), ("bottom", LAST), ("random", ""),
+              ("layer-matched", QUESTION), ("layer-matched", LAST)]  # fmt: skip
+    for role, ranking in chosen:
+        cells = [cell(line(numbers, role, ranking)[kind]["accuracy"]) for kind in KINDS]
+        said(f"| {selection_name(role, ranking)} | {' | '.join(cells)} |")
+    said(f"Heads were scored on {numbers['scored']} scenes and tested on {numbers['evaluated']} others")
+    said(f"| none | {cell(numbers['clean'])} | | | |")
+    for rows, words in (("question", "the question's tokens"), ("last+answer", "the last row")):
+        said(f"| {words} | {cell(numbers['readers'][rows]['accuracy'])} |", "docs/findings.md")
+    cut = numbers["readers"]
+    said(
+        f"Cut the evidence from the question's tokens in all 96 heads: accuracy {cell(cut['question']['accuracy'])}, "
+        f"nothing is lost. Cut it from the last row: {cell(cut['last+answer']['accuracy'])}.", "README.md",
+    )  # fmt: skip
+    lost = {kind: round(100 * line(numbers, "top", LAST)[kind]["drop"]["value"]) for kind in KINDS}
+    said(f"cost {lost['zero']} points (zero), {lost['mean']} (mean), {lost['uniform']} (uniform) and {lost['knockout']} "
+         "(knockout)", "README.md")  # fmt: skip
+    bottom = [round(100 * line(numbers, "bottom", LAST)[kind]["drop"]["value"]) for kind in KINDS[:3]]
+    said(f"{min(bottom)} to {max(bottom)} points without their output")
+    top, random = (line(numbers, *of)["knockout"]["accuracy"]["value"] for of in (("top", LAST), ("random", "")))
+    said(f"{top:.3f} means something beside {random:.3f}", "docs/findings.md")
+
+
+def test_what_changes_with_the_world(reports):
+    worlds = reports["qwen3vl-s-video"]["worlds"]
+    short, long = worlds["refer"], worlds["refer:sides=[960,1024],objects=24"]
+    of = {name: one["concentration"][LAST] for name, one in (("short", short), ("long", long))}
+    share = {name: f"{one['share_of_top'][0]:.0%}" for name, one in of.items()}
+    said(f"On prompts of {long['hybrid']['tokens']} tokens the top 5% by last-row RAM hold {share['long']} of the summed "
+         f"RAM (Gini {of['long']['gini'][0]:.2f}), on {short['hybrid']['tokens']} tokens {share['short']} "
+         f"({of['short']['gini'][0]:.2f})")  # fmt: skip
+    pairs = next(one for one in reports["qwen3vl-s-video"]["findings"] if one["id"] == "F2")["numbers"]["pairs"]
+    rho = [one["spearman"] for one in pairs]
+    said(f"rank correlations of {min(rho):.2f} to {max(rho):.2f} between worlds", "docs/findings.md")
+    lost = long["hybrid"]["lost"][LAST][0]
+    said(f"the others in a window of {lost['window']}: {100 * lost['top']['value']:.0f} points lost, "
+         f"{100 * lost['random']['value']:.0f} with random heads full", "docs/findings.md")  # fmt: skip
+    chance = [one["localisation"][LAST]["chance"] for one in (short, long)]
+    said(f"the evidence is {chance[0]:.1%} of the visual tokens and not {chance[1]:.1%}", "docs/findings.md")
+    depth = [world["layers"][name]["depth"][0] for world in worlds.values() for name in (QUESTION, LAST)]
+    said(f"mean relative depth {min(depth):.2f} to {max(depth):.2f}", "docs/findings.md")
+    for world in worlds.values():
+        assert (world["scored"], world["evaluated"]) == (short["scored"], short["evaluated"])
+    said(f"`qwen3vl-s-video` on {short['scored']} scenes and tested on {short['evaluated']} of each world")
+
+
+def test_they_are_small():
+    size = sum(path.stat().st_size for path in STUDIES.rglob("*") if path.is_file())
+    assert size < 6e6
+
+
+def test_models_are_compared_from_their_reports_alone(tmp_path):
+    report = json.loads((STUDIES / "qwen3vl-s/report.json").read_text(encoding="utf-8"))
+    (about,) = report["models"].values()
+    lineage = {"first": ("base", None), "second": ("more", "base"), "third": ("base", None)}
+    for name, (trained, start) in lineage.items():
+        (tmp_path / name).mkdir()
+        about["training"] = {"name": trained, "start": start, "parameters": 10}
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    found = compare(tmp_path)
+    pairs = {tuple(one["models"]): one for one in found.between_models()}
+    assert {pair: one["relation"] for pair, one in pairs.items()} == {
+        ("first", "second"): CONTINUED, ("first", "third"): SEED, ("second", "third"): CONTINUED,
+    }  # fmt: skip
+    assert all(one["spearman"] == pytest.approx(1) and one["jaccard"] == 1 for one in pairs.values())
+    page = found.write(tmp_path).read_text()
+    assert page.count('class="verdict') == 3 * 8 and 'href="second/report.html"' in page
+    told = json.loads((tmp_path / "zoo.json").read_text())
+    assert told["verdicts"]["F5"]["third"]["verdict"] == "reproduced"
+    row = next(one for one in told["numbers"]["F5"] if (one["model"], one["reading"]) == ("first", LAST))
+    assert row["top, knockout"] == line(report["worlds"]["refer"], "top", LAST)["knockout"]["drop"]
+    report["format"] = "corelens-study/1"
+    (tmp_path / "third" / "report.json").write_text(json.dumps(report))
+    with pytest.raises(cl.CorelensError, match="third"):
+        compare(tmp_path)
+    with pytest.raises(cl.CorelensError, match="no studies"):
+        compare(tmp_path / "first")
