@@ -45,6 +45,7 @@ def batches(model: Any, samples: Sequence[Sample], batch_size: int = 32) -> list
 
     Hand the result to several `evaluate` calls and the vision tower runs once instead of once a call.
     """
+    samples = [samples] if isinstance(samples, Sample) else samples
     without = [sample.id for sample in samples if sample.answer is None]
     if without or not samples:
         raise CorelensError(
@@ -80,6 +81,7 @@ def evaluate(
         sparse: a SparseInference; the result has a `speed` then, a SpeedReport against the dense run.
         rounds: how often dense and sparse are timed, in turns, on each of four samples; 0: answers only, no report.
     """
+    samples = [samples] if isinstance(samples, Sample | Inputs) else samples  # type: ignore[assignment]
     given = [one for one in samples if isinstance(one, Inputs)]
     prepared = given or batches(model, [one for one in samples if isinstance(one, Sample)], batch_size)
     if sparse is not None:

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -48,6 +50,13 @@ class Sample:
     video: Sequence[Any] | np.ndarray | None = None
     messages: list[dict[str, Any]] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """One picture or one region stands for a list of one."""
+        if isinstance(self.images, str | Path | Image.Image) or getattr(self.images, "ndim", 4) == 3:
+            self.images = [self.images]
+        if isinstance(self.regions, Region):
+            self.regions = [self.regions]
 
     def plot(self) -> Any:
         """A matplotlib figure: the pictures with the regions outlined, question and answer."""
@@ -103,11 +112,17 @@ class Inputs:
 
     plot = show
 
+    def __repr__(self) -> str:
+        visual = ", ".join(str(len(token_map.visual)) for token_map in self.token_maps[:4])
+        more = ", …" * (len(self) > 4)
+        rows = f"{len(self)} row{'s' * (len(self) != 1)} of {self.length} tokens"
+        return f"Inputs({rows}, visual: {visual}{more}; {', '.join(self.tensors)})"
+
     def _repr_html_(self) -> str:
         from corelens.viz.view import image_html
 
         shown = image_html(self.show(), "patches and positions") if self.pictures else ""
-        return f"{shown}<p>{len(self)} rows of {self.length} tokens</p>"
+        return f"{shown}<p>{escape(repr(self))}</p>"
 
 
 def prepare(

@@ -46,7 +46,7 @@ class HookedMLLM(LensModel):
         # Not as a submodule: the wrapped model's modules keep their names, and hold no reference to us.
         object.__setattr__(self, "hf", hf_model)
         self.processor = processor
-        self.layout = layout_for(hf_model.config).fitted(hf_model)
+        self.layout = layout_for(getattr(hf_model, "config", hf_model)).fitted(hf_model)
         self.cfg = config_of(hf_model, self.layout)
 
         c, decoder = self.cfg, self.layout.decoder(hf_model)

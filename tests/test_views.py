@@ -287,6 +287,28 @@ def test_pictures_for_a_page_are_those_of_the_overlay():
     assert made[1][1].startswith("**L1H0** from ‘t") and made[1][1].endswith("region 0.50, picture 0.50, peak 0.5")
 
 
+# --- what a newcomer types --------------------------------------------------------------------------------------------
+
+
+def test_one_sample_one_picture_and_one_region_need_no_list(model, samples):
+    """Found by trying the README as a newcomer would: each of these ended in a TypeError."""
+    one = samples[0]
+    alone = cl.Sample(images=one.images[0], question=one.question, answer=one.answer, regions=one.regions[0])
+    assert alone.images == one.images and alone.regions == one.regions
+    assert len(cl.Sample(images=np.zeros((8, 8, 3), np.uint8)).images) == 1 and cl.Sample(images="a.png").images == [
+        "a.png"
+    ]
+    assert np.allclose(cl.score_heads(model, alone)["ram"].values, cl.score_heads(model, [one])["ram"].values)
+    right = cl.evaluate(model, [one]).accuracy
+    assert cl.evaluate(model, alone).accuracy == cl.evaluate(model, model.prepare(one, answer=True)).accuracy == right
+    said = repr(model.prepare(one))
+    assert said.startswith("Inputs(1 row of ") and "input_ids" in said and len(said) < 200
+    with pytest.raises(cl.CorelensError, match="L9H1: heads of another model"):
+        cl.overlay(model, one, ["L9H1"])
+    with pytest.raises(cl.CorelensError, match="from_pretrained"):
+        cl.HookedMLLM("somebody/some-model")
+
+
 # --- corelens show ----------------------------------------------------------------------------------------------------
 
 

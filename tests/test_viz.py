@@ -134,7 +134,9 @@ def test_overlay_figure_has_a_scale_with_its_unit_and_uses_given_axes():
 
 
 class FakeModel:
-    """What `overlay` asks of a model: prepare, to_str_tokens, pattern_rows, run_with_cache."""
+    """What `overlay` asks of a model: its size, prepare, to_str_tokens, pattern_rows, run_with_cache."""
+
+    cfg = SimpleNamespace(n_layers=9, n_heads=9)
 
     def __init__(self, tm, pattern):
         self.tm, self.pattern, self.asked = tm, pattern, []

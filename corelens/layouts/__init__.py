@@ -29,6 +29,11 @@ def register_layout(layout: type[Layout]) -> type[Layout]:
 
 def layout_for(config: Any) -> Layout:
     """The layout of a model's config; for an unknown family one whose hooks work and whose geometry raises."""
+    if isinstance(config, str):
+        raise CorelensError(
+            f"the text {config!r} to wrap", "a transformers model",
+            f"for a name or a folder: HookedMLLM.from_pretrained({config!r})",
+        )  # fmt: skip
     return _LAYOUTS.get(getattr(config, "model_type", None) or "", Layout).for_config(config)
 
 

@@ -65,6 +65,7 @@ def score_heads(
     """
     wanted = [metrics] if isinstance(metrics, str | Metric) or callable(metrics) else list(metrics)
     chosen = [metric(one) for one in wanted]
+    samples = [samples] if isinstance(samples, Sample) else samples
     if not samples or not chosen:
         raise CorelensError(
             f"{len(samples)} samples and {len(chosen)} metrics",

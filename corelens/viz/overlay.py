@@ -113,7 +113,7 @@ Line = tuple[str, str, str, Tensor]  # a head, the row it looks from, what it se
 
 def looks(model: Any, sample: Any, heads: Any, rows: Any, reduce: str) -> tuple[Any, list[Line], str]:
     """Run the model: (inputs, one line a head, the rows in words)."""
-    heads = HeadSet(heads)
+    heads = HeadSet(heads).check(model.cfg.n_layers, model.cfg.n_heads)
     answer = isinstance(rows, str) and "answer" in rows
     inputs = model.prepare(sample, answer=True) if answer else model.prepare(sample)
     token_map = inputs.token_maps[0]

@@ -39,7 +39,7 @@ def token_view(model: Any, sample: Any, heads: Any, rows: Any = "text") -> View:
     Returns:
         A View: a notebook shows it, `.save(path)` writes an offline page of 2 to 5 MB.
     """
-    heads = HeadSet(heads)
+    heads = HeadSet(heads).check(model.cfg.n_layers, model.cfg.n_heads)
     names, attention = segment_attention(model, model.prepare(sample), heads, rows)
     caption = (
         "Attention mass from each token (line) to each token (column), from the ground's colour (0) to blue "
