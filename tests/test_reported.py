@@ -107,10 +107,10 @@ def test_they_are_small():
 def test_models_are_compared_from_their_reports_alone(tmp_path):
     report = json.loads((STUDIES / "qwen3vl-s/report.json").read_text(encoding="utf-8"))
     (about,) = report["models"].values()
-    lineage = {"first": ("base", None), "second": ("more", "base"), "third": ("base", None)}
+    lineage = {"first": ("base", []), "second": ("more", ["base"]), "third": ("base", [])}
     for name, (trained, start) in lineage.items():
         (tmp_path / name).mkdir()
-        about["training"] = {"name": trained, "start": start, "parameters": 10}
+        about["training"] = {"name": trained, "starts": start, "seed": 0, "parameters": 10}
         (tmp_path / name / "report.json").write_text(json.dumps(report))
     found = compare(tmp_path)
     pairs = {tuple(one["models"]): one for one in found.between_models()}

@@ -10,6 +10,7 @@ import numpy as np
 
 from corelens.errors import CorelensError
 from corelens.heads import HeadScores
+from corelens.study.cards import trained
 from corelens.study.f2_stability import chance
 from corelens.study.files import write_whole
 from corelens.study.options import CONTROLLED, LEAST_ACCURACY, RANKINGS
@@ -17,7 +18,7 @@ from corelens.study.result import FORMAT as STUDY
 from corelens.study.run import FINDINGS
 
 FORMAT = "corelens-zoo/1"
-CONTINUED, SEED, APART = "continued training", "another seed", "trained apart"
+CONTINUED, SEED, APART, UNKNOWN = "continued training", "another seed", "trained apart", "not known"
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Comparison:
 
     def about(self, model: str) -> dict[str, Any]:
         """Its family, shape, weights and training."""
-        return next(iter(self.reports[model]["models"].values()))
+        return {"training": trained(model)} | next(iter(self.reports[model]["models"].values()))
 
     def finding(self, model: str, id: str) -> dict[str, Any] | None:
         """The verdict on a finding, with what it rests on; None if it was not studied."""
@@ -90,16 +91,12 @@ class Comparison:
 
     def relation(self, a: str, b: str) -> str:
         """How the training of two models of one architecture is related, as their cards say."""
-        training = {model: self.about(model).get("training", {"name": model, "start": None}) for model in self.reports}
-        starts = {one["name"]: one["start"] for one in training.values()}
-
-        def before(name: str) -> list[str]:
-            return [starts[name], *before(starts[name])] if starts.get(name) else []
-
-        first, second = training[a]["name"], training[b]["name"]
-        if first == second:
+        first, second = self.about(a)["training"], self.about(b)["training"]
+        if not first or not second:
+            return UNKNOWN
+        if first["name"] == second["name"]:
             return SEED
-        return CONTINUED if first in before(second) or second in before(first) else APART
+        return CONTINUED if first["name"] in second["starts"] or second["name"] in first["starts"] else APART
 
     def _shape(self, model: str) -> tuple[Any, ...]:
         about = self.about(model)

@@ -95,10 +95,12 @@ def _finding(comparison: "Comparison", id: str, claim: Mapping[str, Any]) -> p.S
         parts += _profiles(comparison)
     rows = comparison.rows(id)
     if rows:
-        rows = [row | {"world": row["world"] if row["answered"] else f"{row['world']} (not answered)"} for row in rows]
+        marked = [i for i, row in enumerate(rows) if row["reading"] == CONTROLLED[-1]]
+        for row in rows:
+            row["reading"] = _reading(row["reading"])
+            row["world"] += "" if row["answered"] else " (not answered)"
         columns = list(dict.fromkeys(key for row in rows for key in row if key != "answered"))
         shown = [[_shown(row.get(key), id) if key in row else "–" for key in columns] for row in rows]
-        marked = [i for i, row in enumerate(rows) if row["reading"] == CONTROLLED[-1]]
         unit = "Points of accuracy lost" if id in POINTS else "Numbers"
         note = " Rows of the last-row reading are marked." if marked else ""
         parts.append(p.table(columns, shown, f"{unit} with 95% intervals.{note}", hot=marked))
@@ -115,8 +117,14 @@ def _finding(comparison: "Comparison", id: str, claim: Mapping[str, Any]) -> p.S
 def _shown(value: Any, id: str) -> Any:
     if isinstance(value, Mapping | list | tuple):
         numbers = list(value.values()) if isinstance(value, Mapping) else list(value)
-        return cell([100 * x + 0.0 for x in numbers], 0).replace("-0", "0") if id in POINTS else cell(numbers)
+        rounded = [round(100 * x) for x in numbers] if id in POINTS else [round(x, 2) + 0.0 for x in numbers]
+        return cell(rounded, 0 if id in POINTS else 2)
     return f"{value:.2f}" if isinstance(value, float) else value
+
+
+def _reading(name: str) -> str:
+    """ "RAM (last row)" → "last row"."""
+    return name.removeprefix("RAM (").removesuffix(")")
 
 
 def _agreement(comparison: "Comparison") -> list[Markup]:
@@ -125,8 +133,8 @@ def _agreement(comparison: "Comparison") -> list[Markup]:
     parts = []
     if between:
         rows = [
-            [one["model"], " – ".join(one["worlds"]), one["ranking"], one["spearman"], one["jaccard"], one["chance"],
-             "yes" if one["counts"] else "not answered"]
+            [one["model"], " – ".join(one["worlds"]), _reading(one["ranking"]), one["spearman"], one["jaccard"],
+             one["chance"], "yes" if one["counts"] else "not answered"]
             for one in between
         ]  # fmt: skip
         columns = ["model", "worlds", "reading", "Spearman ρ", "Jaccard", "95% of chance", "counts"]
@@ -134,13 +142,16 @@ def _agreement(comparison: "Comparison") -> list[Markup]:
     across = comparison.between_models()
     if across:
         rows = [
-            [" – ".join(one["models"]), one["relation"], one["world"], one["reading"], one["spearman"], one["ceiling"],
-             one["jaccard"], one["chance"], one["layers"]]
+            [" – ".join(one["models"]), one["relation"], one["world"], _reading(one["reading"]), one["spearman"],
+             one["ceiling"], one["jaccard"], one["chance"], one["layers"]]
             for one in across
         ]  # fmt: skip
         columns = ["models", "relation", "world", "reading", "Spearman ρ", "ceiling ρ", "Jaccard", "95% of chance",
                    "layers, r"]  # fmt: skip
-        words = "The same heads in other models of one architecture. Ceiling: two halves of one model's samples."
+        words = (
+            "The same heads in other models of one architecture. Ceiling: two halves of one model's samples, which two "
+            "models may exceed where samples are few."
+        )
         parts += [p.table(columns, _rounded(rows), words), p.note(NUMBERING)]
     return parts
 
@@ -171,5 +182,5 @@ def _profiles(comparison: "Comparison") -> list[Markup]:
 
 
 def _weights(about: Mapping[str, Any]) -> str:
-    size = f"{about['training']['parameters'] / 1e6:.1f} M parameters, " if "training" in about else ""
+    size = f"{about['training']['parameters'] / 1e6:.1f} M parameters, " if about["training"] else ""
     return f"{about['family']}, {size}{about['n_layers']} × {about['n_heads']} heads, weights {about['weight_hash']}"

@@ -74,10 +74,9 @@ def brief(numbers: Mapping[str, Any]) -> Brief:
     def lost(role: str, ranking: str, kind: str) -> Any:
         return row(numbers, role, ranking)["ablations"][kind]["drop"]
 
-    random = {"random, knockout": lost("random", "", "knockout"), "random, zero": lost("random", "", "zero")}
     return {
         name: {"top, knockout": lost("top", name, "knockout"), "top, zero": lost("top", name, "zero")}
-        | {"bottom, knockout": lost("bottom", name, "knockout")} | random
+        | {"bottom, knockout": lost("bottom", name, "knockout"), "random, knockout": lost("random", "", "knockout")}
         for name in CONTROLLED
     }  # fmt: skip
 
@@ -164,11 +163,12 @@ def _explain(runs: Sequence[tuple[Setting, dict[str, Any]]], outcomes: dict[str,
             if one["role"] in ("bottom", "layer-matched") and x["drop"]["value"] >= MUCH / 2
         ]
         if costly:
-            said.append(
-                f"Controls that are not harmless: {', '.join(costly)}. A head of low RAM may be needed for something "
-                "else (its output removed), or read the evidence at other rows (its sight of it cut): of lower-ranked "
-                "heads, only random ones speak for all."
-            )
+            said.append(f"Controls that are not harmless: {', '.join(costly)}.")
+    if any(words.startswith("Controls") for words in said):
+        said.append(
+            "A head of low RAM may be needed for something else (its output removed), or read the evidence at other "
+            "rows (its sight of it cut): of lower-ranked heads, only random ones speak for all."
+        )
     return " ".join(said)
 
 

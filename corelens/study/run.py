@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from corelens.demo import read_card
 from corelens.errors import CorelensError
 from corelens.inputs import Sample
 from corelens.metrics.runs import sample_hash
@@ -29,6 +28,7 @@ from corelens.study import (
     f7_acceleration,
     f8_sparsemm,
 )
+from corelens.study.cards import trained
 from corelens.study.files import full_disk_is_said, write_whole
 from corelens.study.finding import NOT_JUDGED, Finding
 from corelens.study.options import Options
@@ -68,7 +68,7 @@ def run_study(
     if not models or not worlds:
         raise CorelensError(f"{len(models)} models and {len(worlds)} worlds", "one of each or more", "give them")
     checked = {name: readable(name, given) for name, given in worlds.items()}
-    told = {name: about(model) | trained(model) for name, model in models.items()}
+    told = {name: about(model) | _training(model) for name, model in models.items()}
     with ExitStack() as stack:
         if out is not None and resume:
             work = out / "work"
@@ -103,14 +103,9 @@ def run_study(
     return result
 
 
-def trained(model: Any) -> dict[str, Any]:
-    """What the card beside a model's weights says of its training; {} for a model without one."""
-    folder = Path(str(getattr(model.hf.config, "_name_or_path", "") or "."))
-    if not (folder / "card.json").exists():
-        return {}
-    card = read_card(folder.name, folder.parent)
-    told = {"name": card["name"], "seed": card["training"]["seed"], "start": card["training"]["recipe"].get("start")}
-    return {"training": told | {"parameters": card["parameters"]}}
+def _training(model: Any) -> dict[str, Any]:
+    found = trained(str(getattr(model.hf.config, "_name_or_path", "") or ""))
+    return {"training": found} if found else {}
 
 
 def _chosen(findings: Sequence[str] | None) -> dict[str, Any]:
