@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-def batches(model: Any, samples: Sequence[Sample], batch_size: int = 32) -> list[Inputs]:
+def batches(model: Any, samples: Sequence[Sample] | Sample, batch_size: int = 32) -> list[Inputs]:
     """The samples with their gold answers as batches, the pictures encoded once: what `evaluate` runs on.
 
     Hand the result to several `evaluate` calls and the vision tower runs once instead of once a call.
@@ -62,7 +62,7 @@ def batches(model: Any, samples: Sequence[Sample], batch_size: int = 32) -> list
 
 def evaluate(
     model: Any,
-    samples: Sequence[Sample] | Sequence[Inputs],
+    samples: Sequence[Sample] | Sequence[Inputs] | Sample | Inputs,
     hooks: Sequence[Hook] = (),
     batch_size: int = 32,
     sparse: Any = None,
@@ -81,9 +81,9 @@ def evaluate(
         sparse: a SparseInference; the result has a `speed` then, a SpeedReport against the dense run.
         rounds: how often dense and sparse are timed, in turns, on each of four samples; 0: answers only, no report.
     """
-    samples = [samples] if isinstance(samples, Sample | Inputs) else samples  # type: ignore[assignment]
-    given = [one for one in samples if isinstance(one, Inputs)]
-    prepared = given or batches(model, [one for one in samples if isinstance(one, Sample)], batch_size)
+    some = [samples] if isinstance(samples, Sample | Inputs) else samples
+    given = [one for one in some if isinstance(one, Inputs)]
+    prepared = given or batches(model, [one for one in some if isinstance(one, Sample)], batch_size)
     if sparse is not None:
         return compare(model, prepared, sparse, hooks, rounds)
     answers: list[Answer] = []

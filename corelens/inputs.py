@@ -28,10 +28,11 @@ class Sample:
     """One question about one or several pictures or a video.
 
     Args:
-        images: the pictures, in the order in which the prompt shows them: PIL images, paths, or uint8 arrays.
+        images: the pictures, in the order in which the prompt shows them: PIL images, paths, or uint8 arrays; one
+            alone needs no list.
         question: the user's words, without template, options or instructions.
         answer: the gold answer, as the model should write it.
-        regions: where the evidence is, in pixels of the original picture; several mean their union.
+        regions: where the evidence is, in pixels of the original picture; several mean their union, one needs no list.
         choices: options of a multiple-choice question, appended to the question as "A. …".
         id: the sample's name; stable, since results are stored under it.
         video: the frames of one video instead of `images`.
@@ -41,10 +42,10 @@ class Sample:
             `video`, which some models write into the prompt (transformers' own default is 24).
     """
 
-    images: list[Any] = field(default_factory=list)
+    images: list[Any] | Any = field(default_factory=list)
     question: str | None = None
     answer: str | None = None
-    regions: list[Region] = field(default_factory=list)
+    regions: list[Region] | Any = field(default_factory=list)
     choices: list[str] | None = None
     id: str = ""
     video: Sequence[Any] | np.ndarray | None = None

@@ -311,6 +311,23 @@ def test_ablation_curves_draw_each_choice_with_its_band():
         ablation_curves({"top": []})
 
 
+def test_names_of_points_do_not_stand_on_one_another():
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots()
+    plt.close(figure)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    near = [(f"L{i}H1", 0.3 + 0.005 * i, 0.9 - 0.004 * i) for i in range(4)] + [
+        ("L9H9", 0.3, 0.01),
+        ("L9H8", 0.31, 0.01),
+    ]
+    style.name_points(ax, near, style.HOT)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == 6 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert min(box.y0 for box in boxes) >= ax.get_window_extent().y0 - 5
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 EVIL = '<script>alert(1)</script><img src=x onerror=alert(1)>" onload="x'

@@ -33,7 +33,7 @@ NULL_QUESTION = "N/A"  # of QRHead's calibration, arXiv 2506.09944
 
 def score_heads(
     model: Any,
-    samples: Sequence[Sample],
+    samples: Sequence[Sample] | Sample,
     metrics: Iterable[AnyMetric] | AnyMetric = ("ram",),
     batch_size: int = 8,
     out: str | Path | None = None,

@@ -11,6 +11,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from corelens.viz.view import LiveFigure
 
@@ -133,16 +134,22 @@ def figure_of(ax: Axes) -> Figure:
 
 
 def name_points(ax: Axes, points: Sequence[tuple[str, float, float]], colour: str) -> None:
-    """Write names beside points (name, x, y), pushed down where two would stand on one another; limits must be set."""
+    """Write names beside points (name, x, y), apart from one another; the axes' limits must be set.
+
+    Names in the upper half are pushed down where two would stand on one another, names in the lower half up.
+    """
+    pixels = ax.transData.transform([(x, y) for _, x, y in points]).reshape(-1, 2) * 72 / figure_of(ax).dpi
+    middle = ax.transAxes.transform((0, 0.5))[1] * 72 / figure_of(ax).dpi
     taken: list[tuple[float, float]] = []
-    for name, x, y in sorted(points, key=lambda point: -point[2]):
-        across, up = ax.transData.transform((x, y)) * 72 / figure_of(ax).dpi  # in points
+    for i in sorted(range(len(points)), key=lambda i: -abs(pixels[i, 1] - middle)):
+        (across, up), step = pixels[i], -9 if pixels[i, 1] > middle else 9  # in points
         at = up + 3
-        for left, line in sorted(taken, key=lambda other: -other[1]):
-            if abs(left - across) < 32 and abs(line - at) < 9:
-                at = line - 9
+        while any(abs(left - across) < 32 and abs(line - at) < 9 for left, line in taken):
+            at += step
         taken.append((across, at))
-        ax.annotate(name, (x, y), (8, at - up), textcoords="offset points", va="center", fontsize=7.5, color=colour)
+        name, x, y = points[i]
+        words = ax.annotate(name, (x, y), (8, at - up), textcoords="offset points", va="center", fontsize=7.5)
+        words.set(color=colour, path_effects=[withStroke(linewidth=2, foreground="white")])  # over other points too
 
 
 def ticks(count: int) -> list[int]:
