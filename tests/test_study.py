@@ -231,7 +231,7 @@ def test_the_zoo_gives_each_model_a_folder_and_long_prompts_fewer_samples(tmp_pa
             return SimpleNamespace(token_maps=[SimpleNamespace(all=range(one)) for one in samples])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("corelens.study.study", study)
+        patch.setattr(sys.modules["corelens.study"], "study", study)
         worlds = {"short": [100] * 240, "longer": [512] * 240, "long": [4000] * 240}
         list(zoo(["a", "folder/b"], lambda name: Model(), lambda name: worlds, tmp_path))
     counts = {"short": 240, "longer": 120, "long": 40}

@@ -111,7 +111,7 @@ def head_cloud(spread: np.ndarray, precision: np.ndarray, chosen: np.ndarray, ax
         )
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.set(xlabel="share of the picture it spreads over", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-        named = [(f"L{i}H{j}", spread[i, j], precision[i, j]) for i, j in np.argwhere(chosen)[:8]]
+        named = [(f"L{i}H{j}", float(spread[i, j]), float(precision[i, j])) for i, j in np.argwhere(chosen)[:8]]
         style.name_points(ax, named, style.HOT)
         ax.legend(loc="upper right")
     return style.figure_of(ax)
