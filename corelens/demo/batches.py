@@ -5,11 +5,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from corelens.data.synthetic.refer import COLOURS, KINDS, QUESTION, Scene, Shape, draw_scene, draw_size, stream
+from corelens.data.synthetic.refer import COLOURS, KINDS, QUESTION, Scene, draw_scene, draw_size, stream
 from corelens.data.synthetic.video import FPS
 from corelens.data.synthetic.video import ask as ask_video
 from corelens.data.synthetic.video import draw_scene as video_scene
@@ -90,7 +89,8 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
     if plan.form == "dense":
         return batch | {"labels": np.stack([dense_labels(scene, cells) for scene in scenes])}
     if plan.form == "caption":
-        chats = [caption_chat(scene, cells if "thumbnail" in PRESETS[plan.model] else None) for scene in scenes]
+        shuffled = PRESETS[plan.model].get("captions") == "shuffled"
+        chats = [caption_chat(scene, rng if shuffled else None) for scene in scenes]
     else:
         chats = [question_chat(scene, rng, plan.questions) for scene in scenes]
     return batch | tokenize(_processor(plan.model), chats, pads)
@@ -122,7 +122,7 @@ def _video_batch(plan: Plan, rng: np.random.Generator, width: int, height: int) 
 @lru_cache(maxsize=64)
 def picture_tokens(model: str, width: int, height: int) -> tuple[dict[str, str], Cells]:
     """What a preset's processor puts for a picture's placeholder, and the cells of these tokens; those of a thumbnail
-    count as no patch, for dense labels and captions speak of the tiles."""
+    count as no patch, for dense labels speak of the tiles."""
     processor = _processor(model)
     placeholder, config = processor.image_token, build_config(model, processor)
     blank = Image.new("RGB", (width, height))
@@ -154,17 +154,13 @@ def dense_labels(scene: Scene, cells: Cells) -> np.ndarray:
     return np.where(cells.visual.numpy()[:, None], labels, IGNORED)
 
 
-def caption_chat(scene: Scene, cells: Cells | None = None) -> list[dict[str, Any]]:
-    """A chat in which the assistant lists the scene's objects from left to right or, for a model whose tokens know
-    their place in the row only, in the order of the tokens (`cells`) that see them best."""
-
-    def place(shape: Shape) -> tuple[float, ...]:
-        if cells is None:
-            return shape.x, shape.y
-        x, y = ((cells.box[:, :2] + cells.box[:, 2:]) / 2 - torch.tensor([shape.x, shape.y])).T
-        return (torch.where(cells.visual, torch.hypot(x, y), torch.inf).argmin().item(),)
-
-    shapes = sorted(scene.shapes, key=place)
+def caption_chat(scene: Scene, rng: np.random.Generator | None = None) -> list[dict[str, Any]]:
+    """A chat in which the assistant lists the scene's objects from left to right or, with a random stream, in
+    any order: then what it has said so far names what is to be found next, as questions do.
+    """
+    shapes = sorted(scene.shapes, key=lambda s: (s.x, s.y))
+    if rng is not None:
+        rng.shuffle(shapes)
     caption = ", ".join(f"{s.colour} {s.kind} {s.digit}" for s in shapes) + "."
     return [_user(CAPTION, "image"), {"role": "assistant", "content": caption}]
 

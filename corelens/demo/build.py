@@ -40,6 +40,7 @@ _TEXT = {
     "head_dim": 16,
 }
 _TOWER = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
+_TILED = {"text": _TEXT, "vision": _TOWER, "captions": "shuffled"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "qwen3vl-s": {
@@ -53,13 +54,13 @@ PRESETS: dict[str, dict[str, Any]] = {
             "deepstack_visual_indexes": [1],
         },
     },
-    "llava-ov-s": {"family": "llava_onevision", "text": _TEXT, "vision": _TOWER, "thumbnail": slice(0, 64)},
-    "internvl-s": {"family": "internvl", "text": _TEXT, "vision": _TOWER, "thumbnail": slice(-16, None)},
+    "llava-ov-s": {"family": "llava_onevision", "thumbnail": slice(0, 64), **_TILED},
+    "internvl-s": {"family": "internvl", "thumbnail": slice(-16, None), **_TILED},
 }
 # The same model, trained on to longer contexts, and from there on videos.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s"]
-"""One entry a model: its family, the sizes that differ from the family's small defaults, and which tokens of a
-picture of several tiles are its thumbnail's."""
+"""One entry a model: its family, the sizes that differ from the family's small defaults, which tokens of a
+picture of several tiles are its thumbnail's, and in which order captions list objects."""
 
 
 def build_processor(name: str) -> ProcessorMixin:

@@ -74,6 +74,8 @@ def train_demo(
     model = build_model(name, processor)
     if recipe.start:
         _begin_with(model, checkpoint(recipe.start))
+    if recipe.start_text:
+        _begin_with(model.model.language_model, checkpoint(recipe.start_text), "model.language_model.")
     probes = nn.ModuleDict({label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()})
     modules = nn.ModuleDict({"model": model, "probes": probes})
     progress: dict[str, Any] = {
@@ -126,11 +128,11 @@ def validation_scenes(recipe: Recipe, seed: int) -> list[list[Sample]]:
     return [samples for samples in lists if samples]
 
 
-def _begin_with(model: nn.Module, folder: Path) -> None:
-    """Put a bundled model's weights into `model`, which has the same sizes."""
+def _begin_with(part: nn.Module, folder: Path, prefix: str = "") -> None:
+    """Put a bundled model's weights into a model, or into the part of one that has their names behind `prefix`."""
     weights = load_file(folder / "model.safetensors")
-    for name, weight in model.named_parameters():
-        weight.data.copy_(weights[name])
+    for name, weight in part.named_parameters():
+        weight.data.copy_(weights[prefix + name])
 
 
 def _optimizer(modules: Any, recipe: Recipe, stage_b: bool) -> torch.optim.Optimizer:
