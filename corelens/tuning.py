@@ -133,7 +133,8 @@ class TunedSparse:
 
         hot = [i for i, one in enumerate(self.curve) if one is self.chosen]
         parts = [text(self.verdict), table(*self.table(), "On the calibration samples.", hot=hot)]
-        return "".join([*map(str, parts), image_html(self.plot(), repr(self))])
+        caption = text("Accuracy (95% CI) over speed; numbers are windows, the ring is the choice.")
+        return "".join(map(str, [*parts, image_html(self.plot(), repr(self)), caption]))
 
     def __repr__(self) -> str:
         return f"TunedSparse({self.verdict})"
