@@ -228,11 +228,12 @@ def test_the_zoo_gives_each_model_a_folder_and_long_prompts_fewer_samples(tmp_pa
 
     class Model:
         def prepare(self, samples):
-            return SimpleNamespace(token_maps=[SimpleNamespace(all=range(one)) for one in samples])
+            return SimpleNamespace(token_maps=[SimpleNamespace(all=range(int(one.question))) for one in samples])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["corelens.study"], "study", study)
-        worlds = {"short": [100] * 240, "longer": [512] * 240, "long": [4000] * 240}
+        lengths = {"short": "100", "longer": "512", "long": "4000"}
+        worlds = {name: [cl.Sample(images=["a.png"], question=said)] * 240 for name, said in lengths.items()}
         list(zoo(["a", "folder/b"], lambda name: Model(), lambda name: worlds, tmp_path))
     counts = {"short": 240, "longer": 120, "long": 40}
     assert calls == [(["a"], counts, tmp_path / "a"), (["b"], counts, tmp_path / "b")]
