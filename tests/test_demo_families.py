@@ -1,17 +1,21 @@
 """Demo models that cut pictures into tiles: what training makes of a picture is what the real processor makes of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_scene
+from corelens.demo import checkpoint
 from corelens.demo.batches import IGNORED, Plan, caption_chat, dense_labels, draw_batch, picture_tokens
 from corelens.demo.build import PRESETS, build_model, build_processor
 from corelens.demo.families import family_of
 from corelens.demo.fast import fast_training
-from corelens.demo.recipes import RECIPES
-from corelens.demo.train import _optimizer
+from corelens.demo.recipes import RECIPES, Check
+from corelens.demo.train import _optimizer, train_demo
 from corelens.inputs import prepare
 from corelens.layouts import layout_for
 
@@ -124,3 +128,12 @@ def test_presets_have_96_heads():
     for name in PRESETS:
         text = PRESETS[name]["text"]
         assert text["num_hidden_layers"] * text["num_attention_heads"] == 96
+
+
+def test_a_decoder_may_begin_as_a_bundled_one(tmp_path):
+    recipe = replace(RECIPES["internvl-s"], stage_a=1, stage_b=0, batch=2, checks=(Check(0, {}),))
+    state = load_file(train_demo("internvl-s", out=tmp_path, recipe=recipe) / "state.safetensors")
+    bundled = load_file(checkpoint(recipe.start_text) / "model.safetensors")
+    decoder = {key: value for key, value in bundled.items() if key.startswith("model.language_model.")}
+    assert len(decoder) > 80
+    assert all(torch.equal(state[f"weight/model.{key}"], value.float()) for key, value in decoder.items())
