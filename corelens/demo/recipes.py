@@ -55,7 +55,7 @@ class Recipe:
     """
 
     stage_a: int = 1300
-    stage_b: int = 2700
+    stage_b: int = 3700
     batch: int = 32
     last_batch: int = 24
     rate: float = 1e-3
