@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import corelens as cl
-from corelens.study.compare import CONTINUED, FORMAT, SEED, compare
+from corelens.study.compare import APART, CONTINUED, FORMAT, SEED, compare
 from corelens.study.options import selection_name
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +99,31 @@ def test_what_changes_with_the_world(reports):
     said(f"`qwen3vl-s-video` on {short['scored']} scenes and tested on {short['evaluated']} of each world")
 
 
+def test_what_changes_with_the_seed(reports):
+    numbers = reports["qwen3vl-s-seed1"]["worlds"]["refer"]
+    said(f"`qwen3vl-s-seed1` on {numbers['scored']} scenes and tested on {numbers['evaluated']} of each world",
+         "docs/findings.md")  # fmt: skip
+    said(f"on {numbers['scored']} scenes and tested on {numbers['evaluated']} of each world", "README.md")
+    lost = {rows: 100 * numbers["readers"][rows]["drop"]["value"] for rows in ("question", "last+answer")}
+    said(f"It answers {numbers['clean']['value']:.3f} and reads the evidence at the last row too (cutting it there costs "
+         f"{lost['last+answer']:.0f} points, from the question's tokens {lost['question']:.0f})", "docs/findings.md")  # fmt: skip
+    top, random = (
+        "{} [{}, {}]".format(*(round(100 * x) for x in line(numbers, *of)["knockout"]["drop"].values()))
+        for of in (("top", LAST), ("random", ""))
+    )
+    said(f"without its top five by last-row RAM it loses {top} points, without five random ones {random}",
+         "docs/findings.md")  # fmt: skip
+    said(f"its top five cost {top} points where five random ones cost {random}", "README.md")
+    first = reports["qwen3vl-s"]["worlds"]["refer"]["clean"]["value"]
+    said(f"({numbers['clean']['value']:.3f} where the other answers {first:.3f})", "docs/findings.md")
+    between = {tuple(one["models"]): one for one in compare(STUDIES).between_models() if one["reading"] == LAST}
+    seeds, more = (between["qwen3vl-s", other] for other in ("qwen3vl-s-seed1", "qwen3vl-s-video"))
+    assert (seeds["relation"], more["relation"]) == (SEED, CONTINUED)
+    said(f"a rank correlation of {seeds['spearman']:.2f}", "docs/findings.md")
+    said(f"r = {seeds['layers']:.2f}", "docs/findings.md")
+    said(f"the rank correlation is {more['spearman']:.2f}", "docs/findings.md")
+
+
 def test_they_are_small():
     size = sum(path.stat().st_size for path in STUDIES.rglob("*") if path.is_file())
     assert size < 6e6
@@ -107,7 +132,7 @@ def test_they_are_small():
 def test_models_are_compared_from_their_reports_alone(tmp_path):
     report = json.loads((STUDIES / "qwen3vl-s/report.json").read_text(encoding="utf-8"))
     (about,) = report["models"].values()
-    lineage = {"first": ("base", []), "second": ("more", ["base"]), "third": ("base", [])}
+    lineage = {"first": ("base", []), "second": ("more", ["base"]), "third": ("base-seed1", [])}
     for name, (trained, start) in lineage.items():
         (tmp_path / name).mkdir()
         about["training"] = {"name": trained, "starts": start, "seed": 0, "parameters": 10}
@@ -115,7 +140,7 @@ def test_models_are_compared_from_their_reports_alone(tmp_path):
     found = compare(tmp_path)
     pairs = {tuple(one["models"]): one for one in found.between_models()}
     assert {pair: one["relation"] for pair, one in pairs.items()} == {
-        ("first", "second"): CONTINUED, ("first", "third"): SEED, ("second", "third"): CONTINUED,
+        ("first", "second"): CONTINUED, ("first", "third"): SEED, ("second", "third"): APART,
     }  # fmt: skip
     assert all(one["spearman"] == pytest.approx(1) and one["jaccard"] == 1 for one in pairs.values())
     page = found.write(tmp_path).read_text()

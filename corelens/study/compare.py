@@ -1,6 +1,7 @@
 """Studies of several models side by side, from their report.json alone: the models need not be there any more."""
 
 import json
+import re
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -94,7 +95,7 @@ class Comparison:
         first, second = self.about(a)["training"], self.about(b)["training"]
         if not first or not second:
             return UNKNOWN
-        if first["name"] == second["name"]:
+        if _recipe(first["name"]) == _recipe(second["name"]):
             return SEED
         return CONTINUED if first["name"] in second["starts"] or second["name"] in first["starts"] else APART
 
@@ -133,6 +134,11 @@ class Comparison:
         write_whole(out / "zoo.json", json.dumps(self.to_json(), indent=1, ensure_ascii=False))
         write_whole(out / "index.html", compare_page(self))
         return out / "index.html"
+
+
+def _recipe(name: str) -> str:
+    """ "small-seed1" → "small"."""
+    return re.sub(r"-seed\d+$", "", name)
 
 
 def answered(numbers: dict[str, Any]) -> bool:
