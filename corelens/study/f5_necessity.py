@@ -63,7 +63,7 @@ def point_json(point: Point) -> dict[str, Any]:
     return told | ({"heads": point.draws} if point.draws else {})
 
 
-def row(numbers: dict[str, Any], role: str, ranking: str = "") -> dict[str, Any]:
+def row(numbers: Mapping[str, Any], role: str, ranking: str = "") -> dict[str, Any]:
     """The line of the table with this role and ranking."""
     return next(one for one in numbers["table"] if (one["role"], one["ranking"]) == (role, ranking))
 
