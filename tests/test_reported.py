@@ -132,7 +132,7 @@ def test_they_are_small():
 def test_models_are_compared_from_their_reports_alone(tmp_path):
     report = json.loads((STUDIES / "qwen3vl-s/report.json").read_text(encoding="utf-8"))
     (about,) = report["models"].values()
-    lineage = {"first": ("base", []), "second": ("more", ["base"]), "third": ("base-seed1", [])}
+    lineage = {"first": ("base", []), "second": ("more", ["first"]), "third": ("base", [])}
     for name, (trained, start) in lineage.items():
         (tmp_path / name).mkdir()
         about["training"] = {"name": trained, "starts": start, "seed": 0, "parameters": 10}

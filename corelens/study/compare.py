@@ -1,7 +1,6 @@
 """Studies of several models side by side, from their report.json alone: the models need not be there any more."""
 
 import json
-import re
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -59,7 +58,7 @@ class Comparison:
         found = []
         for model in self.reports:
             pairs = (self.finding(model, "F2") or {"numbers": {"pairs": []}})["numbers"]["pairs"]
-            found += [one | {"model": model} for one in pairs if one["ranking"] in CONTROLLED]
+            found += [one | {"model": model} for one in pairs]
         return found
 
     def between_models(self) -> list[dict[str, Any]]:
@@ -95,9 +94,9 @@ class Comparison:
         first, second = self.about(a)["training"], self.about(b)["training"]
         if not first or not second:
             return UNKNOWN
-        if _recipe(first["name"]) == _recipe(second["name"]):
+        if first["name"] == second["name"]:
             return SEED
-        return CONTINUED if first["name"] in second["starts"] or second["name"] in first["starts"] else APART
+        return CONTINUED if a in second["starts"] or b in first["starts"] else APART
 
     def _shape(self, model: str) -> tuple[Any, ...]:
         about = self.about(model)
@@ -134,11 +133,6 @@ class Comparison:
         write_whole(out / "zoo.json", json.dumps(self.to_json(), indent=1, ensure_ascii=False))
         write_whole(out / "index.html", compare_page(self))
         return out / "index.html"
-
-
-def _recipe(name: str) -> str:
-    """ "small-seed1" → "small"."""
-    return re.sub(r"-seed\d+$", "", name)
 
 
 def answered(numbers: dict[str, Any]) -> bool:
