@@ -129,12 +129,14 @@ def model_card(card: dict[str, Any]) -> str:
         begun = f"whose decoder began as that of the bundled `{text}`, all else trained from scratch"
     if sides := recipe.get("sides"):
         grids.append(f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not scale")
+    what = ("An " if card["architecture"].startswith("I") else "A ") + card["architecture"]
+    worlds = " and ".join(f"`{world}`" for world in training["worlds"])
     notes = "".join(f"- {note}\n" for note in training["notes"])
     return f"""# {card["name"]}
 
-A {card["architecture"]} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
-{card["heads"]} heads, {card["kv_heads"]} KV heads), {begun} by CoreLens on
-{" and ".join(f"`{world}`" for world in training["worlds"])} (see docs/worlds.md): "What digit is on the red circle?"
+{what} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
+{card["heads"]} heads, {card["kv_heads"]} KV heads), {begun}
+by CoreLens on {worlds} (see docs/worlds.md): "What digit is on the red circle?"
 It knows nothing else, and reads digits on the 16 px grid only
 ({" and ".join(grids)}).
 Licence: MIT, as CoreLens.
