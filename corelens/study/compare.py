@@ -130,7 +130,7 @@ class Comparison:
         """index.html and zoo.json."""
         from corelens.study.compare_page import compare_page
 
-        write_whole(out / "zoo.json", json.dumps(self.to_json(), indent=1, ensure_ascii=False))
+        write_whole(out / "zoo.json", json.dumps(self.to_json(), ensure_ascii=False))
         write_whole(out / "index.html", compare_page(self))
         return out / "index.html"
 

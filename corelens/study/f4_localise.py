@@ -1,12 +1,9 @@
 """F4, they localise and others spread: precision, how widely heads look, and pictures of it."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from corelens.heads import HeadScores
 from corelens.score_stats import ratio
@@ -161,21 +158,16 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
 def _pictures(setting: Setting, shown: list[dict[str, Any]]) -> Any:
     from corelens.viz import page
 
-    rows: list[tuple[str | None, list[tuple[Image.Image, str]]]] = []
+    rows: list[tuple[str | None, list[tuple[str, str]]]] = []
     for scene in shown:
         said = f"{scene['question']} Gold: **{scene['answer']}**"
         if scene["given"] is not None:
             said += f", the model says **{scene['given'] or '(nothing)'}**"
         for number, line in enumerate(scene["lines"]):
-            rows.append((None if number else said, [(decode(picture), words) for picture, words in line]))
+            rows.append((None if number else said, [(picture, words) for picture, words in line]))
     return page.pictures(
         rows,
         f"{setting.label}: the first held-out samples, not chosen. The picture with its region; then the head of "
         "highest RAM of two readings, each at the row of its reading that puts most on the region, and the head of "
         "median RAM. One brightness scale a sample; the numbers are attention mass.",
     )
-
-
-def decode(picture: str) -> Image.Image:
-    """A picture from base64."""
-    return Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")

@@ -74,7 +74,7 @@ class Study:
                         buffer, format=kind, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None
                     )
                     write_whole(out / "figures" / f"{name}.{kind}", buffer.getvalue())
-        write_whole(out / "report.json", json.dumps(self.to_json(), indent=1, ensure_ascii=False))
+        write_whole(out / "report.json", json.dumps(self.to_json(), ensure_ascii=False))
         write_whole(out / "report.html", study_page(self))
         self.report = out / "report.html"
 

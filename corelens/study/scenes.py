@@ -13,7 +13,7 @@ from corelens.study.options import CONTROLLED, RANKINGS
 from corelens.study.setting import Setting
 
 FRAMES = 6  # of a video
-WIDEST = 360  # pixels: pictures are kept no larger
+WIDEST = 320  # pixels: pictures are kept no larger
 
 
 def scenes(setting: Setting) -> list[dict[str, Any]]:
@@ -91,5 +91,5 @@ def _kept(image: Image.Image) -> str:
     image = image.convert("RGB")
     image.thumbnail((WIDEST, WIDEST))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=80)
     return base64.b64encode(buffer.getvalue()).decode()

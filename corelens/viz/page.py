@@ -127,7 +127,7 @@ def pair(*figures: Markup) -> Markup:
 
 
 def pictures(
-    rows: Iterable[tuple[str | None, Sequence[tuple[Image.Image, str]]]], caption: str, columns: int | None = None
+    rows: Iterable[tuple[str | None, Sequence[tuple[Image.Image | str, str]]]], caption: str, columns: int | None = None
 ) -> Markup:
     """Small pictures in rows: [(words above the row or None, [(picture, words below it), …]), …]."""
     rows = [(above, list(row)) for above, row in rows]
@@ -170,6 +170,7 @@ def svg(fig: Figure, label: str) -> Markup:
     markup = buffer.getvalue()
     markup = markup[markup.index("<svg") :]
     markup = re.sub(r"<metadata>.*?</metadata>", "", markup, flags=re.DOTALL)
+    markup = re.sub(r' d="[^"]+"', _rounded, markup)
     # two figures on one page must not share ids: clip paths and markers are referred to by them
     prefix = "f" + hashlib.sha1((label + markup).encode()).hexdigest()[:8] + "-"
     markup = re.sub(r'\bid="', f'id="{prefix}', markup)
@@ -178,8 +179,15 @@ def svg(fig: Figure, label: str) -> Markup:
     return named + Markup(markup[len("<svg ") :])
 
 
-def data_uri(image: Image.Image) -> str:
-    """A picture as a data URI: PNG, or JPEG where that is much smaller (photographs)."""
+def _rounded(path: re.Match[str]) -> str:
+    """A path's coordinates to a hundredth of a point: nobody sees more, and it is half of a page."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", path[0])
+
+
+def data_uri(image: Image.Image | str) -> str:
+    """A picture as a data URI: PNG, or JPEG where that is much smaller (photographs); a JPEG in base64 as it is."""
+    if isinstance(image, str):
+        return f"data:image/jpeg;base64,{image}"
     image = image.convert("RGB")
     png, jpeg = io.BytesIO(), io.BytesIO()
     image.save(png, "PNG", optimize=True)
