@@ -12,10 +12,11 @@ from corelens.data.synthetic.refer import COLOURS, KINDS, draw_scene
 from corelens.demo import checkpoint
 from corelens.demo.batches import IGNORED, Plan, caption_chat, dense_labels, draw_batch, picture_tokens
 from corelens.demo.build import PRESETS, build_model, build_processor
-from corelens.demo.families import family_of
+from corelens.demo.families import family_of, views_of
 from corelens.demo.fast import fast_training
 from corelens.demo.recipes import RECIPES, Check
 from corelens.demo.train import _optimizer, train_demo
+from corelens.errors import CorelensError
 from corelens.inputs import prepare
 from corelens.layouts import layout_for
 
@@ -122,6 +123,11 @@ def test_dense_labels_train_the_tower_and_projector_alone(built):
     }
     names = {key.split(".")[1] for key, p in model.named_parameters() if id(p) in trained}
     assert names == {"vision_tower", "multi_modal_projector"}
+
+
+def test_pictures_that_do_not_divide_into_tiles_are_refused():
+    with pytest.raises(CorelensError, match="multiples of 128"):
+        views_of(torch.zeros(1, 160, 256, 3, dtype=torch.uint8), 128)
 
 
 def test_presets_have_96_heads():

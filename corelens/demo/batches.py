@@ -207,5 +207,5 @@ def tokenize(processor: ProcessorMixin, chats: list[list[dict]], pads: dict[str,
 
 
 @lru_cache(maxsize=4)
-def _processor(name: str) -> ProcessorMixin:
+def _processor(name: str) -> Any:
     return build_processor(name)

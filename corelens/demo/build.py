@@ -126,7 +126,7 @@ def build_config(name: str, processor: ProcessorMixin) -> PreTrainedConfig:
         )
     if preset["family"] == "internvl":
         # A layer scale of 0.1 and weights of 0.02 are for deep, wide towers; in a small one they only delay.
-        scaled = {"image_size": [_TILE, _TILE], "patch_size": [16, 16]}
+        scaled: dict[str, Any] = {"image_size": [_TILE, _TILE], "patch_size": [16, 16]}
         scaled |= {"layer_scale_init_value": 1.0, "initializer_range": 0.06}
         return InternVLConfig(
             text_config={"model_type": "qwen3", **text},

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from corelens.errors import CorelensError
+
 
 class Family(NamedTuple):
     """One family's part in training; `images` are uint8 [batch, height, width, 3], all of one size (a video's: [batch,
@@ -46,6 +48,13 @@ def patches_of(images: Tensor) -> Tensor:
 def views_of(images: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Pictures uint8 [batch, height, width, 3] with sides that are multiples of `side` → tiles [batch, tiles, 3, side,
     side], row by row, and thumbnails [batch, 1, 3, side, side], normalised to −1..1."""
+    _, height, width, _ = images.shape
+    if height % side or width % side:
+        raise CorelensError(
+            f"pictures of {width} × {height} px",
+            f"sides that are multiples of {side} px, the tile's",
+            "give the recipe such `sides`, equal ones: those between are drawn in steps of 32",
+        )
     pixels = rearrange(images, "b h w c -> b c h w")
     tiles = rearrange(pixels, "b c (r h) (k w) -> b (r k) c h w", h=side, w=side)
     small = F.interpolate(pixels.contiguous(), (side, side), mode="bicubic", antialias=True)[:, None]
