@@ -90,12 +90,16 @@ def test_what_changes_with_the_world(reports):
     lost = long["hybrid"]["lost"][LAST][0]
     said(f"the others in a window of {lost['window']}: {100 * lost['top']['value']:.0f} points lost, "
          f"{100 * lost['random']['value']:.0f} with random heads full", "docs/findings.md")  # fmt: skip
+    other = reports["qwen3vl-s-long"]["worlds"]["refer:sides=[960,1024],objects=24"]["hybrid"]["lost"][LAST][0]
+    assert other["window"] == lost["window"]
+    said(f"`qwen3vl-s-long` loses {100 * other['top']['value']:.0f} there", "docs/findings.md")
     chance = [one["localisation"][LAST]["chance"] for one in (short, long)]
     said(f"the evidence is {chance[0]:.1%} of the visual tokens and not {chance[1]:.1%}", "docs/findings.md")
     depth = [world["layers"][name]["depth"][0] for world in worlds.values() for name in (QUESTION, LAST)]
     said(f"mean relative depth {min(depth):.2f} to {max(depth):.2f}", "docs/findings.md")
-    for world in worlds.values():
-        assert (world["scored"], world["evaluated"]) == (short["scored"], short["evaluated"])
+    for model in ("qwen3vl-s-video", "qwen3vl-s-long"):
+        for world in reports[model]["worlds"].values():
+            assert (world["scored"], world["evaluated"]) == (short["scored"], short["evaluated"])
     said(f"`qwen3vl-s-video` on {short['scored']} scenes and tested on {short['evaluated']} of each world")
 
 
@@ -104,6 +108,8 @@ def test_what_changes_with_the_seed(reports):
     said(f"`qwen3vl-s-seed1` on {numbers['scored']} scenes and tested on {numbers['evaluated']} of each world",
          "docs/findings.md")  # fmt: skip
     said(f"on {numbers['scored']} scenes and tested on {numbers['evaluated']} of each world", "README.md")
+    for world in (*reports["qwen3vl-s-seed1"]["worlds"].values(), *reports["internvl-s"]["worlds"].values()):
+        assert (world["scored"], world["evaluated"]) == (numbers["scored"], numbers["evaluated"])
     lost = {rows: 100 * numbers["readers"][rows]["drop"]["value"] for rows in ("question", "last+answer")}
     said(f"It answers {numbers['clean']['value']:.3f} and reads the evidence at the last row too (cutting it there costs "
          f"{lost['last+answer']:.0f} points, from the question's tokens {lost['question']:.0f})", "docs/findings.md")  # fmt: skip
@@ -122,6 +128,19 @@ def test_what_changes_with_the_seed(reports):
     said(f"a rank correlation of {seeds['spearman']:.2f}", "docs/findings.md")
     said(f"r = {seeds['layers']:.2f}", "docs/findings.md")
     said(f"the rank correlation is {more['spearman']:.2f}", "docs/findings.md")
+
+
+def test_what_changes_with_the_family(reports):
+    (numbers,) = reports["internvl-s"]["worlds"].values()
+    top, random = (
+        "{} [{}, {}]".format(*(round(100 * x) for x in line(numbers, *of)["knockout"]["drop"].values()))
+        for of in (("top", LAST), ("random", ""))
+    )
+    said(f"its top five by last-row RAM cost {top} points, five random heads {random}")
+    back = numbers["sufficiency"]["lines"][f"top, {LAST}"][0]
+    assert back["fraction"] == 0.05
+    said(f"with only those five seeing the picture {back['regained'][0]:.0%} of what blindness costs comes back",
+         "docs/findings.md")  # fmt: skip
 
 
 def test_they_are_small():
