@@ -42,12 +42,17 @@ def test_the_comparison_is_that_of_the_reports_beside_it():
 
 
 def test_the_table_of_findings(reports):
+    short = {QUESTION: "question rows", MEAN: "their mean", LAST: "last row"}
     for found in next(iter(reports.values()))["findings"]:
-        cells = []
+        cells, brief = [], []
         for report in reports.values():
             mine = next(one for one in report["findings"] if one["id"] == found["id"])
-            cells.append(mine["verdict"] + (f", {mine['scope'].split(';')[0]}" if mine["scope"] else ""))
-        said(f"| {found['id']} {found['title']} | {' | '.join(cells)} |")
+            scope = mine["scope"].split(";")[0]
+            cells.append(mine["verdict"] + (f", {scope}" if scope else ""))
+            held = ", ".join(words for name, words in short.items() if name in scope)
+            brief.append(mine["verdict"] + (f" ({held})" if held else ""))
+        said(f"| {found['id']} {found['title']} | {' | '.join(cells)} |", "docs/findings.md")
+        said(f"| {found['id']} {found['title']} | {' | '.join(brief)} |", "README.md")
     said(f"| finding | {' | '.join(f'`{name}`' for name in reports)} |")
 
 
