@@ -91,9 +91,9 @@ def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
                 figures.append((f"overlap-{model}-{key}", overlap(of, fraction, most), f"{model}, {name}"))
         repeat = [float(numbers["repeats"][name]["spearman"]) for name in RANKINGS for _, numbers in mine]
         said = f"from two halves of the samples of one world ρ = {min(repeat):.2f} to {max(repeat):.2f}"
-        between = [float(one["spearman"]) for one in pairs if one["model"] == model]
+        between = [float(one["spearman"]) for one in pairs if one["model"] == model and one["counts"]]
         if between:
-            said += f"; between worlds ρ = {min(between):.2f} to {max(between):.2f}"
+            said += f"; between worlds that it answers ρ = {min(between):.2f} to {max(between):.2f}"
         measured.append(f"{model}: {said}; it answers {', '.join(sorted(counted)) or 'none of the worlds'}.")
     verdict, scope = judge(outcomes)
     why = {
