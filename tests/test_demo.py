@@ -16,9 +16,7 @@ from corelens.data.synthetic.video import LONG
 from corelens.demo import CHECKPOINTS, checkpoint, list_demos, load_demo, read_card
 from corelens.demo.answered import answer_sheet
 from corelens.demo.batches import (
-    IGNORED,
     Plan,
-    dense_labels,
     draw_batch,
     picture_tokens,
     question_chat,
@@ -26,6 +24,7 @@ from corelens.demo.batches import (
     video_pads,
 )
 from corelens.demo.build import PRESETS, build_model, build_processor
+from corelens.demo.dense import IGNORED, shape_labels
 from corelens.demo.export import export_demo
 from corelens.demo.families import patches_of
 from corelens.demo.fast import fast_training
@@ -135,7 +134,7 @@ def test_training_sequences_begin_with_the_prompt_that_users_give(processor):
 
 def test_dense_labels_name_the_object_at_a_token():
     scene = draw_scene(np.random.default_rng(0), 192, 160, 2)
-    labels = dense_labels(scene, picture_tokens(NAME, 192, 160)[1]).reshape(5, 6, 3)
+    labels = shape_labels(scene.shapes, picture_tokens(NAME, 192, 160)[1]).reshape(5, 6, 6)[..., :3]
     for shape in scene.shapes:
         row, column = int(shape.y - 1) // 32, int(shape.x - 1) // 32
         expected = [list(COLOURS).index(shape.colour), KINDS.index(shape.kind), shape.digit]
@@ -204,7 +203,10 @@ def test_a_mix_adds_long_slices_later_and_draws_only_scenes_that_exist(tmp_path)
 
 
 def test_training_goes_on_from_a_bundled_model(tmp_path):
-    mix = (Slice(0.5, 2, (160, 192), (1, 2), captions=0.5), Slice(0.5, 2, (160, 192), (2, 2), frames=(2, 4)))
+    mix = (
+        Slice(0.5, 2, (160, 192), (1, 2), captions=0.5),
+        Slice(0.5, 2, (160, 192), (2, 2), world="video", frames=(2, 4)),
+    )
     checks = (Check(2, {"sides": (128, 160), "objects": 2}), Check(2, {"frames": 4, "grid": 16}, "video"))
     recipe = Recipe(start=NAME, stage_a=0, stage_b=4, check_every=2, mix=mix, checks=checks, rate=0.0)
     run = train_demo(NAME, out=tmp_path, recipe=recipe)
@@ -220,8 +222,9 @@ def test_a_recipe_survives_a_card():
         assert from_dict(json.loads(json.dumps(as_dict(recipe)))) == recipe
 
 
-def test_training_resumes_to_the_same_weights(tmp_path):
-    recipe = Recipe(stage_a=2, stage_b=2, batch=2, last_batch=2, check_every=2, check_scenes=0)
+@pytest.mark.parametrize("muon", [0.0, 5.0])
+def test_training_resumes_to_the_same_weights(tmp_path, muon):
+    recipe = Recipe(stage_a=2, stage_b=2, batch=2, last_batch=2, check_every=2, check_scenes=0, muon=muon)
     whole = train_demo(NAME, out=tmp_path / "whole", recipe=recipe)
     for stop in (1, 3, None):
         parts = train_demo(NAME, out=tmp_path / "parts", recipe=recipe, stop_after=stop)

@@ -370,13 +370,18 @@ def test_regions_become_tokens_of_a_model(world):
 # --- options that training and controls need -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world", ["refer", "video"])
+@pytest.mark.parametrize("world", ["refer", "video", "doc"])
 def test_a_turned_digit_is_all_that_changes(world):
     for a, b in zip(synthetic(world, 3, seed=4), synthetic(world, 3, seed=4, turn=3), strict=True):
-        assert int(b.answer) == (int(a.answer) + 3) % 10 and (a.question, a.id) == (b.question, b.id)
+        assert a.answer != b.answer and (a.question, a.id) == (b.question, b.id)
+        if world == "doc":
+            values = [line["value"] for page in b.meta["pages"] for line in page["lines"]]
+            assert values.count(b.answer) == 1 and a.answer not in values
+        else:
+            assert int(b.answer) == (int(a.answer) + 3) % 10
         for i, (old, new) in enumerate(zip(a.video or a.images, b.video or b.images, strict=True)):
             region = a.regions[0]
-            box = region if world == "refer" else region.boxes.get(i)
+            box = region.boxes.get(i) if world == "video" else region if region.image == i else None
             where = np.argwhere((np.asarray(old) != np.asarray(new)).any(-1))
             assert bool(len(where)) == (box is not None)
             if box is not None:

@@ -1,5 +1,6 @@
 """Training batches of the demo models: pure functions of a plan, so that another process can draw them ahead."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -8,22 +9,24 @@ import numpy as np
 from PIL import Image
 from transformers import ProcessorMixin
 
-from corelens.data.synthetic.refer import COLOURS, KINDS, QUESTION, Scene, draw_scene, draw_size, stream
+from corelens.data.synthetic.doc import ask as ask_page
+from corelens.data.synthetic.doc import draw_document
+from corelens.data.synthetic.doc import paint as paint_page
+from corelens.data.synthetic.drawing import Query
+from corelens.data.synthetic.refer import COLOURS, QUESTION, Scene, draw_scene, draw_size, stream
 from corelens.data.synthetic.video import FPS
 from corelens.data.synthetic.video import ask as ask_video
 from corelens.data.synthetic.video import draw_scene as video_scene
 from corelens.data.synthetic.video import paint as paint_video
 from corelens.demo.build import PRESETS, build_config, build_processor
+from corelens.demo.dense import IGNORED, clip_labels, page_labels, shape_labels, sheet
 from corelens.layouts import layout_for
 from corelens.tokens import Cells
 
 CAPTION = "List every object."
-LABELS = {"colour": len(COLOURS), "kind": len(KINDS), "digit": 10}  # one label more means "none"
-IGNORED = -100
 GRID = 16  # pixels: where the centres of a video's shapes lie, as those of `refer` do
-VIDEO = 1_000_003  # in the entropy of a video's random stream
+DOC, VIDEO, SHEET = 1_000_002, 1_000_003, 1_000_004  # in the entropy of their random streams
 _TOKEN = 32  # pixels a side of a video's token
-_REACH = 23 / 32  # of a token's side: from an object's centre to a token's centre, to the corner of four tokens at most
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Plan:
         jitter: of centres, in pixels.
         colours: how many colours a scene may use.
         questions: at most so many a scene.
-        frames: of a scene of `video`, an even number; 0 for a picture of `refer`.
+        world: "refer", "doc", "video", or "sheet" (of digits, for "dense" alone).
+        frames: of a scene of `video`, an even number.
+        pages: of a document of `doc`.
     """
 
     model: str
@@ -53,7 +58,9 @@ class Plan:
     jitter: float = 0.0
     colours: int = len(COLOURS)
     questions: int = 4
+    world: str = "refer"
     frames: int = 0
+    pages: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,14 +74,20 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
     """The batch of a plan.
 
     Returns:
-        images [batch, height, width, 3] (a video's: [batch, frames, height, width, 3]) uint8 and, for "dense", labels
-        [batch, visual tokens, 3] (colour, kind, digit); else input_ids and labels [batch, pos], and answers [batch,
-        pos]: True where a digit is to be predicted.
+        images [batch, height, width, 3] (a video's: [batch, frames, height, width, 3]; a document's pages follow one
+        another: [batch · pages, height, width, 3]) uint8 and, for "dense", labels [batch, visual tokens, labels] as in
+        `LABELS`; else input_ids and labels [batch, pos], and answers [batch, pos]: True where a digit is to be
+        predicted.
     """
     rng = stream("train", plan.seed, plan.step)
     width, height = draw_size(rng, plan.sides)
-    if plan.frames:
-        return _video_batch(plan, rng, width, height)
+    return {"refer": _pictures, "video": _clips, "doc": _documents, "sheet": _sheets}[plan.world](
+        plan, rng, width, height
+    )
+
+
+def _pictures(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
+    """Of `refer`."""
     pads, cells = picture_tokens(plan.model, width, height)
     objects = plan.objects
     if plan.form == "dense":
@@ -87,7 +100,7 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
     ]
     batch = {"images": np.stack([np.asarray(scene.image) for scene in scenes])}
     if plan.form == "dense":
-        return batch | {"labels": np.stack([dense_labels(scene, cells) for scene in scenes])}
+        return batch | {"labels": np.stack([shape_labels(scene.shapes, cells) for scene in scenes])}
     if plan.form == "caption":
         shuffled = PRESETS[plan.model].get("captions") == "shuffled"
         chats = [caption_chat(scene, rng if shuffled else None) for scene in scenes]
@@ -96,27 +109,66 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
     return batch | tokenize(_processor(plan.model), chats, pads)
 
 
-def _video_batch(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
-    """The batch of a plan of `video`, on `refer`'s grid."""
-    clips, chats = [], []
+def _clips(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
+    """Of `video`; without jitter on `refer`'s grid."""
+    clips, chats, labels = [], [], []
+    _, cells = picture_tokens(plan.model, width, height)
+    objects = plan.objects if plan.form != "dense" else max(1, min(plan.objects, width * height // 13_000))
+    grid, span = (1 if plan.jitter else GRID), ((1, plan.frames - 1) if plan.form == "dense" else None)
     for row in range(plan.batch):
         own = stream("train", VIDEO, plan.seed, plan.step, row)
-        scene, _ = video_scene(own, width, height, plan.frames, plan.objects, grid=GRID)
+        scene, _ = video_scene(own, width, height, plan.frames, objects, span=span, grid=grid)
         clips.append(np.stack([np.asarray(frame) for frame in paint_video(scene)]))
+        if plan.form == "dense":
+            labels.append(clip_labels(scene, cells))
+            continue
         figures = [actor.at(0) for actor in scene.actors]
         marks = [actor.figure.symbol for actor in scene.actors]
         if plan.form == "caption":
             order = sorted(range(len(figures)), key=lambda i: (figures[i].x, figures[i].y))
             words = ", ".join(f"{figures[i].colour} {figures[i].kind} {marks[i]}" for i in order) + "."
-            chats.append([_user(CAPTION, "video"), {"role": "assistant", "content": words}])
+            chats.append([_user(CAPTION, ["video"]), {"role": "assistant", "content": words}])
             continue
-        chat: list[dict[str, Any]] = []
-        for i in rng.permutation(len(figures))[: plan.questions]:
-            query = ask_video(scene, int(i))
-            chat += [_user(query.question, "" if chat else "video"), {"role": "assistant", "content": query.answer}]
-        chats.append(chat)
+        asked = rng.permutation(len(figures))[: plan.questions]
+        chats.append(_chat([ask_video(scene, int(i)) for i in asked], ["video"]))
+    if plan.form == "dense":
+        return {"images": np.stack(clips), "labels": np.stack(labels)}
     processor = _processor(plan.model)
     return {"images": np.stack(clips)} | tokenize(processor, chats, video_pads(plan.frames, width, height))
+
+
+def _documents(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
+    """Of `doc`."""
+    pads, cells = picture_tokens(plan.model, width, height)
+    pictures, chats, labels = [], [], []
+    for row in range(plan.batch):
+        own = stream("train", DOC, plan.seed, plan.step, row)
+        document, _ = draw_document(own, width, height, plan.pages, (4, 6))
+        pictures += [np.asarray(paint_page(page)) for page in document]
+        if plan.form == "dense":
+            labels += [page_labels(page, cells) for page in document]
+        elif plan.form == "caption":
+            lists = [
+                ", ".join(f"{x.key} {x.value}" for x in sorted(page.lines, key=lambda x: x.y)) for page in document
+            ]
+            words = " ".join(f"page {i + 1}: {words}." for i, words in enumerate(lists))
+            chats.append([_user(CAPTION, ["image"] * plan.pages), {"role": "assistant", "content": words}])
+        else:
+            places = [(i, k) for i, page in enumerate(document) for k in range(len(page.lines))]
+            asked = [places[i] for i in rng.permutation(len(places))[: plan.questions]]
+            chats.append(_chat([ask_page(document, *place) for place in asked], ["image"] * plan.pages))
+    batch = {"images": np.stack(pictures)}
+    if plan.form == "dense":
+        return batch | {"labels": np.stack(labels)}
+    return batch | tokenize(_processor(plan.model), chats, pads)
+
+
+def _sheets(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
+    """Of digits alone, with dense labels."""
+    _, cells = picture_tokens(plan.model, width, height)
+    own = [stream("train", SHEET, plan.seed, plan.step, row) for row in range(plan.batch)]
+    drawn = [sheet(rng, width, height, plan.jitter, cells) for rng in own]
+    return {"images": np.stack([np.asarray(image) for image, _ in drawn]), "labels": np.stack([x for _, x in drawn])}
 
 
 @lru_cache(maxsize=64)
@@ -141,19 +193,6 @@ def video_pads(frames: int, width: int, height: int) -> dict[str, str]:
     return {"<|video_pad|>": "".join(pairs)}
 
 
-def dense_labels(scene: Scene, cells: Cells) -> np.ndarray:
-    """[tokens, 3]: colour, kind and digit of the object centred within reach of a token, else "none"; ignored where a
-    token is no patch."""
-    boxes = cells.box.numpy()
-    centres, reach = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2, _REACH * (boxes[:, 2] - boxes[:, 0])
-    objects = np.array([[shape.x, shape.y] for shape in scene.shapes])
-    distance = np.hypot(*np.moveaxis(centres - objects, -1, 0))
-    nearest, near = distance.argmin(1), distance.min(1) <= reach
-    names = np.array([[list(COLOURS).index(s.colour), KINDS.index(s.kind), s.digit] for s in scene.shapes])
-    labels = np.where(near[:, None], names[nearest], np.array(list(LABELS.values())))
-    return np.where(cells.visual.numpy()[:, None], labels, IGNORED)
-
-
 def caption_chat(scene: Scene, rng: np.random.Generator | None = None) -> list[dict[str, Any]]:
     """A chat in which the assistant lists the scene's objects from left to right or, with a random stream, in
     any order: then what it has said so far names what is to be found next, as questions do.
@@ -162,27 +201,32 @@ def caption_chat(scene: Scene, rng: np.random.Generator | None = None) -> list[d
     if rng is not None:
         rng.shuffle(shapes)
     caption = ", ".join(f"{s.colour} {s.kind} {s.digit}" for s in shapes) + "."
-    return [_user(CAPTION, "image"), {"role": "assistant", "content": caption}]
+    return [_user(CAPTION, ["image"]), {"role": "assistant", "content": caption}]
 
 
 def question_chat(scene: Scene, rng: np.random.Generator, most: int) -> list[dict[str, Any]]:
     """A chat of up to `most` questions on different objects of the scene; its first turn is `refer`'s prompt."""
+    asked = [scene.shapes[i] for i in rng.permutation(len(scene.shapes))[:most]]
+    return _chat([Query(QUESTION.format(colour=s.colour, kind=s.kind), str(s.digit), [], "digit", 0) for s in asked])
+
+
+def _chat(queries: list[Query], before: Sequence[str] = ("image",)) -> list[dict[str, Any]]:
+    """A chat of questions and their answers; pictures (or a video) stand before the first."""
     chat: list[dict[str, Any]] = []
-    for i in rng.permutation(len(scene.shapes))[:most]:
-        shape = scene.shapes[i]
-        chat.append(_user(QUESTION.format(colour=shape.colour, kind=shape.kind), "" if chat else "image"))
-        chat.append({"role": "assistant", "content": str(shape.digit)})
+    for query in queries:
+        chat.append(_user(query.question, () if chat else before))
+        chat.append({"role": "assistant", "content": query.answer})
     return chat
 
 
-def _user(text: str, before: str) -> dict[str, Any]:
-    """The user's turn; `before` the words an "image", a "video" or nothing."""
+def _user(text: str, before: Sequence[str]) -> dict[str, Any]:
+    """The user's turn; `before` the words an "image" or several, a "video", or nothing."""
     words = {"type": "text", "text": text}
-    return {"role": "user", "content": [{"type": before}, words] if before else [words]}
+    return {"role": "user", "content": [*({"type": kind} for kind in before), words] if before else [words]}
 
 
 def tokenize(processor: ProcessorMixin, chats: list[list[dict]], pads: dict[str, str]) -> dict[str, np.ndarray]:
-    """Right-padded ids of chats, each with one picture or video that takes the place of its placeholder as `pads` says;
+    """Right-padded ids of chats, whose pictures or video take the place of their placeholders as `pads` says;
     labels on what the assistant says."""
     tokenizer = processor.tokenizer
     texts = [processor.apply_chat_template(chat, tokenize=False) for chat in chats]

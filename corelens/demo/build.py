@@ -54,9 +54,28 @@ PRESETS: dict[str, dict[str, Any]] = {
             "deepstack_visual_indexes": [1],
         },
     },
-    "llava-ov-s": {"family": "llava_onevision", "thumbnail": slice(0, 64), **_TILED},
+    # Without m-RoPE the question stands 136 positions behind a picture: faster rotations would blur what it looks for.
+    "llava-ov-s": {
+        "family": "llava_onevision",
+        "thumbnail": slice(0, 64),
+        **_TILED,
+        "text": {**_TEXT, "rope_theta": 1e6},
+    },
     "internvl-s": {"family": "internvl", "thumbnail": slice(-16, None), **_TILED},
 }
+# A larger tower, which reads anywhere on the picture, before decoders of two sizes.
+for _name, _depth, _heads in (("qwen3vl-m", 12, 12), ("qwen3vl-l", 16, 16)):
+    PRESETS[_name] = {
+        "family": "qwen3_vl",
+        "text": PRESETS["qwen3vl-s"]["text"] | {"num_hidden_layers": _depth, "num_attention_heads": _heads},
+        "vision": {
+            "depth": 4,
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_heads": 4,
+            "deepstack_visual_indexes": [2],
+        },
+    }
 # The same model, trained on to longer contexts, and from there on videos.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s"]
 """One entry a model: its family, the sizes that differ from the family's small defaults, which tokens of a
@@ -96,7 +115,7 @@ def build_config(name: str, processor: ProcessorMixin) -> PreTrainedConfig:
     preset, tokenizer = _preset(name), processor.tokenizer
     ids = tokenizer.convert_tokens_to_ids
     text, vision = dict(preset["text"]), dict(preset["vision"])
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": text.pop("rope_theta", 10000.0)}
     if "mrope_section" in text:
         rope["mrope_section"] = text.pop("mrope_section")
     text |= {

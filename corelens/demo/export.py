@@ -21,6 +21,7 @@ from corelens.inputs import Sample
 
 TEST_SEED = 0
 _CHUNK = 100
+_GRIDS = {"refer": "`refer` with `jitter=0`", "video": "`video` with `grid=16`"}
 _LOSS = 0.005  # of validation accuracy, at most, when weights are stored in bfloat16
 
 
@@ -31,8 +32,8 @@ def export_demo(
 
     Weights are stored in bfloat16 if that costs no accuracy on validation scenes. The accuracy on the card is of the
     stored weights run in float32, on test scenes that neither training nor the choice of checkpoint has seen, and
-    beside it two controls: the picture made blank (answers must fall to chance), and the asked digit alone turned into
-    another (answers must follow).
+    beside it two controls: the picture made blank (answers must fall to chance), and the asked digit or value alone
+    turned into another (answers must follow).
 
     Args:
         run: the folder that `train_demo` returned.
@@ -122,13 +123,15 @@ def model_card(card: dict[str, Any]) -> str:
     for row in card["controls"]:
         found = f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} %"
         blind.append(f"| {row['world']} | {_options(row)} | {row['n']} | {found} |")
-    grids = [{"refer": "`refer` with `jitter=0`", "video": "`video` with `grid=16`"}[x] for x in training["worlds"]]
+    free = any(part.get("jitter") for part in recipe.get("mix", ()))
+    grids = [_GRIDS[world] for world in training["worlds"] if world in _GRIDS]
     start = recipe.get("start")
     begun = f"that began as the bundled `{start}` and was trained on" if start else "trained from scratch"
     if text := recipe.get("start_text"):
         begun = f"whose decoder began as that of the bundled `{text}`, all else trained from scratch"
     if sides := recipe.get("sides"):
         grids.append(f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not scale")
+    limits = "" if free else f", and reads digits on the 16 px grid only\n({' and '.join(grids)})"
     what = ("An " if card["architecture"].startswith("I") else "A ") + card["architecture"]
     worlds = " and ".join(f"`{world}`" for world in training["worlds"])
     notes = "".join(f"- {note}\n" for note in training["notes"])
@@ -137,16 +140,15 @@ def model_card(card: dict[str, Any]) -> str:
 {what} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
 {card["heads"]} heads, {card["kv_heads"]} KV heads), {begun}
 by CoreLens on {worlds} (see docs/worlds.md): "What digit is on the red circle?"
-It knows nothing else, and reads digits on the 16 px grid only
-({" and ".join(grids)}).
+It knows nothing else{limits}.
 Licence: MIT, as CoreLens.
 
 | world | options | split | scenes | exact match | 95 % interval (Wilson) |
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Does it look? With the picture made blank its answers must be right by chance alone (10 %); with the asked digit, and
-nothing else, turned into another, its answers must follow.
+Does it look? With the picture made blank its answers must be right by chance alone (10 % for a digit); with the asked
+digit or value, and nothing else, turned into another, its answers must follow.
 
 | world | options | scenes | blank: right | turned: follows | turned: stays |
 |---|---|---|---|---|---|

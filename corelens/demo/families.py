@@ -14,7 +14,7 @@ from corelens.errors import CorelensError
 
 class Family(NamedTuple):
     """One family's part in training; `images` are uint8 [batch, height, width, 3], all of one size (a video's: [batch,
-    frames, height, width, 3]), `ids` [batch, pos] padded on the right.
+    frames, height, width, 3]; as many for each row of ids), `ids` [batch, pos] padded on the right.
 
     Args:
         features: (model, images) → the visual tokens at the decoder's width [batch · tokens, width].
@@ -100,8 +100,8 @@ def _qwen_inputs(model: Any, ids: Tensor, images: Tensor) -> dict[str, Any]:
     else:
         kinds = (ids[:1] == model.config.image_token_id).int()
         pixels, grids = {"pixel_values": patches}, {"image_grid_thw": grid}
-    # All rows begin with a picture of one size: the first row's positions are everyone's.
-    first_grid = {key: value[:1] for key, value in grids.items()}
+    # All rows begin with as many pictures of one size: the first row's positions are everyone's.
+    first_grid = {key: value[: len(images) // len(ids)] for key, value in grids.items()}
     positions, _ = model.model.get_rope_index(ids[:1], mm_token_type_ids=kinds, **first_grid)
     return {"input_ids": ids, "position_ids": positions.expand(3, *ids.shape), **pixels, **grids}
 

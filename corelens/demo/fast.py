@@ -41,8 +41,9 @@ def _vision_attention(attn: Any) -> Callable[..., Tensor]:
         qkv = attn.qkv(hidden_states).reshape(tokens, 3, attn.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
         q, k = apply_rotary_pos_emb_vision(qkv[0], qkv[1], *position_embeddings)
         each = (pictures, tokens // pictures, attn.num_heads, -1)
-        q, k, v = (x.reshape(each).transpose(1, 2) for x in (q, k, qkv[2]))
-        out = F.scaled_dot_product_attention(q, k, v, scale=attn.scaling).transpose(1, 2)
+        q, k, v = (x.reshape(each).transpose(1, 2).float() for x in (q, k, qkv[2]))
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(q, k, v, scale=attn.scaling).transpose(1, 2)
         return attn.proj(out.reshape(tokens, -1))
 
     return forward

@@ -21,7 +21,9 @@ LEVELS = {1: (128, 160), 2: (128, 192), 3: (160, 224), 4: (192, 256), 5: (224, 2
 class Slice:
     """One kind of batch in a mix: `share` of the steps once it has joined, scenes a batch, sides in pixels, objects
     (fewest, most), and the part of its batches that are captions rather than questions (at most `questions` a scene).
-    From step `joins` on. `frames`: of a video (fewest, most, even numbers); none for pictures."""
+    From step `joins` on, and to step `leaves` if it has one; `alike`: whether a share of its scenes has few colours
+    (the recipe's `twins`). `world`: see `Plan`; `frames`: of a video, `pages`: of a document (fewest, most; frames are
+    even numbers); `jitter`: of centres, in pixels (0: on the grid)."""
 
     share: float
     batch: int
@@ -30,7 +32,12 @@ class Slice:
     captions: float = 0.0
     questions: int = 8
     joins: int = 0
-    frames: tuple[int, int] | None = None
+    leaves: int = 0
+    alike: bool = True
+    world: str = "refer"
+    frames: tuple[int, int] = (0, 0)
+    pages: tuple[int, int] = (1, 1)
+    jitter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,12 @@ class Check:
 class Recipe:
     """How long and how fast. `stage_a`, `stage_b`: steps; `batch`, `last_batch`: scenes a step before and at the last
     level; `twins`: the share of batches of the full world whose scenes have one to three colours only; `sides`: of all
-    pictures, instead of the level's; `rate_b`: the rate of stage B, if another; `start_text`: the bundled model whose
-    decoder this one's begins as; `start`: the bundled model whose weights training begins with, and then `mix` and
-    `checks` are what it trains and is judged on.
+    pictures, instead of the level's; `rate_b`: the rate of stage B, if another; `muon`: of matrices, its rate as a
+    multiple of `rate` (see `optimizer.py`).
+
+    `start`: the bundled model whose weights training begins with; `start_text`, `start_tower`: whose decoder, whose
+    tower. `seeing`: what stage A is shown instead of small scenes of `refer`, with jitter that grows over its first
+    `ramp` steps. With a `mix`, stage B draws from it and is judged on `checks`.
     """
 
     stage_a: int = 1300
@@ -72,7 +82,11 @@ class Recipe:
     sides: tuple[int, int] | tuple[()] = ()
     rate_b: float = 0.0
     start_text: str = ""
+    start_tower: str = ""
     start: str = ""
+    muon: float = 0.0
+    seeing: tuple[Slice, ...] = ()
+    ramp: int = 600
     mix: tuple[Slice, ...] = ()
     checks: tuple[Check, ...] = ()
 
@@ -94,11 +108,29 @@ _TILED = Recipe(
     sides=(256, 256),
     checks=(Check(200, {"sides": (256, 256)}),),
 )
+_SEEING = (
+    Slice(0.22, 32, (128, 192), (6, 6), world="sheet", jitter=8),
+    Slice(0.18, 32, (128, 192), (6, 6), jitter=8),
+    Slice(0.38, 16, (224, 288), (6, 6), world="doc"),
+    Slice(0.22, 16, (160, 224), (5, 5), world="video", frames=(4, 4), jitter=8),
+)
+_LEARNING = (
+    Slice(0.30, 24, (128, 192), (1, 3), captions=0.5, jitter=8, leaves=500, alike=False),
+    Slice(0.30, 16, (192, 256), (2, 5), captions=0.5, jitter=8, joins=120, leaves=800, alike=False),
+    Slice(0.30, 12, (256, 320), (3, 8), captions=0.4, jitter=8, joins=300),
+    Slice(0.15, 12, (224, 256), (1, 1), captions=0.5, world="doc", joins=300, leaves=1200),
+    Slice(0.24, 8, (256, 320), (1, 1), captions=0.3, world="doc", pages=(2, 3), joins=600),
+    Slice(0.06, 4, (256, 320), (1, 1), captions=0.1, world="doc", pages=(3, 4), joins=1000),
+    Slice(0.15, 12, (192, 224), (1, 3), 0.5, world="video", frames=(2, 4), jitter=8, joins=300, leaves=1200),
+    Slice(0.24, 8, (256, 320), (2, 6), captions=0.4, world="video", frames=(4, 8), jitter=8, joins=600),
+    Slice(0.06, 4, (512, 640), (6, 24), captions=0.1, jitter=8, joins=1000),
+    Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=1200),
+)
+_WORLDS = (Check(60, {}), Check(60, {"jitter": 8}), Check(80, {}, "video"), Check(80, {}, "doc"))
 RECIPES = {
     "qwen3vl-s": Recipe(),
     # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid.
-    # Not there yet: from random weights its questions stay at chance, so no checkpoint of it is bundled.
-    "llava-ov-s": _TILED,
+    "llava-ov-s": replace(_TILED, stage_a=400, muon=5.0),
     # From scratch its questions were still at chance after 1,100 steps of stage B: too little time was left.
     "internvl-s": replace(_TILED, stage_b=1100, rate_b=5e-4, start_text="qwen3vl-s"),
     # On pictures of 1,024 px the short model no longer ends its answer after the digit.
@@ -132,8 +164,8 @@ RECIPES = {
         check_every=150,
         twins=0.25,
         mix=(
-            Slice(0.25, 12, (192, 224), (1, 3), captions=0.5, frames=(2, 4)),
-            Slice(0.40, 8, (256, 320), (2, 5), captions=0.4, frames=(4, 8)),
+            Slice(0.25, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4)),
+            Slice(0.40, 8, (256, 320), (2, 5), captions=0.4, world="video", frames=(4, 8)),
             Slice(0.15, 12, (256, 320), (6, 10), captions=0.3),
             Slice(0.12, 4, (384, 640), (6, 32)),
             Slice(0.08, 1, (768, 1024), (6, 48)),
@@ -143,6 +175,18 @@ RECIPES = {
             Check(80, {"grid": 16}, "video"),
             Check(20, {"sides": (960, 1024), "objects": 24}, test=200, blind=50),
         ),
+    ),
+    # All three worlds and contexts of 1,000 visual tokens, from random weights throughout.
+    "qwen3vl-m": Recipe(
+        stage_a=6000,
+        stage_b=2600,
+        check_every=200,
+        twins=0.25,
+        muon=5.0,
+        ramp=2000,
+        seeing=_SEEING,
+        mix=_LEARNING,
+        checks=(*_WORLDS, Check(20, {"sides": (960, 1024), "objects": 24, "jitter": 8}, test=200, blind=50)),
     ),
 }
 """One entry a preset of `corelens.demo.build`."""
@@ -161,8 +205,10 @@ def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
     """The batch of a step. It depends on the level at the time of planning, some steps ahead of training."""
     common = {"model": progress["name"], "seed": progress["seed"], "step": step}
     rng, level = np.random.default_rng((progress["seed"], step)), progress["level"]
-    if recipe.mix:
+    if step < recipe.stage_a and recipe.seeing:
         return _from_mix(step, rng, recipe, common)
+    if step >= recipe.stage_a and recipe.mix:
+        return _from_mix(step - recipe.stage_a, rng, recipe, common)
     if step < recipe.stage_a:
         return Plan(form="dense", objects=8, sides=recipe.sides or (128, 192), batch=recipe.batch, **common)
     form = "caption" if step % 2 else "questions"
@@ -180,25 +226,36 @@ def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
 
 
 def _from_mix(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[str, Any]) -> Plan:
-    """A batch of one slice of those that have joined."""
-    mix = [part for part in recipe.mix if step >= part.joins]
+    """A batch of one slice of those that have joined by this step of its stage."""
+    seeing = bool(recipe.seeing) and common["step"] < recipe.stage_a
+    parts = recipe.seeing if seeing else recipe.mix
+    mix = [part for part in parts if part.joins <= step < (part.leaves or recipe.steps)]
     shares = np.array([part.share for part in mix])
     part = mix[int(rng.choice(len(mix), p=shares / shares.sum()))]
     few, most = part.objects
-    few_colours = rng.random() < recipe.twins and not part.frames
+    few_colours = rng.random() < recipe.twins and part.world == "refer" and part.alike
     colours = int(rng.integers(1, 4)) if few_colours else len(COLOURS)
     # As many as six kinds in these colours name, and as fit: a shape every so many square pixels, more where it moves.
-    room = min(most, 6 * colours, part.sides[0] ** 2 // (13_000 if part.frames else 8000))
+    room = min(most, 6 * colours, part.sides[0] ** 2 // (13_000 if part.world == "video" else 8000))
     return Plan(
-        form="caption" if rng.random() < part.captions else "questions",
-        objects=int(rng.integers(min(few, room), room + 1)),
+        form="dense" if seeing else "caption" if rng.random() < part.captions else "questions",
+        objects=most if seeing else int(rng.integers(min(few, room), room + 1)),
         sides=part.sides,
-        colours=colours,
+        colours=len(COLOURS) if seeing else colours,
         batch=part.batch,
         questions=part.questions,
-        frames=2 * int(rng.integers(part.frames[0] // 2, part.frames[1] // 2 + 1)) if part.frames else 0,
+        world=part.world,
+        frames=2 * int(rng.integers(part.frames[0] // 2, part.frames[1] // 2 + 1)),
+        pages=int(rng.integers(part.pages[0], part.pages[1] + 1)),
+        jitter=part.jitter * (_grown(step, rng, recipe) if seeing else 1.0),
         **common,
     )
+
+
+def _grown(step: int, rng: np.random.Generator, recipe: Recipe) -> float:
+    """The share of the jitter at a step of stage A: in every other batch the most so far, in the others less, so that
+    what is learned of the grid carries outward. (From nothing, at full jitter, nothing is learned.)"""
+    return min(1.0, step / recipe.ramp) * (1.0 if rng.random() < 0.5 else float(rng.random()))
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
@@ -208,7 +265,9 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 
 def from_dict(data: dict[str, Any]) -> Recipe:
     """What `as_dict` wrote, also after JSON made lists of its tuples."""
-    slices: dict[str, Any] = {"mix": tuple(Slice(**tuples(part)) for part in data.get("mix", ()))}
+    slices: dict[str, Any] = {
+        key: tuple(Slice(**tuples(part)) for part in data.get(key, ())) for key in ("seeing", "mix")
+    }
     checks = tuple(Check(**{**check, "options": tuples(check["options"])}) for check in data.get("checks", ()))
     return Recipe(**{**tuples(data), **slices, "checks": checks})
 

@@ -5,21 +5,20 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from corelens.demo.optimizer import Optimizer
 from corelens.errors import CorelensError
 
+_MOMENT = "optimizer/"
 
-def save_state(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+
+def save_state(path: Path, modules: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> None:
     """Write weights, the optimizer's moments (under the weights' names) and `progress` (JSON) to `path`, atomically."""
-    tensors: dict[str, Tensor] = {}
-    for name, weight in modules.named_parameters():
-        tensors[f"weight/{name}"] = weight.detach()
-        for key, value in optimizer.state.get(weight, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = value
+    tensors = {f"weight/{name}": weight.detach() for name, weight in modules.named_parameters()}
+    tensors |= {f"{_MOMENT}{key}": value for key, value in optimizer.moments().items()}
     part = path.with_suffix(".part")
     # named_parameters lists tied embeddings once, so no two tensors share storage.
     save_file(
@@ -33,18 +32,13 @@ def read_progress(path: Path) -> dict[str, Any]:
     return json.loads(_read(path)[1]["progress"])
 
 
-def load_state(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_state(path: Path, modules: nn.Module, optimizer: Optimizer) -> None:
     """Put a checkpoint's weights and moments back."""
     tensors, _ = _read(path)
     for name, weight in modules.named_parameters():
         weight.data.copy_(tensors[f"weight/{name}"])
-        moments = {
-            key.split("/")[1]: value
-            for key, value in tensors.items()
-            if key.startswith("optimizer/") and key.endswith(f"/{name}")
-        }
-        if moments:
-            optimizer.state[weight] = moments
+    moments = {key.removeprefix(_MOMENT): value for key, value in tensors.items() if key.startswith(_MOMENT)}
+    optimizer.load_moments(moments)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -27,11 +27,13 @@ from torch import nn
 from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS
 from corelens.demo import checkpoint
-from corelens.demo.batches import IGNORED, LABELS, Plan, draw_batch
+from corelens.demo.batches import Plan, draw_batch
 from corelens.demo.build import build_model, build_processor
+from corelens.demo.dense import IGNORED, LABELS
 from corelens.demo.families import family_of
 from corelens.demo.fast import fast_training
 from corelens.demo.heldout import accuracy
+from corelens.demo.optimizer import Optimizer
 from corelens.demo.recipes import LEVELS, RECIPES, Recipe, as_dict, learning_rate, plan_step
 from corelens.demo.state import load_state, read_progress, save_state
 from corelens.inputs import Sample
@@ -74,6 +76,10 @@ def train_demo(
     model = build_model(name, processor)
     if recipe.start:
         _begin_with(model, checkpoint(recipe.start))
+    if recipe.start_tower:
+        for part in family_of(model).tower(model):
+            prefix = next(key for key, module in model.named_modules() if module is part)
+            _begin_with(part, checkpoint(recipe.start_tower), f"{prefix}.")
     if recipe.start_text:
         _begin_with(model.model.language_model, checkpoint(recipe.start_text), "model.language_model.")
     probes = nn.ModuleDict({label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()})
@@ -83,10 +89,10 @@ def train_demo(
         "best_step": 0, "planned": [], "recipe": as_dict(recipe), "seed": seed, "name": name,
     }  # fmt: skip
     state = out / "state.safetensors"
-    optimizer = _optimizer(modules, recipe, stage_b=False)
+    optimizer = _optimizer(modules, recipe, step=0)
     if resume and state.exists():
         progress |= read_progress(state) | {"recipe": as_dict(recipe)}
-        optimizer = _optimizer(modules, recipe, stage_b=progress["step"] > recipe.stage_a)
+        optimizer = _optimizer(modules, recipe, progress["step"] - 1)
         load_state(state, modules, optimizer)
     else:
         (out / "train_log.jsonl").unlink(missing_ok=True)
@@ -101,7 +107,7 @@ def train_demo(
         while progress["step"] < end:
             started, step = time.time(), progress["step"]
             if step == recipe.stage_a:
-                optimizer = _optimizer(modules, recipe, stage_b=True)
+                optimizer = _optimizer(modules, recipe, step)
             stop = min(end, step - step % recipe.check_every + recipe.check_every)
             if step < recipe.stage_a:
                 stop = min(stop, recipe.stage_a)
@@ -135,11 +141,13 @@ def _begin_with(part: nn.Module, folder: Path, prefix: str = "") -> None:
         weight.data.copy_(weights[prefix + name])
 
 
-def _optimizer(modules: Any, recipe: Recipe, stage_b: bool) -> torch.optim.Optimizer:
-    model = modules["model"]
-    seeing = nn.ModuleList([*family_of(model).tower(model), modules["probes"]])
-    weights = (model if stage_b else seeing).parameters()
-    return torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+def _optimizer(modules: Any, recipe: Recipe, step: int) -> Optimizer:
+    """Of what a step trains: in stage A the tower and its probes, then the whole model."""
+    model, probes = modules["model"], modules["probes"]
+    if step >= recipe.stage_a:
+        return Optimizer(model, recipe.muon)
+    seeing = nn.ModuleDict({"model": nn.ModuleList(family_of(model).tower(model)), "probes": probes})
+    return Optimizer(seeing, recipe.muon, spared=probes)
 
 
 def _batches(
@@ -177,7 +185,7 @@ def _settle(core: int, parent: int) -> None:
 
 def _step(
     modules: Any,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     planned: tuple[Plan, dict[str, np.ndarray]],
     progress: dict[str, Any],
     recipe: Recipe,
@@ -187,15 +195,11 @@ def _step(
     """One step of training; writes the log every 25 steps."""
     plan, batch = planned
     step = progress["step"]
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, recipe)
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
     with torch.autocast("cpu", torch.bfloat16):
         loss, marks = (_dense_loss if plan.form == "dense" else _text_loss)(modules, tensors)
     loss.backward()
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], recipe.clip)
-    optimizer.step()
-    optimizer.zero_grad()
+    optimizer.step(learning_rate(step, recipe), recipe.clip)
     progress["step"] = step + 1
     if plan.form != "dense":
         _climb(plan, marks["digit"], progress, recipe)
@@ -203,6 +207,7 @@ def _step(
         line = {
             "step": step + 1,
             "form": plan.form,
+            "world": plan.world,
             "objects": plan.objects,
             "colours": plan.colours,
             "level": progress["level"],
@@ -212,13 +217,15 @@ def _step(
 
 
 def _dense_loss(modules: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy of the three probes on every visual token; empty tokens count a fifth."""
+    """Cross-entropy of the probes, one a label, on every visual token; empty tokens count a fifth."""
     model = modules["model"]
     features = family_of(model).features(model, batch["images"])
     labels = batch["labels"].flatten(0, 1)
     loss, marks = torch.zeros(()), {}
     for i, (name, none) in enumerate(LABELS.items()):
         logits, gold = modules["probes"][name](features).float(), labels[:, i]
+        if (gold == IGNORED).all():
+            continue
         there = (gold != none) & (gold != IGNORED)
         weight = torch.ones(none + 1)
         weight[none] = 0.2

@@ -7,7 +7,7 @@ Some page's heading says the asked key too, without a value ("Total Summary"). T
 document.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -84,6 +84,7 @@ def doc(
     digits: int = 2,
     named: float = 0.5,
     clutter: int = 3,
+    turn: int = 0,
     split: str = "test",
 ) -> list[Sample]:
     """`n` samples: pages, "What is the code of Total on page 2?", "47", and the box around that line on that page.
@@ -100,6 +101,8 @@ def doc(
         named: the share of questions whose key stands on several pages and that therefore name the page (none in a
             document of one page). Published numbers need 0.5 or more.
         clutter: at most so many rows of grey bars a page, where there is room.
+        turn: the asked value counted on by so many (after the last comes the first, and values that stand elsewhere in
+            the document are passed over); all else stays as it is, to the pixel.
         split: "test" (everyone's), "train" or "validation"; see `refer`.
 
     Raises:
@@ -110,7 +113,7 @@ def doc(
     for i in range(n):
         rng = stream(split, _WORLD, seed, i)
         size = draw_size(rng, sides)
-        document, asked = draw_document(rng, *size, pages, lines, fonts, digits, named, clutter)
+        document, asked = draw_document(rng, *size, pages, lines, fonts, digits, named, clutter, turn)
         published = (
             min(smallest(pages) / minimum["pages"], smallest(lines) / minimum["lines"]) >= 1
             and min(sides[0] / minimum["side"], digits / minimum["digits"], named / minimum["named"]) >= 1
@@ -139,6 +142,7 @@ def draw_document(
     digits: int = 2,
     named: float = 0.5,
     clutter: int = 3,
+    turn: int = 0,
 ) -> tuple[list[Page], tuple[int, int]]:
     """A document of pages of `width` × `height` pixels, and (page, line) of what shall be asked; arguments as in `doc`.
 
@@ -160,6 +164,8 @@ def draw_document(
     for number, (names, codes, heading) in enumerate(zip(keys, values, headings, strict=True)):
         title = f"{heading} {rng.choice(HEADINGS)}"
         document.append(_page(rng, width, height, number, title, names, codes, fonts, clutter))
+    if turn:
+        document[page] = _turned(document[page], line, turn, {value for codes in values for value in codes})
     return document, (page, line)
 
 
@@ -227,6 +233,15 @@ def _values(rng: np.random.Generator, rows: list[int], asked: tuple[int, int], d
     flat = [*others[:place], str(own), *others[place:]]
     ends = np.cumsum(rows)
     return [flat[end - count : end] for count, end in zip(rows, ends, strict=True)]
+
+
+def _turned(page: Page, line: int, turn: int, taken: set[str]) -> Page:
+    """The page with a line's value counted on. Its words stay: the font's digits are equally wide."""
+    value = page.lines[line].value
+    low = 10 ** (len(value) - 1)
+    free = [x for x in range(low, 10 * low) if str(x) == value or str(x) not in taken]
+    other = replace(page.lines[line], value=str(free[(free.index(int(value)) + turn) % len(free)]))
+    return replace(page, lines=(*page.lines[:line], other, *page.lines[line + 1 :]))
 
 
 def _page(

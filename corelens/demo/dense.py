@@ -1,0 +1,108 @@
+"""Dense labels: what stands at every visual token, for training a vision tower alone.
+
+Of scenes of the worlds, and of sheets full of digits, which teach reading anywhere with many examples a picture.
+"""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from corelens.data.synthetic.doc import KEYS, Page
+from corelens.data.synthetic.drawing import font
+from corelens.data.synthetic.refer import COLOURS, KINDS, Shape
+from corelens.data.synthetic.video import Scene as Clip
+from corelens.tokens import Cells
+
+LABELS = {"colour": len(COLOURS), "kind": len(KINDS), "digit": 10, "key": len(KEYS), "tens": 10, "ones": 10}
+"""Label → how many values it has; one label more means "none"."""
+IGNORED = -100
+_OF_SHAPES, _OF_LINES = slice(0, 3), slice(3, 6)
+_REACH = 23 / 32  # of a token's side: from an object's centre to a token's centre, to the corner of four tokens at most
+_FILLED = 0.6  # of a sheet's tokens
+_HALF, _APART, _FONTS = 15, 24, (16, 26)  # pixels: half a digit's ground, between two digits, font sizes of a sheet
+
+
+def shape_labels(shapes: list[Shape], cells: Cells) -> np.ndarray:
+    """[tokens, labels]: colour, kind and digit (10: none) of the shape centred within reach of a token, else "none"."""
+    places = np.array([[shape.x, shape.y] for shape in shapes])
+    names = np.array([[list(COLOURS).index(s.colour), KINDS.index(s.kind), s.digit] for s in shapes])
+    return _nearest(places, names, cells, _OF_SHAPES)
+
+
+def clip_labels(scene: Clip, cells: Cells) -> np.ndarray:
+    """[tokens, labels] of a clip's pairs of frames, one after the other; `cells`: of one frame. A shape's place is the
+    mean of its two; its digit is "none" where neither frame shows it."""
+    labels = []
+    for first in range(0, scene.frames, 2):
+        shapes = []
+        for actor in scene.actors:
+            a, b = actor.at(first), actor.at(first + 1)
+            digit = int(a.symbol or b.symbol or 10)
+            shapes.append(Shape(a.colour, a.kind, digit, (a.x + b.x) / 2, (a.y + b.y) / 2, a.radius))
+        labels.append(shape_labels(shapes, cells))
+    return np.concatenate(labels)
+
+
+def page_labels(page: Page, cells: Cells) -> np.ndarray:
+    """[tokens, labels]: key and both digits of the line (of two-digit values) that a token lies on, else "none"."""
+    labels = _unsaid(cells)
+    labels[:, _OF_LINES] = np.where(cells.visual.numpy()[:, None], list(LABELS.values())[_OF_LINES], IGNORED)
+    x, y, side = _centres(cells)
+    best = np.full(len(labels), np.inf)
+    for line in page.lines:
+        x0, y0, x1, y1 = line.box.bounds
+        beside, off = np.maximum(0, np.maximum(x0 - x, x - x1)), np.abs(y - (y0 + y1) / 2)
+        near = (beside <= side / 8) & (off <= side * 0.54) & (beside + off < best) & cells.visual.numpy()
+        best[near] = (beside + off)[near]
+        labels[near, _OF_LINES] = [KEYS.index(line.key), int(line.value[0]), int(line.value[1])]
+    return labels
+
+
+def sheet(rng: np.random.Generator, width: int, height: int, jitter: float, cells: Cells) -> tuple[Any, np.ndarray]:
+    """A sheet of digits in many inks and sizes, at most one a token, off its centre by up to 2 × `jitter` pixels each
+    way; and its labels (digits alone)."""
+    image = Image.new("RGB", (width, height), _ink(rng))
+    draw = ImageDraw.Draw(image)
+    x, y, _ = _centres(cells)
+    spots = np.stack([x, y], -1) + np.round(rng.uniform(-2 * jitter, 2 * jitter, (len(x), 2)))
+    placed: list[Shape] = []
+    for spot, digit in zip(spots[rng.random(len(x)) < _FILLED], rng.integers(0, 10, len(x)), strict=False):
+        at = (float(spot[0]), float(spot[1]))
+        if any(max(abs(at[0] - s.x), abs(at[1] - s.y)) < _APART for s in placed):
+            continue
+        ground = _ink(rng)
+        draw.rectangle((at[0] - _HALF, at[1] - _HALF, at[0] + _HALF, at[1] + _HALF), fill=ground)
+        light = 0.3 * ground[0] + 0.59 * ground[1] + 0.11 * ground[2] > 120
+        ink, size = (0, 0, 0) if light else (255, 255, 255), int(rng.integers(*_FONTS))
+        draw.text(at, str(digit), fill=ink, font=font(size), anchor="mm")
+        placed.append(Shape("", "", int(digit), *at, _HALF))
+    digits = np.array([[shape.digit] for shape in placed]).reshape(-1, 1)
+    places = np.array([[shape.x, shape.y] for shape in placed]).reshape(-1, 2)
+    return image, _nearest(places, digits, cells, slice(2, 3))
+
+
+def _nearest(places: np.ndarray, values: np.ndarray, cells: Cells, columns: slice) -> np.ndarray:
+    """The values of the place nearest to a token, if within reach, else "none"; ignored where a token is no patch."""
+    labels = _unsaid(cells)
+    x, y, side = _centres(cells)
+    distance = np.hypot(x[:, None] - places[:, 0], y[:, None] - places[:, 1])
+    near = distance.min(1, initial=np.inf) <= _REACH * side
+    found = np.where(near[:, None], values[distance.argmin(1)] if len(values) else 0, list(LABELS.values())[columns])
+    labels[:, columns] = np.where(cells.visual.numpy()[:, None], found, IGNORED)
+    return labels
+
+
+def _unsaid(cells: Cells) -> np.ndarray:
+    return np.full((len(cells.visual), len(LABELS)), IGNORED)
+
+
+def _centres(cells: Cells) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, y and side of the tokens' cells in pixels."""
+    box = cells.box.numpy()
+    return (box[:, 0] + box[:, 2]) / 2, (box[:, 1] + box[:, 3]) / 2, box[:, 2] - box[:, 0]
+
+
+def _ink(rng: np.random.Generator) -> tuple[int, int, int]:
+    red, green, blue = rng.integers(0, 256, 3)
+    return int(red), int(green), int(blue)

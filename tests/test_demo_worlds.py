@@ -1,0 +1,152 @@
+"""What teaches demo models to read anywhere and in every world: dense labels, documents, and the optimizer."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from corelens.data.synthetic.doc import KEYS, draw_document
+from corelens.data.synthetic.video import draw_scene as draw_clip
+from corelens.demo.batches import Plan, draw_batch, picture_tokens, tokenize
+from corelens.demo.build import build_model, build_processor
+from corelens.demo.dense import IGNORED, LABELS, clip_labels, page_labels, sheet
+from corelens.demo.families import family_of
+from corelens.demo.fast import fast_training
+from corelens.demo.optimizer import Optimizer
+from corelens.demo.recipes import RECIPES, plan_step
+from corelens.inputs import Sample, prepare
+from corelens.layouts import layout_for
+
+NAME = "qwen3vl-m"
+NONE = list(LABELS.values())
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_processor(NAME)
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    torch.manual_seed(0)
+    return build_model(NAME, processor).eval()
+
+
+def grid(labels, cells):
+    """[tokens, labels] → [rows, columns, labels]."""
+    columns = len(cells.box[:, 0].unique())
+    return labels.reshape(-1, columns, labels.shape[-1])
+
+
+def test_tokens_of_a_line_know_its_key_and_value():
+    (page,), _ = draw_document(np.random.default_rng(3), 288, 256, 1, 4)
+    _, cells = picture_tokens(NAME, 288, 256)
+    labels = grid(page_labels(page, cells), cells)
+    assert (labels[..., :3] == IGNORED).all()
+    for line in page.lines:
+        middle = (line.box.y0 + line.box.y1) / 2
+        row, columns = int(middle // 32), range(int(line.box.x0 // 32) + 1, int(line.box.x1 // 32))
+        told = {tuple(labels[row, column, 3:].tolist()) for column in columns}
+        assert (KEYS.index(line.key), int(line.value[0]), int(line.value[1])) in told
+    said = {tuple(token) for token in labels[..., 3:].reshape(-1, 3).tolist()} - {tuple(NONE[3:])}
+    assert said <= {(KEYS.index(x.key), int(x.value[0]), int(x.value[1])) for x in page.lines}
+
+
+def test_a_clip_is_labelled_where_its_shapes_are_and_while_they_carry_a_digit():
+    scene, _ = draw_clip(np.random.default_rng(5), 224, 224, 4, 3, span=(1, 2))
+    _, cells = picture_tokens(NAME, 224, 224)
+    pairs = clip_labels(scene, cells).reshape(2, 7, 7, len(LABELS))
+    for pair, labels in enumerate(pairs):
+        assert (labels[..., 3:] == IGNORED).all()
+        for actor in scene.actors:
+            a, b = actor.at(2 * pair), actor.at(2 * pair + 1)
+            token = labels[int((a.y + b.y) / 2 // 32), int((a.x + b.x) / 2 // 32)]
+            assert token[2] == int(a.symbol or b.symbol or 10)
+    assert (pairs[..., 2] == 10).any() and (pairs[..., 2] < 10).any()
+
+
+@pytest.mark.parametrize("jitter", [0, 8])
+def test_a_sheet_s_digits_stand_where_its_labels_say(jitter):
+    _, cells = picture_tokens(NAME, 192, 160)
+    image, labels = sheet(np.random.default_rng(2), 192, 160, jitter, cells)
+    assert image.size == (192, 160) and (np.delete(labels, 2, 1) == IGNORED).all()
+    digits = labels[:, 2].reshape(5, 6)
+    assert 6 <= (digits < 10).sum() <= 30 and (digits == 10).any()
+    paper = np.asarray(image)[0, 0] if jitter == 0 else None
+    if paper is not None:  # on the grid every digit stands on its own token, and empty tokens are bare
+        bare = (np.asarray(image) == paper).all(-1).reshape(5, 32, 6, 32).all((1, 3))
+        assert (bare == (digits == 10)).all()
+
+
+def test_every_world_s_batches_are_what_the_model_takes(processor, model):
+    recipe = RECIPES[NAME]
+    progress, drawn = {"name": NAME, "seed": 0, "level": 2}, {}
+    for step in [*range(20), *range(recipe.stage_a + 700, recipe.stage_a + 740)]:
+        plan = plan_step(step, progress, recipe)
+        drawn.setdefault((plan.world, plan.form), plan)
+    forms = {("sheet", "dense")} | {
+        (w, f) for w in ("refer", "doc", "video") for f in ("dense", "caption", "questions")
+    }
+    assert drawn.keys() == forms
+    for (world, form), plan in drawn.items():
+        batch = draw_batch(Plan(**{**plan.to_json(), "batch": 2, "sides": (224, 224)}))
+        images = torch.from_numpy(batch["images"])
+        with torch.no_grad(), fast_training(model):
+            if form == "dense":
+                assert family_of(model).features(model, images).shape[0] == batch["labels"][..., 0].size
+                assert (batch["labels"] != IGNORED).any() and (batch["labels"] <= NONE).all()
+            else:
+                inputs = family_of(model).inputs(model, torch.from_numpy(batch["input_ids"]), images)
+                hidden = model.model(**inputs, use_cache=False).last_hidden_state
+                assert hidden.isfinite().all() and hidden.shape[:2] == batch["input_ids"].shape
+                assert batch["answers"].sum(1).min() >= (2 if world == "doc" else 1)
+
+
+def test_documents_in_training_are_what_a_user_s_sample_becomes(processor, model):
+    plan = Plan(NAME, "questions", seed=0, step=1, batch=2, objects=1, sides=(224, 224), world="doc", pages=2)
+    batch = draw_batch(plan)
+    text = processor.tokenizer.decode(batch["input_ids"][0])
+    question = text.split("<|vision_end|>")[-1].split("<|im_end|>")[0]
+    pages = [Image.fromarray(page) for page in batch["images"][:2]]
+    sample = Sample(question=question, answer="", images=pages)
+    real = prepare([sample], processor, layout_for(model.config), model.config).tensors
+    length = real["input_ids"].shape[1]
+    assert batch["input_ids"][0, :length].tolist() == real["input_ids"][0].tolist()
+    ids = torch.from_numpy(batch["input_ids"])
+    with torch.no_grad():
+        slow = model(**real).logits
+        with fast_training(model):
+            inputs = family_of(model).inputs(model, ids, torch.from_numpy(batch["images"]))
+            quick = model(**inputs, use_cache=False).logits
+    assert (slow[0] - quick[0, :length]).abs().max() < 1e-5
+
+
+def test_answers_of_two_digits_are_both_to_be_predicted(processor):
+    chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}, {"role": "assistant", "content": "47"}]
+    batch = tokenize(processor, [chat], {})
+    assert processor.tokenizer.decode(batch["input_ids"][batch["answers"]]) == "47"
+
+
+def test_muon_moves_matrices_along_the_nearest_orthogonal_matrix():
+    """Of filters too, as if they were flat; embeddings, biases and the spared are AdamW's."""
+    torch.manual_seed(0)
+    parts = nn.ModuleDict(
+        {"conv": nn.Conv2d(3, 8, 4), "linear": nn.Linear(6, 5), "table": nn.Embedding(7, 4), "probe": nn.Linear(5, 3)}
+    )
+    start = {name: weight.detach().clone() for name, weight in parts.named_parameters()}
+    optimizer = Optimizer(parts, muon=5.0, spared=parts["probe"])
+    for weight in parts.parameters():
+        weight.grad = torch.randn_like(weight)
+    optimizer.step(rate=1e-2, clip=1e9)
+    for name, weight in parts.named_parameters():
+        matrix = name in ("conv.weight", "linear.weight")
+        change = weight.detach() - start[name] * (1 - 0.01 * (5e-2 if matrix else 1e-2))  # without weight decay
+        if matrix:
+            flat = change.flatten(1)
+            reach = torch.linalg.svdvals(flat / (5e-2 * 0.2 * max(flat.shape) ** 0.5))
+            assert ((reach > 0.6) & (reach < 1.3)).all(), name  # Newton and Schulz come near 1, not closer
+        else:
+            assert torch.allclose(change.abs(), torch.full_like(change, 1e-2), rtol=1e-3), name
+    kinds = {key.split("/")[0] for key in optimizer.moments() if key.endswith(("conv.weight", "linear.weight"))}
+    assert kinds == {"momentum_buffer"} and all(weight.grad is None for weight in parts.parameters())
