@@ -14,7 +14,7 @@ from corelens.demo.dense import IGNORED, LABELS, clip_labels, page_labels, sheet
 from corelens.demo.families import family_of
 from corelens.demo.fast import fast_training
 from corelens.demo.optimizer import Optimizer
-from corelens.demo.recipes import RECIPES, plan_step
+from corelens.demo.recipes import LEVELS, RECIPES, plan_step
 from corelens.inputs import Sample, prepare
 from corelens.layouts import layout_for
 
@@ -81,10 +81,12 @@ def test_a_sheet_s_digits_stand_where_its_labels_say(jitter):
 
 def test_every_world_s_batches_are_what_the_model_takes(processor, model):
     recipe = RECIPES[NAME]
-    progress, drawn = {"name": NAME, "seed": 0, "level": 2}, {}
-    for step in [*range(20), *range(recipe.stage_a + 700, recipe.stage_a + 740)]:
+    progress, drawn = {"name": NAME, "seed": 0, "level": max(LEVELS)}, {}
+    for step in [*range(20), *range(recipe.stage_a + 950, recipe.stage_a + 990)]:
         plan = plan_step(step, progress, recipe)
         drawn.setdefault((plan.world, plan.form), plan)
+    climbing = plan_step(recipe.stage_a + 950, progress | {"level": 3}, recipe)
+    assert (climbing.world, climbing.jitter, climbing.batch) == ("refer", 8, 32) and climbing.objects <= 3
     forms = {("sheet", "dense")} | {
         (w, f) for w in ("refer", "doc", "video") for f in ("dense", "caption", "questions")
     }

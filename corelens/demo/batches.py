@@ -174,7 +174,7 @@ def _sheets(plan: Plan, rng: np.random.Generator, width: int, height: int) -> di
 @lru_cache(maxsize=64)
 def picture_tokens(model: str, width: int, height: int) -> tuple[dict[str, str], Cells]:
     """What a preset's processor puts for a picture's placeholder, and the cells of these tokens; those of a thumbnail
-    count as no patch, for dense labels speak of the tiles."""
+    count as no patch where the preset says so."""
     processor = _processor(model)
     placeholder, config = processor.image_token, build_config(model, processor)
     blank = Image.new("RGB", (width, height))

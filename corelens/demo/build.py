@@ -57,7 +57,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Without m-RoPE the question stands 136 positions behind a picture: faster rotations would blur what it looks for.
     "llava-ov-s": {
         "family": "llava_onevision",
-        "thumbnail": slice(0, 64),
         **_TILED,
         "text": {**_TEXT, "rope_theta": 1e6},
     },
@@ -78,8 +77,8 @@ for _name, _depth, _heads in (("qwen3vl-m", 12, 12), ("qwen3vl-l", 16, 16)):
     }
 # The same model, trained on to longer contexts, and from there on videos.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s"]
-"""One entry a model: its family, the sizes that differ from the family's small defaults, which tokens of a
-picture of several tiles are its thumbnail's, and in which order captions list objects."""
+"""One entry a model: its family, the sizes that differ from the family's small defaults, which tokens of a picture of
+several tiles (its thumbnail's) go without dense labels, and in which order captions list objects."""
 
 
 def build_processor(name: str) -> ProcessorMixin:

@@ -117,7 +117,7 @@ def train_demo(
                     _step(modules, optimizer, next(batches), progress, recipe, out, started)
                     bar.advance(task)
             progress["seconds"] += time.time() - started
-            if progress["step"] > recipe.stage_a and (progress["level"] >= 4 or recipe.mix) and scenes:
+            if progress["step"] > recipe.stage_a and (progress["level"] >= 4 or recipe.start) and scenes:
                 _check(model, processor, scenes, progress, out)
                 bar.update(task, description=f"{name}: {progress['level']} objects, held out {progress['best']:.1%}")
             save_state(state, modules, optimizer, progress)
