@@ -62,19 +62,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "internvl-s": {"family": "internvl", "thumbnail": slice(-16, None), **_TILED},
 }
-# A larger tower, which reads anywhere on the picture, before decoders of two sizes.
-for _name, _depth, _heads in (("qwen3vl-m", 12, 12), ("qwen3vl-l", 16, 16)):
-    PRESETS[_name] = {
-        "family": "qwen3_vl",
-        "text": PRESETS["qwen3vl-s"]["text"] | {"num_hidden_layers": _depth, "num_attention_heads": _heads},
-        "vision": {
-            "depth": 4,
-            "hidden_size": 128,
-            "intermediate_size": 512,
-            "num_heads": 4,
-            "deepstack_visual_indexes": [2],
-        },
-    }
+# A larger tower, which reads anywhere on the picture, before a deeper decoder.
+PRESETS["qwen3vl-m"] = {
+    "family": "qwen3_vl",
+    "text": PRESETS["qwen3vl-s"]["text"] | {"num_hidden_layers": 12},
+    "vision": {
+        "depth": 4,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_heads": 4,
+        "deepstack_visual_indexes": [2],
+    },
+}
 # The same model, trained on to longer contexts, and from there on videos.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s"]
 """One entry a model: its family, the sizes that differ from the family's small defaults, which tokens of a picture of

@@ -57,10 +57,10 @@ class Recipe:
     pictures, instead of the level's; `rate_b`: the rate of stage B, if another; `muon`: of matrices, its rate as a
     multiple of `rate` (see `optimizer.py`).
 
-    `start`: the bundled model whose weights training begins with; `start_text`, `start_tower`: whose decoder, whose
-    tower. `seeing`: what stage A is shown instead of small scenes of `refer`, with jitter that grows over its first
-    `ramp` steps. With a `mix`, stage B draws from it as soon as the model has climbed all levels (at once with a
-    `start`), and is judged on `checks`; `jitter`: of centres while it climbs, in pixels.
+    `start`: the bundled model whose weights training begins with; `start_text`: whose decoder. `seeing`: what stage A
+    is shown instead of small scenes of `refer`, with jitter that grows over its first `ramp` steps. With a `mix`, stage
+    B draws from it as soon as the model has climbed all levels (at once with a `start`), and is judged on `checks`;
+    `jitter`: of centres while it climbs, in pixels.
     """
 
     stage_a: int = 1300
@@ -81,7 +81,6 @@ class Recipe:
     sides: tuple[int, int] | tuple[()] = ()
     rate_b: float = 0.0
     start_text: str = ""
-    start_tower: str = ""
     start: str = ""
     muon: float = 0.0
     seeing: tuple[Slice, ...] = ()
@@ -115,21 +114,20 @@ _SEEING = (
     Slice(0.22, 16, (160, 224), (5, 5), world="video", frames=(4, 4), jitter=8),
 )
 _LEARNING = (
-    Slice(0.30, 12, (256, 320), (3, 8), captions=0.4, jitter=8),
+    Slice(0.14, 12, (256, 320), (3, 8), captions=0.4, jitter=8),
     Slice(0.15, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8, leaves=1000),
-    Slice(0.24, 8, (256, 320), (2, 6), captions=0.4, world="video", frames=(4, 8), jitter=8, joins=800),
-    Slice(0.20, 12, (224, 256), (1, 1), captions=0.5, world="doc", leaves=1200),
-    Slice(0.24, 8, (256, 320), (1, 1), captions=0.3, world="doc", pages=(2, 3), joins=900),
-    Slice(0.06, 4, (256, 320), (1, 1), captions=0.1, world="doc", pages=(3, 4), joins=1300),
-    Slice(0.06, 4, (512, 640), (6, 24), captions=0.1, jitter=8, joins=1100),
-    Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=1300),
+    Slice(0.28, 8, (256, 320), (2, 6), captions=0.3, world="video", frames=(4, 8), jitter=8, joins=800),
+    Slice(0.34, 12, (224, 256), (1, 1), captions=0.5, world="doc"),
+    Slice(0.08, 8, (256, 320), (1, 1), captions=0.3, world="doc", pages=(2, 3), joins=900),
+    Slice(0.08, 4, (512, 640), (6, 24), captions=0.1, jitter=8, joins=1100),
+    Slice(0.08, 1, (800, 1024), (6, 40), jitter=8, joins=1500),
 )
-_WORLDS = (Check(60, {}), Check(60, {"jitter": 8}), Check(80, {}, "video"), Check(80, {}, "doc"))
 RECIPES = {
     # The bundled one was trained before there was Muon here, in 3,500 steps: its card has that recipe.
     "qwen3vl-s": Recipe(stage_a=400, stage_b=1600, muon=5.0, check_scenes=200),
     # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid.
-    "llava-ov-s": replace(_TILED, stage_a=700, stage_b=3200, muon=5.0),
+    # Not there yet: it finds the asked colour and guesses among equals, so no checkpoint of it is bundled.
+    "llava-ov-s": replace(_TILED, stage_a=700, stage_b=3800, muon=5.0),
     # From scratch its questions were still at chance after 1,100 steps of stage B: too little time was left.
     "internvl-s": replace(_TILED, stage_b=1100, rate_b=5e-4, start_text="qwen3vl-s"),
     # On pictures of 1,024 px the short model no longer ends its answer after the digit.
@@ -175,18 +173,24 @@ RECIPES = {
             Check(20, {"sides": (960, 1024), "objects": 24}, test=200, blind=50),
         ),
     ),
-    # All three worlds and contexts of 1,000 visual tokens, from random weights throughout.
+    # Off the grid, up to 1,000 visual tokens, from random weights throughout. It learns of pages too, not yet enough to
+    # answer questions about them.
     "qwen3vl-m": Recipe(
         stage_a=6000,
-        stage_b=2000,
-        check_every=400,
+        stage_b=3300,
+        check_every=250,
         twins=0.25,
         muon=5.0,
         ramp=2000,
         jitter=8,
         seeing=_SEEING,
         mix=_LEARNING,
-        checks=(*_WORLDS, Check(20, {"sides": (960, 1024), "objects": 24, "jitter": 8}, test=200, blind=50)),
+        checks=(
+            Check(100, {}),
+            Check(100, {"jitter": 8}),
+            Check(100, {}, "video"),
+            Check(40, {"sides": (960, 1024), "objects": 24, "jitter": 8}, test=200, blind=50),
+        ),
     ),
 }
 """One entry a preset of `corelens.demo.build`."""

@@ -76,10 +76,6 @@ def train_demo(
     model = build_model(name, processor)
     if recipe.start:
         _begin_with(model, checkpoint(recipe.start))
-    if recipe.start_tower:
-        for part in family_of(model).tower(model):
-            prefix = next(key for key, module in model.named_modules() if module is part)
-            _begin_with(part, checkpoint(recipe.start_tower), f"{prefix}.")
     if recipe.start_text:
         _begin_with(model.model.language_model, checkpoint(recipe.start_text), "model.language_model.")
     probes = nn.ModuleDict({label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()})
