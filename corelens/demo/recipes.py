@@ -107,12 +107,14 @@ _TILED = Recipe(
     sides=(256, 256),
     checks=(Check(200, {"sides": (256, 256)}),),
 )
+# To read anywhere: many digits first, then scenes, pages and clips.
 _SEEING = (
     Slice(0.22, 32, (128, 192), (6, 6), world="sheet", jitter=8),
     Slice(0.18, 32, (128, 192), (6, 6), jitter=8),
     Slice(0.38, 16, (224, 288), (6, 6), world="doc"),
     Slice(0.22, 16, (160, 224), (5, 5), world="video", frames=(4, 4), jitter=8),
 )
+# To answer about all of them, once retrieval is there; the longest join last, for they cost most.
 _LEARNING = (
     Slice(0.14, 12, (256, 320), (3, 8), captions=0.4, jitter=8),
     Slice(0.15, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8, leaves=1000),
