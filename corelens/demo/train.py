@@ -1,7 +1,7 @@
 """Training a demo model on one CPU core, from scratch or from a bundled model (its entry in `recipes.py` says which).
 
-Stage A trains the vision tower alone on dense labels: colour, kind and digit of the object at each visual token, key and
-value of the line.
+Stage A trains the vision tower alone on dense labels: colour, kind and digit of the object at each visual token, and
+key and value of the line.
 Stage B trains all weights, alternating dense captions with questions, and adds objects (and pixels) as it learns.
 The kept checkpoint is the one with the highest accuracy on validation scenes; no attention head is looked at.
 """
