@@ -63,7 +63,7 @@ def batches(model: Any, samples: Sequence[Sample] | Sample, batch_size: int = 32
 def evaluate(
     model: Any,
     samples: Sequence[Sample] | Sequence[Inputs] | Sample | Inputs,
-    hooks: Sequence[Hook] = (),
+    hooks: Sequence[Hook] | Hook = (),
     batch_size: int = 32,
     sparse: Any = None,
     rounds: int = 5,

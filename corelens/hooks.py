@@ -21,6 +21,21 @@ Hook = tuple[str | Callable[[str], bool], HookFunction]
 PER_HEAD = re.compile(r"(?P<attn>.+\.attn)\.(?P<kind>head|kv_head)\.(?P<index>\d+)\.(?P<point>hook_\w+)")
 
 
+def hook_list(hooks: Any) -> list[Hook]:
+    """Hooks as a list; one alone needs no list of its own. Raises CorelensError for what is no (name, function)."""
+    given: list[Any] = list(hooks)
+    if len(given) == 2 and not isinstance(given[0], tuple | list):
+        given = [(given[0], given[1])]
+    for hook in given:
+        if not (isinstance(hook, tuple | list) and len(hook) == 2 and callable(hook[1])):
+            raise CorelensError(
+                f"the hook {hook!r}",
+                "(name of a hook point, or a function of names; the function to run there)",
+                "give a list of such pairs, for instance [('blocks.0.attn.hook_z', fn)]",
+            )
+    return given
+
+
 def name_of(function: Any) -> str:
     """A readable name for a hook function, also when it is a partial or an object."""
     inner = getattr(function, "func", function)

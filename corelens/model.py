@@ -16,7 +16,7 @@ from corelens.cache import ActivationCache
 from corelens.config import config_of
 from corelens.encode import encode
 from corelens.errors import CorelensError
-from corelens.hooks import Hook, HookDict, HookPoint, all_points, rows_asked_for
+from corelens.hooks import Hook, HookDict, HookPoint, all_points, hook_list, rows_asked_for
 from corelens.inputs import Inputs, Sample, check_has_media, from_tensors, prepare
 from corelens.layouts import layout_for
 from corelens.lens import LensModel
@@ -248,6 +248,12 @@ class HookedMLLM(LensModel):
                 options["past_key_values"] = cache
             ids = self.hf.generate(**batch.tensors, max_new_tokens=max_new_tokens, **options)  # type: ignore[operator]
         return ids[:, batch.tensors["input_ids"].shape[1] :]
+
+    def hooks(  # type: ignore[override]
+        self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any
+    ) -> Any:
+        """TransformerLens's context with hooks; a single (name, function) needs no list."""
+        return super().hooks(hook_list(fwd_hooks), hook_list(bwd_hooks), *args, **kwargs)
 
     def run_with_cache(  # type: ignore[override]
         self,

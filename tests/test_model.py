@@ -340,6 +340,15 @@ def test_generated_rows_are_read_as_answer_rows(model, batch):
     assert len(rows) == 1  # the question was read at the prefill; later steps have no question rows
 
 
+def test_a_single_hook_needs_no_list(model, batch):
+    hook = ("blocks.1.attn.hook_z", zero)
+    edited = model.run_with_hooks(batch, fwd_hooks=[hook])
+    assert torch.equal(model.run_with_hooks(batch, fwd_hooks=hook), edited)
+    assert not torch.equal(edited, reference(model, batch))
+    with model.hooks(hook), torch.no_grad():
+        assert torch.equal(model(batch), edited)
+
+
 def test_every_hook_is_gone_after_an_exception(model, batch):
     def explode(x, hook):
         raise RuntimeError("on purpose")
@@ -428,6 +437,10 @@ def test_mistakes_are_named(model, batch, tmp_path):
         model.run_with_hooks(batch, fwd_hooks=[("blocks.1.attn.hook_zz", zero)])
     with pytest.raises(CorelensError, match=r"hook_resid_pre"):
         model.run_with_cache(batch, names_filter=["blocks.0.hook_resid_per"])
+
+    for hooks in ([zero], ["blocks.1.attn.hook_z"], [("blocks.1.attn.hook_z", 0)], ("blocks.1.attn.hook_z", 0)):
+        with pytest.raises(CorelensError, match=r"list of such pairs"):
+            model.run_with_hooks(batch, fwd_hooks=hooks)
 
     def truncate(x, hook):
         return x[:, :1]

@@ -38,7 +38,7 @@ class Plan:
         form: "dense" (labels on visual tokens), "caption" or "questions".
         seed, step: name the random stream.
         batch: scenes in the batch; all share one size.
-        objects: shapes a scene (as many as fit, for "dense").
+        objects: shapes a scene (as many as fit, for "dense"); of `doc` lines a page.
         sides: smallest and largest side in pixels, in steps of 32.
         jitter: of centres, in pixels.
         colours: how many colours a scene may use.
@@ -143,7 +143,7 @@ def _documents(plan: Plan, rng: np.random.Generator, width: int, height: int) ->
     pictures, chats, labels = [], [], []
     for row in range(plan.batch):
         own = stream("train", DOC, plan.seed, plan.step, row)
-        document, _ = draw_document(own, width, height, plan.pages, (4, 6))
+        document, _ = draw_document(own, width, height, plan.pages, plan.objects)
         pictures += [np.asarray(paint_page(page)) for page in document]
         if plan.form == "dense":
             labels += [page_labels(page, cells) for page in document]

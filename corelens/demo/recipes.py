@@ -15,14 +15,18 @@ from corelens.demo.batches import Plan
 
 LEVELS = {1: (128, 160), 2: (128, 192), 3: (160, 224), 4: (192, 256), 5: (224, 288), 6: (256, 320)}
 """Stage B's curriculum: objects in a scene → smallest and largest side in pixels. The last is the published world."""
+_TWINS = (1, 3)  # colours of a scene whose shapes colour alone does not tell apart
 
 
 @dataclass(frozen=True)
 class Slice:
     """One kind of batch in a mix: `share` of the steps once it has joined, scenes a batch, sides in pixels, objects
-    (fewest, most), and the part of its batches that are captions rather than questions (at most `questions` a scene).
-    From step `joins` of stage B on, and to step `leaves` if it has one. `world`: see `Plan`; `frames`: of a video,
-    `pages`: of a document (fewest, most; frames are even numbers); `jitter`: of centres, in pixels (0: on the grid)."""
+    (of a document: lines a page; fewest, most), and the part of its batches that are captions rather than questions
+    (at most `questions` a scene). From step `joins` of stage B on, and to step `leaves` if it has one.
+
+    `world`: see `Plan`; `frames`: of a video, `pages`: of a document (fewest, most; frames are even numbers); `jitter`:
+    of centres, in pixels (0: on the grid); `colours`: how many a scene may use (fewest, most), instead of the recipe's
+    `twins`."""
 
     share: float
     batch: int
@@ -36,6 +40,7 @@ class Slice:
     frames: tuple[int, int] = (0, 0)
     pages: tuple[int, int] = (1, 1)
     jitter: float = 0.0
+    colours: tuple[int, int] | tuple[()] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ class Recipe:
     `start`: the bundled model whose weights training begins with; `start_text`: whose decoder. `seeing`: what stage A
     is shown instead of small scenes of `refer`, with jitter that grows over its first `ramp` steps. With a `mix`, stage
     B draws from it as soon as the model has climbed all levels (at once with a `start`), and is judged on `checks`;
-    `jitter`: of centres while it climbs, in pixels.
+    `jitter`: of centres while it climbs, in pixels; `anew`: the step of stage B at which the rate starts again, as
+    `rate_anew`.
     """
 
     stage_a: int = 1300
@@ -86,6 +92,8 @@ class Recipe:
     seeing: tuple[Slice, ...] = ()
     ramp: int = 600
     jitter: float = 0.0
+    anew: int = 0
+    rate_anew: float = 0.0
     mix: tuple[Slice, ...] = ()
     checks: tuple[Check, ...] = ()
 
@@ -114,22 +122,44 @@ _SEEING = (
     Slice(0.38, 16, (224, 288), (6, 6), world="doc"),
     Slice(0.22, 16, (160, 224), (5, 5), world="video", frames=(4, 4), jitter=8),
 )
-# To answer about all of them, once retrieval is there; the longest join last, for they cost most.
+# To answer about all of them, once retrieval is there; the longest join late, for they cost most. Pages come last: what
+# stands there is told apart by a word of several tokens, and is two digits.
+_PAGES = 3300
 _LEARNING = (
-    Slice(0.14, 12, (256, 320), (3, 8), captions=0.4, jitter=8),
+    Slice(0.14, 12, (256, 320), (3, 8), captions=0.4, jitter=8, leaves=_PAGES),
     Slice(0.15, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8, leaves=1000),
-    Slice(0.28, 8, (256, 320), (2, 6), captions=0.3, world="video", frames=(4, 8), jitter=8, joins=800),
-    Slice(0.34, 12, (224, 256), (1, 1), captions=0.5, world="doc"),
-    Slice(0.08, 8, (256, 320), (1, 1), captions=0.3, world="doc", pages=(2, 3), joins=900),
-    Slice(0.08, 4, (512, 640), (6, 24), captions=0.1, jitter=8, joins=1100),
-    Slice(0.08, 1, (800, 1024), (6, 40), jitter=8, joins=1500),
+    Slice(0.28, 8, (256, 320), (2, 6), captions=0.3, world="video", frames=(4, 8), jitter=8, joins=800, leaves=_PAGES),
+    Slice(0.34, 12, (224, 256), (4, 6), captions=0.5, world="doc", leaves=_PAGES),
+    Slice(0.08, 8, (256, 320), (4, 6), captions=0.3, world="doc", pages=(2, 3), joins=900, leaves=_PAGES),
+    Slice(0.08, 4, (512, 640), (6, 24), captions=0.1, jitter=8, joins=1100, leaves=_PAGES),
+    Slice(0.08, 1, (800, 1024), (6, 40), jitter=8, joins=1500, leaves=_PAGES),
+    Slice(0.30, 20, (224, 256), (2, 3), captions=0.2, world="doc", joins=_PAGES, leaves=_PAGES + 600),
+    Slice(0.34, 16, (224, 288), (2, 6), captions=0.3, world="doc", joins=_PAGES),
+    Slice(0.16, 8, (224, 288), (2, 4), captions=0.1, world="doc", pages=(2, 3), joins=_PAGES + 300),
+    Slice(0.30, 6, (256, 320), (4, 6), captions=0.1, world="doc", pages=(2, 4), joins=_PAGES + 600),
+    Slice(0.07, 12, (256, 320), (3, 8), captions=0.1, jitter=8, joins=_PAGES),
+    Slice(0.10, 8, (256, 320), (2, 6), captions=0.1, world="video", frames=(4, 8), jitter=8, joins=_PAGES),
+    Slice(0.05, 4, (512, 640), (6, 24), jitter=8, joins=_PAGES),
+    Slice(0.04, 1, (800, 1024), (6, 40), jitter=8, joins=_PAGES),
 )
 RECIPES = {
     # The bundled one was trained before there was Muon here, in 3,500 steps: its card has that recipe.
     "qwen3vl-s": Recipe(stage_a=400, stage_b=1600, muon=5.0, check_scenes=200),
-    # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid.
-    # Not there yet: it finds the asked colour and guesses among equals, so no checkpoint of it is bundled.
-    "llava-ov-s": replace(_TILED, stage_a=700, stage_b=3800, muon=5.0),
+    # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid. It settles on colour alone for
+    # good, unless many scenes have but one.
+    "llava-ov-s": replace(
+        _TILED,
+        stage_a=700,
+        stage_b=6050,
+        anew=4050,
+        rate_anew=1e-3,
+        muon=5.0,
+        mix=(
+            Slice(0.50, 32, (256, 256), (2, 6), captions=0.5, colours=(1, 1)),
+            Slice(0.25, 32, (256, 256), (2, 6), captions=0.5, colours=(1, 3)),
+            Slice(0.25, 32, (256, 256), (2, 6), captions=0.5, colours=(8, 8)),
+        ),
+    ),
     # From scratch its questions were still at chance after 1,100 steps of stage B: too little time was left.
     "internvl-s": replace(_TILED, stage_b=1100, rate_b=5e-4, start_text="qwen3vl-s"),
     # On pictures of 1,024 px the short model no longer ends its answer after the digit.
@@ -175,12 +205,13 @@ RECIPES = {
             Check(20, {"sides": (960, 1024), "objects": 24}, test=200, blind=50),
         ),
     ),
-    # Off the grid, up to 1,000 visual tokens, from random weights throughout. It learns of pages too, not yet enough to
-    # answer questions about them.
+    # All three worlds, off the grid, up to 1,000 visual tokens, from random weights throughout.
     "qwen3vl-m": Recipe(
         stage_a=6000,
-        stage_b=3300,
-        check_every=250,
+        stage_b=6000,
+        anew=_PAGES,
+        rate_anew=4e-4,
+        check_every=500,
         twins=0.25,
         muon=5.0,
         ramp=2000,
@@ -191,6 +222,7 @@ RECIPES = {
             Check(100, {}),
             Check(100, {"jitter": 8}),
             Check(100, {}, "video"),
+            Check(100, {}, "doc"),
             Check(40, {"sides": (960, 1024), "objects": 24, "jitter": 8}, test=200, blind=50),
         ),
     ),
@@ -199,11 +231,12 @@ RECIPES = {
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Warm-up, then a cosine to the floor, in each stage anew."""
-    stage_b = step >= recipe.stage_a
-    at, length = (step - recipe.stage_a, recipe.stage_b) if stage_b else (step, recipe.stage_a)
+    """Warm-up, then a cosine to the floor: in each stage, and in stage B once more where the recipe says so."""
+    begins = [0, recipe.stage_a, *([recipe.stage_a + recipe.anew] if recipe.anew else []), recipe.steps]
+    part = max(i for i, begin in enumerate(begins[:-1]) if step >= begin)
+    at, length = step - begins[part], begins[part + 1] - begins[part]
     fall = recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * at / length))
-    rate = (stage_b and recipe.rate_b) or recipe.rate
+    rate = (recipe.rate, recipe.rate_b or recipe.rate, recipe.rate_anew)[part]
     return rate * min(1.0, (at + 1) / recipe.warmup) * fall
 
 
@@ -212,7 +245,7 @@ def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
     common = {"model": progress["name"], "seed": progress["seed"], "step": step}
     rng, level = np.random.default_rng((progress["seed"], step)), progress["level"]
     if step < recipe.stage_a and recipe.seeing:
-        return _from_mix(step, rng, recipe, common)
+        return _from_seeing(step, rng, recipe, common)
     if step >= recipe.stage_a and recipe.mix and (recipe.start or level == max(LEVELS)):
         return _from_mix(step - recipe.stage_a, rng, recipe, common)
     if step < recipe.stage_a:
@@ -222,39 +255,67 @@ def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
     if last and rng.random() < recipe.twins:
         # Without scenes of few colours a model settles on colour alone and guesses among equals (75 %, for 700 steps);
         # with them from the start it does not find retrieval by colour, which comes first.
-        objects, colours = int(rng.integers(2, level + 1)), int(rng.integers(1, 4))
+        objects, colours = _between((2, level), rng), _between(_TWINS, rng)
     else:
-        objects, colours = (level if rng.random() < 0.75 else int(rng.integers(1, level + 1))), len(COLOURS)
+        objects, colours = (level if rng.random() < 0.75 else _between((1, level), rng)), len(COLOURS)
     batch = recipe.last_batch if last else recipe.batch
     sides = recipe.sides or LEVELS[objects]
     return Plan(form=form, objects=objects, sides=sides, colours=colours, batch=batch, jitter=recipe.jitter, **common)
 
 
-def _from_mix(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[str, Any]) -> Plan:
-    """A batch of one slice of those that have joined by this step of its stage."""
-    seeing = bool(recipe.seeing) and common["step"] < recipe.stage_a
-    parts = recipe.seeing if seeing else recipe.mix
-    mix = [part for part in parts if part.joins <= step < (part.leaves or recipe.steps)]
-    shares = np.array([part.share for part in mix])
-    part = mix[int(rng.choice(len(mix), p=shares / shares.sum()))]
-    few, most = part.objects
-    few_colours = rng.random() < recipe.twins and part.world == "refer"
-    colours = int(rng.integers(1, 4)) if few_colours else len(COLOURS)
-    # As many as six kinds in these colours name, and as fit: a shape every so many square pixels, more where it moves.
-    room = min(most, 6 * colours, part.sides[0] ** 2 // (13_000 if part.world == "video" else 8000))
+def _from_seeing(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[str, Any]) -> Plan:
+    """A batch with dense labels: as much on every picture as fits, and the jitter still growing."""
+    part = _slice(recipe.seeing, step, rng)
     return Plan(
-        form="dense" if seeing else "caption" if rng.random() < part.captions else "questions",
-        objects=most if seeing else int(rng.integers(min(few, room), room + 1)),
+        form="dense",
+        objects=part.objects[1],
         sides=part.sides,
-        colours=len(COLOURS) if seeing else colours,
+        batch=part.batch,
+        world=part.world,
+        frames=_frames(part, rng),
+        pages=_between(part.pages, rng),
+        jitter=part.jitter * _grown(step, rng, recipe),
+        **common,
+    )
+
+
+def _from_mix(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[str, Any]) -> Plan:
+    """A batch of captions or questions, of one slice of those that have joined by this step of stage B."""
+    part, colours = _slice(recipe.mix, step, rng), len(COLOURS)
+    if part.colours:
+        colours = _between(part.colours, rng)
+    elif rng.random() < recipe.twins and part.world == "refer":
+        colours = _between(_TWINS, rng)
+    # As many as six kinds in these colours name, and as fit: one every so many square pixels, more where it moves.
+    room = min(part.objects[1], 6 * colours, part.sides[0] ** 2 // (13_000 if part.world == "video" else 8000))
+    return Plan(
+        form="caption" if rng.random() < part.captions else "questions",
+        objects=_between((min(part.objects[0], room), room), rng),
+        sides=part.sides,
+        colours=colours,
         batch=part.batch,
         questions=part.questions,
         world=part.world,
-        frames=2 * int(rng.integers(part.frames[0] // 2, part.frames[1] // 2 + 1)),
-        pages=int(rng.integers(part.pages[0], part.pages[1] + 1)),
-        jitter=part.jitter * (_grown(step, rng, recipe) if seeing else 1.0),
+        frames=_frames(part, rng),
+        pages=_between(part.pages, rng),
+        jitter=part.jitter,
         **common,
     )
+
+
+def _slice(parts: tuple[Slice, ...], step: int, rng: np.random.Generator) -> Slice:
+    """One of those that have joined by a step of their stage, and not left, by their shares."""
+    there = [part for part in parts if part.joins <= step and (step < part.leaves or not part.leaves)]
+    shares = np.array([part.share for part in there])
+    return there[int(rng.choice(len(there), p=shares / shares.sum()))]
+
+
+def _between(ends: tuple[int, int], rng: np.random.Generator) -> int:
+    return int(rng.integers(ends[0], ends[1] + 1))
+
+
+def _frames(part: Slice, rng: np.random.Generator) -> int:
+    return 2 * _between((part.frames[0] // 2, part.frames[1] // 2), rng)
 
 
 def _grown(step: int, rng: np.random.Generator, recipe: Recipe) -> float:
