@@ -16,6 +16,7 @@ from corelens.demo.build import PRESETS, build_model, build_processor
 from corelens.demo.dense import IGNORED, shape_labels
 from corelens.demo.families import family_of, views_of
 from corelens.demo.fast import fast_training
+from corelens.demo.qk_clip import QKClip
 from corelens.demo.recipes import RECIPES, Check
 from corelens.demo.train import _optimizer, train_demo
 from corelens.errors import CorelensError
@@ -130,6 +131,41 @@ def test_dense_labels_train_the_tower_and_projector_alone(built):
         for key, weight in model.named_parameters():
             weight.copy_(before[key])
             weight.grad = None
+
+
+def test_qk_clip_holds_logits_where_no_norm_does(built):
+    name, _, model = built
+    batch = draw_batch(Plan(name, "questions", seed=0, step=1, batch=2, objects=3, sides=(256, 256)))
+    tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
+    attention = model.model.language_model.layers[2].self_attn
+    kept, clip = attention.q_proj.weight.detach().clone(), QKClip(model, limit=5.0)
+    largest = {}
+
+    def logits(module, args, kwargs, out):
+        q, k = (
+            part(kwargs["hidden_states"]).unflatten(-1, (-1, 16)).transpose(1, 2)
+            for part in (module.q_proj, module.k_proj)
+        )
+        largest["logit"] = (q @ k.repeat_interleave(3, 1).mT * module.scaling).abs().amax()
+
+    handle = attention.register_forward_hook(logits, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            attention.q_proj.weight.mul_(1000)
+        family = family_of(model)
+        for _ in range(3):
+            model.model(**family.inputs(model, tensors["input_ids"], tensors["images"]), use_cache=False)
+            clip.step()
+        scaled = not torch.equal(attention.q_proj.weight, kept * 1000)
+        assert scaled == (name == "llava-ov-s")
+        if scaled:  # rotations keep lengths, so the bound holds for the logits themselves
+            assert 0.5 < largest["logit"] <= 5.01
+    finally:
+        handle.remove()
+        clip.close()
+        with torch.no_grad():
+            attention.q_proj.weight.copy_(kept)
+    assert not attention.q_proj._forward_hooks
 
 
 def test_pictures_that_do_not_divide_into_tiles_are_refused():

@@ -4,17 +4,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from corelens.data.synthetic.doc import KEYS, draw_document
+from corelens.data.synthetic.refer import stream
 from corelens.data.synthetic.video import draw_scene as draw_clip
-from corelens.demo.batches import Plan, draw_batch, picture_tokens, tokenize
+from corelens.demo.batches import DOC, Plan, draw_batch, picture_tokens, tokenize
 from corelens.demo.build import build_model, build_processor
 from corelens.demo.dense import IGNORED, LABELS, clip_labels, page_labels, sheet
 from corelens.demo.families import family_of
 from corelens.demo.fast import fast_training
 from corelens.demo.optimizer import Optimizer
-from corelens.demo.recipes import LEVELS, RECIPES, plan_step
+from corelens.demo.recipes import LEVELS, RECIPES, Check, Recipe, Slice, learning_rate, plan_step
+from corelens.demo.train import train_demo
 from corelens.inputs import Sample, prepare
 from corelens.layouts import layout_for
 
@@ -106,7 +109,7 @@ def test_every_world_s_batches_are_what_the_model_takes(processor, model):
 
 
 def test_documents_in_training_are_what_a_user_s_sample_becomes(processor, model):
-    plan = Plan(NAME, "questions", seed=0, step=1, batch=2, objects=1, sides=(224, 224), world="doc", pages=2)
+    plan = Plan(NAME, "questions", seed=0, step=1, batch=2, objects=5, sides=(224, 224), world="doc", pages=2)
     batch = draw_batch(plan)
     text = processor.tokenizer.decode(batch["input_ids"][0])
     question = text.split("<|vision_end|>")[-1].split("<|im_end|>")[0]
@@ -122,6 +125,36 @@ def test_documents_in_training_are_what_a_user_s_sample_becomes(processor, model
             inputs = family_of(model).inputs(model, ids, torch.from_numpy(batch["images"]))
             quick = model(**inputs, use_cache=False).logits
     assert (slow[0] - quick[0, :length]).abs().max() < 1e-5
+
+
+def test_lists_of_a_page_are_in_any_order(processor):
+    plan = Plan(NAME, "caption", seed=0, step=1, batch=8, objects=4, sides=(224, 256), world="doc")
+    batch, orders = draw_batch(plan), []
+    for row, labels in enumerate(batch["labels"]):
+        said = processor.tokenizer.decode(labels[labels != IGNORED])
+        own = stream("train", DOC, plan.seed, plan.step, row)
+        (page,), _ = draw_document(own, *batch["images"].shape[2:0:-1], 1, 4)
+        places = [said.index(f"{line.key} {line.value}") for line in sorted(page.lines, key=lambda x: x.y)]
+        orders.append(tuple(np.argsort(places)))
+    assert len(set(orders)) > 3
+
+
+def test_dense_labels_in_stage_b_train_the_tower_and_leave_probes_and_decoder(tmp_path):
+    mix = (Slice(1.0, 2, (224, 224), (6, 6), dense=True, world="doc"),)
+    recipe = Recipe(start="qwen3vl-s", stage_a=0, stage_b=2, check_every=1, mix=mix, checks=(Check(0, {}),))
+    before = load_file(train_demo("qwen3vl-s", out=tmp_path, recipe=recipe, stop_after=1) / "state.safetensors")
+    after = load_file(train_demo("qwen3vl-s", out=tmp_path, recipe=recipe) / "state.safetensors")
+    changed = {key for key in before if key.startswith("weight/") and not torch.equal(before[key], after[key])}
+    assert changed and all(key.startswith("weight/model.model.visual.") for key in changed)
+
+
+def test_the_rate_starts_again_within_stage_b():
+    recipe = Recipe(stage_a=200, stage_b=1000, warmup=10, floor=0.1, rate=1e-3, anew=600, rate_anew=2e-4)
+    rates = [learning_rate(step, recipe) for step in range(recipe.steps)]
+    for begin, end, peak in ((0, 200, 1e-3), (200, 800, 1e-3), (800, 1200, 2e-4)):
+        part = rates[begin:end]
+        assert part[0] == pytest.approx(peak / 10) and max(part) == pytest.approx(peak, rel=0.01)
+        assert part[-1] == pytest.approx(peak / 10, rel=0.01)
 
 
 def test_answers_of_two_digits_are_both_to_be_predicted(processor):

@@ -148,8 +148,10 @@ def _documents(plan: Plan, rng: np.random.Generator, width: int, height: int) ->
         if plan.form == "dense":
             labels += [page_labels(page, cells) for page in document]
         elif plan.form == "caption":
+            # In any order: from top to bottom it would find values by their place, and never by their key.
             lists = [
-                ", ".join(f"{x.key} {x.value}" for x in sorted(page.lines, key=lambda x: x.y)) for page in document
+                ", ".join(f"{page.lines[i].key} {page.lines[i].value}" for i in rng.permutation(len(page.lines)))
+                for page in document
             ]
             words = " ".join(f"page {i + 1}: {words}." for i, words in enumerate(lists))
             chats.append([_user(CAPTION, ["image"] * plan.pages), {"role": "assistant", "content": words}])

@@ -35,6 +35,7 @@ from corelens.demo.families import family_of
 from corelens.demo.fast import fast_training
 from corelens.demo.heldout import accuracy
 from corelens.demo.optimizer import Optimizer
+from corelens.demo.qk_clip import QKClip
 from corelens.demo.recipes import LEVELS, RECIPES, Recipe, as_dict, learning_rate, plan_step
 from corelens.demo.state import load_state, read_progress, save_state
 from corelens.inputs import Sample
@@ -93,6 +94,7 @@ def train_demo(
         load_state(state, modules, optimizer)
     else:
         (out / "train_log.jsonl").unlink(missing_ok=True)
+    clip = QKClip(model, recipe.logits) if recipe.logits else None
     end = min(recipe.steps, stop_after or recipe.steps)
     scenes = validation_scenes(recipe, seed)
     drawer = ProcessPoolExecutor(1, get_context("spawn"), _settle, (cores[1], os.getpid())) if cores else None
@@ -105,6 +107,7 @@ def train_demo(
             started, step = time.time(), progress["step"]
             if step == recipe.stage_a:
                 optimizer = _optimizer(modules, recipe, step)
+            probes.requires_grad_(step < recipe.stage_a)  # in stage B they stay as they are
             stop = min(end, step - step % recipe.check_every + recipe.check_every)
             if step < recipe.stage_a:
                 stop = min(stop, recipe.stage_a)
@@ -112,6 +115,8 @@ def train_demo(
             with fast_training(model):
                 for _ in range(step, stop):
                     _step(modules, optimizer, next(batches), progress, recipe, out, started)
+                    if clip:
+                        clip.step()
                     bar.advance(task)
             progress["seconds"] += time.time() - started
             if progress["step"] > recipe.stage_a and (progress["level"] >= 4 or recipe.start) and scenes:
@@ -120,6 +125,8 @@ def train_demo(
             save_state(state, modules, optimizer, progress)
     finally:
         bar.stop()
+        if clip:
+            clip.close()
         if drawer:
             drawer.shutdown(cancel_futures=True)
     return out

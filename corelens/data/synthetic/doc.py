@@ -284,7 +284,7 @@ def _page(
     paper = tuple(int(x) for x in int(rng.integers(225, 253)) + rng.integers(-8, 3, 3))
     ink = tuple(int(x) for x in rng.integers(0, 60, 3))
     size = min(_HEADING, int(_HEADING * room / font(_HEADING).getlength(heading)))
-    left = _MARGIN + int(rng.integers(room - int(font(size).getlength(heading)) + 1))
+    left = _MARGIN + int(rng.integers(max(0, room - int(font(size).getlength(heading))) + 1))
     parts = (left, _MARGIN + _HEADING - 4, size, tuple(placed[i] for i in range(len(keys))), tuple(bands))
     return Page(width, height, number, heading, *parts, (paper[0], paper[1], paper[2]), (ink[0], ink[1], ink[2]))
 
