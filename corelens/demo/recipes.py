@@ -25,8 +25,7 @@ class Slice:
     (at most `questions` a scene). From step `joins` of stage B on, and to step `leaves` if it has one.
 
     `world`: see `Plan`; `frames`: of a video, `pages`: of a document (fewest, most; frames are even numbers); `jitter`:
-    of centres, in pixels (0: on the grid); `dense`: dense labels in stage B too, lest the tower forgets what no answer
-    has asked for yet."""
+    of centres, in pixels (0: on the grid); `dense`: dense labels, not answers."""
 
     share: float
     batch: int
@@ -60,7 +59,8 @@ class Recipe:
     """How long and how fast. `stage_a`, `stage_b`: steps; `batch`, `last_batch`: scenes a step before and at the last
     level; `twins`: the share of batches of the full world whose scenes have one to three colours only; `sides`: of all
     pictures, instead of the level's; `rate_b`: the rate of stage B, if another; `muon`: of matrices, its rate as a
-    multiple of `rate` (see `optimizer.py`); `logits`: the limit of QK-clip, 0 without.
+    multiple of `rate` (see `optimizer.py`); `logits`: the limit of QK-clip, 0 without; `dense`: the share of
+    stage B's batches with dense labels, lest the tower forgets what no answer asks for yet.
 
     `start`: the bundled model whose weights training begins with; `start_text`: whose decoder. `seeing`: what stage A
     is shown instead of small scenes of `refer`, with jitter that grows over its first `ramp` steps. With a `mix`, stage
@@ -90,6 +90,7 @@ class Recipe:
     start: str = ""
     muon: float = 0.0
     logits: float = 0.0
+    dense: float = 0.0
     seeing: tuple[Slice, ...] = ()
     ramp: int = 600
     jitter: float = 0.0
@@ -123,9 +124,10 @@ _SEEING = (
     Slice(0.38, 16, (224, 288), (6, 6), world="doc"),
     Slice(0.22, 16, (160, 224), (5, 5), world="video", frames=(4, 4), jitter=8),
 )
-# To answer about all of them, once retrieval is there; the longest join late, for they cost most. Pages come last: what
-# stands there is told apart by a word of several tokens, and is two digits.
-_PAGES = 3300
+# To answer about all of them, once retrieval is there; the longest join late, for they cost most. From `_PAGES` on
+# mostly pages, and first dense labels again: by then the tower has forgotten which key is which, as no answer had asked
+# for it. From `_ALL` on of everything.
+_PAGES, _ALL = 3300, 5000
 _LEARNING = (
     Slice(0.14, 12, (256, 320), (3, 8), captions=0.4, jitter=8, leaves=_PAGES),
     Slice(0.15, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8, leaves=1000),
@@ -135,22 +137,27 @@ _LEARNING = (
     Slice(0.08, 4, (512, 640), (6, 24), captions=0.1, jitter=8, joins=1100, leaves=_PAGES),
     Slice(0.08, 1, (800, 1024), (6, 40), jitter=8, joins=1500, leaves=_PAGES),
     Slice(1.00, 16, (224, 288), (6, 6), dense=True, world="doc", joins=_PAGES, leaves=_PAGES + 300),
-    Slice(0.40, 16, (224, 288), (6, 6), dense=True, world="doc", joins=_PAGES + 300),
-    Slice(1.00, 32, (160, 192), (2, 3), captions=0.6, world="doc", joins=_PAGES + 250, leaves=_PAGES + 1000),
-    Slice(0.34, 16, (224, 288), (2, 6), captions=0.5, world="doc", joins=_PAGES + 250),
-    Slice(0.16, 8, (224, 288), (2, 4), captions=0.1, world="doc", pages=(2, 3), joins=_PAGES + 700),
-    Slice(0.30, 6, (256, 320), (4, 6), captions=0.1, world="doc", pages=(2, 4), joins=_PAGES + 1000),
-    Slice(0.07, 12, (256, 320), (3, 8), captions=0.1, jitter=8, joins=_PAGES),
+    Slice(0.30, 16, (224, 288), (6, 6), dense=True, world="doc", joins=_PAGES + 300),
+    Slice(1.00, 32, (160, 192), (2, 3), captions=0.5, world="doc", joins=_PAGES + 250, leaves=_ALL),
+    Slice(0.34, 16, (224, 288), (2, 6), captions=0.5, world="doc", joins=_PAGES + 250, leaves=_ALL),
+    Slice(0.07, 12, (256, 320), (3, 8), captions=0.1, jitter=8, joins=_PAGES, leaves=_ALL),
     Slice(0.10, 8, (256, 320), (2, 6), captions=0.1, world="video", frames=(4, 8), jitter=8, joins=_PAGES),
     Slice(0.05, 4, (512, 640), (6, 24), jitter=8, joins=_PAGES),
     Slice(0.04, 1, (800, 1024), (6, 40), jitter=8, joins=_PAGES),
+    Slice(0.12, 16, (224, 288), (2, 6), captions=0.2, world="doc", joins=_ALL),
+    Slice(0.25, 8, (224, 288), (2, 6), captions=0.1, world="doc", pages=(2, 3), joins=_ALL),
+    Slice(0.25, 6, (256, 320), (4, 6), captions=0.1, world="doc", pages=(2, 4), joins=_ALL),
+    Slice(0.16, 12, (256, 320), (3, 8), captions=0.1, jitter=8, joins=_ALL),
+    Slice(0.12, 8, (256, 320), (4, 6), world="video", frames=(4, 8), jitter=8, joins=_ALL),
+    Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=_ALL),
 )
 RECIPES = {
     # The bundled one was trained before there was Muon here, in 3,500 steps: its card has that recipe.
     "qwen3vl-s": Recipe(stage_a=400, stage_b=1600, muon=5.0, check_scenes=200),
-    # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid. Without the limit its attention,
-    # which has no QK-norm, is one-hot by the time it finds colours, and it never learns to tell kinds apart.
-    "llava-ov-s": replace(_TILED, stage_a=700, stage_b=2800, batch=24, last_batch=24, muon=5.0, logits=20.0),
+    # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid.
+    "llava-ov-s": replace(
+        _TILED, stage_a=700, stage_b=2700, batch=24, last_batch=24, muon=5.0, logits=20.0, dense=0.25
+    ),
     # From scratch its questions were still at chance after 1,100 steps of stage B: too little time was left.
     "internvl-s": replace(_TILED, stage_b=1100, rate_b=5e-4, start_text="qwen3vl-s"),
     # On pictures of 1,024 px the short model no longer ends its answer after the digit.
@@ -199,9 +206,9 @@ RECIPES = {
     # All three worlds, off the grid, up to 1,000 visual tokens, from random weights throughout.
     "qwen3vl-m": Recipe(
         stage_a=6000,
-        stage_b=5700,
+        stage_b=5900,
         anew=_PAGES,
-        rate_anew=6e-4,
+        rate_anew=1e-3,
         check_every=500,
         twins=0.25,
         muon=5.0,
@@ -239,7 +246,7 @@ def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
         return _from_seeing(step, rng, recipe, common)
     if step >= recipe.stage_a and recipe.mix and (recipe.start or level == max(LEVELS)):
         return _from_mix(step - recipe.stage_a, rng, recipe, common)
-    if step < recipe.stage_a:
+    if step < recipe.stage_a or (recipe.dense and rng.random() < recipe.dense):
         return Plan(form="dense", objects=8, sides=recipe.sides or (128, 192), batch=recipe.batch, **common)
     form = "caption" if step % 2 else "questions"
     last = level == max(LEVELS)

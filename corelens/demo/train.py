@@ -2,7 +2,8 @@
 
 Stage A trains the vision tower alone on dense labels: colour, kind and digit of the object at each visual token, and
 key and value of the line.
-Stage B trains all weights, alternating dense captions with questions, and adds objects (and pixels) as it learns.
+Stage B trains all weights, alternating dense captions with questions, and adds objects (and pixels) as it learns; where
+a recipe says so some batches still have dense labels, judged by the probes as stage A left them.
 The kept checkpoint is the one with the highest accuracy on validation scenes; no attention head is looked at.
 """
 
