@@ -206,7 +206,7 @@ RECIPES = {
     # All three worlds, off the grid, up to 1,000 visual tokens, from random weights throughout.
     "qwen3vl-m": Recipe(
         stage_a=6000,
-        stage_b=5900,
+        stage_b=6500,
         anew=_PAGES,
         rate_anew=1e-3,
         check_every=500,
