@@ -15,7 +15,7 @@ from corelens.decoding import read
 from corelens.errors import CorelensError
 from corelens.head_set import HeadSet
 from corelens.heads import HeadScores
-from corelens.hooks import Hook
+from corelens.hooks import Hook, hook_list
 from corelens.inputs import Inputs, Sample
 from corelens.interventions.ablate import ablate, mean_z
 from corelens.interventions.edges import knockout
@@ -85,11 +85,11 @@ def evaluate(
     given = [one for one in some if isinstance(one, Inputs)]
     prepared = given or batches(model, [one for one in some if isinstance(one, Sample)], batch_size)
     if sparse is not None:
-        return compare(model, prepared, sparse, hooks, rounds)
+        return compare(model, prepared, sparse, hook_list(hooks), rounds)
     answers: list[Answer] = []
     with torch.no_grad():
         for inputs in prepared:
-            logits = model.run_with_hooks(inputs, fwd_hooks=list(hooks), logits_to_keep=answer_rows(inputs))
+            logits = model.run_with_hooks(inputs, fwd_hooks=hook_list(hooks), logits_to_keep=answer_rows(inputs))
             answers += read_batch(model, inputs, logits)
     return Evaluation(answers)
 

@@ -183,11 +183,8 @@ class HookedMLLM(LensModel):
         """The id of a text that is exactly one token."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
-            raise CorelensError(
-                f"{text!r}, which is {len(ids)} tokens: {[self.tokenizer.decode([i]) for i in ids]}",
-                "a text of one token",
-                "take another text, or the first of these tokens by its id",
-            )
+            given = f"{text!r}, which is {len(ids)} tokens: {[self.tokenizer.decode([i]) for i in ids]}"
+            raise CorelensError(given, "a text of one token", "take another text, or one of these tokens by its id")
         return ids[0]
 
     # --- running ------------------------------------------------------------------------------------------------------
@@ -235,11 +232,8 @@ class HookedMLLM(LensModel):
         batch = self._inputs(inputs, {})
         beams = options.get("num_beams") or self.hf.generation_config.num_beams or 1  # type: ignore[union-attr]
         if beams > 1:  # type: ignore[operator]
-            raise CorelensError(
-                "num_beams > 1",
-                "greedy decoding or sampling: beams change places between steps, hooks would speak of other samples",
-                "set num_beams=1",
-            )
+            why = "greedy decoding or sampling: beams change places between steps, hooks would speak of other samples"
+            raise CorelensError("num_beams > 1", why, "set num_beams=1")
         if self._sparse is not None or any(point.active for point in self.hook_points()):
             options.setdefault("disable_compile", True)
         with self._hooked(batch) as run, torch.no_grad():
@@ -249,9 +243,7 @@ class HookedMLLM(LensModel):
             ids = self.hf.generate(**batch.tensors, max_new_tokens=max_new_tokens, **options)  # type: ignore[operator]
         return ids[:, batch.tensors["input_ids"].shape[1] :]
 
-    def hooks(  # type: ignore[override]
-        self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any
-    ) -> Any:
+    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """TransformerLens's context with hooks; a single (name, function) needs no list."""
         return super().hooks(hook_list(fwd_hooks), hook_list(bwd_hooks), *args, **kwargs)
 

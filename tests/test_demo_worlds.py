@@ -149,7 +149,7 @@ def test_dense_labels_in_stage_b_train_the_tower_and_leave_probes_and_decoder(tm
 
 
 def test_the_rate_starts_again_within_stage_b():
-    recipe = Recipe(stage_a=200, stage_b=1000, warmup=10, floor=0.1, rate=1e-3, anew=600, rate_anew=2e-4)
+    recipe = Recipe(stage_a=200, stage_b=1000, warmup=10, floor=0.1, rate=1e-3, anew=((600, 2e-4),))
     rates = [learning_rate(step, recipe) for step in range(recipe.steps)]
     for begin, end, peak in ((0, 200, 1e-3), (200, 800, 1e-3), (800, 1200, 2e-4)):
         part = rates[begin:end]

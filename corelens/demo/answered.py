@@ -46,7 +46,9 @@ def save_answers(name: str, folder: str | Path, n: int = 200) -> list[Path]:
         samples = synthetic(world, n, seed=_SEED, **tuples(options))
         said = answers(model, processor, samples)
         size = {"columns": 4, "height": 220}
-        if world == "video":
+        if world == "doc":
+            size = {"columns": 2, "height": 220, "shown": 8}
+        elif world == "video":
             size = {"columns": 1, "height": 150, "shown": 6}
         elif samples[0].images[0].width > 512:
             size = {"columns": 3, "height": 360, "shown": 6}

@@ -143,7 +143,7 @@ def _documents(plan: Plan, rng: np.random.Generator, width: int, height: int) ->
     pictures, chats, labels = [], [], []
     for row in range(plan.batch):
         own = stream("train", DOC, plan.seed, plan.step, row)
-        document, _ = draw_document(own, width, height, plan.pages, plan.objects)
+        document, _ = draw_document(own, width, height, plan.pages, plan.objects, named=1.0)
         pictures += [np.asarray(paint_page(page)) for page in document]
         if plan.form == "dense":
             labels += [page_labels(page, cells) for page in document]
@@ -157,7 +157,10 @@ def _documents(plan: Plan, rng: np.random.Generator, width: int, height: int) ->
             chats.append([_user(CAPTION, ["image"] * plan.pages), {"role": "assistant", "content": words}])
         else:
             places = [(i, k) for i, page in enumerate(document) for k in range(len(page.lines))]
-            asked = [places[i] for i in rng.permutation(len(places))[: plan.questions]]
+            # First the keys of several pages, whose questions name the page.
+            keys = [document[i].lines[k].key for i, k in places]
+            order = sorted(rng.permutation(len(places)), key=lambda i: keys.count(keys[i]) == 1)
+            asked = [places[i] for i in order[: plan.questions]]
             chats.append(_chat([ask_page(document, *place) for place in asked], ["image"] * plan.pages))
     batch = {"images": np.stack(pictures)}
     if plan.form == "dense":

@@ -19,7 +19,8 @@ class QKClip:
     """
 
     def __init__(self, model: Any, limit: float):
-        self._limit, self._largest = limit, {}
+        self._limit = limit
+        self._largest: dict[Any, Tensor] = {}
         modules = model.model.language_model.modules()
         self._attention = [m for m in modules if hasattr(m, "q_proj") and not hasattr(m, "q_norm")]
         self._hooks = [

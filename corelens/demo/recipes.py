@@ -65,8 +65,8 @@ class Recipe:
     `start`: the bundled model whose weights training begins with; `start_text`: whose decoder. `seeing`: what stage A
     is shown instead of small scenes of `refer`, with jitter that grows over its first `ramp` steps. With a `mix`, stage
     B draws from it as soon as the model has climbed all levels (at once with a `start`), and is judged on `checks`;
-    `jitter`: of centres while it climbs, in pixels; `anew`: the step of stage B at which the rate starts again, as
-    `rate_anew`.
+    `jitter`: of centres while it climbs, in pixels; `anew`: steps of stage B at which the rate starts again, and as
+    what.
     """
 
     stage_a: int = 1300
@@ -94,8 +94,7 @@ class Recipe:
     seeing: tuple[Slice, ...] = ()
     ramp: int = 600
     jitter: float = 0.0
-    anew: int = 0
-    rate_anew: float = 0.0
+    anew: tuple[tuple[int, float], ...] = ()
     mix: tuple[Slice, ...] = ()
     checks: tuple[Check, ...] = ()
 
@@ -126,8 +125,8 @@ _SEEING = (
 )
 # To answer about all of them, once retrieval is there; the longest join late, for they cost most. From `_PAGES` on
 # mostly pages, and first dense labels again: by then the tower has forgotten which key is which, as no answer had asked
-# for it. From `_ALL` on of everything.
-_PAGES, _ALL = 3300, 5000
+# for it. From `_ALL` on of everything; from `_WHICH` on it learns which page is meant.
+_PAGES, _ALL, _WHICH = 3300, 5000, 5900
 _LEARNING = (
     Slice(0.14, 12, (256, 320), (3, 8), captions=0.4, jitter=8, leaves=_PAGES),
     Slice(0.15, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8, leaves=1000),
@@ -150,6 +149,7 @@ _LEARNING = (
     Slice(0.16, 12, (256, 320), (3, 8), captions=0.1, jitter=8, joins=_ALL),
     Slice(0.12, 8, (256, 320), (4, 6), world="video", frames=(4, 8), jitter=8, joins=_ALL),
     Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=_ALL),
+    Slice(3.00, 32, (160, 192), (2, 3), 0.15, 3, world="doc", pages=(2, 3), joins=_WHICH, leaves=_WHICH + 600),
 )
 RECIPES = {
     # The bundled one was trained before there was Muon here, in 3,500 steps: its card has that recipe.
@@ -206,10 +206,9 @@ RECIPES = {
     # All three worlds, off the grid, up to 1,000 visual tokens, from random weights throughout.
     "qwen3vl-m": Recipe(
         stage_a=6000,
-        stage_b=6500,
-        anew=_PAGES,
-        rate_anew=1e-3,
-        check_every=500,
+        stage_b=6900,
+        anew=((_PAGES, 1e-3), (_WHICH, 1e-3)),
+        check_every=700,
         twins=0.25,
         muon=5.0,
         ramp=2000,
@@ -229,12 +228,13 @@ RECIPES = {
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Warm-up, then a cosine to the floor: in each stage, and in stage B once more where the recipe says so."""
-    begins = [0, recipe.stage_a, *([recipe.stage_a + recipe.anew] if recipe.anew else []), recipe.steps]
-    part = max(i for i, begin in enumerate(begins[:-1]) if step >= begin)
-    at, length = step - begins[part], begins[part + 1] - begins[part]
+    """Warm-up, then a cosine to the floor: in each stage, and in stage B again where the recipe says so."""
+    parts = [(0, recipe.rate), (recipe.stage_a, recipe.rate_b or recipe.rate)]
+    parts += [(recipe.stage_a + begin, rate) for begin, rate in recipe.anew]
+    begin, rate = [part for part in parts if part[0] <= step][-1]
+    end = min((later for later, _ in parts if later > step), default=recipe.steps)
+    at, length = step - begin, end - begin
     fall = recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * at / length))
-    rate = (recipe.rate, recipe.rate_b or recipe.rate, recipe.rate_anew)[part]
     return rate * min(1.0, (at + 1) / recipe.warmup) * fall
 
 
@@ -330,6 +330,7 @@ def from_dict(data: dict[str, Any]) -> Recipe:
     slices: dict[str, Any] = {
         key: tuple(Slice(**tuples(part)) for part in data.get(key, ())) for key in ("seeing", "mix")
     }
+    slices["anew"] = tuple((begin, rate) for begin, rate in data.get("anew", ()))
     checks = tuple(Check(**{**check, "options": tuples(check["options"])}) for check in data.get("checks", ()))
     return Recipe(**{**tuples(data), **slices, "checks": checks})
 
