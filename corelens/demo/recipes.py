@@ -149,12 +149,24 @@ _LEARNING = (
     Slice(0.16, 12, (256, 320), (3, 8), captions=0.1, jitter=8, joins=_ALL),
     Slice(0.12, 8, (256, 320), (4, 6), world="video", frames=(4, 8), jitter=8, joins=_ALL),
     Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=_ALL),
-    Slice(3.00, 32, (160, 192), (2, 3), 0.15, 3, world="doc", pages=(2, 3), joins=_WHICH, leaves=_WHICH + 600),
+    Slice(
+        3.00,
+        32,
+        (160, 192),
+        (2, 3),
+        captions=0.15,
+        questions=3,
+        world="doc",
+        pages=(2, 3),
+        joins=_WHICH,
+        leaves=_WHICH + 600,
+    ),
 )
 RECIPES = {
     # The bundled one was trained before there was Muon here, in 3,500 steps: its card has that recipe.
     "qwen3vl-s": Recipe(stage_a=400, stage_b=1600, muon=5.0, check_scenes=200),
     # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid.
+    # The bundled one had its dense labels in stage B from step 2,250 on: its card says so.
     "llava-ov-s": replace(
         _TILED, stage_a=700, stage_b=2700, batch=24, last_batch=24, muon=5.0, logits=20.0, dense=0.25
     ),

@@ -95,7 +95,7 @@ def train_demo(
         load_state(state, modules, optimizer)
     else:
         (out / "train_log.jsonl").unlink(missing_ok=True)
-    clip = QKClip(model, recipe.logits) if recipe.logits else None
+    qk_clip = QKClip(model, recipe.logits) if recipe.logits else None
     end = min(recipe.steps, stop_after or recipe.steps)
     scenes = validation_scenes(recipe, seed)
     drawer = ProcessPoolExecutor(1, get_context("spawn"), _settle, (cores[1], os.getpid())) if cores else None
@@ -116,8 +116,8 @@ def train_demo(
             with fast_training(model):
                 for _ in range(step, stop):
                     _step(modules, optimizer, next(batches), progress, recipe, out, started)
-                    if clip:
-                        clip.step()
+                    if qk_clip:
+                        qk_clip.step()
                     bar.advance(task)
             progress["seconds"] += time.time() - started
             if progress["step"] > recipe.stage_a and (progress["level"] >= 4 or recipe.start) and scenes:
@@ -126,8 +126,8 @@ def train_demo(
             save_state(state, modules, optimizer, progress)
     finally:
         bar.stop()
-        if clip:
-            clip.close()
+        if qk_clip:
+            qk_clip.close()
         if drawer:
             drawer.shutdown(cancel_futures=True)
     return out
