@@ -179,10 +179,15 @@ def test_presets_have_96_heads_or_more():
         assert text["num_hidden_layers"] * text["num_attention_heads"] >= 96
 
 
-def test_a_decoder_may_begin_as_a_bundled_one(tmp_path):
-    recipe = replace(RECIPES["internvl-s"], stage_a=1, stage_b=0, batch=2, checks=(Check(0, {}),))
-    state = load_file(train_demo("internvl-s", out=tmp_path, recipe=recipe) / "state.safetensors")
-    bundled = load_file(checkpoint(recipe.start_text) / "model.safetensors")
-    decoder = {key: value for key, value in bundled.items() if key.startswith("model.language_model.")}
-    assert len(decoder) > 80
-    assert all(torch.equal(state[f"weight/model.{key}"], value.float()) for key, value in decoder.items())
+def test_a_tower_may_be_a_bundled_ones_and_stays_as_it_is(tmp_path):
+    recipe = replace(RECIPES["qwen3vl-l"], stage_b=2, batch=2, ahead=1, checks=(Check(0, {}),))
+    state = load_file(train_demo("qwen3vl-l", out=tmp_path, recipe=recipe) / "state.safetensors")
+    bundled = load_file(checkpoint(recipe.start_tower) / "model.safetensors")
+    tower = {key: value for key, value in bundled.items() if key.startswith("model.visual.")}
+    assert len(tower) > 50 and tower.keys() < {key.removeprefix("weight/model.") for key in state}
+    assert all(torch.equal(state[f"weight/model.{key}"], value.float()) for key, value in tower.items())
+    moved = "model.language_model.layers.0.self_attn.o_proj.weight"
+    fresh = load_file(
+        train_demo("qwen3vl-l", out=tmp_path / "fresh", recipe=recipe, stop_after=1) / "state.safetensors"
+    )
+    assert not torch.equal(state[f"weight/model.{moved}"], fresh[f"weight/model.{moved}"])

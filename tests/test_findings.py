@@ -28,6 +28,11 @@ def test_a_verdict_needs_every_setting_and_names_the_readings_that_meet_it():
     assert judge({"a": {"max": False, "last": False}}) == ("not reproduced", "")
     verdict, scope = judge({"a": {"max": True}, "b": {"max": False}})
     assert verdict == "not reproduced" and scope == "met in a; not in b"
+    both = {"a": {"max": False, "mean": False, "last": True}, "b": {"max": False, "mean": True, "last": True}}
+    assert judge(both) == ("reproduced", "by last; by mean only in b; not by max")
+    assert judge({"a": {"max": True, "last": False}, "b": {"max": False, "last": True}}) == (
+        "reproduced", "by max only in a; by last only in b"
+    )  # fmt: skip
 
 
 def test_chance_overlap_is_that_of_all_pairs_of_sets():

@@ -58,15 +58,15 @@ class Check:
 class Recipe:
     """How long and how fast. `stage_a`, `stage_b`: steps; `batch`, `last_batch`: scenes a step before and at the last
     level; `twins`: the share of batches of the full world whose scenes have one to three colours only; `sides`: of all
-    pictures, instead of the level's; `rate_b`: the rate of stage B, if another; `muon`: of matrices, its rate as a
-    multiple of `rate` (see `optimizer.py`); `logits`: the limit of QK-clip, 0 without; `dense`: the share of
-    stage B's batches with dense labels, lest the tower forgets what no answer asks for yet.
+    pictures, instead of the level's; `muon`: of matrices, its rate as a multiple of `rate` (see `optimizer.py`);
+    `logits`: the limit of QK-clip, 0 without; `dense`: the share of stage B's batches with dense labels, lest the tower
+    forgets what no answer asks for yet.
 
-    `start`: the bundled model whose weights training begins with; `start_text`: whose decoder. `seeing`: what stage A
-    is shown instead of small scenes of `refer`, with jitter that grows over its first `ramp` steps. With a `mix`, stage
-    B draws from it as soon as the model has climbed all levels (at once with a `start`), and is judged on `checks`;
-    `jitter`: of centres while it climbs, in pixels; `anew`: steps of stage B at which the rate starts again, and as
-    what.
+    `start`: the bundled model whose weights training begins with; `start_tower`: whose tower, which then stays as it
+    is. `seeing`: what stage A is shown instead of small scenes of `refer`, with jitter that grows over its first `ramp`
+    steps. With a `mix`, stage B draws from it as soon as the model has climbed all levels (at once with a `start`), and
+    is judged on `checks`; `jitter`: of centres while it climbs, in pixels; `anew`: steps of stage B at which the rate
+    starts again, and as what.
     """
 
     stage_a: int = 1300
@@ -85,8 +85,7 @@ class Recipe:
     pass_caption: float = 0.75
     pass_question: float = 0.6
     sides: tuple[int, int] | tuple[()] = ()
-    rate_b: float = 0.0
-    start_text: str = ""
+    start_tower: str = ""
     start: str = ""
     muon: float = 0.0
     logits: float = 0.0
@@ -109,11 +108,12 @@ class Recipe:
 
 
 _TILED = Recipe(
-    stage_a=1000,
-    stage_b=2000,
-    batch=16,
-    last_batch=16,
+    stage_a=700,
+    stage_b=2700,
     sides=(256, 256),
+    batch=24,
+    muon=5.0,
+    dense=0.25,
     checks=(Check(200, {"sides": (256, 256)}),),
 )
 # To read anywhere: many digits first, then scenes, pages and clips.
@@ -162,16 +162,36 @@ _LEARNING = (
         leaves=_WHICH + 600,
     ),
 )
+# The same for a decoder behind a tower that can read all of it: documents as soon as the levels are climbed.
+_PAGE, _LAST = 2000, 2600
+_SEEN = (
+    Slice(0.20, 12, (256, 320), (3, 8), captions=0.3, jitter=8),
+    Slice(0.12, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8, leaves=1200),
+    Slice(0.15, 8, (256, 320), (2, 6), captions=0.2, world="video", frames=(4, 8), jitter=8, joins=1000),
+    Slice(0.40, 32, (160, 192), (2, 3), captions=0.5, world="doc", leaves=_PAGE),
+    Slice(0.20, 16, (224, 288), (2, 6), captions=0.4, world="doc"),
+    Slice(0.06, 4, (512, 640), (6, 24), jitter=8, joins=1200),
+    Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=1600),
+    Slice(
+        0.60, 32, (160, 192), (2, 3), captions=0.15, questions=3, world="doc", pages=(2, 3), joins=_PAGE, leaves=_LAST
+    ),
+    Slice(0.20, 8, (224, 288), (2, 6), captions=0.1, world="doc", pages=(2, 3), joins=_LAST),
+    Slice(0.25, 6, (256, 320), (4, 6), captions=0.1, world="doc", pages=(2, 4), joins=_LAST),
+)
+_READS = (
+    Check(100, {}),
+    Check(100, {"jitter": 8}),
+    Check(100, {}, "video"),
+    Check(100, {}, "doc"),
+    Check(40, {"sides": (960, 1024), "objects": 24, "jitter": 8}, test=200, blind=50),
+)
 RECIPES = {
     # The bundled one was trained before there was Muon here, in 3,500 steps: its card has that recipe.
     "qwen3vl-s": Recipe(stage_a=400, stage_b=1600, muon=5.0, check_scenes=200),
     # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid.
     # The bundled one had its dense labels in stage B from step 2,250 on: its card says so.
-    "llava-ov-s": replace(
-        _TILED, stage_a=700, stage_b=2700, batch=24, last_batch=24, muon=5.0, logits=20.0, dense=0.25
-    ),
-    # From scratch its questions were still at chance after 1,100 steps of stage B: too little time was left.
-    "internvl-s": replace(_TILED, stage_b=1100, rate_b=5e-4, start_text="qwen3vl-s"),
+    "llava-ov-s": replace(_TILED, logits=20.0),
+    "internvl-s": _TILED,
     # On pictures of 1,024 px the short model no longer ends its answer after the digit.
     "qwen3vl-s-long": Recipe(
         start="qwen3vl-s",
@@ -227,13 +247,19 @@ RECIPES = {
         jitter=8,
         seeing=_SEEING,
         mix=_LEARNING,
-        checks=(
-            Check(100, {}),
-            Check(100, {"jitter": 8}),
-            Check(100, {}, "video"),
-            Check(100, {}, "doc"),
-            Check(40, {"sides": (960, 1024), "objects": 24, "jitter": 8}, test=200, blind=50),
-        ),
+        checks=_READS,
+    ),
+    # Its decoder from random weights, behind the tower of qwen3vl-m.
+    "qwen3vl-l": Recipe(
+        start_tower="qwen3vl-m",
+        stage_a=0,
+        stage_b=3600,
+        check_every=600,
+        twins=0.25,
+        muon=5.0,
+        jitter=8,
+        mix=_SEEN,
+        checks=_READS,
     ),
 }
 """One entry a preset of `corelens.demo.build`."""
@@ -241,7 +267,7 @@ RECIPES = {
 
 def learning_rate(step: int, recipe: Recipe) -> float:
     """Warm-up, then a cosine to the floor: in each stage, and in stage B again where the recipe says so."""
-    parts = [(0, recipe.rate), (recipe.stage_a, recipe.rate_b or recipe.rate)]
+    parts = [(0, recipe.rate), (recipe.stage_a, recipe.rate)]
     parts += [(recipe.stage_a + begin, rate) for begin, rate in recipe.anew]
     begin, rate = [part for part in parts if part[0] <= step][-1]
     end = min((later for later, _ in parts if later > step), default=recipe.steps)

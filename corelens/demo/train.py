@@ -79,8 +79,9 @@ def train_demo(
     model = build_model(name, processor)
     if recipe.start:
         _begin_with(model, checkpoint(recipe.start))
-    if recipe.start_text:
-        _begin_with(model.model.language_model, checkpoint(recipe.start_text), "model.language_model.")
+    if recipe.start_tower:
+        _begin_with(model.model.visual, checkpoint(recipe.start_tower), "model.visual.")
+        model.model.visual.requires_grad_(False)
     probes = nn.ModuleDict({label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()})
     modules = nn.ModuleDict({"model": model, "probes": probes})
     progress: dict[str, Any] = {

@@ -90,7 +90,7 @@ def judge(outcomes: Mapping[str, Mapping[str, bool]]) -> tuple[str, str]:
     """(verdict, scope) from {model and world: {reading of the score: whether it meets the criterion}}.
 
     Reproduced: in every model and world that was judged, at least one of the readings meets the criterion; the scope
-    names those that do and those that do not.
+    names those that do everywhere, those that do in some, and those that do nowhere.
     """
     if not outcomes:
         return NOT_JUDGED, ""
@@ -98,12 +98,15 @@ def judge(outcomes: Mapping[str, Mapping[str, bool]]) -> tuple[str, str]:
     verdict = REPRODUCED if len(yes) == len(outcomes) else NOT_REPRODUCED
     if yes and len(yes) < len(outcomes):
         return verdict, f"met in {', '.join(yes)}; not in {', '.join(w for w in outcomes if w not in yes)}"
-    meets = {reading: sum(r.get(reading, False) for r in outcomes.values()) for reading in _readings(outcomes)}
-    if not yes or len(meets) < 2 or all(count == len(outcomes) for count in meets.values()):
+    met = {reading: [where for where, r in outcomes.items() if r.get(reading)] for reading in _readings(outcomes)}
+    if not yes or len(met) < 2 or all(len(places) == len(outcomes) for places in met.values()):
         return verdict, ""
-    good = [reading for reading, count in meets.items() if count]
-    bad = [reading for reading, count in meets.items() if not count]
-    return verdict, f"by {' and '.join(good)}" + (f"; not by {' or '.join(bad)}" if bad else "")
+    everywhere = [reading for reading, places in met.items() if len(places) == len(outcomes)]
+    nowhere = [reading for reading, places in met.items() if not places]
+    said = [f"by {' and '.join(everywhere)}"] if everywhere else []
+    said += [f"by {name} only in {', '.join(met[name])}" for name in met if name not in everywhere + nowhere]
+    said += [f"not by {' or '.join(nowhere)}"] if nowhere else []
+    return verdict, "; ".join(said)
 
 
 def _readings(outcomes: Mapping[str, Mapping[str, bool]]) -> list[str]:
