@@ -18,6 +18,7 @@ from corelens.demo.families import family_of, views_of
 from corelens.demo.fast import fast_training
 from corelens.demo.qk_clip import QKClip
 from corelens.demo.recipes import RECIPES, Check
+from corelens.demo.shards import stored_weights
 from corelens.demo.train import _optimizer, train_demo
 from corelens.errors import CorelensError
 from corelens.inputs import prepare
@@ -182,7 +183,7 @@ def test_presets_have_96_heads_or_more():
 def test_a_tower_may_be_a_bundled_ones_and_stays_as_it_is(tmp_path):
     recipe = replace(RECIPES["qwen3vl-l"], stage_b=2, batch=2, ahead=1, checks=(Check(0, {}),))
     state = load_file(train_demo("qwen3vl-l", out=tmp_path, recipe=recipe) / "state.safetensors")
-    bundled = load_file(checkpoint(recipe.start_tower) / "model.safetensors")
+    bundled = stored_weights(checkpoint(recipe.start_tower))
     tower = {key: value for key, value in bundled.items() if key.startswith("model.visual.")}
     assert len(tower) > 50 and tower.keys() < {key.removeprefix("weight/model.") for key in state}
     assert all(torch.equal(state[f"weight/model.{key}"], value.float()) for key, value in tower.items())

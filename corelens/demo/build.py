@@ -74,10 +74,11 @@ PRESETS["qwen3vl-m"] = {
         "deepstack_visual_indexes": [2],
     },
 }
-# The same tower before a decoder with more layers, more heads and smaller MLPs.
+# The same tower before a smaller decoder, and before one with more layers, more heads and smaller MLPs.
+PRESETS["qwen3vl-s-all"] = PRESETS["qwen3vl-m"] | {"text": PRESETS["qwen3vl-s"]["text"]}
 PRESETS["qwen3vl-l"] = PRESETS["qwen3vl-m"] | {
-    "text": _TEXT
-    | {"mrope_section": [4, 2, 2], "intermediate_size": 256, "num_hidden_layers": 16, "num_attention_heads": 16}
+    "text": PRESETS["qwen3vl-s"]["text"]
+    | {"intermediate_size": 256, "num_hidden_layers": 16, "num_attention_heads": 16}
 }
 # The same model, trained on to longer contexts, and from there on videos.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s"]

@@ -1,6 +1,7 @@
 """From a training run to a bundled checkpoint: the best weights, measured once on test scenes, with a model card."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from corelens.data import synthetic
 from corelens.demo import CHECKPOINTS, sha256
 from corelens.demo.build import build_model, build_processor
 from corelens.demo.heldout import accuracy, answers, wilson
-from corelens.demo.recipes import Check, as_dict, from_dict
+from corelens.demo.recipes import RECIPES, Check, as_dict, from_dict
+from corelens.demo.shards import TOWER, split_tower
 from corelens.demo.train import validation_scenes
 from corelens.inputs import Sample
 
@@ -76,7 +78,12 @@ def export_demo(
     text: Any = model.config.text_config
     model.to(getattr(torch, stored)).save_pretrained(folder)
     processor.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)
+    shared = recipe.start_tower or next((name for one in RECIPES.values() if one.start_tower == name), "")
+    if shared:
+        split_tower(folder, shared)
+    weight_files = sorted(folder.glob("*.safetensors")) + [folder / f"../{shared}/{TOWER}"] * bool(recipe.start_tower)
+    for path in weight_files:
+        path.chmod(0o644)
     log = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
     thin = [line for line in log if line["form"] == "validation" or line["step"] % 100 < 27]
     (folder / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in thin))
@@ -102,9 +109,9 @@ def export_demo(
         "held_out": held_out,
         "controls": controls,
         "sha256": {
-            path.name: sha256(path)
-            for path in sorted(folder.iterdir())
-            if path.suffix in {".safetensors", ".json", ".jinja"} and path.name != "card.json"
+            os.path.relpath(path, folder): sha256(path)
+            for path in weight_files + sorted([*folder.glob("*.json"), *folder.glob("*.jinja")])
+            if path.name != "card.json"
         },
     }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")

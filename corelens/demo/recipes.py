@@ -249,19 +249,19 @@ RECIPES = {
         mix=_LEARNING,
         checks=_READS,
     ),
-    # Its decoder from random weights, behind the tower of qwen3vl-m.
-    "qwen3vl-l": Recipe(
-        start_tower="qwen3vl-m",
-        stage_a=0,
-        stage_b=3600,
-        check_every=600,
-        twins=0.25,
-        muon=5.0,
-        jitter=8,
-        mix=_SEEN,
-        checks=_READS,
-    ),
 }
+# Smaller and larger decoders from random weights, behind the tower of qwen3vl-m.
+RECIPES["qwen3vl-s-all"] = RECIPES["qwen3vl-l"] = Recipe(
+    start_tower="qwen3vl-m",
+    stage_a=0,
+    stage_b=3600,
+    check_every=600,
+    twins=0.25,
+    muon=5.0,
+    jitter=8,
+    mix=_SEEN,
+    checks=_READS,
+)
 """One entry a preset of `corelens.demo.build`."""
 
 

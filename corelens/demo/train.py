@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from corelens.data import synthetic
@@ -38,6 +38,7 @@ from corelens.demo.heldout import accuracy
 from corelens.demo.optimizer import Optimizer
 from corelens.demo.qk_clip import QKClip
 from corelens.demo.recipes import LEVELS, RECIPES, Recipe, as_dict, learning_rate, plan_step
+from corelens.demo.shards import stored_weights
 from corelens.demo.state import load_state, read_progress, save_state
 from corelens.inputs import Sample
 
@@ -142,7 +143,7 @@ def validation_scenes(recipe: Recipe, seed: int) -> list[list[Sample]]:
 
 def _begin_with(part: nn.Module, folder: Path, prefix: str = "") -> None:
     """Put a bundled model's weights into a model, or into the part of one that has their names behind `prefix`."""
-    weights = load_file(folder / "model.safetensors")
+    weights = stored_weights(folder)
     for name, weight in part.named_parameters():
         weight.data.copy_(weights[prefix + name])
 
