@@ -163,17 +163,17 @@ _LEARNING = (
     ),
 )
 # The same for a decoder behind a tower that can read all of it: documents as soon as the levels are climbed.
-_PAGE, _LAST = 2000, 2600
+_PAGE, _LAST = 700, 1400
 _SEEN = (
     Slice(0.20, 12, (256, 320), (3, 8), captions=0.3, jitter=8),
-    Slice(0.12, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8, leaves=1200),
-    Slice(0.15, 8, (256, 320), (2, 6), captions=0.2, world="video", frames=(4, 8), jitter=8, joins=1000),
+    Slice(0.12, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8, leaves=600),
+    Slice(0.15, 8, (256, 320), (2, 6), captions=0.2, world="video", frames=(4, 8), jitter=8, joins=500),
     Slice(0.40, 32, (160, 192), (2, 3), captions=0.5, world="doc", leaves=_PAGE),
     Slice(0.20, 16, (224, 288), (2, 6), captions=0.4, world="doc"),
-    Slice(0.06, 4, (512, 640), (6, 24), jitter=8, joins=1200),
-    Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=1600),
+    Slice(0.06, 4, (512, 640), (6, 24), jitter=8, joins=600),
+    Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=900),
     Slice(
-        0.60, 32, (160, 192), (2, 3), captions=0.15, questions=3, world="doc", pages=(2, 3), joins=_PAGE, leaves=_LAST
+        0.70, 32, (160, 192), (2, 3), captions=0.15, questions=3, world="doc", pages=(2, 3), joins=_PAGE, leaves=_LAST
     ),
     Slice(0.20, 8, (224, 288), (2, 6), captions=0.1, world="doc", pages=(2, 3), joins=_LAST),
     Slice(0.25, 6, (256, 320), (4, 6), captions=0.1, world="doc", pages=(2, 4), joins=_LAST),
@@ -254,8 +254,8 @@ RECIPES = {
 RECIPES["qwen3vl-s-all"] = RECIPES["qwen3vl-l"] = Recipe(
     start_tower="qwen3vl-m",
     stage_a=0,
-    stage_b=3600,
-    check_every=600,
+    stage_b=2400,
+    check_every=800,
     twins=0.25,
     muon=5.0,
     jitter=8,
