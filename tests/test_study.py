@@ -256,10 +256,12 @@ def test_models_are_listed():
 
 
 def test_bundled_models_are_studied_on_what_their_cards_measured():
-    assert default_worlds(["qwen3vl-s-video"]) == [
+    assert default_worlds(["qwen3vl-m"]) == [
         "refer",
-        "video:grid=16",
-        "refer:sides=[960,1024],objects=24",
+        "refer:jitter=8",
+        "video",
+        "doc",
+        "refer:sides=[960,1024],objects=24,jitter=8",
         "captions",
     ]
     assert default_worlds(["qwen3vl-s"]) == ["refer", "captions"]

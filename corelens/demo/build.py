@@ -80,8 +80,8 @@ PRESETS["qwen3vl-l"] = PRESETS["qwen3vl-m"] | {
     "text": PRESETS["qwen3vl-s"]["text"]
     | {"intermediate_size": 256, "num_hidden_layers": 16, "num_attention_heads": 16}
 }
-# The same model, trained on to longer contexts, and from there on videos.
-PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s"]
+# The same model, trained on to longer contexts.
+PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s"]
 """One entry a model: its family, the sizes that differ from the family's small defaults, which tokens of a picture of
 several tiles (its thumbnail's) go without dense labels, and in which order captions list objects."""
 

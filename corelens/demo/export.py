@@ -23,7 +23,6 @@ from corelens.inputs import Sample
 
 TEST_SEED = 0
 _CHUNK = 100
-_GRIDS = {"refer": "`refer` with `jitter=0`", "video": "`video` with `grid=16`"}
 _LOSS = 0.005  # of validation accuracy, at most, when weights are stored in bfloat16
 
 
@@ -131,7 +130,7 @@ def model_card(card: dict[str, Any]) -> str:
         found = f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} %"
         blind.append(f"| {row['world']} | {_options(row)} | {row['n']} | {found} |")
     free = any(part.get("jitter") for part in recipe.get("mix", ()))
-    grids = [_GRIDS[world] for world in training["worlds"] if world in _GRIDS]
+    grids = ["`refer` with `jitter=0`"]
     start = recipe.get("start")
     begun = f"that began as the bundled `{start}` and was trained on" if start else "trained from scratch"
     if tower := recipe.get("start_tower"):

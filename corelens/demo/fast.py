@@ -87,8 +87,6 @@ def fast_training(model: Any) -> Iterator[None]:
     padded on the right and no attention mask, and trains faster. Everything is as before afterwards."""
     before = {key: getattr(model.config, key)._attn_implementation for key in ("text_config", "vision_config")}
     swapped, during = _swaps(model), dict.fromkeys(before, _NAME)
-    if model.config.model_type == "qwen3_vl":  # whose tower attends once a picture: its modules are swapped instead
-        during["vision_config"] = before["vision_config"]
     AttentionInterface.register(_NAME, _attention)
     try:
         model.set_attn_implementation(during)

@@ -213,28 +213,6 @@ RECIPES = {
             Check(30, {"sides": (960, 1024), "objects": 24}, test=200, blind=50),
         ),
     ),
-    # Pairs of frames share a token: it learns to read two pictures at once, and to find the one that shows the digit.
-    "qwen3vl-s-video": Recipe(
-        start="qwen3vl-s-long",
-        stage_a=0,
-        stage_b=800,
-        rate=6e-4,
-        warmup=40,
-        check_every=150,
-        twins=0.25,
-        mix=(
-            Slice(0.25, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4)),
-            Slice(0.40, 8, (256, 320), (2, 5), captions=0.4, world="video", frames=(4, 8)),
-            Slice(0.15, 12, (256, 320), (6, 10), captions=0.3),
-            Slice(0.12, 4, (384, 640), (6, 32)),
-            Slice(0.08, 1, (768, 1024), (6, 48)),
-        ),
-        checks=(
-            Check(60, {"sides": (256, 320), "objects": 6}),
-            Check(80, {"grid": 16}, "video"),
-            Check(20, {"sides": (960, 1024), "objects": 24}, test=200, blind=50),
-        ),
-    ),
     # All three worlds, off the grid, up to 1,000 visual tokens, from random weights throughout.
     "qwen3vl-m": Recipe(
         stage_a=6000,
