@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from corelens.demo.families import patches_of
 from corelens.demo.fast import fast_training
 from corelens.demo.heldout import accuracy, wilson
 from corelens.demo.recipes import RECIPES, Check, Recipe, Slice, as_dict, from_dict, plan_step, tuples
+from corelens.demo.shards import stored_weights
 from corelens.demo.train import train_demo
 from corelens.errors import CorelensError
 from corelens.inputs import Sample, prepare
@@ -244,6 +246,31 @@ def test_export_writes_what_the_loader_accepts(tmp_path):
     assert checkpoint(NAME, tmp_path) == tmp_path / NAME
     assert card == read_card(NAME, tmp_path) and card["training"]["steps"] == 2
     assert "4 |" in (tmp_path / NAME / "README.md").read_text()
+
+
+def test_a_tower_may_be_a_bundled_ones_stays_as_it_is_and_is_stored_once(tmp_path):
+    checks = (Check(1, {"sides": (128, 160), "objects": 2}),)
+    recipe = replace(RECIPES["qwen3vl-l"], stage_b=2, batch=2, ahead=1, first_level=4, check_every=2, checks=checks)
+    run = train_demo("qwen3vl-l", out=tmp_path, recipe=recipe)
+    owner = checkpoint(recipe.start_tower)
+    bundled, learned = stored_weights(owner), load_file(run / "best.safetensors")
+    tower = {name for name in bundled if name.startswith("model.visual.")}
+    assert len(tower) > 50 and all(torch.equal(learned[name], bundled[name].float()) for name in tower)
+    moved = "model.language_model.layers.0.self_attn.o_proj.weight"
+    before = train_demo("qwen3vl-l", out=tmp_path / "first", recipe=recipe, stop_after=1) / "state.safetensors"
+    assert not torch.equal(learned[moved], load_file(before)[f"weight/model.{moved}"])
+
+    shutil.copytree(owner, tmp_path / "zoo" / owner.name)
+    card = export_demo(run, machine="a test", n=1, root=tmp_path / "zoo")
+    folder = checkpoint("qwen3vl-l", tmp_path / "zoo")
+    assert f"../{owner.name}/tower.safetensors" in card["sha256"] and not (folder / "model.safetensors").exists()
+    opened = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32", local_files_only=True)
+    stored = getattr(torch, card["stored_dtype"])
+    for name, weight in opened.named_parameters():
+        assert torch.equal(weight, learned[name].to(stored).float())
+    (folder / f"../{owner.name}/tower.safetensors").unlink()
+    with pytest.raises(CorelensError, match="missing"):
+        checkpoint("qwen3vl-l", tmp_path / "zoo")
 
 
 def test_unknown_model_and_changed_files_are_refused(tmp_path):

@@ -1,25 +1,21 @@
 """Demo models that cut pictures into tiles: what training makes of a picture is what the real processor makes of it."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_scene
-from corelens.demo import checkpoint
 from corelens.demo.batches import Plan, caption_chat, draw_batch, picture_tokens
 from corelens.demo.build import PRESETS, build_model, build_processor
 from corelens.demo.dense import IGNORED, shape_labels
 from corelens.demo.families import family_of, views_of
 from corelens.demo.fast import fast_training
 from corelens.demo.qk_clip import QKClip
-from corelens.demo.recipes import RECIPES, Check
-from corelens.demo.shards import stored_weights
-from corelens.demo.train import _optimizer, train_demo
+from corelens.demo.recipes import RECIPES
+from corelens.demo.train import _optimizer
 from corelens.errors import CorelensError
 from corelens.inputs import prepare
 from corelens.layouts import layout_for
@@ -178,17 +174,3 @@ def test_presets_have_96_heads_or_more():
     for name in PRESETS:
         text = PRESETS[name]["text"]
         assert text["num_hidden_layers"] * text["num_attention_heads"] >= 96
-
-
-def test_a_tower_may_be_a_bundled_ones_and_stays_as_it_is(tmp_path):
-    recipe = replace(RECIPES["qwen3vl-l"], stage_b=2, batch=2, ahead=1, checks=(Check(0, {}),))
-    state = load_file(train_demo("qwen3vl-l", out=tmp_path, recipe=recipe) / "state.safetensors")
-    bundled = stored_weights(checkpoint(recipe.start_tower))
-    tower = {key: value for key, value in bundled.items() if key.startswith("model.visual.")}
-    assert len(tower) > 50 and tower.keys() < {key.removeprefix("weight/model.") for key in state}
-    assert all(torch.equal(state[f"weight/model.{key}"], value.float()) for key, value in tower.items())
-    moved = "model.language_model.layers.0.self_attn.o_proj.weight"
-    fresh = load_file(
-        train_demo("qwen3vl-l", out=tmp_path / "fresh", recipe=recipe, stop_after=1) / "state.safetensors"
-    )
-    assert not torch.equal(state[f"weight/model.{moved}"], fresh[f"weight/model.{moved}"])
