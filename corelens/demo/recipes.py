@@ -191,6 +191,7 @@ RECIPES = {
     # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid.
     # The bundled one had its dense labels in stage B from step 2,250 on: its card says so.
     "llava-ov-s": replace(_TILED, logits=20.0),
+    # The bundled one's decoder began as that of qwen3vl-s, by an older recipe (its card has it); this was not run yet.
     "internvl-s": _TILED,
     # On pictures of 1,024 px the short model no longer ends its answer after the digit.
     "qwen3vl-s-long": Recipe(
