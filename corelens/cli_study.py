@@ -137,7 +137,10 @@ def _zoo(
     def worlds(model: str) -> dict[str, Any]:
         return {Path(name).name: _samples(name, n, seed, open_data) for name in data or default_worlds([model])}
 
-    for _ in zoo(models, open_model, worlds, out, findings=only or None, seed=seed, progress=progress):
+    asked = "".join(
+        [*(f" --data {name}" for name in data or ()), f" --n {n}", *(f" --only {name}" for name in only or ())]
+    )
+    for _ in zoo(models, open_model, worlds, out, asked, findings=only or None, seed=seed, progress=progress):
         page = compare(out).write(out)
         console.print(f"report: {page}", highlight=False)
 

@@ -14,6 +14,7 @@ STUDIES = ROOT / "docs/study"
 QUESTION, MEAN, LAST = "RAM (question rows, max)", "RAM (question rows, mean)", "RAM (last row)"
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/findings.md", "docs/index.md")}
 KINDS = ("zero", "mean", "uniform", "knockout")
+SIZES, WORLDS = ("qwen3vl-s-all", "qwen3vl-m", "qwen3vl-l"), ("refer:jitter=8", "doc", "video")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,15 @@ def line(numbers, role, ranking=""):
     return next(one["ablations"] for one in numbers["table"] if (one["role"], one["ranking"]) == (role, ranking))
 
 
+def lost(numbers, role, ranking="") -> str:
+    drop = line(numbers, role, ranking)["knockout"]["drop"]
+    return "{} [{}, {}]".format(*(round(100 * x) for x in drop.values()))
+
+
+def found(report, id):
+    return next(one for one in report["findings"] if one["id"] == id)
+
+
 def test_the_comparison_is_that_of_the_reports_beside_it():
     told = json.loads((STUDIES / "zoo.json").read_text(encoding="utf-8"))
     assert told["format"] == FORMAT and told == json.loads(json.dumps(compare(STUDIES).to_json()))
@@ -43,16 +53,16 @@ def test_the_comparison_is_that_of_the_reports_beside_it():
 
 def test_the_table_of_findings(reports):
     short = {QUESTION: "question rows", MEAN: "their mean", LAST: "last row"}
-    for found in next(iter(reports.values()))["findings"]:
+    for each in next(iter(reports.values()))["findings"]:
         cells, brief = [], []
         for report in reports.values():
-            mine = next(one for one in report["findings"] if one["id"] == found["id"])
+            mine = found(report, each["id"])
             scope = mine["scope"].split(";")[0]
             cells.append(mine["verdict"] + (f", {scope}" if scope else ""))
             held = ", ".join(words for name, words in short.items() if name in scope)
             brief.append(mine["verdict"] + (f" ({held})" if held else ""))
-        said(f"| {found['id']} {found['title']} | {' | '.join(cells)} |", "docs/findings.md")
-        said(f"| {found['id']} {found['title']} | {' | '.join(brief)} |", "README.md")
+        said(f"| {each['id']} {each['title']} | {' | '.join(cells)} |", "docs/findings.md")
+        said(f"| {each['id']} {each['title']} | {' | '.join(brief)} |", "README.md")
     said(f"| finding | {' | '.join(f'`{name}`' for name in reports)} |")
 
 
@@ -72,47 +82,54 @@ def test_the_table_of_ablations(reports):
         f"Cut the evidence from the question's tokens in all 96 heads: accuracy {cell(cut['question']['accuracy'])}, "
         f"nothing is lost. Cut it from the last row: {cell(cut['last+answer']['accuracy'])}.", "README.md",
     )  # fmt: skip
-    lost = {kind: round(100 * line(numbers, "top", LAST)[kind]["drop"]["value"]) for kind in KINDS}
-    said(f"cost {lost['zero']} points (zero), {lost['mean']} (mean), {lost['uniform']} (uniform) and {lost['knockout']} "
+    drop = {kind: round(100 * line(numbers, "top", LAST)[kind]["drop"]["value"]) for kind in KINDS}
+    said(f"cost {drop['zero']} points (zero), {drop['mean']} (mean), {drop['uniform']} (uniform) and {drop['knockout']} "
          "(knockout)", "README.md")  # fmt: skip
-    said(f"On {numbers['evaluated']} scenes the five heads cost {lost['knockout']} points of accuracy", "docs/index.md")
+    said(f"On {numbers['evaluated']} scenes the five heads cost {drop['knockout']} points of accuracy", "docs/index.md")
     bottom = [round(100 * line(numbers, "bottom", LAST)[kind]["drop"]["value"]) for kind in KINDS[:3]]
     said(f"{min(bottom)} to {max(bottom)} points without their output")
     top, random = (line(numbers, *of)["knockout"]["accuracy"]["value"] for of in (("top", LAST), ("random", "")))
     said(f"{top:.3f} means something beside {random:.3f}", "docs/findings.md")
 
 
-def test_what_changes_with_the_world(reports):
-    worlds = {
-        name: one for name, one in reports["qwen3vl-s-video"]["worlds"].items() if name != "captions"
-    }  # unanswered
-    short, long = worlds["refer"], worlds["refer:sides=[960,1024],objects=24"]
+def span(values, form="{:.2f}") -> str:
+    least, most = form.format(min(values)), form.format(max(values))
+    return least if least == most else f"{least} to {most}"
+
+
+def test_what_changes_with_the_size(reports):
+    """The table of the three decoders behind one tower, in findings.md; each cell lists pictures, documents, videos."""
+    rows = {
+        "layers × heads, in the top 5%": lambda r, w: f"{r['n_layers']} × {r['n_heads']}, {line(w[0], 'random')['knockout']['k']}",
+        "accuracy": lambda r, w: "; ".join(f"{one['clean']['value']:.2f}" for one in w),
+        "lost without the top by last-row RAM": lambda r, w: "; ".join(lost(one, "top", LAST) for one in w),
+        "without the top by question-row RAM (max)": lambda r, w: "; ".join(lost(one, "top", QUESTION) for one in w),
+        "without as many random heads": lambda r, w: "; ".join(lost(one, "random") for one in w),
+        "regained by the top by last-row RAM alone": lambda r, w: "; ".join(
+            f"{one['sufficiency']['lines'][f'top, {LAST}'][0]['regained'][0]:.0%}" for one in w),
+        "mean relative depth of the top": lambda r, w: "; ".join(f"{one['layers'][LAST]['depth'][0]:.2f}" for one in w),
+        "ρ between worlds, last row": lambda r, w: span(
+            [pair["spearman"] for pair in found(r, "F2")["numbers"]["pairs"] if pair["ranking"] == LAST]),
+    }  # fmt: skip
+    for words, of in rows.items():
+        cells = [of(reports[name], [reports[name]["worlds"][world] for world in WORLDS]) for name in SIZES]
+        said(f"| {words} | {' | '.join(cells)} |", "docs/findings.md")
+
+
+def test_what_changes_with_the_length(reports):
+    short, long = (reports["qwen3vl-s-long"]["worlds"][name] for name in ("refer", "refer:sides=[960,1024],objects=24"))
     of = {name: one["concentration"][LAST] for name, one in (("short", short), ("long", long))}
     share = {name: f"{one['share_of_top'][0]:.0%}" for name, one in of.items()}
     said(f"On prompts of {long['hybrid']['tokens']} tokens the top 5% by last-row RAM hold {share['long']} of the summed "
          f"RAM (Gini {of['long']['gini'][0]:.2f}), on {short['hybrid']['tokens']} tokens {share['short']} "
          f"({of['short']['gini'][0]:.2f})")  # fmt: skip
-    pairs = next(one for one in reports["qwen3vl-s-video"]["findings"] if one["id"] == "F2")["numbers"]["pairs"]
-    rho = [one["spearman"] for one in pairs if "captions" not in one["worlds"]]
-    said(f"rank correlations of {min(rho):.2f} to {max(rho):.2f} between worlds", "docs/findings.md")
-    lost = long["hybrid"]["lost"][LAST][0]
-    said(f"the others in a window of {lost['window']}: {100 * lost['top']['value']:.0f} points lost, "
-         f"{100 * lost['random']['value']:.0f} with random heads full", "docs/findings.md")  # fmt: skip
-    other = reports["qwen3vl-s-long"]["worlds"]["refer:sides=[960,1024],objects=24"]["hybrid"]["lost"][LAST][0]
-    assert other["window"] == lost["window"]
-    said(f"`qwen3vl-s-long` loses {100 * other['top']['value']:.0f} there", "docs/findings.md")
+    parity = long["hybrid"]["lost"][LAST][0]
+    said(f"the others in a window of {parity['window']}: {100 * parity['top']['value']:.0f} points lost, "
+         f"{100 * parity['random']['value']:.0f} with random heads full", "docs/findings.md")  # fmt: skip
     chance = [one["localisation"][LAST]["chance"] for one in (short, long)]
     said(f"the evidence is {chance[0]:.1%} of the visual tokens and not {chance[1]:.1%}", "docs/findings.md")
-    depth = [world["layers"][name]["depth"][0] for world in worlds.values() for name in (QUESTION, LAST)]
-    said(f"mean relative depth {min(depth):.2f} to {max(depth):.2f}", "docs/findings.md")
-    of = [sorted(one[key] for one in worlds.values()) for key in ("scored", "evaluated")]
-    said(f"`qwen3vl-s-video` on {of[0][0]} to {of[0][-1]} scenes and tested on {of[1][0]} to {of[1][-1]} of each world")
-    (fewer,) = {(one["scored"], one["evaluated"]) for one in reports["qwen3vl-s-long"]["worlds"].values()}
-    said("`qwen3vl-s-long` on {} scenes and tested on {} of each world".format(*fewer))
-    knocked = [line(one, "top", LAST)["knockout"]["drop"]["value"] for one in worlds.values()]
-    back = [one["sufficiency"]["lines"][f"top, {LAST}"][0]["regained"][0] for one in worlds.values()]
-    said(f"cost {100 * min(knocked):.0f} to {100 * max(knocked):.0f} points when knocked out", "docs/findings.md")
-    said(f"alone they bring back {min(back):.0%} to {max(back):.0%} of what blindness costs", "docs/findings.md")
+    said(f"`qwen3vl-s-long` on {short['scored']} scenes and tested on {short['evaluated']} of each world")
+    assert (short["scored"], short["evaluated"]) == (long["scored"], long["evaluated"])
 
 
 def test_what_changes_with_the_seed(reports):
@@ -122,20 +139,17 @@ def test_what_changes_with_the_seed(reports):
     said(f"on {numbers['scored']} scenes and tested on {numbers['evaluated']} of each world", "README.md")
     for world in (*reports["qwen3vl-s-seed1"]["worlds"].values(), *reports["internvl-s"]["worlds"].values()):
         assert (world["scored"], world["evaluated"]) == (numbers["scored"], numbers["evaluated"])
-    lost = {rows: 100 * numbers["readers"][rows]["drop"]["value"] for rows in ("question", "last+answer")}
+    cut = {rows: 100 * numbers["readers"][rows]["drop"]["value"] for rows in ("question", "last+answer")}
     said(f"It answers {numbers['clean']['value']:.3f} and reads the evidence at the last row too (cutting it there costs "
-         f"{lost['last+answer']:.0f} points, from the question's tokens {lost['question']:.0f})", "docs/findings.md")  # fmt: skip
-    top, random = (
-        "{} [{}, {}]".format(*(round(100 * x) for x in line(numbers, *of)["knockout"]["drop"].values()))
-        for of in (("top", LAST), ("random", ""))
-    )
+         f"{cut['last+answer']:.0f} points, from the question's tokens {cut['question']:.0f})", "docs/findings.md")  # fmt: skip
+    top, random = lost(numbers, "top", LAST), lost(numbers, "random")
     said(f"without its top five by last-row RAM it loses {top} points, without five random ones {random}",
          "docs/findings.md")  # fmt: skip
     said(f"its top five cost {top} points where five random ones cost {random}", "README.md")
     first = reports["qwen3vl-s"]["worlds"]["refer"]["clean"]["value"]
     said(f"({numbers['clean']['value']:.3f} where the other answers {first:.3f})", "docs/findings.md")
     between = {tuple(one["models"]): one for one in compare(STUDIES).between_models() if one["reading"] == LAST}
-    seeds, more = (between["qwen3vl-s", other] for other in ("qwen3vl-s-seed1", "qwen3vl-s-video"))
+    seeds, more = (between["qwen3vl-s", other] for other in ("qwen3vl-s-seed1", "qwen3vl-s-long"))
     assert (seeds["relation"], more["relation"]) == (SEED, CONTINUED)
     said(f"a rank correlation of {seeds['spearman']:.2f}", "docs/findings.md")
     said(f"r = {seeds['layers']:.2f}", "docs/findings.md")
@@ -146,10 +160,7 @@ def test_what_changes_with_the_family(reports):
     fewest = {"internvl-s": (0.05, "those five"), "llava-ov-s": (0.02, "two of them")}
     for name, (fraction, words) in fewest.items():
         (numbers,) = reports[name]["worlds"].values()
-        top, random = (
-            "{} [{}, {}]".format(*(round(100 * x) for x in line(numbers, *of)["knockout"]["drop"].values()))
-            for of in (("top", LAST), ("random", ""))
-        )
+        top, random = lost(numbers, "top", LAST), lost(numbers, "random")
         said(f"its top five by last-row RAM cost {top} points, five random heads {random}")
         back = numbers["sufficiency"]["lines"][f"top, {LAST}"][0]
         assert back["fraction"] == fraction

@@ -225,6 +225,7 @@ def test_the_zoo_gives_each_model_a_folder_and_long_prompts_fewer_samples(tmp_pa
 
     def study(models, worlds, out, **settings):
         calls.append((list(models), {world: len(samples) for world, samples in worlds.items()}, out))
+        assert settings["command"] == f"corelens study {'folder/' * (out.name == 'b')}{out.name} --zoo --n 9 --seed 3"
 
     class Model:
         def prepare(self, samples):
@@ -234,7 +235,7 @@ def test_the_zoo_gives_each_model_a_folder_and_long_prompts_fewer_samples(tmp_pa
         patch.setattr(sys.modules["corelens.study"], "study", study)
         lengths = {"short": "100", "longer": "512", "long": "4000"}
         worlds = {name: [cl.Sample(images=["a.png"], question=said)] * 240 for name, said in lengths.items()}
-        list(zoo(["a", "folder/b"], lambda name: Model(), lambda name: worlds, tmp_path))
+        list(zoo(["a", "folder/b"], lambda name: Model(), lambda name: worlds, tmp_path, " --n 9", seed=3))
     counts = {"short": 240, "longer": 120, "long": 40}
     assert calls == [(["a"], counts, tmp_path / "a"), (["b"], counts, tmp_path / "b")]
 

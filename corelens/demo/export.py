@@ -134,7 +134,8 @@ def model_card(card: dict[str, Any]) -> str:
     start = recipe.get("start")
     begun = f"that began as the bundled `{start}` and was trained on" if start else "trained from scratch"
     if tower := recipe.get("start_tower"):
-        begun = f"whose vision tower is that of the bundled `{tower}`, unchanged, and all else trained from scratch"
+        begun = f"""whose vision tower is that of the bundled `{tower}`, unchanged
+(its weights lie in that model's folder), and all else trained from scratch"""
     if sides := recipe.get("sides"):
         grids.append(f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not scale")
     limits = "" if free else f", and reads digits on the 16 px grid only\n({' and '.join(grids)})"

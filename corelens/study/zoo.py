@@ -27,6 +27,7 @@ def zoo(
     open_model: Callable[[str], Any],
     worlds: Callable[[str], Mapping[str, Sequence[Sample]]],
     out: Path,
+    asked: str = "",
     **settings: Any,
 ) -> Iterator[Any]:
     """A study of each model in out/<name>, resumed where it stopped; the models in memory one at a time.
@@ -34,6 +35,7 @@ def zoo(
     Args:
         names: of the models, as `open_model` takes them; the last part of each is its folder.
         worlds: {world: samples} of a model by its name.
+        asked: what else the command said, for the reports.
         settings: for `corelens.study.study`.
     """
     from corelens.study import study
@@ -41,5 +43,5 @@ def zoo(
     for name in names:
         label, model = Path(name).name, open_model(name)
         data = {world: affordable(model, samples) for world, samples in worlds(name).items()}
-        command = f"corelens study {name} --zoo --seed {settings.get('seed', 0)}"
+        command = f"corelens study {name} --zoo{asked} --seed {settings.get('seed', 0)}"
         yield study({label: model}, data, out=out / label, command=command, **SETTINGS | settings)
