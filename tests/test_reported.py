@@ -53,16 +53,14 @@ def test_the_comparison_is_that_of_the_reports_beside_it():
 
 def test_the_table_of_findings(reports):
     short = {QUESTION: "question rows", MEAN: "their mean", LAST: "last row"}
+    verdicts = {"reproduced": "yes", "not reproduced": "no", "not judged": "–"}
     for each in next(iter(reports.values()))["findings"]:
-        cells, brief = [], []
+        cells = []
         for report in reports.values():
             mine = found(report, each["id"])
-            scope = mine["scope"].split(";")[0]
-            cells.append(mine["verdict"] + (f", {scope}" if scope else ""))
-            held = ", ".join(words for name, words in short.items() if name in scope)
-            brief.append(mine["verdict"] + (f" ({held})" if held else ""))
-        said(f"| {each['id']} {each['title']} | {' | '.join(cells)} |", "docs/findings.md")
-        said(f"| {each['id']} {each['title']} | {' | '.join(brief)} |", "README.md")
+            held = [words for name, words in short.items() if name in mine["scope"].split(";")[0]]
+            cells.append(verdicts[mine["verdict"]] + (f" ({', '.join(held)})" if held else ""))
+        said(f"| {each['id']} {each['title']} | {' | '.join(cells)} |")
     said(f"| finding | {' | '.join(f'`{name}`' for name in reports)} |")
 
 
@@ -92,11 +90,6 @@ def test_the_table_of_ablations(reports):
     said(f"{top:.3f} means something beside {random:.3f}", "docs/findings.md")
 
 
-def span(values, form="{:.2f}") -> str:
-    least, most = form.format(min(values)), form.format(max(values))
-    return least if least == most else f"{least} to {most}"
-
-
 def test_what_changes_with_the_size(reports):
     """The table of the three decoders behind one tower, in findings.md; each cell lists pictures, documents, videos."""
     rows = {
@@ -108,8 +101,8 @@ def test_what_changes_with_the_size(reports):
         "regained by the top by last-row RAM alone": lambda r, w: "; ".join(
             f"{one['sufficiency']['lines'][f'top, {LAST}'][0]['regained'][0]:.0%}" for one in w),
         "mean relative depth of the top": lambda r, w: "; ".join(f"{one['layers'][LAST]['depth'][0]:.2f}" for one in w),
-        "ρ between worlds, last row": lambda r, w: span(
-            [pair["spearman"] for pair in found(r, "F2")["numbers"]["pairs"] if pair["ranking"] == LAST]),
+        "ρ between worlds, last row": lambda r, w: "{:.2f} to {:.2f}".format(*sorted(
+            pair["spearman"] for pair in found(r, "F2")["numbers"]["pairs"] if pair["ranking"] == LAST)[::2]),
     }  # fmt: skip
     for words, of in rows.items():
         cells = [of(reports[name], [reports[name]["worlds"][world] for world in WORLDS]) for name in SIZES]

@@ -1,7 +1,6 @@
 """From a training run to a bundled checkpoint: the best weights, measured once on test scenes, with a model card."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from corelens.demo import CHECKPOINTS, sha256
 from corelens.demo.build import build_model, build_processor
 from corelens.demo.heldout import accuracy, answers, wilson
 from corelens.demo.recipes import RECIPES, Check, as_dict, from_dict
-from corelens.demo.shards import TOWER, split_tower
+from corelens.demo.shards import WHOLE, split_tower
 from corelens.demo.train import validation_scenes
 from corelens.inputs import Sample
 
 TEST_SEED = 0
 _CHUNK = 100
+_TEXTS = {".json", ".jinja"}
 _LOSS = 0.005  # of validation accuracy, at most, when weights are stored in bfloat16
 
 
@@ -78,11 +78,9 @@ def export_demo(
     model.to(getattr(torch, stored)).save_pretrained(folder)
     processor.save_pretrained(folder)
     shared = recipe.start_tower or next((name for one in RECIPES.values() if one.start_tower == name), "")
-    if shared:
-        split_tower(folder, shared)
-    weight_files = sorted(folder.glob("*.safetensors")) + [folder / f"../{shared}/{TOWER}"] * bool(recipe.start_tower)
-    for path in weight_files:
-        path.chmod(0o644)
+    weight_files = split_tower(folder, shared) if shared else [WHOLE]
+    for file in weight_files:
+        (folder / file).chmod(0o644)
     log = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
     thin = [line for line in log if line["form"] == "validation" or line["step"] % 100 < 27]
     (folder / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in thin))
@@ -108,9 +106,9 @@ def export_demo(
         "held_out": held_out,
         "controls": controls,
         "sha256": {
-            os.path.relpath(path, folder): sha256(path)
-            for path in weight_files + sorted([*folder.glob("*.json"), *folder.glob("*.jinja")])
-            if path.name != "card.json"
+            file: sha256(folder / file)
+            for file in [*weight_files, *sorted(path.name for path in folder.iterdir() if path.suffix in _TEXTS)]
+            if file != "card.json"
         },
     }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -23,15 +23,14 @@ def stored_weights(folder: Path) -> dict[str, Tensor]:
     return {name: weight for file in files for name, weight in load_file(folder / file).items()}
 
 
-def split_tower(folder: Path, owner: str) -> None:
+def split_tower(folder: Path, owner: str) -> list[str]:
     """Divide what `save_pretrained` wrote: the tower's weights go to a file in the folder of model `owner`, which if it
-    is another is there already, and an index tells where each weight is."""
+    is another is there already, and an index tells where each weight is. Returns both files, as seen from `folder`."""
     weights = load_file(folder / WHOLE)
     tower = {name: weight for name, weight in weights.items() if name.startswith(_OF_TOWER)}
     rest = {name: weight for name, weight in weights.items() if name not in tower}
-    here, where = owner == folder.name, f"../{owner}/{TOWER}"
-    if here:
-        where = TOWER
+    where = TOWER if owner == folder.name else f"../{owner}/{TOWER}"
+    if where == TOWER:
         save_file(tower, folder / TOWER, {"format": "pt"})
     else:
         theirs = load_file(folder / where)
@@ -41,3 +40,4 @@ def split_tower(folder: Path, owner: str) -> None:
     index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(tower, where) | dict.fromkeys(rest, REST)}
     (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / WHOLE).unlink()
+    return [REST, where]
