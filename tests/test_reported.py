@@ -111,8 +111,8 @@ def test_what_changes_with_the_size(reports):
     every = [reports[name]["worlds"][world] for name in SIZES for world in WORLDS]
 
     def cost(*of):
-        drops = [100 * line(one, *of)["knockout"]["drop"]["value"] for one in every]
-        return f"{min(drops):.0f} to {max(drops):.0f}"
+        drops = [round(100 * line(one, *of)["knockout"]["drop"]["value"]) for one in every]
+        return f"{min(drops)} to {max(drops)}"
 
     said(f"cost {cost('top', LAST)} points when the evidence is knocked out of their sight, those by question rows, the "
          f"default, {cost('top', QUESTION)}, and as many random heads {cost('random', '')}", "README.md")  # fmt: skip
@@ -150,8 +150,6 @@ def test_what_changes_with_the_seed(reports):
     said(f"without its top five by last-row RAM it loses {top} points, without five random ones {random}",
          "docs/findings.md")  # fmt: skip
     said(f"its top five cost {top} points where five random ones cost {random}", "README.md")
-    first = reports["qwen3vl-s"]["worlds"]["refer"]["clean"]["value"]
-    said(f"({numbers['clean']['value']:.3f} where the other answers {first:.3f})", "docs/findings.md")
     between = {tuple(one["models"]): one for one in compare(STUDIES).between_models() if one["reading"] == LAST}
     seeds, more = (between["qwen3vl-s", other] for other in ("qwen3vl-s-seed1", "qwen3vl-s-long"))
     assert (seeds["relation"], more["relation"]) == (SEED, CONTINUED)
