@@ -110,6 +110,21 @@ def test_what_changes_with_the_size(reports):
         said(f"| {words} | {' | '.join(cells)} |", "docs/findings.md")
     every = [reports[name]["worlds"][world] for name in SIZES for world in WORLDS]
 
+    def top(name, world, ranking=LAST):
+        return {tuple(head) for head in line(reports[name]["worlds"][world], "top", ranking)["knockout"]["heads"][0]}
+
+    pictures, pages, videos = (top("qwen3vl-l", world) for world in WORLDS)
+    said(f"of the {len(pictures)} in `qwen3vl-l` all are the same in pictures and videos and {len(pictures & pages)} in "
+         "documents", "docs/findings.md")  # fmt: skip
+    assert pictures == videos
+    shared = [len(top("qwen3vl-s-all", world) & top("qwen3vl-s-all", world, QUESTION)) for world in WORLDS]
+    assert shared[:2] == [0, 4]  # "none in pictures", "four of five in documents"
+    alone = [reports[name]["worlds"]["doc"]["sufficiency"]["lines"][f"top, {LAST}"][0]["regained"][0] for name in SIZES]
+    said(f"which bring back {min(alone):.0%} to {max(alone):.0%} (F6)", "docs/findings.md")
+    sits = [{layer for world in WORLDS for layer, _ in top(name, world)} for name in SIZES]
+    said("layers {} to {} of 8, {} to {} of 12 and {} to {} of 16".format(*(f(one) for one in sits for f in (min, max))),
+         "docs/findings.md")  # fmt: skip
+
     def cost(*of):
         drops = [round(100 * line(one, *of)["knockout"]["drop"]["value"]) for one in every]
         return f"{min(drops)} to {max(drops)}"
@@ -146,6 +161,9 @@ def test_what_changes_with_the_seed(reports):
     cut = {rows: 100 * numbers["readers"][rows]["drop"]["value"] for rows in ("question", "last+answer")}
     said(f"It answers {numbers['clean']['value']:.3f} and reads the evidence at the last row too (cutting it there costs "
          f"{cut['last+answer']:.0f} points, from the question's tokens {cut['question']:.0f})", "docs/findings.md")  # fmt: skip
+    captions = reports["qwen3vl-s-seed1"]["worlds"]["captions"]
+    said(f"captions ({captions['clean']['value']:.3f} answered) the five cost {lost(captions, 'top', LAST)} and random ones "
+         f"{lost(captions, 'random')}", "docs/findings.md")  # fmt: skip
     top, random = lost(numbers, "top", LAST), lost(numbers, "random")
     said(f"without its top five by last-row RAM it loses {top} points, without five random ones {random}",
          "docs/findings.md")  # fmt: skip
