@@ -218,6 +218,7 @@ def train_demo(
     export: Annotated[
         Path | None, typer.Option(help="Measure it on held-out scenes, and write the model here.")
     ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda …; by default a GPU where there is one.")] = None,
 ) -> None:
     """Train a demo model as its recipe says (resumable; its card says how long that took and where).
 
@@ -226,7 +227,7 @@ def train_demo(
     from corelens.demo.export import export_demo
     from corelens.demo.train import train_demo as train
 
-    run = train(name, seed=seed, out=out, steps=steps)
+    run = train(name, seed=seed, out=out, steps=steps, device=device)
     console.print(f"trained: {run}", highlight=False)
     if export is not None:
         card = export_demo(run, machine=platform.processor() or platform.machine(), root=export)

@@ -5,20 +5,22 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_scene
 from corelens.demo.batches import Plan, caption_chat, draw_batch, picture_tokens
 from corelens.demo.build import PRESETS, build_model, build_processor
-from corelens.demo.dense import IGNORED, shape_labels
+from corelens.demo.dense import IGNORED, LABELS, shape_labels
 from corelens.demo.families import family_of, views_of
 from corelens.demo.fast import fast_training
 from corelens.demo.qk_clip import QKClip
 from corelens.demo.recipes import RECIPES
-from corelens.demo.train import _optimizer
+from corelens.demo.train import _dense_loss, _optimizer, _text_loss, train_demo
 from corelens.errors import CorelensError
 from corelens.inputs import prepare
 from corelens.layouts import layout_for
+from elsewhere import DEVICE, Elsewhere, elsewhere
 
 TILED = ("llava-ov-s", "internvl-s")
 
@@ -163,6 +165,38 @@ def test_qk_clip_holds_logits_where_no_norm_does(built):
         with torch.no_grad():
             attention.q_proj.weight.copy_(kept)
     assert not attention.q_proj._forward_hooks
+
+
+@pytest.mark.parametrize("form", ["dense", "questions"])
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [("qwen3vl-s", "refer"), ("qwen3vl-s", "video"), ("llava-ov-s", "refer"), ("internvl-s", "refer")],
+)
+def test_a_step_of_training_is_the_same_on_another_device(name, world, form):
+    drawn = draw_batch(Plan(name, form, 0, 5, 2, 4, (256, 256), world=world, frames=4))
+    batch = {key: torch.from_numpy(value) for key, value in drawn.items()}
+    torch.manual_seed(0)
+    model = build_model(name, build_processor(name))
+    probes = nn.ModuleDict({label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()})
+    modules = nn.ModuleDict({"model": model, "probes": probes})
+    losses = _dense_loss if form == "dense" else _text_loss
+    with torch.no_grad(), fast_training(model):
+        expected = losses(modules, batch)[0].item()
+    with elsewhere(modules), fast_training(model):
+        loss, _ = losses(modules, {key: Elsewhere(value) for key, value in batch.items()})
+    assert model.device == loss.device == DEVICE and loss.held.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_another_device_refuses_what_mixes_the_two():
+    with elsewhere(nn.Linear(2, 2)), pytest.raises(AssertionError, match="mixes devices"):
+        _ = Elsewhere(torch.ones(2)) + torch.ones(2)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device, tmp_path):
+    with pytest.raises(CorelensError, match=f"device='{device}'"):
+        train_demo("qwen3vl-s", out=tmp_path / "run", device=device)
+    assert not (tmp_path / "run").exists()
 
 
 def test_pictures_that_do_not_divide_into_tiles_are_refused():

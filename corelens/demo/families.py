@@ -84,7 +84,7 @@ def _qwen_visual(images: Tensor) -> tuple[Tensor, Tensor]:
     """Patches, and the grid of each picture or video in patches."""
     *batch, height, width, _ = images.shape
     pairs = batch[1] // 2 if len(batch) == 2 else 1
-    return patches_of(images), torch.tensor([[pairs, height // 16, width // 16]] * batch[0])
+    return patches_of(images), torch.tensor([[pairs, height // 16, width // 16]] * batch[0], device=images.device)
 
 
 def _qwen_features(model: Any, images: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def _qwen_inputs(model: Any, ids: Tensor, images: Tensor) -> dict[str, Any]:
 def _llava_visual(model: Any, images: Tensor) -> dict[str, Tensor]:
     """The thumbnail stands first, and sizes are told."""
     tiles, thumbnail = views_of(images, model.config.vision_config.image_size)
-    sizes = torch.tensor([list(images.shape[1:3])] * len(images))
+    sizes = torch.tensor([list(images.shape[1:3])] * len(images), device=images.device)
     return {"pixel_values": torch.cat([thumbnail, tiles], 1), "image_sizes": sizes}
 
 

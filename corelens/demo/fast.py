@@ -1,7 +1,8 @@
-"""Faster training steps on one CPU core: the same mathematics as transformers' modules, for batches of equal pictures.
+"""Faster training steps: the same mathematics as transformers' modules, for batches of equal pictures.
 
 Measured at these sizes on one core with bf16 matrix units: matrix products in bfloat16 are several times faster than
 in float32, while fused attention is faster in float32, and a patch embedding's convolution is slow in any type.
+On a GPU attention is in bfloat16, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,14 +22,20 @@ _NAME = "corelens_demo_training"
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attention in float32: causal in the decoder, whose batches are padded on the right only, so that causality masks
-    the padding; everywhere in a tower."""
+    """Causal in the decoder, whose batches are padded on the right only, so that causality masks the padding;
+    everywhere in a tower."""
     groups = query.shape[1] // key.shape[1]
-    with torch.autocast("cpu", enabled=False):
-        query, key, value = query.float(), *(x.float().repeat_interleave(groups, 1) for x in (key, value))
-        causal, scale = module.is_causal, kwargs.get("scaling")
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    out = _fused(query, key, value, is_causal=module.is_causal, scale=kwargs.get("scaling"))
     return out.transpose(1, 2), None
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """Fused attention: on a CPU in float32, elsewhere as autocast has it (and in one type: norms leave float32)."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, **options)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
 
 
 def _vision_attention(attn: Any) -> Callable[..., Tensor]:
@@ -41,10 +48,8 @@ def _vision_attention(attn: Any) -> Callable[..., Tensor]:
         qkv = attn.qkv(hidden_states).reshape(tokens, 3, attn.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
         q, k = apply_rotary_pos_emb_vision(qkv[0], qkv[1], *position_embeddings)
         each = (pictures, tokens // pictures, attn.num_heads, -1)
-        q, k, v = (x.reshape(each).transpose(1, 2).float() for x in (q, k, qkv[2]))
-        with torch.autocast("cpu", enabled=False):
-            out = F.scaled_dot_product_attention(q, k, v, scale=attn.scaling).transpose(1, 2)
-        return attn.proj(out.reshape(tokens, -1))
+        q, k, v = (x.reshape(each).transpose(1, 2) for x in (q, k, qkv[2]))
+        return attn.proj(_fused(q, k, v, scale=attn.scaling).transpose(1, 2).reshape(tokens, -1))
 
     return forward
 

@@ -59,7 +59,8 @@ class Optimizer:
         """Put back what `moments` gave."""
         for key, value in moments.items():
             kind, name = key.split("/", 1)
-            self._state(self._names[name])[kind] = value
+            weight = self._names[name]
+            self._state(weight)[kind] = value.to(weight.device)
 
     def _state(self, weight: Tensor) -> dict[str, Any]:
         flat = self._flat.get(id(weight))

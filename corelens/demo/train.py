@@ -1,4 +1,4 @@
-"""Training a demo model on one CPU core, from scratch or from a bundled model (its entry in `recipes.py` says which).
+"""Training a demo model on one CPU core or on a GPU, from scratch or from a bundled model (its recipe says which).
 
 Stage A trains the vision tower alone on dense labels: colour, kind and digit of the object at each visual token, and
 key and value of the line.
@@ -40,6 +40,7 @@ from corelens.demo.qk_clip import QKClip
 from corelens.demo.recipes import LEVELS, RECIPES, Recipe, as_dict, learning_rate, plan_step
 from corelens.demo.shards import stored_weights
 from corelens.demo.state import load_state, read_progress, save_state
+from corelens.errors import CorelensError
 from corelens.inputs import Sample
 
 
@@ -52,6 +53,7 @@ def train_demo(
     resume: bool = True,
     stop_after: int | None = None,
     cores: tuple[int, int] | None = None,
+    device: str | None = None,
 ) -> Path:
     """Train the demo model `name` and return the folder with its state, log and best weights.
 
@@ -65,7 +67,10 @@ def train_demo(
         stop_after: end at this step (and leave a checkpoint), for instance to go on later.
         cores: pin training to the first CPU core and the drawing of scenes to the second. Without it scenes are drawn
             in the training process.
+        device: "cpu", "cuda" …; by default a GPU where there is one. Products of matrices are of bfloat16 on either,
+            weights and their moments of float32. A run may go on elsewhere than where it began.
     """
+    where = _place(device)
     recipe = recipe or RECIPES.get(name, Recipe())
     if steps is not None:
         stage_a = round(steps * recipe.stage_a / recipe.steps)
@@ -84,7 +89,7 @@ def train_demo(
         _begin_with(model.model.visual, checkpoint(recipe.start_tower), "model.visual.")
         model.model.visual.requires_grad_(False)
     probes = nn.ModuleDict({label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()})
-    modules = nn.ModuleDict({"model": model, "probes": probes})
+    modules = nn.ModuleDict({"model": model, "probes": probes}).to(where)
     progress: dict[str, Any] = {
         "step": 0, "seconds": 0.0, "level": recipe.first_level, "caption": [], "question": [], "best": -1.0,
         "best_step": 0, "planned": [], "recipe": as_dict(recipe), "seed": seed, "name": name,
@@ -133,6 +138,17 @@ def train_demo(
         if drawer:
             drawer.shutdown(cancel_futures=True)
     return out
+
+
+def _place(device: str | None) -> torch.device:
+    """A device by name, or the best there is."""
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise CorelensError(
+            f"device={name!r} ({str(error).splitlines()[0]})", "a device that torch can use here", "train on the cpu"
+        ) from error
 
 
 def validation_scenes(recipe: Recipe, seed: int) -> list[list[Sample]]:
@@ -202,8 +218,9 @@ def _step(
     """One step of training; writes the log every 25 steps."""
     plan, batch = planned
     step = progress["step"]
-    tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
-    with torch.autocast("cpu", torch.bfloat16):
+    where = modules["model"].device
+    tensors = {key: torch.from_numpy(value).to(where) for key, value in batch.items()}
+    with torch.autocast(where.type, torch.bfloat16):
         loss, marks = (_dense_loss if plan.form == "dense" else _text_loss)(modules, tensors)
     loss.backward()
     optimizer.step(learning_rate(step, recipe), recipe.clip)
@@ -228,13 +245,13 @@ def _dense_loss(modules: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Ten
     model = modules["model"]
     features = family_of(model).features(model, batch["images"])
     labels = batch["labels"].flatten(0, 1)
-    loss, marks = torch.zeros(()), {}
+    loss, marks = features.new_zeros((), dtype=torch.float32), {}
     for i, (name, none) in enumerate(LABELS.items()):
         logits, gold = modules["probes"][name](features).float(), labels[:, i]
         if (gold == IGNORED).all():
             continue
         there = (gold != none) & (gold != IGNORED)
-        weight = torch.ones(none + 1)
+        weight = logits.new_ones(none + 1)
         weight[none] = 0.2
         loss = loss + F.cross_entropy(logits, gold, weight)
         marks[name] = (logits.argmax(-1) == gold)[there].float().mean().item()
