@@ -8,11 +8,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from corelens.data.synthetic.doc import KEYS, draw_document
-from corelens.data.synthetic.refer import stream
+from corelens.data.synthetic.drawing import DIGITS, LETTERS
+from corelens.data.synthetic.refer import COLOURS, KINDS, stream
+from corelens.data.synthetic.refer_hard import FORMS, SIZES, questions, size_of
+from corelens.data.synthetic.refer_hard import draw_scene as draw_hard
 from corelens.data.synthetic.video import draw_scene as draw_clip
-from corelens.demo.batches import DOC, Plan, draw_batch, picture_tokens, tokenize
+from corelens.demo.batches import DOC, HARD, Plan, draw_batch, picture_tokens, tokenize
 from corelens.demo.build import build_model, build_processor
-from corelens.demo.dense import IGNORED, LABELS, clip_labels, page_labels, sheet
+from corelens.demo.dense import IGNORED, LABELS, clip_labels, figure_labels, page_labels, sheet
 from corelens.demo.families import family_of
 from corelens.demo.fast import fast_training
 from corelens.demo.optimizer import Optimizer
@@ -46,13 +49,13 @@ def test_tokens_of_a_line_know_its_key_and_value():
     (page,), _ = draw_document(np.random.default_rng(3), 288, 256, 1, 4)
     _, cells = picture_tokens(NAME, 288, 256)
     labels = grid(page_labels(page, cells), cells)
-    assert (labels[..., :3] == IGNORED).all()
+    assert (np.delete(labels, (3, 4, 5), -1) == IGNORED).all()
     for line in page.lines:
         middle = (line.box.y0 + line.box.y1) / 2
         row, columns = int(middle // 32), range(int(line.box.x0 // 32) + 1, int(line.box.x1 // 32))
-        told = {tuple(labels[row, column, 3:].tolist()) for column in columns}
+        told = {tuple(labels[row, column, 3:6].tolist()) for column in columns}
         assert (KEYS.index(line.key), int(line.value[0]), int(line.value[1])) in told
-    said = {tuple(token) for token in labels[..., 3:].reshape(-1, 3).tolist()} - {tuple(NONE[3:])}
+    said = {tuple(token) for token in labels[..., 3:6].reshape(-1, 3).tolist()} - {tuple(NONE[3:6])}
     assert said <= {(KEYS.index(x.key), int(x.value[0]), int(x.value[1])) for x in page.lines}
 
 
@@ -67,6 +70,41 @@ def test_a_clip_is_labelled_where_its_shapes_are_and_while_they_carry_a_digit():
             token = labels[int((a.y + b.y) / 2 // 32), int((a.x + b.x) / 2 // 32)]
             assert token[2] == int(a.symbol or b.symbol or 10)
     assert (pairs[..., 2] == 10).any() and (pairs[..., 2] < 10).any()
+
+
+def test_a_token_knows_the_letter_or_digit_and_the_size_of_its_shape():
+    scene, _ = draw_hard(np.random.default_rng(4), 320, 352, 9)
+    _, cells = picture_tokens(NAME, 320, 352)
+    labels = grid(figure_labels(scene.figures, cells), cells)
+    assert (labels[..., 3:6] == IGNORED).all()
+    for figure in scene.figures:
+        colour, kind, digit, *_, letter, size = labels[int(figure.y // 32), int(figure.x // 32)]
+        assert (list(COLOURS)[colour], KINDS[kind]) == (figure.colour, figure.kind)
+        assert (DIGITS + " ")[digit].strip() + (LETTERS + " ")[letter].strip() == figure.symbol
+        assert list(SIZES)[size] == size_of(figure)
+    assert {10, 14, 2} <= {*labels[..., 2].flat, *labels[..., 6].flat, *labels[..., 7].flat}
+
+
+def test_training_asks_refer_hard_in_every_form_and_lists_it_in_any_order(processor):
+    asked, listed = (
+        draw_batch(Plan(NAME, form, 0, 2, 6, 8, (320, 320), questions=6, world="refer-hard"))
+        for form in ("questions", "caption")
+    )
+    text = processor.tokenizer.decode(asked["input_ids"].flatten())
+    assert all(words in text for words in (" left of the ", " the small ", " letter is ", " symbol is "))
+    for row in range(6):
+        own = stream("train", HARD, 0, 2, row)
+        word = str(own.choice(["symbol", "symbol", "digit", "letter"]))
+        scene, _ = draw_hard(own, *asked["images"].shape[2:0:-1], 8, word, FORMS[row % 3])
+        answers = {query.question: query.answer for query in questions(scene)}
+        said = processor.tokenizer.decode(asked["input_ids"][row]).split("<|im_start|>user\n")[1:]
+        for turn in said:
+            question, answer = (part.split("<|im_end|>")[0] for part in turn.split("<|im_start|>assistant\n"))
+            assert answers[question.rpartition(">")[2]] == answer
+        caption = processor.tokenizer.decode(listed["labels"][row][listed["labels"][row] != IGNORED])
+        names = [f"{size_of(f)} {f.colour} {f.kind} {f.symbol}" for f in scene.figures]
+        assert sorted(caption.partition(".")[0].split(", ")) == sorted(names)
+        assert asked["answers"][row].sum() == len(said) >= 4
 
 
 @pytest.mark.parametrize("jitter", [0, 8])

@@ -370,13 +370,16 @@ def test_regions_become_tokens_of_a_model(world):
 # --- options that training and controls need -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world", ["refer", "video", "doc"])
-def test_a_turned_digit_is_all_that_changes(world):
+@pytest.mark.parametrize("world", ["refer", "refer-hard", "video", "doc"])
+def test_a_turned_symbol_is_all_that_changes(world):
     for a, b in zip(synthetic(world, 3, seed=4), synthetic(world, 3, seed=4, turn=3), strict=True):
         assert a.answer != b.answer and (a.question, a.id) == (b.question, b.id)
         if world == "doc":
             values = [line["value"] for page in b.meta["pages"] for line in page["lines"]]
             assert values.count(b.answer) == 1 and a.answer not in values
+        elif world == "refer-hard":
+            symbols = [shape["symbol"] for shape in b.meta["objects"]]
+            assert symbols.count(b.answer) == 1 and symbols[b.meta["asked"]] == b.answer == b.regions[0].text
         else:
             assert int(b.answer) == (int(a.answer) + 3) % 10
         for i, (old, new) in enumerate(zip(a.video or a.images, b.video or b.images, strict=True)):

@@ -12,20 +12,23 @@ from transformers import ProcessorMixin
 from corelens.data.synthetic.doc import ask as ask_page
 from corelens.data.synthetic.doc import draw_document
 from corelens.data.synthetic.doc import paint as paint_page
-from corelens.data.synthetic.drawing import Query
+from corelens.data.synthetic.drawing import DIGITS, LETTERS, Query
 from corelens.data.synthetic.refer import COLOURS, QUESTION, Scene, draw_scene, draw_size, stream
+from corelens.data.synthetic.refer_hard import FORMS, questions, size_of
+from corelens.data.synthetic.refer_hard import draw_scene as hard_scene
+from corelens.data.synthetic.refer_hard import paint as paint_hard
 from corelens.data.synthetic.video import FPS
 from corelens.data.synthetic.video import ask as ask_video
 from corelens.data.synthetic.video import draw_scene as video_scene
 from corelens.data.synthetic.video import paint as paint_video
 from corelens.demo.build import PRESETS, build_config, build_processor
-from corelens.demo.dense import IGNORED, clip_labels, page_labels, shape_labels, sheet
+from corelens.demo.dense import IGNORED, clip_labels, figure_labels, page_labels, shape_labels, sheet
 from corelens.layouts import layout_for
 from corelens.tokens import Cells
 
 CAPTION = "List every object."
 GRID = 16  # pixels: where the centres of a video's shapes lie, as those of `refer` do
-DOC, VIDEO, SHEET = 1_000_002, 1_000_003, 1_000_004  # in the entropy of their random streams
+HARD, DOC, VIDEO, SHEET = 1_000_001, 1_000_002, 1_000_003, 1_000_004  # in the entropy of their random streams
 _TOKEN = 32  # pixels a side of a video's token
 
 
@@ -43,7 +46,7 @@ class Plan:
         jitter: of centres, in pixels.
         colours: how many colours a scene may use.
         questions: at most so many a scene.
-        world: "refer", "doc", "video", or "sheet" (of digits, for "dense" alone).
+        world: "refer", "refer-hard", "doc", "video", or "sheet" (of symbols, for "dense" alone).
         frames: of a scene of `video`, an even number.
         pages: of a document of `doc`.
     """
@@ -76,14 +79,13 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
     Returns:
         images [batch, height, width, 3] (a video's: [batch, frames, height, width, 3]; a document's pages follow one
         another: [batch · pages, height, width, 3]) uint8 and, for "dense", labels [batch, visual tokens, labels] as in
-        `LABELS`; else input_ids and labels [batch, pos], and answers [batch, pos]: True where a digit is to be
+        `LABELS`; else input_ids and labels [batch, pos], and answers [batch, pos]: True where a symbol is to be
         predicted.
     """
     rng = stream("train", plan.seed, plan.step)
     width, height = draw_size(rng, plan.sides)
-    return {"refer": _pictures, "video": _clips, "doc": _documents, "sheet": _sheets}[plan.world](
-        plan, rng, width, height
-    )
+    draw = {"refer": _pictures, "refer-hard": _hard, "video": _clips, "doc": _documents, "sheet": _sheets}[plan.world]
+    return draw(plan, rng, width, height)
 
 
 def _pictures(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
@@ -106,6 +108,33 @@ def _pictures(plan: Plan, rng: np.random.Generator, width: int, height: int) -> 
         chats = [caption_chat(scene, rng if shuffled else None) for scene in scenes]
     else:
         chats = [question_chat(scene, rng, plan.questions) for scene in scenes]
+    return batch | tokenize(_processor(plan.model), chats, pads)
+
+
+def _hard(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
+    """Of `refer-hard`: questions of each form as often."""
+    pads, cells = picture_tokens(plan.model, width, height)
+    pictures, chats, labels = [], [], []
+    for row in range(plan.batch):
+        own = stream("train", HARD, plan.seed, plan.step, row)
+        word = str(own.choice(["symbol", "symbol", "digit", "letter"]))
+        scene, _ = hard_scene(own, width, height, plan.objects, word, FORMS[row % len(FORMS)])
+        pictures.append(np.asarray(paint_hard(scene)))
+        if plan.form == "dense":
+            labels.append(figure_labels(scene.figures, cells))
+        elif plan.form == "caption":
+            names = [f"{size_of(f)} {f.colour} {f.kind} {f.symbol}" for f in scene.figures]
+            words = ", ".join(names[i] for i in own.permutation(len(names))) + "."
+            chats.append([_user(CAPTION, ["image"]), {"role": "assistant", "content": words}])
+        else:
+            found = questions(scene)
+            kinds = [[query for query in found if query.form == form] for form in FORMS]
+            kinds = [own.permutation(np.array(part, object)).tolist() for part in kinds if part]
+            asked = [part[i] for i in range(plan.questions) for part in kinds if i < len(part)][: plan.questions]
+            chats.append(_chat([asked[i] for i in own.permutation(len(asked))]))
+    batch = {"images": np.stack(pictures)}
+    if plan.form == "dense":
+        return batch | {"labels": np.stack(labels)}
     return batch | tokenize(_processor(plan.model), chats, pads)
 
 
@@ -241,7 +270,7 @@ def tokenize(processor: ProcessorMixin, chats: list[list[dict]], pads: dict[str,
     ids = np.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id)
     labels = np.full_like(ids, IGNORED)
     opening = tokenizer("<|im_start|>assistant\n")["input_ids"]
-    end, digits = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids([str(d) for d in range(10)])
+    end, symbols = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids([*DIGITS, *LETTERS])
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = tokens
         start = 0
@@ -252,7 +281,7 @@ def tokenize(processor: ProcessorMixin, chats: list[list[dict]], pads: dict[str,
             first = start + len(opening)
             start = tokens.index(end, first) + 1
             labels[row, first:start] = tokens[first:start]
-    return {"input_ids": ids, "labels": labels, "answers": np.isin(labels, digits)}
+    return {"input_ids": ids, "labels": labels, "answers": np.isin(labels, symbols)}
 
 
 @lru_cache(maxsize=4)

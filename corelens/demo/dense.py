@@ -3,21 +3,25 @@
 Of scenes of the worlds, and of sheets full of digits, which teach reading anywhere with many examples a picture.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from corelens.data.synthetic.doc import KEYS, Page
-from corelens.data.synthetic.drawing import font
+from corelens.data.synthetic.drawing import DIGITS, LETTERS, Figure, font
 from corelens.data.synthetic.refer import COLOURS, KINDS, Shape
+from corelens.data.synthetic.refer_hard import SIZES, size_of
 from corelens.data.synthetic.video import Scene as Clip
 from corelens.tokens import Cells
 
 LABELS = {"colour": len(COLOURS), "kind": len(KINDS), "digit": 10, "key": len(KEYS), "tens": 10, "ones": 10}
+LABELS |= {"letter": len(LETTERS), "size": len(SIZES)}
 """Label → how many values it has; one label more means "none"."""
 IGNORED = -100
-_OF_SHAPES, _OF_LINES = slice(0, 3), slice(3, 6)
+_NONE = np.array(list(LABELS.values()))
+_OF_SHAPES, _OF_LINES, _OF_FIGURES = slice(0, 3), slice(3, 6), [0, 1, 2, 6, 7]  # columns
 _REACH = 23 / 32  # of a token's side: from an object's centre to a token's centre, to the corner of four tokens at most
 _FILLED = 0.6  # of a sheet's tokens
 _HALF, _APART, _FONTS = 15, 24, (16, 26)  # pixels: half a digit's ground, between two digits, font sizes of a sheet
@@ -28,6 +32,22 @@ def shape_labels(shapes: list[Shape], cells: Cells) -> np.ndarray:
     places = np.array([[shape.x, shape.y] for shape in shapes])
     names = np.array([[list(COLOURS).index(s.colour), KINDS.index(s.kind), s.digit] for s in shapes])
     return _nearest(places, names, cells, _OF_SHAPES)
+
+
+def figure_labels(figures: Sequence[Figure], cells: Cells) -> np.ndarray:
+    """[tokens, labels] as of `shape_labels`, with letters (or "none") and sizes."""
+    places = np.array([[f.x, f.y] for f in figures])
+    names = [
+        [
+            list(COLOURS).index(f.colour),
+            KINDS.index(f.kind),
+            DIGITS.index(f.symbol) if f.symbol in DIGITS else len(DIGITS),
+            LETTERS.index(f.symbol) if f.symbol in LETTERS else len(LETTERS),
+            list(SIZES).index(size_of(f)),
+        ]
+        for f in figures
+    ]
+    return _nearest(places, np.array(names), cells, _OF_FIGURES)
 
 
 def clip_labels(scene: Clip, cells: Cells) -> np.ndarray:
@@ -47,7 +67,7 @@ def clip_labels(scene: Clip, cells: Cells) -> np.ndarray:
 def page_labels(page: Page, cells: Cells) -> np.ndarray:
     """[tokens, labels]: key and both digits of the line (of two-digit values) that a token lies on, else "none"."""
     labels = _unsaid(cells)
-    labels[:, _OF_LINES] = np.where(cells.visual.numpy()[:, None], list(LABELS.values())[_OF_LINES], IGNORED)
+    labels[:, _OF_LINES] = np.where(cells.visual.numpy()[:, None], _NONE[_OF_LINES], IGNORED)
     x, y, side = _centres(cells)
     best = np.full(len(labels), np.inf)
     for line in page.lines:
@@ -82,13 +102,13 @@ def sheet(rng: np.random.Generator, width: int, height: int, jitter: float, cell
     return image, _nearest(places, digits, cells, slice(2, 3))
 
 
-def _nearest(places: np.ndarray, values: np.ndarray, cells: Cells, columns: slice) -> np.ndarray:
+def _nearest(places: np.ndarray, values: np.ndarray, cells: Cells, columns: slice | list[int]) -> np.ndarray:
     """The values of the place nearest to a token, if within reach, else "none"; ignored where a token is no patch."""
     labels = _unsaid(cells)
     x, y, side = _centres(cells)
     distance = np.hypot(x[:, None] - places[:, 0], y[:, None] - places[:, 1])
     near = distance.min(1, initial=np.inf) <= _REACH * side
-    found = np.where(near[:, None], values[distance.argmin(1)] if len(values) else 0, list(LABELS.values())[columns])
+    found = np.where(near[:, None], values[distance.argmin(1)] if len(values) else 0, _NONE[columns])
     labels[:, columns] = np.where(cells.visual.numpy()[:, None], found, IGNORED)
     return labels
 

@@ -10,7 +10,7 @@ relation fit lies `MARGIN` pixels or more on the opposite side. The anchor's col
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -75,6 +75,7 @@ def refer_hard(
     symbols: str = "symbol",
     forms: Sequence[str] = FORMS,
     clutter: int = 8,
+    turn: int = 0,
     split: str = "test",
 ) -> list[Sample]:
     """`n` samples: a scene, a question of one of the forms, the symbol, and the box around the shape asked for.
@@ -89,6 +90,8 @@ def refer_hard(
         forms: the forms of question, of which each sample draws one: "attribute" ("the red circle"), "size" ("the
             small red circle", beside a large one), "relation" ("the circle left of the blue star").
         clutter: how many lines lie in the background (and half as many blotches and empty outlines).
+        turn: the asked shape's symbol counted on by so many (after the last comes the first; symbols that stand
+            elsewhere in the scene are left out, if any are left); all else stays as it is, to the pixel.
         split: "test" (everyone's), "train" or "validation"; see `refer`.
 
     Raises:
@@ -103,6 +106,8 @@ def refer_hard(
         size = draw_size(rng, sides)
         form = str(rng.choice(known))
         scene, query = draw_scene(rng, *size, objects, symbols, form, clutter)
+        if turn:
+            scene, query = _turned(scene, query, turn)
         published = smallest(objects) >= MINIMUM["objects"] and sides[0] >= MINIMUM["side"]
         figures = [
             {"colour": f.colour, "kind": f.kind, "size": size_of(f), "symbol": f.symbol}
@@ -157,10 +162,8 @@ def questions(scene: Scene) -> list[Query]:
     for form, words, asked, anchor, others in (*_by_name(figures), *_by_place(figures)):
         target = figures[asked]
         if others and all(figures[i].symbol != target.symbol for i in others):
-            box = target.box
-            region = Box(box.x0, box.y0, box.x1, box.y1, text=target.symbol)
             question = f"What {scene.word} is on the {words}?"
-            found.append(Query(question, target.symbol, [region], form, asked, anchor))
+            found.append(Query(question, target.symbol, [_region(target)], form, asked, anchor))
     return found
 
 
@@ -179,6 +182,24 @@ def size_of(figure: Figure) -> str:
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _turned(scene: Scene, query: Query, turn: int) -> tuple[Scene, Query]:
+    """The same with another symbol where the answer stands."""
+    figures = list(scene.figures)
+    taken = {figure.symbol for figure in figures} - {query.answer}
+    free = [symbol for symbol in SYMBOLS[scene.word] if symbol not in taken]
+    pool = free if len(free) > 1 else SYMBOLS[scene.word]
+    symbol = pool[(pool.index(query.answer) + turn) % len(pool)]
+    figures[query.asked] = replace(figures[query.asked], symbol=symbol)
+    regions = [_region(figures[query.asked])]
+    return replace(scene, figures=tuple(figures)), replace(query, answer=symbol, regions=regions)
+
+
+def _region(figure: Figure) -> Box:
+    box = figure.box
+    return Box(box.x0, box.y0, box.x1, box.y1, text=figure.symbol)
+
 
 _Found = tuple[str, str, int, int | None, list[int]]  # form, words, asked, anchor, distractors
 
