@@ -72,13 +72,14 @@ def test_a_clip_is_labelled_where_its_shapes_are_and_while_they_carry_a_digit():
     assert (pairs[..., 2] == 10).any() and (pairs[..., 2] < 10).any()
 
 
-def test_a_token_knows_the_letter_or_digit_and_the_size_of_its_shape():
+def test_a_token_knows_its_place_and_the_letter_or_digit_and_the_size_of_its_shape():
     scene, _ = draw_hard(np.random.default_rng(4), 320, 352, 9)
     _, cells = picture_tokens(NAME, 320, 352)
     labels = grid(figure_labels(scene.figures, cells), cells)
     assert (labels[..., 3:6] == IGNORED).all()
     for figure in scene.figures:
-        colour, kind, digit, *_, letter, size = labels[int(figure.y // 32), int(figure.x // 32)]
+        colour, kind, digit, *_, letter, size, column, row = labels[int(figure.y // 32), int(figure.x // 32)]
+        assert (column, row) == (int((figure.x // 32 + 0.5) / 10 * 8), int((figure.y // 32 + 0.5) / 11 * 8))
         assert (list(COLOURS)[colour], KINDS[kind]) == (figure.colour, figure.kind)
         assert (DIGITS + " ")[digit].strip() + (LETTERS + " ")[letter].strip() == figure.symbol
         assert list(SIZES)[size] == size_of(figure)

@@ -191,6 +191,8 @@ def test_what_changes_with_the_family(reports):
     numbers = reports["llava-ov-s"]["worlds"]["refer:sides=[256,256]"]
     said(f"`llava-ov-s` on {numbers['scored']} scenes and tested on {numbers['evaluated']}")
     assert numbers["layers"][LAST]["top"][1:3] == [2, 3]  # "in layers 1 and 2"
+    (numbers,) = reports["internvl-s"]["worlds"].values()
+    assert numbers["layers"][LAST]["top"][1] == 5  # "all five are in layer 1"
 
 
 def test_they_are_small():

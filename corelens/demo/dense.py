@@ -17,11 +17,12 @@ from corelens.data.synthetic.video import Scene as Clip
 from corelens.tokens import Cells
 
 LABELS = {"colour": len(COLOURS), "kind": len(KINDS), "digit": 10, "key": len(KEYS), "tens": 10, "ones": 10}
-LABELS |= {"letter": len(LETTERS), "size": len(SIZES)}
+_PLACES = 8  # columns and rows that a picture is divided into
+LABELS |= {"letter": len(LETTERS), "size": len(SIZES), "column": _PLACES, "row": _PLACES}
 """Label → how many values it has; one label more means "none"."""
 IGNORED = -100
 _NONE = np.array(list(LABELS.values()))
-_OF_SHAPES, _OF_LINES, _OF_FIGURES = slice(0, 3), slice(3, 6), [0, 1, 2, 6, 7]  # columns
+_OF_SHAPES, _OF_LINES, _OF_FIGURES, _OF_PLACES = slice(0, 3), slice(3, 6), [0, 1, 2, 6, 7], slice(8, 10)  # columns
 _REACH = 23 / 32  # of a token's side: from an object's centre to a token's centre, to the corner of four tokens at most
 _FILLED = 0.6  # of a sheet's tokens
 _HALF, _APART, _FONTS = 15, 24, (16, 26)  # pixels: half a digit's ground, between two digits, font sizes of a sheet
@@ -35,7 +36,8 @@ def shape_labels(shapes: list[Shape], cells: Cells) -> np.ndarray:
 
 
 def figure_labels(figures: Sequence[Figure], cells: Cells) -> np.ndarray:
-    """[tokens, labels] as of `shape_labels`, with letters (or "none") and sizes."""
+    """[tokens, labels] as of `shape_labels`, with letters (or "none") and sizes; and where in the picture each token lies,
+    empty ones too: what no label asks for no decoder can read off them, and "left of" needs it."""
     places = np.array([[f.x, f.y] for f in figures])
     names = [
         [
@@ -47,7 +49,11 @@ def figure_labels(figures: Sequence[Figure], cells: Cells) -> np.ndarray:
         ]
         for f in figures
     ]
-    return _nearest(places, np.array(names), cells, _OF_FIGURES)
+    labels = _nearest(places, np.array(names), cells, _OF_FIGURES)
+    x, y, side = _centres(cells)
+    at = np.stack([x / (x + side / 2).max(), y / (y + side / 2).max()], -1)
+    labels[:, _OF_PLACES] = np.where(cells.visual.numpy()[:, None], (at * _PLACES).astype(int), IGNORED)
+    return labels
 
 
 def clip_labels(scene: Clip, cells: Cells) -> np.ndarray:

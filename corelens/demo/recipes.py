@@ -62,8 +62,8 @@ class Recipe:
     `logits`: the limit of QK-clip, 0 without; `dense`: the share of stage B's batches with dense labels, lest the tower
     forgets what no answer asks for yet.
 
-    `start`: the bundled model whose weights training begins with; `start_tower`: whose tower, which then stays as it
-    is. `seeing`: what stage A is shown instead of small scenes of `refer`, with jitter that grows over its first `ramp`
+    `start`: the bundled model whose weights training begins with; `start_tower`: whose tower; `rests`: whether the tower
+    stays as it is in stage B. `seeing`: what stage A is shown instead of small scenes of `refer`, with jitter that grows over its first `ramp`
     steps. With a `mix`, stage B draws from it as soon as the model has climbed all levels (at once with a `start`), and
     is judged on `checks`; `jitter`: of centres while it climbs, in pixels; `anew`: steps of stage B at which the rate
     starts again, and as what.
@@ -86,6 +86,7 @@ class Recipe:
     pass_question: float = 0.6
     sides: tuple[int, int] | tuple[()] = ()
     start_tower: str = ""
+    rests: bool = False
     start: str = ""
     muon: float = 0.0
     logits: float = 0.0
@@ -191,7 +192,6 @@ RECIPES = {
     # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid.
     # The bundled one had its dense labels in stage B from step 2,250 on: its card says so.
     "llava-ov-s": replace(_TILED, logits=20.0),
-    # The bundled one's decoder began as that of qwen3vl-s, by an older recipe (its card has it); this was not run yet.
     "internvl-s": _TILED,
     # On pictures of 1,024 px the short model no longer ends its answer after the digit.
     "qwen3vl-s-long": Recipe(
@@ -232,6 +232,7 @@ RECIPES = {
 # Smaller and larger decoders from random weights, behind the tower of qwen3vl-m.
 RECIPES["qwen3vl-s-all"] = RECIPES["qwen3vl-l"] = Recipe(
     start_tower="qwen3vl-m",
+    rests=True,
     stage_a=0,
     stage_b=2400,
     check_every=800,
