@@ -198,7 +198,7 @@ def _documents(plan: Plan, rng: np.random.Generator, width: int, height: int) ->
 
 
 def _sheets(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
-    """Of digits alone, with dense labels."""
+    """Of symbols alone, with dense labels."""
     _, cells = picture_tokens(plan.model, width, height)
     own = [stream("train", SHEET, plan.seed, plan.step, row) for row in range(plan.batch)]
     drawn = [sheet(rng, width, height, plan.jitter, cells) for rng in own]

@@ -22,7 +22,8 @@ LABELS |= {"letter": len(LETTERS), "size": len(SIZES), "column": _PLACES, "row":
 """Label → how many values it has; one label more means "none"."""
 IGNORED = -100
 _NONE = np.array(list(LABELS.values()))
-_OF_SHAPES, _OF_LINES, _OF_FIGURES, _OF_PLACES = slice(0, 3), slice(3, 6), [0, 1, 2, 6, 7], slice(8, 10)  # columns
+_OF_SHAPES, _OF_LINES, _OF_FIGURES = slice(0, 3), slice(3, 6), [0, 1, 2, 6, 7]  # columns
+_OF_SYMBOLS, _OF_PLACES = [2, 6], slice(8, 10)
 _REACH = 23 / 32  # of a token's side: from an object's centre to a token's centre, to the corner of four tokens at most
 _FILLED = 0.6  # of a sheet's tokens
 _HALF, _APART, _FONTS = 15, 24, (16, 26)  # pixels: half a digit's ground, between two digits, font sizes of a sheet
@@ -36,24 +37,18 @@ def shape_labels(shapes: list[Shape], cells: Cells) -> np.ndarray:
 
 
 def figure_labels(figures: Sequence[Figure], cells: Cells) -> np.ndarray:
-    """[tokens, labels] as of `shape_labels`, with letters (or "none") and sizes; and where in the picture each token lies,
-    empty ones too: what no label asks for no decoder can read off them, and "left of" needs it."""
+    """[tokens, labels] as of `shape_labels`, with letters (or "none"), sizes and places."""
     places = np.array([[f.x, f.y] for f in figures])
     names = [
         [
             list(COLOURS).index(f.colour),
             KINDS.index(f.kind),
-            DIGITS.index(f.symbol) if f.symbol in DIGITS else len(DIGITS),
-            LETTERS.index(f.symbol) if f.symbol in LETTERS else len(LETTERS),
+            *_digit_or_letter(f.symbol),
             list(SIZES).index(size_of(f)),
         ]
         for f in figures
     ]
-    labels = _nearest(places, np.array(names), cells, _OF_FIGURES)
-    x, y, side = _centres(cells)
-    at = np.stack([x / (x + side / 2).max(), y / (y + side / 2).max()], -1)
-    labels[:, _OF_PLACES] = np.where(cells.visual.numpy()[:, None], (at * _PLACES).astype(int), IGNORED)
-    return labels
+    return _placed(_nearest(places, np.array(names), cells, _OF_FIGURES), cells)
 
 
 def clip_labels(scene: Clip, cells: Cells) -> np.ndarray:
@@ -71,7 +66,8 @@ def clip_labels(scene: Clip, cells: Cells) -> np.ndarray:
 
 
 def page_labels(page: Page, cells: Cells) -> np.ndarray:
-    """[tokens, labels]: key and both digits of the line (of two-digit values) that a token lies on, else "none"."""
+    """[tokens, labels]: key and both digits of the line (of two-digit values) that a token lies on, else "none"; and
+    its place."""
     labels = _unsaid(cells)
     labels[:, _OF_LINES] = np.where(cells.visual.numpy()[:, None], _NONE[_OF_LINES], IGNORED)
     x, y, side = _centres(cells)
@@ -82,30 +78,43 @@ def page_labels(page: Page, cells: Cells) -> np.ndarray:
         near = (beside <= side / 8) & (off <= side * 0.54) & (beside + off < best) & cells.visual.numpy()
         best[near] = (beside + off)[near]
         labels[near, _OF_LINES] = [KEYS.index(line.key), int(line.value[0]), int(line.value[1])]
-    return labels
+    return _placed(labels, cells)
 
 
 def sheet(rng: np.random.Generator, width: int, height: int, jitter: float, cells: Cells) -> tuple[Any, np.ndarray]:
-    """A sheet of digits in many inks and sizes, at most one a token, off its centre by up to 2 × `jitter` pixels each
-    way; and its labels (digits alone)."""
+    """A sheet of digits and letters in many inks and sizes, at most one a token, off its centre by up to 2 × `jitter`
+    pixels each way; and its labels (symbols and places alone)."""
     image = Image.new("RGB", (width, height), _ink(rng))
     draw = ImageDraw.Draw(image)
     x, y, _ = _centres(cells)
     spots = np.stack([x, y], -1) + np.round(rng.uniform(-2 * jitter, 2 * jitter, (len(x), 2)))
-    placed: list[Shape] = []
-    for spot, digit in zip(spots[rng.random(len(x)) < _FILLED], rng.integers(0, 10, len(x)), strict=False):
-        at = (float(spot[0]), float(spot[1]))
-        if any(max(abs(at[0] - s.x), abs(at[1] - s.y)) < _APART for s in placed):
+    places, symbols = np.zeros((0, 2)), []
+    drawn = [(DIGITS + LETTERS)[i] for i in rng.integers(0, len(DIGITS + LETTERS), len(x))]
+    for at, symbol in zip(spots[rng.random(len(x)) < _FILLED], drawn, strict=False):
+        if (np.abs(places - at).max(1) < _APART).any():
             continue
         ground = _ink(rng)
         draw.rectangle((at[0] - _HALF, at[1] - _HALF, at[0] + _HALF, at[1] + _HALF), fill=ground)
         light = 0.3 * ground[0] + 0.59 * ground[1] + 0.11 * ground[2] > 120
         ink, size = (0, 0, 0) if light else (255, 255, 255), int(rng.integers(*_FONTS))
-        draw.text(at, str(digit), fill=ink, font=font(size), anchor="mm")
-        placed.append(Shape("", "", int(digit), *at, _HALF))
-    digits = np.array([[shape.digit] for shape in placed]).reshape(-1, 1)
-    places = np.array([[shape.x, shape.y] for shape in placed]).reshape(-1, 2)
-    return image, _nearest(places, digits, cells, slice(2, 3))
+        draw.text((at[0], at[1]), symbol, fill=ink, font=font(size), anchor="mm")
+        places = np.vstack([places, at])
+        symbols.append(_digit_or_letter(symbol))
+    return image, _placed(_nearest(places, np.array(symbols), cells, _OF_SYMBOLS), cells)
+
+
+def _digit_or_letter(symbol: str) -> tuple[int, int]:
+    """Both labels of a symbol; the one that it is not is "none"."""
+    return (DIGITS.index(symbol), len(LETTERS)) if symbol in DIGITS else (len(DIGITS), LETTERS.index(symbol))
+
+
+def _placed(labels: np.ndarray, cells: Cells) -> np.ndarray:
+    """With the column and row of each token: no decoder can read off a token what no label asked for, and "left of"
+    needs it."""
+    x, y, side = _centres(cells)
+    at = np.stack([x / (x + side / 2).max(), y / (y + side / 2).max()], -1)
+    labels[:, _OF_PLACES] = np.where(cells.visual.numpy()[:, None], (at * _PLACES).astype(int), IGNORED)
+    return labels
 
 
 def _nearest(places: np.ndarray, values: np.ndarray, cells: Cells, columns: slice | list[int]) -> np.ndarray:
