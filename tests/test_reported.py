@@ -14,6 +14,7 @@ STUDIES = ROOT / "docs/study"
 QUESTION, MEAN, LAST = "RAM (question rows, max)", "RAM (question rows, mean)", "RAM (last row)"
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/findings.md", "docs/index.md")}
 KINDS = ("zero", "mean", "uniform", "knockout")
+SEEDS = ("qwen3vl-s-seed1", "qwen3vl-s-seed2")
 SIZES, WORLDS = ("qwen3vl-s-all", "qwen3vl-m", "qwen3vl-l"), ("refer:jitter=8", "doc", "video")
 
 
@@ -152,27 +153,44 @@ def test_what_changes_with_the_length(reports):
 
 
 def test_what_changes_with_the_seed(reports):
-    numbers = reports["qwen3vl-s-seed1"]["worlds"]["refer"]
-    said(f"`qwen3vl-s-seed1` on {numbers['scored']} scenes and tested on {numbers['evaluated']} of each world",
+    worlds = [reports[name]["worlds"] for name in SEEDS]
+    pictures, captions = ([one[world] for one in worlds] for world in ("refer", "captions"))
+    several = [*pictures, *captions, *reports["internvl-s"]["worlds"].values()]
+    assert {(one["scored"], one["evaluated"]) for one in several} == {(96, 144)}
+    said("`internvl-s` and the two seeds on 96 scenes and tested on 144 of each world")
+
+    right = " and ".join(f"{one['clean']['value']:.3f}" for one in pictures)
+    said(f"They answer {right} and read the evidence at the last row too", "docs/findings.md")
+    for one in pictures:  # "cut there they lose all, cut from the question's tokens nothing"
+        cut = {rows: one["readers"][rows]["drop"]["value"] for rows in ("question", "last+answer")}
+        assert cut == {"question": 0, "last+answer": one["clean"]["value"]}
+    (first, second), random = (lost(one, "top", LAST) for one in pictures), [lost(one, "random") for one in pictures]
+    said(f"seed 1 loses {first} points and seed 2 {second}, without five random ones {' and '.join(random)}",
          "docs/findings.md")  # fmt: skip
-    said(f"on {numbers['scored']} scenes and tested on {numbers['evaluated']} of each world", "README.md")
-    for world in (*reports["qwen3vl-s-seed1"]["worlds"].values(), *reports["internvl-s"]["worlds"].values()):
-        assert (world["scored"], world["evaluated"]) == (numbers["scored"], numbers["evaluated"])
-    cut = {rows: 100 * numbers["readers"][rows]["drop"]["value"] for rows in ("question", "last+answer")}
-    said(f"It answers {numbers['clean']['value']:.3f} and reads the evidence at the last row too (cutting it there costs "
-         f"{cut['last+answer']:.0f} points, from the question's tokens {cut['question']:.0f})", "docs/findings.md")  # fmt: skip
-    captions = reports["qwen3vl-s-seed1"]["worlds"]["captions"]
-    said(f"captions ({captions['clean']['value']:.3f} answered) the five cost {lost(captions, 'top', LAST)} and random ones "
-         f"{lost(captions, 'random')}", "docs/findings.md")  # fmt: skip
-    top, random = lost(numbers, "top", LAST), lost(numbers, "random")
-    said(f"without its top five by last-row RAM it loses {top} points, without five random ones {random}",
-         "docs/findings.md")  # fmt: skip
-    said(f"its top five cost {top} points where five random ones cost {random}", "README.md")
-    between = {tuple(one["models"]): one for one in compare(STUDIES).between_models() if one["reading"] == LAST}
-    seeds, more = (between["qwen3vl-s", other] for other in ("qwen3vl-s-seed1", "qwen3vl-s-long"))
-    assert (seeds["relation"], more["relation"]) == (SEED, CONTINUED)
-    said(f"a rank correlation of {seeds['spearman']:.2f}", "docs/findings.md")
-    said(f"r = {seeds['layers']:.2f}", "docs/findings.md")
+    said(
+        f"their top five cost {first} and {second} points where five random ones cost {' and '.join(random)}",
+        "README.md",
+    )
+    right = " and ".join(f"{one['clean']['value']:.3f}" for one in captions)
+    top, random = (" and ".join(lost(one, *of) for one in captions) for of in (("top", LAST), ("random", "")))
+    said(f"captions ({right} answered) the five cost {top} and random ones {random}", "docs/findings.md")
+    verdicts = [{id: found(reports[name], id)["scope"] for id in ("F4", "F5", "F6", "F7")} for name in SEEDS]
+    assert [[id for id, scope in one.items() if scope == "met in refer; not in captions"] for one in verdicts] == [
+        ["F4", "F5", "F7"], ["F4", "F5", "F6", "F7"]
+    ]  # "The seeds' F4, F5 and F7, and the second's F6"  # fmt: skip
+
+    between = {tuple(one["models"]): one for one in compare(STUDIES).between_models()
+               if one["reading"] == LAST and one["world"] == "refer"}  # fmt: skip
+    seeds = [one for one in between.values() if one["relation"] == SEED]
+    assert len(seeds) == 3
+    for measure, words in (
+        ("spearman", "rank correlations of {:.2f} to {:.2f} only"),
+        ("layers", "r = {:.2f} to {:.2f}"),
+    ):
+        values = sorted(one[measure] for one in seeds)
+        said(words.format(values[0], values[-1]), "docs/findings.md")
+    more = between["qwen3vl-s", "qwen3vl-s-long"]
+    assert more["relation"] == CONTINUED
     said(f"the rank correlation is {more['spearman']:.2f}", "docs/findings.md")
 
 

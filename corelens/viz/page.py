@@ -170,7 +170,7 @@ def svg(fig: Figure, label: str) -> Markup:
     markup = buffer.getvalue()
     markup = markup[markup.index("<svg") :]
     markup = re.sub(r"<metadata>.*?</metadata>", "", markup, flags=re.DOTALL)
-    markup = re.sub(r' d="[^"]+"', _rounded, markup)
+    markup = re.sub(r' (d|x|y)="[^"]+"', _rounded, re.sub(r"\n +", "\n", markup))
     # two figures on one page must not share ids: clip paths and markers are referred to by them
     prefix = "f" + hashlib.sha1((label + markup).encode()).hexdigest()[:8] + "-"
     markup = re.sub(r'\bid="', f'id="{prefix}', markup)
@@ -179,9 +179,9 @@ def svg(fig: Figure, label: str) -> Markup:
     return named + Markup(markup[len("<svg ") :])
 
 
-def _rounded(path: re.Match[str]) -> str:
-    """A path's coordinates to a hundredth of a point: nobody sees more, and it is half of a page."""
-    return re.sub(r"(\.\d\d)\d+", r"\1", path[0])
+def _rounded(place: re.Match[str]) -> str:
+    """Coordinates to a hundredth of a point: nobody sees more, and they are half of a page."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", place[0])
 
 
 def data_uri(image: Image.Image | str) -> str:
