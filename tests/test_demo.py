@@ -136,7 +136,7 @@ def test_training_sequences_begin_with_the_prompt_that_users_give(processor):
 
 def test_dense_labels_name_the_object_at_a_token():
     scene = draw_scene(np.random.default_rng(0), 192, 160, 2)
-    labels = shape_labels(scene.shapes, picture_tokens(NAME, 192, 160)[1]).reshape(5, 6, 6)[..., :3]
+    labels = shape_labels(scene.shapes, picture_tokens(NAME, 192, 160)[1]).reshape(5, 6, -1)[..., :3]
     for shape in scene.shapes:
         row, column = int(shape.y - 1) // 32, int(shape.x - 1) // 32
         expected = [list(COLOURS).index(shape.colour), KINDS.index(shape.kind), shape.digit]
