@@ -214,6 +214,7 @@ RECIPES = {
         ),
     ),
     # All three worlds, off the grid, up to 1,000 visual tokens, from random weights throughout.
+    # The bundled one's sheets held digits alone, and its dense labels told no places.
     "qwen3vl-m": Recipe(
         stage_a=6000,
         stage_b=6900,
