@@ -224,13 +224,20 @@ def train_demo(
 
     Example: `corelens train-demo qwen3vl-s --seed 0 --out runs/mine --export models`
     """
+    import torch
+
     from corelens.demo.export import export_demo
+    from corelens.demo.train import place
     from corelens.demo.train import train_demo as train
 
-    run = train(name, seed=seed, out=out, steps=steps, device=device)
+    where = place(device)
+    run = train(name, seed=seed, out=out, steps=steps, device=str(where))
     console.print(f"trained: {run}", highlight=False)
     if export is not None:
-        card = export_demo(run, machine=platform.processor() or platform.machine(), root=export)
+        machine = platform.processor() or platform.machine()
+        if where.type == "cuda":
+            machine = torch.cuda.get_device_name(where)
+        card = export_demo(run, machine=machine, root=export)
         console.print(
             f"written: {export / name}, held-out accuracy {card['held_out'][-1]['accuracy']:.3f}", highlight=False
         )

@@ -172,7 +172,7 @@ def test_qk_clip_holds_logits_where_no_norm_does(built):
     ("name", "world"),
     [("qwen3vl-s", "refer"), ("qwen3vl-s", "video"), ("llava-ov-s", "refer"), ("internvl-s", "refer")],
 )
-def test_a_step_of_training_is_the_same_on_another_device(name, world, form):
+def test_the_losses_of_training_are_the_same_on_another_device(name, world, form):
     drawn = draw_batch(Plan(name, form, 0, 5, 2, 4, (256, 256), world=world, frames=4))
     batch = {key: torch.from_numpy(value) for key, value in drawn.items()}
     torch.manual_seed(0)

@@ -105,6 +105,7 @@ def test_training_asks_refer_hard_in_every_form_and_lists_it_in_any_order(proces
         caption = processor.tokenizer.decode(listed["labels"][row][listed["labels"][row] != IGNORED])
         names = [f"{size_of(f)} {f.colour} {f.kind} {f.symbol}" for f in scene.figures]
         assert sorted(caption.partition(".")[0].split(", ")) == sorted(names)
+        assert listed["answers"][row].sum() == len(names)
         assert asked["answers"][row].sum() == len(said) >= 4
 
 

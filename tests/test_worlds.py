@@ -391,6 +391,18 @@ def test_a_turned_symbol_is_all_that_changes(world):
                 assert (where >= (box.y0, box.x0)).all() and (where < (box.y1, box.x1)).all()
 
 
+@pytest.mark.parametrize("objects", [8, 10, 14])
+def test_a_turned_symbol_is_another_one_even_where_few_are_left(objects):
+    options = {"objects": objects, "symbols": "digit", "sides": (416, 448), "seed": 3}
+    for turn in (1, 2, 3):
+        for a, b in zip(
+            synthetic("refer-hard", 4, **options), synthetic("refer-hard", 4, turn=turn, **options), strict=True
+        ):
+            assert a.answer != b.answer and b.answer in "0123456789"
+            symbols = [shape["symbol"] for shape in b.meta["objects"]]
+            assert symbols.count(b.answer) == 1 or set("0123456789") == {shape["symbol"] for shape in a.meta["objects"]}
+
+
 def test_a_video_on_a_grid_keeps_to_it():
     centres = [
         [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in shape["boxes"]]

@@ -270,7 +270,9 @@ def tokenize(processor: ProcessorMixin, chats: list[list[dict]], pads: dict[str,
     ids = np.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id)
     labels = np.full_like(ids, IGNORED)
     opening = tokenizer("<|im_start|>assistant\n")["input_ids"]
-    end, symbols = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids([*DIGITS, *LETTERS])
+    end, symbols = tokenizer.eos_token_id, [*DIGITS, *LETTERS]
+    spoken = tokenizer([*symbols, *(f" {symbol}" for symbol in symbols)])["input_ids"]  # " A" may be one token
+    last = [tokens[-1] for tokens in spoken]
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = tokens
         start = 0
@@ -281,7 +283,7 @@ def tokenize(processor: ProcessorMixin, chats: list[list[dict]], pads: dict[str,
             first = start + len(opening)
             start = tokens.index(end, first) + 1
             labels[row, first:start] = tokens[first:start]
-    return {"input_ids": ids, "labels": labels, "answers": np.isin(labels, symbols)}
+    return {"input_ids": ids, "labels": labels, "answers": np.isin(labels, last)}
 
 
 @lru_cache(maxsize=4)

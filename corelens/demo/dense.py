@@ -1,6 +1,6 @@
 """Dense labels: what stands at every visual token, for training a vision tower alone.
 
-Of scenes of the worlds, and of sheets full of digits, which teach reading anywhere with many examples a picture.
+Of scenes of the worlds, and of sheets full of symbols, which teach reading anywhere with many examples a picture.
 """
 
 from collections.abc import Sequence

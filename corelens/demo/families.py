@@ -57,7 +57,9 @@ def views_of(images: Tensor, side: int) -> tuple[Tensor, Tensor]:
         )
     pixels = rearrange(images, "b h w c -> b c h w")
     tiles = rearrange(pixels, "b c (r h) (k w) -> b (r k) c h w", h=side, w=side)
-    small = F.interpolate(pixels.contiguous(), (side, side), mode="bicubic", antialias=True)[:, None]
+    # Bytes are shrunk on a CPU alone, and there as the real processors do it.
+    small = F.interpolate(pixels.cpu().contiguous(), (side, side), mode="bicubic", antialias=True)[:, None]
+    small = small.to(images.device)
     return tiles.float().div(127.5).sub(1.0), small.float().div(127.5).sub(1.0)
 
 

@@ -1,7 +1,7 @@
 """Training a demo model on one CPU core or on a GPU, from scratch or from a bundled model (its recipe says which).
 
-Stage A trains the vision tower alone on dense labels: colour, kind and digit of the object at each visual token, and
-key and value of the line.
+Stage A trains the vision tower alone on dense labels: what object lies at each visual token and what stands on it, key
+and value of the line there, and where the token lies.
 Stage B trains all weights, alternating dense captions with questions, and adds objects (and pixels) as it learns; where
 a recipe says so some batches still have dense labels, judged by the probes as stage A left them.
 The kept checkpoint is the one with the highest accuracy on validation scenes; no attention head is looked at.
@@ -63,14 +63,14 @@ def train_demo(
         out: the run's folder; "runs/<name>-<seed>" by default.
         steps: of both stages together, shared out as in the recipe; by default as many as the recipe has.
         recipe: lengths, rates and what to train on; by default the model's entry in `RECIPES`.
-        resume: go on from the folder's checkpoint if it has one; the result is that of an uninterrupted run.
+        resume: go on from the folder's checkpoint if it has one; on a CPU the result is that of an uninterrupted run.
         stop_after: end at this step (and leave a checkpoint), for instance to go on later.
         cores: pin training to the first CPU core and the drawing of scenes to the second. Without it scenes are drawn
             in the training process.
         device: "cpu", "cuda" …; by default a GPU where there is one. Products of matrices are of bfloat16 on either,
             weights and their moments of float32. A run may go on elsewhere than where it began.
     """
-    where = _place(device)
+    where = place(device)
     recipe = recipe or RECIPES.get(name, Recipe())
     if steps is not None:
         stage_a = round(steps * recipe.stage_a / recipe.steps)
@@ -140,7 +140,7 @@ def train_demo(
     return out
 
 
-def _place(device: str | None) -> torch.device:
+def place(device: str | None) -> torch.device:
     """A device by name, or the best there is."""
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

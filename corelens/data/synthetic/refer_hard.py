@@ -186,14 +186,14 @@ def size_of(figure: Figure) -> str:
 
 def _turned(scene: Scene, query: Query, turn: int) -> tuple[Scene, Query]:
     """The same with another symbol where the answer stands."""
-    figures = list(scene.figures)
-    taken = {figure.symbol for figure in figures} - {query.answer}
-    free = [symbol for symbol in SYMBOLS[scene.word] if symbol not in taken]
-    pool = free if len(free) > 1 else SYMBOLS[scene.word]
-    symbol = pool[(pool.index(query.answer) + turn) % len(pool)]
+    figures, symbols = list(scene.figures), SYMBOLS[scene.word]
+    at = symbols.index(query.answer)
+    others = symbols[at + 1 :] + symbols[:at]
+    free = [symbol for symbol in others if all(figure.symbol != symbol for figure in figures)] or others
+    symbol = free[(turn - 1) % len(free)]
     figures[query.asked] = replace(figures[query.asked], symbol=symbol)
-    regions = [_region(figures[query.asked])]
-    return replace(scene, figures=tuple(figures)), replace(query, answer=symbol, regions=regions)
+    turned = replace(query, answer=symbol, regions=[_region(figures[query.asked])])
+    return replace(scene, figures=tuple(figures)), turned
 
 
 def _region(figure: Figure) -> Box:
