@@ -132,10 +132,7 @@ def _hard(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict
             kinds = [own.permutation(np.array(part, object)).tolist() for part in kinds if part]
             asked = [part[i] for i in range(plan.questions) for part in kinds if i < len(part)][: plan.questions]
             chats.append(_chat([asked[i] for i in own.permutation(len(asked))]))
-    batch = {"images": np.stack(pictures)}
-    if plan.form == "dense":
-        return batch | {"labels": np.stack(labels)}
-    return batch | tokenize(_processor(plan.model), chats, pads)
+    return _batch(plan, pictures, chats, labels, pads)
 
 
 def _clips(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
@@ -191,10 +188,13 @@ def _documents(plan: Plan, rng: np.random.Generator, width: int, height: int) ->
             order = sorted(rng.permutation(len(places)), key=lambda i: keys.count(keys[i]) == 1)
             asked = [places[i] for i in order[: plan.questions]]
             chats.append(_chat([ask_page(document, *place) for place in asked], ["image"] * plan.pages))
-    batch = {"images": np.stack(pictures)}
-    if plan.form == "dense":
-        return batch | {"labels": np.stack(labels)}
-    return batch | tokenize(_processor(plan.model), chats, pads)
+    return _batch(plan, pictures, chats, labels, pads)
+
+
+def _batch(plan: Plan, pictures: list, chats: list, labels: list, pads: dict[str, str]) -> dict[str, np.ndarray]:
+    """Pictures with the labels of their tokens, or with what is said of them."""
+    said = {"labels": np.stack(labels)} if plan.form == "dense" else tokenize(_processor(plan.model), chats, pads)
+    return {"images": np.stack(pictures)} | said
 
 
 def _sheets(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:

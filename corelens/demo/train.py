@@ -147,7 +147,9 @@ def place(device: str | None) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise CorelensError(
-            f"device={name!r} ({str(error).splitlines()[0]})", "a device that torch can use here", "train on the cpu"
+            f"device={name!r}",
+            "a device that torch can use here",
+            "leave the device out: a GPU where there is one, else the CPU",
         ) from error
 
 
