@@ -1,5 +1,8 @@
 """What teaches demo models to read anywhere and in every world: dense labels, documents, and the optimizer."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +112,13 @@ def test_training_asks_refer_hard_in_every_form_and_lists_it_in_any_order(proces
         assert asked["answers"][row].sum() == len(said) >= 4
 
 
+def test_training_asks_refer_hard_in_the_forms_that_a_slice_names(processor):
+    plan = Plan(NAME, "questions", 0, 2, 6, 4, (192, 224), world="refer-hard", forms=("relation",))
+    batch = draw_batch(Plan.from_json(json.loads(json.dumps(plan.to_json()))))
+    turns = processor.tokenizer.decode(batch["input_ids"].flatten()).split("<|im_start|>user\n")[1:]
+    assert len(turns) > 6 and all(re.search(" (left of|right of|above|below) the ", turn) for turn in turns)
+
+
 @pytest.mark.parametrize("jitter", [0, 8])
 def test_a_sheet_s_symbols_stand_where_its_labels_say(jitter):
     _, cells = picture_tokens(NAME, 192, 160)
@@ -188,6 +198,16 @@ def test_dense_labels_in_stage_b_train_the_tower_and_leave_probes_and_decoder(tm
     after = load_file(train_demo("qwen3vl-s", out=tmp_path, recipe=recipe) / "state.safetensors")
     changed = {key for key in before if key.startswith("weight/") and not torch.equal(before[key], after[key])}
     assert changed and all(key.startswith("weight/model.model.visual.") for key in changed)
+
+
+@pytest.mark.parametrize("rests", [True, False])
+def test_one_s_own_tower_may_rest_in_stage_b(tmp_path, rests):
+    recipe = Recipe(stage_a=1, stage_b=1, batch=2, check_every=1, check_scenes=0, rests=rests)
+    before = load_file(train_demo("qwen3vl-s", out=tmp_path, recipe=recipe, stop_after=1) / "state.safetensors")
+    after = load_file(train_demo("qwen3vl-s", out=tmp_path, recipe=recipe) / "state.safetensors")
+    changed = {key for key in before if key.startswith("weight/") and not torch.equal(before[key], after[key])}
+    assert any(".language_model." in key for key in changed)
+    assert any(".visual." in key for key in changed) != rests
 
 
 def test_the_rate_starts_again_within_stage_b():

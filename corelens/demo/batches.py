@@ -49,6 +49,7 @@ class Plan:
         world: "refer", "refer-hard", "doc", "video", or "sheet" (of symbols, for "dense" alone).
         frames: of a scene of `video`, an even number.
         pages: of a document of `doc`.
+        forms: of question, of `refer-hard`.
     """
 
     model: str
@@ -64,13 +65,14 @@ class Plan:
     world: str = "refer"
     frames: int = 0
     pages: int = 1
+    forms: tuple[str, ...] = FORMS
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Plan":
-        return cls(**{**data, "sides": tuple(data["sides"])})
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
 
 
 def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
@@ -118,7 +120,7 @@ def _hard(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict
     for row in range(plan.batch):
         own = stream("train", HARD, plan.seed, plan.step, row)
         word = str(own.choice(["symbol", "symbol", "digit", "letter"]))
-        scene, _ = hard_scene(own, width, height, plan.objects, word, FORMS[row % len(FORMS)])
+        scene, _ = hard_scene(own, width, height, plan.objects, word, plan.forms[row % len(plan.forms)])
         pictures.append(np.asarray(paint_hard(scene)))
         if plan.form == "dense":
             labels.append(figure_labels(scene.figures, cells))
@@ -128,7 +130,7 @@ def _hard(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict
             chats.append([_user(CAPTION, ["image"]), {"role": "assistant", "content": words}])
         else:
             found = questions(scene)
-            kinds = [[query for query in found if query.form == form] for form in FORMS]
+            kinds = [[query for query in found if query.form == form] for form in plan.forms]
             kinds = [own.permutation(np.array(part, object)).tolist() for part in kinds if part]
             asked = [part[i] for i in range(plan.questions) for part in kinds if i < len(part)][: plan.questions]
             chats.append(_chat([asked[i] for i in own.permutation(len(asked))]))

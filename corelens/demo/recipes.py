@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from corelens.data.synthetic.refer import COLOURS
+from corelens.data.synthetic.refer_hard import FORMS
 from corelens.demo.batches import Plan
 
 LEVELS = {1: (128, 160), 2: (128, 192), 3: (160, 224), 4: (192, 256), 5: (224, 288), 6: (256, 320)}
@@ -25,7 +26,7 @@ class Slice:
     (at most `questions` a scene). From step `joins` of stage B on, and to step `leaves` if it has one.
 
     `world`: see `Plan`; `frames`: of a video, `pages`: of a document (fewest, most; frames are even numbers); `jitter`:
-    of centres, in pixels (0: on the grid); `dense`: dense labels, not answers."""
+    of centres, in pixels (0: on the grid); `forms`: of `refer-hard`'s questions; `dense`: dense labels, not answers."""
 
     share: float
     batch: int
@@ -39,6 +40,7 @@ class Slice:
     frames: tuple[int, int] = (0, 0)
     pages: tuple[int, int] = (1, 1)
     jitter: float = 0.0
+    forms: tuple[str, ...] = FORMS
     dense: bool = False
 
 
@@ -62,11 +64,11 @@ class Recipe:
     `logits`: the limit of QK-clip, 0 without; `dense`: the share of stage B's batches with dense labels, lest the tower
     forgets what no answer asks for yet.
 
-    `start`: the bundled model whose weights training begins with; `start_tower`: whose tower, which then stays as it
-    is. `seeing`: what stage A is shown instead of small scenes of `refer`, with jitter that grows over its first `ramp`
-    steps. With a `mix`, stage B draws from it as soon as the model has climbed all levels (at once with a `start`), and
-    is judged on `checks`; `jitter`: of centres while it climbs, in pixels; `anew`: steps of stage B at which the rate
-    starts again, and as what.
+    `start`: the bundled model whose weights training begins with; `start_tower`: whose tower; `rests`: the tower stays
+    as it is in stage B. `seeing`: what stage A is shown instead of small scenes of `refer`, with jitter that grows over
+    its first `ramp` steps. With a `mix`, stage B draws from it as soon as the model has climbed all levels (at once
+    with a `start`), and is judged on `checks`; `jitter`: of centres while it climbs, in pixels; `anew`: steps
+    of stage B at which the rate starts again, and as what.
     """
 
     stage_a: int = 1300
@@ -86,6 +88,7 @@ class Recipe:
     pass_question: float = 0.6
     sides: tuple[int, int] | tuple[()] = ()
     start_tower: str = ""
+    rests: bool = False
     start: str = ""
     muon: float = 0.0
     logits: float = 0.0
@@ -232,6 +235,7 @@ RECIPES = {
 # Smaller and larger decoders from random weights, behind the tower of qwen3vl-m.
 RECIPES["qwen3vl-s-all"] = RECIPES["qwen3vl-l"] = Recipe(
     start_tower="qwen3vl-m",
+    rests=True,
     stage_a=0,
     stage_b=2400,
     check_every=800,
@@ -312,6 +316,7 @@ def _from_mix(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[
         frames=_frames(part, rng),
         pages=_between(part.pages, rng),
         jitter=part.jitter,
+        forms=part.forms,
         **common,
     )
 

@@ -87,7 +87,6 @@ def train_demo(
         _begin_with(model, checkpoint(recipe.start))
     if recipe.start_tower:
         _begin_with(model.model.visual, checkpoint(recipe.start_tower), "model.visual.")
-        model.model.visual.requires_grad_(False)
     probes = nn.ModuleDict({label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()})
     modules = nn.ModuleDict({"model": model, "probes": probes}).to(where)
     progress: dict[str, Any] = {
@@ -116,6 +115,8 @@ def train_demo(
             if step == recipe.stage_a:
                 optimizer = _optimizer(modules, recipe, step)
             probes.requires_grad_(step < recipe.stage_a)  # in stage B they stay as they are
+            for part in family_of(model).tower(model):
+                part.requires_grad_(step < recipe.stage_a or not recipe.rests)
             stop = min(end, step - step % recipe.check_every + recipe.check_every)
             if step < recipe.stage_a:
                 stop = min(stop, recipe.stage_a)
