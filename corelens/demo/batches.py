@@ -72,7 +72,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Plan":
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        return cls(**{**data, "sides": tuple(data["sides"]), "forms": tuple(data["forms"])})
 
 
 def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
