@@ -72,7 +72,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Plan":
-        return cls(**{**data, "sides": tuple(data["sides"]), "forms": tuple(data["forms"])})
+        return cls(**{**data, "sides": tuple(data["sides"]), "forms": tuple(data.get("forms", FORMS))})
 
 
 def draw_batch(plan: Plan) -> dict[str, np.ndarray]:

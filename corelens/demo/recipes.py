@@ -64,11 +64,11 @@ class Recipe:
     `logits`: the limit of QK-clip, 0 without; `dense`: the share of stage B's batches with dense labels, lest the tower
     forgets what no answer asks for yet.
 
-    `start`: the bundled model whose weights training begins with; `start_tower`: whose tower; `rests`: the tower stays
-    as it is in stage B. `seeing`: what stage A is shown instead of small scenes of `refer`, with jitter that grows over
-    its first `ramp` steps. With a `mix`, stage B draws from it as soon as the model has climbed all levels (at once
-    with a `start`), and is judged on `checks`; `jitter`: of centres while it climbs, in pixels; `anew`: steps
-    of stage B at which the rate starts again, and as what.
+    `start`: the bundled model whose weights training begins with; `start_tower`: whose tower, which then stays as it
+    is; `rests`: one's own tower stays as it is in stage B. `seeing`: what stage A is shown instead of small scenes of
+    `refer`, with jitter that grows over its first `ramp` steps. With a `mix`, stage B draws from it as soon as the
+    model has climbed all levels (at once with a `start`), and is judged on `checks`; `jitter`: of centres while it
+    climbs, in pixels; `anew`: steps of stage B at which the rate starts again, and as what.
     """
 
     stage_a: int = 1300
@@ -235,7 +235,6 @@ RECIPES = {
 # Smaller and larger decoders from random weights, behind the tower of qwen3vl-m.
 RECIPES["qwen3vl-s-all"] = RECIPES["qwen3vl-l"] = Recipe(
     start_tower="qwen3vl-m",
-    rests=True,
     stage_a=0,
     stage_b=2400,
     check_every=800,

@@ -116,7 +116,7 @@ def train_demo(
                 optimizer = _optimizer(modules, recipe, step)
             probes.requires_grad_(step < recipe.stage_a)  # in stage B they stay as they are
             for part in family_of(model).tower(model):
-                part.requires_grad_(step < recipe.stage_a or not recipe.rests)
+                part.requires_grad_(step < recipe.stage_a or not (recipe.rests or recipe.start_tower))
             stop = min(end, step - step % recipe.check_every + recipe.check_every)
             if step < recipe.stage_a:
                 stop = min(stop, recipe.stage_a)
