@@ -26,7 +26,7 @@ from corelens.demo.batches import (
 )
 from corelens.demo.build import PRESETS, build_model, build_processor
 from corelens.demo.dense import IGNORED, shape_labels
-from corelens.demo.export import export_demo
+from corelens.demo.export import _by_form, export_demo, model_card
 from corelens.demo.families import patches_of
 from corelens.demo.fast import fast_training
 from corelens.demo.heldout import accuracy, wilson
@@ -246,6 +246,17 @@ def test_export_writes_what_the_loader_accepts(tmp_path):
     assert checkpoint(NAME, tmp_path) == tmp_path / NAME
     assert card == read_card(NAME, tmp_path) and card["training"]["steps"] == 2
     assert "4 |" in (tmp_path / NAME / "README.md").read_text()
+
+
+def test_a_card_tells_the_forms_of_question_apart():
+    samples = synthetic("refer-hard", 30)
+    found = _by_form(samples, [sample.meta["form"] == "relation" for sample in samples])["forms"]
+    assert {form: part["accuracy"] for form, part in found.items()} == {"attribute": 0, "relation": 1, "size": 0}
+    assert sum(part["n"] for part in found.values()) == 30
+    assert not _by_form(synthetic("refer", 3), [True] * 3)
+    card = read_card(NAME)
+    card["held_out"][-1]["forms"] = found
+    assert f"| | of these: relation | test | {found['relation']['n']} | 100.0 % |" in model_card(card)
 
 
 def test_a_tower_may_be_a_bundled_ones_stays_as_it_is_and_is_stored_once(tmp_path):

@@ -200,14 +200,47 @@ def test_dense_labels_in_stage_b_train_the_tower_and_leave_probes_and_decoder(tm
     assert changed and all(key.startswith("weight/model.model.visual.") for key in changed)
 
 
-@pytest.mark.parametrize("rests", [True, False])
-def test_one_s_own_tower_may_rest_in_stage_b(tmp_path, rests):
-    recipe = Recipe(stage_a=1, stage_b=1, batch=2, check_every=1, check_scenes=0, rests=rests)
-    before = load_file(train_demo("qwen3vl-s", out=tmp_path, recipe=recipe, stop_after=1) / "state.safetensors")
-    after = load_file(train_demo("qwen3vl-s", out=tmp_path, recipe=recipe) / "state.safetensors")
-    changed = {key for key in before if key.startswith("weight/") and not torch.equal(before[key], after[key])}
-    assert any(".language_model." in key for key in changed)
-    assert any(".visual." in key for key in changed) != rests
+@pytest.mark.parametrize("rests", [0, 1, None])
+def test_one_s_own_tower_may_rest_from_a_step_of_stage_b_on(tmp_path, rests):
+    recipe = Recipe(stage_a=1, stage_b=2, batch=2, check_every=4, check_scenes=0, rests=rests)
+
+    def until(step):
+        return load_file(train_demo("qwen3vl-s", out=tmp_path, recipe=recipe, stop_after=step) / "state.safetensors")
+
+    states = [until(step) for step in (1, 2, 3)]
+    for before, after, sees in zip(states, states[1:], (rests != 0, rests is None), strict=False):
+        changed = {key for key in before if key.startswith("weight/") and not torch.equal(before[key], after[key])}
+        assert any(".language_model." in key for key in changed)
+        assert any(".visual." in key for key in changed) == sees
+    whole = load_file(train_demo("qwen3vl-s", out=tmp_path / "whole", recipe=recipe) / "state.safetensors")
+    assert all(torch.equal(whole[key], weight) for key, weight in states[-1].items())
+
+
+@pytest.mark.parametrize("name", ["qwen3vl-m", "qwen3vl-l"])
+def test_mixes_follow_one_another(name):
+    recipe, worlds = RECIPES[name], {"refer", "refer-hard", "doc", "video"}
+
+    def at(step):
+        return [part for part in recipe.mix if part.joins <= step and (step < part.leaves or not part.leaves)]
+
+    turns = [part.joins for part in recipe.mix if part.forms == ("relation",)]
+    assert len(turns) == 1 and {part.world for part in at(turns[0])} == worlds
+    before = at(turns[0] - 1)
+    assert not set(before) & set(at(turns[0]))
+    if name == "qwen3vl-m":  # all of its tower's part has dense labels, and nothing else has
+        assert {part.dense for part in before} == {True} and recipe.rests == turns[0] == 9900
+        assert {part.world for part in before} == {*worlds, "sheet"} and before == at(6900) != at(6899)
+    else:
+        assert {part.world for part in before} == worlds - {"refer-hard"}
+    for step in (recipe.stage_b - 1, recipe.stage_b, 10 * recipe.stage_b):  # training may go on for longer
+        assert {part.world for part in at(step)} == worlds and not any(part.forms == ("relation",) for part in at(step))
+
+
+def test_dense_labels_of_a_mix_are_of_as_much_as_fits():
+    part = Slice(1.0, 2, (128, 192), (6, 6), dense=True, jitter=8)
+    recipe = Recipe(start="qwen3vl-s", stage_a=0, mix=(part,), twins=1.0)
+    plans = [plan_step(step, {"name": NAME, "seed": 0, "level": 2}, recipe) for step in range(5)]
+    assert {(plan.objects, plan.colours) for plan in plans} == {(6, len(COLOURS))}
 
 
 def test_the_rate_starts_again_within_stage_b():

@@ -15,7 +15,7 @@ QUESTION, MEAN, LAST = "RAM (question rows, max)", "RAM (question rows, mean)", 
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/findings.md", "docs/index.md")}
 KINDS = ("zero", "mean", "uniform", "knockout")
 SEEDS = ("qwen3vl-s-seed1", "qwen3vl-s-seed2")
-SIZES, WORLDS = ("qwen3vl-s-all", "qwen3vl-m", "qwen3vl-l"), ("refer:jitter=8", "doc", "video")
+SIZES, WORLDS = ("qwen3vl-s-all", "qwen3vl-m", "qwen3vl-l"), ("refer-hard", "doc", "video")
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +115,12 @@ def test_what_changes_with_the_size(reports):
         return {tuple(head) for head in line(reports[name]["worlds"][world], "top", ranking)["knockout"]["heads"][0]}
 
     pictures, pages, videos = (top("qwen3vl-l", world) for world in WORLDS)
-    said(f"of the {len(pictures)} in `qwen3vl-l` all are the same in pictures and videos and {len(pictures & pages)} in "
-         "documents", "docs/findings.md")  # fmt: skip
-    assert pictures == videos
+    said(f"of the {len(pictures)} in `qwen3vl-l` {len(pictures & videos)} are the same in pictures and videos and "
+         f"{len(pictures & pages)} in documents", "docs/findings.md")  # fmt: skip
     shared = [len(top("qwen3vl-s-all", world) & top("qwen3vl-s-all", world, QUESTION)) for world in WORLDS]
-    assert shared[:2] == [0, 4]  # "none in pictures", "four of five in documents"
+    assert shared[:2] == [3, 2]  # "three in pictures", "two of five in documents"
+    random = lost(reports["qwen3vl-s-all"]["worlds"]["doc"], "random")
+    said(f"misses F5 by its documents, where five random heads cost {random} points", "docs/findings.md")
     alone = [reports[name]["worlds"]["doc"]["sufficiency"]["lines"][f"top, {LAST}"][0]["regained"][0] for name in SIZES]
     said(f"which bring back {min(alone):.0%} to {max(alone):.0%} (F6)", "docs/findings.md")
     sits = [{layer for world in WORLDS for layer, _ in top(name, world)} for name in SIZES]

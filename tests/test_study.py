@@ -260,6 +260,7 @@ def test_bundled_models_are_studied_on_what_their_cards_measured():
     assert default_worlds(["qwen3vl-m"]) == [
         "refer",
         "refer:jitter=8",
+        "refer-hard",
         "video",
         "doc",
         "refer:sides=[960,1024],objects=24,jitter=8",

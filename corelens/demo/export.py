@@ -14,7 +14,7 @@ from safetensors import safe_open
 from corelens.data import synthetic
 from corelens.demo import CHECKPOINTS, sha256
 from corelens.demo.build import build_model, build_processor
-from corelens.demo.heldout import accuracy, answers, wilson
+from corelens.demo.heldout import answers, wilson
 from corelens.demo.recipes import RECIPES, Check, as_dict, from_dict
 from corelens.demo.shards import WHOLE, split_tower
 from corelens.demo.train import validation_scenes
@@ -55,21 +55,19 @@ def export_demo(
     validation = validation_scenes(recipe, int(info["seed"]))
     scenes = sum(map(len, validation))
     _put(model, {key: weight.bfloat16() for key, weight in weights.items()})
-    shares = [_share(model, processor, samples) for samples in validation]
+    shares = [_mean(_right(model, processor, samples)) for samples in validation]
     stored = "bfloat16" if sum(shares) / len(shares) >= float(info["best"]) - _LOSS else "float32"
     if stored == "float32":
         _put(model, weights)
-        shares = [_share(model, processor, samples) for samples in validation]
+        shares = [_mean(_right(model, processor, samples)) for samples in validation]
     held_out: list[dict[str, Any]] = []
     controls: list[dict[str, Any]] = []
     for check, samples, share in zip([c for c in recipe.judged if c.n], validation, shares, strict=True):
         where = {"world": check.world} | ({"options": check.options} if check.options else {})
         held_out.append(where | {"split": "validation", "n": len(samples), "accuracy": share})
         samples = synthetic(check.world, min(n, check.test), seed=TEST_SEED, **check.options)
-        share = _share(model, processor, samples)
-        interval = [round(x, 4) for x in wilson(share, len(samples))]
-        test = {"split": "test", "seed": TEST_SEED, "n": len(samples), "accuracy": share, "ci95": interval}
-        held_out.append(where | test)
+        right = _right(model, processor, samples)
+        held_out.append(where | {"split": "test", "seed": TEST_SEED} | _measured(right) | _by_form(samples, right))
         controls.append(where | _controls(model, processor, check, min(n, check.blind)))
 
     folder = root / name
@@ -121,9 +119,9 @@ def model_card(card: dict[str, Any]) -> str:
     training, recipe = card["training"], card["training"]["recipe"]
     rows, blind = [], []
     for row in card["held_out"]:
-        interval = "–".join(f"{100 * x:.1f}" for x in row["ci95"]) if "ci95" in row else ""
-        found = f"{row['split']} | {row['n']} | {100 * row['accuracy']:.1f} % | {interval}"
-        rows.append(f"| {row['world']} | {_options(row)} | {found} |")
+        rows.append(f"| {row['world']} | {_options(row)} | {_found(row, row['split'])} |")
+        for form, part in row.get("forms", {}).items():
+            rows.append(f"| | of these: {form} | {_found(part, row['split'])} |")
     for row in card["controls"]:
         found = f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} %"
         blind.append(f"| {row['world']} | {_options(row)} | {row['n']} | {found} |")
@@ -144,7 +142,7 @@ def model_card(card: dict[str, Any]) -> str:
 
 {what} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
 {card["heads"]} heads, {card["kv_heads"]} KV heads), {begun}
-by CoreLens on {worlds} (see docs/worlds.md): "What digit is on the red circle?"
+by CoreLens on {worlds} (see docs/worlds.md), for instance "What digit is on the red circle?"
 It knows nothing else{limits}.
 Licence: MIT, as CoreLens.
 
@@ -153,7 +151,7 @@ Licence: MIT, as CoreLens.
 {chr(10).join(rows)}
 
 Does it look? With the picture made blank its answers must be right by chance alone (10 % for a digit); with the asked
-digit or value, and nothing else, turned into another, its answers must follow.
+symbol or value, and nothing else, turned into another, its answers must follow.
 
 | world | options | scenes | blank: right | turned: follows | turned: stays |
 |---|---|---|---|---|---|
@@ -166,6 +164,12 @@ digit or value, and nothing else, turned into another, its answers must follow.
 {notes}- Weights are stored in {card["stored_dtype"]}; `corelens.load_demo("{card["name"]}")` runs them in float32.
 - Again: `corelens train-demo {card["name"]} --seed {training["seed"]}`.
 """
+
+
+def _found(row: dict[str, Any], split: str) -> str:
+    """The cells of a row on what was measured."""
+    interval = "–".join(f"{100 * x:.1f}" for x in row["ci95"]) if "ci95" in row else ""
+    return f"{split} | {row['n']} | {100 * row['accuracy']:.1f} % | {interval}"
 
 
 def _options(row: dict[str, Any]) -> str:
@@ -184,7 +188,7 @@ def _controls(model: Any, processor: Any, check: Check, n: int) -> dict[str, Any
     said = answers(model, processor, turned)
     return {
         "n": n,
-        "blank": _share(model, processor, blanks),
+        "blank": _mean(_right(model, processor, blanks)),
         "follows": sum(a == twin.answer for a, twin in zip(said, turned, strict=True)) / n,
         "stays": sum(a == sample.answer for a, sample in zip(said, samples, strict=True)) / n,
     }
@@ -199,9 +203,26 @@ def _put(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
         weight.data.copy_(weights[key])
 
 
-def _share(model: Any, processor: Any, samples: list[Sample]) -> float:
-    """The share of samples answered exactly right."""
-    right = 0
+def _right(model: Any, processor: Any, samples: list[Sample]) -> list[bool]:
+    """Which samples are answered exactly right."""
+    said: list[str] = []
     for start in track(range(0, len(samples), _CHUNK), description="held out"):
-        right += round(accuracy(model, processor, chunk := samples[start : start + _CHUNK]) * len(chunk))
-    return right / len(samples)
+        said += answers(model, processor, samples[start : start + _CHUNK])
+    return [a == sample.answer for a, sample in zip(said, samples, strict=True)]
+
+
+def _mean(right: list[bool]) -> float:
+    return sum(right) / len(right)
+
+
+def _measured(right: list[bool]) -> dict[str, Any]:
+    share, n = _mean(right), len(right)
+    return {"n": n, "accuracy": share, "ci95": [round(x, 4) for x in wilson(share, n)]}
+
+
+def _by_form(samples: list[Sample], right: list[bool]) -> dict[str, Any]:
+    """What `_measured` tells, for each form of question where there are several."""
+    parts: dict[str, list[bool]] = {}
+    for sample, one in zip(samples, right, strict=True):
+        parts.setdefault(sample.meta.get("form", ""), []).append(one)
+    return {"forms": {form: _measured(parts[form]) for form in sorted(parts)}} if len(parts) > 1 else {}

@@ -11,37 +11,29 @@ from typing import Any
 import numpy as np
 
 from corelens.data.synthetic.refer import COLOURS
-from corelens.data.synthetic.refer_hard import FORMS
 from corelens.demo.batches import Plan
+from corelens.demo.mixes import (
+    ALONE,
+    ANSWERED,
+    LATE,
+    LEARNING,
+    MANY,
+    PAGES,
+    RELATED,
+    RELATING,
+    SAID,
+    SEEING,
+    SEEN,
+    SHARPENED,
+    SHARPENING,
+    WHICH,
+    Slice,
+    in_turn,
+)
 
 LEVELS = {1: (128, 160), 2: (128, 192), 3: (160, 224), 4: (192, 256), 5: (224, 288), 6: (256, 320)}
 """Stage B's curriculum: objects in a scene → smallest and largest side in pixels. The last is the published world."""
 _TWINS = (1, 3)  # colours of a scene whose shapes colour alone does not tell apart
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One kind of batch in a mix: `share` of the steps once it has joined, scenes a batch, sides in pixels, objects
-    (of a document: lines a page; fewest, most), and the part of its batches that are captions rather than questions
-    (at most `questions` a scene). From step `joins` of stage B on, and to step `leaves` if it has one.
-
-    `world`: see `Plan`; `frames`: of a video, `pages`: of a document (fewest, most; frames are even numbers); `jitter`:
-    of centres, in pixels (0: on the grid); `forms`: of `refer-hard`'s questions; `dense`: dense labels, not answers."""
-
-    share: float
-    batch: int
-    sides: tuple[int, int]
-    objects: tuple[int, int]
-    captions: float = 0.0
-    questions: int = 8
-    joins: int = 0
-    leaves: int = 0
-    world: str = "refer"
-    frames: tuple[int, int] = (0, 0)
-    pages: tuple[int, int] = (1, 1)
-    jitter: float = 0.0
-    forms: tuple[str, ...] = FORMS
-    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,10 +57,10 @@ class Recipe:
     forgets what no answer asks for yet.
 
     `start`: the bundled model whose weights training begins with; `start_tower`: whose tower, which then stays as it
-    is; `rests`: one's own tower stays as it is in stage B. `seeing`: what stage A is shown instead of small scenes of
-    `refer`, with jitter that grows over its first `ramp` steps. With a `mix`, stage B draws from it as soon as the
-    model has climbed all levels (at once with a `start`), and is judged on `checks`; `jitter`: of centres while it
-    climbs, in pixels; `anew`: steps of stage B at which the rate starts again, and as what.
+    is; `rests`: the step of stage B from which one's own tower stays, too (None: never). `seeing`: what stage A is
+    shown instead of small scenes of `refer`, with jitter that grows over its first `ramp` steps. With a `mix`, stage B
+    draws from it as soon as the model has climbed all levels (at once with a `start`), and is judged on `checks`;
+    `jitter`: of centres while it climbs, in pixels; `anew`: steps of stage B at which the rate starts again, as what.
     """
 
     stage_a: int = 1300
@@ -88,7 +80,7 @@ class Recipe:
     pass_question: float = 0.6
     sides: tuple[int, int] | tuple[()] = ()
     start_tower: str = ""
-    rests: bool = False
+    rests: int | None = None
     start: str = ""
     muon: float = 0.0
     logits: float = 0.0
@@ -119,75 +111,16 @@ _TILED = Recipe(
     dense=0.25,
     checks=(Check(200, {"sides": (256, 256)}),),
 )
-# To read anywhere: many digits first, then scenes, pages and clips.
-_SEEING = (
-    Slice(0.22, 32, (128, 192), (6, 6), world="sheet", jitter=8),
-    Slice(0.18, 32, (128, 192), (6, 6), jitter=8),
-    Slice(0.38, 16, (224, 288), (6, 6), world="doc"),
-    Slice(0.22, 16, (160, 224), (5, 5), world="video", frames=(4, 4), jitter=8),
-)
-# To answer about all of them, once retrieval is there; the longest join late, for they cost most. From `_PAGES` on
-# mostly pages, and first dense labels again: by then the tower has forgotten which key is which, as no answer had asked
-# for it. From `_ALL` on of everything; from `_WHICH` on it learns which page is meant.
-_PAGES, _ALL, _WHICH = 3300, 5000, 5900
-_LEARNING = (
-    Slice(0.14, 12, (256, 320), (3, 8), captions=0.4, jitter=8, leaves=_PAGES),
-    Slice(0.15, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8, leaves=1000),
-    Slice(0.28, 8, (256, 320), (2, 6), captions=0.3, world="video", frames=(4, 8), jitter=8, joins=800, leaves=_PAGES),
-    Slice(0.34, 12, (224, 256), (4, 6), captions=0.5, world="doc", leaves=_PAGES),
-    Slice(0.08, 8, (256, 320), (4, 6), captions=0.3, world="doc", pages=(2, 3), joins=900, leaves=_PAGES),
-    Slice(0.08, 4, (512, 640), (6, 24), captions=0.1, jitter=8, joins=1100, leaves=_PAGES),
-    Slice(0.08, 1, (800, 1024), (6, 40), jitter=8, joins=1500, leaves=_PAGES),
-    Slice(1.00, 16, (224, 288), (6, 6), dense=True, world="doc", joins=_PAGES, leaves=_PAGES + 300),
-    Slice(0.30, 16, (224, 288), (6, 6), dense=True, world="doc", joins=_PAGES + 300),
-    Slice(1.00, 32, (160, 192), (2, 3), captions=0.5, world="doc", joins=_PAGES + 250, leaves=_ALL),
-    Slice(0.34, 16, (224, 288), (2, 6), captions=0.5, world="doc", joins=_PAGES + 250, leaves=_ALL),
-    Slice(0.07, 12, (256, 320), (3, 8), captions=0.1, jitter=8, joins=_PAGES, leaves=_ALL),
-    Slice(0.10, 8, (256, 320), (2, 6), captions=0.1, world="video", frames=(4, 8), jitter=8, joins=_PAGES),
-    Slice(0.05, 4, (512, 640), (6, 24), jitter=8, joins=_PAGES),
-    Slice(0.04, 1, (800, 1024), (6, 40), jitter=8, joins=_PAGES),
-    Slice(0.12, 16, (224, 288), (2, 6), captions=0.2, world="doc", joins=_ALL),
-    Slice(0.25, 8, (224, 288), (2, 6), captions=0.1, world="doc", pages=(2, 3), joins=_ALL),
-    Slice(0.25, 6, (256, 320), (4, 6), captions=0.1, world="doc", pages=(2, 4), joins=_ALL),
-    Slice(0.16, 12, (256, 320), (3, 8), captions=0.1, jitter=8, joins=_ALL),
-    Slice(0.12, 8, (256, 320), (4, 6), world="video", frames=(4, 8), jitter=8, joins=_ALL),
-    Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=_ALL),
-    Slice(
-        3.00,
-        32,
-        (160, 192),
-        (2, 3),
-        captions=0.15,
-        questions=3,
-        world="doc",
-        pages=(2, 3),
-        joins=_WHICH,
-        leaves=_WHICH + 600,
-    ),
-)
-# The same for a decoder behind a tower that can read all of it: documents as soon as the levels are climbed.
-_PAGE, _LAST = 700, 1400
-_SEEN = (
-    Slice(0.20, 12, (256, 320), (3, 8), captions=0.3, jitter=8),
-    Slice(0.12, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8, leaves=600),
-    Slice(0.15, 8, (256, 320), (2, 6), captions=0.2, world="video", frames=(4, 8), jitter=8, joins=500),
-    Slice(0.40, 32, (160, 192), (2, 3), captions=0.5, world="doc", leaves=_PAGE),
-    Slice(0.20, 16, (224, 288), (2, 6), captions=0.4, world="doc"),
-    Slice(0.06, 4, (512, 640), (6, 24), jitter=8, joins=600),
-    Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=900),
-    Slice(
-        0.70, 32, (160, 192), (2, 3), captions=0.15, questions=3, world="doc", pages=(2, 3), joins=_PAGE, leaves=_LAST
-    ),
-    Slice(0.20, 8, (224, 288), (2, 6), captions=0.1, world="doc", pages=(2, 3), joins=_LAST),
-    Slice(0.25, 6, (256, 320), (4, 6), captions=0.1, world="doc", pages=(2, 4), joins=_LAST),
-)
 _READS = (
     Check(100, {}),
     Check(100, {"jitter": 8}),
+    Check(100, {}, "refer-hard"),
     Check(100, {}, "video"),
     Check(100, {}, "doc"),
     Check(40, {"sides": (960, 1024), "objects": 24, "jitter": 8}, test=200, blind=50),
 )
+
+
 RECIPES = {
     # The bundled one was trained before there was Muon here, in 3,500 steps: its card has that recipe.
     "qwen3vl-s": Recipe(stage_a=400, stage_b=1600, muon=5.0, check_scenes=200),
@@ -216,33 +149,41 @@ RECIPES = {
             Check(30, {"sides": (960, 1024), "objects": 24}, test=200, blind=50),
         ),
     ),
-    # All three worlds, off the grid, up to 1,000 visual tokens, from random weights throughout.
-    # The bundled one's sheets held digits alone, and its dense labels told no places.
+    # All worlds, off the grid, up to 1,000 visual tokens, from random weights throughout.
+    # The bundled one came by it in parts, and not from start to end: its card says how.
     "qwen3vl-m": Recipe(
         stage_a=6000,
-        stage_b=6900,
-        anew=((_PAGES, 1e-3), (_WHICH, 1e-3)),
+        stage_b=SHARPENED + RELATED,
+        anew=tuple((step, 1e-3) for step in (PAGES, WHICH, ANSWERED, SHARPENED, SHARPENED + MANY)),
         check_every=700,
         twins=0.25,
         muon=5.0,
         ramp=2000,
         jitter=8,
-        seeing=_SEEING,
-        mix=_LEARNING,
+        rests=SHARPENED,
+        seeing=SEEING,
+        mix=in_turn((LEARNING, ANSWERED), (SHARPENING, SHARPENED), (RELATING, 0)),
         checks=_READS,
     ),
 }
-# Smaller and larger decoders from random weights, behind the tower of qwen3vl-m.
-RECIPES["qwen3vl-s-all"] = RECIPES["qwen3vl-l"] = Recipe(
+# Decoders from random weights behind qwen3vl-m's tower; of the bundled ones until step `SAID` as it was unsharpened.
+RECIPES["qwen3vl-l"] = Recipe(
     start_tower="qwen3vl-m",
     stage_a=0,
-    stage_b=2400,
-    check_every=800,
+    stage_b=SAID + RELATED,
+    anew=((SAID, 1e-3), (SAID + MANY, 1e-3)),
+    check_every=700,
     twins=0.25,
     muon=5.0,
     jitter=8,
-    mix=_SEEN,
+    mix=in_turn((SEEN, SAID), (RELATING, 0)),
     checks=_READS,
+)
+RECIPES["qwen3vl-s-all"] = replace(
+    RECIPES["qwen3vl-l"],
+    stage_b=SAID + RELATED + 300,
+    anew=tuple((SAID + step, 1e-3) for step in (0, MANY, LATE)),
+    mix=in_turn((SEEN, SAID), (RELATING + ALONE, 0)),
 )
 """One entry a preset of `corelens.demo.build`."""
 
@@ -300,10 +241,12 @@ def _from_seeing(step: int, rng: np.random.Generator, recipe: Recipe, common: di
 def _from_mix(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[str, Any]) -> Plan:
     """A batch of captions or questions, of one slice of those that have joined by this step of stage B."""
     part, colours = _slice(recipe.mix, step, rng), len(COLOURS)
-    if rng.random() < recipe.twins and part.world == "refer":
+    if rng.random() < recipe.twins and part.world == "refer" and not part.dense:
         colours = _between(_TWINS, rng)
     # As many as six kinds in these colours name, and as fit: one every so many square pixels, more where it moves.
     room = min(part.objects[1], 6 * colours, part.sides[0] ** 2 // (13_000 if part.world == "video" else 8000))
+    if part.dense:  # as many as fit
+        room = part.objects[1]
     return Plan(
         form="dense" if part.dense else "caption" if rng.random() < part.captions else "questions",
         objects=_between((min(part.objects[0], room), room), rng),
@@ -343,7 +286,7 @@ def _grown(step: int, rng: np.random.Generator, recipe: Recipe) -> float:
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as a card and a checkpoint keep it."""
-    return {key: value for key, value in asdict(recipe).items() if value not in ("", ())}
+    return {key: value for key, value in asdict(recipe).items() if value not in ("", (), None)}
 
 
 def from_dict(data: dict[str, Any]) -> Recipe:

@@ -61,7 +61,8 @@ def train_demo(
         name: a preset of `corelens.demo.build`.
         seed: of the weights and of the training scenes.
         out: the run's folder; "runs/<name>-<seed>" by default.
-        steps: of both stages together, shared out as in the recipe; by default as many as the recipe has.
+        steps: of both stages together, shared out as in the recipe; by default as many as the recipe has. (What begins
+            or ends at a step of its own, as slices of a mix do, stays there.)
         recipe: lengths, rates and what to train on; by default the model's entry in `RECIPES`.
         resume: go on from the folder's checkpoint if it has one; on a CPU the result is that of an uninterrupted run.
         stop_after: end at this step (and leave a checkpoint), for instance to go on later.
@@ -101,6 +102,8 @@ def train_demo(
         load_state(state, modules, optimizer)
     else:
         (out / "train_log.jsonl").unlink(missing_ok=True)
+    learns = 0 if recipe.start_tower else recipe.stage_b if recipe.rests is None else recipe.rests
+    still = recipe.stage_a + learns  # from this step on the tower stays as it is
     qk_clip = QKClip(model, recipe.logits) if recipe.logits else None
     end = min(recipe.steps, stop_after or recipe.steps)
     scenes = validation_scenes(recipe, seed)
@@ -116,10 +119,9 @@ def train_demo(
                 optimizer = _optimizer(modules, recipe, step)
             probes.requires_grad_(step < recipe.stage_a)  # in stage B they stay as they are
             for part in family_of(model).tower(model):
-                part.requires_grad_(step < recipe.stage_a or not (recipe.rests or recipe.start_tower))
+                part.requires_grad_(step < still)
             stop = min(end, step - step % recipe.check_every + recipe.check_every)
-            if step < recipe.stage_a:
-                stop = min(stop, recipe.stage_a)
+            stop = min(turn for turn in (recipe.stage_a, still, stop) if turn > step)
             model.train()
             with fast_training(model):
                 for _ in range(step, stop):
