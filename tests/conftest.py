@@ -1,6 +1,10 @@
 """Shapes in signatures are checked at run time whenever the tests run."""
 
+import os
+
 from jaxtyping import install_import_hook
+
+os.environ.setdefault("MKL_CBWR", "AUTO")  # on every CPU the same product has the same bits, wherever it lies in memory
 
 install_import_hook("corelens", "typecheck.checker").__enter__()
 
