@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.progress import track
 from safetensors import safe_open
 
@@ -23,6 +23,7 @@ from corelens.inputs import Sample
 TEST_SEED = 0
 _CHUNK = 100
 _TEXTS = {".json", ".jinja"}
+_GREY = (128, 128, 128)
 _LOSS = 0.005  # of validation accuracy, at most, when weights are stored in bfloat16
 
 
@@ -33,8 +34,9 @@ def export_demo(
 
     Weights are stored in bfloat16 if that costs no accuracy on validation scenes. The accuracy on the card is of the
     stored weights run in float32, on test scenes that neither training nor the choice of checkpoint has seen, and
-    beside it two controls: the picture made blank (answers must fall to chance), and the asked digit or value alone
-    turned into another (answers must follow).
+    beside it controls: the picture made blank (answers must fall to chance), the asked digit or value alone turned into
+    another (answers must follow), and where a question starts from an anchor, that one hidden under a grey box (answers
+    that stay right did without it).
 
     Args:
         run: the folder that `train_demo` returned.
@@ -69,6 +71,8 @@ def export_demo(
         right = _right(model, processor, samples)
         held_out.append(where | {"split": "test", "seed": TEST_SEED} | _measured(right) | _by_form(samples, right))
         controls.append(where | _controls(model, processor, check, min(n, check.blind)))
+        if hidden := [_hide_anchor(sample) for sample in samples if sample.meta.get("anchor") is not None]:
+            controls[-1]["anchor_hidden"] = _measured(_right(model, processor, hidden))
 
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +121,7 @@ def export_demo(
 def model_card(card: dict[str, Any]) -> str:
     """The card as a page."""
     training, recipe = card["training"], card["training"]["recipe"]
-    rows, blind = [], []
+    rows, blind, hidden = [], [], ""
     for row in card["held_out"]:
         rows.append(f"| {row['world']} | {_options(row)} | {_found(row, row['split'])} |")
         for form, part in row.get("forms", {}).items():
@@ -125,6 +129,13 @@ def model_card(card: dict[str, Any]) -> str:
     for row in card["controls"]:
         found = f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} %"
         blind.append(f"| {row['world']} | {_options(row)} | {row['n']} | {found} |")
+        if "anchor_hidden" in row:
+            part = row["anchor_hidden"]
+            low, high = (f"{100 * x:.1f}" for x in part["ci95"])
+            hidden = f"""
+Of {part["n"]} relations in `{row["world"]}` {100 * part["accuracy"]:.1f} % ({low}–{high}) are answered right with their
+anchor ("left of the blue star") hidden under a grey box: what stays right did without it.
+"""
     free = any(part.get("jitter") for part in recipe.get("mix", ()))
     grids = ["`refer` with `jitter=0`"]
     start = recipe.get("start")
@@ -156,7 +167,7 @@ symbol or value, and nothing else, turned into another, its answers must follow.
 | world | options | scenes | blank: right | turned: follows | turned: stays |
 |---|---|---|---|---|---|
 {chr(10).join(blind)}
-
+{hidden}
 - Chosen by {card["chosen_by"]}; no attention head was looked at before.
 - Training{f" after that of `{start}`" if start else ""}: {training["steps"]} steps, {training["hours"]} hours on
   {training["machine"]}, seed {training["seed"]};
@@ -194,8 +205,15 @@ def _controls(model: Any, processor: Any, check: Check, n: int) -> dict[str, Any
     }
 
 
+def _hide_anchor(sample: Sample) -> Sample:
+    """The same question where a grey box hides the shape that it starts from."""
+    picture = sample.images[0].copy()
+    ImageDraw.Draw(picture).rectangle(sample.meta["objects"][sample.meta["anchor"]]["box"], fill=_GREY)
+    return replace(sample, images=[picture])
+
+
 def _blank(picture: Image.Image) -> Image.Image:
-    return Image.new("RGB", picture.size, (128, 128, 128))
+    return Image.new("RGB", picture.size, _GREY)
 
 
 def _put(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:

@@ -18,6 +18,7 @@ from corelens.demo.mixes import (
     LATE,
     LEARNING,
     MANY,
+    PAGED,
     PAGES,
     RELATED,
     RELATING,
@@ -153,8 +154,8 @@ RECIPES = {
     # The bundled one came by it in parts, and not from start to end: its card says how.
     "qwen3vl-m": Recipe(
         stage_a=6000,
-        stage_b=SHARPENED + RELATED,
-        anew=tuple((step, 1e-3) for step in (PAGES, WHICH, ANSWERED, SHARPENED, SHARPENED + MANY)),
+        stage_b=SHARPENED + RELATED + 800,
+        anew=tuple((step, 1e-3) for step in (PAGES, WHICH, ANSWERED, SHARPENED, SHARPENED + MANY, SHARPENED + RELATED)),
         check_every=700,
         twins=0.25,
         muon=5.0,
@@ -162,7 +163,7 @@ RECIPES = {
         jitter=8,
         rests=SHARPENED,
         seeing=SEEING,
-        mix=in_turn((LEARNING, ANSWERED), (SHARPENING, SHARPENED), (RELATING, 0)),
+        mix=in_turn((LEARNING, ANSWERED), (SHARPENING, SHARPENED), (RELATING + PAGED, 0)),
         checks=_READS,
     ),
 }
@@ -170,8 +171,8 @@ RECIPES = {
 RECIPES["qwen3vl-l"] = Recipe(
     start_tower="qwen3vl-m",
     stage_a=0,
-    stage_b=SAID + RELATED,
-    anew=((SAID, 1e-3), (SAID + MANY, 1e-3)),
+    stage_b=SAID + RELATED + 1500,
+    anew=tuple((SAID + step, 1e-3) for step in (0, MANY, RELATED)),
     check_every=700,
     twins=0.25,
     muon=5.0,
@@ -181,8 +182,8 @@ RECIPES["qwen3vl-l"] = Recipe(
 )
 RECIPES["qwen3vl-s-all"] = replace(
     RECIPES["qwen3vl-l"],
-    stage_b=SAID + RELATED + 300,
-    anew=tuple((SAID + step, 1e-3) for step in (0, MANY, LATE)),
+    stage_b=SAID + RELATED + 2800,
+    anew=tuple((SAID + step, 1e-3) for step in (0, MANY, LATE, RELATED + 300)),
     mix=in_turn((SEEN, SAID), (RELATING + ALONE, 0)),
 )
 """One entry a preset of `corelens.demo.build`."""
