@@ -130,3 +130,6 @@ PAGED = (
     Slice(0.30, 16, (224, 288), (2, 6), captions=0.3, world="doc", joins=RELATED),
     Slice(0.30, 6, (256, 320), (4, 6), captions=0.1, world="doc", pages=(2, 4), joins=RELATED),
 )
+# qwen3vl-l with more relations: they were what it answered least.
+COMPARED = RELATED + 1500
+COMPARING = (Slice(0.40, 16, (256, 352), (4, 8), world="refer-hard", forms=("relation",), joins=COMPARED),)

@@ -15,6 +15,8 @@ from corelens.demo.batches import Plan
 from corelens.demo.mixes import (
     ALONE,
     ANSWERED,
+    COMPARED,
+    COMPARING,
     LATE,
     LEARNING,
     MANY,
@@ -171,13 +173,13 @@ RECIPES = {
 RECIPES["qwen3vl-l"] = Recipe(
     start_tower="qwen3vl-m",
     stage_a=0,
-    stage_b=SAID + RELATED + 1500,
-    anew=tuple((SAID + step, 1e-3) for step in (0, MANY, RELATED)),
+    stage_b=SAID + COMPARED + 600,
+    anew=tuple((SAID + step, rate) for step, rate in ((0, 1e-3), (MANY, 1e-3), (RELATED, 1e-3), (COMPARED, 7e-4))),
     check_every=700,
     twins=0.25,
     muon=5.0,
     jitter=8,
-    mix=in_turn((SEEN, SAID), (RELATING, 0)),
+    mix=in_turn((SEEN, SAID), (RELATING + COMPARING, 0)),
     checks=_READS,
 )
 RECIPES["qwen3vl-s-all"] = replace(
