@@ -125,11 +125,6 @@ ALONE = (
     Slice(2.50, 32, (192, 224), (4, 4), world="refer-hard", forms=("relation",), joins=LATE, leaves=LATE + 300),
     Slice(0.40, 16, (256, 352), (4, 8), world="refer-hard", forms=("relation",), joins=LATE + 300),
 )
-# qwen3vl-m then goes on with more pages: behind the sharpened tower it still misread digits there.
-PAGED = (
-    Slice(0.30, 16, (224, 288), (2, 6), captions=0.3, world="doc", joins=RELATED),
-    Slice(0.30, 6, (256, 320), (4, 6), captions=0.1, world="doc", pages=(2, 4), joins=RELATED),
-)
 # qwen3vl-l with more relations: they were what it answered least.
 COMPARED = RELATED + 1500
 COMPARING = (Slice(0.40, 16, (256, 352), (4, 8), world="refer-hard", forms=("relation",), joins=COMPARED),)

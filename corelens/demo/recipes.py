@@ -20,7 +20,6 @@ from corelens.demo.mixes import (
     LATE,
     LEARNING,
     MANY,
-    PAGED,
     PAGES,
     RELATED,
     RELATING,
@@ -156,8 +155,8 @@ RECIPES = {
     # The bundled one came by it in parts, and not from start to end: its card says how.
     "qwen3vl-m": Recipe(
         stage_a=6000,
-        stage_b=SHARPENED + RELATED + 800,
-        anew=tuple((step, 1e-3) for step in (PAGES, WHICH, ANSWERED, SHARPENED, SHARPENED + MANY, SHARPENED + RELATED)),
+        stage_b=SHARPENED + RELATED,
+        anew=tuple((step, 1e-3) for step in (PAGES, WHICH, ANSWERED, SHARPENED, SHARPENED + MANY)),
         check_every=700,
         twins=0.25,
         muon=5.0,
@@ -165,7 +164,7 @@ RECIPES = {
         jitter=8,
         rests=SHARPENED,
         seeing=SEEING,
-        mix=in_turn((LEARNING, ANSWERED), (SHARPENING, SHARPENED), (RELATING + PAGED, 0)),
+        mix=in_turn((LEARNING, ANSWERED), (SHARPENING, SHARPENED), (RELATING, 0)),
         checks=_READS,
     ),
 }
