@@ -241,13 +241,15 @@ def test_export_writes_what_the_loader_accepts(tmp_path):
     checks = (Check(2, {}), Check(1, {"forms": ("relation",)}, "refer-hard"))
     recipe = Recipe(stage_a=1, stage_b=1, batch=2, last_batch=2, check_every=1, first_level=4, checks=checks)
     run = train_demo(NAME, out=tmp_path / "run", recipe=recipe)
-    card = export_demo(run, machine="a test", n=4, root=tmp_path)
+    card = export_demo(run, machine="a test", n=4, root=tmp_path, test_seed=7)
     control, related = card["controls"]
     assert related["anchor_hidden"]["n"] == 4 and "anchor_hidden" not in control
     assert control["n"] == 4 and 0 <= control["blank"] <= 1 and control["follows"] + control["stays"] <= 1
     assert checkpoint(NAME, tmp_path) == tmp_path / NAME
     assert json.loads(json.dumps(card)) == read_card(NAME, tmp_path) and card["training"]["steps"] == 2
-    assert "4 |" in (tmp_path / NAME / "README.md").read_text()
+    page = (tmp_path / NAME / "README.md").read_text()
+    assert "4 |" in page and "seed=7" in page
+    assert {row["seed"] for row in card["held_out"] if row["split"] == "test"} == {7}
 
 
 def test_a_card_tells_the_forms_of_question_apart():

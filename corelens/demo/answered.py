@@ -1,7 +1,7 @@
 """A sheet of a bundled model's answers, wrong ones first, to be looked at.
 
-`python -m corelens.demo.answered qwen3vl-s docs/images` draws one of every world on its card, at its last (hardest)
-options there.
+`python -m corelens.demo.answered qwen3vl-s docs/images` draws one of every world on its card: of its test scenes, at
+the last (hardest) options there.
 """
 
 import sys
@@ -19,8 +19,6 @@ from corelens.demo import checkpoint, read_card
 from corelens.demo.heldout import answers
 from corelens.demo.recipes import tuples
 from corelens.inputs import Sample
-
-_SEED = 0  # the card's test scenes
 
 
 def answer_sheet(samples: Sequence[Sample], said: Sequence[str], shown: int = 12, **sheet: int) -> Image.Image:
@@ -42,8 +40,9 @@ def save_answers(name: str, folder: str | Path, n: int = 200) -> list[Path]:
     place, files = checkpoint(name), []
     model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype="float32", local_files_only=True).eval()
     processor = AutoProcessor.from_pretrained(place, local_files_only=True)
-    for world, options in {row["world"]: row.get("options", {}) for row in read_card(name)["held_out"]}.items():
-        samples = synthetic(world, n, seed=_SEED, **tuples(options))
+    rows = [row for row in read_card(name)["held_out"] if row["split"] == "test"]
+    for world, row in {row["world"]: row for row in rows}.items():
+        samples = synthetic(world, n, seed=row["seed"], **tuples(row.get("options", {})))
         said = answers(model, processor, samples)
         size = {"columns": 4, "height": 220}
         if world == "doc":

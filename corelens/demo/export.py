@@ -15,12 +15,11 @@ from corelens.data import synthetic
 from corelens.demo import CHECKPOINTS, sha256
 from corelens.demo.build import build_model, build_processor
 from corelens.demo.heldout import answers, wilson
-from corelens.demo.recipes import RECIPES, Check, as_dict, from_dict
+from corelens.demo.recipes import RECIPES, Check, as_dict, from_dict, tuples
 from corelens.demo.shards import WHOLE, split_tower
 from corelens.demo.train import validation_scenes
 from corelens.inputs import Sample
 
-TEST_SEED = 0
 _CHUNK = 100
 _TEXTS = {".json", ".jinja"}
 _GREY = (128, 128, 128)
@@ -28,7 +27,12 @@ _LOSS = 0.005  # of validation accuracy, at most, when weights are stored in bfl
 
 
 def export_demo(
-    run: str | Path, machine: str, n: int = 1000, root: Path = CHECKPOINTS, notes: tuple[str, ...] = ()
+    run: str | Path,
+    machine: str,
+    n: int = 1000,
+    root: Path = CHECKPOINTS,
+    notes: tuple[str, ...] = (),
+    test_seed: int = 0,
 ) -> dict[str, Any]:
     """Write the best checkpoint of a run of `train_demo` into `root`/<name>, and return its card.
 
@@ -44,6 +48,7 @@ def export_demo(
         n: test scenes of each check, at most (the recipe may ask for fewer).
         root: where the checkpoints lie.
         notes: what else a reader must know of this run, for the card.
+        test_seed: of the test scenes. Take one that nothing was measured on: who looks twice has chosen by them.
     """
     run = Path(run)
     with safe_open(run / "best.safetensors", "pt") as file:
@@ -67,10 +72,10 @@ def export_demo(
     for check, samples, share in zip([c for c in recipe.judged if c.n], validation, shares, strict=True):
         where = {"world": check.world} | ({"options": check.options} if check.options else {})
         held_out.append(where | {"split": "validation", "n": len(samples), "accuracy": share})
-        samples = synthetic(check.world, min(n, check.test), seed=TEST_SEED, **check.options)
+        samples = synthetic(check.world, min(n, check.test), seed=test_seed, **check.options)
         right = _right(model, processor, samples)
-        held_out.append(where | {"split": "test", "seed": TEST_SEED} | _measured(right) | _by_form(samples, right))
-        controls.append(where | _controls(model, processor, check, min(n, check.blind)))
+        held_out.append(where | {"split": "test", "seed": test_seed} | _measured(right) | _by_form(samples, right))
+        controls.append(where | _controls(model, processor, check, min(n, check.blind), test_seed))
         if hidden := [_hide_anchor(sample) for sample in samples if sample.meta.get("anchor") is not None]:
             controls[-1]["anchor_hidden"] = _measured(_right(model, processor, hidden))
 
@@ -122,6 +127,7 @@ def model_card(card: dict[str, Any]) -> str:
     """The card as a page."""
     training, recipe = card["training"], card["training"]["recipe"]
     rows, blind, hidden = [], [], ""
+    seed = next(row["seed"] for row in card["held_out"] if row["split"] == "test")
     for row in card["held_out"]:
         rows.append(f"| {row['world']} | {_options(row)} | {_found(row, row['split'])} |")
         for form, part in row.get("forms", {}).items():
@@ -169,6 +175,7 @@ symbol or value, and nothing else, turned into another, its answers must follow.
 {chr(10).join(blind)}
 {hidden}
 - Chosen by {card["chosen_by"]}; no attention head was looked at before.
+- Test scenes: `corelens.synthetic(world, scenes, seed={seed}, **options)`.
 - Training{f" after that of `{start}`" if start else ""}: {training["steps"]} steps, {training["hours"]} hours on
   {training["machine"]}, seed {training["seed"]};
   scenes without end from the training split, so none was seen twice. Log: `train_log.jsonl`.
@@ -185,13 +192,13 @@ def _found(row: dict[str, Any], split: str) -> str:
 
 def _options(row: dict[str, Any]) -> str:
     """A check's options, as the user would give them."""
-    return ", ".join(f"{key}={value}" for key, value in row.get("options", {}).items())
+    return ", ".join(f"{key}={value}" for key, value in tuples(row.get("options", {})).items())
 
 
-def _controls(model: Any, processor: Any, check: Check, n: int) -> dict[str, Any]:
+def _controls(model: Any, processor: Any, check: Check, n: int, seed: int) -> dict[str, Any]:
     """The shares of answers that are right with blank pictures, and, where the asked digit is counted on by 3, that
     follow it, or stay what they were."""
-    samples, turned = (synthetic(check.world, n, seed=TEST_SEED, turn=turn, **check.options) for turn in (0, 3))
+    samples, turned = (synthetic(check.world, n, seed=seed, turn=turn, **check.options) for turn in (0, 3))
     blanks = [
         replace(s, images=[_blank(x) for x in s.images], video=[_blank(x) for x in s.video] if s.video else None)
         for s in samples

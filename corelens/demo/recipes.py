@@ -20,6 +20,7 @@ from corelens.demo.mixes import (
     LATE,
     LEARNING,
     MANY,
+    PAGED,
     PAGES,
     RELATED,
     RELATING,
@@ -28,6 +29,8 @@ from corelens.demo.mixes import (
     SEEN,
     SHARPENED,
     SHARPENING,
+    WEIGHED,
+    WEIGHING,
     WHICH,
     Slice,
     in_turn,
@@ -113,12 +116,13 @@ _TILED = Recipe(
     dense=0.25,
     checks=(Check(200, {"sides": (256, 256)}),),
 )
+# A hundred scenes tell near the end too little: 99 of them were right where 943 of 1,000 test scenes were.
 _READS = (
     Check(100, {}),
     Check(100, {"jitter": 8}),
-    Check(100, {}, "refer-hard"),
-    Check(100, {}, "video"),
-    Check(100, {}, "doc"),
+    Check(400, {}, "refer-hard"),
+    Check(400, {}, "video"),
+    Check(400, {}, "doc"),
     Check(40, {"sides": (960, 1024), "objects": 24, "jitter": 8}, test=200, blind=50),
 )
 
@@ -155,8 +159,9 @@ RECIPES = {
     # The bundled one came by it in parts, and not from start to end: its card says how.
     "qwen3vl-m": Recipe(
         stage_a=6000,
-        stage_b=SHARPENED + RELATED,
-        anew=tuple((step, 1e-3) for step in (PAGES, WHICH, ANSWERED, SHARPENED, SHARPENED + MANY)),
+        stage_b=SHARPENED + WEIGHED + 2500,
+        anew=tuple((step, 1e-3) for step in (PAGES, WHICH, ANSWERED, SHARPENED))
+        + tuple((SHARPENED + step, 1e-3) for step in (MANY, RELATED, PAGED, WEIGHED)),
         check_every=700,
         twins=0.25,
         muon=5.0,
@@ -164,7 +169,7 @@ RECIPES = {
         jitter=8,
         rests=SHARPENED,
         seeing=SEEING,
-        mix=in_turn((LEARNING, ANSWERED), (SHARPENING, SHARPENED), (RELATING, 0)),
+        mix=in_turn((LEARNING, ANSWERED), (SHARPENING, SHARPENED), (RELATING + WEIGHING, 0)),
         checks=_READS,
     ),
 }
