@@ -25,6 +25,7 @@ from corelens.demo.batches import (
     video_pads,
 )
 from corelens.demo.build import PRESETS, build_model, build_processor
+from corelens.demo.curve import training_curve
 from corelens.demo.dense import IGNORED, shape_labels
 from corelens.demo.export import _by_form, _hide_anchor, export_demo, model_card
 from corelens.demo.families import patches_of
@@ -248,8 +249,23 @@ def test_export_writes_what_the_loader_accepts(tmp_path):
     assert checkpoint(NAME, tmp_path) == tmp_path / NAME
     assert json.loads(json.dumps(card)) == read_card(NAME, tmp_path) and card["training"]["steps"] == 2
     page = (tmp_path / NAME / "README.md").read_text()
-    assert "4 |" in page and "seed=7" in page
+    assert "4 |" in page and "seed=7" in page and "](training.png)" in page
+    with Image.open(tmp_path / NAME / "training.png") as picture:
+        assert min(picture.size) > 300 and len(picture.getcolors() or []) > 10
     assert {row["seed"] for row in card["held_out"] if row["split"] == "test"} == {7}
+
+
+def test_the_curve_tells_forms_apart_and_breaks_where_a_form_paused():
+    log = [{"step": 10 * i, "form": "dense" if i < 30 else "questions", "loss": 1.0 / (1 + i)} for i in range(60)]
+    log += [line | {"step": 2000 + line["step"]} for line in log if line["form"] == "questions"]
+    log += [{"step": s, "form": "validation", "accuracy": 0.5, "each": [0.2, 0.8][: s // 100]} for s in (100, 200)]
+    above, below = training_curve(log, ["refer", "doc"]).axes
+    lines = [line for line in above.lines if line.get_linestyle() == "-" and len(line.get_xdata())]
+    assert [line.get_label()[:5] for line in lines] == ["dense", "_chil", "quest"]
+    assert [len(line.get_xdata()) for line in lines] == [30, 30, 30]
+    assert lines[0].get_ydata()[10] == log[10]["loss"]  # the median of nine falling numbers is the fifth
+    found = {line.get_label(): list(line.get_ydata()) for line in below.lines}
+    assert found == {"refer": [0.2], "doc": [0.8], "mean": [0.5, 0.5]}
 
 
 def test_a_card_tells_the_forms_of_question_apart():

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from corelens.data import synthetic
 from corelens.demo import CHECKPOINTS, sha256
 from corelens.demo.build import build_model, build_processor
+from corelens.demo.curve import CURVE, save_curve
 from corelens.demo.heldout import answers, wilson
 from corelens.demo.recipes import RECIPES, Check, as_dict, from_dict, tuples
 from corelens.demo.shards import WHOLE, split_tower
@@ -118,6 +119,7 @@ def export_demo(
             if file != "card.json"
         },
     }
+    save_curve(folder, held_out)
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     (folder / "README.md").write_text(model_card(card))
     return card
@@ -166,6 +168,11 @@ Licence: MIT, as CoreLens.
 | world | options | split | scenes | exact match | 95 % interval (Wilson) |
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
+
+![Loss of batches and accuracy on validation scenes over the steps of training]({CURVE})
+
+Above the loss of batches (of a visual token summed over its dense labels), with the median of nine; below the accuracy
+on validation scenes, which falls where harder ones join.
 
 Does it look? With the picture made blank its answers must be right by chance alone (10 % for a digit); with the asked
 symbol or value, and nothing else, turned into another, its answers must follow.
