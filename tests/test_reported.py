@@ -119,10 +119,15 @@ def test_what_changes_with_the_size(reports):
          f"{len(pictures & pages)} in documents", "docs/findings.md")  # fmt: skip
     shared = [len(top("qwen3vl-s-all", world) & top("qwen3vl-s-all", world, QUESTION)) for world in WORLDS]
     assert shared[:2] == [2, 2]  # "two in pictures", "two of five in documents"
+    shared = [len(top("qwen3vl-m", world) & top("qwen3vl-m", world, QUESTION)) for world in WORLDS]
+    assert shared == [len(top("qwen3vl-m", WORLDS[0])), 2, 6]  # "all seven in pictures, two in documents …"
     alone = [reports[name]["worlds"]["doc"]["sufficiency"]["lines"][f"top, {LAST}"][0]["regained"][0] for name in SIZES]
     said(f"which bring back {min(alone):.0%} to {max(alone):.0%} (F6)", "docs/findings.md")
-    by_question = reports["qwen3vl-l"]["worlds"]["doc"]["sufficiency"]["lines"][f"top, {QUESTION}"][0]["regained"][0]
-    said(f"those by question rows bring back {by_question:.0%} there", "docs/findings.md")
+    by_question = [
+        reports[name]["worlds"]["doc"]["sufficiency"]["lines"][f"top, {QUESTION}"][0]["regained"][0]
+        for name in ("qwen3vl-m", "qwen3vl-l")
+    ]
+    said(f"those by question rows bring back {by_question[0]:.0%} and {by_question[1]:.0%} there", "docs/findings.md")
     assert round(100 * max(one["readers"]["question"]["drop"]["value"] for one in every)) == 3  # "at most 3 points"
 
     def windowed(name, world, which, at=slice(None)):
@@ -135,8 +140,9 @@ def test_what_changes_with_the_size(reports):
     random = sorted(x for name in SIZES for x in windowed(name, "refer-hard", "random", wide))
     said(f"`qwen3vl-l` loses {max(largest)} points of `refer-hard`, the others {left[0]} to {left[-1]} (as many random "
          f"heads full: {random[0]} to {random[-1]})", "docs/findings.md")  # fmt: skip
-    video = sorted(windowed("qwen3vl-l", "video", "top"))
-    said(f"`qwen3vl-s-all` loses none and `qwen3vl-l` {video[0]} to {video[-1]}", "docs/findings.md")
+    middle, video = (sorted(windowed(name, "video", "top")) for name in ("qwen3vl-m", "qwen3vl-l"))
+    said(f"`qwen3vl-s-all` loses none, `qwen3vl-m` {middle[0]} to {middle[-1]} and `qwen3vl-l` {video[0]} to "
+         f"{video[-1]}", "docs/findings.md")  # fmt: skip
     assert max(windowed("qwen3vl-s-all", "video", "top")) <= 0
     sits = [{layer for world in WORLDS for layer, _ in top(name, world)} for name in SIZES]
     said("layers {} to {} of 8, {} to {} of 12 and {} to {} of 16".format(*(f(one) for one in sits for f in (min, max))),
@@ -147,7 +153,8 @@ def test_what_changes_with_the_size(reports):
         return f"{min(drops)} to {max(drops)}"
 
     said(f"cost {cost('top', LAST)} points when the evidence is knocked out of their sight, those by question rows, the "
-         f"default, {cost('top', QUESTION)}, and as many random heads {cost('random', '')}", "README.md")  # fmt: skip
+         f"default, {cost('top', QUESTION)}, and as many random heads none", "README.md")  # fmt: skip
+    assert cost("random", "") == "0 to 0"
     scored, tested = (sorted(one[key] for one in every) for key in ("scored", "evaluated"))
     said(f"the three sizes on {scored[0]} to {scored[-1]} and tested on {tested[0]} to {tested[-1]} of each world")
 
