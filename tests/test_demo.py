@@ -259,13 +259,14 @@ def test_the_curve_tells_forms_apart_and_breaks_where_a_form_paused():
     log = [{"step": 10 * i, "form": "dense" if i < 30 else "questions", "loss": 1.0 / (1 + i)} for i in range(60)]
     log += [line | {"step": 2000 + line["step"]} for line in log if line["form"] == "questions"]
     log += [{"step": s, "form": "validation", "accuracy": 0.5, "each": [0.2, 0.8][: s // 100]} for s in (100, 200)]
+    log += [{"step": 300, "form": "validation", "accuracy": 0.7}]  # of one world alone
     above, below = training_curve(log, ["refer", "doc"]).axes
     lines = [line for line in above.lines if line.get_linestyle() == "-" and len(line.get_xdata())]
     assert [line.get_label()[:5] for line in lines] == ["dense", "_chil", "quest"]
     assert [len(line.get_xdata()) for line in lines] == [30, 30, 30]
     assert lines[0].get_ydata()[10] == log[10]["loss"]  # the median of nine falling numbers is the fifth
     found = {line.get_label(): list(line.get_ydata()) for line in below.lines}
-    assert found == {"refer": [0.2], "doc": [0.8], "mean": [0.5, 0.5]}
+    assert found == {"refer": [0.2], "doc": [0.8], "mean": [0.5, 0.5, 0.7]}
 
 
 def test_a_card_tells_the_forms_of_question_apart():

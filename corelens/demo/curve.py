@@ -54,7 +54,7 @@ def training_curve(log: Sequence[Mapping[str, Any]], checks: Sequence[str] = ())
         above.set(yscale="log", ylabel="loss (nats)")
         judged = [line for line in log if line["form"] == "validation"]
         for i, name in enumerate(checks if len(checks) > 1 else ()):
-            same = [line for line in judged if len(line["each"]) == len(checks)]
+            same = [line for line in judged if len(line.get("each", ())) == len(checks)]
             look = {"color": style.CYCLE[i % len(style.CYCLE)], "marker": style.MARKERS[i % len(style.MARKERS)]}
             values = [line["each"][i] for line in same]
             below.plot([line["step"] for line in same], values, linewidth=0.9, markersize=4, label=name, **look)
