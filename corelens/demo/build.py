@@ -104,7 +104,8 @@ def build_processor(name: str) -> ProcessorMixin:
         images, videos = GotOcr2ImageProcessor(**_VIEW), InternVLVideoProcessor(**_VIEW)
         return InternVLProcessor(images, tokenizer, videos, image_seq_length=16, chat_template=template)
     # A video's limits are of all its frames together: `LONG` of the world `video` must pass.
-    video = Qwen3VLVideoProcessor(**_IMAGE, size={"shortest_edge": 64 * 64, "longest_edge": 4096 * 4096})
+    size = {"shortest_edge": 64 * 64, "longest_edge": 4096 * 4096}
+    video = Qwen3VLVideoProcessor(**_IMAGE, size=size, cap_pixels_per_frame=True)  # transformers' coming default
     return Qwen3VLProcessor(
         # A picture whose sides are multiples of 32 px passes unresized from 64 × 64 to 2048 × 2048.
         image_processor=Qwen2VLImageProcessor(**_IMAGE, size={"shortest_edge": 64 * 64, "longest_edge": 2048 * 2048}),

@@ -70,8 +70,9 @@ def _verdicts(comparison: "Comparison", claims: Mapping[str, Any]) -> Markup:
             )
         )
     return Markup(
-        '<div class="scroll"><table class="zoo"><caption>Findings and models; a model\'s name leads to its report.'
-        '</caption><thead><tr><th scope="col">finding</th>{}</tr></thead><tbody>{}</tbody></table></div>'
+        '<div class="scroll bleed"><table class="zoo">'
+        "<caption>Findings and models; a model's name leads to its report.</caption>"
+        '<thead><tr><th scope="col">finding</th>{}</tr></thead><tbody>{}</tbody></table></div>'
     ).format(head, Markup("").join(rows))
 
 
