@@ -15,7 +15,7 @@ from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_scene
 from corelens.data.synthetic.video import LONG
 from corelens.demo import CHECKPOINTS, checkpoint, list_demos, load_demo, read_card
-from corelens.demo.answered import answer_sheet
+from corelens.demo.answered import answer_sheet, save_answers
 from corelens.demo.batches import (
     Plan,
     draw_batch,
@@ -71,10 +71,12 @@ def test_any_text_round_trips_and_offsets_cover_it(processor, text):
     assert covered == set(range(len(text)))
 
 
-def test_bundled_tokenizer_is_the_one_that_the_code_builds(processor):
-    bundled = AutoProcessor.from_pretrained(checkpoint(NAME), local_files_only=True).tokenizer
-    assert bundled.get_vocab() == processor.tokenizer.get_vocab()
-    assert bundled.chat_template == processor.chat_template
+def test_bundled_processor_is_the_one_that_the_code_builds(processor):
+    bundled = AutoProcessor.from_pretrained(checkpoint(NAME), local_files_only=True)
+    assert bundled.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert bundled.tokenizer.chat_template == processor.chat_template
+    for part in ("image_processor", "video_processor"):
+        assert getattr(bundled, part).to_dict() == getattr(processor, part).to_dict()
 
 
 def test_words_of_the_worlds_and_digits_are_single_tokens(processor):
@@ -238,7 +240,11 @@ def test_training_resumes_to_the_same_weights(tmp_path, muon):
         train_demo(NAME, out=parts, recipe=recipe)
 
 
-def test_export_writes_what_the_loader_accepts(tmp_path):
+def test_export_writes_what_the_loader_accepts(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "corelens.demo.export.synthetic", lambda *of, **o: drawn.append(o["seed"]) or synthetic(*of, **o)
+    )
     checks = (Check(2, {}), Check(1, {"forms": ("relation",)}, "refer-hard"))
     recipe = Recipe(stage_a=1, stage_b=1, batch=2, last_batch=2, check_every=1, first_level=4, checks=checks)
     run = train_demo(NAME, out=tmp_path / "run", recipe=recipe)
@@ -253,6 +259,7 @@ def test_export_writes_what_the_loader_accepts(tmp_path):
     with Image.open(tmp_path / NAME / "training.png") as picture:
         assert min(picture.size) > 300 and len(picture.getcolors() or []) > 10
     assert {row["seed"] for row in card["held_out"] if row["split"] == "test"} == {7}
+    assert set(drawn) == {7} and len(drawn) == 2 * (1 + 2)  # a check's scenes, and its controls' as they are and turned
 
 
 def test_the_curve_tells_forms_apart_and_breaks_where_a_form_paused():
@@ -367,6 +374,18 @@ def test_the_answer_sheet_shows_wrong_answers_first_and_at_most_half(monkeypatch
     answer_sheet(samples, list("777771"), shown=4)
     answer_sheet(samples, list("123456"), shown=4)
     assert shown == [["5: 7, said: 1", "0: 7, right", "1: 7, right", "2: 7, right"], ["0: 7, said: 1", "1: 7, said: 2"]]
+
+
+def test_the_answer_sheet_is_of_the_card_s_test_scenes(tmp_path, monkeypatch):
+    rows = [{"world": "refer", "split": "validation"}, {"world": "refer", "split": "test", "seed": 7}]
+    monkeypatch.setattr("corelens.demo.answered.read_card", lambda name: {"held_out": rows})
+    shown = []
+    monkeypatch.setattr(
+        "corelens.demo.answered.contact_sheet", lambda x, **o: shown.extend(x) or Image.new("RGB", (8, 8))
+    )
+    (file,) = save_answers(NAME, tmp_path, n=2)
+    assert file.name == f"answers-{NAME}-refer.png" and file.exists()
+    assert {s.question for s in shown} == {s.question for s in synthetic("refer", 2, seed=7)}
 
 
 def test_load_demo_wraps_the_model():
