@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 
 import corelens as cl
-from corelens.evaluate import bootstrap_mean
+from corelens.evaluation.evaluate import bootstrap_mean
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure

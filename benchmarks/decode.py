@@ -37,8 +37,8 @@ import transformers
 from transformers import DynamicCache, Qwen2ForCausalLM, Qwen3ForCausalLM, StaticCache
 
 import corelens as cl
-from corelens.inputs import Inputs
-from corelens.rows import Call
+from corelens.hooks.rows import Call
+from corelens.inputs.prepare import Inputs
 from corelens.sparse.prompt import Prompt
 
 RESULTS = Path(__file__).parent / "results"

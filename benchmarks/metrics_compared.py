@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import corelens as cl
-from corelens.evaluate import batches, bootstrap_mean, evaluate
+from corelens.evaluation.evaluate import batches, bootstrap_mean, evaluate
 
 RESULTS = Path(__file__).parent / "results" / "metrics_compared.json"
 RAM = [

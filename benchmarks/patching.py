@@ -33,7 +33,7 @@ from corelens.interventions import activation_patch, counterfactual, knockout, l
 from corelens.interventions.patch import first_row, write
 from corelens.interventions.replay import LEAST_PREFIX
 from corelens.interventions.sites import patches
-from corelens.regions import Box
+from corelens.tokens.regions import Box
 
 
 def make(layers: int, width: int, heads: int) -> cl.HookedMLLM:

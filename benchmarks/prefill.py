@@ -32,9 +32,9 @@ from torch import nn
 from transformers import AttentionInterface
 
 import corelens as cl
-from corelens.hooks import AttentionPoints
-from corelens.rows import Call
-from corelens.sparse.account import left_pairs
+from corelens.evaluation.sparse_account import left_pairs
+from corelens.hooks.points import AttentionPoints
+from corelens.hooks.rows import Call
 from corelens.sparse.prefill import engine_for
 
 SHAPES = {  # heads, KV heads, d_head of the decoders that decode.py makes

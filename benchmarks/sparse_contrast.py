@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 import corelens as cl
-from corelens.contrast import SparseContrast, budget_contrast, sparse_contrast
+from corelens.evaluation.contrast import SparseContrast, budget_contrast, sparse_contrast
 
 ROOT = Path(__file__).parents[1]
 RANKINGS = {"RAM (question rows)": "ram", "RAM (last row)": "ram[rows=last]"}

@@ -7,12 +7,11 @@ heads), causal tests of them, and what they save. See the README for a first hou
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from corelens.bind import bind
-from corelens.cache import ActivationCache
 from corelens.errors import CorelensError
-from corelens.evaluate import Evaluation, ablation_sweep, evaluate, paired
-from corelens.heads import Head, HeadScores, HeadSet
-from corelens.inputs import Inputs, Sample
+from corelens.evaluation.evaluate import Evaluation, ablation_sweep, evaluate, paired
+from corelens.findings import study  # not later: the module of that name would take its place
+from corelens.heads.scores import Head, HeadScores, HeadSet
+from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions import (
     PatchResult,
     ablate,
@@ -35,19 +34,20 @@ from corelens.layouts import Layout, register_layout
 from corelens.metrics import metric
 from corelens.metrics.record import record, record_ram
 from corelens.metrics.score import score_heads
-from corelens.model import HookedMLLM
-from corelens.regions import Box, Mask, Tube
+from corelens.model.bound import bind
+from corelens.model.cache import ActivationCache
+from corelens.model.hooked import HookedMLLM
 from corelens.sparse import BlockSparse, KVBudget, Pruned, SparseInference, Streaming
-from corelens.study import study  # not later: the module of that name would take its place
-from corelens.tokens import TokenMap
+from corelens.tokens.regions import Box, Mask, Tube
+from corelens.tokens.token_map import TokenMap
 
 if TYPE_CHECKING:
-    from corelens.contrast import budget_contrast, sparse_contrast
     from corelens.data import load_data, load_samples, save_samples, synthetic  # type: ignore[no-redef]
     from corelens.demo import list_demos, load_demo
-    from corelens.profile import HeadProfile, head_profile
-    from corelens.sparse.report import SpeedReport
-    from corelens.tuning import tune_sparse
+    from corelens.evaluation.contrast import budget_contrast, sparse_contrast
+    from corelens.evaluation.head_profile import HeadProfile, head_profile
+    from corelens.evaluation.speed_report import SpeedReport
+    from corelens.evaluation.tuning import tune_sparse
     from corelens.viz import (
         ablation_curves,
         head_grid,
@@ -68,8 +68,8 @@ _LATER = {
     "synthetic": "corelens.data",
     "list_demos": "corelens.demo",
     "load_demo": "corelens.demo",
-    "HeadProfile": "corelens.profile",
-    "head_profile": "corelens.profile",
+    "HeadProfile": "corelens.evaluation.head_profile",
+    "head_profile": "corelens.evaluation.head_profile",
     "ablation_curves": "corelens.viz",
     "head_grid": "corelens.viz",
     "logit_lens": "corelens.viz",
@@ -77,10 +77,10 @@ _LATER = {
     "patch_heatmap": "corelens.viz",
     "sorted_scores": "corelens.viz",
     "token_view": "corelens.viz",
-    "budget_contrast": "corelens.contrast",
-    "sparse_contrast": "corelens.contrast",
-    "SpeedReport": "corelens.sparse.report",
-    "tune_sparse": "corelens.tuning",
+    "budget_contrast": "corelens.evaluation.contrast",
+    "sparse_contrast": "corelens.evaluation.contrast",
+    "SpeedReport": "corelens.evaluation.speed_report",
+    "tune_sparse": "corelens.evaluation.tuning",
 }
 
 __all__ = [

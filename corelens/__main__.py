@@ -1,5 +1,5 @@
 """`python -m corelens` is the command `corelens`."""
 
-from corelens.cli import main
+from corelens.cli.app import main
 
 main()

@@ -6,9 +6,9 @@ from torch import nn
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as eager_with_softcap
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as eager_with_sinks
 
-from corelens.attention import attention
-from corelens.hooks import AttentionPoints
-from corelens.running import Running, Step, running
+from corelens.hooks.attention_function import attention
+from corelens.hooks.points import AttentionPoints
+from corelens.hooks.running import Running, Step, running
 
 BATCH, HEADS, KV, POS, D = 2, 4, 2, 7, 8
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from corelens.errors import CorelensError
-from corelens.inputs import Inputs, Sample, prepare
+from corelens.inputs.prepare import Inputs, Sample, prepare
 from corelens.layouts import layout_for
-from corelens.regions import Box
+from corelens.tokens.regions import Box
 from families import FAMILIES, tiny
 
 NAMES = ("visual", "question", "last", "answer", "region", "text", "all")

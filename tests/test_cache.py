@@ -5,10 +5,10 @@ import torch
 from transformer_lens import ActivationCache as LensCache
 from transformer_lens import patching
 
-from corelens.bind import bind
-from corelens.cache import ActivationCache
 from corelens.errors import CorelensError
-from corelens.inputs import Inputs, Sample
+from corelens.inputs.prepare import Inputs, Sample
+from corelens.model.bound import bind
+from corelens.model.cache import ActivationCache
 from families import FAMILIES
 from test_families_hooks import SAMPLES, alone, batch_of, hooked, picture, reference
 

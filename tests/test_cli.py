@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import corelens as cl
-from corelens import cli
+from corelens.cli import app as cli
 from corelens.interventions.result import PatchResult
 
 HEADS = cl.HeadSet(["L1H5", "L1H4"])

@@ -35,7 +35,7 @@ from corelens.demo.recipes import RECIPES, Check, Recipe, Slice, as_dict, from_d
 from corelens.demo.shards import stored_weights
 from corelens.demo.train import train_demo
 from corelens.errors import CorelensError
-from corelens.inputs import Sample, prepare
+from corelens.inputs.prepare import Sample, prepare
 from corelens.layouts import layout_for
 
 NAME = "qwen3vl-s"

@@ -18,7 +18,7 @@ from corelens.demo.qk_clip import QKClip
 from corelens.demo.recipes import RECIPES
 from corelens.demo.train import _dense_loss, _optimizer, _text_loss, train_demo
 from corelens.errors import CorelensError
-from corelens.inputs import prepare
+from corelens.inputs.prepare import prepare
 from corelens.layouts import layout_for
 from elsewhere import DEVICE, Elsewhere, elsewhere
 

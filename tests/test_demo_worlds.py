@@ -24,7 +24,7 @@ from corelens.demo.fast import fast_training
 from corelens.demo.optimizer import Optimizer
 from corelens.demo.recipes import LEVELS, RECIPES, Check, Recipe, Slice, learning_rate, plan_step
 from corelens.demo.train import train_demo
-from corelens.inputs import Sample, prepare
+from corelens.inputs.prepare import Sample, prepare
 from corelens.layouts import layout_for
 
 NAME = "qwen3vl-m"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import corelens as cl
-from corelens.evaluate import Answer, Evaluation, batches, bootstrap_mean, conditions
+from corelens.evaluation.evaluate import Answer, Evaluation, batches, bootstrap_mean, conditions
 from families import tiny
 from test_model import sample
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from corelens.inputs import Sample, prepare
+from corelens.inputs.prepare import Sample, prepare
 from corelens.layouts import layout_for
 from families import FAMILIES, tiny
 

@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from corelens.inputs import Inputs, Sample
-from corelens.model import HookedMLLM
+from corelens.inputs.prepare import Inputs, Sample
+from corelens.model.hooked import HookedMLLM
 from families import FAMILIES, rounding, tiny
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)

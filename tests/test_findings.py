@@ -9,15 +9,15 @@ import pytest
 
 import corelens as cl
 import published
-from corelens.evaluate import batches
-from corelens.heads import HeadScores
-from corelens.study import f1_sparsity, f2_stability, f4_localise, late, setting
-from corelens.study.f6_sufficiency import regained
-from corelens.study.f7_acceleration import met
-from corelens.study.finding import judge
-from corelens.study.late import Knockouts
-from corelens.study.options import CONTROLLED, RANKINGS, selections
-from corelens.study.scenes import FRAMES
+from corelens.evaluation.evaluate import batches
+from corelens.findings import f1_sparsity, f2_stability, f4_localise, late, setting
+from corelens.findings.f6_sufficiency import regained
+from corelens.findings.f7_acceleration import met
+from corelens.findings.finding import judge
+from corelens.findings.late import Knockouts
+from corelens.findings.options import CONTROLLED, RANKINGS, selections
+from corelens.findings.scenes import FRAMES
+from corelens.heads.scores import HeadScores
 from families import FAMILIES, tiny
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from corelens.errors import CorelensError
-from corelens.heads import Head, HeadScores, HeadSet
+from corelens.heads.scores import Head, HeadScores, HeadSet
 
 
 def scores_of(n=24, layers=4, heads=6, seed=0, **meta):

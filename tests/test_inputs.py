@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from corelens.errors import CorelensError
-from corelens.inputs import Inputs, Sample, check_has_media, from_tensors, prepare
+from corelens.inputs.prepare import Inputs, Sample, check_has_media, from_tensors, prepare
 from corelens.layouts import layout_for
-from corelens.regions import Box, Mask, Tube
-from corelens.tokens import TokenMap
+from corelens.tokens.regions import Box, Mask, Tube
+from corelens.tokens.token_map import TokenMap
 from families import FAMILIES, tiny
 
 QUESTION = "What digit is on the red circle?"

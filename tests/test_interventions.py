@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from corelens.errors import CorelensError
-from corelens.inputs import Inputs, Sample
+from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions import ablate, edge_bias, knockout, mean_z
-from corelens.model import HookedMLLM
-from corelens.regions import Box
+from corelens.model.hooked import HookedMLLM
+from corelens.tokens.regions import Box
 from families import rounding, tiny
 
 # m-RoPE + QK-norm + DeepStack; plain Llama with newline tokens; sliding layers, two-way images, norms after attention;

@@ -8,8 +8,8 @@ from accelerate import disk_offload
 from torch import nn
 
 from corelens.errors import CorelensError
-from corelens.model import HookedMLLM
-from corelens.weights import head_results
+from corelens.model.hooked import HookedMLLM
+from corelens.model.weights import head_results
 from families import tiny
 from test_families_hooks import SAMPLES, alone, batch_of, hooked, reference
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from corelens.errors import CorelensError
-from corelens.inputs import Sample, prepare
+from corelens.inputs.prepare import Sample, prepare
 from corelens.layouts import Layout, layout_for, register_layout
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 from families import FAMILIES, tiny
 
 PIXELS = {  # pixels along a token in the picture the tower sees

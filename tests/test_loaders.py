@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import corelens as cl
 import published
-from corelens.cli import app
+from corelens.cli.app import app
 from corelens.data import files, video
 from corelens.data.check import check
 from corelens.data.mlvu import mlvu
@@ -24,7 +24,7 @@ from corelens.data.mmlongbench_doc import mmlongbench_doc
 from corelens.data.public import SETS, recognise
 from corelens.data.refcocog import refcocog
 from corelens.data.vidstg import vidstg
-from corelens.pictures import Later, read_picture
+from corelens.inputs.pictures import Later, read_picture
 from families import tiny
 
 MMLONGBENCH = ("infoseek", "vh_single", "retrieval-text", "retrieval-image", "counting-image", "cars196", "gov", "mmlongdoc", "slidevqa")  # fmt: skip

@@ -9,10 +9,10 @@ from scipy import ndimage
 
 from corelens import metrics
 from corelens.errors import CorelensError
-from corelens.heads import HeadScores
+from corelens.heads.scores import HeadScores
 from corelens.metrics import SPECS, check_finite, head_scores, metric
 from corelens.metrics.localization import elbow, spatial_entropy
-from corelens.tokens import Picture, TokenMap
+from corelens.tokens.token_map import Picture, TokenMap
 
 
 def row_map(pad=3, grid=4, region=((5, 6, 9),), weights=None, question_first=False):

@@ -8,9 +8,9 @@ from PIL import Image
 from torch import nn
 
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.model import HookedMLLM
-from corelens.regions import Box
+from corelens.inputs.prepare import Sample
+from corelens.model.hooked import HookedMLLM
+from corelens.tokens.regions import Box
 from families import tiny
 
 

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from corelens.errors import CorelensError
-from corelens.model import HookedMLLM
+from corelens.model.hooked import HookedMLLM
 from family_parts import randomise
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from corelens.errors import CorelensError
-from corelens.inputs import Inputs, Sample
+from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions import (
     PatchResult,
     ablate,
@@ -25,8 +25,8 @@ from corelens.interventions import (
     patch,
 )  # fmt: skip
 from corelens.interventions.replay import Replay
-from corelens.model import HookedMLLM
-from corelens.regions import Box, Mask, Tube
+from corelens.model.hooked import HookedMLLM
+from corelens.tokens.regions import Box, Mask, Tube
 from families import tiny
 
 FAMILIES = ["qwen3_vl", "llava_next", "gemma3", "paligemma", "qwen3_vl_moe"]

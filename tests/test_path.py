@@ -15,11 +15,11 @@ from PIL import Image
 from torch import nn
 
 from corelens.errors import CorelensError
-from corelens.head_set import HeadSet
-from corelens.inputs import Inputs, Sample
+from corelens.heads.head_set import HeadSet
+from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions import ablate, activation_patch, logit_diff, patch, path_hooks, path_patch
-from corelens.model import HookedMLLM
-from corelens.regions import Box
+from corelens.model.hooked import HookedMLLM
+from corelens.tokens.regions import Box
 from families import tiny
 
 FAMILIES = ["qwen3_vl", "llava_next", "gemma3"]

@@ -22,8 +22,8 @@ from corelens import (
     Streaming,
     knockout,
 )
-from corelens.inputs import Inputs
-from corelens.rows import Call, rows_z
+from corelens.hooks.rows import Call, rows_z
+from corelens.inputs.prepare import Inputs
 from corelens.sparse import ragged
 from corelens.sparse.cache import RaggedCache, sliding_windows
 from corelens.sparse.prompt import Prompt

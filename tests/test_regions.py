@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from corelens.errors import CorelensError
-from corelens.regions import Box, Mask, Tube
+from corelens.tokens.regions import Box, Mask, Tube
 
 
 def painted(width: int, height: int, box: tuple[int, int, int, int]) -> np.ndarray:

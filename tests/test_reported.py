@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import corelens as cl
-from corelens.study.compare import APART, CONTINUED, FORMAT, SEED, compare
-from corelens.study.options import selection_name
+from corelens.findings.compare import APART, CONTINUED, FORMAT, SEED, compare
+from corelens.findings.options import selection_name
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs/study"

@@ -9,8 +9,8 @@ import pytest
 from corelens.data import synthetic, worlds
 from corelens.data.synthetic.sheet import OUTLINE, contact_sheet
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.regions import Box, Mask
+from corelens.inputs.prepare import Sample
+from corelens.tokens.regions import Box, Mask
 
 
 def test_contact_sheets_outline_every_region():

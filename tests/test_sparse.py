@@ -26,8 +26,8 @@ from corelens import (
     mean_z,
     record_ram,
 )
-from corelens.inputs import Inputs
-from corelens.rows import Call, rows_z
+from corelens.hooks.rows import Call, rows_z
+from corelens.inputs.prepare import Inputs
 from corelens.sparse.flex import flex
 from corelens.sparse.prefill import engine_for
 from corelens.sparse.prompt import Prompt

@@ -11,16 +11,16 @@ from typer.testing import CliRunner
 
 import corelens as cl
 from corelens import testbed
-from corelens.answers import CI, Difference, Interval
-from corelens.cli import app
-from corelens.contrast import budget_contrast, sparse_contrast
-from corelens.evaluate import batches
-from corelens.rows import Call
+from corelens.cli.app import app
+from corelens.evaluation.answers import CI, Difference, Interval
+from corelens.evaluation.contrast import budget_contrast, sparse_contrast
+from corelens.evaluation.evaluate import batches
+from corelens.evaluation.sparse_account import left_pairs, remarks
+from corelens.evaluation.speed_report import PHASES, Side, SpeedReport
+from corelens.evaluation.timing import kv_bytes, time_in_turns
+from corelens.evaluation.tuning import tune_sparse
+from corelens.hooks.rows import Call
 from corelens.sparse import KVBudget, Pruned, SparseInference, Streaming
-from corelens.sparse.account import left_pairs, remarks
-from corelens.sparse.report import PHASES, Side, SpeedReport
-from corelens.timing import kv_bytes, time_in_turns
-from corelens.tuning import tune_sparse
 from families import tiny
 from test_model import sample
 

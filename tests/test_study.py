@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 import corelens as cl
 import published
-from corelens.cli import app
-from corelens.cli_study import default_worlds
-from corelens.study import files, setting
-from corelens.study.options import CONTROLLED, RANKINGS
-from corelens.study.zoo import zoo
+from corelens.cli.app import app
+from corelens.cli.study import default_worlds
+from corelens.findings import files, setting
+from corelens.findings.options import CONTROLLED, RANKINGS
+from corelens.findings.zoo import zoo
 from families import tiny
 
 OPTIONS = {
@@ -232,7 +232,7 @@ def test_the_zoo_gives_each_model_a_folder_and_long_prompts_fewer_samples(tmp_pa
             return SimpleNamespace(token_maps=[SimpleNamespace(all=range(int(one.question))) for one in samples])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["corelens.study"], "study", study)
+        patch.setattr(sys.modules["corelens.findings"], "study", study)
         lengths = {"short": "100", "longer": "512", "long": "4000"}
         worlds = {name: [cl.Sample(images=["a.png"], question=said)] * 240 for name, said in lengths.items()}
         list(zoo(["a", "folder/b"], lambda name: Model(), lambda name: worlds, tmp_path, " --n 9", seed=3))

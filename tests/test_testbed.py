@@ -9,8 +9,8 @@ import torch
 
 from corelens import testbed
 from corelens.errors import CorelensError
-from corelens.evaluate import evaluate
-from corelens.head_set import HeadSet
+from corelens.evaluation.evaluate import evaluate
+from corelens.heads.head_set import HeadSet
 from corelens.interventions import (
     ablate,
     activation_patch,
@@ -22,8 +22,8 @@ from corelens.interventions import (
     path_patch,
 )  # fmt: skip
 from corelens.metrics.score import score_heads
-from corelens.model import HookedMLLM
-from corelens.regions import Box
+from corelens.model.hooked import HookedMLLM
+from corelens.tokens.regions import Box
 
 WHERE, BACKUP, COPY = (0, 0), (1, 1), (2, 2)
 DECOYS = [(0, 1), (1, 2), (2, 1)]

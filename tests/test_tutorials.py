@@ -30,7 +30,7 @@ def test_each_finding_of_the_study_has_its_notebook_which_says_what_the_study_sa
     modules = sorted((ROOT / "corelens/study").glob("f[1-8]_*.py"))
     assert [path.stem for path in FINDINGS] == [path.stem for path in modules]
     for path in FINDINGS:
-        claim = import_module(f"corelens.study.{path.stem}").CLAIM
+        claim = import_module(f"corelens.findings.{path.stem}").CLAIM
         first = source(json.loads(path.read_text())["cells"][0])
         assert first.startswith(f"# {claim.id}. {claim.title}\n"), path.stem
         assert claim.claim in first and claim.criterion in first, path.stem

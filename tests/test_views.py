@@ -13,8 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import corelens as cl
-from corelens.answers import Answer
-from corelens.contrast import Kept, SparseContrast
+from corelens.evaluation.answers import Answer
+from corelens.evaluation.contrast import Kept, SparseContrast
 from corelens.interventions.result import PatchResult
 from corelens.viz.heat import attention_image
 from corelens.viz.logit_lens import evenly
@@ -215,7 +215,7 @@ NO_RESULTS = {
 
 def test_whatever_a_public_function_finds_shows_itself():
     """Every class of ours that one of them returns, alone or in a list, has a picture and a form for notebooks."""
-    from corelens.study.result import Study
+    from corelens.findings.result import Study
 
     def classes(said):
         if said in ("Study", "HookedMLLM"):
@@ -313,7 +313,7 @@ def test_one_sample_one_picture_and_one_region_need_no_list(model, samples):
 
 
 def test_show_answers_and_writes_where_heads_look(samples, tmp_path):
-    from corelens.cli import app
+    from corelens.cli.app import app
 
     sample = samples[0]
     sample.images[0].save(tmp_path / "mine.png")
@@ -339,7 +339,7 @@ def test_show_answers_and_writes_where_heads_look(samples, tmp_path):
     [(["--box", "1,2,3"], "four numbers"), (["--heads", "L99H1"], "heads of another model"), (["--out", "a.gif"], ".html")],
 )  # fmt: skip
 def test_show_says_what_is_wrong(samples, tmp_path, options, said):
-    from corelens.cli import app
+    from corelens.cli.app import app
 
     samples[0].images[0].save(tmp_path / "mine.png")
     run = CliRunner().invoke(app, ["show", str(tmp_path / "mine.png"), "What?", *options])

@@ -5,7 +5,7 @@ import torch
 from einops import rearrange
 
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
+from corelens.inputs.prepare import Sample
 from families import FAMILIES, rounding
 from test_families_hooks import SAMPLES, alone, batch_of, hooked, picture, reference
 

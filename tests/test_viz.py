@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from corelens.errors import CorelensError
-from corelens.heads import HeadScores, HeadSet
-from corelens.regions import Box, Mask, Tube
-from corelens.tokens import Picture, TokenMap, covered_tokens
+from corelens.heads.scores import HeadScores, HeadSet
+from corelens.tokens.regions import Box, Mask, Tube
+from corelens.tokens.token_map import Picture, TokenMap, covered_tokens
 from corelens.viz import (
     ablation_curves,
     attention_image,

@@ -10,8 +10,8 @@ from corelens.data.files import BROKEN, pictures, unreadable
 from corelens.data.folder import load_samples
 from corelens.data.public import SETS, recognise
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.pictures import Later
+from corelens.inputs.pictures import Later
+from corelens.inputs.prepare import Sample
 
 
 @dataclass

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.pictures import Later, read_picture
+from corelens.inputs.pictures import Later, read_picture
+from corelens.inputs.prepare import Sample
 
 T = TypeVar("T")
 LAYOUT = "lay your copy out as docs/data.md says; `corelens data check` tells what is there"

@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.pictures import read_picture
-from corelens.regions import Box, Mask, Region, Tube
+from corelens.inputs.pictures import read_picture
+from corelens.inputs.prepare import Sample
+from corelens.tokens.regions import Box, Mask, Region, Tube
 
 FILE = "samples.jsonl"
 FIELDS = ("id", "images", "video", "question", "answer", "choices", "regions", "meta")

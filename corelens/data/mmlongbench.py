@@ -36,8 +36,8 @@ from PIL import Image
 
 from corelens.data.files import fields, has, keep_readable, natural, read_json, read_lines, take, there
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.regions import Box
+from corelens.inputs.prepare import Sample
+from corelens.tokens.regions import Box
 
 TASKS = {
     "infoseek": "vrag/infoseek_K{k}_dep3.jsonl",

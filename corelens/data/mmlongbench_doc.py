@@ -25,9 +25,9 @@ from PIL import Image
 
 from corelens.data.files import choose_pages, fields, has, keep_readable, package, read_json, take, there
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.pictures import Later
-from corelens.regions import Box
+from corelens.inputs.pictures import Later
+from corelens.inputs.prepare import Sample
+from corelens.tokens.regions import Box
 
 QUESTIONS = ("samples.json", "data/samples.json")
 DOCUMENTS = ("documents", "data/documents")

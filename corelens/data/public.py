@@ -11,7 +11,7 @@ from corelens.data.files import take
 from corelens.data.folder import FILE, load_samples
 from corelens.data.synthetic import synthetic, worlds
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
+from corelens.inputs.prepare import Sample
 
 SETS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module

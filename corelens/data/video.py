@@ -12,7 +12,7 @@ from PIL import Image
 
 from corelens.data.files import package
 from corelens.errors import CorelensError
-from corelens.pictures import Later
+from corelens.inputs.pictures import Later
 
 ROUNDED = 1e-3  # seconds by which times of frames and of annotations may differ
 

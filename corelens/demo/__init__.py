@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from corelens.errors import CorelensError
 
 if TYPE_CHECKING:
-    from corelens.model import HookedMLLM
+    from corelens.model.hooked import HookedMLLM
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 DEFAULT = "qwen3vl-s"  # the model of `corelens demo`
@@ -35,7 +35,7 @@ def load_demo(
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from corelens.model import HookedMLLM
+    from corelens.model.hooked import HookedMLLM
 
     folder = checkpoint(name)
     place = {"": device} if device_map is None else device_map

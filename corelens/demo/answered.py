@@ -18,7 +18,7 @@ from corelens.data.synthetic.sheet import contact_sheet
 from corelens.demo import checkpoint, read_card
 from corelens.demo.heldout import answers
 from corelens.demo.recipes import tuples
-from corelens.inputs import Sample
+from corelens.inputs.prepare import Sample
 
 
 def answer_sheet(samples: Sequence[Sample], said: Sequence[str], shown: int = 12, **sheet: int) -> Image.Image:

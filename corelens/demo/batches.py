@@ -24,7 +24,7 @@ from corelens.data.synthetic.video import paint as paint_video
 from corelens.demo.build import PRESETS, build_config, build_processor
 from corelens.demo.dense import IGNORED, clip_labels, figure_labels, page_labels, shape_labels, sheet
 from corelens.layouts import layout_for
-from corelens.tokens import Cells
+from corelens.tokens.token_map import Cells
 
 CAPTION = "List every object."
 GRID = 16  # pixels: where the centres of a video's shapes lie, as those of `refer` do

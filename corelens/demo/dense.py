@@ -14,7 +14,7 @@ from corelens.data.synthetic.drawing import DIGITS, LETTERS, Figure, font
 from corelens.data.synthetic.refer import COLOURS, KINDS, Shape
 from corelens.data.synthetic.refer_hard import SIZES, size_of
 from corelens.data.synthetic.video import Scene as Clip
-from corelens.tokens import Cells
+from corelens.tokens.token_map import Cells
 
 LABELS = {"colour": len(COLOURS), "kind": len(KINDS), "digit": 10, "key": len(KEYS), "tens": 10, "ones": 10}
 _PLACES = 8  # columns and rows that a picture is divided into

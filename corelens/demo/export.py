@@ -19,7 +19,7 @@ from corelens.demo.heldout import answers, wilson
 from corelens.demo.recipes import RECIPES, Check, as_dict, from_dict, tuples
 from corelens.demo.shards import WHOLE, split_tower
 from corelens.demo.train import validation_scenes
-from corelens.inputs import Sample
+from corelens.inputs.prepare import Sample
 
 _CHUNK = 100
 _TEXTS = {".json", ".jinja"}

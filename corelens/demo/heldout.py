@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from corelens.inputs import Sample, prepare
+from corelens.inputs.prepare import Sample, prepare
 from corelens.layouts import layout_for
 
 _PIXELS = 5_000_000  # in one batch

@@ -41,7 +41,7 @@ from corelens.demo.recipes import LEVELS, RECIPES, Recipe, as_dict, learning_rat
 from corelens.demo.shards import stored_weights
 from corelens.demo.state import load_state, read_progress, save_state
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
+from corelens.inputs.prepare import Sample
 
 
 def train_demo(

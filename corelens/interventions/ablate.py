@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.head_set import HeadSet
-from corelens.hooks import Hook
-from corelens.inputs import Inputs, Sample
-from corelens.positions import Where, member, resolve
+from corelens.heads.head_set import HeadSet
+from corelens.hooks.points import Hook
+from corelens.inputs.prepare import Inputs, Sample
+from corelens.tokens.positions import Where, member, resolve
 
 KINDS = ("zero", "mean", "resample", "uniform")
 ROLES = ("visual", "question", "other")  # the roles a token can have; "other": template, options, answer

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.hooks import Hook
-from corelens.inputs import Inputs
+from corelens.hooks.points import Hook
+from corelens.inputs.prepare import Inputs
 from corelens.interventions.metrics import Bound
 from corelens.interventions.patch import Direction, prepare_runs, result_of
 from corelens.interventions.result import PatchResult

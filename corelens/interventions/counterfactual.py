@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
+from corelens.inputs.pictures import read_picture, read_video
+from corelens.inputs.prepare import Sample
 from corelens.interventions.pairs import check_pair
-from corelens.pictures import read_picture, read_video
-from corelens.regions import Box, Mask, Region, Tube
+from corelens.tokens.regions import Box, Mask, Region, Tube
 
 KINDS = ("swap", "replace", "blur", "noise", "mask", "text")
 Area = tuple[int, int, int, int]  # x0, y0, x1, y1 in whole pixels

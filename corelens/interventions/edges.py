@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from corelens.attention import Edges
-from corelens.head_set import HeadSet
-from corelens.hooks import Hook
+from corelens.heads.head_set import HeadSet
+from corelens.hooks.attention_function import Edges
+from corelens.hooks.points import Hook
 from corelens.interventions.ablate import Heads
-from corelens.positions import Where
+from corelens.tokens.positions import Where
 
 QUESTION_ON = "question+last+answer"  # what reads evidence for the answer, generated rows included
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corelens.edges import Edges
 from corelens.errors import CorelensError
-from corelens.head_set import Head, HeadSet
-from corelens.hooks import Hook
+from corelens.heads.head_set import Head, HeadSet
+from corelens.hooks.edges import Edges
+from corelens.hooks.points import Hook
 from corelens.interventions.sites import axis_of
-from corelens.positions import member, resolve
+from corelens.tokens.positions import member, resolve
 
 # the points of a layer in the order of computation
 ORDER = (

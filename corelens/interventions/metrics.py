@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.inputs import Inputs, Sample
+from corelens.inputs.prepare import Inputs, Sample
 
 Answers = str | int | Sequence[str | int] | None  # one for all samples, or one a sample; an int is a token id
 

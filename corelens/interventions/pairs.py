@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from corelens.errors import CorelensError
-from corelens.inputs import Inputs, Sample
+from corelens.inputs.prepare import Inputs, Sample
 
 
 def as_inputs(model: Any, given: Any) -> Inputs:

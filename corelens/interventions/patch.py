@@ -17,14 +17,14 @@ from rich.progress import Progress
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.hooks import Hook
-from corelens.inputs import Inputs
+from corelens.hooks.points import Hook
+from corelens.inputs.prepare import Inputs
 from corelens.interventions.metrics import Bound, bound
 from corelens.interventions.pairs import as_inputs, check_pair
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
 from corelens.interventions.sites import Patch, axis_of, patches
-from corelens.positions import Where, member, resolve
+from corelens.tokens.positions import Where, member, resolve
 
 Direction = str  # "denoising" or "noising"
 BATCH_TOKENS = {"cpu": 1024}  # rows × patches in one forward, at most: more of them only fill a processor's caches

@@ -18,13 +18,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.hooks import Hook
+from corelens.hooks.points import Hook
 from corelens.interventions.ends import Receiver, Sender, parse_receivers, parse_senders, rank, reaches
 from corelens.interventions.patch import Direction, prepare_runs, result_of, share
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
 from corelens.interventions.sites import PLACES, places, table
-from corelens.positions import Where, member, resolve
+from corelens.tokens.positions import Where, member, resolve
 
 Group = tuple[Sequence[Sender], Bool[Tensor, "sample pos"] | None]  # senders that act jointly, and at which positions
 

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from corelens.hooks import Hook
-from corelens.inputs import Inputs
+from corelens.hf import CACHE_ARGUMENTS, cache_argument
+from corelens.hooks.points import Hook
+from corelens.inputs.prepare import Inputs
 
 CALL = ("inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks")  # each has its own way to be cut
 LEAST_PREFIX = 1 / 8  # of the rows: below that, an explicit mask costs more than is saved
@@ -160,7 +161,9 @@ class Replay:
                 del kwargs[name]
             elif name not in CALL and isinstance(value, Tensor) and value.shape[:2] == (n, self.length):
                 kwargs[name] = _repeat(value, start)
-        kwargs["past_key_values"] = self._prefix(start) if start.row else None
+        for name in CACHE_ARGUMENTS:
+            kwargs.pop(name, None)
+        kwargs[cache_argument(self.decoder)] = self._prefix(start) if start.row else None
         kwargs["use_cache"] = False
         mask = kwargs.get("attention_mask")
         make = self._mask

@@ -10,9 +10,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.inputs import Inputs
+from corelens.inputs.prepare import Inputs
 from corelens.interventions.ablate import ROLES
-from corelens.positions import Where, member, resolve
+from corelens.tokens.positions import Where, member, resolve
 
 # site → its point in a layer, and what its extra axis counts
 SITES: dict[str, tuple[str, str | None]] = {

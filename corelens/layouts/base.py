@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.tokens import Cells
+from corelens.tokens.token_map import Cells
 
 
 class Layout:

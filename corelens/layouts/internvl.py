@@ -3,7 +3,7 @@
 from typing import Any
 
 from corelens.layouts.base import Layout, edge, grid, image_option, in_frames, patches, shrunk_to
-from corelens.tokens import Cells
+from corelens.tokens.token_map import Cells
 
 
 class InternVL(Layout):

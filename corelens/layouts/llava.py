@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.layouts.base import Layout, cross, edge, grid, image_option, patches, shrunk_to
-from corelens.tokens import Cells
+from corelens.tokens.token_map import Cells
 
 
 class Llava(Layout):

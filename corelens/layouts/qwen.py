@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from corelens.layouts.base import Layout, grid, patches
-from corelens.tokens import Cells
+from corelens.tokens.token_map import Cells
 
 
 class Qwen2VL(Layout):

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.metrics.ram import ram
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 
 
 def calibrated_ram(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from corelens.errors import CorelensError
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 
 
 def copied_regions(steps: Sequence[str], texts: Sequence[str | None], token_map: TokenMap) -> list[list[int]]:

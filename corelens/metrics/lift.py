@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.metrics.mass import of_masses, over_rows
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 
 
 @of_masses

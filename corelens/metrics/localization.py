@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 
 CHOSEN = 10  # heads of lowest entropy that a sample votes for
 

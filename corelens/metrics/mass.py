@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 
 REDUCTIONS = ("max", "mean")
 

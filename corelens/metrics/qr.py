@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.metrics.mass import over_rows
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 
 
 def qr(

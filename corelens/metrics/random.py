@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 
 
 def random(

@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.heads import HeadScores
-from corelens.hooks import Hook
+from corelens.heads.scores import HeadScores
+from corelens.hooks.points import Hook
 from corelens.metrics.mass import set_weights
 from corelens.metrics.registry import Metric, check_finite, head_scores, metric
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 
 AnyMetric = str | Metric | Callable[..., Any]
 

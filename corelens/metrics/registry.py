@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.heads import HeadScores
+from corelens.heads.scores import HeadScores
 from corelens.metrics.calibrated_ram import calibrated_ram
 from corelens.metrics.gaze import gaze
 from corelens.metrics.lift import lift
@@ -29,7 +29,7 @@ from corelens.metrics.retrieval import retrieval
 from corelens.metrics.value_mass import value_mass
 from corelens.metrics.visual_head import share_of_all, visual_head
 from corelens.metrics.visual_mass import visual_mass
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 
 Score = Tensor | tuple[Tensor, Tensor]  # [head], or (numerator, denominator) for a ratio of means
 

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.pictures import Later
+from corelens.inputs.pictures import Later
+from corelens.inputs.prepare import Sample
 
 FORMAT = "corelens.run/1"
 

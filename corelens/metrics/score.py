@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from corelens.errors import CorelensError
-from corelens.heads import HeadScores
-from corelens.hooks import Hook
-from corelens.inputs import Sample
+from corelens.heads.scores import HeadScores
+from corelens.hooks.points import Hook
+from corelens.inputs.prepare import Sample
 from corelens.metrics.record import AnyMetric, LookedAt, NullRows, Record, describe
 from corelens.metrics.registry import Metric, check_finite, head_scores, metric
 from corelens.metrics.runs import RunFolder, pictures, pixels, sample_hash, weight_hash

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.metrics.copying import copied_regions
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 
 
 def visual_head(

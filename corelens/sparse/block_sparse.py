@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from corelens.errors import CorelensError
-from corelens.rows import Call
+from corelens.hooks.rows import Call
 from corelens.sparse.patterns import at_least
 from corelens.sparse.prompt import Prompt
 from corelens.sparse.sight import MaskMod

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from corelens.errors import CorelensError
-from corelens.heads import HeadScores
+from corelens.heads.scores import HeadScores
 from corelens.sparse.patterns import at_least
 
 ALLOCATIONS = ("scores", "random", "adakv", "pyramidkv")

@@ -21,7 +21,7 @@ from transformers.cache_utils import (
 )
 
 from corelens.errors import CorelensError
-from corelens.rows import Call
+from corelens.hooks.rows import Call
 from corelens.sparse.budget import KVBudget
 from corelens.sparse.patterns import Streaming
 from corelens.sparse.prompt import Prompt

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from corelens.rows import Call
+from corelens.hooks.rows import Call
 from corelens.sparse.sight import MaskMod, Sight
 from corelens.sparse.split import causal_spans, split
 

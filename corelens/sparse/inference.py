@@ -38,9 +38,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.head_set import HeadSet
-from corelens.hooks import AttentionPoints
-from corelens.rows import Call
+from corelens.heads.head_set import HeadSet
+from corelens.hooks.points import AttentionPoints
+from corelens.hooks.rows import Call
 from corelens.sparse.block_sparse import BlockSparse
 from corelens.sparse.budget import KVBudget
 from corelens.sparse.patterns import Pruned, Streaming

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.rows import Call
+from corelens.hooks.rows import Call
 from corelens.sparse.prompt import Prompt
 from corelens.sparse.sight import MaskMod
 

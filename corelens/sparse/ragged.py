@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.rows import Call
+from corelens.hooks.rows import Call
 
 SLACK = 64  # tokens that a growing head gets room for at a time: each copy of the storage serves as many tokens
 

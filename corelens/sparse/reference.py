@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.rows import Call, rows_z
+from corelens.hooks.rows import Call, rows_z
 from corelens.sparse.sight import Sight
 
 

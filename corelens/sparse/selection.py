@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.rows import Call, row_scores, softmax
+from corelens.hooks.rows import Call, row_scores, softmax
 from corelens.sparse.prompt import Prompt
 
 POOL = 5  # neighbouring keys that share their attention, as in SnapKV

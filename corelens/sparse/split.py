@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from corelens.rows import Call
+from corelens.hooks.rows import Call
 from corelens.sparse.patterns import Streaming
 from corelens.sparse.reference import reference
 from corelens.sparse.sight import Sight

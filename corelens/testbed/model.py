@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from corelens.errors import CorelensError
-from corelens.model import HookedMLLM
+from corelens.model.hooked import HookedMLLM
 from corelens.testbed.pictures import CELL, CELLS, FRAMES, SIDE, cell
 
 FLAGS = [

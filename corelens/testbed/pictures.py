@@ -7,8 +7,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.regions import Box
+from corelens.inputs.prepare import Sample
+from corelens.tokens.regions import Box
 
 SIDE, CELL = 4, 16  # cells a side, pixels a cell; a cell is one visual token
 CELLS = SIDE * SIDE

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from corelens.errors import CorelensError
-from corelens.heads import HeadScores
+from corelens.heads.scores import HeadScores
 from corelens.viz import style
 
 LOOK = {  # the controls look the same in every report

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from corelens.errors import CorelensError
-from corelens.heads import HeadScores, HeadSet
+from corelens.heads.scores import HeadScores, HeadSet
 from corelens.viz import style
 from corelens.viz.view import LiveFigure, View, beside, live_script
 

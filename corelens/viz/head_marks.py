@@ -4,7 +4,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from corelens.heads import HeadSet
+from corelens.heads.scores import HeadSet
 from corelens.viz import style
 
 

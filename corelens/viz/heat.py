@@ -12,8 +12,8 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.regions import Box, Mask, Region, Tube
-from corelens.tokens import Picture, TokenMap
+from corelens.tokens.regions import Box, Mask, Region, Tube
+from corelens.tokens.token_map import Picture, TokenMap
 
 HEAT = LinearSegmentedColormap.from_list("heat", ["#5b2a8c", "#b5367a", "#ee5a52", "#fd9a4e", "#fde49b"])
 SMALLEST = 320  # pictures are enlarged to this many pixels a side, so that outlines stay thin

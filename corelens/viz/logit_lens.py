@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 from corelens.viz import page, style
 from corelens.viz.heat import Panel, cells, panels
 from corelens.viz.view import View, beside, live_script

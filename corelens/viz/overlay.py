@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.heads import HeadSet
-from corelens.regions import Region
-from corelens.tokens import TokenMap
+from corelens.heads.scores import HeadSet
+from corelens.tokens.regions import Region
+from corelens.tokens.token_map import TokenMap
 from corelens.viz import style
 from corelens.viz.heat import HEAT, Panel, attention_image, attention_map, of_panel, panels
 

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from corelens.errors import CorelensError
-from corelens.tokens import TokenMap
+from corelens.tokens.token_map import TokenMap
 from corelens.viz import style
 from corelens.viz.heat import cells, panels
 

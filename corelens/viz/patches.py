@@ -15,8 +15,8 @@ from matplotlib.patheffects import Normal, Stroke
 from PIL import Image
 from torch import Tensor
 
-from corelens.regions import Mask, Region, Tube
-from corelens.tokens import Picture, TokenMap
+from corelens.tokens.regions import Mask, Region, Tube
+from corelens.tokens.token_map import Picture, TokenMap
 from corelens.viz import style
 
 MOST_NUMBERS = 400  # more numbers in one panel could not be read

@@ -6,8 +6,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from corelens.pictures import read_picture, read_video
-from corelens.regions import Tube
+from corelens.inputs.pictures import read_picture, read_video
+from corelens.tokens.regions import Tube
 from corelens.viz import page, style
 from corelens.viz.heat import attention_image
 

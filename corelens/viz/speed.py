@@ -15,7 +15,7 @@ from corelens.viz import style
 from corelens.viz.curves import LOOK
 
 if TYPE_CHECKING:
-    from corelens.sparse.report import SpeedReport
+    from corelens.evaluation.speed_report import SpeedReport
 
 SPEED_LOOK = LOOK | {
     "by score": LOOK["top"],
@@ -28,7 +28,7 @@ Points = Sequence[tuple[float, float, float, float]]  # (x, accuracy, low, high)
 
 def speed_bars(report: "SpeedReport") -> Figure:
     """Left: each phase's speed-up with its quartiles, and what the operation count allows. Right: both accuracies."""
-    from corelens.sparse.report import PHASES
+    from corelens.evaluation.speed_report import PHASES
 
     with plt.rc_context(style.RC):
         figure, (left, right) = plt.subplots(

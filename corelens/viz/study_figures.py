@@ -8,7 +8,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from corelens.heads import HeadScores
+from corelens.heads.scores import HeadScores
 from corelens.viz import style
 
 COLOURS, MARKERS = (style.PURPLE, style.GOLD, style.BLUE, style.GREY), ("v", "P", "s", "D")

@@ -8,8 +8,8 @@ from markupsafe import Markup
 from corelens.viz import page as p
 
 if TYPE_CHECKING:
-    from corelens.study.finding import Finding
-    from corelens.study.result import Study
+    from corelens.findings.finding import Finding
+    from corelens.findings.result import Study
 
 SIGNS = {"reproduced": ("yes", "✓"), "not reproduced": ("no", "✗"), "not judged": ("open", "–")}
 METHODS = (

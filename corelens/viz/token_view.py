@@ -12,8 +12,8 @@ from markupsafe import Markup
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.heads import HeadSet
-from corelens.tokens import TokenMap
+from corelens.heads.scores import HeadSet
+from corelens.tokens.token_map import TokenMap
 from corelens.viz import style
 from corelens.viz.view import View
 

@@ -1,7 +1,7 @@
 """The reference is made of `corelens.__all__`: a page says which parts it holds, and gets every public name of them.
 
 A line `{{ public: model, demo }}` on a page of docs/reference becomes a mkdocstrings entry for each name that
-`corelens/__init__.py` takes from `corelens.model` or `corelens.demo`, or from a module below these. A line
+`corelens/__init__.py` takes from `corelens.model.hooked` or `corelens.demo`, or from a module below these. A line
 `{{ commands }}` becomes the commands of `corelens/cli*.py` with their docstrings. Nothing is imported.
 """
 

@@ -8,7 +8,7 @@ from corelens.data.synthetic.refer import refer
 from corelens.data.synthetic.refer_hard import refer_hard
 from corelens.data.synthetic.video import video
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
+from corelens.inputs.prepare import Sample
 
 WORLDS: dict[str, Callable[..., list[Sample]]] = {
     "doc": doc,

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from corelens.data.synthetic.refer import COLOURS, KINDS, Shape
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.regions import Box, Region
+from corelens.inputs.prepare import Sample
+from corelens.tokens.regions import Box, Region
 
 DIGITS = "0123456789"
 LETTERS = "ACEFHKLMPRTUXY"

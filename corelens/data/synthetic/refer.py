@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.regions import Box
+from corelens.inputs.prepare import Sample
+from corelens.tokens.regions import Box
 
 COLOURS = {
     "red": (214, 38, 38),

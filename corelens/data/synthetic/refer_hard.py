@@ -33,8 +33,8 @@ from corelens.data.synthetic.drawing import (
 )
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_size, stream
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.regions import Box
+from corelens.inputs.prepare import Sample
+from corelens.tokens.regions import Box
 
 SIZES = {"small": (20, 24), "large": (32, 38)}
 """Radii in pixels, smallest and largest: a large shape is a third larger than any small one, or more."""

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from corelens.data.synthetic import synthetic, worlds
 from corelens.data.synthetic.drawing import font
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.pictures import read_picture, read_video
-from corelens.regions import Box, Mask, Region, Tube
+from corelens.inputs.pictures import read_picture, read_video
+from corelens.inputs.prepare import Sample
+from corelens.tokens.regions import Box, Mask, Region, Tube
 
 PAPER, INK, SOFT = (255, 255, 255), (34, 38, 43), (107, 113, 119)
 OUTLINE, HALO = (224, 0, 122), (255, 255, 255)

@@ -28,8 +28,8 @@ from corelens.data.synthetic.drawing import (
 )
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_size, stream
 from corelens.errors import CorelensError
-from corelens.inputs import Sample
-from corelens.regions import Tube
+from corelens.inputs.prepare import Sample
+from corelens.tokens.regions import Tube
 
 QUESTION = "What digit is shown on the {colour} {kind}?"
 MINIMUM = {"frames": 4, "objects": 4, "side": 256, "speed": 4}

@@ -1,0 +1,1 @@
+"""Accuracy, paired differences, ablation sweeps, generation and the measurement of speed."""

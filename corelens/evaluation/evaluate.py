@@ -1,0 +1,249 @@
+"""How well a model answers, under any hooks: accuracy, log-probabilities, paired differences, ablation sweeps."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from rich.progress import Progress
+from torch import Tensor
+
+from corelens.errors import CorelensError
+from corelens.evaluation.answers import CI, Answer, Difference, Evaluation, Interval, bootstrap_mean, paired
+from corelens.evaluation.decoding import read
+from corelens.evaluation.sparse_run import compare
+from corelens.heads.head_set import HeadSet
+from corelens.heads.scores import HeadScores
+from corelens.hooks.points import Hook, hook_list
+from corelens.inputs.prepare import Inputs, Sample
+from corelens.interventions.ablate import ablate, mean_z
+from corelens.interventions.edges import knockout
+
+__all__ = [
+    "CI",
+    "Answer",
+    "Difference",
+    "Evaluation",
+    "Interval",
+    "Point",
+    "Sweep",
+    "ablation_sweep",
+    "batches",
+    "bootstrap_mean",
+    "conditions",
+    "evaluate",
+    "hooks_of",
+    "measure",
+    "paired",
+]
+
+
+def batches(model: Any, samples: Sequence[Sample] | Sample, batch_size: int = 32) -> list[Inputs]:
+    """The samples with their gold answers as batches, the pictures encoded once: what `evaluate` runs on.
+
+    Hand the result to several `evaluate` calls and the vision tower runs once instead of once a call.
+    """
+    samples = [samples] if isinstance(samples, Sample) else samples
+    without = [sample.id for sample in samples if sample.answer is None]
+    if without or not samples:
+        raise CorelensError(
+            f"samples without an answer: {without[:5]}" if samples else "no samples",
+            "samples with gold answers",
+            "give Sample(answer=…)",
+        )
+    made = []
+    with torch.no_grad():
+        for start in range(0, len(samples), batch_size):
+            made.append(model.encode(model.prepare(samples[start : start + batch_size], answer=True)))
+    return made
+
+
+def evaluate(
+    model: Any,
+    samples: Sequence[Sample] | Sequence[Inputs] | Sample | Inputs,
+    hooks: Sequence[Hook] | Hook = (),
+    batch_size: int = 32,
+    sparse: Any = None,
+    rounds: int = 5,
+) -> Evaluation:
+    """Greedy exact match and the gold answer's log-probability, under hooks and under sparse inference.
+
+    One forward a batch, with the gold answer appended: greedy decoding writes the gold answer if and only if every
+    one of its tokens is the argmax after the gold tokens before it, and the end-of-sequence token after the last.
+    Under sparse inference answers are decoded step by step instead (`corelens.evaluation.decoding` says why).
+
+    Args:
+        model: a HookedMLLM.
+        samples: questions with gold answers, or what `batches` made of them.
+        hooks: to run under; all of them, at every forward.
+        sparse: a SparseInference; the result has a `speed` then, a SpeedReport against the dense run.
+        rounds: how often dense and sparse are timed, in turns, on each of four samples; 0: answers only, no report.
+    """
+    some = [samples] if isinstance(samples, Sample | Inputs) else samples
+    given = [one for one in some if isinstance(one, Inputs)]
+    prepared = given or batches(model, [one for one in some if isinstance(one, Sample)], batch_size)
+    if sparse is not None:
+        return compare(model, prepared, sparse, hook_list(hooks), rounds)
+    answers: list[Answer] = []
+    with torch.no_grad():
+        for inputs in prepared:
+            logits = model.run_with_hooks(inputs, fwd_hooks=hook_list(hooks), logits_to_keep=answer_rows(inputs))
+            answers += read_batch(model, inputs, logits)
+    return Evaluation(answers)
+
+
+def answer_rows(inputs: Inputs) -> int:
+    """How many of the last rows predict an answer, in a batch with gold answers."""
+    return inputs.length - min(int(token_map.last) for token_map in inputs.token_maps)
+
+
+def read_batch(model: Any, inputs: Inputs, logits: Float[Tensor, "batch row d_vocab"]) -> list[Answer]:
+    """What the last `answer_rows(inputs)` rows' logits say of every sample's answer."""
+    first, answers = inputs.length - answer_rows(inputs), []
+    for i, (sample, token_map) in enumerate(zip(inputs.samples, inputs.token_maps, strict=True)):
+        gold = token_map.answer
+        rows = logits[i, torch.cat([gold - 1, gold[-1:]]) - first]
+        answers.append(read(model, sample, inputs.tensors["input_ids"][i, gold].cpu(), rows))
+    return answers
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Point:
+    """One condition of a sweep: k heads ablated, accuracy over samples (and over draws where the heads are drawn)."""
+
+    fraction: float
+    k: int
+    accuracy: Interval
+    drop: Interval  # clean accuracy minus this one, paired by sample
+    draws: list[list[list[int]]] = field(repr=False, default_factory=list)
+
+
+@dataclass
+class Sweep:
+    """Accuracy against the share of heads ablated, for the top heads and their controls."""
+
+    kind: str
+    clean: Interval
+    curves: dict[str, list[Point]]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def plot(self, **options: Any) -> Any:
+        """The curves as a matplotlib figure."""
+        from corelens.viz.curves import ablation_curves
+
+        return ablation_curves(
+            {name: [(p.fraction, *p.accuracy) for p in points] for name, points in self.curves.items()},
+            baseline=self.clean.value,
+            **options,
+        )
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.view import image_html
+
+        return image_html(self.plot(), f"accuracy as more heads are ablated ({self.kind})")
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers and the heads of every draw."""
+        return {
+            "kind": self.kind,
+            "clean": self.clean._asdict(),
+            "curves": {
+                name: [
+                    {
+                        "fraction": p.fraction,
+                        "k": p.k,
+                        "accuracy": p.accuracy._asdict(),
+                        "drop": p.drop._asdict(),
+                        "heads": p.draws,
+                    }
+                    for p in points
+                ]
+                for name, points in self.curves.items()
+            },
+            **self.meta,
+        }
+
+
+def conditions(
+    scores: HeadScores, fraction: float, draws: int, exclude: HeadSet | None = None, seed: int = 0
+) -> dict[str, list[HeadSet]]:
+    """The top heads and their controls: bottom k; random k outside the top; layer-matched random k, several draws."""
+    top = scores.top(fraction) if exclude is None else exclude
+    k = len(top)
+    return {
+        "top": [top],
+        "bottom": [scores.bottom(k=k)],
+        "random": [scores.random(k=k, seed=seed + i, exclude=top) for i in range(draws)],
+        "layer-matched": [scores.random(k=k, seed=seed + i, exclude=top, match="layer") for i in range(draws)],
+    }
+
+
+def hooks_of(kind: str, heads: HeadSet, reference: Any = None) -> list[Hook]:
+    """An ablation by its name: "zero", "mean", "resample", "uniform", or "knockout" (question rows → region)."""
+    if kind == "knockout":
+        return knockout(heads)
+    return ablate(heads, kind, reference=reference if kind in ("mean", "resample") else None)
+
+
+def measure(
+    model: Any, prepared: Sequence[Inputs], clean: Evaluation, sets: Iterable[HeadSet], kind: str, fraction: float,
+    reference: Any = None,
+) -> Point:  # fmt: skip
+    """Ablate each of these sets in turn; accuracy is over samples, each the mean over the sets."""
+    chosen = list(sets)
+    runs = [evaluate(model, prepared, hooks_of(kind, heads, reference)) for heads in chosen]
+    mean = np.mean([run.correct for run in runs], axis=0)
+    return Point(
+        fraction,
+        len(chosen[0]),
+        bootstrap_mean(mean),
+        bootstrap_mean(clean.correct - mean),
+        [h.to_json() for h in chosen],
+    )
+
+
+def ablation_sweep(
+    model: Any,
+    samples: Sequence[Sample],
+    scores: HeadScores,
+    fractions: Sequence[float] = (0.01, 0.02, 0.05, 0.1),
+    kind: str = "mean",
+    draws: int = 5,
+    reference: Any = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> Sweep:
+    """Ablate more and more heads: the top ones, and for each share its three controls.
+
+    Args:
+        model: a HookedMLLM.
+        samples: questions with answers; not those that the scores were taken from.
+        scores: which heads are the top ones.
+        fractions: shares of all heads.
+        kind: "zero", "mean", "resample", "uniform" or "knockout".
+        draws: how many random and layer-matched sets a share.
+        reference: for "mean" what `mean_z` returned (by default taken from these samples), for "resample" a cache.
+
+    In a small model a layer-matched draw takes the next-best retrieval heads of the same layer: its cost is no noise.
+    """
+    scores.top(k=1).check(model.cfg.n_layers, model.cfg.n_heads)
+    if kind == "mean" and reference is None:
+        reference = mean_z(model, samples)
+    prepared = batches(model, samples, batch_size)
+    clean = evaluate(model, prepared)
+    curves: dict[str, list[Point]] = {}
+    with Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task("ablating", total=len(fractions) * 4)
+        for fraction in fractions:
+            for name, sets in conditions(scores, fraction, draws, seed=seed).items():
+                point = measure(model, prepared, clean, sets, kind, fraction, reference)
+                curves.setdefault(name, []).append(point)
+                bar.advance(task)
+    about = {"samples": len(samples), "draws": draws, "metric": scores.meta.get("key")}
+    return Sweep(kind, clean.interval, curves, about)

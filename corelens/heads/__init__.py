@@ -1,0 +1,1 @@
+"""Heads, sets of heads, scores of heads, their intervals and files."""

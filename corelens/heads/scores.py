@@ -1,0 +1,360 @@
+"""Heads and their scores: a number for every head, how sure it is, and whether another score says the same.
+
+Head and HeadSet live in `corelens.heads.head_set` and are found here too.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from corelens.errors import CorelensError
+from corelens.heads import files as score_files
+from corelens.heads import stats as score_stats
+from corelens.heads.head_set import Head, HeadSet
+
+__all__ = ["Agreement", "Head", "HeadScores", "HeadSet"]
+
+
+class Agreement(NamedTuple):
+    """How far two scores agree on the same heads; see `HeadScores.agreement`."""
+
+    spearman: float
+    jaccard: float
+    rbo: float
+    k: int
+
+
+class HeadScores:
+    """A score for every head of a model: `values`, and where known the scores of every sample.
+
+    Args:
+        values: float [layer, head]. Computed when left out: the mean of `per_sample`, or Σ numerator / Σ denominator.
+        per_sample: float [sample, layer, head].
+        meta: what was scored and how (metric, rows, reduce, key, unit, model, data set, samples, …); JSON only.
+        parts: (numerator, denominator) per sample [sample, layer, head], for a metric that is a ratio of means over
+            samples (precision, lift). A sample with a zero denominator says nothing of that head: it is left out
+            there and counted in `left_out`; a head for which all are left out scores 0.
+    Raises:
+        CorelensError: shapes that do not fit, or values that are not finite.
+    """
+
+    def __init__(
+        self,
+        values: np.ndarray | None = None,
+        per_sample: np.ndarray | None = None,
+        meta: dict[str, Any] | None = None,
+        parts: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
+        self.meta: dict[str, Any] = dict(meta or {})
+        self.parts = None if parts is None else (_finite(parts[0], "numerator", 3), _finite(parts[1], "denominator", 3))
+        self.per_sample = None if per_sample is None else _finite(per_sample, "per_sample", 3)
+        if self.parts is not None:
+            numerator, denominator = self.parts
+            if numerator.shape != denominator.shape:
+                raise _shapes(f"a numerator {numerator.shape} over a denominator {denominator.shape}")
+            per_ratio = np.full(numerator.shape, np.nan, dtype=np.float32)
+            self.per_sample = np.divide(numerator, denominator, out=per_ratio, where=denominator != 0)
+        if values is None:
+            if self.per_sample is None or len(self.per_sample) == 0:
+                raise CorelensError("neither values nor per_sample nor parts", "one of them", "see HeadScores")
+            summed = [x.sum(0, dtype=np.float64) for x in (self.parts or (self.per_sample,))]
+            values = score_stats.ratio(summed[0], summed[1] if self.parts else None, len(self.per_sample))
+        self.values = _finite(values, "values", 2)
+        if self.per_sample is not None and self.per_sample.shape[1:] != self.values.shape:
+            raise _shapes(f"values {self.values.shape} with per-sample scores {self.per_sample.shape}")
+
+    # --- which heads ------------------------------------------------------------------------------------------------
+
+    def top(self, fraction: float | None = None, *, k: int | None = None, seed: int = 0) -> HeadSet:
+        """The best heads, best first: a `fraction` of all, max(1, round(fraction · L · H)), or exactly `k`.
+
+        Exact ties are broken by a draw from `seed`, so an arbitrary order of layers never decides.
+        """
+        return self._named(score_stats.ranking(self.values, seed)[: self._count(fraction, k)])
+
+    def bottom(self, fraction: float | None = None, *, k: int | None = None, seed: int = 0) -> HeadSet:
+        """The lowest heads, lowest first; the same ranking as `top` read from its other end."""
+        return self._named(score_stats.ranking(self.values, seed)[::-1][: self._count(fraction, k)])
+
+    def random(
+        self,
+        fraction: float | None = None,
+        *,
+        k: int | None = None,
+        seed: int = 0,
+        exclude: HeadSet | None = None,
+        match: str | None = None,
+    ) -> HeadSet:
+        """A control for a claim about k heads: k random heads OUTSIDE them.
+
+        Args:
+            fraction, k: how many, as for `top`; by default as many as `exclude`.
+            seed: the draw; take several.
+            exclude: the heads that the claim is about; by default `top` of the same size.
+            match: "layer" draws as many in each layer as `exclude` has there. Where a layer has too few left, the
+                rest comes from the nearest layers that have some, with a warning: a control of fewer heads would
+                look harmless. In a small model a layer-matched draw takes the next-best heads: say so where shown.
+        Raises:
+            CorelensError: fewer than k heads are left in the whole model.
+        """
+        k = len(exclude) if exclude is not None and fraction is None and k is None else self._count(fraction, k)
+        claim = self.top(k=k) if exclude is None else exclude
+        taken = claim.mask(*self.values.shape)
+        rng = np.random.default_rng(seed)
+        left = {layer: rng.permutation(np.flatnonzero(~row)).tolist() for layer, row in enumerate(taken)}
+        if sum(map(len, left.values())) < k:
+            raise CorelensError(
+                f"k={k} random heads outside {len(claim)} of {self.values.size}",
+                f"at most {self.values.size - len(claim)}",
+                "ask for fewer heads: half of a model has no control in the other half",
+            )
+        if match is None:
+            pool = [Head(layer, head) for layer, heads in left.items() for head in heads]
+            return HeadSet([pool[i] for i in rng.permutation(len(pool))[:k]])
+        if match != "layer":
+            raise CorelensError(f"match={match!r}", 'match="layer" or None', "leave it out for a plain random draw")
+        if len(claim) != k:
+            raise CorelensError(
+                f"k={k} heads matched by layer to {len(claim)}", "as many as are matched", "leave k out, or exclude"
+            )
+        return _matched(left, {layer: len(heads) for layer, heads in claim.by_layer().items()})
+
+    # --- how sure ---------------------------------------------------------------------------------------------------
+
+    def ci(
+        self, level: float = 0.95, n_boot: int = 1000, seed: int = 0
+    ) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
+        """(low, high): percentile bootstrap over samples, in the score's unit. Needs two samples or more."""
+        return score_stats.bootstrap(*self._samples("a confidence interval"), level, n_boot, seed)
+
+    def split_half(self, n_splits: int = 20, seed: int = 0) -> float:
+        """Spearman between the scores from two random halves of the samples, mean over `n_splits` seeded draws."""
+        return score_stats.split_half(*self._samples("split halves"), n_splits, seed)
+
+    @property
+    def left_out(self) -> Int[np.ndarray, "layer head"]:
+        """For each head the number of samples left out because its ratio was undefined there."""
+        if self.parts is None:
+            return np.zeros(self.values.shape, dtype=np.int64)
+        return (self.parts[1] == 0).sum(axis=0)
+
+    # --- does another score say the same ----------------------------------------------------------------------------
+
+    def agreement(
+        self, other: "HeadScores", fraction: float = 0.05, *, k: int | None = None, p: float = 0.9, seed: int = 0
+    ) -> Agreement:
+        """Agreement(spearman, jaccard, rbo, k) with the scores of another metric, data set or checkpoint.
+
+        `spearman`: rank correlation over all heads, −1 to 1. `jaccard`: |A ∩ B| / |A ∪ B| of the two top sets, 0 to 1.
+        `rbo`: extrapolated rank-biased overlap, 0 to 1; `p` says how deep it looks (about 1 / (1 − p) ranks).
+        """
+        self._same_shape(other)
+        k = self._count(None if k is not None else fraction, k)
+        ours, theirs = self.top(k=k, seed=seed), other.top(k=k, seed=seed)
+        return Agreement(
+            score_stats.spearman(self.values, other.values),
+            len(ours & theirs) / max(1, len(ours | theirs)),
+            score_stats.rank_biased_overlap(
+                score_stats.ranking(self.values, seed), score_stats.ranking(other.values, seed), p
+            ),
+            k,
+        )
+
+    def gini(self) -> float:
+        """How concentrated the score is: 0 when all heads score the same, towards 1 when one head holds everything."""
+        return score_stats.gini(self.values)
+
+    def mass_of_top(self, fraction: float = 0.05) -> float:
+        """The share of the summed score that the top `fraction` of heads holds, 0 to 1; negative scores count as 0."""
+        ordered = np.sort(np.clip(self.values, 0, None).ravel().astype(np.float64))[::-1]
+        return float(ordered[: self._count(fraction, None)].sum() / ordered.sum()) if ordered.any() else 0.0
+
+    def by_layer(self) -> Float[np.ndarray, " layer"]:
+        """The mean score of each layer's heads."""
+        return self.values.mean(axis=1)
+
+    def __sub__(self, other: "HeadScores") -> "HeadScores":
+        """This score minus another, head by head; sample by sample too when both speak of the same samples."""
+        self._same_shape(other)
+        names = self.meta.get("samples")
+        per_sample = None
+        same = names is not None and names == other.meta.get("samples") and not (self.parts or other.parts)
+        if same and self.per_sample is not None and other.per_sample is not None:
+            per_sample = self.per_sample - other.per_sample
+        label = f"{self.label} − {other.label}"
+        kept = {name: value for name, value in self.meta.items() if name not in ("rows", "reduce", "unit")}
+        meta = {**kept, "metric": label, "key": label, "of": self.meta, "minus": other.meta}
+        return HeadScores(self.values - other.values, per_sample, meta)
+
+    @staticmethod
+    def mean(scores: "Iterable[HeadScores]") -> "HeadScores":
+        """The mean over data sets, each with the same weight however many samples it has; no per-sample scores."""
+        scores = list(scores)
+        if not scores:
+            raise CorelensError("no scores", "one HeadScores or more", "give a list of scores of one model")
+        for other in scores[1:]:
+            scores[0]._same_shape(other)
+        shared = {k: v for k, v in scores[0].meta.items() if all(k in s.meta and s.meta[k] == v for s in scores)}
+        return HeadScores(
+            np.mean([s.values for s in scores], axis=0), meta={**shared, "mean_of": [s.meta for s in scores]}
+        )
+
+    def normalised(self) -> "HeadScores":
+        """The same scores divided by their sum over all heads, so that Σ = 1."""
+        total = float(self.values.sum(dtype=np.float64))
+        if total <= 0:
+            raise CorelensError(f"scores whose sum is {total}", "a positive sum", "there is nothing to normalise")
+        parts = None if self.parts is None else (self.parts[0], self.parts[1] * total)
+        per_sample = None if self.parts or self.per_sample is None else self.per_sample / total
+        return HeadScores(self.values / total, per_sample, {**self.meta, "normalised": True}, parts)
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file; its format is described in `corelens.heads.files`."""
+        tensors = {"values": self.values}
+        if self.parts is not None:
+            tensors |= {"numerator": self.parts[0], "denominator": self.parts[1]}
+        elif self.per_sample is not None:
+            tensors["per_sample"] = self.per_sample
+        score_files.write(path, tensors, self.meta)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "HeadScores":
+        """Read what `save` wrote; a truncated file, another format or another version is a CorelensError."""
+        tensors, meta = score_files.read(path)
+        parts = (tensors["numerator"], tensors["denominator"]) if {"numerator", "denominator"} <= set(tensors) else None
+        return cls(tensors["values"], None if parts else tensors.get("per_sample"), meta, parts)
+
+    @classmethod
+    def from_duo_attention(cls, path: str | os.PathLike, n_heads: int | None = None) -> "HeadScores":
+        """DuoAttention's trained gates (arXiv 2410.10819) from `full_attention_heads.tsv` or the folder it lies in.
+
+        The file has one gate a KV head. With `n_heads` (the model's query heads) each query head gets its group's
+        gate; without it the scores stay [layer, kv_head] and `meta["heads"]` says so.
+        """
+        gates = score_files.read_duo_attention(path)
+        meta = {"metric": "duo_attention", "key": "duo_attention", "source": os.fspath(path)}
+        if n_heads is None:
+            return cls(gates, meta={**meta, "heads": "kv"})
+        if n_heads % gates.shape[1]:
+            raise CorelensError(
+                f"n_heads={n_heads} for a file of {gates.shape[1]} KV heads",
+                "a multiple of it",
+                "see the model's config",
+            )
+        return cls(np.repeat(gates, n_heads // gates.shape[1], axis=1), meta=meta)
+
+    @classmethod
+    def from_sparsemm(cls, path: str | os.PathLike) -> "HeadScores":
+        """SparseMM's visual-head scores (arXiv 2506.05344), JSON {"layer-head": [one a sample]}; the mean of each list.
+
+        As published they are not normalised; `.normalised()` makes Σ = 1.
+        """
+        values, per_sample = score_files.read_layer_head_lists(path)
+        return cls(values, per_sample, {"metric": "visual_head", "key": "visual_head", "source": os.fspath(path)})
+
+    @classmethod
+    def from_retrieval_head(cls, path: str | os.PathLike) -> "HeadScores":
+        """Retrieval_Head's scores (arXiv 2404.15574), JSON {"layer-head": [one a sample]}; the mean of each list."""
+        values, per_sample = score_files.read_layer_head_lists(path)
+        return cls(values, per_sample, {"metric": "retrieval", "key": "retrieval", "source": os.fspath(path)})
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    @property
+    def label(self) -> str:
+        """What the score is called in tables and on axes."""
+        return str(self.meta.get("key") or self.meta.get("metric") or "score")
+
+    def plot(self, highlight: HeadSet | None = None, ax: Any = None) -> Any:
+        """The layer × head grid as a matplotlib figure; see `corelens.viz.head_grid`."""
+        from corelens.viz.head_grid import head_grid
+
+        return head_grid(self, highlight=highlight, ax=ax)
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.head_grid import head_grid_html
+
+        return head_grid_html(self)
+
+    def __repr__(self) -> str:
+        n = "" if self.per_sample is None else f", {len(self.per_sample)} samples"
+        best = ", ".join(f"{head} {self.values[head]:.3g}" for head in self.top(k=min(3, self.values.size)))
+        return f"HeadScores({self.label}: {self.values.shape[0]} layers × {self.values.shape[1]} heads{n}; top {best})"
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _count(self, fraction: float | None, k: int | None) -> int:
+        n = self.values.size
+        if (fraction is None) == (k is None):
+            raise CorelensError(
+                f"fraction={fraction}, k={k}", "one of the two", "say top(0.05) for a share of all heads or top(k=10)"
+            )
+        if k is not None:
+            if not 0 <= k <= n:
+                raise CorelensError(f"k={k}", f"0 to {n}, the number of heads", "ask for fewer heads")
+            return k
+        if fraction is None or not 0 < fraction <= 1:
+            raise CorelensError(
+                f"fraction={fraction}", "a share of all heads, above 0 and up to 1", "for a number: k=10"
+            )
+        return max(1, round(fraction * n))
+
+    def _named(self, flat: Int[np.ndarray, " k"]) -> HeadSet:
+        return HeadSet(zip(*np.unravel_index(flat, self.values.shape), strict=True))
+
+    def _samples(self, what: str) -> "tuple[np.ndarray, np.ndarray | None]":
+        if self.parts is not None:
+            return self.parts
+        if self.per_sample is None:
+            raise CorelensError(
+                f"scores without per-sample values, for {what}", "scores of single samples", "score the samples again"
+            )
+        return self.per_sample, None
+
+    def _same_shape(self, other: "HeadScores") -> None:
+        if self.values.shape != other.values.shape:
+            raise _shapes(f"scores of {self.values.shape} and of {other.values.shape} [layer, head]")
+
+
+def _matched(left: dict[int, list[int]], counts: dict[int, int]) -> HeadSet:
+    """As many heads of each layer's (shuffled) list as `counts` says; what is missing comes from the nearest layers."""
+    drawn = [Head(layer, left[layer].pop()) for layer, n in counts.items() for _ in range(min(n, len(left[layer])))]
+    have = {layer: sum(head.layer == layer for head in drawn) for layer in counts}
+    short = {layer: n - have[layer] for layer, n in counts.items() if n > have[layer]}
+    if short:
+        warnings.warn(
+            f"layers {', '.join(map(str, short))} have too few heads left to match; "
+            f"{sum(short.values())} of {sum(counts.values())} heads come from the nearest layers",
+            stacklevel=3,
+        )
+    for layer, n in short.items():
+        for _ in range(n):
+            nearest = min((other for other, heads in left.items() if heads), key=lambda other: abs(other - layer))
+            drawn.append(Head(nearest, left[nearest].pop()))
+    return HeadSet(drawn)
+
+
+def _finite(x: Any, name: str, ndim: int) -> np.ndarray:
+    x = np.asarray(x, dtype=np.float32)
+    if x.ndim != ndim:
+        raise _shapes(f"{name} of shape {x.shape}")
+    if not np.isfinite(x).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+        raise CorelensError(
+            f"{name}{list(where)} is {x[where]}",
+            "finite scores",
+            "look for NaN in the attention of that layer and head: half-precision overflow is the usual cause",
+        )
+    return x
+
+
+def _shapes(given: str) -> CorelensError:
+    return CorelensError(
+        given, "[layer, head] and [sample, layer, head] of one model", "compare scores of one model only"
+    )

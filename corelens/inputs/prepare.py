@@ -1,0 +1,394 @@
+"""What goes in: a Sample is one question about pictures; Inputs is the batch a model runs on."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from corelens.errors import CorelensError
+from corelens.inputs.pictures import read_picture, read_video
+from corelens.inputs.processing import NOT_FOR_THE_MODEL, Row, pad, pad_id, run_processor
+from corelens.inputs.prompts import Prompt, render
+from corelens.layouts import Cells, Layout
+from corelens.tokens.regions import Box, Region, Tube
+from corelens.tokens.token_map import Picture, TokenMap, covered_tokens
+
+MEDIA = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs", "inputs_embeds", "image_hidden_states")
+
+
+@dataclass
+class Sample:
+    """One question about one or several pictures or a video.
+
+    Args:
+        images: the pictures, in the order in which the prompt shows them: PIL images, paths, or uint8 arrays; one
+            alone needs no list.
+        question: the user's words, without template, options or instructions.
+        answer: the gold answer, as the model should write it.
+        regions: where the evidence is, in pixels of the original picture; several mean their union, one needs no list.
+        choices: options of a multiple-choice question, appended to the question as "A. …".
+        id: the sample's name; stable, since results are stored under it.
+        video: the frames of one video instead of `images`.
+        messages: a chat in the format of transformers' chat templates, instead of `images` and `question`
+            (the question is then the text of the last user message, unless `question` names a part of it).
+        meta: anything else that is worth keeping, for instance what kind of question it is; "fps" is the frame rate of
+            `video`, which some models write into the prompt (transformers' own default is 24).
+    """
+
+    images: list[Any] | Any = field(default_factory=list)
+    question: str | None = None
+    answer: str | None = None
+    regions: list[Region] | Any = field(default_factory=list)
+    choices: list[str] | None = None
+    id: str = ""
+    video: Sequence[Any] | np.ndarray | None = None
+    messages: list[dict[str, Any]] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """One picture or one region stands for a list of one."""
+        if isinstance(self.images, str | Path | Image.Image) or getattr(self.images, "ndim", 4) == 3:
+            self.images = [self.images]
+        if isinstance(self.regions, Region):
+            self.regions = [self.regions]
+
+    def plot(self) -> Any:
+        """A matplotlib figure: the pictures with the regions outlined, question and answer."""
+        from corelens.viz.sample import sample_figure
+
+        return sample_figure(self)
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.sample import sample_html
+
+        return sample_html(self)
+
+
+@dataclass(eq=False)
+class Inputs:
+    """One batch. `tensors` is what the Hugging Face model is called with: `hf(**inputs.tensors)`.
+
+    Args:
+        tensors: input_ids [batch, pos], attention_mask [batch, pos], pixel tensors as the processor gave them, …
+        token_maps: one a row; their positions are on the CPU whatever device the tensors are on.
+        samples: one a row; empty for tensors made by hand.
+        pictures: per row the pictures as PIL images, images first, then the frames of each video as a list.
+    """
+
+    tensors: dict[str, Any]
+    token_maps: list[TokenMap]
+    samples: list[Sample] = field(default_factory=list)
+    pictures: list[list[Any]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.token_maps)
+
+    @property
+    def length(self) -> int:
+        """The length of the padded rows."""
+        return self.token_maps[0].length
+
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> "Inputs":
+        """A new batch on another device; with `dtype`, its floating-point tensors in that type."""
+        moved = {name: _to(value, device, dtype) for name, value in self.tensors.items()}
+        return replace(self, tensors=moved)
+
+    def show(self, row: int = 0) -> Any:
+        """A matplotlib figure: each picture with its patch grid, the regions outlined, tokens numbered."""
+        from corelens.viz.patches import show_patches
+
+        if not self.pictures:
+            raise CorelensError(
+                "inputs made of tensors", "inputs made by prepare(sample)", "prepare a Sample to see it"
+            )
+        return show_patches(self.token_maps[row], self.pictures[row], self.samples[row].regions)
+
+    plot = show
+
+    def __repr__(self) -> str:
+        visual = ", ".join(str(len(token_map.visual)) for token_map in self.token_maps[:4])
+        more = ", …" * (len(self) > 4)
+        rows = f"{len(self)} row{'s' * (len(self) != 1)} of {self.length} tokens"
+        return f"Inputs({rows}, visual: {visual}{more}; {', '.join(self.tensors)})"
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.view import image_html
+
+        shown = image_html(self.show(), "patches and positions") if self.pictures else ""
+        return f"{shown}<p>{escape(repr(self))}</p>"
+
+
+def prepare(
+    samples: Sample | Iterable[Sample],
+    processor: Any,
+    layout: Layout,
+    config: Any,
+    *,
+    answer: bool = False,
+    padding_side: Literal["left", "right"] = "left",
+    region_weights: Literal["touch", "fraction"] = "touch",
+    images_kwargs: Mapping[str, Any] | None = None,
+) -> Inputs:
+    """Make one batch of one or several samples.
+
+    Args:
+        processor: the model's own processor.
+        layout: the family's layout; `layout_for(config)`.
+        config: the Hugging Face model's config.
+        answer: append each sample's gold answer after the generation prompt (no end-of-turn token after it).
+        padding_side: where shorter rows are padded.
+        region_weights: "touch": each token of a region counts 1; "fraction": the covered part of its cell.
+        images_kwargs: options for the image processor, for instance {"do_pan_and_scan": True}.
+
+    Errors: no processor; pictures that cannot be read; regions outside their picture or covering no token; pictures
+    that the processor refuses; samples that do not go together in one batch.
+    """
+    samples = [samples] if isinstance(samples, Sample) else list(samples)
+    if processor is None:
+        raise CorelensError(
+            "a model without a processor",
+            "HookedMLLM(hf_model, processor), to turn samples into tensors",
+            "pass the processor, or make the tensors yourself and call model.inputs(**tensors)",
+        )
+    if not samples or not all(isinstance(sample, Sample) for sample in samples):
+        raise CorelensError(
+            f"{[type(sample).__name__ for sample in samples[:3]]} to prepare",
+            "one Sample or several",
+            "make a cl.Sample",
+        )
+    prompts = [render(sample, processor, layout, answer) for sample in samples]
+    loaded = [_load(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)]
+    for sample, pictures in zip(samples, loaded, strict=True):
+        _check_regions(sample, pictures)
+    rates = [sample.meta.get("fps") for sample in samples]
+    features, rows = run_processor(processor, layout, prompts, loaded, rates, dict(images_kwargs or {}))
+    cells = _cells(processor, layout, config, features, loaded)
+    maps = []
+    for parts in zip(samples, rows, loaded, cells, strict=True):
+        maps.append(_token_map(layout, config, *parts, region_weights))
+    length = max(len(row.ids) for row in rows)
+    starts = [length - len(row.ids) if padding_side == "left" else 0 for row in rows]
+    tensors = {name: value for name, value in features.items() if name not in (*NOT_FOR_THE_MODEL, "images_kwargs")}
+    tensors |= pad(rows, starts, length, pad_id(processor))
+    maps = [tm.moved(start, length) for tm, start in zip(maps, starts, strict=True)]
+    return Inputs(tensors, maps, samples, [_images_first(pictures) for pictures in loaded])
+
+
+def from_tensors(tensors: Mapping[str, Any], layout: Layout, config: Any) -> Inputs:
+    """Wrap tensors made by hand; token maps know visual positions, text and the last row, but nothing of pictures.
+
+    Errors: neither input_ids nor inputs_embeds; image tokens without images.
+    """
+    ids = tensors.get("input_ids")
+    like = ids if ids is not None else tensors.get("inputs_embeds")
+    if like is None:
+        raise CorelensError(
+            f"tensors {sorted(tensors)}", "input_ids [batch, pos] among them", "give what you would give the model"
+        )
+    check_has_media(tensors, layout, config)
+    mask = tensors.get("attention_mask")
+    real = torch.ones(like.shape[:2], dtype=torch.bool) if mask is None or mask.ndim != 2 else mask.bool().cpu()
+    unknown = CorelensError(
+        "inputs made of tensors", "inputs made of a Sample, when regions, questions or cells are asked for",
+        "use model.prepare(Sample(…)), or name positions explicitly",
+    )  # fmt: skip
+    missing = dict.fromkeys(("images", "region", "question", "answer"), unknown)
+    maps = []
+    for row in range(like.shape[0]):
+        found = (
+            torch.isin(ids[row].cpu(), torch.tensor(layout.placeholders(config))) if ids is not None else real[row] < 0
+        )
+        placeholder = found.nonzero()[:, 0]
+        last = real[row].nonzero()[-1]
+        maps.append(TokenMap(real[row], placeholder, placeholder, last, missing=missing, id=str(row)))
+    return Inputs(dict(tensors), maps)
+
+
+def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> None:
+    """Refuse a run whose image tokens have no image: a model would take the placeholders for words and go on."""
+    ids = tensors.get("input_ids")
+    if ids is None or any(tensors.get(name) is not None for name in MEDIA):
+        return
+    count = int(torch.isin(ids, torch.tensor(layout.placeholders(config), device=ids.device)).sum())
+    if count:
+        raise CorelensError(
+            f"{count} image tokens in input_ids and no image: the tensors are {sorted(tensors)}",
+            "pixel_values (or pixel_values_videos, mm_encoder_outputs, inputs_embeds) beside them",
+            "pass inputs whole, as model.prepare or the processor made them",
+        )
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _load(sample: Sample, prompt: Prompt) -> list[Any]:
+    """The sample's pictures in the order of the prompt: an image, or a list of frames for a video."""
+    count = {"image": -1, "video": -1}
+    pictures: list[Any] = []
+    for kind, picture in prompt.pictures:
+        count[kind] += 1
+        where = f"sample {sample.id!r}, {kind} {count[kind]}"
+        pictures.append(read_picture(picture, where) if kind == "image" else read_video(picture, where))
+    return pictures
+
+
+def _images_first(pictures: list[Any]) -> list[Any]:
+    return sorted(pictures, key=lambda picture: isinstance(picture, list))
+
+
+def _check_regions(sample: Sample, pictures: list[Any]) -> None:
+    """Raise for a region that names a picture the sample lacks, or reaches outside its picture."""
+    images = [picture for picture in pictures if isinstance(picture, Image.Image)]
+    videos = [picture for picture in pictures if isinstance(picture, list)]
+    for region in sample.regions:
+        kind: str = "video" if isinstance(region, Tube) else "image"
+        among: list[Any] = videos if kind == "video" else images
+        if not 0 <= region.image < len(among):
+            raise CorelensError(
+                f"sample {sample.id!r}: a {type(region).__name__} on {kind} {region.image}; "
+                f"the sample has {len(images)} images and {len(videos)} videos",
+                f"a region on one of its pictures: Tube for videos, {Box.__name__} or Mask for images",
+                f"count {kind}s from 0" if among else f"give the sample its {kind}, or use the other kind of region",
+            )
+        picture = among[region.image]
+        try:
+            region.check(*(picture if isinstance(picture, Image.Image) else picture[0]).size)
+        except CorelensError as error:
+            raise CorelensError(f"sample {sample.id!r}: {error.given}", error.expected, error.do) from None
+        if isinstance(region, Tube) and not all(0 <= frame < len(picture) for frame in region.boxes):
+            raise CorelensError(
+                f"sample {sample.id!r}: a Tube on frames {sorted(region.boxes)} of a video of {len(picture)} frames",
+                f"frames 0 to {len(picture) - 1}",
+                "frames are counted in the sample's video list, not in the file it came from",
+            )
+
+
+def _cells(
+    processor: Any, layout: Layout, config: Any, features: dict[str, Any], loaded: list[list[Any]]
+) -> list[list[Cells] | CorelensError]:
+    """Per sample the cells of its pictures in the order of the prompt; an error if the family's geometry is unknown."""
+    image = video = 0
+    result: list[list[Cells] | CorelensError] = []
+    for pictures in loaded:
+        found: list[Cells] = []
+        try:
+            for picture in pictures:
+                if isinstance(picture, Image.Image):
+                    found.append(layout.image_cells(processor, config, features, image, picture.size))
+                    image += 1
+                else:
+                    size, frames = picture[0].size, len(picture)
+                    found.append(layout.video_cells(processor, config, features, video, size, frames))
+                    video += 1
+            result.append(found)
+        except CorelensError as error:
+            result.append(error)
+    return result
+
+
+def _token_map(
+    layout: Layout,
+    config: Any,
+    sample: Sample,
+    row: Row,
+    pictures: list[Any],
+    cells: list[Cells] | CorelensError,
+    region_weights: Literal["touch", "fraction"],
+) -> TokenMap:
+    ids = torch.tensor(row.ids)
+    placeholder = torch.isin(ids, torch.tensor(layout.placeholders(config))).nonzero()[:, 0]
+    if pictures and not len(placeholder) and max(layout.placeholders(config)) >= 0:
+        raise CorelensError(
+            f"sample {sample.id!r} with {len(pictures)} pictures, and no image token in its prompt",
+            "a chat template that writes a placeholder for each picture",
+            "look at processor.apply_chat_template(…, tokenize=False)",
+        )
+    if len(placeholder) and placeholder[-1] >= row.prompt:
+        raise CorelensError(
+            f"sample {sample.id!r}: image tokens in the answer {sample.answer!r}",
+            "words",
+            "take them out of the answer",
+        )
+    visual, located, covered = placeholder, None, []
+    missing: dict[str, CorelensError] = {}
+    if isinstance(cells, CorelensError):
+        missing = {"images": cells, "region": cells}
+    else:
+        located = _locate(layout, config, ids, pictures, cells, sample)
+        visual = torch.cat([picture.positions for picture in located]).sort().values if located else placeholder
+        located.sort(key=lambda picture: picture.frames is not None)
+        covered = covered_tokens(located, sample.regions, region_weights, sample.id)
+        _warn_shrunk(sample, pictures, cells)
+    parts = {}
+    if isinstance(row.question, CorelensError):
+        missing["question"] = row.question
+    elif row.question is not None:
+        parts["question"] = torch.tensor(row.question, dtype=torch.long)
+    if len(row.ids) > row.prompt:
+        parts["answer"] = torch.arange(row.prompt, len(row.ids))
+    return TokenMap(
+        real=torch.ones(len(ids), dtype=torch.bool),
+        placeholder=placeholder,
+        visual=visual,
+        last=torch.tensor([row.prompt - 1]),
+        pictures=located,
+        parts=parts,
+        covered=covered,
+        missing=missing,
+        id=sample.id,
+    )
+
+
+def _locate(
+    layout: Layout, config: Any, ids: Tensor, pictures: list[Any], cells: list[Cells], sample: Sample
+) -> list[Picture]:
+    """Give each picture its placeholders, one after the other; image and video ids may be one and the same."""
+    image_id, video_id = layout.placeholders(config)
+    free = {token: (ids == token).nonzero()[:, 0].tolist() for token in (image_id, video_id)}
+    total, found = sum(map(len, free.values())), []
+    for picture, cell in zip(pictures, cells, strict=True):
+        queue = free[image_id if isinstance(picture, Image.Image) else video_id]
+        positions = torch.tensor(queue[: len(cell.visual)], dtype=torch.long)
+        del queue[: len(cell.visual)]
+        if len(positions) == len(cell.visual):
+            frames = cell.frames[cell.visual] if cell.frames is not None else None
+            found.append(Picture(positions[cell.visual], cell.box[cell.visual], frames))
+    left = sum(len(queue) for queue in free.values())
+    if left or len(found) < len(pictures):
+        raise CorelensError(
+            f"sample {sample.id!r}: {total} image tokens in the prompt, "
+            f"{[len(cell.visual) for cell in cells]} expected by {type(layout).__name__}",
+            "a processor whose geometry the layout describes",
+            "use the model's own processor; if it is, the layout is wrong for its options: please report it",
+        )
+    return found
+
+
+def _warn_shrunk(sample: Sample, pictures: list[Any], cells: list[Cells]) -> None:
+    for picture, cell in zip(pictures, cells, strict=True):
+        if cell.shrunk is not None:
+            width, height = (picture if isinstance(picture, Image.Image) else picture[0]).size
+            warnings.warn(  # without the sample's id, so that Python shows it once a size
+                f"a picture of {width} × {height} pixels is beyond the processor's limit and was shrunk to "
+                f"{cell.shrunk[0]} × {cell.shrunk[1]}; small evidence may be lost. Crop the picture, or raise the "
+                "limit where the processor has one (processor.image_processor.size).",
+                stacklevel=5,
+            )
+
+
+def _to(value: Any, device: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+    if isinstance(value, Mapping):
+        return {name: _to(item, device, dtype) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to(item, device, dtype) for item in value)
+    return value

@@ -1,0 +1,214 @@
+"""Calling a processor on a batch of prompts and pictures, and finding its characters again in its tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from corelens.errors import CorelensError
+from corelens.inputs.prompts import Prompt, Span
+from corelens.layouts import Layout
+
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # [batch, pos]
+NOT_FOR_THE_MODEL = ("labels", "text_replacement_offsets", "offset_mapping", "video_metadata", "num_crops")
+
+
+@dataclass
+class Row:
+    """One sample's tokens without padding: prompt, then answer.
+
+    Args:
+        ids: the token ids.
+        types: further tensors with one value a token, by name.
+        prompt: how many of the tokens are the prompt.
+        question: the question's positions, or why they are not known; None for a prompt without a question.
+    """
+
+    ids: list[int]
+    types: dict[str, list[int]] = field(default_factory=dict)
+    prompt: int = 0
+    question: list[int] | CorelensError | None = None
+
+
+def run_processor(
+    processor: Any,
+    layout: Layout,
+    prompts: Sequence[Prompt],
+    pictures: Sequence[Sequence[Any]],
+    fps: Sequence[float | None],
+    images_kwargs: dict[str, Any],
+) -> tuple[dict[str, Any], list[Row]]:
+    """The processor's output as it came (per-token tensors still of its own padding), and a Row a prompt."""
+    texts = [prompt.text for prompt in prompts]
+    videos = any(isinstance(picture, list) for row in pictures for picture in row)
+    if videos and getattr(processor, "video_processor", None) is None:
+        raise CorelensError(
+            f"a video for {type(processor).__name__}, which takes none",
+            "a model whose processor has a video processor",
+            "give the frames as images: Sample(images=frames)",
+        )
+    special = not _has_bos(processor, texts[0])
+    layout.check_batch(pictures)
+    options: dict[str, Any] = {"images_kwargs": images_kwargs} if images_kwargs else {}
+    options["add_special_tokens"] = special
+
+    def call(rows: Sequence[int], **more: Any) -> dict[str, Any]:
+        media = _media(layout, [pictures[row] for row in rows], [fps[row] for row in rows])
+        padding = len(rows) > 1
+        try:
+            chosen = [texts[row] for row in rows]
+            return dict(processor(text=chosen, return_tensors="pt", padding=padding, **media, **options, **more))
+        except Exception as error:  # processors raise what their array code raises
+            raise _refused(error, pictures) from error
+
+    # Some processors stumble over the offsets of a row that has no pictures, so these are asked of the others only.
+    every, shown = range(len(texts)), [row for row, some in enumerate(pictures) if some]
+    changes: list[Any] = [[] for _ in texts]
+    output = call(every, return_text_replacement_offsets=True) if len(shown) == len(texts) else call(every)
+    if shown:
+        told = output if len(shown) == len(texts) else call(shown, return_text_replacement_offsets=True)
+        for row, offsets in zip(shown, told.get("text_replacement_offsets") or [[] for _ in shown], strict=True):
+            changes[row] = offsets
+    real = output["attention_mask"].bool()
+    made = []
+    for number, prompt in enumerate(prompts):
+        keep = real[number]
+        ids = output["input_ids"][number][keep].tolist()
+        types = {name: output[name][number][keep].tolist() for name in PER_TOKEN[2:] if name in output}
+        expanded = _expand(prompt.processed, changes[number])
+        question = _question(processor, expanded, ids, special, prompt, changes[number])
+        made.append(Row(ids, types, len(ids), question))
+        if prompt.answer is not None:
+            _append_answer(processor, layout, made[-1], expanded, prompt.answer, special)
+    output["images_kwargs"] = images_kwargs
+    return output, made
+
+
+def pad(rows: Sequence[Row], starts: Sequence[int], length: int, pad_id: int) -> dict[str, Tensor]:
+    """Per-token tensors [batch, length]: each row from its start on, padding elsewhere."""
+    names = ("input_ids", "attention_mask", *rows[0].types)
+    tensors = {name: torch.zeros(len(rows), length, dtype=torch.long) for name in names}
+    tensors["input_ids"].fill_(pad_id)
+    for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        stop = start + len(row.ids)
+        values = {"input_ids": row.ids, "attention_mask": [1] * len(row.ids), **row.types}
+        for name, value in values.items():
+            tensors[name][number, start:stop] = torch.tensor(value)
+    return tensors
+
+
+def pad_id(processor: Any) -> int:
+    """The id to pad with; its value does not matter, attention leaves it out, but it must be no placeholder."""
+    tokenizer = processor.tokenizer
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
+# --- the call ---------------------------------------------------------------------------------------------------------
+
+
+def _has_bos(processor: Any, text: str) -> bool:
+    """Whether the template wrote the BOS token itself: the tokenizer must then not write it once more."""
+    bos = getattr(processor.tokenizer, "bos_token", None)
+    return bos is not None and text.startswith(bos)
+
+
+def _media(layout: Layout, pictures: Sequence[Sequence[Any]], fps: Sequence[float | None]) -> dict[str, Any]:
+    """Pictures nested by sample, as chat templates pass them: several of one sample may be treated differently."""
+    images = [[p for p in row if isinstance(p, Image.Image)] for row in pictures]
+    options: dict[str, Any] = {"images": images} if any(images) else {}
+    videos: list[list[np.ndarray]] = []
+    metadata = []
+    for row, rate in zip(pictures, fps, strict=True):
+        videos.append([])
+        for frames in row:
+            if isinstance(frames, Image.Image):
+                continue
+            frames = [*frames, *[frames[-1]] * (layout.min_frames - len(frames))]
+            videos[-1].append(np.stack([np.asarray(frame) for frame in frames]))
+            indices = list(range(len(frames)))
+            duration = len(frames) / (rate or 24.0)
+            metadata.append(
+                {
+                    "total_num_frames": len(frames),
+                    "fps": rate or 24.0,
+                    "duration": duration,
+                    "frames_indices": indices,
+                    "width": frames[0].width,
+                    "height": frames[0].height,
+                }
+            )
+    if metadata:
+        # Frames were chosen by whoever made the sample, and regions name them by index: none may be dropped.
+        options |= {"videos": videos, "video_metadata": metadata, "do_sample_frames": False}
+    return options
+
+
+def _refused(error: Exception, pictures: Sequence[Sequence[Any]]) -> CorelensError:
+    sizes = [
+        [f"{p.width} × {p.height}" if isinstance(p, Image.Image) else f"{len(p)} frames" for p in row]
+        for row in pictures
+    ]
+    return CorelensError(
+        f"the processor refused the batch: {type(error).__name__}: {error}\n  its pictures: {sizes[:8]}",
+        "pictures within the processor's limits, as many as the prompt has places for, and samples that go together",
+        "prepare the samples one by one to find the one that fails; resize a picture of extreme shape",
+    )
+
+
+# --- characters to tokens ---------------------------------------------------------------------------------------------
+
+
+def _expand(text: str, changes: Sequence[dict[str, Any]]) -> str:
+    """The text that was tokenised: each placeholder replaced by what the processor put there."""
+    done, at = [], 0
+    for change in changes:
+        start, stop = change["span"]
+        done += [text[at:start], change["replacement"]]
+        at = stop
+    return "".join([*done, text[at:]])
+
+
+def _question(
+    processor: Any, expanded: str, ids: list[int], special: bool, prompt: Prompt, changes: Sequence[dict[str, Any]]
+) -> list[int] | CorelensError | None:
+    """Positions of the tokens whose characters overlap the question, after proving that this text gives these ids."""
+    if not prompt.question:
+        return None
+    try:
+        again = processor.tokenizer(expanded, add_special_tokens=special, return_offsets_mapping=True)
+    except NotImplementedError:
+        again = {"input_ids": None}
+    if again["input_ids"] != ids:
+        return CorelensError(
+            "a processor that does not say how it changes its prompt, or a tokenizer without character offsets",
+            "a fast tokenizer, and a layout whose processed_prompt() gives what the processor makes of the prompt",
+            "name the rows by their positions, or use rows='last'",
+        )
+    spans = [_shift(span, changes) for span in prompt.question]
+    return [
+        position
+        for position, (start, stop) in enumerate(again["offset_mapping"])
+        if any(start < span[1] and stop > span[0] for span in spans)
+    ]
+
+
+def _shift(span: Span, changes: Sequence[dict[str, Any]]) -> Span:
+    """Where characters of the prompt stand once the placeholders before them have been replaced."""
+    gained = sum(len(c["replacement"]) - (c["span"][1] - c["span"][0]) for c in changes if c["span"][1] <= span[0])
+    return span[0] + gained, span[1] + gained
+
+
+def _append_answer(processor: Any, layout: Layout, row: Row, expanded: str, answer: str, special: bool) -> None:
+    """Append the answer's tokens: as tokenised with the prompt, unless a token would straddle the two."""
+    tokenizer = processor.tokenizer
+    joint = tokenizer(expanded + answer, add_special_tokens=special)["input_ids"]
+    ids = joint[row.prompt :]
+    if joint[: row.prompt] != row.ids or not ids or (special and ids[-1] == tokenizer.eos_token_id):
+        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    row.ids = row.ids + ids
+    for name, values in row.types.items():
+        row.types[name] = values + [layout.answer_type_id if name == "token_type_ids" else 0] * len(ids)

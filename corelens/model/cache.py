@@ -1,0 +1,183 @@
+"""The cache of a run: TransformerLens's, told of DeepStack, of norms behind sublayers, and of per-head names."""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformer_lens import ActivationCache as LensCache
+from transformer_lens.utilities.slice import Slice
+
+from corelens.errors import CorelensError
+from corelens.hooks.points import PER_HEAD
+from corelens.model.recording import DiskDict
+from corelens.model.weights import head_results, norm_eps, norm_weight
+
+
+class ActivationCache(LensCache):
+    """TransformerLens's ActivationCache, whose methods work here as they do there, on image positions too.
+
+    Added: `blocks.3.attn.head.5.hook_z` reads a slice where only `blocks.3.attn.hook_z` was kept. What DeepStack adds
+    is a component of its own ("0_deepstack"). Where a family norms what attention and MLP give before it is added, head
+    and neuron results are what reaches the residual stream: multiplied by the norm's weight over its scale in this run.
+    """
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """An activation by its full name, a per-head name, or TransformerLens's shorthand ("z", 3)."""
+        if isinstance(key, str) and key not in self.cache_dict and (match := PER_HEAD.fullmatch(key)):
+            whole = f"{match['attn']}.{match['point']}"
+            if whole in self.cache_dict:
+                point = self.model.hook_dict[whole]  # type: ignore[attr-defined]
+                point.per_head(match["kind"], int(match["index"]), key)  # raises for a head that is not there
+                at = int(match["index"]) // (point.group if match["kind"] == "head" else 1)
+                return self.cache_dict[whole].select(point.head_axis - (not self.has_batch_dim), at)
+        if isinstance(key, tuple) and f"blocks.{key[1]}.attn.hook_{key[0]}" in self.cache_dict:  # names of ours too
+            return self.cache_dict[f"blocks.{key[1]}.attn.hook_{key[0]}"]
+        try:
+            return super().__getitem__(key)
+        except KeyError:
+            raise CorelensError(
+                f"{key!r}, which this cache does not hold",
+                f"one of its {len(self.cache_dict)} names",
+                "name it in names_filter: scores, pattern, rows, result and vision points are kept only when named",
+            ) from None
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a full or per-head name can be read."""
+        if key in self.cache_dict:
+            return True
+        match = PER_HEAD.fullmatch(key) if isinstance(key, str) else None
+        return match is not None and f"{match['attn']}.{match['point']}" in self.cache_dict
+
+    @classmethod
+    def load(cls, folder: str | Path, model: Any, device: Any = None) -> "ActivationCache":
+        """A cache that `run_with_cache(…, to_disk=folder)` wrote; tensors are read when they are asked for."""
+        held = DiskDict(folder, device=device, new=False)
+        if not len(held):
+            raise CorelensError(f"the folder {str(folder)!r} without tensors", "what to_disk= wrote", "check the path")
+        return cls(held, model, has_batch_dim=held.facts().get("has_batch_dim", True))  # type: ignore[arg-type]
+
+    def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ActivationCache":
+        """As in TransformerLens."""
+        part = super().apply_slice_to_batch_dim(batch_slice)
+        return ActivationCache(part.cache_dict, self.model, has_batch_dim=part.has_batch_dim)
+
+    # --- the residual stream, taken apart -----------------------------------------------------------------------------
+
+    def decompose_resid(
+        self, layer: int | None = None, mlp_input: bool = False, mode: Literal["all", "mlp", "attn"] = "all",
+        apply_ln: bool = False, pos_slice: Any = None, incl_embeds: bool = True, return_labels: bool = False,
+    ) -> Any:  # fmt: skip
+        """As in TransformerLens, with what DeepStack adds after a layer behind that layer's MLP (mode "all")."""
+        parts: Any
+        labels: Any
+        parts, labels = super().decompose_resid(
+            layer, mlp_input, mode, False, pos_slice, incl_embeds, return_labels=True
+        )
+        layer = self._depth(layer)
+        if mode == "all":
+            for added, label in self._deepstack(layer, pos_slice):
+                at = labels.index(f"{label.removesuffix('_deepstack')}_mlp_out") + 1
+                parts = torch.cat([parts[:at], added[None], parts[at:]])
+                labels.insert(at, label)
+        if apply_ln:
+            parts = self.apply_ln_to_stack(parts, layer, pos_slice=pos_slice, mlp_input=mlp_input)
+        return (parts, labels) if return_labels else parts
+
+    def stack_head_results(
+        self, layer: int = -1, return_labels: bool = False, incl_remainder: bool = False, pos_slice: Any = None,
+        apply_ln: bool = False,
+    ) -> Any:  # fmt: skip
+        """As in TransformerLens; behind a norm after attention, what of each head reaches the residual stream."""
+        there = self
+        if any(block.attn_post_norm is not None for block in self.model.blocks):
+            there = copy.copy(self)
+            scaled = {f"blocks.{n}.attn.hook_result": self._result(n) for n in range(self.model.cfg.n_layers)}
+            there.cache_dict = {**self.cache_dict, **scaled}
+        return super(ActivationCache, there).stack_head_results(
+            layer, return_labels, incl_remainder, pos_slice, apply_ln
+        )
+
+    def get_neuron_results(
+        self, layer: int, neuron_slice: Any = None, pos_slice: Any = None, project_output_onto: Tensor | None = None
+    ) -> Tensor:
+        """As in TransformerLens; behind a norm after the MLP, what of each neuron reaches the residual stream."""
+        block = self.model.blocks[layer]
+        if block.mlp_post_norm is None:
+            return super().get_neuron_results(layer, neuron_slice, pos_slice, project_output_onto)
+        results = super().get_neuron_results(layer, neuron_slice, pos_slice)
+        out = self["post", layer] @ block.mlp.W_out + block.mlp.b_out
+        factor = _slice(pos_slice).apply(self._factor(block.mlp_post_norm, block, out), dim=-2)
+        results = results * factor[..., None, :]
+        return results if project_output_onto is None else results @ project_output_onto
+
+    def _stack_neuron_results_apply_ln_projected(
+        self, layer: int, pos_slice: Any, neuron_slice: Any, project_2d: Tensor, mlp_input: bool = False
+    ) -> Tensor:
+        if not layer or all(block.mlp_post_norm is None for block in self.model.blocks):
+            return super()._stack_neuron_results_apply_ln_projected(
+                layer, pos_slice, neuron_slice, project_2d, mlp_input
+            )
+        results = [self.get_neuron_results(n, neuron_slice, pos_slice) for n in range(layer)]
+        stack = torch.cat(results, dim=-2).movedim(-2, 0)
+        return self.apply_ln_to_stack(stack, layer, pos_slice=pos_slice, mlp_input=mlp_input) @ project_2d
+
+    def get_full_resid_decomposition(
+        self, layer: int | None = None, mlp_input: bool = False, expand_neurons: bool = True, apply_ln: bool = False,
+        pos_slice: Any = None, return_labels: bool = False, project_output_onto: Tensor | None = None,
+    ) -> Any:  # fmt: skip
+        """As in TransformerLens, with what DeepStack adds as the last components."""
+        depth = self._depth(layer)
+        if expand_neurons:
+            self._check_neurons(depth)
+        parts: Any
+        labels: Any
+        parts, labels = super().get_full_resid_decomposition(
+            layer, mlp_input, expand_neurons, apply_ln, pos_slice, True, project_output_onto
+        )
+        for added, label in self._deepstack(depth, pos_slice):
+            added = added[None]
+            if apply_ln:
+                added = self.apply_ln_to_stack(added, depth, pos_slice=pos_slice, mlp_input=mlp_input)
+            added = added if project_output_onto is None else added @ project_output_onto
+            parts = torch.cat([parts, added])
+            labels.append(label)
+        return (parts, labels) if return_labels else parts
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _depth(self, layer: int | None) -> int:
+        return self.model.cfg.n_layers if layer is None or layer == -1 else layer
+
+    def _deepstack(self, layer: int, pos_slice: Any) -> list[tuple[Tensor, str]]:
+        """What is added after the layers before `layer`, and its label."""
+        count = min(layer, self.model.cfg.n_deepstack)  # type: ignore[attr-defined]
+        held = [(self[f"blocks.{number}.hook_deepstack"], f"{number}_deepstack") for number in range(count)]
+        return [(_slice(pos_slice).apply(added, dim=-2), label) for added, label in held]
+
+    def _result(self, layer: int) -> Tensor:
+        """Head results of a layer with a norm after attention, as they reach the residual stream."""
+        block, name = self.model.blocks[layer], f"blocks.{layer}.attn.hook_result"
+        o_proj = block.attn.module("o_proj")
+        raw = self.cache_dict[name] if name in self.cache_dict else head_results(o_proj, self["z", layer])
+        if block.attn_post_norm is None:
+            return raw
+        return raw * self._factor(block.attn_post_norm, block, raw.sum(-2) + block.attn.b_O)[..., None, :]
+
+    def _factor(self, norm: Any, block: Any, x: Tensor) -> Tensor:
+        """What a norm multiplies its input `x` by, number by number."""
+        scale = (x.float().pow(2).mean(-1, keepdim=True) + norm_eps(norm)).sqrt()
+        return (norm_weight(norm, block.norm_weight_offset) / scale).to(x.dtype)
+
+    def _check_neurons(self, layer: int) -> None:
+        missing = [n for n in range(layer) if f"blocks.{n}.mlp.hook_post" in self.model.hook_dict.absent]  # type: ignore[attr-defined]
+        if missing:
+            raise CorelensError(
+                f"single neurons of layers {missing}, which are mixtures of experts", "layers with one MLP",
+                "pass expand_neurons=False",
+            )  # fmt: skip
+
+
+def _slice(pos_slice: Any) -> Slice:
+    return pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)

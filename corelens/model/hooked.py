@@ -1,0 +1,399 @@
+"""HookedMLLM: a Hugging Face vision-language model with named hook points, run as TransformerLens runs its models."""
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.utilities.slice import Slice
+
+from corelens.errors import CorelensError
+from corelens.hf import cache_argument
+from corelens.hooks.attention_function import register
+from corelens.hooks.points import Hook, HookDict, HookPoint, all_points, hook_list, rows_asked_for
+from corelens.hooks.running import Running, Step
+from corelens.inputs.encode import encode
+from corelens.inputs.prepare import Inputs, Sample, check_has_media, from_tensors, prepare
+from corelens.layouts import layout_for
+from corelens.model.cache import ActivationCache
+from corelens.model.config import config_of
+from corelens.model.lens import LensModel
+from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, kept_by_default
+from corelens.model.vision import vision_points
+from corelens.model.weights import Block, Norm, Unembed
+from corelens.model.wiring import absent, wired
+from corelens.tokens.positions import Where, resolve, with_positions, within
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+
+
+class HookedMLLM(LensModel):
+    """Wrap a Hugging Face vision-language model; it stays as it is, outside of runs with hooks untouched.
+
+    Args:
+        hf_model: a transformers model for image-text-to-text.
+        processor: its processor; None if you make the input tensors yourself.
+    """
+
+    hf: nn.Module
+
+    def __init__(self, hf_model: Any, processor: Any = None):
+        super().__init__()
+        register()
+        # Not as a submodule: the wrapped model's modules keep their names, and hold no reference to us.
+        object.__setattr__(self, "hf", hf_model)
+        self.processor = processor
+        self.layout = layout_for(getattr(hf_model, "config", hf_model)).fitted(hf_model)
+        self.cfg = config_of(hf_model, self.layout)
+
+        c, decoder = self.cfg, self.layout.decoder(hf_model)
+        self.vision, missing = vision_points(hf_model, self.layout)
+        self.hook_embed = HookPoint()
+        self.blocks = nn.ModuleList(
+            Block(self.layout, layer, c.n_heads, c.n_kv_heads, number < c.n_deepstack)
+            for number, layer in enumerate(decoder.layers)  # type: ignore[arg-type]
+        )
+        self.ln_final = Norm(decoder.norm, self.layout.norm_weight_offset)  # type: ignore[arg-type]
+        self.unembed = Unembed(hf_model.get_output_embeddings())
+        self.hook_logits = HookPoint()
+        for number, (block, layer) in enumerate(zip(self.blocks, decoder.layers, strict=True)):  # type: ignore[arg-type]
+            gone = absent(self.layout, block, layer)  # type: ignore[arg-type]
+            missing |= {f"blocks.{number}.{name}": reason for name, reason in gone.items()}
+        self._missing = missing
+        self._rows: Where | None = None
+        self._sparse: Any = None
+        self.setup()
+        super().train(hf_model.training)  # the points' own mode, which some analyses look at
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, dtype: str | torch.dtype = "auto", device_map: Any = None, **kwargs: Any
+    ) -> "HookedMLLM":
+        """Load a model and its processor from a folder that `save_pretrained` wrote, or by its name on the Hub.
+
+        Args:
+            name: folder or Hub name.
+            dtype: "auto" (what the checkpoint holds), "float32", "bfloat16", …
+            device_map: as in transformers; "auto" splits a model over devices.
+            kwargs: handed to transformers' `from_pretrained`; `trust_remote_code` is off unless given here.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            raise CorelensError(
+                f"the folder {str(name)!r}",
+                "a folder with a config.json, as save_pretrained writes it",
+                "check the path",
+            )
+        shared = {key: kwargs[key] for key in ("trust_remote_code", "revision", "local_files_only") if key in kwargs}
+        try:
+            hf = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, device_map=device_map, **kwargs)
+            processor = AutoProcessor.from_pretrained(name, **shared)
+        except (OSError, ValueError, KeyError) as error:
+            raise CorelensError(
+                f"{str(name)!r}, which transformers could not load "
+                f"({type(error).__name__}: {str(error).splitlines()[0]})",
+                "the name of a vision-language model on the Hub, or a folder with its model and processor",
+                "check the name, the folder and the network; cl.list_demos() lists models that need no network",
+            ) from error
+        return cls(hf.eval(), processor)
+
+    # --- what is wrapped ----------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Name the hook points and index them; per-head names are made when they are asked for."""
+        super().setup()
+        for held in ("hook_dict", "mod_dict"):
+            names = {name: module for name, module in getattr(self, held).items() if name not in self._missing}
+            setattr(self, held, HookDict(names, self._missing))
+
+    def hook_points(self) -> Iterator[HookPoint]:  # type: ignore[override]
+        """Every hook point, per-head points in use included."""
+        return all_points(self.hook_dict)  # type: ignore[arg-type]
+
+    def hook_names(self, pattern: str | None = None) -> list[str]:
+        """The hook names, all of them or those that contain `pattern`; per-head names go without saying."""
+        return [name for name in self.hook_dict if pattern is None or pattern in name]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input embeddings are."""
+        return self.hf.get_input_embeddings().weight.device  # type: ignore[operator]
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The wrapped model's parameters."""
+        return self.hf.parameters(recurse)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The wrapped model's parameters under its own names."""
+        return self.hf.named_parameters(*args, **kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> "HookedMLLM":
+        """Move the wrapped model."""
+        self.hf.to(*args, **kwargs)
+        self.cfg = config_of(self.hf, self.layout)
+        return self
+
+    def train(self, mode: bool = True) -> "HookedMLLM":
+        """Set the wrapped model's mode."""
+        self.hf.train(mode)
+        return super().train(mode)
+
+    def __repr__(self) -> str:
+        c = self.cfg
+        return (
+            f"HookedMLLM({c.family}: {c.n_layers} layers × {c.n_heads} heads of {c.d_head}, {c.n_kv_heads} KV heads, "
+            f"width {c.d_model}, {str(c.dtype).removeprefix('torch.')} on {c.device})"
+        )
+
+    # --- inputs -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, samples: Sample | Sequence[Sample], **options: Any) -> Inputs:
+        """Turn a sample, or a list of them, into one batch on the model's device. See `corelens.inputs.prepare.prepare`."""
+        batch = [samples] if isinstance(samples, Sample) else list(samples)
+        inputs = prepare(batch, self.processor, self.layout, self.hf.config, **options)
+        return with_positions(inputs, self.layout.first_position).to(self.device)
+
+    def inputs(self, **tensors: Tensor) -> Inputs:
+        """Inputs made of tensors that you prepared yourself, as you would hand them to the Hugging Face model."""
+        return from_tensors(tensors, self.layout, self.hf.config).to(self.device)
+
+    def encode(self, inputs: Inputs) -> Inputs:
+        """The same batch with its pictures encoded once, for many runs on it. See `corelens.inputs.encode`."""
+        return encode(self.layout.visual_features(self.hf), inputs)
+
+    def to_str_tokens(self, inputs: Inputs | str) -> list[str] | list[list[str]]:
+        """The tokens as strings; one list for a single sample or text, else a list a sample."""
+        if isinstance(inputs, str):
+            ids = [self.tokenizer(inputs, add_special_tokens=False)["input_ids"]]
+        else:
+            ids = inputs.tensors["input_ids"].tolist()
+        lines = [[self.tokenizer.decode([token]) for token in line] for line in ids]
+        return lines[0] if len(lines) == 1 else lines
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is exactly one token."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            given = f"{text!r}, which is {len(ids)} tokens: {[self.tokenizer.decode([i]) for i in ids]}"
+            raise CorelensError(given, "a text of one token", "take another text, or one of these tokens by its id")
+        return ids[0]
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        inputs: Any = None,
+        return_type: Literal["logits"] | None = "logits",
+        logits_to_keep: int | None = None,
+        **tensors: Any,
+    ) -> Float[Tensor, "batch pos d_vocab"] | None:
+        """Run the model once.
+
+        Args:
+            inputs: what `prepare` made, or a dict of the Hugging Face model's arguments (or give those as keywords).
+            return_type: "logits" [batch, pos, d_vocab], or None: the language-model head is not run at all.
+            logits_to_keep: only the last n positions' logits (those of 32k positions × 150k words are 10 GB).
+        """
+        batch = self._inputs(inputs, tensors)
+        if return_type not in ("logits", None):
+            raise CorelensError(f"return_type={return_type!r}", "'logits' or None", "compute losses from the logits")
+        arguments = {"use_cache": False, **batch.tensors}
+        with self._hooked(batch):
+            if return_type is None and not self.hook_logits.active:
+                self.hf.base_model(**arguments)  # type: ignore[operator]
+                return None
+            if logits_to_keep is not None:
+                arguments["logits_to_keep"] = logits_to_keep
+            logits = self.hf(**arguments).logits
+            return logits if return_type == "logits" else None
+
+    def generate(
+        self, inputs: Inputs | dict[str, Tensor] | None = None, max_new_tokens: int = 8, **options: Any
+    ) -> Int[Tensor, "batch new"]:
+        """Generate as Hugging Face does, with hooks firing at the prefill and at every decode step.
+
+        Args:
+            inputs: what `prepare` made, or the Hugging Face model's tensors.
+            max_new_tokens: how many tokens at the most.
+            options: handed to Hugging Face's `generate` (do_sample, temperature, cache_implementation …).
+
+        Returns:
+            The new tokens only; sequences that ended early are padded.
+        """
+        batch = self._inputs(inputs, {})
+        beams = options.get("num_beams") or self.hf.generation_config.num_beams or 1  # type: ignore[union-attr]
+        if beams > 1:  # type: ignore[operator]
+            why = "greedy decoding or sampling: beams change places between steps, hooks would speak of other samples"
+            raise CorelensError("num_beams > 1", why, "set num_beams=1")
+        if self._sparse is not None or any(point.active for point in self.hook_points()):
+            options.setdefault("disable_compile", True)
+        with self._hooked(batch) as run, torch.no_grad():
+            cache = None if run.plan is None else run.plan.new_cache()
+            if cache is not None:
+                options[cache_argument(self.hf)] = cache
+            ids = self.hf.generate(**batch.tensors, max_new_tokens=max_new_tokens, **options)  # type: ignore[operator]
+        return ids[:, batch.tensors["input_ids"].shape[1] :]
+
+    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """TransformerLens's context with hooks; a single (name, function) needs no list."""
+        return super().hooks(hook_list(fwd_hooks), hook_list(bwd_hooks), *args, **kwargs)
+
+    def run_with_cache(  # type: ignore[override]
+        self,
+        *args: Any,
+        names_filter: NamesFilter = None,
+        device: Any = None,
+        to_disk: str | Path | None = None,
+        pos_slice: Any = None,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, ActivationCache | MutableMapping[str, Tensor]]:
+        """Run once and keep activations.
+
+        Args:
+            names_filter: a hook name, a list of them (per-head names too), or a function of names; by default all but
+                scores, pattern, pattern_rows, result and the vision tower's.
+            device: where to keep them; by default each stays on its layer's device.
+            to_disk: a new folder: each activation is written there as it comes, and read when it is asked for;
+                `ActivationCache.load(folder, model)` opens it again.
+            pos_slice: keep only these positions, as in TransformerLens.
+            return_cache_object: an ActivationCache, or else a plain mapping.
+            remove_batch_dim: for a single sample, drop the batch axis.
+            kwargs: all of `forward`'s.
+        """
+        batch = args[0] if args else kwargs.get("inputs")
+        if remove_batch_dim and isinstance(batch, Inputs) and len(batch) > 1:
+            raise CorelensError(f"remove_batch_dim with {len(batch)} samples", "one sample", "leave it off")
+        if incl_bwd:
+            raise CorelensError(
+                "incl_bwd=True", "a forward run: its output is logits, which have no gradient of their own",
+                "make a number of the logits, and call backward() on it with model.hooks(bwd_hooks=…) around both",
+            )  # fmt: skip
+        held = {} if to_disk is None else DiskDict(to_disk)
+        kept = {"device": device, "remove_batch_dim": remove_batch_dim, "pos_slice": pos_slice}
+        held, forward_hooks, _ = self.get_caching_hooks(names_filter, cache=held, **kept)
+        with self.hooks(forward_hooks, [], reset_hooks_end, clear_contexts):
+            out = self(*args, **kwargs)
+        if isinstance(held, DiskDict):
+            held.note(model=self.cfg.model_name, family=self.cfg.family, has_batch_dim=not remove_batch_dim)
+        if return_cache_object:
+            return out, ActivationCache(held, self, has_batch_dim=not remove_batch_dim)  # type: ignore[arg-type]
+        return out, held
+
+    def get_caching_hooks(  # type: ignore[override]
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        cache: MutableMapping[str, Tensor] | None = None,
+        pos_slice: Any = None,
+    ) -> tuple[MutableMapping[str, Tensor], list[Hook], list[Hook]]:
+        """A cache, and the forward and backward hooks that fill it. Over a generation its entries grow step by step."""
+        cache = {} if cache is None else cache
+        pos_slice = None if pos_slice is None else Slice.unwrap(pos_slice)
+        return cache, *caching_hooks(self._points(names_filter), cache, incl_bwd, device, remove_batch_dim, pos_slice)
+
+    def add_caching_hooks(self, names_filter: NamesFilter = None, **options: Any) -> MutableMapping[str, Tensor]:  # type: ignore[override]
+        """As get_caching_hooks, and the hooks are added; reset_hooks() takes them away."""
+        cache, forward_hooks, backward_hooks = self.get_caching_hooks(names_filter, **options)
+        for direction, hooks in (("fwd", forward_hooks), ("bwd", backward_hooks)):
+            for name, function in hooks:
+                self.add_hook(name, function, dir=direction)  # type: ignore[arg-type]
+        return cache
+
+    @contextmanager
+    def check_finite(self, names_filter: NamesFilter = None) -> Iterator["HookedMLLM"]:
+        """Within this context a run raises at the first hook point that holds NaN or infinity, and names it."""
+        with self.hooks(finite_hooks(self._points(names_filter))):
+            yield self
+
+    def _points(self, names_filter: NamesFilter) -> dict[str, HookPoint]:
+        """The points that a filter names; None means those that a cache keeps by default."""
+        if names_filter is None or callable(names_filter):
+            keep = names_filter or kept_by_default
+            return {n: p for n, p in self.hook_dict.items() if keep(n) and not n.endswith("hook_edges")}  # type: ignore[misc]
+        names = [names_filter] if isinstance(names_filter, str) else names_filter
+        return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
+
+    @contextmanager
+    def pattern_rows(self, rows: Where) -> Iterator["HookedMLLM"]:
+        """Which rows `hook_pattern_rows` reads within this context: "question", "last+answer", [3, 4] …
+
+        Outside of it, those that the functions there ask for (`function.rows`, "question" where it says nothing).
+        """
+        before, self._rows = self._rows, rows
+        try:
+            yield self
+        finally:
+            self._rows = before
+
+    @contextmanager
+    def sparse(self, sparse: Any) -> Iterator["HookedMLLM"]:
+        """Within this context every run attends as `sparse`, a SparseInference, says; hooks work in it as ever.
+
+        An inner context takes the place of an outer one.
+        """
+        if not hasattr(sparse, "plan"):
+            raise CorelensError(
+                f"model.sparse({type(sparse).__name__})", "a cl.SparseInference", "say which heads stay full in one"
+            )
+        sparse.plan(self.cfg)  # heads of another model are refused here, not in the middle of a run
+        before, self._sparse = self._sparse, sparse
+        try:
+            yield self
+        finally:
+            self._sparse = before
+
+    def _inputs(self, inputs: Any, tensors: dict[str, Any]) -> Inputs:
+        if isinstance(inputs, Sample) or (isinstance(inputs, list) and inputs and isinstance(inputs[0], Sample)):
+            raise CorelensError("a Sample", "inputs", "run the model on model.prepare(sample)")
+        if inputs is not None and not isinstance(inputs, (Inputs, Mapping)):
+            raise CorelensError(
+                f"a {type(inputs).__name__} to run on",
+                "inputs, or the Hugging Face model's tensors by name: tokens alone have no picture",
+                "run on model.prepare(sample); for functions that pass tokens, use cl.bind(model, inputs)",
+            )
+        if isinstance(inputs, Inputs):
+            batch = replace(inputs, tensors=inputs.tensors | tensors) if tensors else inputs
+        else:
+            batch = Inputs({**(inputs or {}), **tensors}, [], [])
+        check_has_media(batch.tensors, self.layout, self.hf.config)
+        return batch
+
+    @contextmanager
+    def _hooked(self, batch: Inputs) -> Iterator[Running]:
+        """Wire the active points for one run; without any, the Hugging Face model runs as it is."""
+        active = [point for point in self.hook_points() if point.active]
+        asked = rows_asked_for(active)
+        rows_read = self._rows if asked and self._rows is not None else asked
+
+        def begin(embeds: Tensor, so_far: int, cached: bool) -> Step:
+            positions = torch.arange(so_far, so_far + embeds.shape[1], device=embeds.device)
+            rows = None
+            if rows_read is not None:
+                rows = within(resolve(rows_read, batch, positions, embeds.shape[0], rows=True), positions)
+            return Step(batch, positions, rows, cached)
+
+        try:
+            run = Running(batch, plan=None if self._sparse is None else self._sparse.plan(self.cfg))
+            with wired(self.hf, self.layout, self, run, begin) if active or run.plan is not None else nullcontext():
+                yield run
+        finally:
+            for point in active:  # the batch is not kept alive by the points that saw it
+                for key in ("inputs", "positions", "rows", "lengths"):
+                    point.ctx.pop(key, None)

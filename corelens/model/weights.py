@@ -1,0 +1,221 @@
+"""Weights in TransformerLens's shapes: views of the Hugging Face model's own, never copies where a view can do.
+
+`model.blocks[l].attn.W_Q` [head, d_model, d_head] (W_K, W_V with KV heads), `W_O` [head, d_head, d_model], `b_Q` …;
+`model.blocks[l].mlp.W_gate`, `W_in` [d_model, d_mlp], `W_out` [d_mlp, d_model]; norms have `w`. Writing into a view
+writes into the model. Weights that are offloaded are read from where they lie; quantised ones have no view.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from corelens.errors import CorelensError
+from corelens.hooks.points import AttentionPoints, BlockPoints, MLPPoints, NormPoints
+from corelens.layouts.base import Layout
+
+
+def readable(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter as a plain tensor: of an offloaded module, what accelerate would load; None where there is none."""
+    parameter = getattr(module, name, None)
+    if not isinstance(parameter, Tensor):
+        return None
+    if parameter.device.type == "meta":
+        hook: Any = getattr(module, "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):
+            if getattr(part, "weights_map", None) is not None:
+                return part.weights_map[name].to(part.execution_device)
+    return parameter
+
+
+def plain(module: nn.Module, shape: tuple[int, ...] | None = None) -> bool:
+    """Whether a projection's weight is a matrix of numbers, not packed or quantised."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        return False
+    return weight.ndim == 2 and (shape is None or weight.shape == shape)
+
+
+def projection(module: nn.Module) -> Float[Tensor, "out in"]:
+    """A linear module's matrix; an error where it is quantised."""
+    weight = readable(module, "weight")
+    if weight is None or not plain(module):
+        kind = f"{weight.dtype} of shape {list(weight.shape)}" if weight is not None else "no tensor"
+        raise CorelensError(
+            f"the weight of a {type(module).__name__}, which is {kind}",
+            "a matrix of floating-point numbers",
+            "load the model without quantisation to look at its weights; hooks work with it as it is",
+        )
+    return weight
+
+
+def head_results(
+    o_proj: nn.Module, z: Float[Tensor, "*batch pos head d_head"]
+) -> Float[Tensor, "*batch pos head d_model"]:
+    """What each head adds through the output projection: result_h = z_h · W_O[h], without the bias."""
+    heads = z.shape[-2]
+    if plain(o_proj):
+        w_o = rearrange(projection(o_proj), "model (head d) -> head d model", head=heads)
+        return torch.einsum("...hd,hdm->...hm", z, w_o)
+    none = o_proj.forward(torch.zeros_like(z).flatten(-2))  # a quantised projection is asked head by head
+    results = []
+    for head in range(heads):
+        alone = torch.zeros_like(z)
+        alone[..., head, :] = z[..., head, :]
+        results.append(o_proj.forward(alone.flatten(-2)) - none)
+    return torch.stack(results, dim=-2)
+
+
+def norm_eps(norm: nn.Module) -> float:
+    """A norm's ε, under either of the names it has."""
+    eps = getattr(norm, "variance_epsilon", None)
+    return float(norm.eps if eps is None else eps)  # type: ignore[arg-type]
+
+
+def norm_weight(norm: nn.Module, offset: float) -> Float[Tensor, " d_model"]:
+    """What a norm multiplies by: its weight, or 1 + weight where the family's norms do that."""
+    weight = readable(norm, "weight")
+    assert weight is not None
+    return weight if not offset else offset + weight
+
+
+# --- the points with their weights beside them ------------------------------------------------------------------------
+
+
+class Norm(NormPoints):
+    """A norm's points, its weight `w` [d_model], and itself: calling it norms."""
+
+    norm: Any
+
+    def __init__(self, norm: nn.Module | None, offset: float):
+        super().__init__()
+        object.__setattr__(self, "norm", norm)  # not a submodule: the weights stay the wrapped model's
+        self.offset = offset
+
+    @property
+    def w(self) -> Float[Tensor, " d_model"]:
+        """What the norm multiplies by."""
+        return norm_weight(self.norm, self.offset)
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The norm itself, without firing its points."""
+        return self.norm(x)  # type: ignore[operator]
+
+
+def _module(of: tuple[Layout, nn.Module], name: str) -> nn.Module:
+    """A layer's module by the name of the layout's attribute that says where it is."""
+    layout, layer = of
+    try:
+        return layer.get_submodule(getattr(layout, name))
+    except AttributeError:
+        raise CorelensError(
+            f"weights of a layer without {getattr(layout, name)!r}",
+            "a layer with one MLP and a projection each for q, k, v and z",
+            "read the weights of experts and of fused projections from model.hf",
+        ) from None
+
+
+def _bias(module: nn.Module) -> Float[Tensor, " out"]:
+    """A linear module's bias; zeros where it has none."""
+    bias = readable(module, "bias")
+    if bias is not None:
+        return bias
+    weight = projection(module)
+    return torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+
+
+class Attention(AttentionPoints):
+    """The points of one layer's attention, and its weights."""
+
+    _of: tuple[Layout, nn.Module]
+
+    def __init__(self, layout: Layout, layer: nn.Module, n_heads: int, n_kv_heads: int):
+        super().__init__(n_heads, n_kv_heads)
+        object.__setattr__(self, "_of", (layout, layer))
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
+
+    def module(self, name: str) -> nn.Module:
+        """One of the layer's modules: "q_proj", "k_proj", "v_proj", "o_proj"."""
+        return _module(self._of, name)
+
+    def _in(self, name: str, heads: int) -> Float[Tensor, "head d_model d_head"]:
+        return rearrange(projection(self.module(name)), "(head d) model -> head model d", head=heads)
+
+    def _b(self, name: str, heads: int) -> Float[Tensor, "head d_head"]:
+        return rearrange(_bias(self.module(name)), "(head d) -> head d", head=heads)
+
+    W_Q = property(lambda self: self._in("q_proj", self.n_heads), doc="[head, d_model, d_head]")
+    W_K = property(lambda self: self._in("k_proj", self.n_kv_heads), doc="[kv_head, d_model, d_head]")
+    W_V = property(lambda self: self._in("v_proj", self.n_kv_heads), doc="[kv_head, d_model, d_head]")
+    b_Q = property(lambda self: self._b("q_proj", self.n_heads), doc="[head, d_head]")
+    b_K = property(lambda self: self._b("k_proj", self.n_kv_heads), doc="[kv_head, d_head]")
+    b_V = property(lambda self: self._b("v_proj", self.n_kv_heads), doc="[kv_head, d_head]")
+    b_O = property(lambda self: _bias(self.module("o_proj")), doc="[d_model]")
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        """From a head's z to the residual stream (before the norm after attention, where there is one)."""
+        return rearrange(projection(self.module("o_proj")), "model (head d) -> head d model", head=self.n_heads)
+
+
+class MLP(MLPPoints):
+    """The points of one layer's MLP, and its weights (a mixture of experts has none of these)."""
+
+    def __init__(self, layout: Layout, layer: nn.Module):
+        super().__init__()
+        object.__setattr__(self, "_of", (layout, layer))
+
+    W_gate = property(lambda self: projection(_module(self._of, "mlp_gate")).T, doc="[d_model, d_mlp]")
+    W_in = property(lambda self: projection(_module(self._of, "mlp_up")).T, doc="[d_model, d_mlp]")
+    W_out = property(lambda self: projection(_module(self._of, "mlp_down")).T, doc="[d_mlp, d_model]")
+    b_in = property(lambda self: _bias(_module(self._of, "mlp_up")), doc="[d_mlp]")
+    b_out = property(lambda self: _bias(_module(self._of, "mlp_down")), doc="[d_model]")
+
+
+class Block(BlockPoints):
+    """The points of one decoder layer, and its weights."""
+
+    hook_out_is_single_residual_stream = True  # TransformerLens's logit lens asks for it
+
+    def __init__(self, layout: Layout, layer: nn.Module, n_heads: int, n_kv_heads: int, deepstack: bool):
+        super().__init__(n_heads, n_kv_heads, deepstack)
+        self.attn = Attention(layout, layer, n_heads, n_kv_heads)
+        self.mlp = MLP(layout, layer)
+        self.ln1, self.ln2 = (Norm(_find(layer, path), layout.norm_weight_offset) for path in (layout.ln1, layout.ln2))
+        for name, path, body in (("attn", layout.attn_out, layout.attention), ("mlp", layout.mlp_out, layout.mlp)):
+            # a norm between a sublayer and the residual stream, where the family has one
+            object.__setattr__(self, f"{name}_post_norm", _find(layer, path) if path != body else None)
+        self.norm_weight_offset = layout.norm_weight_offset
+
+
+def _find(layer: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return layer.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+class Unembed(nn.Module):
+    """`model.unembed(x)`: the language-model head."""
+
+    head: Any
+
+    def __init__(self, head: Any):
+        super().__init__()
+        object.__setattr__(self, "head", head)
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The unembedding."""
+        return projection(self.head).T
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        """Its bias; zeros where there is none."""
+        return _bias(self.head)
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+        """Logits of normed residual vectors."""
+        return self.head(x)

@@ -1,0 +1,216 @@
+"""From a hook point to the place in the Hugging Face model where it fires.
+
+What happens inside attention is reached by the attention function. All else is an ordinary module hook, placed for
+the time of one run, and only for points on which something hangs.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from corelens.hf import cache_in
+from corelens.hooks.points import BlockPoints, HookPoint, NormPoints
+from corelens.hooks.running import Running, Step, edits_before_caching, implementation, running
+from corelens.layouts.base import Layout
+from corelens.model.module_hooks import on_input, on_output
+from corelens.model.vision import wired_vision
+from corelens.model.weights import head_results, norm_eps, norm_weight, readable
+
+
+@contextmanager
+def wired(
+    hf: nn.Module,
+    layout: Layout,
+    root: Any,
+    run: Running,
+    begin: Callable[[Tensor, int, bool], Step],
+) -> Iterator[None]:
+    """Within this context a forward of `hf` fires every active point of `root`; afterwards `hf` is as it was.
+
+    Args:
+        hf: the Hugging Face model.
+        layout: where its modules are.
+        root: what holds the points: hook_embed, blocks, ln_final, hook_logits, vision.
+        run: its `step` is set whenever the decoder begins, its `sites` here.
+        begin: begin(the new tokens' embeddings, how many tokens came before, whether there is a cache) → the Step.
+    """
+    decoder = layout.decoder(hf)
+    layers = list(decoder.layers)  # type: ignore[arg-type]
+    with ExitStack() as stack:
+
+        def place(handle: Any) -> None:
+            stack.callback(handle.remove)
+
+        def decoder_begins(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            cache, embeds = cache_in(kwargs), kwargs.get("inputs_embeds")
+            if embeds is None:  # a model of text alone hands its decoder ids
+                ids = args[0] if args else kwargs["input_ids"]
+                embeds = decoder.get_input_embeddings()(ids)  # type: ignore[operator]
+                args, kwargs = (), kwargs | {"input_ids": None, "inputs_embeds": embeds}
+            so_far = int(cache.get_seq_length()) if cache is not None else 0
+            run.step = begin(embeds, so_far, cache is not None)
+            run.stored.clear()
+            if run.plan is not None:
+                run.plan.begin(run.inputs, so_far, embeds.shape[1], embeds.shape[0], embeds.device, cache)
+            if cache is not None and any(p.hook_rot_k.active or p.hook_v.active for p in run.sites.values()):
+                caching.enter_context(edits_before_caching(cache, run))
+            if root.hook_embed.active:
+                return args, kwargs | {"inputs_embeds": run.fire(root.hook_embed, embeds)}
+            return args, kwargs
+
+        caching = stack.enter_context(ExitStack())
+        place(decoder.register_forward_pre_hook(decoder_begins, with_kwargs=True))
+        place(decoder.register_forward_hook(lambda *_: caching.close(), always_call=True))
+        for points, layer in zip(root.blocks, layers, strict=True):
+            for handle in _place_block(run, layout, points, layer):
+                place(handle)
+            if run.plan is not None or any(point.active for point in points.attn.in_function):
+                run.sites[layer.get_submodule(layout.attention)] = points.attn
+        for handle in _place_norm(run, layout, root.ln_final, decoder, "norm"):
+            place(handle)
+        if root.hook_logits.active:
+            place(hf.register_forward_hook(_on_logits(run, root.hook_logits)))
+
+        added = [points.hook_deepstack for points in root.blocks if hasattr(points, "hook_deepstack")]
+        if any(point.active for point in added):
+            stack.enter_context(layout.deepstack(decoder, lambda layer, x: run.fire(added[layer], x)))
+        stack.enter_context(wired_vision(hf, layout, root.vision, run))
+        if run.sites:
+            # The masks are made by the decoder's config, in some models by the config that holds it.
+            text = hf.config.get_text_config()  # type: ignore[union-attr, operator]
+            configs = {id(config): config for config in [text, decoder.config, *(m.config for m in run.sites)]}  # type: ignore[union-attr]
+            stack.enter_context(implementation(list(configs.values())))
+        if "torch._dynamo" in sys.modules:  # hooks are not for compiled code: what is compiled runs as it was written
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(running(run))
+        yield
+
+
+def absent(layout: Layout, points: BlockPoints, layer: nn.Module) -> dict[str, str]:
+    """The names, below this layer's, of points that the layer cannot have, each with the reason."""
+    needs = {name: path for name, _, path, _ in (*_before(layout, points), *_after(layout, points))}
+    for name, path in (("ln1", layout.ln1), ("ln2", layout.ln2)):
+        needs |= {f"{name}.hook_scale": path, f"{name}.hook_normalized": path}
+    for name, _ in points.attn.named_children():
+        needs.setdefault(f"attn.{name}", layout.attention)
+    missing = {}
+    for name, path in needs.items():
+        if not _has(layer, path):
+            experts = name.startswith("mlp.") and _has(layer, layout.mlp)
+            what = "a mixture of experts, not one MLP" if experts else "no module of its own for this"
+            missing[name] = f"it has {what} ({path!r} is not there)"
+    return missing
+
+
+def _has(layer: nn.Module, path: str) -> bool:
+    try:
+        layer.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+# A point, by its name below the layer; the module at which it fires; and what is placed there.
+Places = list[tuple[str, HookPoint, str, Callable[..., Callable[..., Any]]]]
+
+
+def _before(layout: Layout, points: BlockPoints) -> Places:
+    """Points whose tensor goes into a module."""
+    return [
+        ("hook_resid_pre", points.hook_resid_pre, "", on_input),
+        ("hook_resid_mid", points.hook_resid_mid, layout.ln2, _on_shared_input),
+        ("mlp.hook_post", points.mlp.hook_post, layout.mlp_down, on_input),
+    ]
+
+
+def _after(layout: Layout, points: BlockPoints) -> Places:
+    """Points whose tensor comes out of a module."""
+    attn = points.attn
+    return [
+        ("attn.hook_q", attn.hook_q, layout.q_proj, on_output),
+        ("attn.hook_k", attn.hook_k, layout.k_proj, on_output),
+        ("attn.hook_result", attn.hook_result, layout.o_proj, _on_result),
+        ("hook_attn_out", points.hook_attn_out, layout.attn_out, on_output),
+        ("mlp.hook_pre", points.mlp.hook_pre, layout.mlp_gate, on_output),
+        ("hook_mlp_out", points.hook_mlp_out, layout.mlp_out, on_output),
+        ("hook_resid_post", points.hook_resid_post, "", on_output),
+    ]
+
+
+def _place_block(run: Running, layout: Layout, points: BlockPoints, layer: nn.Module) -> Iterator[Any]:
+    for _, point, path, make in _before(layout, points):
+        if point.active:
+            yield layer.get_submodule(path).register_forward_pre_hook(make(run, point), with_kwargs=True)
+    for _, point, path, make in _after(layout, points):
+        if point.active:
+            # first of all hooks there: what transformers records as hidden states is what the hooks leave
+            yield layer.get_submodule(path).register_forward_hook(make(run, point), prepend=True)
+    yield from _place_norm(run, layout, points.ln1, layer, layout.ln1)
+    yield from _place_norm(run, layout, points.ln2, layer, layout.ln2)
+
+
+# --- what hangs on a module -------------------------------------------------------------------------------------------
+
+
+def _on_shared_input(run: Running, point: HookPoint) -> Callable[..., Any]:
+    """The module's input is the point's tensor, and the layer goes on using it (residual stream): written in place."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x: Tensor = args[0] if args else kwargs["hidden_states"]
+        # With gradients the hooks get a copy: what they save for backward must not be overwritten.
+        seen = x.clone() if torch.is_grad_enabled() and x.requires_grad else x
+        edited = run.fire(point, seen)
+        if edited is not x:
+            x.copy_(edited)
+
+    return hook
+
+
+def _place_norm(run: Running, layout: Layout, points: NormPoints, parent: nn.Module, path: str) -> Iterator[Any]:
+    if points.hook_scale.active or points.hook_normalized.active:
+        yield parent.get_submodule(path).register_forward_hook(_on_norm(run, points, layout.norm_weight_offset))
+
+
+def _on_norm(run: Running, points: NormPoints, offset: float) -> Callable[..., Any]:
+    """What a norm does, taken apart: x / scale = normalized, normalized · weight (+ bias) = output."""
+
+    def hook(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        x = args[0].float()
+        if isinstance(norm, nn.LayerNorm):
+            x = x - x.mean(-1, keepdim=True)
+        scale, scaled = run.fire_watched(points.hook_scale, (x.pow(2).mean(-1, keepdim=True) + norm_eps(norm)).sqrt())
+        normalized, edited = run.fire_watched(points.hook_normalized, (x / scale).to(output.dtype))
+        if not (scaled or edited):
+            return None
+        edited_output = normalized * norm_weight(norm, offset)
+        bias = readable(norm, "bias")
+        return (edited_output if bias is None else edited_output + bias).to(output.dtype)
+
+    return hook
+
+
+def _on_result(run: Running, point: HookPoint) -> Callable[..., Any]:
+    """What each head adds: result_h = z_h · W_O[h]; Σ_h result + bias is the projection's output."""
+
+    def hook(o_proj: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        z = rearrange(args[0], "... (head d) -> ... head d", head=point.n_heads)
+        edited, changed = run.fire_watched(point, head_results(o_proj, z))
+        if not changed:
+            return None
+        bias = readable(o_proj, "bias")
+        return edited.sum(-2) if bias is None else edited.sum(-2) + bias
+
+    return hook
+
+
+def _on_logits(run: Running, point: HookPoint) -> Callable[..., Any]:
+    def hook(hf: nn.Module, args: Any, output: Any) -> Any:
+        output.logits = run.fire(point, output.logits)
+        return output
+
+    return hook

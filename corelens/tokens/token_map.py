@@ -1,0 +1,341 @@
+"""Which token of a row is which part of which picture. Pure geometry: no model, no processor, no family.
+
+Positions speak of the padded row. Boxes are in pixels of the original picture: x0, y0, x1, y1.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from corelens.errors import CorelensError
+from corelens.tokens.regions import Region, Tube
+
+NAMES = ("question", "last", "answer", "visual", "region", "text", "all", "image:1", "frame:3")
+
+Positions = str | int | Sequence[int] | np.ndarray | Tensor
+
+
+@dataclass
+class Cells:
+    """What the placeholder tokens of one picture or video cover, in the order in which they stand in the prompt.
+
+    Args:
+        box: x0, y0, x1, y1 in pixels of the original picture (of each frame, for a video).
+        visual: False for placeholders that are no patch (newline, separator); their box means nothing.
+        frames: for a video, the frames each token covers; −1 pads.
+        shrunk: width and height to which the picture had to be shrunk because it exceeds the processor's limit.
+    """
+
+    box: Float[Tensor, "token 4"]
+    visual: Bool[Tensor, " token"]
+    frames: Int[Tensor, "token frame"] | None = None
+    shrunk: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """The visual tokens of one image or video: their positions, boxes and (for a video) frames; −1 pads frames."""
+
+    positions: Int[Tensor, " token"]
+    box: Float[Tensor, "token 4"]
+    frames: Int[Tensor, "token frame"] | None = None
+
+    def covered(self, region: Region) -> Float[Tensor, " token"]:
+        """The fraction of each token's cell that a region covers; over a video, the mean over the token's frames."""
+        boxes = [tuple(box) for box in self.box.tolist()]
+        if self.frames is None:
+            return torch.tensor([_fraction(region, box) for box in boxes], dtype=torch.float32)
+        rows = [[frame for frame in row if frame >= 0] for row in self.frames.tolist()]
+        means = [sum(_fraction(region, b, f) for f in row) / len(row) for b, row in zip(boxes, rows, strict=True)]
+        return torch.tensor(means, dtype=torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMap:
+    """One sample's row of tokens. All positions are 1-D LongTensors on the CPU, ascending, in the padded row.
+
+    `question`, `answer`, `images`, `regions`, `region_weights` and `region` raise a CorelensError that says what the
+    sample lacks. Made by `prepare` or `from_tensors`.
+
+    Args:
+        real: True where the row holds a token of the sample, False on padding.
+        placeholder: every token that stands for picture content, newlines and separators included.
+        visual: the patches among them.
+        last: the one row that predicts the first answer token.
+        pictures: images in the order of the prompt, then videos; None if their geometry is not known.
+        parts: positions of "question" and "answer" as far as the sample has them.
+        covered: per region its tokens and their weights.
+        missing: per name the error to raise when it is asked for.
+        id: the sample's name, for messages.
+    """
+
+    real: Bool[Tensor, " pos"]
+    placeholder: Int[Tensor, " placeholder"]
+    visual: Int[Tensor, " visual"]
+    last: Int[Tensor, " 1"]
+    pictures: list[Picture] | None = None
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    covered: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    missing: dict[str, CorelensError] = field(default_factory=dict)
+    id: str = ""
+
+    def __repr__(self) -> str:
+        shown = {"length": self.length, "visual": len(self.visual), "last": int(self.last)}
+        shown |= {name: len(part) for name, part in self.parts.items()} | {"regions": len(self.covered)}
+        return f"TokenMap({self.id!r}, {', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+    # --- what there is ----------------------------------------------------------------------------------------------
+
+    @property
+    def length(self) -> int:
+        """Length of the padded row."""
+        return len(self.real)
+
+    @property
+    def start(self) -> int:
+        """Position of the first real token."""
+        return int(self.real.int().argmax())
+
+    @property
+    def stop(self) -> int:
+        """One past the position of the last real token."""
+        return self.length - int(self.real.flip(0).int().argmax())
+
+    @property
+    def text(self) -> Int[Tensor, " text"]:
+        """Every real token that is no placeholder: words, markers, template."""
+        keep = self.real.clone()
+        keep[self.placeholder] = False
+        return keep.nonzero()[:, 0]
+
+    @property
+    def all(self) -> Int[Tensor, " real"]:
+        """Every real token."""
+        return self.real.nonzero()[:, 0]
+
+    @property
+    def question(self) -> Int[Tensor, " question"]:
+        """The tokens whose characters overlap the user's question; template, options and instructions excluded."""
+        return self._part("question", "a question", "Sample(question=…)")
+
+    @property
+    def answer(self) -> Int[Tensor, " answer"]:
+        """The gold answer's tokens, as they stand in the row (they are predicted one row earlier)."""
+        return self._part("answer", "an answer in its row", "prepare the sample with answer=True")
+
+    @property
+    def images(self) -> list[Int[Tensor, " token"]]:
+        """The visual tokens of each picture: images in the order of the prompt, then videos."""
+        return [picture.positions for picture in self._pictures()]
+
+    @property
+    def regions(self) -> list[Int[Tensor, " token"]]:
+        """The tokens of each of the sample's regions; empty for a sample without regions."""
+        if "region" in self.missing:
+            raise self.missing["region"]
+        return [tokens for tokens, _ in self.covered]
+
+    @property
+    def region_weights(self) -> list[Float[Tensor, " token"]]:
+        """Per region the weight of each of its tokens: 1, or the fraction of its cell that the region covers."""
+        if "region" in self.missing:
+            raise self.missing["region"]
+        return [weights for _, weights in self.covered]
+
+    @property
+    def region(self) -> Int[Tensor, " region"]:
+        """The union of all regions."""
+        return self._union().nonzero()[:, 0]
+
+    @property
+    def region_weight(self) -> Float[Tensor, " region"]:
+        """The weight of each token of the union: the sum over regions, at most 1 (exact if they do not overlap)."""
+        union = self._union()
+        return union[union > 0]
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    def cell(self, position: int) -> tuple[int, float, float, float, float]:
+        """What a visual token covers: (image or first frame, x0, y0, x1, y1) in pixels of the original picture."""
+        number, picture, token = self._find(position)
+        first = number if picture.frames is None else int(picture.frames[token, 0])
+        x0, y0, x1, y1 = picture.box[token].tolist()
+        return first, x0, y0, x1, y1
+
+    def frames(self, position: int) -> tuple[int, ...]:
+        """All frames of the sample's video that a visual token covers; empty for a token of an image."""
+        _, picture, token = self._find(position)
+        if picture.frames is None:
+            return ()
+        return tuple(frame for frame in picture.frames[token].tolist() if frame >= 0)
+
+    def positions(self, spec: Positions, rows: bool = False) -> Int[Tensor, " chosen"]:
+        """Resolve a name, a sum of names or explicit positions to ascending positions in the padded row.
+
+        Args:
+            spec: "question", "last", "answer", "visual", "region", "text", "all", "image:1", "frame:3", or several
+                joined by "+" (an answer that was not prepared is then left out); or ints, or a boolean mask [pos].
+            rows: "answer" then means the rows that predict the answer's tokens, one before each.
+
+        Errors: an unknown name, a part that the sample lacks, a position outside the row.
+        """
+        if not isinstance(spec, str):
+            return self._explicit(spec)
+        names = [name.strip() for name in spec.split("+")]
+        found = [
+            self._named(name, rows) for name in names if len(names) == 1 or name != "answer" or "answer" in self.parts
+        ]
+        return torch.unique(torch.cat(found)) if found else torch.empty(0, dtype=torch.long)
+
+    def evidence_rows(self, rows: Positions) -> Int[Tensor, " row"]:
+        """The rows of `positions(rows, rows=True)`, after checking that one of them at least can see the region."""
+        chosen, region = self.positions(rows, rows=True), self.region
+        if len(chosen) == 0 or chosen.max() < region.min():
+            raise CorelensError(
+                f"sample {self.id!r}: the {rows if isinstance(rows, str) else 'chosen'} rows stand before the evidence"
+                f": rows {chosen.tolist()[:4]}, region from position {int(region.min())}",
+                "rows that come after the picture: a token attends only to what stands before it",
+                "use rows='last', or put the picture before the question",
+            )
+        return chosen
+
+    def moved(self, start: int, length: int) -> "TokenMap":
+        """This map of an unpadded row, in a row of `length` tokens in which it begins at `start`."""
+        if start < 0 or start + self.length > length:
+            raise CorelensError(
+                f"a row of {self.length} tokens at {start} of {length}", "a row that fits", "choose another length"
+            )
+        real = torch.zeros(length, dtype=torch.bool)
+        real[start : start + self.length] = self.real
+        pictures = self.pictures
+        if pictures is not None:
+            pictures = [replace(picture, positions=picture.positions + start) for picture in pictures]
+        return replace(
+            self,
+            real=real,
+            placeholder=self.placeholder + start,
+            visual=self.visual + start,
+            last=self.last + start,
+            pictures=pictures,
+            parts={name: part + start for name, part in self.parts.items()},
+            covered=[(tokens + start, weights) for tokens, weights in self.covered],
+        )
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _part(self, name: str, expected: str, do: str) -> Tensor:
+        if name in self.parts:
+            return self.parts[name]
+        raise self.missing.get(name) or CorelensError(
+            f"sample {self.id!r} without {name}", f"a sample with {expected}", do
+        )
+
+    def _pictures(self) -> list[Picture]:
+        if self.pictures is None:
+            raise self.missing["images"]
+        return self.pictures
+
+    def _union(self) -> Float[Tensor, " pos"]:
+        if not self.regions:
+            raise CorelensError(
+                f"sample {self.id!r} without a region",
+                "a sample that says where the evidence is",
+                "Sample(regions=[Box(x0, y0, x1, y1)]) in pixels of the original picture",
+            )
+        union = torch.zeros(self.length)
+        for tokens, weights in self.covered:
+            union[tokens] += weights
+        return union.clamp(max=1)
+
+    def _find(self, position: int) -> tuple[int, Picture, int]:
+        for number, picture in enumerate(self._pictures()):
+            at = (picture.positions == int(position)).nonzero()
+            if len(at):
+                return number, picture, int(at[0, 0])
+        raise CorelensError(
+            f"position {int(position)} of sample {self.id!r}, which is no visual token",
+            f"one of the {len(self.visual)} positions in .visual",
+            "ask for cells of visual tokens only",
+        )
+
+    def _explicit(self, spec: int | Sequence[int] | np.ndarray | Tensor) -> Int[Tensor, " chosen"]:
+        chosen = torch.as_tensor(spec).detach().cpu()
+        if chosen.dtype == torch.bool and chosen.shape == self.real.shape:
+            chosen = chosen.nonzero()[:, 0]
+        chosen = chosen.reshape(-1)
+        whole = len(chosen) == 0 or not (chosen.dtype.is_floating_point or chosen.dtype == torch.bool)
+        chosen = torch.unique(chosen.long())
+        if not whole or (len(chosen) and (chosen[0] < 0 or chosen[-1] >= self.length)):
+            raise CorelensError(
+                f"positions {spec!r} in a row of {self.length} tokens",
+                f"whole numbers from 0 to {self.length - 1}, or a boolean mask of the row's length",
+                "count positions in the padded row; token maps give them",
+            )
+        return chosen
+
+    def _named(self, name: str, rows: bool) -> Int[Tensor, " chosen"]:
+        if name == "answer" and rows:
+            return self.answer - 1
+        if name in ("question", "last", "answer", "visual", "region", "text", "all"):
+            return getattr(self, name)
+        kind, _, number = name.partition(":")
+        if kind in ("image", "frame") and number.isdecimal():
+            return self._image(int(number)) if kind == "image" else self._frame(int(number))
+        raise CorelensError(
+            f"positions {name!r}", f"one of {', '.join(map(repr, NAMES))}, or several joined by '+'", "use a known name"
+        )
+
+    def _image(self, number: int) -> Int[Tensor, " token"]:
+        if number < len(self.images):
+            return self.images[number]
+        raise CorelensError(
+            f"image:{number} of sample {self.id!r}", f"image:0 to image:{len(self.images) - 1}", "count from 0"
+        )
+
+    def _frame(self, number: int) -> Int[Tensor, " token"]:
+        videos = [picture for picture in self._pictures() if picture.frames is not None]
+        found = [video.positions[(video.frames == number).any(1)] for video in videos if video.frames is not None]
+        if any(map(len, found)):
+            return torch.cat(found)
+        count = max((int(video.frames.max()) + 1 for video in videos if video.frames is not None), default=0)
+        raise CorelensError(f"frame:{number} of sample {self.id!r}", f"a video's frame below {count}", "count from 0")
+
+
+def covered_tokens(
+    pictures: list[Picture], regions: Iterable[Region], weights: Literal["touch", "fraction"], id: str = ""
+) -> list[tuple[Tensor, Tensor]]:
+    """Per region the positions of the tokens whose cell it touches, in every view and frame, and their weights.
+
+    Errors: a region that touches no token (a processor that crops the border away, for instance).
+    """
+    images = [picture for picture in pictures if picture.frames is None]
+    videos = [picture for picture in pictures if picture.frames is not None]
+    result = []
+    for region in regions:
+        picture = (videos if isinstance(region, Tube) else images)[region.image]
+        fraction = picture.covered(region)
+        touched = fraction > 1e-9  # less is rounding at the common edge of a region and a cell
+        if not touched.any():
+            raise CorelensError(
+                f"sample {id!r}: {_short(region)} covers no visual token",
+                "a region that the model can see",
+                "look at inputs.show(): this model's processor may crop the picture's border away",
+            )
+        positions, order = picture.positions[touched].sort()
+        result.append((positions, fraction[touched][order] if weights == "fraction" else torch.ones(len(positions))))
+    return result
+
+
+def _fraction(region: Region, box: tuple[float, ...], frame: int | None = None) -> float:
+    if not (box[2] > box[0] and box[3] > box[1]):  # a token that sees padding only
+        return 0.0
+    return region.covered((box[0], box[1], box[2], box[3]), frame)
+
+
+def _short(region: Region) -> str:
+    return f"{type(region).__name__} {getattr(region, 'bounds', None) or dict(getattr(region, 'boxes', {}))}"
