@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from corelens.evaluation.head_profile import HeadProfile, head_profile
     from corelens.evaluation.speed_report import SpeedReport
     from corelens.evaluation.tuning import tune_sparse
+    from corelens.explorer.explore import Explorer, explore
     from corelens.viz import (
         ablation_curves,
         head_grid,
@@ -68,6 +69,8 @@ _LATER = {
     "synthetic": "corelens.data",
     "list_demos": "corelens.demo",
     "load_demo": "corelens.demo",
+    "Explorer": "corelens.explorer.explore",
+    "explore": "corelens.explorer.explore",
     "HeadProfile": "corelens.evaluation.head_profile",
     "head_profile": "corelens.evaluation.head_profile",
     "ablation_curves": "corelens.viz",
@@ -89,6 +92,7 @@ __all__ = [
     "Box",
     "CorelensError",
     "Evaluation",
+    "Explorer",
     "Head",
     "HeadProfile",
     "HeadScores",
@@ -118,6 +122,7 @@ __all__ = [
     "counterfactual",
     "edge_bias",
     "evaluate",
+    "explore",
     "head_grid",
     "head_profile",
     "kl",

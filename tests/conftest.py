@@ -1,6 +1,11 @@
 """Shapes in signatures are checked at run time whenever the tests run."""
 
+import html
+import json
 import os
+import re
+import shutil
+import subprocess
 
 from jaxtyping import install_import_hook
 
@@ -15,3 +20,43 @@ import torch  # noqa: E402
 @pytest.fixture(autouse=True)
 def _reproducible():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not found:
+        pytest.skip("headless Chromium is missing: install Debian's package `chromium` (apt-get install chromium)")
+    return found
+
+
+@pytest.fixture
+def browse(chromium, tmp_path):
+    def browse(markup: str, script: str = "''") -> tuple[str, list[str], list[str]]:
+        """(what the script's last value was, lines of the console, addresses that the page asked for)."""
+        probe = (
+            "<script>addEventListener('load', () => setTimeout(async () => {"
+            "const wait = (ms) => new Promise((done) => setTimeout(done, ms));"
+            "const all = (what) => [...document.querySelectorAll(what)];"
+            f"document.title = 'SAID:' + await (async () => {{ {script} }})(); }}, 300))</script>"
+        )
+        assert markup.count("</body>") == 1
+        page, log = tmp_path / "page.html", tmp_path / "net.json"
+        page.write_text(markup.replace("</body>", f"{probe}</body>"), encoding="utf-8")
+        done = subprocess.run(
+            [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+             "--no-first-run", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
+             "--enable-logging=stderr", "--v=0", f"--log-net-log={log}", "--virtual-time-budget=6000", "--dump-dom",
+             f"file://{page}"],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        said = re.search(r"<title>SAID:(.*?)</title>", done.stdout, re.DOTALL)
+        assert said, done.stdout[:2000] + done.stderr[-2000:]
+        console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        events = (event.get("params", {}) for event in json.loads(log.read_text())["events"])
+        # (Chromium's own requests, for updates and the like, have "not an origin" as their initiator)
+        asked = {e["url"] for e in events if e.get("initiator", "not an origin") != "not an origin"}
+        network = sorted(url for url in asked if not url.startswith(("file:", "data:", "blob:")))
+        return html.unescape(said[1]), console, network
+
+    return browse

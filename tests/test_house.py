@@ -69,7 +69,7 @@ FLOORS = [
     {"metrics", "interventions", "sparse"},
     {"evaluation", "testbed"},
     {"demo"},
-    {"findings", "explore"},
+    {"findings", "explorer"},
     {"cli"},
 ]
 BESIDE = {"data", "viz"}  # import no model

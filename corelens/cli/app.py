@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from corelens.cli.ablate import add_ablate
+from corelens.cli.explore import add_explore
 from corelens.cli.patch import add_patch
 from corelens.cli.shared import (
     BatchSize,
@@ -279,6 +280,7 @@ def data_check(
 add_ablate(app)
 add_patch(app)
 add_show(app)
+add_explore(app)
 add_study(app, open_model, open_data)
 
 

@@ -158,7 +158,7 @@ class HookedMLLM(LensModel):
     # --- inputs -------------------------------------------------------------------------------------------------------
 
     def prepare(self, samples: Sample | Sequence[Sample], **options: Any) -> Inputs:
-        """Turn a sample, or a list of them, into one batch on the model's device. See `corelens.inputs.prepare.prepare`."""
+        """Turn a sample, or a list of them, into one batch on the model's device. See `corelens.inputs.prepare`."""
         batch = [samples] if isinstance(samples, Sample) else list(samples)
         inputs = prepare(batch, self.processor, self.layout, self.hf.config, **options)
         return with_positions(inputs, self.layout.first_position).to(self.device)

@@ -1,0 +1,1 @@
+"""The explorer: a page, or a live widget in Jupyter, on which you click a token and see where every head looks."""

@@ -1,0 +1,125 @@
+"""`cl.explore`: click a token, point at a head, and see where it looks; live in Jupyter, and as one offline page."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
+
+from corelens.errors import CorelensError
+from corelens.explorer.recording import BUDGET, record
+from corelens.heads.head_set import HeadSet
+from corelens.heads.scores import HeadScores
+from corelens.inputs.prepare import Sample
+from corelens.model.hooked import HookedMLLM
+
+HERE = Path(__file__).parent
+
+
+def explore(
+    model: HookedMLLM,
+    sample: Sample,
+    scores: "HeadScores | Iterable[HeadScores] | dict[str, HeadScores] | None" = None,
+    heads: Any = (),
+    max_new_tokens: int = 8,
+    budget: int = BUDGET,
+) -> "Explorer":
+    """See a head look: the picture, the text's tokens and the layer × head grid, each answering to the others.
+
+    The model answers the sample once. Click a token and the grid shows how much every head puts from there on the
+    evidence, on the picture, on a box that you drag, or on a patch that you click; point at a head to see its attention
+    on the picture; click it to pin it.
+
+    Args:
+        model: a HookedMLLM.
+        sample: with a picture, pages or a video. Without regions all works but the mass on the evidence.
+        scores: rankings by which the grid can be coloured too.
+        heads: pinned from the start, a HeadSet or what makes one.
+        max_new_tokens: the longest answer.
+        budget: bytes of attention maps to keep; beyond it, maps of the heads with least mass are left out, and the page
+            says so.
+
+    Returns:
+        An Explorer: a notebook shows it (live with the extra `corelens[jupyter]`, else as a page); `.save(path)` writes
+        one offline HTML file.
+
+    Errors: a sample without a picture; scores of another model.
+    """
+    rankings = list(scores.values()) if isinstance(scores, dict) else scores
+    if rankings is None:
+        rankings = []
+    elif isinstance(rankings, HeadScores):
+        rankings = [rankings]
+    pinned = HeadSet(heads).check(model.cfg.n_layers, model.cfg.n_heads)
+    return Explorer(model, sample, list(rankings), pinned, max_new_tokens, budget)
+
+
+class Explorer:
+    """What `cl.explore` returns; `recording` is the run as JSON data (`corelens.explorer.recording`)."""
+
+    def __init__(
+        self, model: HookedMLLM, sample: Sample, scores: Sequence[HeadScores], heads: HeadSet,
+        max_new_tokens: int, budget: int,
+    ):  # fmt: skip
+        self.model, self.sample = model, sample
+        self.settings = {"scores": scores, "max_new_tokens": max_new_tokens, "budget": budget}
+        self.pinned = heads
+        self.recording = record(model, sample, first=list(heads), **self.settings)
+        self._widget: Any = None
+
+    def __repr__(self) -> str:
+        layers, heads = self.recording["shape"]
+        return (
+            f"Explorer({self.sample.question!r}, {layers} layers × {heads} heads, {len(self.recording['heads'])} maps)"
+        )
+
+    def page(self) -> str:
+        """One offline HTML document; what the sample says is escaped, and nothing is asked of the network."""
+        environment = Environment(loader=FileSystemLoader(HERE), autoescape=True)
+        data = json.dumps(self.recording, allow_nan=False).replace("<", "\\u003c")
+        return environment.get_template("page.html.jinja").render(
+            title=self.sample.question or "Explorer", model=self.recording["model"], data=Markup(data),
+            css=Markup((HERE / "explorer.css").read_text()), script=Markup((HERE / "explorer.js").read_text()),
+        )  # fmt: skip
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page; returns its path."""
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.page(), encoding="utf-8")
+        except OSError as error:
+            raise CorelensError(
+                f"the path {str(path)!r} ({error})", "a file that can be written", "name another path"
+            ) from error
+        return path
+
+    @property
+    def widget(self) -> Any:
+        """The live form, an anywidget; needs the extra `corelens[jupyter]`."""
+        if self._widget is None:
+            try:
+                from corelens.explorer.widget import ExplorerWidget
+            except ImportError as error:
+                raise CorelensError(
+                    "the live explorer without anywidget", "the extra corelens[jupyter]",
+                    "pip install 'corelens[jupyter]', or use .save(path) for the page",
+                ) from error  # fmt: skip
+            self._widget = ExplorerWidget(self)
+        return self._widget
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """What was chosen in the live form: `heads` (HeadSet), `box` (Box or None), `hooks`, and `code` to paste."""
+        return self.widget.value
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        try:
+            return self.widget._repr_mimebundle_(**kwargs)
+        except CorelensError:  # no live form is installed: the page, in a frame of its own
+            return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+
+    def _repr_html_(self) -> str:
+        return f'<iframe srcdoc="{escape(self.page())}" width="100%" height="760" style="border:0"></iframe>'

@@ -1,0 +1,381 @@
+// The explorer: one picture (or pages, frames), the text's tokens, and the layer × head grid. No library, no request.
+// `corelensExplorer(root, data, live)` draws into `root`. `live` is null on a page; in a notebook it has send(message).
+
+const decode = (text, type) => {
+  const raw = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  return new type(raw.buffer);
+};
+const element = (tag, attributes = {}, ...children) => {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "class") node.className = value;
+    else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+};
+const percent = (x) => (x === null || Number.isNaN(x) ? "–" : x < 0.0995 ? (100 * x).toFixed(1) + "%" : Math.round(100 * x) + "%");
+
+function corelensExplorer(root, data, live = null) {
+  const [L, H] = data.shape;
+  const nRows = data.tokens.filter((token) => token.row >= 0).length;
+  const mass = {};
+  for (const name of ["region", "picture"]) {
+    const stored = decode(data.mass[name], Uint16Array);
+    mass[name] = (row, head) => (stored[row * L * H + head] === 65535 ? NaN : stored[row * L * H + head] / 65534);
+  }
+  const bytes = decode(data.maps.bytes, Uint8Array), peaks = decode(data.maps.peak, Float32Array);
+  const nHeads = data.heads.length, V = data.maps.visual, K = nHeads ? bytes.length / (nRows * nHeads) : V;
+  const stored = new Map(data.heads.map(([layer, head], i) => [layer * H + head, i]));
+  const read = (row, head, key) => {
+    const i = stored.get(head);
+    if (i === undefined) return NaN;
+    const q = bytes[(row * nHeads + i) * K + key] / 255;
+    return peaks[row * nHeads + i] * q * q;
+  };
+  const hasRegion = data.region.length > 0, hasViews = data.views.length > 0;
+  const rowsOf = (part) => data.tokens.filter((token) => token.row >= 0 && token.part === part).map((token) => token.row);
+  const questionRows = rowsOf("question");
+  const groups = { question: questionRows, last: data.tokens.filter((t) => t.row >= 0 && t.predicts).map((t) => t.row).slice(0, 1) };
+  if (!groups.last.length) groups.last = [nRows - 1];
+
+  // What is looked at now. `rows` is "question" (their mean), "last", or one row's number; `by` is what colours the grid.
+  const state = { rows: questionRows.length ? "question" : "last", head: null, pins: data.pinned.map(([layer, head]) => layer * H + head), by: hasRegion ? "region" : "picture",
+                  box: null, patch: null, shared: false };
+
+  const rowList = () => (typeof state.rows === "number" ? [state.rows] : groups[state.rows]);
+  const over = (value) => { const rows = rowList(); return rows.reduce((sum, row) => sum + value(row), 0) / rows.length; };
+  const attention = (head, key) => over((row) => read(row, head, key));
+  const touched = (box) => {
+    const keys = new Set();
+    data.views[box.view].cells.forEach(([x0, y0, x1, y1], i) => {
+      if (Math.min(x1, box.x1) > Math.max(x0, box.x0) && Math.min(y1, box.y1) > Math.max(y0, box.y0)) keys.add(data.views[box.view].keys[i]);
+    });
+    return [...keys];
+  };
+  let boxKeys = [];
+  const values = {
+    region: { label: "attention on the evidence", of: (head) => over((row) => mass.region(row, head)) },
+    picture: { label: "attention on the picture", of: (head) => over((row) => mass.picture(row, head)) },
+    box: { label: "attention on your box", of: (head) => boxKeys.reduce((sum, key) => sum + attention(head, key), 0) },
+    patch: { label: "attention on the patch", of: (head) => attention(head, state.patch) },
+  };
+  if (!hasRegion) delete values.region;
+  for (const [name, table] of Object.entries(data.scores))
+    values["score:" + name] = { label: "score " + name, of: (head) => table[Math.floor(head / H)][head % H] ?? NaN };
+  const nameOf = (head) => `L${Math.floor(head / H)}H${head % H}`;
+
+  // --- the frame ---------------------------------------------------------------------------------------------------
+  root.classList.add("cl-explorer");
+  root.replaceChildren();
+  const answerLine = element("p", { class: "answer" });
+  const chips = element("div", { class: "chips", role: "listbox", "aria-label": "tokens" });
+  const views = element("div", { class: "views" });
+  const reading = element("p", { class: "reading", role: "status" });
+  const grid = element("div", { class: "grid", role: "grid", "aria-label": `${L} layers by ${H} heads`, style: `--heads:${H}` });
+  const choose = element("select", { "aria-label": "what colours the grid", onchange: () => { state.by = choose.value; draw(); } });
+  const legend = element("span", { class: "legend" });
+  const ranking = element("ol", { class: "ranking" });
+  const pinned = element("div", { class: "pinned" });
+  const play = element("button", { type: "button", onclick: () => playAnswer() }, "▶ play the answer");
+  const sharedBox = element("input", { type: "checkbox", onchange: () => { state.shared = sharedBox.checked; draw(); } });
+  const patchList = element("div", { class: "patch", hidden: "" });
+  root.append(
+    element("header", {}, element("p", { class: "question" }, data.question || data.id), answerLine),
+    live ? liveControls() : "",
+    element("div", { class: "tokens" },
+      element("div", { class: "groups" },
+        ...[["question", "question (mean)"], ["last", "last row"]].filter(([name]) => groups[name].length).map(([name, label]) =>
+          element("button", { type: "button", "data-rows": name, onclick: () => { state.rows = name; draw(); } }, label)), play),
+      chips),
+    element("div", { class: "stage" },
+      element("section", {}, views, reading, patchList,
+        element("label", { class: "shared" }, sharedBox, " one scale for all heads")),
+      element("section", { class: "heads" },
+        element("div", { class: "bar" }, "Colour: ", choose, legend),
+        element("div", { class: "scroll" }, grid),
+        element("p", { class: "hint" }, "Layers downwards, heads across. Arrow keys move, Enter pins."),
+        ranking)),
+    element("h3", { class: "pins-title" }, "Pinned heads"), pinned,
+    data.left_out.length ? element("p", { class: "left-out" }, "Left out: " + data.left_out.join(" ")) : "",
+  );
+
+  // --- tokens ------------------------------------------------------------------------------------------------------
+  const chipOf = new Map();
+  data.tokens.forEach((token, i) => {
+    const shown = token.text.replace(/\n/g, "⏎").replace(/^ | $/g, "·") || "·";
+    const chip = element("button", { type: "button", class: "chip is-" + token.part, role: "option", disabled: token.row < 0 ? "" : null,
+      title: token.row < 0 ? "not a row here" : `row ${i}: what this token attends to` }, shown);
+    if (token.row >= 0) { chip.addEventListener("click", () => { state.rows = token.row; draw(); }); chipOf.set(token.row, chip); }
+    token.chip = chip;
+    chips.append(chip);
+  });
+
+  // --- pictures ----------------------------------------------------------------------------------------------------
+  const canvases = data.views.map((view, number) => {
+    const picture = element("img", { src: view.src, alt: view.label, draggable: "false" });
+    const canvas = element("canvas", { "aria-label": "attention on " + view.label, tabindex: "0" });
+    const scale = Math.min(1, 720 / Math.max(...view.size));
+    canvas.width = Math.max(1, Math.round(view.size[0] * Math.max(scale, Math.min(2, 360 / Math.max(...view.size)))));
+    canvas.height = Math.max(1, Math.round(canvas.width * view.size[1] / view.size[0]));
+    let start = null;
+    const at = (event) => {
+      const area = canvas.getBoundingClientRect();
+      return { x: (event.clientX - area.left) / area.width * view.size[0], y: (event.clientY - area.top) / area.height * view.size[1] };
+    };
+    canvas.addEventListener("pointerdown", (event) => { start = at(event); canvas.setPointerCapture(event.pointerId); });
+    canvas.addEventListener("pointermove", (event) => {
+      const now = at(event);
+      if (!start) return hover(number, now);
+      state.box = { view: number, x0: Math.max(0, Math.min(start.x, now.x)), y0: Math.max(0, Math.min(start.y, now.y)),
+                    x1: Math.min(view.size[0], Math.max(start.x, now.x)), y1: Math.min(view.size[1], Math.max(start.y, now.y)) };
+      paint(number);
+    });
+    canvas.addEventListener("pointerup", (event) => {
+      const end = at(event), far = start && Math.hypot(end.x - start.x, end.y - start.y) > 0.02 * Math.max(...view.size);
+      start = null;
+      if (far) { boxKeys = touched(state.box); state.by = "box"; if (live) live.send({ box: { ...state.box, image: view.image, frame: view.frame } }); }
+      else { state.box = null; const key = keyAt(number, end); if (key !== null) { state.patch = key; state.by = "patch"; } }
+      draw();
+    });
+    views.append(element("figure", {}, element("div", { class: "picture" }, picture, canvas), data.views.length > 1 ? element("figcaption", {}, view.label) : null));
+    return canvas;
+  });
+  if (!hasViews) views.append(element("p", { class: "hint" }, "Where this model's pictures lie among its tokens is not known: attention on text is shown."));
+
+  function keyAt(number, point) {  // the finest visual token below a point
+    let best = null, area = Infinity;
+    data.views[number].cells.forEach(([x0, y0, x1, y1], i) => {
+      const size = (x1 - x0) * (y1 - y0);
+      if (point.x >= x0 && point.x < x1 && point.y >= y0 && point.y < y1 && size < area) { area = size; best = data.views[number].keys[i]; }
+    });
+    return best;
+  }
+  function hover(number, point) {
+    const key = keyAt(number, point);
+    if (key === null || state.head === null) return;
+    reading.textContent = `${nameOf(state.head)} puts ${percent(attention(state.head, key))} on this patch` + (data.region.includes(key) ? " (evidence)" : "");
+  }
+  // Attention as density, so that overlapping views (tile and thumbnail) add up; one colour, stronger where there is more.
+  function heat(number, head) {
+    const view = data.views[number], width = Math.min(160, Math.round(view.size[0])), height = Math.max(1, Math.round(width * view.size[1] / view.size[0]));
+    const field = new Float32Array(width * height);
+    let smallest = Infinity;
+    view.cells.forEach(([x0, y0, x1, y1]) => { const a = (x1 - x0) * (y1 - y0); if (a > 0) smallest = Math.min(smallest, a); });
+    view.cells.forEach(([x0, y0, x1, y1], i) => {
+      const a = (x1 - x0) * (y1 - y0);
+      if (!(a > 0)) return;
+      const value = attention(head, view.keys[i]) * smallest / a, k = width / view.size[0];
+      const left = Math.round(x0 * k), right = Math.max(left + 1, Math.round(x1 * k)), top = Math.round(y0 * k), bottom = Math.max(top + 1, Math.round(y1 * k));
+      for (let y = Math.max(0, top); y < Math.min(height, bottom); y++)
+        for (let x = Math.max(0, left); x < Math.min(width, right); x++) field[y * width + x] += value;
+    });
+    return { field, width, height };
+  }
+  function wash(context, { field, width, height }, peak, full) {
+    const image = new ImageData(width, height);
+    for (let i = 0; i < field.length; i++) {
+      image.data.set([213, 94, 0, Math.round(215 * Math.min(1, field[i] / peak) ** 0.6)], 4 * i);
+    }
+    const small = new OffscreenCanvas(width, height);
+    small.getContext("2d").putImageData(image, 0, 0);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(small, 0, 0, full.width, full.height);
+  }
+  const peakOf = (maps) => Math.max(1e-9, ...maps.map(({ field }) => field.reduce((a, b) => Math.max(a, b), 0)));
+  function outline(context, box, k, colour, dash = []) {
+    const [x0, y0, x1, y1] = box.map((x) => x * k);
+    for (const [style, width] of [["#000000b0", 4], [colour, 2]]) {
+      context.strokeStyle = style; context.lineWidth = width; context.setLineDash(dash);
+      context.strokeRect(x0 + 1, y0 + 1, x1 - x0 - 2, y1 - y0 - 2);
+    }
+    context.setLineDash([]);
+  }
+  let shown = [], sharedPeak = 1;
+  function paint(number) {
+    const view = data.views[number], canvas = canvases[number], context = canvas.getContext("2d"), k = canvas.width / view.size[0];
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    if (shown[number]) wash(context, shown[number], sharedPeak, canvas);
+    view.outlines.forEach((box) => outline(context, box, k, "#fff"));
+    if (state.by === "patch" && state.patch !== null) {
+      const i = view.keys.indexOf(state.patch);
+      if (i >= 0) outline(context, view.cells[i], k, "#56b4e9");
+    }
+    if (state.box && state.box.view === number) outline(context, [state.box.x0, state.box.y0, state.box.x1, state.box.y1], k, "#56b4e9", [6, 4]);
+  }
+
+  // --- the grid ----------------------------------------------------------------------------------------------------
+  const cells = Array.from({ length: L * H }, (_, head) => {
+    const cell = element("button", { type: "button", role: "gridcell", tabindex: "-1", "data-head": head });
+    return cell;
+  });
+  for (let layer = 0; layer < L; layer++) {
+    grid.append(element("span", { class: "axis" }, layer % (L > 16 ? 4 : 2) === 0 ? String(layer) : ""), ...cells.slice(layer * H, (layer + 1) * H));
+  }
+  const cellOf = (event) => { const cell = event.target.closest("[data-head]"); return cell ? Number(cell.dataset.head) : null; };
+  grid.addEventListener("pointerover", (event) => { const head = cellOf(event); if (head !== null && event.pointerType !== "touch") select(head); });
+  grid.addEventListener("click", (event) => { const head = cellOf(event); if (head !== null) { select(head); pin(head); } });
+  grid.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -H, ArrowDown: H }[event.key];
+    if (step) {
+      const next = (state.head ?? 0) + step;
+      if (next >= 0 && next < L * H) { select(next); cells[next].focus(); }
+      event.preventDefault();
+    }
+  });
+  function select(head) {
+    if (head === state.head) return;
+    state.head = head;
+    drawHead();
+  }
+  function pin(head) {
+    state.pins = state.pins.includes(head) ? state.pins.filter((other) => other !== head) : [...state.pins, head];
+    if (live) live.send({ pins: state.pins.map((h) => [Math.floor(h / H), h % H]) });
+    drawPins(); drawHead(); remember();
+  }
+
+  let now = [];
+  function draw() {
+    if (state.by === "box" && !state.box) state.by = hasRegion ? "region" : "picture";
+    for (const button of root.querySelectorAll("[data-rows]")) button.classList.toggle("on", button.dataset.rows === state.rows);
+    const rows = new Set(rowList());
+    chipOf.forEach((chip, row) => { chip.classList.toggle("on", rows.has(row)); chip.setAttribute("aria-selected", rows.has(row)); });
+    choose.replaceChildren(...Object.entries(values).filter(([name]) => (name !== "box" || state.box) && (name !== "patch" || state.patch !== null))
+      .map(([name, { label }]) => element("option", { value: name, selected: name === state.by ? "" : null }, label)));
+    now = cells.map((_, head) => values[state.by].of(head));
+    const top = Math.max(1e-9, ...now.filter((x) => !Number.isNaN(x)));
+    cells.forEach((cell, head) => {
+      const value = now[head], level = Number.isNaN(value) ? 0 : Math.max(0, value) / top;
+      cell.style.setProperty("--level", level.toFixed(3));
+      cell.classList.toggle("none", Number.isNaN(value));
+      cell.setAttribute("aria-label", `${nameOf(head)} ${Number.isNaN(value) ? "no map kept" : percent(value)}`);
+      cell.title = cell.getAttribute("aria-label");
+    });
+    legend.textContent = ` 0 to ${percent(top)}`;
+    const order = cells.map((_, head) => head).filter((head) => !Number.isNaN(now[head])).sort((a, b) => now[b] - now[a]).slice(0, 8);
+    ranking.replaceChildren(...order.map((head) => element("li", {}, element("button", { type: "button", onclick: () => { select(head); pin(head); },
+      onpointerenter: () => select(head) }, `${nameOf(head)} `, element("b", {}, state.by.startsWith("score:") ? now[head].toFixed(3) : percent(now[head]))))));
+    if (state.head === null) state.head = order.find((head) => stored.has(head)) ?? order[0] ?? 0;
+    drawPatch(); drawHead(); drawPins(); remember();
+  }
+  function drawHead() {
+    const head = state.head;
+    cells.forEach((cell, i) => {
+      cell.classList.toggle("on", i === head);
+      cell.classList.toggle("pinned", state.pins.includes(i));
+      cell.tabIndex = i === head ? 0 : -1;
+    });
+    const kept = stored.has(head);
+    shown = kept ? data.views.map((_, number) => heat(number, head)) : [];
+    if (kept) {
+      const own = peakOf(shown);
+      sharedPeak = state.shared ? Math.max(own, ...data.heads.map(([l, h]) => peakOf(data.views.map((_, number) => heat(number, l * H + h))))) : own;
+    }
+    data.views.forEach((_, number) => paint(number));
+    data.tokens.forEach((token, i) => {
+      const value = kept ? attention(head, V + i) : 0;
+      token.chip.style.setProperty("--look", Math.min(1, value * 2).toFixed(3));
+    });
+    const words = typeof state.rows === "number" ? `from “${data.tokens.find((t) => t.row === state.rows).text.trim()}”` : state.rows === "question" ? "mean over the question's rows" : "from the last row";
+    const parts = hasRegion ? [`evidence ${percent(over((row) => mass.region(row, head)))}`] : [];
+    parts.push(`picture ${percent(over((row) => mass.picture(row, head)))}`);
+    reading.textContent = `${nameOf(head)}, ${words}: ${parts.join(", ")}` + (kept ? "" : " (its map was left out)");
+  }
+  function drawPins() {
+    root.querySelector(".pins-title").hidden = !state.pins.length;
+    pinned.replaceChildren(...state.pins.map((head) => {
+      const figure = element("figure", {}, element("figcaption", {}, nameOf(head) + " ", element("button", { type: "button", "aria-label": "unpin " + nameOf(head), onclick: () => pin(head) }, "×")));
+      if (!stored.has(head)) figure.append(element("p", { class: "hint" }, "map left out"));
+      else {
+        const maps = data.views.map((_, number) => heat(number, head)), peak = peakOf(maps);
+        const number = maps.reduce((best, map, i) => (peakOf([map]) > peakOf([maps[best]]) ? i : best), 0), view = data.views[number];
+        if (view) {
+          const canvas = element("canvas", { width: 200, height: Math.round(200 * view.size[1] / view.size[0]) });
+          const context = canvas.getContext("2d"), image = views.querySelectorAll("img")[number];
+          const finish = () => { context.drawImage(image, 0, 0, canvas.width, canvas.height); wash(context, maps[number], peak, canvas);
+            view.outlines.forEach((box) => outline(context, box, canvas.width / view.size[0], "#fff")); };
+          if (image.complete) finish(); else image.addEventListener("load", finish, { once: true });
+          figure.prepend(canvas);
+        }
+      }
+      return figure;
+    }));
+  }
+  function drawPatch() {  // which rows and heads look hardest at the patch that was clicked
+    patchList.hidden = state.by !== "patch";
+    if (patchList.hidden) return;
+    const pairs = [];
+    for (const [head] of stored) for (let row = 0; row < nRows; row++) pairs.push([read(row, head, state.patch), row, head]);
+    pairs.sort((a, b) => b[0] - a[0]);
+    patchList.replaceChildren("This patch is seen by ", ...pairs.slice(0, 6).map(([value, row, head]) => element("button", { type: "button",
+      onclick: () => { state.rows = row; state.head = head; draw(); } }, `${nameOf(head)} from “${data.tokens.find((t) => t.row === row).text.trim() || "⏎"}” ${percent(value)}`)));
+  }
+
+  // --- the answer, token by token ----------------------------------------------------------------------------------
+  const answerRows = data.tokens.filter((token) => token.row >= 0 && token.predicts).map((token) => token.row);
+  play.hidden = data.answer.tokens.length === 0;
+  const answered = (p) => p.reduce((a, b) => a * b, 1);
+  function sayAnswer() {
+    answerLine.replaceChildren("Answer: ", element("b", {}, data.answer.text || "(nothing)"),
+      data.answer.p.length ? ` with probability ${percent(answered(data.answer.p))}` : "",
+      data.clean ? element("span", { class: "clean" }, ` · without intervention: ${data.clean.text || "(nothing)"} ${percent(answered(data.clean.p))}`) : "");
+  }
+  let timer = null;
+  function playAnswer() {
+    clearInterval(timer);
+    let step = 0;
+    const next = () => {
+      if (step >= Math.min(answerRows.length, data.answer.tokens.length)) { clearInterval(timer); return sayAnswer(); }
+      state.rows = answerRows[step];
+      draw();
+      answerLine.replaceChildren("Answer: ", data.answer.tokens.slice(0, step).join(""), element("b", {}, data.answer.tokens[step]), ` ${percent(data.answer.p[step])}`);
+      step++;
+    };
+    next();
+    timer = setInterval(next, 900);
+  }
+
+  // --- a link that reproduces the view -----------------------------------------------------------------------------
+  function remember() {
+    if (live) return;
+    const parts = { rows: state.rows, head: state.head, by: state.by, pins: state.pins.join(".") };
+    if (state.patch !== null) parts.patch = state.patch;
+    if (state.box) parts.box = [state.box.view, state.box.x0, state.box.y0, state.box.x1, state.box.y1].map(Math.round).join(".");
+    try { history.replaceState(null, "", "#" + new URLSearchParams(parts)); } catch { /* a page inside a frame has no address of its own */ }
+  }
+  function recall() {
+    const parts = new URLSearchParams(location.hash.slice(1)), whole = (x) => (x !== null && /^\d+$/.test(x) ? Number(x) : null);
+    const rows = parts.get("rows"), head = whole(parts.get("head")), patch = whole(parts.get("patch"));
+    if (rows in groups) state.rows = rows; else if (whole(rows) !== null && whole(rows) < nRows) state.rows = whole(rows);
+    if (head !== null && head < L * H) state.head = head;
+    if (parts.has("pins")) state.pins = parts.get("pins").split(".").map(whole).filter((pin) => pin !== null && pin < L * H);
+    if (patch !== null && patch < V) state.patch = patch;
+    const box = (parts.get("box") || "").split(".").map(whole);
+    if (box.length === 5 && box.every((x) => x !== null) && data.views[box[0]]) {
+      state.box = { view: box[0], x0: box[1], y0: box[2], x1: box[3], y1: box[4] };
+      boxKeys = touched(state.box);
+    }
+    const by = parts.get("by");
+    if (by in values && (by !== "box" || state.box) && (by !== "patch" || state.patch !== null)) state.by = by;
+  }
+
+  // --- live: another question, an intervention -----------------------------------------------------------------------
+  function liveControls() {
+    const question = element("input", { type: "text", value: data.question, "aria-label": "question" });
+    const kind = element("select", { "aria-label": "intervention" }, ...[["none", "no intervention"], ["zero", "ablate the pinned heads (zero)"], ["uniform", "pinned heads look evenly (uniform)"],
+      ["knockout", "cut the evidence from the pinned heads"], ["bias", "bias the pinned heads to the box"]].map(([value, label]) => element("option", { value }, label)));
+    const strength = element("input", { type: "range", min: "-8", max: "8", step: "0.5", value: "4", "aria-label": "bias added to the scores" });
+    const run = element("button", { type: "button", class: "run", onclick: () => { run.disabled = true; live.send({ run: { question: question.value, kind: kind.value, value: Number(strength.value) } }); } }, "Run");
+    live.failed = (message) => { run.disabled = false; reading.textContent = message; };
+    question.addEventListener("keydown", (event) => { if (event.key === "Enter") run.click(); event.stopPropagation(); });
+    if (live.settings) { kind.value = live.settings.kind; strength.value = live.settings.value; }
+    return element("div", { class: "live" }, question, kind, strength, run);
+  }
+
+  if (live && live.view) { Object.assign(state, live.view); boxKeys = state.box ? touched(state.box) : []; if (!(state.by in values)) state.by = hasRegion ? "region" : "picture"; if (typeof state.rows === "number" && state.rows >= nRows) state.rows = "last"; }
+  else recall();
+  sayAnswer();
+  draw();
+  return state;
+}
