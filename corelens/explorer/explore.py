@@ -64,7 +64,7 @@ class Explorer:
         max_new_tokens: int, budget: int,
     ):  # fmt: skip
         self.model, self.sample = model, sample
-        self.settings = {"scores": scores, "max_new_tokens": max_new_tokens, "budget": budget}
+        self.settings: dict[str, Any] = {"scores": scores, "max_new_tokens": max_new_tokens, "budget": budget}
         self.pinned = heads
         self.recording = record(model, sample, first=list(heads), **self.settings)
         self._widget: Any = None

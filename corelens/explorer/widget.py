@@ -103,7 +103,7 @@ class ExplorerWidget(anywidget.AnyWidget):
             "knockout": 'cl.knockout(heads, columns="region")',
             "bias": f'cl.edge_bias(heads, columns="region", value={self.settings["value"]})',
         }  # fmt: skip
-        return "\n".join([*lines, f"hooks = {calls[self.settings['kind']]}"])
+        return "\n".join([*lines, f"hooks = {calls[str(self.settings['kind'])]}"])
 
 
 def _written(region: Box | Tube) -> str:
