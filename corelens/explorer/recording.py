@@ -24,7 +24,7 @@ from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.tokens.regions import Box, Mask, Region
 from corelens.tokens.token_map import TokenMap
-from corelens.viz.heat import of_panel, panels
+from corelens.viz.heat import tokens_in_frame, of_panel, panels
 
 BUDGET = 1_300_000  # bytes of maps
 MOST_ROWS = 64  # rows of text
@@ -217,9 +217,7 @@ def _views(inputs: Inputs, token_map: TokenMap, regions: Sequence[Region]) -> li
     views = []
     for image, number, frame in panels(inputs.pictures[0], token_map, FRAMES):
         picture = token_map.pictures[number]
-        shown = torch.ones(len(picture.positions), dtype=torch.bool)
-        if picture.frames is not None:
-            shown = (picture.frames == frame).any(1)
+        shown = tokens_in_frame(picture, frame)
         boxes = [[round(x, 1) for x in box] for box in picture.box[shown].tolist()]
         views.append({
             "label": f"frame {frame}" if frame is not None else f"image {number}", "image": number, "frame": frame,
@@ -242,9 +240,8 @@ def _source(image: Image.Image) -> str:
     small = image.convert("RGB")
     small.thumbnail((LONGEST, LONGEST))
     buffer = io.BytesIO()
-    drawn = len(small.getcolors(4096) or []) > 0  # few colours: drawn, sharp and small as PNG
-    small.save(buffer, **({"format": "PNG", "optimize": True} if drawn else {"format": "JPEG", "quality": 82}))
-    kind = "png" if drawn else "jpeg"
+    kind = "png" if small.getcolors(4096) else "jpeg"  # few colours: drawn, sharp and small as PNG
+    small.save(buffer, kind, quality=82, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -50,7 +50,7 @@ def attention_map(
         )
     width, height = size
     density = np.zeros((height, width))
-    boxes, chosen = picture.box.numpy(), _in_frame(picture, frame)
+    boxes, chosen = picture.box.numpy(), tokens_in_frame(picture, frame)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     # a token that sees padding only has no area, and nothing to show
     for token in np.flatnonzero(chosen.numpy() & (areas > 0)):
@@ -154,7 +154,7 @@ def cells(token_map: TokenMap, panel: Panel) -> dict[int, tuple[float, ...]]:
     picture = _picture(token_map, number)
     areas = (picture.box[:, 2] - picture.box[:, 0]) * (picture.box[:, 3] - picture.box[:, 1])
     # (a tile's patches are the many; the whole picture's, beside them, are four times as large or more)
-    shown = _in_frame(picture, frame) & (areas > 0) & (areas < 2.5 * areas.median())
+    shown = tokens_in_frame(picture, frame) & (areas > 0) & (areas < 2.5 * areas.median())
     return {int(p): tuple(box) for p, box in zip(picture.positions[shown], picture.box[shown].tolist(), strict=True)}
 
 
@@ -168,7 +168,8 @@ def _picture(token_map: TokenMap, image_index: int) -> Picture:
     return token_map.pictures[image_index]
 
 
-def _in_frame(picture: Picture, frame: int | None) -> Bool[Tensor, " token"]:
+def tokens_in_frame(picture: Picture, frame: int | None) -> Bool[Tensor, " token"]:
+    """Which of a picture's tokens are shown: all of an image's, those that cover `frame` of a video's."""
     if picture.frames is None:
         return torch.ones(len(picture.positions), dtype=torch.bool)
     if frame is None:
