@@ -5,7 +5,8 @@ name when it goes away. No other file touches them.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -32,3 +33,31 @@ def cache_in(arguments: Mapping[str, Any]) -> Any:
 def cache_of(output: Any) -> Any:
     """The KV cache that a model's output holds; None without one."""
     return next((held for name in CACHE_ARGUMENTS if (held := getattr(output, name, None)) is not None), None)
+
+
+@contextmanager
+def attention_off(modules: Iterable[Any]) -> Iterator[None]:
+    """Within this context attention of these modules gives zeros, whatever function they use; their configs' own
+    implementation is put back afterwards. (There is no documented way to change it for a part of a model.)
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register("corelens_off", _zeros)
+    AttentionMaskInterface.register("corelens_off", sdpa_mask)
+    configs = {id(config): config for module in modules if hasattr(config := getattr(module, "config", None), _SETTING)}
+    before = {key: getattr(config, _SETTING) for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            setattr(config, _SETTING, "corelens_off")
+        yield
+    finally:
+        for key, config in configs.items():
+            setattr(config, _SETTING, before[key])
+
+
+_SETTING = "_attn_implementation_internal"  # the public setter would change every sub-config, too
+
+
+def _zeros(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **_: Any) -> tuple[Any, None]:
+    return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None

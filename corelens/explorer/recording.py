@@ -24,7 +24,7 @@ from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.tokens.regions import Box, Mask, Region
 from corelens.tokens.token_map import TokenMap
-from corelens.viz.heat import tokens_in_frame, of_panel, panels
+from corelens.viz.heat import of_panel, panels, tokens_in_frame
 
 BUDGET = 1_300_000  # bytes of maps
 MOST_ROWS = 64  # rows of text

@@ -34,6 +34,8 @@ class Layout:
     norm_weight_offset = 0.0  # 1.0 where a norm multiplies by 1 + weight
     first_position: int | None = None  # position id of a row's first real token; None: the model finds positions itself
 
+    probe: Callable[[Any, dict[str, Any], tuple[int, int]], Cells] | None = None  # measures image_cells
+
     vision_attention = "self_attn"
     vision_q, vision_k, vision_v = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
     vision_qkv: str | None = None  # one fused projection instead of three
@@ -111,9 +113,8 @@ class Layout:
 
     def placeholders(self, config: Any) -> tuple[int, int]:
         """The token ids that stand for image and for video features (equal where a family uses one for both)."""
-        image = getattr(config, "image_token_id", None)
-        video = getattr(config, "video_token_id", None)
-        return (image if image is not None else -1), (video if video is not None else -1)
+        image = _token(config, "image_token_id", "image_token_index")
+        return image, _token(config, "video_token_id", "video_token_index")
 
     def check_batch(self, pictures: Sequence[Sequence[Any]]) -> None:
         """Raise for samples that the family's processor would mix up in a batch: images or lists of frames a sample."""
@@ -125,13 +126,45 @@ class Layout:
 
         `features` is what the processor returned, and under "images_kwargs" the options it was called with.
         """
+        if features.get("image_grid_thw") is not None:  # the processor says how many patches there are
+            return grid_cells(processor, config, features["image_grid_thw"][index].tolist(), size)
+        if self.probe is not None:
+            return self.probe(processor, features.get("images_kwargs") or {}, size)
         raise _no_layout(config)
 
     def video_cells(
         self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int], n_frames: int
     ) -> Cells:
         """The cells of the batch's video number `index`: `n_frames` frames of original `size` (width, height)."""
-        raise _no_layout(config)
+        if features.get("video_grid_thw") is None:
+            raise _no_layout(config)
+        steps, rows, columns = features["video_grid_thw"][index].tolist()
+        cells = grid_cells(processor, config, [1, rows, columns], size)
+        paired = -(-n_frames // steps)  # frames that one temporal step joins
+        frames = torch.arange(steps * paired).reshape(steps, paired)
+        frames[frames >= n_frames] = -1
+        return Cells(
+            box=cells.box.repeat(steps, 1),
+            visual=cells.visual.repeat(steps),
+            frames=frames.repeat_interleave(len(cells.visual), dim=0),
+            shrunk=cells.shrunk,
+        )
+
+
+def grid_cells(processor: Any, config: Any, thw: list[int], size: tuple[int, int]) -> Cells:
+    """Cells of a picture that is stretched onto a grid of patches, of which merge × merge make a token.
+
+    Args:
+        thw: temporal steps, rows and columns of patches, as the processor's `image_grid_thw` says.
+    """
+    images = processor.image_processor
+    merge = getattr(images, "merge_size", None) or config.vision_config.spatial_merge_size
+    patch = getattr(images, "patch_size", None) or config.vision_config.patch_size
+    patch = patch if isinstance(patch, int) else edge(patch, "height", "width")
+    (rows, columns), (width, height) = (thw[1] // merge, thw[2] // merge), size
+    unlimited = max(1, round(width / (patch * merge))) * max(1, round(height / (patch * merge)))
+    shrunk = (columns * merge * patch, rows * merge * patch) if rows * columns < unlimited else None
+    return patches(grid(columns, rows, 0, 0, width, height), shrunk=shrunk)
 
 
 def image_option(processor: Any, features: dict[str, Any], name: str) -> Any:
@@ -182,6 +215,15 @@ def in_frames(box: Float[Tensor, "token 4"], n_frames: int) -> Cells:
 def shrunk_to(size: tuple[int, int], seen: tuple[float, float]) -> tuple[int, int] | None:
     """`seen` (width, height) if a picture of `size` has lost more than three quarters of its pixels, else None."""
     return (round(seen[0]), round(seen[1])) if 4 * seen[0] * seen[1] < size[0] * size[1] else None
+
+
+def _token(config: Any, *names: str) -> int:
+    """The first of these token ids that a config, or its vision config, has; −1 without one."""
+    for holder in (config, getattr(config, "vision_config", None)):
+        for name in names:
+            if isinstance(value := getattr(holder, name, None), int):
+                return value
+    return -1
 
 
 def _no_layout(config: Any) -> CorelensError:

@@ -22,6 +22,7 @@ from corelens.layouts import layout_for
 from corelens.model.cache import ActivationCache
 from corelens.model.config import config_of
 from corelens.model.lens import LensModel
+from corelens.model.probing import measured
 from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, kept_by_default
 from corelens.model.vision import vision_points
 from corelens.model.weights import Block, Norm, Unembed
@@ -47,7 +48,7 @@ class HookedMLLM(LensModel):
         # Not as a submodule: the wrapped model's modules keep their names, and hold no reference to us.
         object.__setattr__(self, "hf", hf_model)
         self.processor = processor
-        self.layout = layout_for(getattr(hf_model, "config", hf_model)).fitted(hf_model)
+        self.layout = measured(layout_for(getattr(hf_model, "config", hf_model)).fitted(hf_model), hf_model)
         self.cfg = config_of(hf_model, self.layout)
 
         c, decoder = self.cfg, self.layout.decoder(hf_model)
