@@ -42,8 +42,10 @@ def open_data(name: str, n: int, seed: int) -> Any:
     """Samples by name: `n` of a world or public set, all of a folder of your own."""
     from corelens.data import load_data
     from corelens.data.folder import FILE
+    from corelens.data.public import split_options
 
-    own = Path(name).is_file() or Path(name, FILE).is_file()  # your own samples: all of them
+    path = split_options(name)[0]
+    own = Path(path).is_file() or Path(path, FILE).is_file()  # your own samples: all of them
     return load_data(name) if own else load_data(name, n, seed)
 
 

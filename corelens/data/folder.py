@@ -12,15 +12,15 @@ pixels of the original picture, `mask` (path of a picture, non-black where the r
 """
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from corelens.errors import CorelensError
-from corelens.inputs.pictures import read_picture
+from corelens.inputs.pictures import read_mask, read_picture
 from corelens.inputs.prepare import Sample
 from corelens.tokens.regions import Box, Mask, Region, Tube
 
@@ -29,8 +29,13 @@ FIELDS = ("id", "images", "video", "question", "answer", "choices", "regions", "
 REGION_FIELDS = ("box", "mask", "tube", "image", "text")
 
 
-def load_samples(path: str | Path) -> list[Sample]:
+def load_samples(path: str | Path, outside: bool = False) -> list[Sample]:
     """Read a folder in CoreLens's format (or its samples.jsonl). Pictures are opened when a model reads the sample.
+
+    Args:
+        path: the folder, or the file.
+        outside: allow paths that leave the folder (absolute ones, "../other/a.png"): for files that you trust, since
+            whoever wrote them chooses what is read. (A link inside the folder is part of it.)
 
     Raises:
         CorelensError: a line that is wrong, with file, line and field; nothing is skipped.
@@ -43,7 +48,7 @@ def load_samples(path: str | Path) -> list[Sample]:
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                samples.append(_sample(line, _Line(file, number)))
+                samples.append(_sample(line, _Line(file, number, outside)))
     if not samples:
         raise CorelensError(f"{file}, which is empty", "one sample a line", "see help(corelens.data.folder)")
     twice = _first_twice(sample.id for sample in samples)
@@ -62,7 +67,7 @@ def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
             raise CorelensError(f"sample {sample.id!r}, a chat", "samples of images and a question", "leave chats out")
 
         record: dict[str, Any] = {"id": sample.id or str(number + 1)}
-        kind, pictures = ("video", sample.video) if sample.video else ("images", sample.images)
+        kind, pictures = ("video", sample.video) if sample.video is not None else ("images", sample.images)
         record[kind] = [_keep(picture, folder, f"{number:06d}-{i}") for i, picture in enumerate(pictures)]
         record["regions"] = [
             _region_json(region, folder, f"{number:06d}-mask-{i}") for i, region in enumerate(sample.regions)
@@ -76,16 +81,15 @@ def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
 
 def _keep(picture: Any, folder: Path, name: str) -> str:
     """Write a picture as PNG; its path relative to the folder."""
-    image = picture if isinstance(picture, Image.Image) else read_picture(picture, name)
-    image.save(folder / "pictures" / f"{name}.png")
+    read_picture(picture, name).save(folder / "pictures" / f"{name}.png")
     return f"pictures/{name}.png"
 
 
 class _Line:
     """Where we are, for messages."""
 
-    def __init__(self, file: Path, number: int):
-        self.file, self.number = file, number
+    def __init__(self, file: Path, number: int, outside: bool):
+        self.file, self.number, self.outside = file, number, outside
 
     def wrong(self, field: str, given: Any, expected: str) -> CorelensError:
         shown = repr(given)
@@ -152,7 +156,9 @@ def _region(given: Any, field: str, line: _Line) -> Region:
             return Box(x0, y0, x1, y1, image=image, text=text)
         if "mask" in given:
             path = _path(given["mask"], f"{field}.mask", line)
-            return Mask(np.asarray(Image.open(path).convert("L")) > 0, image=image, text=text)
+            return Mask(
+                read_mask(path, f"{line.file}, line {line.number}, field '{field}.mask'"), image=image, text=text
+            )
         boxes = given["tube"]
         if not isinstance(boxes, dict) or not all(str(frame).isdecimal() for frame in boxes):
             raise line.wrong(f"{field}.tube", boxes, "an object {frame: [x0, y0, x1, y1]}")
@@ -162,8 +168,6 @@ def _region(given: Any, field: str, line: _Line) -> Region:
         if str(line.file) in error.given:
             raise
         raise line.wrong(field, given, error.expected) from error
-    except OSError as error:
-        raise line.wrong(field, given, f"a picture that can be read ({error})") from error
 
 
 def _numbers(given: Any, field: str, line: _Line) -> tuple[float, float, float, float]:
@@ -182,9 +186,21 @@ def _texts(given: Any, field: str, line: _Line) -> list[str]:
 
 def _path(name: Any, field: str, line: _Line) -> str:
     path = line.file.parent / name if isinstance(name, str) else None
+    if path is not None and not line.outside and not _inside(path, line.file.parent):
+        raise CorelensError(
+            f"{line.file}, line {line.number}, field {field!r}: {name!r}, which leaves the folder",
+            f"a path inside {line.file.parent}",
+            "move the file into the folder; for a file that you trust: cl.load_samples(path, outside=True), or "
+            "PATH:outside=true where a command takes data",
+        )
     if path is None or not path.is_file():
         raise line.wrong(field, name, f"the path of a file, relative to {line.file.parent}")
     return str(path)
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    """Whether the path, as it is written, stays in the folder (links are not followed)."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
 def _region_json(region: Region, folder: Path, name: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What goes in: a Sample is one question about pictures; Inputs is the batch a model runs on."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -13,12 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
+from corelens.inputs.locate import cells_of, token_map
+from corelens.inputs.media import Medium
 from corelens.inputs.pictures import read_picture, read_video
-from corelens.inputs.processing import NOT_FOR_THE_MODEL, Row, pad, pad_id, run_processor
+from corelens.inputs.processing import NOT_FOR_THE_MODEL, pad, pad_id, run_processor
 from corelens.inputs.prompts import Prompt, render
-from corelens.layouts import Cells, Layout
-from corelens.tokens.regions import Box, Region, Tube
-from corelens.tokens.token_map import Picture, TokenMap, covered_tokens
+from corelens.inputs.typed import reserved
+from corelens.layouts import Layout
+from corelens.tokens.regions import Box, Region, Tube, as_region, is_corners
+from corelens.tokens.token_map import TokenMap
 
 MEDIA = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs", "inputs_embeds", "image_hidden_states")
 
@@ -33,6 +35,7 @@ class Sample:
         question: the user's words, without template, options or instructions.
         answer: the gold answer, as the model should write it.
         regions: where the evidence is, in pixels of the original picture; several mean their union, one needs no list.
+            Four numbers x0, y0, x1, y1 are a Box.
         choices: options of a multiple-choice question, appended to the question as "A. …".
         id: the sample's name; stable, since results are stored under it.
         video: the frames of one video instead of `images`.
@@ -56,8 +59,9 @@ class Sample:
         """One picture or one region stands for a list of one."""
         if isinstance(self.images, str | Path | Image.Image) or getattr(self.images, "ndim", 4) == 3:
             self.images = [self.images]
-        if isinstance(self.regions, Region):
-            self.regions = [self.regions]
+        if self.regions is None or isinstance(self.regions, Region) or is_corners(self.regions):
+            self.regions = [] if self.regions is None else [self.regions]
+        self.regions = [as_region(region) for region in self.regions]
 
     def plot(self) -> Any:
         """A matplotlib figure: the pictures with the regions outlined, question and answer."""
@@ -164,16 +168,17 @@ def prepare(
             "one Sample or several",
             "make a cl.Sample",
         )
-    prompts = [render(sample, processor, layout, answer) for sample in samples]
+    words = reserved(processor)
+    prompts = [render(sample, processor, layout, words, answer) for sample in samples]
     loaded = [_load(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)]
     for sample, pictures in zip(samples, loaded, strict=True):
         _check_regions(sample, pictures)
-    rates = [sample.meta.get("fps") for sample in samples]
-    features, rows = run_processor(processor, layout, prompts, loaded, rates, dict(images_kwargs or {}))
-    cells = _cells(processor, layout, config, features, loaded)
+    seen = [_seen(prompt, pictures) for prompt, pictures in zip(prompts, loaded, strict=True)]
+    features, rows = run_processor(processor, layout, prompts, seen, dict(images_kwargs or {}))
+    cells = cells_of(processor, layout, config, features, loaded, seen)
     maps = []
     for parts in zip(samples, rows, loaded, cells, strict=True):
-        maps.append(_token_map(layout, config, *parts, region_weights))
+        maps.append(token_map(layout, config, *parts, region_weights))
     length = max(len(row.ids) for row in rows)
     starts = [length - len(row.ids) if padding_side == "left" else 0 for row in rows]
     tensors = {name: value for name, value in features.items() if name not in (*NOT_FOR_THE_MODEL, "images_kwargs")}
@@ -233,11 +238,27 @@ def _load(sample: Sample, prompt: Prompt) -> list[Any]:
     """The sample's pictures in the order of the prompt: an image, or a list of frames for a video."""
     count = {"image": -1, "video": -1}
     pictures: list[Any] = []
-    for kind, picture in prompt.pictures:
-        count[kind] += 1
-        where = f"sample {sample.id!r}, {kind} {count[kind]}"
-        pictures.append(read_picture(picture, where) if kind == "image" else read_video(picture, where))
+    for medium in prompt.media:
+        count[medium.kind] += 1
+        where = f"sample {sample.id!r}, {medium.kind} {count[medium.kind]}"
+        pictures.append(_picture(medium, where))
     return pictures
+
+
+def _picture(medium: Medium, where: str) -> Any:
+    if medium.kind == "image":
+        return read_picture(medium.picture, where)
+    frames = read_video(medium.picture, where)
+    if medium.indices is not None and len(medium.indices) != len(frames):
+        raise CorelensError(
+            f"{where}: {len(medium.indices)} frames_indices for {len(frames)} frames", "one a frame", "count the frames"
+        )
+    return frames
+
+
+def _seen(prompt: Prompt, pictures: list[Any]) -> list[Any]:
+    """The pictures at the sizes at which the processor is to see them."""
+    return [medium.seen(picture) for medium, picture in zip(prompt.media, pictures, strict=True)]
 
 
 def _images_first(pictures: list[Any]) -> list[Any]:
@@ -268,119 +289,6 @@ def _check_regions(sample: Sample, pictures: list[Any]) -> None:
                 f"sample {sample.id!r}: a Tube on frames {sorted(region.boxes)} of a video of {len(picture)} frames",
                 f"frames 0 to {len(picture) - 1}",
                 "frames are counted in the sample's video list, not in the file it came from",
-            )
-
-
-def _cells(
-    processor: Any, layout: Layout, config: Any, features: dict[str, Any], loaded: list[list[Any]]
-) -> list[list[Cells] | CorelensError]:
-    """Per sample the cells of its pictures in the order of the prompt; an error if the family's geometry is unknown."""
-    image = video = 0
-    result: list[list[Cells] | CorelensError] = []
-    for pictures in loaded:
-        found: list[Cells] = []
-        try:
-            for picture in pictures:
-                if isinstance(picture, Image.Image):
-                    found.append(layout.image_cells(processor, config, features, image, picture.size))
-                    image += 1
-                else:
-                    size, frames = picture[0].size, len(picture)
-                    found.append(layout.video_cells(processor, config, features, video, size, frames))
-                    video += 1
-            result.append(found)
-        except CorelensError as error:
-            result.append(error)
-    return result
-
-
-def _token_map(
-    layout: Layout,
-    config: Any,
-    sample: Sample,
-    row: Row,
-    pictures: list[Any],
-    cells: list[Cells] | CorelensError,
-    region_weights: Literal["touch", "fraction"],
-) -> TokenMap:
-    ids = torch.tensor(row.ids)
-    placeholder = torch.isin(ids, torch.tensor(layout.placeholders(config))).nonzero()[:, 0]
-    if pictures and not len(placeholder) and max(layout.placeholders(config)) >= 0:
-        raise CorelensError(
-            f"sample {sample.id!r} with {len(pictures)} pictures, and no image token in its prompt",
-            "a chat template that writes a placeholder for each picture",
-            "look at processor.apply_chat_template(…, tokenize=False)",
-        )
-    if len(placeholder) and placeholder[-1] >= row.prompt:
-        raise CorelensError(
-            f"sample {sample.id!r}: image tokens in the answer {sample.answer!r}",
-            "words",
-            "take them out of the answer",
-        )
-    visual, located, covered = placeholder, None, []
-    missing: dict[str, CorelensError] = {}
-    if isinstance(cells, CorelensError):
-        missing = {"images": cells, "region": cells}
-    else:
-        located = _locate(layout, config, ids, pictures, cells, sample)
-        visual = torch.cat([picture.positions for picture in located]).sort().values if located else placeholder
-        located.sort(key=lambda picture: picture.frames is not None)
-        covered = covered_tokens(located, sample.regions, region_weights, sample.id)
-        _warn_shrunk(sample, pictures, cells)
-    parts = {}
-    if isinstance(row.question, CorelensError):
-        missing["question"] = row.question
-    elif row.question is not None:
-        parts["question"] = torch.tensor(row.question, dtype=torch.long)
-    if len(row.ids) > row.prompt:
-        parts["answer"] = torch.arange(row.prompt, len(row.ids))
-    return TokenMap(
-        real=torch.ones(len(ids), dtype=torch.bool),
-        placeholder=placeholder,
-        visual=visual,
-        last=torch.tensor([row.prompt - 1]),
-        pictures=located,
-        parts=parts,
-        covered=covered,
-        missing=missing,
-        id=sample.id,
-    )
-
-
-def _locate(
-    layout: Layout, config: Any, ids: Tensor, pictures: list[Any], cells: list[Cells], sample: Sample
-) -> list[Picture]:
-    """Give each picture its placeholders, one after the other; image and video ids may be one and the same."""
-    image_id, video_id = layout.placeholders(config)
-    free = {token: (ids == token).nonzero()[:, 0].tolist() for token in (image_id, video_id)}
-    total, found = sum(map(len, free.values())), []
-    for picture, cell in zip(pictures, cells, strict=True):
-        queue = free[image_id if isinstance(picture, Image.Image) else video_id]
-        positions = torch.tensor(queue[: len(cell.visual)], dtype=torch.long)
-        del queue[: len(cell.visual)]
-        if len(positions) == len(cell.visual):
-            frames = cell.frames[cell.visual] if cell.frames is not None else None
-            found.append(Picture(positions[cell.visual], cell.box[cell.visual], frames))
-    left = sum(len(queue) for queue in free.values())
-    if left or len(found) < len(pictures):
-        raise CorelensError(
-            f"sample {sample.id!r}: {total} image tokens in the prompt, "
-            f"{[len(cell.visual) for cell in cells]} expected by {type(layout).__name__}",
-            "a processor whose geometry the layout describes",
-            "use the model's own processor; if it is, the layout is wrong for its options: please report it",
-        )
-    return found
-
-
-def _warn_shrunk(sample: Sample, pictures: list[Any], cells: list[Cells]) -> None:
-    for picture, cell in zip(pictures, cells, strict=True):
-        if cell.shrunk is not None:
-            width, height = (picture if isinstance(picture, Image.Image) else picture[0]).size
-            warnings.warn(  # without the sample's id, so that Python shows it once a size
-                f"a picture of {width} × {height} pixels is beyond the processor's limit and was shrunk to "
-                f"{cell.shrunk[0]} × {cell.shrunk[1]}; small evidence may be lost. Crop the picture, or raise the "
-                "limit where the processor has one (processor.image_processor.size).",
-                stacklevel=5,
             )
 
 

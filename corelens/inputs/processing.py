@@ -1,5 +1,6 @@
 """Calling a processor on a batch of prompts and pictures, and finding its characters again in its tokens."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
+from corelens.inputs.media import Medium, common_limits
 from corelens.inputs.prompts import Prompt, Span
 from corelens.layouts import Layout
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # [batch, pos]
+ASSUMED_FPS = 24.0  # transformers' own assumption
+RATE_SHOWS = ("input_ids", "second_per_grid_ts")  # where a processor's output may depend on a video's rate
 NOT_FOR_THE_MODEL = ("labels", "text_replacement_offsets", "offset_mapping", "video_metadata", "num_crops")
 
 
@@ -39,10 +43,13 @@ def run_processor(
     layout: Layout,
     prompts: Sequence[Prompt],
     pictures: Sequence[Sequence[Any]],
-    fps: Sequence[float | None],
     images_kwargs: dict[str, Any],
 ) -> tuple[dict[str, Any], list[Row]]:
-    """The processor's output as it came (per-token tensors still of its own padding), and a Row a prompt."""
+    """The processor's output as it came (per-token tensors still of its own padding), and a Row a prompt.
+
+    `pictures` are those of the prompts' media, as the processor is to see them.
+    """
+    images_kwargs = images_kwargs | _limited(processor, [one for prompt in prompts for one in prompt.media])
     texts = [prompt.text for prompt in prompts]
     videos = any(isinstance(picture, list) for row in pictures for picture in row)
     if videos and getattr(processor, "video_processor", None) is None:
@@ -51,13 +58,15 @@ def run_processor(
             "a model whose processor has a video processor",
             "give the frames as images: Sample(images=frames)",
         )
+    if any(one.kind == "video" and one.fps is None for prompt in prompts for one in prompt.media):
+        _warn_of_rate(processor, layout)
     special = not _has_bos(processor, texts[0])
     layout.check_batch(pictures)
     options: dict[str, Any] = {"images_kwargs": images_kwargs} if images_kwargs else {}
     options["add_special_tokens"] = special
 
     def call(rows: Sequence[int], **more: Any) -> dict[str, Any]:
-        media = _media(layout, [pictures[row] for row in rows], [fps[row] for row in rows])
+        media = _media(layout, [pictures[row] for row in rows], [prompts[row].media for row in rows])
         padding = len(rows) > 1
         try:
             chosen = [texts[row] for row in rows]
@@ -116,35 +125,83 @@ def _has_bos(processor: Any, text: str) -> bool:
     return bos is not None and text.startswith(bos)
 
 
-def _media(layout: Layout, pictures: Sequence[Sequence[Any]], fps: Sequence[float | None]) -> dict[str, Any]:
+def _media(layout: Layout, pictures: Sequence[Sequence[Any]], media: Sequence[Sequence[Medium]]) -> dict[str, Any]:
     """Pictures nested by sample, as chat templates pass them: several of one sample may be treated differently."""
     images = [[p for p in row if isinstance(p, Image.Image)] for row in pictures]
     options: dict[str, Any] = {"images": images} if any(images) else {}
     videos: list[list[np.ndarray]] = []
     metadata = []
-    for row, rate in zip(pictures, fps, strict=True):
+    for row, told in zip(pictures, media, strict=True):
         videos.append([])
-        for frames in row:
+        for frames, medium in zip(row, told, strict=True):
             if isinstance(frames, Image.Image):
                 continue
-            frames = [*frames, *[frames[-1]] * (layout.min_frames - len(frames))]
+            again = max(
+                layout.min_frames - len(frames), 0
+            )  # the last frame once more, for processors that refuse fewer
+            frames = [*frames, *[frames[-1]] * again]
             videos[-1].append(np.stack([np.asarray(frame) for frame in frames]))
-            indices = list(range(len(frames)))
-            duration = len(frames) / (rate or 24.0)
-            metadata.append(
-                {
-                    "total_num_frames": len(frames),
-                    "fps": rate or 24.0,
-                    "duration": duration,
-                    "frames_indices": indices,
-                    "width": frames[0].width,
-                    "height": frames[0].height,
-                }
-            )
+            metadata.append(_metadata(frames, medium, again))
     if metadata:
         # Frames were chosen by whoever made the sample, and regions name them by index: none may be dropped.
         options |= {"videos": videos, "video_metadata": metadata, "do_sample_frames": False}
     return options
+
+
+def _metadata(frames: Sequence[Image.Image], medium: Medium, again: int) -> dict[str, Any]:
+    """What transformers calls a video's metadata: which frames of which rate these are."""
+    rate = medium.fps or ASSUMED_FPS
+    indices = list(range(len(frames) - again)) if medium.indices is None else list(medium.indices)
+    indices += [indices[-1] + 1 + i for i in range(again)]
+    return {
+        "total_num_frames": indices[-1] + 1,
+        "fps": rate,
+        "duration": (indices[-1] + 1) / rate,
+        "frames_indices": indices,
+        "width": frames[0].width,
+        "height": frames[0].height,
+    }
+
+
+def _warn_of_rate(processor: Any, layout: Layout) -> None:
+    """Warn if the frame rate that a video lacks would change what this processor makes of it.
+
+    Found by asking it: two black frames at two rates. Some write times into the prompt, some scale positions by them.
+    """
+    frames = [Image.new("RGB", (64, 64))] * max(2, layout.min_frames)
+    made = []
+    for rate in (1.0, ASSUMED_FPS):
+        media = _media(layout, [[frames]], [[Medium("video", frames, rate)]])
+        try:
+            made.append(processor(text=[layout.plain_prompt(processor, 0, 1, "")], return_tensors="pt", **media))
+        except Exception:  # one that does not take this prompt says nothing of rates; the video itself will be refused
+            return
+    slow, fast = ({name: x for name, x in one.items() if name in RATE_SHOWS} for one in made)
+    if any(not torch.equal(torch.as_tensor(slow[name]), torch.as_tensor(fast[name])) for name in slow):
+        warnings.warn(  # without the sample's id, so that Python shows it once
+            f"a video without its frame rate, which this processor hands to the model: {ASSUMED_FPS:g} frames a second "
+            "are assumed, as in transformers. Say Sample(video=frames, meta={'fps': 2.0}), or 'fps' in the message.",
+            stacklevel=5,
+        )
+
+
+def _limited(processor: Any, media: Sequence[Medium]) -> dict[str, Any]:
+    """The image processor's option for the pixel limits that the messages name; {} without any."""
+    least, most = common_limits(media)
+    if least is None and most is None:
+        return {}
+    images = getattr(processor, "image_processor", None)
+    takes = getattr(getattr(images, "valid_kwargs", None), "__annotations__", {})
+    size = dict(getattr(images, "size", None) or {})
+    if "max_pixels" not in takes or not {"shortest_edge", "longest_edge"} <= size.keys():
+        raise CorelensError(
+            f"min_pixels or max_pixels in a message for {type(images).__name__}, which has no such limits",
+            "a message without them for this model",
+            "leave them out, or say resized_height and resized_width",
+        )
+    size |= {"shortest_edge": least or min(size["shortest_edge"], most or size["shortest_edge"])}
+    size |= {"longest_edge": most or max(size["longest_edge"], size["shortest_edge"])}
+    return {"size": size}
 
 
 def _refused(error: Exception, pictures: Sequence[Sequence[Any]]) -> CorelensError:

@@ -1,10 +1,13 @@
 """From a Sample to the text that a processor reads, and where in that text the user's question stands."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 from corelens.errors import CorelensError
+from corelens.inputs.media import Medium, medium
+from corelens.inputs.typed import check_typed
 from corelens.layouts import Layout
 
 Messages = list[dict[str, Any]]
@@ -22,23 +25,26 @@ class Prompt:
         processed: what the processor makes of it before it puts the placeholders in.
         question: the characters of `processed` (start, stop) that are the user's question; empty without one.
         answer: what the model should continue with, the white space that the template puts before it included.
-        pictures: what fills the placeholders, in the order of the prompt: ("image" or "video", picture).
+        media: the pictures and videos that fill the placeholders, in the order of the prompt.
     """
 
     text: str
     processed: str
     question: list[Span] = field(default_factory=list)
     answer: str | None = None
-    pictures: list[tuple[str, Any]] = field(default_factory=list)
+    media: list[Medium] = field(default_factory=list)
 
 
-def render(sample: Any, processor: Any, layout: Layout, answer: bool = False) -> Prompt:
+def render(sample: Any, processor: Any, layout: Layout, words: Mapping[str, bool], answer: bool = False) -> Prompt:
     """Render a sample by its processor's chat template, and find the question in it exactly.
+
+    `words` are those that no text may hold, see `reserved`.
 
     The question's place is found by rendering once more with a marker in its stead, so it does not matter whether its
     words stand elsewhere in the prompt too, or whether the template strips white space around them.
     """
-    messages, pictures = _messages(sample)
+    messages, media = _messages(sample)
+    check_typed(_texts(messages), words, sample.id)
     places = _question_places(sample, messages)
     text = _apply(processor, layout, messages, sample)
     processed = layout.processed_prompt(processor, text)
@@ -48,7 +54,7 @@ def render(sample: Any, processor: Any, layout: Layout, answer: bool = False) ->
         processed=processed,
         question=[span for span in question if span[1] > span[0]],
         answer=_continuation(processor, messages, text, sample) if answer else None,
-        pictures=pictures,
+        media=media,
     )
 
 
@@ -62,7 +68,7 @@ class _Place:
     stop: int
 
 
-def _messages(sample: Any) -> tuple[Messages, list[tuple[str, Any]]]:
+def _messages(sample: Any) -> tuple[Messages, list[Medium]]:
     """The chat to render, with bare placeholders for pictures, and the pictures in the order of the prompt."""
     if sample.messages is None:
         return _single_turn(sample)
@@ -74,11 +80,11 @@ def _messages(sample: Any) -> tuple[Messages, list[tuple[str, Any]]]:
         )
     waiting = {"image": list(sample.images), "video": [sample.video] if sample.video is not None else []}
     messages: Messages = []
-    pictures: list[tuple[str, Any]] = []
+    media: list[Medium] = []
     for message in sample.messages:
         content = message.get("content") or ""
         if not isinstance(content, str):
-            content = [_part(part, waiting, pictures, sample) for part in content]
+            content = [_part(part, waiting, media, sample) for part in content]
         messages.append({**message, "content": deepcopy(content)})
     left = len(waiting["image"]) + len(waiting["video"])
     if left:
@@ -89,26 +95,41 @@ def _messages(sample: Any) -> tuple[Messages, list[tuple[str, Any]]]:
         )
     if sample.choices:
         _append_choices(messages, sample.choices)
-    return messages, pictures
+    return messages, media
 
 
-def _single_turn(sample: Any) -> tuple[Messages, list[tuple[str, Any]]]:
-    pictures: list[tuple[str, Any]] = [("image", image) for image in sample.images]
-    if sample.video is not None:
-        pictures.append(("video", sample.video))
+def _single_turn(sample: Any) -> tuple[Messages, list[Medium]]:
+    given = [("image", image) for image in sample.images]
+    given += [] if sample.video is None else [("video", sample.video)]
+    media = [medium(kind, picture, {}, sample.meta.get("fps"), f"sample {sample.id!r}") for kind, picture in given]
     text = sample.question or ""
-    content = [{"type": kind} for kind, _ in pictures] + ([{"type": "text", "text": text}] if text else [])
+    content = [{"type": kind} for kind, _ in given] + ([{"type": "text", "text": text}] if text else [])
     messages: Messages = [{"role": "user", "content": content}]
     if sample.choices:
         _append_choices(messages, sample.choices)
-    return messages, pictures
+    return messages, media
 
 
-def _part(part: Any, waiting: dict[str, list], pictures: list[tuple[str, Any]], sample: Any) -> Any:
-    """One part of a message; a picture moves to `pictures` and leaves a bare placeholder behind."""
+def _texts(messages: Messages) -> list[str]:
+    """Every text of a chat."""
+    contents = [message["content"] for message in messages]
+    parts = [part for content in contents if not isinstance(content, str) for part in content]
+    return [content for content in contents if isinstance(content, str)] + [
+        part["text"] for part in parts if isinstance(part.get("text"), str)
+    ]
+
+
+def _part(part: Any, waiting: dict[str, list], media: list[Medium], sample: Any) -> Any:
+    """One part of a message; a picture moves to `media` and leaves a bare placeholder behind."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     kind = part.get("type") or next((kind for kind in ("image", "video") if kind in part), "text")
+    if kind in ("image_url", "video_url", "input_image"):
+        raise CorelensError(
+            f"sample {sample.id!r}: a message with a part of type {kind!r}",
+            "{'type': 'image', 'image': …} with a PIL image, a path or an array",
+            "fetch the picture first, and write the part so",
+        )
     if kind not in ("image", "video"):
         return part
     given = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
@@ -120,7 +141,8 @@ def _part(part: Any, waiting: dict[str, list], pictures: list[tuple[str, Any]], 
                 f"put each {kind} into its message",
             )
         given = waiting[kind].pop(0)
-    pictures.append((kind, given))
+    number = sum(one.kind == kind for one in media)
+    media.append(medium(kind, given, part, sample.meta.get("fps"), f"sample {sample.id!r}, {kind} {number}"))
     return {"type": kind}
 
 

@@ -17,7 +17,7 @@ from corelens.errors import CorelensError
 from corelens.heads.head_set import HeadSet
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
-from corelens.tokens.positions import Where, member, resolve
+from corelens.tokens.positions import Where, check_where, member, resolve
 
 KINDS = ("zero", "mean", "resample", "uniform")
 ROLES = ("visual", "question", "other")  # the roles a token can have; "other": template, options, answer
@@ -51,6 +51,8 @@ def ablate(
             "a reference for 'mean' (cl.mean_z(model, samples)) and 'resample' (another run's cache), none otherwise",
             "add or drop reference=",
         )
+    if positions is not None:
+        check_where(positions)
     edit: Edit = _zero
     if kind == "mean":
         edit = _mean(reference)

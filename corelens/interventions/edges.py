@@ -7,7 +7,7 @@ from corelens.heads.head_set import HeadSet
 from corelens.hooks.attention_function import Edges
 from corelens.hooks.points import Hook
 from corelens.interventions.ablate import Heads
-from corelens.tokens.positions import Where
+from corelens.tokens.positions import Where, check_where
 
 QUESTION_ON = "question+last+answer"  # what reads evidence for the answer, generated rows included
 
@@ -20,8 +20,12 @@ def knockout(heads: Heads | None, rows: Where = QUESTION_ON, columns: Where = "r
     Args:
         heads: these heads; all heads of all layers if None.
         rows: "question+last+answer" by default (while generating, the generated rows too); or other names, positions.
-        columns: "region", "visual", "image:1", "frame:3", positions …
+        columns: "region", "visual", "image:1", "frame:3", "thumbnail", "tile:0", positions …
+
+    Errors: a name that does not exist, when the hooks are made.
     """
+
+    check_where(rows), check_where(columns)
 
     def knockout_edges(edges: Edges, numbers: list[int] | None) -> None:
         edges.cut(numbers, rows, columns)
@@ -33,6 +37,8 @@ def edge_bias(
     heads: Heads | None, rows: Where = QUESTION_ON, columns: Where = "region", value: float = 1.0
 ) -> list[Hook]:
     """Hooks that add `value` to the scores (after scaling, before softmax) of the edges from `rows` to `columns`."""
+
+    check_where(rows), check_where(columns)
 
     def bias_edges(edges: Edges, numbers: list[int] | None) -> None:
         edges.add(numbers, rows, columns, value)

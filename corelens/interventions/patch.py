@@ -24,7 +24,7 @@ from corelens.interventions.pairs import as_inputs, check_pair
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
 from corelens.interventions.sites import Patch, axis_of, patches
-from corelens.tokens.positions import Where, member, resolve
+from corelens.tokens.positions import Where, check_where, member, resolve
 
 Direction = str  # "denoising" or "noising"
 BATCH_TOKENS = {"cpu": 1024}  # rows × patches in one forward, at most: more of them only fill a processor's caches
@@ -43,6 +43,8 @@ def patch(names: str | Iterable[str], source: Any, positions: Where | None = Non
             as run; for a per-head name it holds that name or the point's own. Tokens generated later are left alone.
         positions: only there ("region", "last", [3, 4] …; for pattern and scores: query rows); everywhere by default.
     """
+    if positions is not None:
+        check_where(positions)
     chosen = [names] if isinstance(names, str) else list(names)
     return [(name, _put(name, _value(source, name), positions)) for name in chosen]
 

@@ -24,7 +24,7 @@ from corelens.interventions.patch import Direction, prepare_runs, result_of, sha
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
 from corelens.interventions.sites import PLACES, places, table
-from corelens.tokens.positions import Where, member, resolve
+from corelens.tokens.positions import Where, check_where, member, resolve
 
 Group = tuple[Sequence[Sender], Bool[Tensor, "sample pos"] | None]  # senders that act jointly, and at which positions
 
@@ -48,6 +48,8 @@ def path_hooks(
         freeze_mlps: freeze MLPs that are no senders at their base value too.
         positions: senders carry the change only there; elsewhere they are frozen at the base value.
     """
+    if positions is not None:
+        check_where(positions)
     held, other = getattr(base, "cache_dict", base), getattr(source, "cache_dict", source)
     layers = 1 + max((layer_of(name) for name in held if name.endswith("attn.hook_z")), default=-1)
     heads = held[f"blocks.{layers - 1}.attn.hook_z"].shape[2] if layers else 0

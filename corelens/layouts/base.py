@@ -200,10 +200,16 @@ def cross(columns: Float[Tensor, "column 2"], rows: Float[Tensor, "row 2"]) -> F
     return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
 
 
-def patches(*boxes: Float[Tensor, "_ 4"], shrunk: tuple[int, int] | None = None) -> Cells:
-    """Cells of which every token is a patch: these boxes, one view after the other."""
+def patches(
+    *boxes: Float[Tensor, "_ 4"], shrunk: tuple[int, int] | None = None, views: Sequence[int] | None = None
+) -> Cells:
+    """Cells of which every token is a patch: these boxes, one view after the other.
+
+    `views` are the numbers of the views where there are several, THUMBNAIL for the whole picture.
+    """
     box = torch.cat(boxes)
-    return Cells(box=box, visual=torch.ones(len(box), dtype=torch.bool), shrunk=shrunk)
+    number = None if views is None else torch.tensor(views).repeat_interleave(torch.tensor([len(b) for b in boxes]))
+    return Cells(box=box, visual=torch.ones(len(box), dtype=torch.bool), shrunk=shrunk, views=number)
 
 
 def in_frames(box: Float[Tensor, "token 4"], n_frames: int) -> Cells:

@@ -6,7 +6,7 @@ from typing import Any
 
 from corelens.errors import CorelensError
 from corelens.layouts.base import Layout, edge, grid, image_option, patches, shrunk_to
-from corelens.tokens.token_map import Cells
+from corelens.tokens.token_map import THUMBNAIL, Cells
 
 
 class Gemma3(Layout):
@@ -27,7 +27,8 @@ class Gemma3(Layout):
         views = [(0, 0, width, height), *_pan_and_scan(processor, features, width, height)]
         seen = edge(image_option(processor, features, "size"), "width")
         shrunk = shrunk_to(size, (seen, seen)) if len(views) == 1 else None
-        return patches(*(grid(side, side, *view) for view in views), shrunk=shrunk)
+        numbers = [THUMBNAIL, *range(len(views) - 1)]
+        return patches(*(grid(side, side, *view) for view in views), shrunk=shrunk, views=numbers)
 
 
 class PaliGemma(Layout):

@@ -6,7 +6,7 @@ from typing import Any
 
 from corelens.errors import CorelensError
 from corelens.layouts.base import Layout, edge, grid, image_option, in_frames, patches, shrunk_to
-from corelens.tokens.token_map import Cells
+from corelens.tokens.token_map import THUMBNAIL, Cells
 
 MAX_SIDE = 4096  # transformers' MAX_IMAGE_SIZE
 
@@ -33,7 +33,8 @@ class Idefics3(Layout):
             x, y = width / columns, height / rows
             views = [(c * x, r * y, c * x + x, r * y + y) for r in range(rows) for c in range(columns)] + [whole]
         shrunk = shrunk_to(size, (max(columns, 1) * tile, max(rows, 1) * tile))
-        return patches(*(grid(n, n, *view) for view in views), shrunk=shrunk)
+        numbers = [*range(len(views) - 1), THUMBNAIL]
+        return patches(*(grid(n, n, *view) for view in views), shrunk=shrunk, views=numbers)
 
 
 class SmolVLM(Idefics3):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from corelens.layouts.base import Layout, edge, grid, image_option, in_frames, patches, shrunk_to
-from corelens.tokens.token_map import Cells
+from corelens.tokens.token_map import THUMBNAIL, Cells
 
 
 class InternVL(Layout):
@@ -31,10 +31,12 @@ class InternVL(Layout):
             columns, rows = _tiles(size, tile, least, image_option(processor, features, "max_patches"))
         x, y = width / columns, height / rows
         views = [(c * x, r * y, c * x + x, r * y + y) for r in range(rows) for c in range(columns)]
+        numbers = list(range(len(views)))
         if len(views) > 1:
             views.append((0, 0, width, height))
+            numbers.append(THUMBNAIL)
         shrunk = shrunk_to(size, (columns * tile[0], rows * tile[1]))
-        return patches(*(grid(side, side, *view) for view in views), shrunk=shrunk)
+        return patches(*(grid(side, side, *view) for view in views), shrunk=shrunk, views=numbers)
 
     def video_cells(
         self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int], n_frames: int

@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from corelens.layouts.base import Layout, cross, edge, grid, image_option, patches, shrunk_to
-from corelens.tokens.token_map import Cells
+from corelens.tokens.token_map import THUMBNAIL, Cells
 
 
 class Llava(Layout):
@@ -57,8 +57,10 @@ class LlavaNext(Layout):
         tile, side, patch = _tower(config)
         base = _squashed(side, tile, patch, size)
         canvas = _best_canvas(size, image_option(processor, features, "image_grid_pinpoints"))
-        columns, rows, scale = _unpadded(size, canvas, tile, side, patch)
+        columns, rows, tiles, scale = _unpadded(size, canvas, tile, side, patch)
         columns, rows = self.pooled(config, columns, rows, side)
+        of_column, of_row = _thinned(tiles[0], len(columns)), _thinned(tiles[1], len(rows))
+        views = of_row[:, None] * (canvas[0] // tile) + nn.functional.pad(of_column, (0, 1))[None]  # newlines: any
         box = _clip(cross(columns, rows), size)
         lines = box.reshape(len(rows), len(columns), 4)
         lines = torch.cat([lines, torch.zeros(len(rows), 1, 4, dtype=box.dtype)], dim=1).reshape(-1, 4)
@@ -66,7 +68,8 @@ class LlavaNext(Layout):
         newline[:, -1] = True
         visual = torch.cat([torch.ones(len(base), dtype=torch.bool), ~newline.reshape(-1)])
         shrunk = shrunk_to(size, (size[0] * scale, size[1] * scale))
-        return Cells(box=torch.cat([base, lines]), visual=visual, shrunk=shrunk)
+        views = torch.cat([torch.full((len(base),), THUMBNAIL), views.reshape(-1)])
+        return Cells(box=torch.cat([base, lines]), visual=visual, shrunk=shrunk, views=views)
 
     def pooled(
         self, config: Any, columns: Float[Tensor, "column 2"], rows: Float[Tensor, "row 2"], side: int
@@ -88,8 +91,8 @@ class LlavaOnevision(LlavaNext):
         if int(count.repeat_interleave(count)[index]) == 1:
             return super().image_cells(processor, config, features, index, size)
         tile, side, patch = _tower(config)
-        cells = patches(_squashed(side, tile, patch, size), shrunk=shrunk_to(size, (tile, tile)))
-        return _with_newline(cells)
+        shrunk = shrunk_to(size, (tile, tile))
+        return _with_newline(patches(_squashed(side, tile, patch, size), shrunk=shrunk, views=[THUMBNAIL]))
 
     def pooled(
         self, config: Any, columns: Float[Tensor, "column 2"], rows: Float[Tensor, "row 2"], side: int
@@ -141,8 +144,9 @@ def _best_canvas(size: tuple[int, int], pinpoints: list[list[int]]) -> tuple[int
 
 def _unpadded(
     size: tuple[int, int], canvas: tuple[int, int], tile: int, side: int, patch: int
-) -> tuple[Float[Tensor, "column 2"], Float[Tensor, "row 2"], float]:
-    """Spans in pixels of the picture of the canvas's columns and rows that the model keeps, and the picture's scale."""
+) -> tuple[Float[Tensor, "column 2"], Float[Tensor, "row 2"], tuple[Tensor, Tensor], float]:
+    """What the model keeps of the canvas: spans of its columns and rows in pixels of the picture, the tile column and
+    tile row in which each lies, and the picture's scale."""
     scales = canvas[0] / size[0], canvas[1] / size[1]
     narrow = scales[0] < scales[1]  # the picture fills the canvas's width; padding above and below
     resized = [canvas[0], canvas[1]]
@@ -154,12 +158,18 @@ def _unpadded(
     kept = int(round(size[cut] * (counts[1 - cut] / size[1 - cut]), 7))
     padding = [0, 0]
     padding[cut] = (counts[cut] - kept) // 2
-    spans = []
+    spans, tiles = [], []
     for axis in (0, 1):
         token = torch.arange(padding[axis], counts[axis] - padding[axis])
         start = (token // side * tile + token % side * patch - (canvas[axis] - resized[axis]) // 2).double()
         spans.append(torch.stack([start, start + patch], dim=1) * (size[axis] / resized[axis]))
-    return spans[0], spans[1], min(scales)
+        tiles.append(token // side)
+    return spans[0], spans[1], (tiles[0], tiles[1]), min(scales)
+
+
+def _thinned(tiles: Int[Tensor, " token"], count: int) -> Int[Tensor, " pooled"]:
+    """The tile in which the middle lies of each of `count` tokens that these are scaled down to."""
+    return tiles[((torch.arange(count) + 0.5) * (len(tiles) / count)).long()]
 
 
 def _bilinear(spans: Float[Tensor, "token 2"], count: int) -> Float[Tensor, "pooled 2"]:
@@ -176,7 +186,8 @@ def _with_newline(cells: Cells) -> Cells:
     frames = cells.frames
     if frames is not None:
         frames = torch.cat([frames, torch.full((1, frames.shape[1]), -1)])
-    return Cells(box, torch.cat([cells.visual, torch.tensor([False])]), frames, cells.shrunk)
+    views = None if cells.views is None else torch.cat([cells.views, cells.views[-1:]])
+    return Cells(box, torch.cat([cells.visual, torch.tensor([False])]), frames, cells.shrunk, views)
 
 
 def _clip(box: Float[Tensor, "token 4"], size: tuple[int, int]) -> Float[Tensor, "token 4"]:

@@ -29,6 +29,7 @@ from corelens.metrics.retrieval import retrieval
 from corelens.metrics.value_mass import value_mass
 from corelens.metrics.visual_head import share_of_all, visual_head
 from corelens.metrics.visual_mass import visual_mass
+from corelens.tokens.positions import check_where
 from corelens.tokens.token_map import TokenMap
 
 Score = Tensor | tuple[Tensor, Tensor]  # [head], or (numerator, denominator) for a ratio of means
@@ -266,6 +267,7 @@ def _build(name: str, spec: Spec, rows: str | None, reduce: str | None, options:
             "see its docstring",
         )
     given = {k: v for k, v in options.items() if k not in known or v != known[k]}  # so that equal metrics are equal
+    check_where(rows or spec.rows)
     return Metric(name, rows or spec.rows, reduce or default, given, spec)
 
 

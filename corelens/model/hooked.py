@@ -27,7 +27,7 @@ from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, kept
 from corelens.model.vision import vision_points
 from corelens.model.weights import Block, Norm, Unembed
 from corelens.model.wiring import absent, wired
-from corelens.tokens.positions import Where, resolve, with_positions, within
+from corelens.tokens.positions import Where, check_where, resolve, with_positions, within
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
@@ -337,7 +337,7 @@ class HookedMLLM(LensModel):
 
         Outside of it, those that the functions there ask for (`function.rows`, "question" where it says nothing).
         """
-        before, self._rows = self._rows, rows
+        before, self._rows = self._rows, check_where(rows)
         try:
             yield self
         finally:

@@ -12,8 +12,29 @@ from jaxtyping import Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
+from corelens.tokens.token_map import check_name
 
 Where = str | int | Sequence[int] | Tensor  # a name, or positions in the padded row
+
+
+def check_where(where: Where) -> Where:
+    """The same, after checking what can be checked before any input exists: that names are known, numbers whole."""
+    if isinstance(where, str):
+        for name in where.split("+"):
+            check_name(name.strip())
+        return where
+    try:
+        numbers = torch.as_tensor(where)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.zeros(0, dtype=torch.bool)
+    wrong = numbers.dtype == torch.bool or (numbers.is_floating_point() and numbers.numel() > 0)
+    if wrong or (numbers.ndim < 2 and bool((numbers < 0).any())):
+        raise CorelensError(
+            f"the positions {str(where)[:60]}",
+            "a name such as 'question', or whole numbers from 0, counted in the padded row",
+            "token maps give both; for the last row say 'last', for a boolean mask give mask.nonzero()[:, 0]",
+        )
+    return where
 
 
 def resolve(where: Where, inputs: Any, new: Int[Tensor, " pos"], batch: int, rows: bool) -> Int[Tensor, "batch n"]:

@@ -4,8 +4,11 @@ A pixel (column x, row y) occupies the square [x, x+1) × [y, y+1), so a picture
 [0, W] × [0, H], and `Box(0, 0, W, H)` is all of it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +35,10 @@ class Box:
     text: str | None = None
 
     def __post_init__(self):
+        edges = self.x0, self.y0, self.x1, self.y1
+        if not all(isinstance(edge, Real) and math.isfinite(edge) for edge in edges):
+            raise CorelensError(f"Box{edges}", "four finite numbers x0, y0, x1, y1", "give corners in pixels")
+        _check_picture(self)
         if not (self.x1 > self.x0 and self.y1 > self.y0):
             raise CorelensError(
                 f"{self} is empty", "x0 < x1 and y0 < y1", "give corners as x0, y0, x1, y1, or use Box.from_xywh"
@@ -74,6 +81,7 @@ class Mask:
     text: str | None = None
 
     def __post_init__(self):
+        _check_picture(self)
         mask = np.asarray(self.mask)
         if mask.ndim != 2 or mask.dtype != bool:
             raise CorelensError(
@@ -109,21 +117,48 @@ class Mask:
     @property
     def bounds(self) -> Rect:
         """The smallest box around the region: x0, y0, x1, y1."""
-        ys, xs = np.nonzero(self.mask)
-        return float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)
+        ys, xs = self.mask.any(1).nonzero()[0], self.mask.any(0).nonzero()[0]
+        return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Tube:
-    """A region in a video: one box a frame, `boxes[f]` in frame f of the sample's `video` list."""
+    """A region in a video: one box a frame, `boxes[f]` in frame f of the sample's `video` list.
+
+    Args:
+        boxes: {frame: Box}; four numbers x0, y0, x1, y1 mean a Box.
+        text: the text that stands in it.
+        image: which of the sample's videos it lies in.
+    """
 
     boxes: Mapping[int, Box]
     text: str | None = None
     image: int = 0
 
     def __post_init__(self):
-        if not self.boxes:
-            raise CorelensError("a tube without frames", "Tube({frame: Box(…), …})", "give one box or more")
+        _check_picture(self)
+        if not isinstance(self.boxes, Mapping) or not self.boxes:
+            given = "a tube without frames" if not self.boxes else f"a tube of a {type(self.boxes).__name__}"
+            raise CorelensError(given, "Tube({frame: Box(…), …})", "give one box or more")
+        boxes = {frame: as_region(box) for frame, box in self.boxes.items()}
+        for frame, box in boxes.items():
+            if isinstance(frame, bool) or not isinstance(frame, Integral):
+                raise CorelensError(
+                    f"a tube with the frame {frame!r}", "whole numbers from 0", "count the video's frames"
+                )
+            if not isinstance(box, Box):
+                raise CorelensError(
+                    f"a tube with a {type(box).__name__} in frame {frame}",
+                    "a Box a frame",
+                    "give its bounds: Box(*mask.bounds)",
+                )
+            if box.image not in (0, self.image):
+                raise CorelensError(
+                    f"a tube in video {self.image}, with a box on image {box.image} in frame {frame}",
+                    "boxes without image=: they lie in the tube's own frames",
+                    "leave image= out of the boxes; a sample's second video is Tube(…, image=1)",
+                )
+        object.__setattr__(self, "boxes", boxes)
 
     def check(self, width: int, height: int) -> None:
         """Raise if any box reaches beyond frames of this size."""
@@ -137,3 +172,35 @@ class Tube:
 
 
 Region = Box | Mask | Tube
+
+
+def as_region(region: Any) -> Region:
+    """A region as it was given, or the Box that four numbers x0, y0, x1, y1 mean.
+
+    Errors: anything else.
+    """
+    if isinstance(region, Region):
+        return region
+    if is_corners(region):
+        return Box(*(number.item() if hasattr(number, "item") else number for number in region))
+    raise CorelensError(
+        f"the region {str(region)[:60]!r}, a {type(region).__name__}",
+        "a Box, Mask or Tube, or four numbers x0, y0, x1, y1 in pixels of the original picture",
+        "for COCO's x, y, width, height use Box.from_xywh; for an array of True and False use Mask",
+    )
+
+
+def is_corners(region: Any) -> bool:
+    """Whether this is a list, tuple or array of four numbers."""
+    if isinstance(region, str | Mapping) or not hasattr(region, "__len__") or len(region) != 4:
+        return False
+    return all(isinstance(n, Real) or getattr(n, "shape", None) == () for n in region)
+
+
+def _check_picture(region: Any) -> None:
+    if isinstance(region.image, bool) or not isinstance(region.image, Integral):
+        raise CorelensError(
+            f"a {type(region).__name__} with image={region.image!r}",
+            "a whole number",
+            "count the sample's pictures from 0",
+        )

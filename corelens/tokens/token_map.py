@@ -5,6 +5,7 @@ Positions speak of the padded row. Boxes are in pixels of the original picture: 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,9 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.tokens.regions import Region, Tube
 
-NAMES = ("question", "last", "answer", "visual", "region", "text", "all", "image:1", "frame:3")
+WORDS = ("question", "last", "answer", "visual", "region", "text", "all")
+NAMES = (*WORDS, "image:1", "frame:3", "thumbnail", "tile:0")
+THUMBNAIL = -1  # the number of the view that shows the whole picture, beside tiles that show parts of it
 
 Positions = str | int | Sequence[int] | np.ndarray | Tensor
 
@@ -29,21 +32,25 @@ class Cells:
         visual: False for placeholders that are no patch (newline, separator); their box means nothing.
         frames: for a video, the frames each token covers; −1 pads.
         shrunk: width and height to which the picture had to be shrunk because it exceeds the processor's limit.
+        views: for a picture that is shown in several views, the number of each token's tile, from 0 in the order in
+            which they stand in the prompt, THUMBNAIL (−1) where it is a token of the whole picture.
     """
 
     box: Float[Tensor, "token 4"]
     visual: Bool[Tensor, " token"]
     frames: Int[Tensor, "token frame"] | None = None
     shrunk: tuple[int, int] | None = None
+    views: Int[Tensor, " token"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """The visual tokens of one image or video: their positions, boxes and (for a video) frames; −1 pads frames."""
+    """The visual tokens of one image or video: their positions and boxes; frames and views as in Cells."""
 
     positions: Int[Tensor, " token"]
     box: Float[Tensor, "token 4"]
     frames: Int[Tensor, "token frame"] | None = None
+    views: Int[Tensor, " token"] | None = None
 
     def covered(self, region: Region) -> Float[Tensor, " token"]:
         """The fraction of each token's cell that a region covers; over a video, the mean over the token's frames."""
@@ -178,8 +185,9 @@ class TokenMap:
         """Resolve a name, a sum of names or explicit positions to ascending positions in the padded row.
 
         Args:
-            spec: "question", "last", "answer", "visual", "region", "text", "all", "image:1", "frame:3", or several
-                joined by "+" (an answer that was not prepared is then left out); or ints, or a boolean mask [pos].
+            spec: "question", "last", "answer", "visual", "region", "text", "all", "image:1", "frame:3", "thumbnail" or
+                "tile:0" (of every picture that is shown in such views), or several joined by "+" (an answer that was
+                not prepared is then left out); or ints, or a boolean mask [pos].
             rows: "answer" then means the rows that predict the answer's tokens, one before each.
 
         Errors: an unknown name, a part that the sample lacks, a position outside the row.
@@ -281,20 +289,32 @@ class TokenMap:
     def _named(self, name: str, rows: bool) -> Int[Tensor, " chosen"]:
         if name == "answer" and rows:
             return self.answer - 1
-        if name in ("question", "last", "answer", "visual", "region", "text", "all"):
+        check_name(name)
+        if name in WORDS:
             return getattr(self, name)
         kind, _, number = name.partition(":")
-        if kind in ("image", "frame") and number.isdecimal():
+        if kind in ("image", "frame"):
             return self._image(int(number)) if kind == "image" else self._frame(int(number))
-        raise CorelensError(
-            f"positions {name!r}", f"one of {', '.join(map(repr, NAMES))}, or several joined by '+'", "use a known name"
-        )
+        return self._view(name, int(number) if number else THUMBNAIL)
 
     def _image(self, number: int) -> Int[Tensor, " token"]:
         if number < len(self.images):
             return self.images[number]
         raise CorelensError(
             f"image:{number} of sample {self.id!r}", f"image:0 to image:{len(self.images) - 1}", "count from 0"
+        )
+
+    def _view(self, name: str, number: int) -> Int[Tensor, " token"]:
+        shown = [picture for picture in self._pictures() if picture.views is not None]
+        tokens = [picture.positions[picture.views == number] for picture in shown if picture.views is not None]
+        if any(map(len, tokens)):
+            return torch.cat(tokens)
+        views = sorted({view for picture in shown if picture.views is not None for view in picture.views.tolist()})
+        names = ["thumbnail" if view == THUMBNAIL else f"tile:{view}" for view in views]
+        raise CorelensError(
+            f"{name!r} of sample {self.id!r}",
+            f"a view of its pictures: {', '.join(names)}" if names else "a model that shows a picture in several views",
+            "use one of these" if names else "this one shows each picture once: use 'image:0' or 'visual'",
         )
 
     def _frame(self, number: int) -> Int[Tensor, " token"]:
@@ -329,6 +349,19 @@ def covered_tokens(
         positions, order = picture.positions[touched].sort()
         result.append((positions, fraction[touched][order] if weights == "fraction" else torch.ones(len(positions))))
     return result
+
+
+def check_name(name: str) -> None:
+    """Raise for a word that is no position's name, with the nearest names."""
+    kind, _, number = name.partition(":")
+    if name in (*WORDS, "thumbnail") or (kind in ("image", "frame", "tile") and number.isdecimal()):
+        return
+    near = get_close_matches(name, NAMES, n=2)
+    raise CorelensError(
+        f"positions {name!r}",
+        f"one of {', '.join(map(repr, NAMES))}, or several joined by '+'",
+        f"did you mean {' or '.join(map(repr, near))}?" if near else "use a known name",
+    )
 
 
 def _fraction(region: Region, box: tuple[float, ...], frame: int | None = None) -> float:

@@ -125,7 +125,9 @@ def doc(
             }
             for page in document
         ]
-        sample = ask(document, *asked).sample("doc", f"doc-{seed}-{i}", split=split, published=published, pages=sheets)
+        sample = ask(document, *asked).sample(
+            "doc", f"doc-{seed}-{i:04d}", split=split, published=published, pages=sheets
+        )
         sample.meta["page"] = asked[0]
         sample.images = [paint(page) for page in document]
         samples.append(sample)

@@ -126,7 +126,7 @@ def refer(
                 question=QUESTION.format(colour=asked.colour, kind=asked.kind),
                 answer=str(asked.digit),
                 regions=[Box(box.x0, box.y0, box.x1, box.y1, text=str(asked.digit))],
-                id=f"refer-{seed}-{i}",
+                id=f"refer-{seed}-{i:04d}",
                 meta={
                     "world": "refer",
                     "split": split,

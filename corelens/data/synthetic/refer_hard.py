@@ -114,7 +114,9 @@ def refer_hard(
             | {"x": f.x, "y": f.y, "box": f.box.bounds}
             for f in scene.figures
         ]
-        sample = query.sample("refer-hard", f"refer-hard-{seed}-{i}", split=split, published=published, objects=figures)
+        sample = query.sample(
+            "refer-hard", f"refer-hard-{seed}-{i:04d}", split=split, published=published, objects=figures
+        )
         sample.images = [paint(scene)]
         samples.append(sample)
     return samples

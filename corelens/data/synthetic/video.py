@@ -120,7 +120,7 @@ def video(
             for a in scene.actors
         ]
         sample = ask(scene, asked).sample(
-            "video", f"video-{seed}-{i}", split=split, published=published, fps=FPS, objects=actors
+            "video", f"video-{seed}-{i:04d}", split=split, published=published, fps=FPS, objects=actors
         )
         sample.video = paint(scene)
         samples.append(sample)

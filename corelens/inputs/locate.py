@@ -1,0 +1,154 @@
+"""Which token of a row is which part of which picture: a family's cells, matched with the placeholders in the row."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from corelens.errors import CorelensError
+from corelens.inputs.processing import Row
+from corelens.layouts import Cells, Layout
+from corelens.tokens.token_map import Picture, TokenMap, covered_tokens
+
+
+def cells_of(
+    processor: Any,
+    layout: Layout,
+    config: Any,
+    features: dict[str, Any],
+    loaded: Sequence[Sequence[Any]],
+    seen: Sequence[Sequence[Any]],
+) -> list[list[Cells] | CorelensError]:
+    """Per sample the cells of its pictures in the order of the prompt; an error if the family's geometry is unknown.
+
+    Args:
+        features: what the processor returned for the whole batch.
+        loaded: the original pictures, in whose pixels cells are.
+        seen: the same as the processor saw them.
+    """
+    image = video = 0
+    result: list[list[Cells] | CorelensError] = []
+    for originals, pictures in zip(loaded, seen, strict=True):
+        cells: list[Cells] = []
+        failure: CorelensError | None = None
+        for original, picture in zip(originals, pictures, strict=True):
+            try:
+                if isinstance(picture, Image.Image):
+                    cell = layout.image_cells(processor, config, features, image, picture.size)
+                else:
+                    cell = layout.video_cells(processor, config, features, video, picture[0].size, len(picture))
+                cells.append(_in_original(cell, _size(original), _size(picture)))
+            except CorelensError as error:
+                failure = failure or error
+            # counted whatever was raised: the next sample's pictures are others
+            image, video = image + isinstance(picture, Image.Image), video + isinstance(picture, list)
+        result.append(failure or cells)
+    return result
+
+
+def _in_original(cell: Cells, original: tuple[int, int], seen: tuple[int, int]) -> Cells:
+    """Cells in pixels of the original picture, which was resized before the processor saw it."""
+    if original == seen:
+        return cell
+    scale = torch.tensor([original[0] / seen[0], original[1] / seen[1]] * 2, dtype=cell.box.dtype)
+    return replace(cell, box=cell.box * scale, shrunk=None)
+
+
+def _size(picture: Any) -> tuple[int, int]:
+    return (picture if isinstance(picture, Image.Image) else picture[0]).size
+
+
+def token_map(
+    layout: Layout,
+    config: Any,
+    sample: Any,
+    row: Row,
+    pictures: list[Any],
+    cells: list[Cells] | CorelensError,
+    region_weights: Literal["touch", "fraction"],
+) -> TokenMap:
+    """Where one sample's pictures, regions, question and answer stand in its unpadded row."""
+    ids = torch.tensor(row.ids)
+    placeholder = torch.isin(ids, torch.tensor(layout.placeholders(config))).nonzero()[:, 0]
+    if pictures and not len(placeholder) and max(layout.placeholders(config)) >= 0:
+        raise CorelensError(
+            f"sample {sample.id!r} with {len(pictures)} pictures, and no image token in its prompt",
+            "a chat template that writes a placeholder for each picture",
+            "look at processor.apply_chat_template(…, tokenize=False)",
+        )
+    if len(placeholder) and placeholder[-1] >= row.prompt:
+        raise CorelensError(
+            f"sample {sample.id!r}: image tokens in the answer {sample.answer!r}",
+            "words",
+            "take them out of the answer",
+        )
+    visual, located, covered = placeholder, None, []
+    missing: dict[str, CorelensError] = {}
+    if isinstance(cells, CorelensError):
+        missing = {"images": cells, "region": cells}
+    else:
+        located = _locate(layout, config, ids, pictures, cells, sample)
+        visual = torch.cat([picture.positions for picture in located]).sort().values if located else placeholder
+        located.sort(key=lambda picture: picture.frames is not None)
+        covered = covered_tokens(located, sample.regions, region_weights, sample.id)
+        _warn_shrunk(sample, pictures, cells)
+    parts = {}
+    if isinstance(row.question, CorelensError):
+        missing["question"] = row.question
+    elif row.question is not None:
+        parts["question"] = torch.tensor(row.question, dtype=torch.long)
+    if len(row.ids) > row.prompt:
+        parts["answer"] = torch.arange(row.prompt, len(row.ids))
+    return TokenMap(
+        real=torch.ones(len(ids), dtype=torch.bool),
+        placeholder=placeholder,
+        visual=visual,
+        last=torch.tensor([row.prompt - 1]),
+        pictures=located,
+        parts=parts,
+        covered=covered,
+        missing=missing,
+        id=sample.id,
+    )
+
+
+def _locate(
+    layout: Layout, config: Any, ids: Tensor, pictures: list[Any], cells: list[Cells], sample: Any
+) -> list[Picture]:
+    """Give each picture its placeholders, one after the other; image and video ids may be one and the same."""
+    image_id, video_id = layout.placeholders(config)
+    free = {token: (ids == token).nonzero()[:, 0].tolist() for token in (image_id, video_id)}
+    total, found = sum(map(len, free.values())), []
+    for picture, cell in zip(pictures, cells, strict=True):
+        queue = free[image_id if isinstance(picture, Image.Image) else video_id]
+        positions = torch.tensor(queue[: len(cell.visual)], dtype=torch.long)
+        del queue[: len(cell.visual)]
+        if len(positions) == len(cell.visual):
+            frames = cell.frames[cell.visual] if cell.frames is not None else None
+            views = cell.views[cell.visual] if cell.views is not None else None
+            found.append(Picture(positions[cell.visual], cell.box[cell.visual], frames, views))
+    left = sum(len(queue) for queue in free.values())
+    if left or len(found) < len(pictures):
+        raise CorelensError(
+            f"sample {sample.id!r}: {total} image tokens in the prompt, "
+            f"{[len(cell.visual) for cell in cells]} expected by {type(layout).__name__}",
+            "a processor whose geometry the layout describes",
+            "use the model's own processor; if it is, the layout is wrong for its options: please report it",
+        )
+    return found
+
+
+def _warn_shrunk(sample: Any, pictures: list[Any], cells: list[Cells]) -> None:
+    for picture, cell in zip(pictures, cells, strict=True):
+        if cell.shrunk is not None:
+            width, height = _size(picture)
+            warnings.warn(  # without the sample's id, so that Python shows it once a size
+                f"a picture of {width} × {height} pixels is beyond the processor's limit and was shrunk to "
+                f"{cell.shrunk[0]} × {cell.shrunk[1]}; small evidence may be lost. Crop the picture, or raise the "
+                "limit where the processor has one (processor.image_processor.size).",
+                stacklevel=5,
+            )

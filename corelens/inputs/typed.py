@@ -1,0 +1,44 @@
+"""What a user types stays text: words of the question that a tokenizer or processor would take for more are refused."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from corelens.errors import CorelensError
+
+
+def reserved(processor: Any) -> dict[str, bool]:
+    """The words that stand for more than their characters: True for a picture's place, False for a template's token."""
+    tokenizer = getattr(processor, "tokenizer", None) or processor
+    words = dict.fromkeys(getattr(tokenizer, "all_special_tokens", ()), False)
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    words |= dict.fromkeys((str(token) for token in added.values() if token.special), False)
+    for name, word in vars(processor).items():
+        if name.endswith(("_token", "_tag")) and isinstance(word, str) and word.strip():
+            words[word] = name in ("image_token", "video_token", "audio_token")
+    return words
+
+
+def check_typed(texts: Iterable[str], words: Mapping[str, bool], id: str) -> None:
+    """Raise if a text of a sample's chat holds one of these words.
+
+    A placeholder would be filled with a picture, a template's token would begin or end a turn, and both would be
+    counted among the question's rows.
+    """
+    for text in texts:
+        found = [word for word in words if word in text]
+        if not found:
+            continue
+        word = max(found, key=len)
+        if words[word]:
+            do = (
+                "take it out: pictures are put before the question by themselves, or where {'type': 'image'} stands in "
+                "the messages"
+            )
+        else:
+            do = f"take it out, or break it up ({word[0]} {word[1:]}); turns are given as Sample(messages=[…])"
+        raise CorelensError(
+            f"sample {id!r}: its text holds {word!r}, which this model's "
+            + ("processor replaces by a picture" if words[word] else "tokenizer reads as one token of its template"),
+            "words",
+            do,
+        )
