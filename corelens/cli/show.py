@@ -17,7 +17,7 @@ def add_show(app: typer.Typer) -> None:
 
     @app.command()
     def show(
-        image: Annotated[Path, typer.Argument(help="Your picture.")],
+        image: Annotated[Path, typer.Argument(help="Your picture.", callback=_there)],
         question: Annotated[str, typer.Argument(help="Your question about it.")],
         model: Annotated[str, typer.Option(help="A bundled model, a folder, or a name on the Hub.")] = DEFAULT,
         heads: Annotated[str | None, typer.Option(help="Which heads to show: 'L3H5,L4H1'.")] = None,
@@ -60,6 +60,14 @@ def add_show(app: typer.Typer) -> None:
         console.print(f"answer: {answer}   (probability of its first token {probability:.2f})", markup=False)
         console.print(f"heads, {ranked}: {', '.join(map(str, chosen))}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _there(image: Path) -> Path:
+    """Before anything else is asked for: a picture that is not there has no question."""
+    from corelens.inputs.pictures import check_file
+
+    check_file(image, "the picture")
+    return image
 
 
 def _box(words: str) -> Any:

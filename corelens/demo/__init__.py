@@ -22,7 +22,7 @@ def list_demos() -> list[str]:
 def load_demo(
     name: str, dtype: str = "float32", device: str = "cpu", device_map: str | dict[str, Any] | None = None
 ) -> "HookedMLLM":
-    """A bundled, trained demo model, wrapped. Nothing is downloaded.
+    """A bundled, trained demo model, wrapped. Nothing is downloaded. Of a photograph it warns that it knows none.
 
     Args:
         name: one of `list_demos()`, for instance "qwen3vl-s".
@@ -35,12 +35,12 @@ def load_demo(
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from corelens.model.hooked import HookedMLLM
+    from corelens.demo.foreign import DemoMLLM
 
     folder = checkpoint(name)
     place = {"": device} if device_map is None else device_map
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True, device_map=place)
-    return HookedMLLM(model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True))
+    return DemoMLLM(model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True))
 
 
 def checkpoint(name: str, root: Path | None = None) -> Path:

@@ -1,7 +1,8 @@
 """How well a model answers, under any hooks: accuracy, log-probabilities, paired differences, ablation sweeps."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from corelens.evaluation.sparse_run import compare
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook, hook_list
+from corelens.inputs.each import OnError, usable
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions.ablate import ablate, mean_z
 from corelens.interventions.edges import knockout
@@ -67,6 +69,7 @@ def evaluate(
     batch_size: int = 32,
     sparse: Any = None,
     rounds: int = 5,
+    on_error: OnError = "raise",
 ) -> Evaluation:
     """Greedy exact match and the gold answer's log-probability, under hooks and under sparse inference.
 
@@ -80,18 +83,24 @@ def evaluate(
         hooks: to run under; all of them, at every forward.
         sparse: a SparseInference; the result has a `speed` then, a SpeedReport against the dense run.
         rounds: how often dense and sparse are timed, in turns, on each of four samples; 0: answers only, no report.
+        on_error: "raise" at a sample that cannot be prepared (a region that the processor crops away, a picture that is
+            broken), or "skip" it: a warning counts those left out, `.meta["skipped"]` is {id: reason}.
     """
     some = [samples] if isinstance(samples, Sample | Inputs) else samples
     given = [one for one in some if isinstance(one, Inputs)]
-    prepared = given or batches(model, [one for one in some if isinstance(one, Sample)], batch_size)
+    questions: Sequence[Sample] = [one for one in some if isinstance(one, Sample)]
+    questions, skipped = usable(questions, partial(model.prepare, answer=True), on_error)
+    prepared = given or batches(model, questions, batch_size)
+    meta = {"skipped": skipped} if skipped else {}
     if sparse is not None:
-        return compare(model, prepared, sparse, hook_list(hooks), rounds)
+        compared = compare(model, prepared, sparse, hook_list(hooks), rounds)
+        return replace(compared, meta=compared.meta | meta)
     answers: list[Answer] = []
     with torch.no_grad():
         for inputs in prepared:
             logits = model.run_with_hooks(inputs, fwd_hooks=hook_list(hooks), logits_to_keep=answer_rows(inputs))
             answers += read_batch(model, inputs, logits)
-    return Evaluation(answers)
+    return Evaluation(answers, meta)
 
 
 def answer_rows(inputs: Inputs) -> int:

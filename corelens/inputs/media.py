@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from corelens.errors import CorelensError
@@ -108,7 +108,7 @@ def _rate(words: dict[str, Any], where: str) -> tuple[float | None, tuple[int, .
     if "frames_indices" in words:
         indices = words["frames_indices"]
         indices = indices.tolist() if hasattr(indices, "tolist") else list(indices)
-        whole = all(isinstance(index, Integral) and index >= 0 for index in indices)
+        whole = all(isinstance(index, int | np.integer) and index >= 0 for index in indices)
         if not whole or any(b < a for a, b in pairwise(indices)):
             raise CorelensError(
                 f"{where}: frames_indices={indices[:8]}", "ascending whole numbers from 0", "count frames"
@@ -138,7 +138,12 @@ def _rate(words: dict[str, Any], where: str) -> tuple[float | None, tuple[int, .
 
 
 def _positive(value: Any, name: str, where: str) -> float:
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
+    if (
+        isinstance(value, int | float | np.number)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value > 0
+    ):
         return float(value)
     raise CorelensError(
         f"{where}: {name}={value!r}", "frames a second, a number above 0", "say the rate of the frames given"
@@ -146,7 +151,7 @@ def _positive(value: Any, name: str, where: str) -> float:
 
 
 def _whole(value: Any, name: str, where: str) -> int:
-    if isinstance(value, Integral) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0:
         return int(value)
     raise CorelensError(
         f"{where}: {name}={value!r}", "a whole number of pixels above 0; resized_height and resized_width together",

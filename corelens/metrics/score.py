@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from corelens.errors import CorelensError
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
+from corelens.inputs.each import OnError, usable
 from corelens.inputs.prepare import Sample
 from corelens.metrics.record import AnyMetric, LookedAt, NullRows, Record, describe
 from corelens.metrics.registry import Metric, check_finite, head_scores, metric
@@ -41,6 +42,7 @@ def score_heads(
     max_new_tokens: int = 16,
     progress: bool = False,
     data: str | None = None,
+    on_error: OnError = "raise",
 ) -> dict[str, HeadScores]:
     """Score every head of a model.
 
@@ -56,6 +58,9 @@ def score_heads(
         max_new_tokens: how far metrics that watch the model write let it write.
         progress: show a progress bar, with rate and time left.
         data: what the samples are called, for the result's meta; a synthetic world's name by default.
+        on_error: "raise" at a sample that cannot be scored (a region that the processor crops away, a picture that is
+            broken), or "skip" it: a warning counts those left out, `scores[key].meta["skipped"]` is {id: reason}. Each
+            sample is then prepared once more, by itself, before the run.
 
     Returns:
         {key: HeadScores}; the key is the metric's name with options that differ from the default behind it.
@@ -72,6 +77,7 @@ def score_heads(
             "one of each or more",
             "give questions with regions, for instance cl.synthetic('refer', 200)",
         )
+    samples, skipped = usable(samples, partial(_check_scores, model, chosen), on_error)
     for one in chosen:
         for sample in samples:
             _check_has_what_it_takes(sample, one)
@@ -108,6 +114,7 @@ def score_heads(
     worlds = {sample.meta.get("world") for sample in samples}
     data = data or (str(worlds.pop()) if len(worlds) == 1 and None not in worlds else None)
     meta = told | {"data": data, "samples": [sample.id for sample in samples]}
+    meta |= {"skipped": skipped} if skipped else {}
     scores = {one.key: head_scores(one, merged[one.key], describe(one) | meta) for one in chosen}
     if folder is not None and rank == 0:
         (folder.path / "scores").mkdir(exist_ok=True)
@@ -142,6 +149,16 @@ def _score_batch(
     if of_steps:
         found |= _score_steps(model, samples, of_steps, hooks, max_new_tokens)
     return {one.key: found[one.key] for one in metrics}
+
+
+def _check_scores(model: Any, metrics: Sequence[Metric], sample: Sample) -> None:
+    """Raise for a sample that these metrics cannot score, without running the model."""
+    for one in metrics:
+        _check_has_what_it_takes(sample, one)
+    token_map = model.prepare(sample, answer=any("answer" in one.rows for one in metrics)).token_maps[0]
+    for one in metrics:
+        if one.needs != "decode":
+            one.row_positions(token_map)
 
 
 def _check_has_what_it_takes(sample: Sample, one: Metric) -> None:

@@ -117,7 +117,7 @@ class Mask:
     @property
     def bounds(self) -> Rect:
         """The smallest box around the region: x0, y0, x1, y1."""
-        ys, xs = self.mask.any(1).nonzero()[0], self.mask.any(0).nonzero()[0]
+        ys, xs = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
         return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)
 
 
