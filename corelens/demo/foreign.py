@@ -31,8 +31,8 @@ class DemoMLLM(HookedMLLM):
         ):
             self.warned = True
             warnings.warn(
-                "a bundled demo model only knows drawn scenes (`corelens demo`, cl.synthetic), and this picture is none: "
-                "what it answers and where its heads look means nothing here. For photographs use a real model: "
+                "a bundled demo model only knows drawn scenes (cl.synthetic), and this picture is none: what it "
+                "answers and where its heads look means nothing here. For photographs use a real model: "
                 "HookedMLLM.from_pretrained(…), or --model on the command line.",
                 stacklevel=2,
             )

@@ -109,9 +109,9 @@ def read_picture(picture: Any, where: str) -> Image.Image:
         if array.dtype in (np.uint8, np.uint16) and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
             return to_rgb(Image.fromarray(array if array.dtype == np.uint8 else _eight_bits(array)))
     except CorelensError as error:
-        raise CorelensError(
-            f"{where}: {error.given}" if where not in error.given else error.given, error.expected, error.do
-        ) from None
+        if error.given.startswith(where):
+            raise
+        raise CorelensError(f"{where}: {error.given}", error.expected, error.do) from error
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and struct.error for broken files
         raise cannot_be_read(where, error) from error
     raise CorelensError(

@@ -131,7 +131,7 @@ class Tube:
         image: which of the sample's videos it lies in.
     """
 
-    boxes: Mapping[int, Box]
+    boxes: Mapping[int, Any]
     text: str | None = None
     image: int = 0
 
