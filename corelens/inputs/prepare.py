@@ -40,9 +40,10 @@ class Sample:
         id: the sample's name; stable, since results are stored under it.
         video: the frames of one video instead of `images`.
         messages: a chat in the format of transformers' chat templates, instead of `images` and `question`
-            (the question is then the text of the last user message, unless `question` names a part of it).
+            (the question is then the text of the last user message, unless `question` names a part of it). What a part
+            says of its picture is used or refused: see `corelens.inputs.media`.
         meta: anything else that is worth keeping, for instance what kind of question it is; "fps" is the frame rate of
-            `video`, which some models write into the prompt (transformers' own default is 24).
+            `video`, which some models write into the prompt (a warning says so, and that 24 are assumed without it).
     """
 
     images: list[Any] | Any = field(default_factory=list)
@@ -153,7 +154,8 @@ def prepare(
         images_kwargs: options for the image processor, for instance {"do_pan_and_scan": True}.
 
     Errors: no processor; pictures that cannot be read; regions outside their picture or covering no token; pictures
-    that the processor refuses; samples that do not go together in one batch.
+    that the processor refuses; samples that do not go together in one batch; text that holds a placeholder or special
+    token; a chat that says of a picture what cannot be used.
     """
     samples = [samples] if isinstance(samples, Sample) else list(samples)
     if processor is None:
