@@ -5,10 +5,10 @@ One line a sample, a JSON object:
     {"id": "17", "images": ["street.jpg"], "question": "What number is on the bus?", "answer": "42",
      "regions": [{"box": [312, 140, 376, 204], "image": 0, "text": "42"}]}
 
-`images` or `video` (its frames): paths relative to the folder, and inside it. `question`: text. All else may be left out: `id` (the
-line number), `answer`, `choices` (texts), `meta` (anything), `regions`: each with one of `box` [x0, y0, x1, y1] in
-pixels of the original picture, `mask` (path of a picture, non-black where the region is) or `tube` {frame: box}; and
-`image` (which picture, from 0) and `text` (what stands there).
+`images` or `video` (its frames): paths relative to the folder, and inside it. `question`: text. All else may be left
+out: `id` (the line number), `answer`, `choices` (texts), `meta` (anything), `regions`: each with one of `box`
+[x0, y0, x1, y1] in pixels of the original picture, `mask` (path of a picture, non-black where the region is) or `tube`
+{frame: box}; and `image` (which picture, from 0) and `text` (what stands there).
 """
 
 import json

@@ -267,7 +267,8 @@ def _build(name: str, spec: Spec, rows: str | None, reduce: str | None, options:
             "see its docstring",
         )
     given = {k: v for k, v in options.items() if k not in known or v != known[k]}  # so that equal metrics are equal
-    check_where(rows or spec.rows)
+    if rows is not None and rows != spec.rows:
+        check_where(rows)
     return Metric(name, rows or spec.rows, reduce or default, given, spec)
 
 
