@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
+from corelens.hf import ENCODED
 from corelens.inputs.pictures import read_picture, read_video
 from corelens.inputs.processing import NOT_FOR_THE_MODEL, Row, pad, pad_id, run_processor
 from corelens.inputs.prompts import Prompt, render
@@ -20,7 +21,7 @@ from corelens.layouts import Cells, Layout
 from corelens.tokens.regions import Box, Region, Tube
 from corelens.tokens.token_map import Picture, TokenMap, covered_tokens
 
-MEDIA = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs", "inputs_embeds", "image_hidden_states")
+MEDIA = ("pixel_values", "pixel_values_videos", ENCODED, "inputs_embeds")
 
 
 @dataclass
