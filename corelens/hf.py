@@ -161,8 +161,13 @@ def attention_functions() -> MutableMapping[str, Callable[..., Any]]:
 def every_attention(around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """Within this context every attention call of every model goes through `around(function)`: for timing."""
     table: Any = attention_functions()
-    hidden = dict(table._local_mapping)  # what was set here before, apart from what is registered
-    table._local_mapping.update({name: around(function) for name, function in table.items()})
+    hidden = dict(table._local_mapping)  # what was set here before, above what is registered
+
+    def late(name: str) -> Callable[..., Any]:
+        """Whatever is behind the name when it is called: a hooked run may have exchanged it meanwhile."""
+        return lambda *args, **kwargs: around(hidden.get(name) or table._global_mapping[name])(*args, **kwargs)
+
+    table._local_mapping.update({name: late(name) for name in table})
     try:
         yield
     finally:
