@@ -222,7 +222,7 @@ def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> 
     if count:
         raise CorelensError(
             f"{count} image tokens in input_ids and no image: the tensors are {sorted(tensors)}",
-            "pixel_values (or pixel_values_videos, mm_encoder_outputs, inputs_embeds) beside them",
+            f"pixel_values (or pixel_values_videos, {ENCODED}, inputs_embeds) beside them",
             "pass inputs whole, as model.prepare or the processor made them",
         )
 
