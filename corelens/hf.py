@@ -271,7 +271,8 @@ class LensCache(ActivationCache):
         self, layer: int, pos_slice: Any, neuron_slice: Any, directions: Tensor, mlp_input: bool = False
     ) -> Tensor:
         """What each neuron adds to `directions` after the norm, without building [d_mlp, d_model]."""
-        return super()._stack_neuron_results_apply_ln_projected(layer, pos_slice, neuron_slice, directions, mlp_input)
+        more = {"mlp_input": True} if mlp_input else {}  # TransformerLens 4.0 neither knows it nor asks for it
+        return super()._stack_neuron_results_apply_ln_projected(layer, pos_slice, neuron_slice, directions, **more)
 
     def _stack_neuron_results_apply_ln_projected(
         self, layer: int, pos_slice: Any, neuron_slice: Any, project_2d: Tensor, mlp_input: bool = False

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
 from PIL import Image
 from torch import nn
 from transformers import AttentionInterface, DynamicCache
@@ -232,7 +234,7 @@ def test_transformer_lens_hooked_root_module():
 
 def test_transformer_lens_projects_neurons_in_a_step_of_its_own():
     step = inspect.signature(super(hf.LensCache, hf.LensCache)._stack_neuron_results_apply_ln_projected)
-    assert list(step.parameters)[:6] == ["self", "layer", "pos_slice", "neuron_slice", "project_2d", "mlp_input"]
+    assert list(step.parameters)[:5] == ["self", "layer", "pos_slice", "neuron_slice", "project_2d"]
 
 
 def test_transformer_lens_handles_hold_torch_handles():
@@ -248,6 +250,28 @@ def test_the_project_file_names_the_tested_range():
     wanted = {re.split(r"[><=]", text)[0]: text for text in PROJECT["dependencies"]}
     for package, (lowest, limit) in hf.TESTED.items():
         assert wanted[package] == f"{package}>={lowest},<{limit}"
+
+
+def test_the_contract_begins_at_the_lowest_versions():
+    import contract
+
+    assert all(
+        contract.LOWEST[package].startswith(hf.TESTED[package][0]) for package in hf.TESTED if package != "torch"
+    )
+    assert contract.cap() == hf.TESTED["transformers"][1]
+
+
+def test_constraints_are_names_and_versions_inside_the_range():
+    """Of every package that the README's commands ask for, and without an address."""
+    lines = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line) for line in lines if not line.startswith("#"))
+    pinned = {re.sub(r"[-_.]+", "-", name).lower(): Version(text) for name, text in pins.items()}
+    extras = PROJECT["optional-dependencies"]
+    for text in (*PROJECT["dependencies"], *extras["dev"], *extras["data"]):
+        wanted = Requirement(text)
+        if wanted.name != PROJECT["name"]:
+            assert pinned[wanted.name.lower()] in wanted.specifier, text
 
 
 def test_the_installed_versions_are_in_the_tested_range():
