@@ -33,14 +33,20 @@ LOWEST = {"transformers": "5.17.0", "tokenizers": "0.23.1", "transformer-lens": 
 LIMIT = 900  # seconds for pip, and for a run that is only news
 
 
+class Refused(Exception):
+    """pip could not install what was asked for."""
+
+
 def environment(folder: Path, wanted: list[str], *options: str) -> Path:
-    """A new environment with these requirements and all of ours; its Python. SubprocessError if pip fails."""
+    """A new environment with these requirements and all of ours; its Python. Refused, with pip's last line, if it fails."""
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     own = Path(_ask(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     own.joinpath("borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", *options, *wanted]
-    subprocess.run(command, check=True, cwd=folder, timeout=LIMIT)
+    done = subprocess.run(command, cwd=folder, timeout=LIMIT, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise Refused(done.stderr.strip().rsplit("\n", 1)[-1])
     return python
 
 
@@ -73,8 +79,8 @@ def news(options: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             python = environment(Path(folder), [f"transformers>={cap()}"], "--retries", "1", "--timeout", "30")
-        except (subprocess.SubprocessError, OSError):
-            print(f"news: no transformers {cap()} or later can be installed from here (pip says why)")
+        except (Refused, subprocess.SubprocessError, OSError) as error:
+            print(f"news: no transformers {cap()} or later can be installed from here ({error})")
             return
         try:
             code = run(python, options, LIMIT)
@@ -102,7 +108,10 @@ def main() -> int:
     if not versions:
         parser.error("name a version: --transformers 5.17.0, --lowest or --newer")
     with tempfile.TemporaryDirectory() as folder:
-        python = environment(Path(folder), [f"{package}=={version}" for package, version in versions.items()])
+        try:
+            python = environment(Path(folder), [f"{package}=={version}" for package, version in versions.items()])
+        except Refused as error:
+            sys.exit(f"pip: {error}")
         return run(python, options)
 
 
