@@ -280,6 +280,11 @@ class LensCache(ActivationCache):
         return self.neurons_onto(layer, pos_slice, neuron_slice, project_2d, mlp_input)
 
 
+def newest_handle(handles: list[Any]) -> Any:
+    """The handle of the hook that was hung last: TransformerLens 4.0's `add_hook` returns nothing."""
+    return max(handles, key=hung_as)
+
+
 def hung_as(handle: Any) -> int:
     """A number that grows with every hook that is hung, of a TransformerLens handle: hooks run in that order."""
     return handle.hook.id
@@ -307,6 +312,7 @@ __all__ = [
     "forget_attention",
     "hung_as",
     "image_defaults",
+    "newest_handle",
     "offloaded",
     "replaced_forward",
     "set_attention_name",

@@ -237,10 +237,15 @@ def test_transformer_lens_projects_neurons_in_a_step_of_its_own():
     assert list(step.parameters)[:5] == ["self", "layer", "pos_slice", "neuron_slice", "project_2d"]
 
 
-def test_transformer_lens_handles_hold_torch_handles():
-    point = hf.LensHookPoint()
-    first, second = (point.add_hook(lambda x, hook: None) or point.fwd_hooks[-1] for _ in range(2))
-    assert hf.hung_as(first) < hf.hung_as(second)
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_transformer_lens_handles_hold_torch_handles(direction):
+    """And they stand in lists of their own, whatever add_hook returns."""
+    point, handles = hf.LensHookPoint(), []
+    for prepend in (False, False, True):
+        point.add_hook(lambda x, hook: None, dir=direction, prepend=prepend)
+        handles.append(hf.newest_handle(getattr(point, f"{direction}_hooks")))
+    assert len({id(handle) for handle in handles}) == 3
+    assert sorted(map(hf.hung_as, handles)) == [hf.hung_as(handle) for handle in handles]
 
 
 # --- versions ---------------------------------------------------------------------------------------------------------

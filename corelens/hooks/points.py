@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hf import LensHookPoint, hung_as
+from corelens.hf import LensHookPoint, hung_as, newest_handle
 
 HookFunction = Callable[..., Any]  # fn(tensor, hook) → the edited tensor, or None to leave it
 Hook = tuple[str | Callable[[str], bool], HookFunction]
@@ -63,7 +63,8 @@ class HookPoint(LensHookPoint):
 
     def add_hook(self, hook: HookFunction, dir: Any = "fwd", *args: Any, **kwargs: Any):
         """As in TransformerLens; a forward function that returns another shape, dtype or device is refused by name."""
-        handle = super().add_hook(_checked(hook) if dir == "fwd" else hook, dir, *args, **kwargs)
+        super().add_hook(_checked(hook) if dir == "fwd" else hook, dir, *args, **kwargs)
+        handle = newest_handle(self.fwd_hooks if dir == "fwd" else self.bwd_hooks)
         handle.user_hook = hook
         return handle
 
