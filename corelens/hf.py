@@ -1,16 +1,64 @@
 """What CoreLens touches of transformers, accelerate and TransformerLens beyond their documented calls.
 
 These parts change without notice. Each has a sentence that says why it is needed, and `tests/test_hf.py` fails with its
-name when it goes away. No other file touches them.
+name when it goes away. No other file touches them. Beside them stands the range of versions that the tests ran on.
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-# The argument by which a decoder takes its KV cache: `cache` from transformers 5.24 on, `past_key_values` before.
+import torch
+from packaging.version import Version
+from torch import Tensor, nn
+from transformer_lens import ActivationCache
+from transformer_lens.hook_points import HookPoint as LensHookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
+from transformer_lens.utilities.slice import Slice
+
+# --- versions ---------------------------------------------------------------------------------------------------------
+
+# package: (lowest tested version, the next one that is not tested); pyproject.toml says the same, and why.
+TESTED = {
+    "torch": ("2.11", "3"),
+    "transformers": ("5.17", "5.25"),
+    "transformer-lens": ("4", "5"),
+}
+
+
+def untested() -> list[str]:
+    """For each installed package outside the tested range a text such as "transformers 5.26.0 (tested: 5.17 to …)"."""
+    outside = []
+    for package, (lowest, limit) in TESTED.items():
+        try:
+            installed = version(package)
+        except PackageNotFoundError:  # a module on the path that was never installed says no version
+            continue
+        # (releases alone are compared: 5.25.0.dev0 is of the new minor, though it sorts before 5.25)
+        if not Version(lowest).release <= Version(installed).release < Version(limit).release:
+            outside.append(f"{package} {installed} (tested: {lowest} and later, before {limit})")
+    return outside
+
+
+@cache
+def warn_if_untested() -> None:
+    """Warn, once a process, if an installed version is outside the tested range."""
+    if outside := untested():
+        warnings.warn(
+            f"CoreLens was not tested with {', '.join(outside)}. Hooked runs may differ from the model: "
+            "`corelens doctor` measures it on this machine.",
+            stacklevel=3,
+        )
+
+
+# --- the KV cache -----------------------------------------------------------------------------------------------------
+
+# The argument by which a decoder takes its KV cache, and the field by which an output holds it: `cache` from
+# transformers 5.24 on, `past_key_values` before. Hooks read it to tell where a step's tokens stand.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 
@@ -32,7 +80,44 @@ def cache_in(arguments: Mapping[str, Any]) -> Any:
 
 def cache_of(output: Any) -> Any:
     """The KV cache that a model's output holds; None without one."""
-    return next((held for name in CACHE_ARGUMENTS if (held := getattr(output, name, None)) is not None), None)
+    # (the first name alone is read where it is there: reading the old one is deprecated)
+    return next((getattr(output, name) for name in CACHE_ARGUMENTS if hasattr(output, name)), None)
+
+
+def cached_tensors(kv_cache: Any) -> list[Tensor]:
+    """The keys and values of all layers of a KV cache, for counting their bytes; empty where it does not show them."""
+    held = [getattr(layer, name, None) for layer in getattr(kv_cache, "layers", ()) for name in ("keys", "values")]
+    return [x for x in held if isinstance(x, Tensor)]
+
+
+def cache_windows(config: Any) -> list[int | None] | None:
+    """The sliding window of each layer's KV cache, None where it holds everything; read off transformers' own cache.
+
+    None where a layer's cache is of another kind (linear attention, a cache that layers share, chunks).
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = DynamicCache(config=config).layers
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return None
+    return [getattr(layer, "sliding_window", None) for layer in layers]
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def attention_name(config: Any) -> str | None:
+    """The name of the attention function that a config asks for."""
+    return config._attn_implementation_internal
+
+
+def set_attention_name(config: Any, name: str | None) -> None:
+    """Let one config ask for another attention function.
+
+    The documented setter, `set_attn_implementation`, would switch every sub-config too and refuse names by its own
+    rules; each config of a run is switched, and switched back, on its own.
+    """
+    config._attn_implementation_internal = name
 
 
 @contextmanager
@@ -45,19 +130,195 @@ def attention_off(modules: Iterable[Any]) -> Iterator[None]:
 
     AttentionInterface.register("corelens_off", _zeros)
     AttentionMaskInterface.register("corelens_off", sdpa_mask)
-    configs = {id(config): config for module in modules if hasattr(config := getattr(module, "config", None), _SETTING)}
-    before = {key: getattr(config, _SETTING) for key, config in configs.items()}
+    owned = (getattr(module, "config", None) for module in modules)
+    configs = {id(config): config for config in owned if hasattr(config, "_attn_implementation_internal")}
+    before = [(config, attention_name(config)) for config in configs.values()]
     try:
         for config in configs.values():
-            setattr(config, _SETTING, "corelens_off")
+            set_attention_name(config, "corelens_off")
         yield
     finally:
-        for key, config in configs.items():
-            setattr(config, _SETTING, before[key])
-
-
-_SETTING = "_attn_implementation_internal"  # the public setter would change every sub-config, too
+        for config, name in before:
+            set_attention_name(config, name)
 
 
 def _zeros(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **_: Any) -> tuple[Any, None]:
     return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+
+
+def attention_functions() -> MutableMapping[str, Callable[..., Any]]:
+    """The table, name → function, in which transformers' model code looks its attention up at every call.
+
+    `AttentionInterface.register` writes below it: an item set here hides the registered function of that name from all
+    models of this process, and deleting the item shows it again.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS
+
+
+@contextmanager
+def every_attention(around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Within this context every attention call of every model goes through `around(function)`: for timing."""
+    table: Any = attention_functions()
+    hidden = dict(table._local_mapping)  # what was set here before, above what is registered
+
+    def late(name: str) -> Callable[..., Any]:
+        """Whatever is behind the name when it is called: a hooked run may have exchanged it meanwhile."""
+        return lambda *args, **kwargs: around(hidden.get(name) or table._global_mapping[name])(*args, **kwargs)
+
+    table._local_mapping.update({name: late(name) for name in table})
+    try:
+        yield
+    finally:
+        table._local_mapping.clear()
+        table._local_mapping.update(hidden)
+
+
+def forget_attention(name: str) -> None:
+    """Undo `AttentionInterface.register(name, …)`, for which there is no call."""
+    from transformers import AttentionInterface
+
+    mapping: Any = AttentionInterface._global_mapping
+    mapping.pop(name, None)
+
+
+@contextmanager
+def deepstack_addition(decoder: Any, add: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Within this context `add(stream, where, features)` makes the sum of residual stream and DeepStack features.
+
+    The decoder adds them between two layers, in a method of its own and in no module: no module hook sees them.
+    """
+    decoder._deepstack_process = add  # on this instance only: it hides the class's method until it is deleted
+    try:
+        yield
+    finally:
+        del decoder._deepstack_process
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+# The argument by which a model takes visual features that were computed before, {"image": output, "video": output}
+# (transformers 5.17 has no such argument). A model that does not know it swallows it, and runs without its pictures.
+ENCODED = "mm_encoder_outputs"
+
+
+def takes_encoded(features: Any) -> bool:
+    """Whether a model takes visual features that were computed before."""
+    return ENCODED in inspect.signature(inspect.unwrap(type(features).forward)).parameters
+
+
+def visual_features(output: Any) -> list[Any]:
+    """What the decoder gets of an encoder's output: the projector's output, then what DeepStack adds layer by layer."""
+    return [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+
+
+def set_visual_features(output: Any, features: list[Any]) -> None:
+    """Write into an encoder's output what `visual_features` read from it."""
+    output.pooler_output = features[0]
+    if len(features) > 1:
+        output.deepstack_features = features[1:]
+
+
+def image_defaults(processor: Any) -> list[Mapping[str, Any]]:
+    """The options for images that a processor sets by itself, the first dict that has one wins.
+
+    They stand in its class's argument type (`_defaults` of `XxxProcessorKwargs`, until transformers 5.29), later on the
+    processor: token geometry must be computed with the options that its image processor was called with.
+    """
+    by_type = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", None) or {}
+    return [by_type.get("images_kwargs") or {}, getattr(processor, "images_kwargs", None) or {}]
+
+
+# --- accelerate -------------------------------------------------------------------------------------------------------
+
+
+def offloaded(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter of a module that accelerate has offloaded, loaded to where the module runs; None if it holds none."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    for part in getattr(hook, "hooks", (hook,)):
+        if getattr(part, "weights_map", None) is not None:
+            return part.weights_map[name].to(part.execution_device)
+    return None
+
+
+def execution_device(module: nn.Module) -> torch.device | None:
+    """Where accelerate moves this module's inputs before it runs; None for a module that it has not dispatched."""
+    return getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within this context the module computes `forward`; accelerate's own replacement is put back afterwards."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+# --- TransformerLens --------------------------------------------------------------------------------------------------
+
+
+class LensCache(ActivationCache):
+    """TransformerLens's ActivationCache, one of whose inner steps may be overridden under a name without underscore."""
+
+    def neurons_onto(
+        self, layer: int, pos_slice: Any, neuron_slice: Any, directions: Tensor, mlp_input: bool = False
+    ) -> Tensor:
+        """What each neuron adds to `directions` after the norm, without building [d_mlp, d_model]."""
+        more = {"mlp_input": True} if mlp_input else {}  # TransformerLens 4.0 neither knows it nor asks for it
+        return super()._stack_neuron_results_apply_ln_projected(layer, pos_slice, neuron_slice, directions, **more)
+
+    def _stack_neuron_results_apply_ln_projected(
+        self, layer: int, pos_slice: Any, neuron_slice: Any, project_2d: Tensor, mlp_input: bool = False
+    ) -> Tensor:
+        return self.neurons_onto(layer, pos_slice, neuron_slice, project_2d, mlp_input)
+
+
+def newest_handle(handles: list[Any]) -> Any:
+    """The handle of the hook that was hung last: TransformerLens 4.0's `add_hook` returns nothing."""
+    return max(handles, key=hung_as)
+
+
+def hung_as(handle: Any) -> int:
+    """A number that grows with every hook that is hung, of a TransformerLens handle: hooks run in that order."""
+    return handle.hook.id
+
+
+__all__ = [
+    "CACHE_ARGUMENTS",
+    "ENCODED",
+    "TESTED",
+    "HookedRootModule",
+    "LensCache",
+    "LensHookPoint",
+    "Slice",
+    "attention_functions",
+    "attention_name",
+    "attention_off",
+    "cache_argument",
+    "cache_in",
+    "cache_of",
+    "cache_windows",
+    "cached_tensors",
+    "deepstack_addition",
+    "every_attention",
+    "execution_device",
+    "forget_attention",
+    "hung_as",
+    "image_defaults",
+    "newest_handle",
+    "offloaded",
+    "replaced_forward",
+    "set_attention_name",
+    "set_visual_features",
+    "takes_encoded",
+    "untested",
+    "visual_features",
+    "warn_if_untested",
+]

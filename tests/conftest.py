@@ -2,6 +2,7 @@
 
 import html
 import json
+import logging
 import os
 import re
 import shutil
@@ -60,3 +61,28 @@ def browse(chromium, tmp_path):
         return html.unescape(said[1]), console, network
 
     return browse
+
+
+ANNOUNCED = re.compile(r"deprecat|will be removed|in a future version|will become the default", re.IGNORECASE)
+
+
+class _Announcements(logging.Handler):
+    """What transformers logs, and does not warn, of changes that are to come."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if ANNOUNCED.search(text := record.getMessage()):
+            self.texts.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _no_announced_change():
+    """Fail the test in which a call of ours makes transformers log that it will go away."""
+    handler, logger = _Announcements(), logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    assert not handler.texts, f"transformers announces a change: {handler.texts}"

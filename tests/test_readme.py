@@ -25,7 +25,7 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
 def test_the_commands_are_marked_for_the_ci(name):
     found = re.findall(rf"<!-- command: {name} -->\n```bash\n(.*?)```", README, flags=re.S)
     assert len(found) == 1 and found[0].strip().startswith(
-        "python3 -m venv .venv && . .venv/bin/activate && pip install"
+        "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt "
     )
 
 

@@ -27,7 +27,7 @@ def test_they_are_numbered_without_a_gap():
 
 
 def test_each_finding_of_the_study_has_its_notebook_which_says_what_the_study_says():
-    modules = sorted((ROOT / "corelens/study").glob("f[1-8]_*.py"))
+    modules = sorted((ROOT / "corelens/findings").glob("f[1-8]_*.py"))
     assert [path.stem for path in FINDINGS] == [path.stem for path in modules]
     for path in FINDINGS:
         claim = import_module(f"corelens.findings.{path.stem}").CLAIM

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
+from corelens.hf import visual_features
 
 
 class Family(NamedTuple):
@@ -91,7 +92,7 @@ def _qwen_visual(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def _qwen_features(model: Any, images: Tensor) -> Tensor:
     patches, grid = _qwen_visual(images)
-    return model.model.visual(patches, grid_thw=grid).pooler_output
+    return visual_features(model.model.visual(patches, grid_thw=grid))[0]
 
 
 def _qwen_inputs(model: Any, ids: Tensor, images: Tensor) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def _tiled(visual: Callable[[Any, Tensor], dict[str, Tensor]]) -> Family:
     """A family that cuts pictures into tiles, with a tower and a projector."""
 
     def features(model: Any, images: Tensor) -> Tensor:
-        found = model.model.get_image_features(**visual(model, images), return_dict=True).pooler_output
+        found = visual_features(model.model.get_image_features(**visual(model, images), return_dict=True))[0]
         return torch.cat(found) if isinstance(found, list | tuple) else found.flatten(0, 1)
 
     def inputs(model: Any, ids: Tensor, images: Tensor) -> dict[str, Any]:

@@ -7,7 +7,7 @@ On a GPU attention is in bfloat16, too.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
+
+from corelens.hf import attention_name, forget_attention
 
 _NAME = "corelens_demo_training"
 
@@ -90,7 +92,7 @@ def _swaps(model: Any) -> list[tuple[Any, Callable]]:
 def fast_training(model: Any) -> Iterator[None]:
     """Within it, `model` takes what `families.py` makes of a batch of equally large pictures or videos, text
     padded on the right and no attention mask, and trains faster. Everything is as before afterwards."""
-    before = {key: getattr(model.config, key)._attn_implementation for key in ("text_config", "vision_config")}
+    before = {key: attention_name(getattr(model.config, key)) for key in ("text_config", "vision_config")}
     swapped, during = _swaps(model), dict.fromkeys(before, _NAME)
     AttentionInterface.register(_NAME, _attention)
     try:
@@ -102,4 +104,4 @@ def fast_training(model: Any) -> Iterator[None]:
         for module, _ in swapped:
             module.__dict__.pop("forward", None)
         model.set_attn_implementation(before)
-        cast(dict, AttentionInterface._global_mapping).pop(_NAME, None)
+        forget_attention(_NAME)

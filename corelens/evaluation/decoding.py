@@ -18,6 +18,7 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.evaluation.answers import Answer
+from corelens.hf import ENCODED
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
 
@@ -42,10 +43,10 @@ def ask(model: Any, answered: Sequence[Inputs]) -> list[Asked]:
         ids = inputs.tensors["input_ids"].cpu()
         gold = [ids[i, token_map.answer] for i, token_map in enumerate(inputs.token_maps)]
         prompts = model.prepare(inputs.samples)
-        encoded = inputs.tensors.get("mm_encoder_outputs")
+        encoded = inputs.tensors.get(ENCODED)
         if encoded is not None:
             rest = {name: x for name, x in prompts.tensors.items() if not name.startswith("pixel_values")}
-            prompts = replace(prompts, tensors=rest | {"mm_encoder_outputs": encoded})
+            prompts = replace(prompts, tensors=rest | {ENCODED: encoded})
         made.append(Asked(prompts, gold))
     return made
 

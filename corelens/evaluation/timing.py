@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from corelens.hf import cache_of
+from corelens.hf import cache_of, cached_tensors, every_attention
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
 
@@ -128,18 +128,12 @@ class _Clock:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Within this context runs of the model leave their times here."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
         with ExitStack() as stack:
             for module, marks in ((self.decoder, self.decoders), (self.head, self.heads)):
                 handle = module.register_forward_pre_hook(lambda *_, marks=marks: marks.append(self.now()))
                 stack.callback(handle.remove)
             stack.callback(self.decoder.register_forward_hook(self._ended).remove)
-            # The mapping that the models' code reads has a layer of its own above the registered functions.
-            local = ALL_ATTENTION_FUNCTIONS._local_mapping
-            stack.callback(local.update, dict(local))
-            stack.callback(local.clear)
-            local.update({name: self._around(function) for name, function in ALL_ATTENTION_FUNCTIONS.items()})
+            stack.enter_context(every_attention(self._around))
             yield
 
     def _ended(self, module: Any, args: Any, output: Any) -> None:
@@ -179,8 +173,7 @@ def kv_bytes(cache: Any) -> int | None:
     said = getattr(cache, "nbytes", None)
     if said is not None:
         return int(said() if callable(said) else said)
-    held = [getattr(layer, name, None) for layer in getattr(cache, "layers", ()) for name in ("keys", "values")]
-    tensors = [x for x in held if isinstance(x, torch.Tensor)]
+    tensors = cached_tensors(cache)
     return sum(x.nbytes for x in tensors) if tensors else None
 
 

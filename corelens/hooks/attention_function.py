@@ -1,6 +1,6 @@
 """The one attention function, and everything that is seen and edited inside it.
 
-transformers calls whatever its AttentionInterface has registered under `config._attn_implementation`; here that is
+transformers calls whatever its AttentionInterface has registered under the name that a config has; here that is
 `corelens`, and so rotated q, k and v, scores, pattern and z of every head of every model are reached in one place.
 
 You pay for what you hook: a layer without hooks on scores or pattern calls transformers' own SDPA function, and rows

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint as LensHookPoint
 
 from corelens.errors import CorelensError
+from corelens.hf import LensHookPoint, hung_as, newest_handle
 
 HookFunction = Callable[..., Any]  # fn(tensor, hook) → the edited tensor, or None to leave it
 Hook = tuple[str | Callable[[str], bool], HookFunction]
@@ -63,7 +63,8 @@ class HookPoint(LensHookPoint):
 
     def add_hook(self, hook: HookFunction, dir: Any = "fwd", *args: Any, **kwargs: Any):
         """As in TransformerLens; a forward function that returns another shape, dtype or device is refused by name."""
-        handle = super().add_hook(_checked(hook) if dir == "fwd" else hook, dir, *args, **kwargs)
+        super().add_hook(_checked(hook) if dir == "fwd" else hook, dir, *args, **kwargs)
+        handle = newest_handle(self.fwd_hooks if dir == "fwd" else self.bwd_hooks)
         handle.user_hook = hook
         return handle
 
@@ -91,7 +92,7 @@ class HookPoint(LensHookPoint):
         ]
         # in the order in which functions were hung, so that whoever reads later sees the edits made before
         for key, point in sorted(
-            points, key=lambda one: min(h.hook.id for h in (*one[1].fwd_hooks, *one[1].bwd_hooks))
+            points, key=lambda one: min(hung_as(h) for h in (*one[1].fwd_hooks, *one[1].bwd_hooks))
         ):
             if key is None:
                 self.ctx.update(ctx)

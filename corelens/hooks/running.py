@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from corelens.hf import attention_name, set_attention_name
 from corelens.hooks.points import AttentionPoints, HookPoint, fire_watched
 
 NAME = "corelens"  # what the attention function is registered as
@@ -94,14 +95,14 @@ def running(run: Running) -> Iterator[Running]:
 def implementation(configs: list[Any]) -> Iterator[None]:
     """Switch these configs to the attention function of CoreLens, and back to what each had."""
     # The setter would switch every sub-config too; each is switched, and switched back, on its own.
-    before = [(config, config._attn_implementation_internal) for config in configs]
+    before = [(config, attention_name(config)) for config in configs]
     try:
         for config in configs:
-            config._attn_implementation_internal = NAME
+            set_attention_name(config, NAME)
         yield
     finally:
         for config, name in before:
-            config._attn_implementation_internal = name
+            set_attention_name(config, name)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from corelens.hf import ENCODED, takes_encoded
 from corelens.inputs.prepare import Inputs
 
 # pixel tensor → (what transformers calls the modality, the method that encodes it)
@@ -22,10 +23,13 @@ def encode(features: Any, inputs: Inputs) -> Inputs:
 
     Args:
         features: the object with `get_image_features`, see Layout.visual_features.
-        inputs: a batch with pixel tensors; one without is returned as it is.
+        inputs: a batch with pixel tensors; one without is returned as it is, and so is every batch of a model that
+            does not take encoded pictures (all in transformers 5.17): it encodes them in each run.
     """
+    if not takes_encoded(features):
+        return inputs
     found = {name: ENCODERS[name] for name in ENCODERS if inputs.tensors.get(name) is not None}
-    outputs = dict(inputs.tensors.get("mm_encoder_outputs") or {})
+    outputs = dict(inputs.tensors.get(ENCODED) or {})
     with torch.no_grad():
         for modality, method in found.values():
             call = getattr(features, method)
@@ -36,4 +40,4 @@ def encode(features: Any, inputs: Inputs) -> Inputs:
     if not found:
         return inputs
     rest = {name: x for name, x in inputs.tensors.items() if name not in found}
-    return replace(inputs, tensors=rest | {"mm_encoder_outputs": outputs})
+    return replace(inputs, tensors=rest | {ENCODED: outputs})

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
+from corelens.hf import ENCODED
 from corelens.inputs.locate import cells_of, token_map
 from corelens.inputs.media import Medium
 from corelens.inputs.pictures import read_picture, read_video
@@ -22,7 +23,7 @@ from corelens.layouts import Layout
 from corelens.tokens.regions import Box, Region, Tube, as_region, is_corners
 from corelens.tokens.token_map import TokenMap
 
-MEDIA = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs", "inputs_embeds", "image_hidden_states")
+MEDIA = ("pixel_values", "pixel_values_videos", ENCODED, "inputs_embeds")
 
 
 @dataclass
@@ -228,7 +229,7 @@ def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> 
     if count:
         raise CorelensError(
             f"{count} image tokens in input_ids and no image: the tensors are {sorted(tensors)}",
-            "pixel_values (or pixel_values_videos, mm_encoder_outputs, inputs_embeds) beside them",
+            f"pixel_values (or pixel_values_videos, {ENCODED}, inputs_embeds) beside them",
             "pass inputs whole, as model.prepare or the processor made them",
         )
 

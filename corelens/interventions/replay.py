@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from corelens.hf import CACHE_ARGUMENTS, cache_argument
+from corelens.hf import CACHE_ARGUMENTS, cache_argument, replaced_forward
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs
 
@@ -230,19 +230,12 @@ def _sees_ahead(mask: Tensor) -> bool:
 @contextmanager
 def _handing_on(layer: nn.Module) -> Iterator[None]:
     """Within this context the layer returns its input."""
-    before = vars(layer).get("forward")  # accelerate puts its own there
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         return args[0] if args else kwargs["hidden_states"]
 
-    layer.forward = forward
-    try:
+    with replaced_forward(layer, forward):
         yield
-    finally:
-        if before is None:
-            del layer.forward
-        else:
-            layer.forward = before
 
 
 # --- which hooks still fire ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
+from corelens.hf import image_defaults
 from corelens.tokens.token_map import Cells
 
 
@@ -169,8 +170,7 @@ def grid_cells(processor: Any, config: Any, thw: list[int], size: tuple[int, int
 
 def image_option(processor: Any, features: dict[str, Any], name: str) -> Any:
     """An option of the image processor: the call's own, else the processor's, else its image processor's."""
-    defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {}).get("images_kwargs", {})
-    for source in (features.get("images_kwargs") or {}, getattr(processor, "images_kwargs", None) or {}, defaults):
+    for source in (features.get("images_kwargs") or {}, *image_defaults(processor)):
         if source.get(name) is not None:
             return source[name]
     return getattr(processor.image_processor, name, None)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from corelens.hf import deepstack_addition
 from corelens.layouts.base import Layout, grid, patches
 from corelens.tokens.token_map import Cells
 
@@ -72,12 +73,10 @@ class Qwen3VL(Qwen2VL):
             )  # x + 0 is x: bit for bit the model's own sum where nothing is edited
 
         handle = decoder.register_forward_pre_hook(begin)
-        # On this instance only: it hides the class's method until it is deleted.
-        decoder._deepstack_process = process  # type: ignore[assignment]
         try:
-            yield
+            with deepstack_addition(decoder, process):
+                yield
         finally:
-            del decoder._deepstack_process
             handle.remove()
 
     def deepstack_layers(self, hf: nn.Module) -> int:

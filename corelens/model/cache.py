@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformer_lens import ActivationCache as LensCache
-from transformer_lens.utilities.slice import Slice
 
 from corelens.errors import CorelensError
+from corelens.hf import LensCache, Slice
 from corelens.hooks.points import PER_HEAD
 from corelens.model.recording import DiskDict
 from corelens.model.weights import head_results, norm_eps, norm_weight
@@ -112,16 +111,15 @@ class ActivationCache(LensCache):
         results = results * factor[..., None, :]
         return results if project_output_onto is None else results @ project_output_onto
 
-    def _stack_neuron_results_apply_ln_projected(
-        self, layer: int, pos_slice: Any, neuron_slice: Any, project_2d: Tensor, mlp_input: bool = False
+    def neurons_onto(
+        self, layer: int, pos_slice: Any, neuron_slice: Any, directions: Tensor, mlp_input: bool = False
     ) -> Tensor:
+        """As in TransformerLens; behind a norm after the MLP, of what each neuron adds to the residual stream."""
         if not layer or all(block.mlp_post_norm is None for block in self.model.blocks):
-            return super()._stack_neuron_results_apply_ln_projected(
-                layer, pos_slice, neuron_slice, project_2d, mlp_input
-            )
+            return super().neurons_onto(layer, pos_slice, neuron_slice, directions, mlp_input)
         results = [self.get_neuron_results(n, neuron_slice, pos_slice) for n in range(layer)]
         stack = torch.cat(results, dim=-2).movedim(-2, 0)
-        return self.apply_ln_to_stack(stack, layer, pos_slice=pos_slice, mlp_input=mlp_input) @ project_2d
+        return self.apply_ln_to_stack(stack, layer, pos_slice=pos_slice, mlp_input=mlp_input) @ directions
 
     def get_full_resid_decomposition(
         self, layer: int | None = None, mlp_input: bool = False, expand_neurons: bool = True, apply_ln: bool = False,

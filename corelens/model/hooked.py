@@ -9,10 +9,9 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.utilities.slice import Slice
 
 from corelens.errors import CorelensError
-from corelens.hf import cache_argument
+from corelens.hf import Slice, cache_argument, warn_if_untested
 from corelens.hooks.attention_function import register
 from corelens.hooks.points import Hook, HookDict, HookPoint, all_points, hook_list, rows_asked_for
 from corelens.hooks.running import Running, Step
@@ -45,6 +44,7 @@ class HookedMLLM(LensModel):
     def __init__(self, hf_model: Any, processor: Any = None):
         super().__init__()
         register()
+        warn_if_untested()
         # Not as a submodule: the wrapped model's modules keep their names, and hold no reference to us.
         object.__setattr__(self, "hf", hf_model)
         self.processor = processor

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.HookedRootModule import HookedRootModule
 
 from corelens.errors import CorelensError
+from corelens.hf import HookedRootModule
 from corelens.model.weights import readable
 
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from einops import rearrange
 from torch import Tensor, nn
 
+from corelens.hf import execution_device
 from corelens.hooks.points import HookPoint
 
 
@@ -52,5 +53,5 @@ def _fire(run: Fires, point: HookPoint, x: Tensor) -> Tensor:
 
 def _at_home(module: nn.Module, x: Tensor) -> Tensor:
     """On a model that is split over devices: the input as the module will get it, on the module's device."""
-    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    device = execution_device(module)
     return x if device is None else x.to(device)

@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from corelens.hf import ENCODED, set_visual_features, visual_features
 from corelens.hooks.points import HookPoint, VisionAttentionPoints, VisionBlockPoints, VisionPoints
 from corelens.hooks.rows import Call, row_scores, softmax
 from corelens.hooks.running import Running, implementation
@@ -182,13 +183,13 @@ def _features(hf: nn.Module, layout: Layout, point: HookPoint, run: Running) -> 
         return features
 
     def given(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        outputs = dict(kwargs.get("mm_encoder_outputs") or {})
+        outputs = dict(kwargs.get(ENCODED) or {})
         for kind in outputs.keys() - fired:
             if outputs[kind] is not None:
                 if id(outputs[kind]) not in copies:
                     copies[id(outputs[kind])] = _fire_output(copy.copy(outputs[kind]), point, run)
                 outputs[kind] = copies[id(outputs[kind])]
-        return args, kwargs | {"mm_encoder_outputs": outputs} if outputs else kwargs
+        return args, kwargs | {ENCODED: outputs} if outputs else kwargs
 
     handle = inner.register_forward_pre_hook(given, with_kwargs=True)
     try:
@@ -202,16 +203,13 @@ def _features(hf: nn.Module, layout: Layout, point: HookPoint, run: Running) -> 
 
 
 def _fire_output(output: Any, point: HookPoint, run: Running) -> Any:
-    features = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+    features = visual_features(output)
     flat = [torch.cat([part.flatten(0, -2) for part in _parts(feature)]) for feature in features]
     lengths = [part.flatten(0, -2).shape[0] for part in _parts(features[0])]
     seen = flat[0] if len(flat) == 1 else torch.stack(flat, dim=1)
     edited = run.fire(point, seen, lengths=lengths)
     columns = [edited] if len(flat) == 1 else list(edited.unbind(1))
-    done = [_like(feature, column) for feature, column in zip(features, columns, strict=True)]
-    output.pooler_output = done[0]
-    if len(done) > 1:
-        output.deepstack_features = done[1:]
+    set_visual_features(output, [_like(feature, column) for feature, column in zip(features, columns, strict=True)])
     return output
 
 

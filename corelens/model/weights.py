@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
+from corelens.hf import offloaded
 from corelens.hooks.points import AttentionPoints, BlockPoints, MLPPoints, NormPoints
 from corelens.layouts.base import Layout
 
@@ -23,10 +24,8 @@ def readable(module: nn.Module, name: str) -> Tensor | None:
     if not isinstance(parameter, Tensor):
         return None
     if parameter.device.type == "meta":
-        hook: Any = getattr(module, "_hf_hook", None)
-        for part in getattr(hook, "hooks", (hook,)):
-            if getattr(part, "weights_map", None) is not None:
-                return part.weights_map[name].to(part.execution_device)
+        loaded = offloaded(module, name)
+        return parameter if loaded is None else loaded
     return parameter
 
 

@@ -12,15 +12,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-)
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from corelens.errors import CorelensError
+from corelens.hf import cache_windows
 from corelens.hooks.rows import Call
 from corelens.sparse.budget import KVBudget
 from corelens.sparse.patterns import Streaming
@@ -185,12 +180,12 @@ class RaggedCache(Cache):
 
 def sliding_windows(config: Any) -> list[int | None]:
     """The window of each layer of a text model, None where it sees everything; read off transformers' own cache."""
-    layers = DynamicCache(config=config).layers
+    windows = cache_windows(config)
     kinds = set(getattr(config, "layer_types", None) or ())
-    if "chunked_attention" in kinds or not all(type(x) in (DynamicLayer, DynamicSlidingWindowLayer) for x in layers):
+    if "chunked_attention" in kinds or windows is None:
         raise CorelensError(
-            f"a model whose layers are {', '.join(sorted(kinds)) or {type(x).__name__ for x in layers}}",
+            f"a model whose layers are {', '.join(sorted(kinds)) or 'of a kind of their own'}",
             "layers of full or sliding-window attention, each with a cache of its own",
             'decode with a full cache: decode="full", no kv_budget',
         )
-    return [getattr(layer, "sliding_window", None) for layer in layers]
+    return windows

@@ -2,7 +2,7 @@
 
 A line `{{ public: model, demo }}` on a page of docs/reference becomes a mkdocstrings entry for each name that
 `corelens/__init__.py` takes from `corelens.model.hooked` or `corelens.demo`, or from a module below these. A line
-`{{ commands }}` becomes the commands of `corelens/cli*.py` with their docstrings. Nothing is imported.
+`{{ commands }}` becomes the commands of `corelens/cli/*.py` with their docstrings. Nothing is imported.
 """
 
 import ast
@@ -60,7 +60,7 @@ def nowhere() -> list[str]:
 def commands() -> str:
     """Every command with what it says of itself."""
     text = ""
-    files = sorted((DOCS.parent / "corelens").glob("cli*.py"))
+    files = sorted((DOCS.parent / "corelens" / "cli").glob("*.py"))
     for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
         for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
             if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Attribute) and mark.func.attr == "command":
