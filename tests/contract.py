@@ -28,6 +28,10 @@ SUITE = {
     "sparse": ["test_sparse.py", "test_ragged.py"],
 }
 OURS = ["test_the_installed_versions_are_in_the_tested_range"]  # speak of the project, not of what is installed
+# What a transformers itself cannot run, unhooked: {the start of its version: (family, why)}.
+BROKEN = {
+    "5.20.": ("smolvlm", "it cuts the tokens of all tiles into rows of patch_size, which our tiles of 4 do not fill")
+}
 # tokenizers' lowest is that of the lowest transformers
 LOWEST = {"transformers": "5.17.0", "tokenizers": "0.23.1", "transformer-lens": "4.0.0"}
 LIMIT = 900  # seconds for pip, and for a run that is only news
@@ -61,7 +65,13 @@ def run(python: Path, options: list[str], limit: float | None = None) -> int:
     print(f"contract with {_ask(python, code)}", flush=True)
     print("\n".join(f"  {part}: {', '.join(files)}" for part, files in SUITE.items()), flush=True)
     files = [str(ROOT / "tests" / name) for part in SUITE.values() for name in part]
-    leave = " and ".join(f"not {name}" for name in OURS)
+    installed = _ask(python, "from importlib.metadata import version; print(version('transformers'))")
+    left_out = list(OURS)
+    for start, (family, why) in BROKEN.items():
+        if installed.startswith(start):
+            left_out.append(family)
+            print(f"  left out: {family}, which this transformers cannot run unhooked ({why})", flush=True)
+    leave = " and ".join(f"not {name}" for name in left_out)
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-k", leave, *options, *files]
     # (the package itself comes from this checkout, wherever an installed one lies)
     variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
