@@ -26,7 +26,7 @@ from transformer_lens.utilities.slice import Slice
 TESTED = {
     "torch": ("2.11", "3"),
     "transformers": ("5.17", "5.25"),
-    "transformer-lens": ("4", "5"),
+    "transformer-lens": ("4.2", "5"),
 }
 
 

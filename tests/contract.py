@@ -33,7 +33,7 @@ BROKEN = {
     "5.20.": ("smolvlm", "it cuts the tokens of all tiles into rows of patch_size, which our tiles of 4 do not fill")
 }
 # tokenizers' lowest is that of the lowest transformers
-LOWEST = {"transformers": "5.17.0", "tokenizers": "0.23.1", "transformer-lens": "4.0.0"}
+LOWEST = {"transformers": "5.17.0", "tokenizers": "0.23.1", "transformer-lens": "4.2.0"}
 LIMIT = 900  # seconds for pip, and for a run that is only news
 
 
