@@ -189,11 +189,15 @@ def deepstack_addition(decoder: Any, add: Callable[[Tensor, Tensor, Tensor], Ten
 
     The decoder adds them between two layers, in a method of its own and in no module: no module hook sees them.
     """
+    before = vars(decoder).get("_deepstack_process")  # that of a run inside whose hook function this one is
     decoder._deepstack_process = add  # on this instance only: it hides the class's method until it is deleted
     try:
         yield
     finally:
-        del decoder._deepstack_process
+        if before is None:
+            del decoder._deepstack_process
+        else:
+            decoder._deepstack_process = before
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -261,6 +265,51 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.forward = before
 
 
+# --- a hooked run -----------------------------------------------------------------------------------------------------
+
+
+def unknown_caches(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The caches among a decoder's arguments from which positions cannot be read: under a name that is not known, or
+    without a length.
+
+    A decoder's cache argument was renamed before (5.24), and continuous batching has a PagedAttentionCache, which is no
+    Cache and counts several sequences at once. Reading None instead would start positions at 0 at every step.
+    """
+    from transformers import Cache
+
+    return {
+        name: value
+        for name, value in arguments.items()
+        if (name in CACHE_ARGUMENTS and value is not None and not hasattr(value, "get_seq_length"))
+        or (
+            name not in CACHE_ARGUMENTS
+            and (isinstance(value, Cache) or type(value).__name__.endswith("AttentionCache"))
+        )
+    }
+
+
+@contextmanager
+def checkpointing_off(model: Any) -> Iterator[bool]:
+    """Within this context no layer of the model is checkpointed; yields whether any was.
+
+    `gradient_checkpointing` is the attribute by which each layer of transformers decides it, at every call; the
+    documented switch would forget which layers had it, and its options.
+    """
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
+    try:
+        for module in layers:
+            module.gradient_checkpointing = False
+        yield any(module.training for module in layers)
+    finally:
+        for module in layers:
+            module.gradient_checkpointing = True
+
+
+def takes_argument(model: Any, name: str) -> bool:
+    """Whether a model's forward has an argument of this name: others are swallowed by its `**kwargs`."""
+    return name in inspect.signature(inspect.unwrap(type(model).forward)).parameters
+
+
 # --- TransformerLens --------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +355,7 @@ __all__ = [
     "cache_of",
     "cache_windows",
     "cached_tensors",
+    "checkpointing_off",
     "deepstack_addition",
     "every_attention",
     "execution_device",
@@ -317,7 +367,9 @@ __all__ = [
     "replaced_forward",
     "set_attention_name",
     "set_visual_features",
+    "takes_argument",
     "takes_encoded",
+    "unknown_caches",
     "untested",
     "visual_features",
     "warn_if_untested",
