@@ -21,8 +21,10 @@ from corelens.model.cache import ActivationCache
 from corelens.model.config import config_of
 from corelens.model.hooked_run import hooked_run
 from corelens.model.lens import LensModel
+from corelens.model.loading import load
 from corelens.model.probing import measured
 from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, kept_by_default
+from corelens.model.verify import Verification, verify
 from corelens.model.vision import vision_points
 from corelens.model.weights import Block, Norm, Unembed
 from corelens.model.wiring import absent
@@ -90,26 +92,7 @@ class HookedMLLM(LensModel):
             check: as in the constructor.
             kwargs: handed to transformers' `from_pretrained`; `trust_remote_code` is off unless given here.
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-            raise CorelensError(
-                f"the folder {str(name)!r}",
-                "a folder with a config.json, as save_pretrained writes it",
-                "check the path",
-            )
-        shared = {key: kwargs[key] for key in ("trust_remote_code", "revision", "local_files_only") if key in kwargs}
-        try:
-            hf = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, device_map=device_map, **kwargs)
-            processor = AutoProcessor.from_pretrained(name, **shared)
-        except (OSError, ValueError, KeyError) as error:
-            raise CorelensError(
-                f"{str(name)!r}, which transformers could not load "
-                f"({type(error).__name__}: {str(error).splitlines()[0]})",
-                "the name of a vision-language model on the Hub, or a folder with its model and processor",
-                "check the name, the folder and the network; cl.list_demos() lists models that need no network",
-            ) from error
-        return cls(hf.eval(), processor, check)
+        return cls(*load(name, dtype, device_map, **kwargs), check)
 
     # --- what is wrapped ----------------------------------------------------------------------------------------------
 
@@ -125,6 +108,16 @@ class HookedMLLM(LensModel):
         if reasons:
             self._missing = {**self._missing, **reasons}
             self.setup()
+
+    def verify(self, inputs: Any = None) -> Verification:
+        """Measure on this model, environment and device whether the identities of hooked runs hold.
+
+        Hook points for which one does not hold are refused by name from then on. See `corelens.model.verify.verify`.
+
+        Args:
+            inputs: what to run on; by default a picture is drawn, for which the model needs its processor.
+        """
+        return verify(self, inputs)
 
     def hook_points(self) -> Iterator[HookPoint]:  # type: ignore[override]
         """Every hook point, per-head points in use included."""

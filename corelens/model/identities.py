@@ -256,7 +256,8 @@ def residuals(subject: Subject) -> Identity:
     """The residual stream adds up, layer by layer; what does not names the points that cannot be summed."""
     points = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "deepstack")
     wanted = [name for point in points for name in subject.names(f"hook_{point}")]
-    cache, limit, errors = subject.cached(wanted), subject.limit(SUM), {}
+    cache, limit = subject.cached(wanted), subject.limit(SUM)
+    errors: dict[str, float] = {}
 
     def held(layer: int, point: str) -> Tensor | None:
         return cache.get(f"blocks.{layer}.hook_{point}")

@@ -132,7 +132,7 @@ def _first_that_differs(model: Any, batch: Inputs, plain: Tensor, allowed: float
 def _silent(model: Any, fired: set[str]) -> dict[str, str]:
     """The attention points of layers that ran without one call of the attention function."""
     reason = "its attention does not call transformers' attention interface"
-    silent = {}
+    silent: dict[str, str] = {}
     for layer in range(model.cfg.n_layers):
         block = f"blocks.{layer}"
         if f"{block}.hook_resid_post" in fired and f"{block}.attn.hook_z" not in fired:

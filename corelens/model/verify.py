@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from corelens.errors import CorelensError
 from corelens.hf import attention_name
+from corelens.hooks.attention_function import attention
 from corelens.hooks.exchange import exchanged, original
-from corelens.hooks.running import turn
+from corelens.hooks.running import Running, running, turn
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.model.identities import IDENTITIES, Identity, Subject
 from corelens.model.self_check import OTHER_KERNEL, distance, evaluating
@@ -169,16 +170,25 @@ def _painted(model: Any) -> Identity:
             paint = _inside(cells[position])
             moved = (_embeddings(model, replace(sample, images=[_with_paint(paint)])) - clean).abs().amax(-1)
             others = [p for p, cell in cells.items() if p != position and not _holds(cell, paint)]
-            missed += int(not moved[position] > max(moved[others].max(), 0.0)) if others else 0
+            most = float(moved[others].max()) if others else 0.0
+            missed += int(float(moved[position]) <= most)
     return Identity(name, float(missed), 0.0, f"of {len(painted)} cells missed")
 
 
 def _embeddings(model: Any, sample: Sample) -> Tensor:
     """What the first layer gets, [pos, d_model]."""
-    inputs = model.prepare(sample)
-    return model.run_with_cache(inputs, names_filter="hook_embed", return_cache_object=False)[1]["hook_embed"][
-        0
-    ].float()
+    inputs, kept = model.prepare(sample), []
+
+    def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept.append(args[0] if args else kwargs["hidden_states"])
+
+    first = model.layout.decoder(model.hf).layers[0]
+    handle = first.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        model.hf(**inputs.tensors, use_cache=False)
+    finally:
+        handle.remove()
+    return kept[0][0].float()
 
 
 def _inside(cell: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
@@ -204,18 +214,17 @@ def _holds(cell: tuple[float, float, float, float], block: tuple[int, int, int, 
 
 @contextmanager
 def _without_attention(hf: nn.Module, decoder: nn.Module) -> Iterator[None]:
-    """Within this context the attention of all modules but the decoder's gives 0."""
+    """Within this context the attention of all modules but the decoder's gives z = 0."""
     inside = set(decoder.modules())
-
-    def nothing(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **arguments: Any) -> Any:
-        if module in inside:
-            return original()(module, query, key, value, mask, **arguments)
-        return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
-
-    towers = [module.config for module in hf.modules() if module not in inside and hasattr(module, "config")]
+    towers = [module for module in hf.modules() if module not in inside and hasattr(module, "config")]
     text = {id(module.config) for module in inside if hasattr(module, "config")} | {id(hf.config)}
-    configs = {id(config): config for config in towers if id(config) not in text}
-    with exchanged(nothing, list(configs.values())):
+    configs = {id(module.config): module.config for module in towers if id(module.config) not in text}
+
+    def nothing(query: Tensor, key: Tensor, value: Tensor, call: Any) -> Tensor:
+        return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+    run = Running(vision=dict.fromkeys(towers, nothing))
+    with exchanged(attention, list(configs.values())), running(run):
         yield
 
 
