@@ -146,6 +146,36 @@ def _zeros(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *
     return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
 
+@cache
+def _named_while(config_class: Any, condition: Callable[[], bool], name: str) -> type:
+    stored = "_attn_implementation_internal"
+
+    def get(config: Any) -> str | None:
+        return name if condition() else vars(config)[stored]
+
+    def set_(config: Any, value: str | None) -> None:
+        vars(config)[stored] = value
+
+    body = {stored: property(get, set_), "__module__": config_class.__module__, "__doc__": config_class.__doc__}
+    return type(config_class.__name__, (config_class,), body)
+
+
+@contextmanager
+def attention_named(config: Any, condition: Callable[[], bool], name: str) -> Iterator[None]:
+    """Within this context a config asks for the attention function `name` where `condition()` holds, else for its own.
+
+    The name is read several times in a forward, for masks and for attention: were it set on the config, another
+    thread's forward of the same model would get a mask of one kind and a function of the other. So the config's class
+    is exchanged for one that answers by thread.
+    """
+    before = type(config)
+    config.__class__ = _named_while(before, condition, name)
+    try:
+        yield
+    finally:
+        config.__class__ = before
+
+
 def attention_functions() -> MutableMapping[str, Callable[..., Any]]:
     """The table, name → function, in which transformers' model code looks its attention up at every call.
 
@@ -350,6 +380,7 @@ __all__ = [
     "attention_functions",
     "attention_name",
     "attention_off",
+    "attention_named",
     "cache_argument",
     "cache_in",
     "cache_of",

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from corelens.hooks.edges import Edges
-from corelens.hooks.exchange import original, renamed
+from corelens.hooks.exchange import original
 from corelens.hooks.points import AttentionPoints, HookPoint
 from corelens.hooks.rows import Call, KeyAxis, mix, row_scores, rows_z, softmax
 from corelens.hooks.running import Running, Step, current
@@ -71,12 +71,8 @@ def attention(
 
 def _unhooked(inputs: AttentionInputs, run: Running | None) -> Float[Tensor, "batch pos head d"]:
     """Attention on which nothing hangs: another model's, another thread's, or that of a layer without hooks."""
-    call = inputs.call
-    # Soft caps and sinks are known to eager and flash attention only. A model that has them was loaded so, and has the
-    # name "sdpa" for the run; who runs it meanwhile in another thread gets what it computes, not an SDPA without them.
-    if run is not None or renamed(getattr(call.module, "config", None)):
-        return _kernel(inputs, None)
-    return _sdpa(inputs)
+    # In a run models loaded as eager or flash come here, too: with soft caps and sinks, which SDPA does not know.
+    return _sdpa(inputs) if run is None else _kernel(inputs, None)
 
 
 def _hooked(

@@ -2,19 +2,20 @@
 
 transformers looks the attention function up by the name in a model's config at every call. A function registered under
 a name of its own would not do: model code asks for the name, too (`if config._attn_implementation in ("eager",
-"sdpa")`), and builds no mask for a name that it does not know. So the name stays "sdpa", a config that has another one
-is given it for the run, and what is behind it is another function meanwhile. Runs of several threads overlap: both
-exchanges are counted, and undone by the last run that leaves.
+"sdpa")`), and builds no mask for a name that it does not know. So the name stays "sdpa", and what is behind it is
+another function meanwhile. A config that has another name answers "sdpa" inside hooked runs, and its own elsewhere.
+Runs of several threads overlap: both exchanges are counted, and undone by the last run that leaves.
 """
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from corelens.hf import attention_name, set_attention_name
+from corelens.hf import attention_name, attention_named
+from corelens.hooks.running import current
 
 NAME = "sdpa"
 
@@ -23,15 +24,14 @@ AttentionFunction = Callable[..., Any]
 
 @dataclass
 class _Renamed:
-    """A config that has the name "sdpa" for some runs, and what it had before."""
+    """A config that answers "sdpa" inside runs: what puts it back, and how many runs need it."""
 
-    config: Any
-    name: str | None
+    undo: ExitStack
     runs: int = 0
 
 
 _lock = threading.Lock()
-_renamed: dict[int, _Renamed] = {}  # by the config's id; the entry keeps the config alive
+_renamed: dict[int, _Renamed] = {}  # by the config's id, while a run holds the config
 _runs = 0
 _original: AttentionFunction | None = None
 
@@ -49,15 +49,9 @@ def original() -> AttentionFunction:
     return _original or _interface()()[NAME]
 
 
-def renamed(config: Any) -> bool:
-    """Whether a config has the name for a run only: its model was loaded with another implementation."""
-    entry = _renamed.get(id(config))
-    return entry is not None and entry.name != NAME
-
-
 @contextmanager
 def exchanged(function: AttentionFunction, configs: list[Any]) -> Iterator[None]:
-    """Within this context `function` is behind the name "sdpa", and these configs have that name.
+    """Within this context `function` is behind the name "sdpa", and these configs have that name in runs.
 
     Args:
         function: called for every attention of every model with that name, in all threads: it hands on what is not
@@ -73,6 +67,10 @@ def exchanged(function: AttentionFunction, configs: list[Any]) -> Iterator[None]
             _end(function, configs)
 
 
+def _in_run() -> bool:
+    return current.get() is not None
+
+
 def _begin(function: AttentionFunction, configs: list[Any]) -> None:
     global _original, _runs
     if _runs == 0:
@@ -80,18 +78,22 @@ def _begin(function: AttentionFunction, configs: list[Any]) -> None:
         _interface().register(NAME, function)
     _runs += 1
     for config in configs:
-        entry = _renamed.setdefault(id(config), _Renamed(config, attention_name(config)))
-        entry.runs += 1
-        set_attention_name(config, NAME)
+        if id(config) not in _renamed:
+            if attention_name(config) == NAME:
+                continue
+            _renamed[id(config)] = _Renamed(ExitStack())
+            _renamed[id(config)].undo.enter_context(attention_named(config, _in_run, NAME))
+        _renamed[id(config)].runs += 1
 
 
 def _end(function: AttentionFunction, configs: list[Any]) -> None:
     global _original, _runs
     for config in configs:
-        entry = _renamed[id(config)]
+        if (entry := _renamed.get(id(config))) is None:
+            continue
         entry.runs -= 1
         if entry.runs == 0:
-            set_attention_name(config, entry.name)
+            entry.undo.close()
             del _renamed[id(config)]
     _runs -= 1
     if _runs == 0:

@@ -243,6 +243,9 @@ class HookedMLLM(LensModel):
         if beams > 1:  # type: ignore[operator]
             why = "greedy decoding or sampling: beams change places between steps, hooks would speak of other samples"
             raise CorelensError("num_beams > 1", why, "set num_beams=1")
+        if options.get("cache_implementation") == "paged":
+            why = "one batch: continuous batching mixes requests in one row, hooks would speak of several samples"
+            raise CorelensError('cache_implementation="paged"', why, "leave it out, or call model.hf.generate_batch")
         if self._sparse is not None or any(point.active for point in self.hook_points()):
             options.setdefault("disable_compile", True)
         with hooked_run(self, batch, self._rows, generating=True) as run, torch.no_grad():

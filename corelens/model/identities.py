@@ -166,9 +166,11 @@ def patterns(subject: Subject) -> Identity:
 
 @contextmanager
 def _eager(subject: Subject) -> Iterator[None]:
-    """Within this context the decoder attends eagerly; the tower goes on as it did."""
+    """Within this context the decoder's layers attend eagerly; the tower goes on as it did."""
     hf, decoder = subject.model.hf, subject.model.layout.decoder(subject.model.hf)
-    inside = [module.config for module in decoder.modules() if hasattr(module, "config")]
+    # (not all modules below the decoder: some decoders hold the tower, too)
+    modules = [decoder, *(module for layer in subject.layers for module in layer.modules())]
+    inside = [module.config for module in modules if hasattr(module, "config")]
     configs = {id(config): config for config in (hf.config.get_text_config(), *inside)}.values()
     before = [(config, attention_name(config)) for config in configs]
     try:

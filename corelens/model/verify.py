@@ -215,7 +215,7 @@ def _holds(cell: tuple[float, float, float, float], block: tuple[int, int, int, 
 @contextmanager
 def _without_attention(hf: nn.Module, decoder: nn.Module) -> Iterator[None]:
     """Within this context the attention of all modules but the decoder's gives z = 0."""
-    inside = set(decoder.modules())
+    inside = {decoder, *(module for layer in decoder.layers for module in layer.modules())}  # type: ignore[union-attr]
     towers = [module for module in hf.modules() if module not in inside and hasattr(module, "config")]
     text = {id(module.config) for module in inside if hasattr(module, "config")} | {id(hf.config)}
     configs = {id(module.config): module.config for module in towers if id(module.config) not in text}

@@ -28,6 +28,8 @@ from corelens.model.weights import head_results, norm_eps, norm_weight, readable
 # begin(the new tokens: ids [batch, pos] or embeddings, how many tokens came before, whether there is a cache)
 Begin = Callable[[Tensor, int, bool], Step]
 
+NEWER = "run `corelens doctor`: this version of transformers may be newer than the tested ones"
+
 
 @contextmanager
 def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) -> Iterator[None]:
@@ -49,6 +51,7 @@ def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) 
 
         caching = stack.enter_context(ExitStack())
         place(decoder.register_forward_pre_hook(_on_decoder(run, begin, caching), with_kwargs=True))
+        place(decoder.register_forward_hook(_after_decoder(run), with_kwargs=True))
         place(decoder.register_forward_hook(lambda *_: caching.close(), always_call=True))
         if root.hook_embed.active:
             # At the first layer, not at the decoder: some decoders merge the pictures in themselves, by the ids.
@@ -108,6 +111,25 @@ def _on_decoder(run: Running, begin: Begin, caching: ExitStack) -> Callable[...,
     return hook
 
 
+def _after_decoder(run: Running) -> Callable[..., None]:
+    """After the prompt and after the first decode step: the cache holds as many tokens as were counted."""
+    steps = 0
+
+    def hook(decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        nonlocal steps
+        cache = cache_in(kwargs)
+        # (not at every step: reading a length may wait for the GPU; a sparse plan's cache lets go of tokens)
+        if not (run.live and run.generating and run.step and cache is not None and run.plan is None) or steps == 2:
+            return
+        steps += 1
+        if (length := int(cache.get_seq_length())) != run.step.total:
+            raise CorelensError(
+                f"a KV cache that counts {length} tokens where {run.step.total} have passed", "as many", NEWER
+            )
+
+    return hook
+
+
 def _cache_of_step(run: Running, decoder: nn.Module, kwargs: dict[str, Any], new: int) -> Any:
     """The KV cache of this forward of the decoder, or None.
 
@@ -120,13 +142,13 @@ def _cache_of_step(run: Running, decoder: nn.Module, kwargs: dict[str, Any], new
         raise CorelensError(
             f"{type(decoder).__name__} called with {name}={type(value).__name__}(…)",
             "a KV cache of transformers under a name that CoreLens knows, whose length it can read",
-            "run `corelens doctor`: this version of transformers may be newer than the tested ones",
+            NEWER,
         )
     if cache is None and run.generating and run.step is not None and new < run.step.total:
         raise CorelensError(
             f"a step of generation with {new} new token(s) after {run.step.total}, and no KV cache with it",
             "the cache of the tokens before, from which their number is read",
-            "run `corelens doctor`: this version of transformers may be newer than the tested ones",
+            NEWER,
         )
     return cache
 
