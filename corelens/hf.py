@@ -169,7 +169,8 @@ def attention_named(config: Any, condition: Callable[[], bool], name: str) -> It
     is exchanged for one that answers by thread.
     """
     before = type(config)
-    config.__class__ = _named_while(before, condition, name)
+    named: Any = _named_while  # (mypy takes a class for no key of a cache)
+    config.__class__ = named(before, condition, name)
     try:
         yield
     finally:

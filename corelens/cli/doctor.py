@@ -16,7 +16,6 @@ from corelens.cli.shared import Dtype, Json, open_model
 from corelens.errors import CorelensError
 from corelens.hf import TESTED, untested
 
-BUNDLED = "qwen3vl-s"
 PACKAGES = ("corelens", "torch", "torchvision", "transformers", "tokenizers", "transformer-lens", "accelerate")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
@@ -45,13 +44,20 @@ def add_doctor(app: typer.Typer) -> None:
             check_has_processor(model)
         if not json:
             _show_environment(environment)
-        result = open_model(model or BUNDLED, dtype).verify()
+        result = open_model(model or _smallest(), dtype).verify()
         if json:
             typer.echo(json_module.dumps({"environment": environment, **result.to_dict()}))
         else:
             _show(result)
         if not result.ok:
             raise typer.Exit(1)
+
+
+def _smallest() -> str:
+    """The bundled model that is measured fastest."""
+    from corelens.demo import list_demos, read_card
+
+    return min(list_demos(), key=lambda name: read_card(name)["parameters"])
 
 
 def check_has_processor(name: str) -> None:

@@ -105,10 +105,10 @@ def verify(model: Any, inputs: Any = None) -> Verification:
             "give model.inputs(**tensors), or wrap the model with its processor",
         )  # fmt: skip
     with turn(model.hf), torch.no_grad(), evaluating(model.hf):
-        untouched = _state(model.hf)
         batch = twin.prepare(_samples()[0]) if inputs is None else inputs
         batch = batch if isinstance(batch, Inputs) else twin.inputs(**batch)
         subject = Subject(twin, batch)
+        untouched = _state(model.hf)  # (after a plain forward: transformers marks its modules at their first)
         rows = [measure(subject) for measure in IDENTITIES]
         rows += [_batches(twin), _painted(twin), _gone(subject, untouched)]
     result = Verification(f"{type(model.hf).__name__}: {model!r}", tuple(rows))
@@ -169,7 +169,7 @@ def _painted(model: Any) -> Identity:
         for position in painted:
             paint = _inside(cells[position])
             moved = (_embeddings(model, replace(sample, images=[_with_paint(paint)])) - clean).abs().amax(-1)
-            others = [p for p, cell in cells.items() if p != position and not _holds(cell, paint)]
+            others = [p for p, x in cells.items() if _alike(x, cells[position]) and not _holds(x, paint)]
             most = float(moved[others].max()) if others else 0.0
             missed += int(float(moved[position]) <= most)
     return Identity(name, float(missed), 0.0, f"of {len(painted)} cells missed")
@@ -207,8 +207,14 @@ def _with_paint(block: tuple[int, int, int, int]) -> Any:
     return Image.fromarray(pixels)
 
 
+def _alike(cell: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two cells are of one size, as those of one view are."""
+    sizes = [(x1 - x0, y1 - y0) for x0, y0, x1, y1 in (cell, other)]
+    return all(abs(a - b) < 1e-6 for a, b in zip(*sizes, strict=True))
+
+
 def _holds(cell: tuple[float, float, float, float], block: tuple[int, int, int, int]) -> bool:
-    """Whether another view's cell shows all that was painted."""
+    """Whether a cell, perhaps another view's, shows all that was painted."""
     return cell[0] <= block[0] and cell[1] <= block[1] and cell[2] >= block[2] and cell[3] >= block[3]
 
 
