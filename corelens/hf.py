@@ -121,6 +121,19 @@ def set_attention_name(config: Any, name: str | None) -> None:
 
 
 @contextmanager
+def attention_set(configs: Iterable[Any], name: str) -> Iterator[None]:
+    """Within this context these configs ask for another attention function, then again each for its own."""
+    before = {id(config): (config, attention_name(config)) for config in configs}.values()
+    try:
+        for config, _ in before:
+            set_attention_name(config, name)
+        yield
+    finally:
+        for config, own in before:
+            set_attention_name(config, own)
+
+
+@contextmanager
 def attention_off(modules: Iterable[Any]) -> Iterator[None]:
     """Within this context attention of these modules gives zeros, whatever function they use; their configs' own
     implementation is put back afterwards. (There is no documented way to change it for a part of a model.)
@@ -131,15 +144,8 @@ def attention_off(modules: Iterable[Any]) -> Iterator[None]:
     AttentionInterface.register("corelens_off", _zeros)
     AttentionMaskInterface.register("corelens_off", sdpa_mask)
     owned = (getattr(module, "config", None) for module in modules)
-    configs = {id(config): config for config in owned if hasattr(config, "_attn_implementation_internal")}
-    before = [(config, attention_name(config)) for config in configs.values()]
-    try:
-        for config in configs.values():
-            set_attention_name(config, "corelens_off")
+    with attention_set([x for x in owned if hasattr(x, "_attn_implementation_internal")], "corelens_off"):
         yield
-    finally:
-        for config, name in before:
-            set_attention_name(config, name)
 
 
 def _zeros(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **_: Any) -> tuple[Any, None]:
@@ -308,15 +314,12 @@ def unknown_caches(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     from transformers import Cache
 
-    return {
-        name: value
-        for name, value in arguments.items()
-        if (name in CACHE_ARGUMENTS and value is not None and not hasattr(value, "get_seq_length"))
-        or (
-            name not in CACHE_ARGUMENTS
-            and (isinstance(value, Cache) or type(value).__name__.endswith("AttentionCache"))
-        )
-    }
+    def unknown(name: str, value: Any) -> bool:
+        if name in CACHE_ARGUMENTS:
+            return value is not None and not hasattr(value, "get_seq_length")
+        return isinstance(value, Cache) or type(value).__name__.endswith("AttentionCache")
+
+    return {name: value for name, value in arguments.items() if unknown(name, value)}
 
 
 @contextmanager
@@ -371,38 +374,11 @@ def hung_as(handle: Any) -> int:
 
 
 __all__ = [
-    "CACHE_ARGUMENTS",
-    "ENCODED",
-    "TESTED",
-    "HookedRootModule",
-    "LensCache",
-    "LensHookPoint",
-    "Slice",
-    "attention_functions",
-    "attention_name",
-    "attention_off",
-    "attention_named",
-    "cache_argument",
-    "cache_in",
-    "cache_of",
-    "cache_windows",
-    "cached_tensors",
-    "checkpointing_off",
-    "deepstack_addition",
-    "every_attention",
-    "execution_device",
-    "forget_attention",
-    "hung_as",
-    "image_defaults",
-    "newest_handle",
-    "offloaded",
-    "replaced_forward",
-    "set_attention_name",
-    "set_visual_features",
-    "takes_argument",
-    "takes_encoded",
-    "unknown_caches",
-    "untested",
-    "visual_features",
-    "warn_if_untested",
-]
+    "CACHE_ARGUMENTS", "ENCODED", "TESTED", "HookedRootModule", "LensCache", "LensHookPoint",
+    "Slice", "attention_functions", "attention_name", "attention_named", "attention_off",
+    "attention_set", "cache_argument", "cache_in", "cache_of", "cache_windows", "cached_tensors",
+    "checkpointing_off", "deepstack_addition", "every_attention", "execution_device",
+    "forget_attention", "hung_as", "image_defaults", "newest_handle", "offloaded",
+    "replaced_forward", "set_attention_name", "set_visual_features", "takes_argument",
+    "takes_encoded", "unknown_caches", "untested", "visual_features", "warn_if_untested",
+]  # fmt: skip

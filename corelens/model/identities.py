@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from corelens.hf import attention_name, set_attention_name
+from corelens.hf import attention_set
 from corelens.inputs.prepare import Inputs
 from corelens.model.recording import kept_by_default
 from corelens.model.self_check import OTHER_KERNEL, checked_names, distance, tolerance
@@ -171,15 +171,8 @@ def _eager(subject: Subject) -> Iterator[None]:
     # (not all modules below the decoder: some decoders hold the tower, too)
     modules = [decoder, *(module for layer in subject.layers for module in layer.modules())]
     inside = [module.config for module in modules if hasattr(module, "config")]
-    configs = {id(config): config for config in (hf.config.get_text_config(), *inside)}.values()
-    before = [(config, attention_name(config)) for config in configs]
-    try:
-        for config in configs:
-            set_attention_name(config, "eager")
+    with attention_set([hf.config.get_text_config(), *inside], "eager"):
         yield
-    finally:
-        for config, name in before:
-            set_attention_name(config, name)
 
 
 def zeroed_heads(subject: Subject) -> Identity:

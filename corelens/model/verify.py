@@ -1,7 +1,5 @@
 """`model.verify(inputs)`: the identities of a hooked model, measured on this model, environment and device."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
@@ -11,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hf import attention_name
-from corelens.hooks.attention_function import attention
-from corelens.hooks.exchange import exchanged, original
-from corelens.hooks.running import Running, running, turn
+from corelens.hf import attention_name, attention_off
+from corelens.hooks.exchange import original
+from corelens.hooks.running import turn
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.model.identities import IDENTITIES, Identity, Subject
 from corelens.model.self_check import OTHER_KERNEL, distance, evaluating
@@ -163,7 +160,7 @@ def _painted(model: Any) -> Identity:
     if not large:
         return Identity(name, None, None, "no cell of 3 pixels or more")
     painted = [large[number] for number in np.linspace(0, len(large) - 1, PAINTED).astype(int)]
-    with _without_attention(model.hf, model.layout.decoder(model.hf)):
+    with attention_off(_tower(model.hf, model.layout.decoder(model.hf))):
         clean = _embeddings(model, sample)
         missed = 0
         for position in painted:
@@ -218,20 +215,12 @@ def _holds(cell: tuple[float, float, float, float], block: tuple[int, int, int, 
     return cell[0] <= block[0] and cell[1] <= block[1] and cell[2] >= block[2] and cell[3] >= block[3]
 
 
-@contextmanager
-def _without_attention(hf: nn.Module, decoder: nn.Module) -> Iterator[None]:
-    """Within this context the attention of all modules but the decoder's gives z = 0."""
+def _tower(hf: nn.Module, decoder: nn.Module) -> list[nn.Module]:
+    """The modules beside the decoder's layers that have a config of their own."""
     inside = {decoder, *(module for layer in decoder.layers for module in layer.modules())}  # type: ignore[union-attr]
-    towers = [module for module in hf.modules() if module not in inside and hasattr(module, "config")]
     text = {id(module.config) for module in inside if hasattr(module, "config")} | {id(hf.config)}
-    configs = {id(module.config): module.config for module in towers if id(module.config) not in text}
-
-    def nothing(query: Tensor, key: Tensor, value: Tensor, call: Any) -> Tensor:
-        return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-
-    run = Running(vision=dict.fromkeys(towers, nothing))
-    with exchanged(attention, list(configs.values())), running(run):
-        yield
+    held = [module for module in hf.modules() if module not in inside and hasattr(module, "config")]
+    return [module for module in held if id(module.config) not in text]
 
 
 # --- afterwards -------------------------------------------------------------------------------------------------------
