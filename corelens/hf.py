@@ -121,6 +121,19 @@ def set_attention_name(config: Any, name: str | None) -> None:
 
 
 @contextmanager
+def attention_set(configs: Iterable[Any], name: str) -> Iterator[None]:
+    """Within this context these configs ask for another attention function, then again each for its own."""
+    before = {id(config): (config, attention_name(config)) for config in configs}.values()
+    try:
+        for config, _ in before:
+            set_attention_name(config, name)
+        yield
+    finally:
+        for config, own in before:
+            set_attention_name(config, own)
+
+
+@contextmanager
 def attention_off(modules: Iterable[Any]) -> Iterator[None]:
     """Within this context attention of these modules gives zeros, whatever function they use; their configs' own
     implementation is put back afterwards. (There is no documented way to change it for a part of a model.)
@@ -131,19 +144,43 @@ def attention_off(modules: Iterable[Any]) -> Iterator[None]:
     AttentionInterface.register("corelens_off", _zeros)
     AttentionMaskInterface.register("corelens_off", sdpa_mask)
     owned = (getattr(module, "config", None) for module in modules)
-    configs = {id(config): config for config in owned if hasattr(config, "_attn_implementation_internal")}
-    before = [(config, attention_name(config)) for config in configs.values()]
-    try:
-        for config in configs.values():
-            set_attention_name(config, "corelens_off")
+    with attention_set([x for x in owned if hasattr(x, "_attn_implementation_internal")], "corelens_off"):
         yield
-    finally:
-        for config, name in before:
-            set_attention_name(config, name)
 
 
 def _zeros(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **_: Any) -> tuple[Any, None]:
     return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+
+
+@cache
+def _named_while(config_class: Any, condition: Callable[[], bool], name: str) -> type:
+    stored = "_attn_implementation_internal"
+
+    def get(config: Any) -> str | None:
+        return name if condition() else vars(config)[stored]
+
+    def set_(config: Any, value: str | None) -> None:
+        vars(config)[stored] = value
+
+    body = {stored: property(get, set_), "__module__": config_class.__module__, "__doc__": config_class.__doc__}
+    return type(config_class.__name__, (config_class,), body)
+
+
+@contextmanager
+def attention_named(config: Any, condition: Callable[[], bool], name: str) -> Iterator[None]:
+    """Within this context a config asks for the attention function `name` where `condition()` holds, else for its own.
+
+    The name is read several times in a forward, for masks and for attention: were it set on the config, another
+    thread's forward of the same model would get a mask of one kind and a function of the other. So the config's class
+    is exchanged for one that answers by thread.
+    """
+    before = type(config)
+    named: Any = _named_while  # (mypy takes a class for no key of a cache)
+    config.__class__ = named(before, condition, name)
+    try:
+        yield
+    finally:
+        config.__class__ = before
 
 
 def attention_functions() -> MutableMapping[str, Callable[..., Any]]:
@@ -189,11 +226,15 @@ def deepstack_addition(decoder: Any, add: Callable[[Tensor, Tensor, Tensor], Ten
 
     The decoder adds them between two layers, in a method of its own and in no module: no module hook sees them.
     """
+    before = vars(decoder).get("_deepstack_process")  # that of a run inside whose hook function this one is
     decoder._deepstack_process = add  # on this instance only: it hides the class's method until it is deleted
     try:
         yield
     finally:
-        del decoder._deepstack_process
+        if before is None:
+            del decoder._deepstack_process
+        else:
+            decoder._deepstack_process = before
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -261,6 +302,48 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.forward = before
 
 
+# --- a hooked run -----------------------------------------------------------------------------------------------------
+
+
+def unknown_caches(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The caches among a decoder's arguments from which positions cannot be read: under a name that is not known, or
+    without a length.
+
+    A decoder's cache argument was renamed before (5.24), and continuous batching has a PagedAttentionCache, which is no
+    Cache and counts several sequences at once. Reading None instead would start positions at 0 at every step.
+    """
+    from transformers import Cache
+
+    def unknown(name: str, value: Any) -> bool:
+        if name in CACHE_ARGUMENTS:
+            return value is not None and not hasattr(value, "get_seq_length")
+        return isinstance(value, Cache) or type(value).__name__.endswith("AttentionCache")
+
+    return {name: value for name, value in arguments.items() if unknown(name, value)}
+
+
+@contextmanager
+def checkpointing_off(model: Any) -> Iterator[bool]:
+    """Within this context no layer of the model is checkpointed; yields whether any was.
+
+    `gradient_checkpointing` is the attribute by which each layer of transformers decides it, at every call; the
+    documented switch would forget which layers had it, and its options.
+    """
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
+    try:
+        for module in layers:
+            module.gradient_checkpointing = False
+        yield any(module.training for module in layers)
+    finally:
+        for module in layers:
+            module.gradient_checkpointing = True
+
+
+def takes_argument(model: Any, name: str) -> bool:
+    """Whether a model's forward has an argument of this name: others are swallowed by its `**kwargs`."""
+    return name in inspect.signature(inspect.unwrap(type(model).forward)).parameters
+
+
 # --- TransformerLens --------------------------------------------------------------------------------------------------
 
 
@@ -291,34 +374,11 @@ def hung_as(handle: Any) -> int:
 
 
 __all__ = [
-    "CACHE_ARGUMENTS",
-    "ENCODED",
-    "TESTED",
-    "HookedRootModule",
-    "LensCache",
-    "LensHookPoint",
-    "Slice",
-    "attention_functions",
-    "attention_name",
-    "attention_off",
-    "cache_argument",
-    "cache_in",
-    "cache_of",
-    "cache_windows",
-    "cached_tensors",
-    "deepstack_addition",
-    "every_attention",
-    "execution_device",
-    "forget_attention",
-    "hung_as",
-    "image_defaults",
-    "newest_handle",
-    "offloaded",
-    "replaced_forward",
-    "set_attention_name",
-    "set_visual_features",
-    "takes_encoded",
-    "untested",
-    "visual_features",
-    "warn_if_untested",
-]
+    "CACHE_ARGUMENTS", "ENCODED", "TESTED", "HookedRootModule", "LensCache", "LensHookPoint",
+    "Slice", "attention_functions", "attention_name", "attention_named", "attention_off",
+    "attention_set", "cache_argument", "cache_in", "cache_of", "cache_windows", "cached_tensors",
+    "checkpointing_off", "deepstack_addition", "every_attention", "execution_device",
+    "forget_attention", "hung_as", "image_defaults", "newest_handle", "offloaded",
+    "replaced_forward", "set_attention_name", "set_visual_features", "takes_argument",
+    "takes_encoded", "unknown_caches", "untested", "visual_features", "warn_if_untested",
+]  # fmt: skip

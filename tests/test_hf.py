@@ -342,3 +342,49 @@ def test_nothing_reads_image_hidden_states():
     """From transformers 5.30 on it is something else."""
     sources = (Path(cl.__file__).parent).rglob("*.py")
     assert not [path.name for path in sources if "image_hidden_states" in path.read_text()]
+
+
+# --- a hooked run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_config_answers_by_the_condition_and_keeps_its_own_name():
+    config, holds = tiny("llava")[0].config.text_config, []
+    before, its_class = config._attn_implementation, type(config)
+    with hf.attention_named(config, lambda: bool(holds), "eager"):
+        assert config._attn_implementation == before and isinstance(config, its_class)
+        holds.append(True)
+        assert config._attn_implementation == "eager"
+        assert config.to_dict()["hidden_size"] == config.hidden_size
+    assert config._attn_implementation == before and type(config) is its_class
+
+
+def test_caches_that_are_not_understood_are_named():
+    class PagedAttentionCache:
+        pass
+
+    caches = {"other_cache": DynamicCache(), "cache": DynamicCache(), "hidden_states": torch.zeros(1)}
+    assert list(hf.unknown_caches(caches)) == ["other_cache"]
+    assert list(hf.unknown_caches({"cache": PagedAttentionCache()})) == ["cache"]
+    assert not hf.unknown_caches({"cache": None, "past_key_values": None})
+
+
+def test_layers_say_whether_they_are_checkpointed():
+    model, _ = tiny("llava")
+    layers = hf_layers(model)
+    assert all(layer.gradient_checkpointing is False for layer in layers)
+    for layer in layers[:2]:
+        layer.gradient_checkpointing = True
+    with hf.checkpointing_off(model):
+        assert not any(layer.gradient_checkpointing for layer in layers)
+    assert [layer.gradient_checkpointing for layer in layers] == [True] * 2 + [False] * (len(layers) - 2)
+    for layer in layers:
+        layer.gradient_checkpointing = False
+
+
+def hf_layers(model):
+    return list(model.model.language_model.layers)
+
+
+def test_arguments_of_a_forward_are_found_behind_its_wrappers():
+    model, _ = tiny("llava")
+    assert hf.takes_argument(model, "logits_to_keep") and not hf.takes_argument(model, "logits_to_kepp")

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from corelens.cli.ablate import add_ablate
+from corelens.cli.doctor import add_doctor
 from corelens.cli.explore import add_explore
 from corelens.cli.patch import add_patch
 from corelens.cli.shared import (
@@ -278,6 +279,7 @@ def data_check(
 
 
 add_ablate(app)
+add_doctor(app)
 add_patch(app)
 add_show(app)
 add_explore(app)

@@ -1,16 +1,15 @@
 """The one attention function, and everything that is seen and edited inside it.
 
-transformers calls whatever its AttentionInterface has registered under the name that a config has; here that is
-`corelens`, and so rotated q, k and v, scores, pattern and z of every head of every model are reached in one place.
+transformers calls whatever is behind the name "sdpa"; while a hooked run lasts that is `attention` (see
+`corelens.hooks.exchange`), and so rotated q, k and v, scores, pattern and z of every head of every model are reached in
+one place.
 
 You pay for what you hook: a layer without hooks on scores or pattern calls transformers' own SDPA function, and rows
 (a few queries: the question's tokens) are computed beside it from q and k in O(rows × T) memory. The order inside a
 layer: q, k, v → edges → scores → softmax → pattern → rows → z. Scores and softmax are in float32.
 """
 
-from dataclasses import replace
-from functools import cache
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,9 +17,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from corelens.hooks.edges import Edges
+from corelens.hooks.exchange import original
 from corelens.hooks.points import AttentionPoints, HookPoint
 from corelens.hooks.rows import Call, KeyAxis, mix, row_scores, rows_z, softmax
-from corelens.hooks.running import NAME, Running, Step, current, edits_before_caching, implementation, running
+from corelens.hooks.running import Running, Step, current
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What one layer's attention computes z from. Every step below makes a new bundle and leaves its own as it is.
+
+    `spread`: each query head has a KV head of its own here, whatever the module says of groups.
+    """
+
+    query: Float[Tensor, "batch head pos d_head"]
+    key: Float[Tensor, "batch kv_head key d_head"]
+    value: Float[Tensor, "batch kv_head key d_value"]
+    call: Call
+    spread: bool = False
 
 
 def attention(
@@ -29,152 +43,194 @@ def attention(
     key: Float[Tensor, "batch kv_head key d_head"],
     value: Float[Tensor, "batch kv_head key d_value"],
     attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    is_causal: bool | None = None,
-    **kwargs: Any,
+    **arguments: Any,
 ) -> tuple[Float[Tensor, "batch pos head d_value"], None]:
-    """What transformers calls for every attention of a hooked run."""
+    """What transformers calls for every attention while a hooked run lasts, that of other models and threads too.
 
-    def sdpa() -> Tensor:
-        if plan is not None and (z := plan.attend(query, key, value, call)) is not None:
-            return z
-        if call.softcap is not None or call.sinks is not None:  # SDPA knows neither
-            return rows_z(query, key, value, None, None, call)[0]
-        return _interface()["sdpa"](
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs
-        )[0]
+    Args:
+        module: the attention module that calls.
+        query: queries as attention uses them, after rotary.
+        key: all keys so far, after rotary and from the cache.
+        value: all values so far.
+        attention_mask: None (causal), boolean or additive, [1|batch, 1|head, pos, key].
+        arguments: what else the module gives: scaling, dropout, is_causal, softcap, s_aux (sinks), position_bias.
 
-    call = Call(
-        module, attention_mask, scaling if scaling is not None else query.shape[-1] ** -0.5,
-        getattr(module, "is_causal", True) if is_causal is None else is_causal,
-        kwargs.get("softcap"), kwargs.get("s_aux"), kwargs.get("position_bias"),
-    )  # fmt: skip
-    run, plan = current.get(), None
+    Returns:
+        z, and None in the place of the pattern, which transformers' SDPA does not give either.
+    """
+    run = current.get()
+    inputs = AttentionInputs(query, key, value, Call.of(module, query, attention_mask, arguments))
     if run is not None and module in run.vision:
-        return run.vision[module](query, key, value, call), None
+        return run.vision[module](query, key, value, inputs.call), None
     points = run.sites.get(module) if run is not None else None
-    if run is None or points is None or run.step is None:
-        return sdpa(), None
-    plan = run.plan
-    if plan is None and not any(point.active for point in points.in_function):
-        return sdpa(), None
+    hooked = points is not None and any(point.active for point in points.in_function)
+    if run is None or run.step is None or points is None or not (hooked or run.plan is not None):
+        return _unhooked(inputs, run), None
+    return _hooked(inputs, points, run, run.step), None
 
-    step, new = run.step, query.shape[2]
-    query = run.fire(points.hook_rot_q, query.transpose(1, 2)).transpose(1, 2)
-    if getattr(module, "layer_idx", None) not in run.stored:  # otherwise they have fired on the way into the cache
-        key = _edit_new(run, points.hook_rot_k, key, new)
-        value = _edit_new(run, points.hook_v, value, new)
-    if plan is not None:
-        key, value, call = plan.restrict(query, key, value, call, points)
 
-    edges = Edges(step, query.shape[0], query.shape[1], query.device)
+def _unhooked(inputs: AttentionInputs, run: Running | None) -> Float[Tensor, "batch pos head d"]:
+    """Attention on which nothing hangs: another model's, another thread's, or that of a layer without hooks."""
+    # In a run models loaded as eager or flash come here, too: with soft caps and sinks, which SDPA does not know.
+    return _sdpa(inputs) if run is None else _kernel(inputs, None)
+
+
+def _hooked(
+    inputs: AttentionInputs, points: AttentionPoints, run: Running, step: Step
+) -> Float[Tensor, "batch pos head d"]:
+    """One layer's attention under hooks, from rotated q, k and v to z."""
+    inputs = _with_edited_qkv(inputs, points, run)
+    if run.plan is not None:  # sparse inference says who may see whom, before hooks look at it
+        inputs = AttentionInputs(inputs.query, *run.plan.restrict(*_parts(inputs), points))
+
+    # Hooks at `hook_edges` say which edges they want cut or strengthened, and which heads get keys of their own.
+    edges = Edges(step, inputs.query.shape[0], inputs.query.shape[1], inputs.query.device)
     if points.hook_edges.active:
         run.fire(points.hook_edges, edges)
-    if edges.given:
-        key, value = edges.spread(key, value)
-        module = SimpleNamespace(is_causal=call.is_causal, training=module.training)  # type: ignore[assignment] # no groups
+    if edges.given:  # from here on every query head has a KV head of its own
+        key, value = edges.spread(inputs.key, inputs.value)
+        inputs = replace(inputs, key=key, value=value, spread=True)
 
     rows = step.rows if points.hook_pattern_rows.active else None
     if points.hook_attn_scores.active or points.hook_pattern.active:
-        z = _hooked_square(run, points, query, key, value, call, edges, rows, dropout)
+        z = _z_of_whole_pattern(inputs, edges, rows, points, run, step)
     else:
-        z = edges.recompute(sdpa(), query, key, value, call)
+        z = edges.recompute(_kernel(inputs, run.plan), *_parts(inputs))  # the rows that edges name are made anew
         if rows is not None and rows.shape[1]:
-            z = _hooked_rows(run, points, z, query, key, value, call, edges, rows)
-    if plan is not None:
-        z = plan.finish(z, query, replace(call, edit=edges.apply) if edges.edits else call)
-    return run.fire(points.hook_z, z), None
+            z = _z_with_rows(z, inputs, edges, rows, points, run, step)
+
+    if run.plan is not None:  # pruned heads get their constants, and the cache lets go of keys
+        call = replace(inputs.call, edit=edges.apply) if edges.edits else inputs.call
+        z = run.plan.finish(z, inputs.query, call)
+    return run.fire(points.hook_z, z)
 
 
-def _edit_new(
+def _parts(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor, Call]:
+    return inputs.query, inputs.key, inputs.value, inputs.call
+
+
+# --- q, k and v -------------------------------------------------------------------------------------------------------
+
+
+def _with_edited_qkv(inputs: AttentionInputs, points: AttentionPoints, run: Running) -> AttentionInputs:
+    """q, k and v as their hooks leave them; the points' shape is [batch, pos, head, d]."""
+    new = inputs.query.shape[2]
+    query = run.fire(points.hook_rot_q, inputs.query.transpose(1, 2)).transpose(1, 2)
+    if getattr(inputs.call.module, "layer_idx", None) in run.stored:
+        # k and v have fired on the way into the cache: later steps must see the edits
+        return replace(inputs, query=query)
+    key = _with_edited_tokens(run, points.hook_rot_k, inputs.key, new)
+    value = _with_edited_tokens(run, points.hook_v, inputs.value, new)
+    return replace(inputs, query=query, key=key, value=value)
+
+
+def _with_edited_tokens(
     run: Running, point: HookPoint, x: Float[Tensor, "batch kv_head key d"], new: int
 ) -> Float[Tensor, "batch kv_head key d"]:
     """Fire a k or v point on this step's tokens, which are the last ones."""
     if not point.active:
         return x
-    before, part = x[:, :, : x.shape[2] - new], x[:, :, x.shape[2] - new :].transpose(1, 2)
-    if not before.shape[2]:
-        return run.fire(point, part).transpose(1, 2)
+    earlier, tokens = x[:, :, : x.shape[2] - new], x[:, :, x.shape[2] - new :].transpose(1, 2)
+    if not earlier.shape[2]:
+        return run.fire(point, tokens).transpose(1, 2)
     # another layer's cache, which this layer shares: it is not ours to write into
-    return torch.cat([before, run.fire(point, part.clone()).transpose(1, 2)], dim=2)
+    return torch.cat([earlier, run.fire(point, tokens.clone()).transpose(1, 2)], dim=2)
+
+
+# --- z without a pattern ----------------------------------------------------------------------------------------------
+
+
+def _kernel(inputs: AttentionInputs, plan: Any) -> Float[Tensor, "batch pos head d"]:
+    """z by the fastest function that knows this call; no pattern is built."""
+    call = inputs.call
+    if plan is not None and (z := plan.attend(*_parts(inputs))) is not None:
+        return z
+    if call.softcap is not None or call.sinks is not None:  # SDPA knows neither
+        return rows_z(*_all_rows(inputs))[0]
+    if inputs.spread:  # transformers' function would repeat each KV head by the module's number of groups
+        return _spread_sdpa(inputs)
+    return _sdpa(inputs)
+
+
+def _sdpa(inputs: AttentionInputs) -> Float[Tensor, "batch pos head d"]:
+    """transformers' own function, called as the module called ours."""
+    call = inputs.call
+    return original()(call.module, inputs.query, inputs.key, inputs.value, call.mask, **call.arguments)[0]
+
+
+def _all_rows(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor, None, None, Call]:
+    """The arguments of `rows_z` that ask for all rows and all heads."""
+    return inputs.query, inputs.key, inputs.value, None, None, inputs.call
+
+
+def _spread_sdpa(inputs: AttentionInputs) -> Float[Tensor, "batch pos head d"]:
+    """torch's own SDPA, with a KV head for every query head."""
+    query, key, value, call = _parts(inputs)
+    if call.bias is not None:
+        return rows_z(*_all_rows(inputs))[0]
+    causal = call.mask is None and call.is_causal and query.shape[2] > 1
+    if causal:  # a static cache's empty tail lies beyond every row
+        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+    z = nn.functional.scaled_dot_product_attention(
+        query, key, value, call.mask, call.arguments.get("dropout", 0.0), causal, scale=call.scaling
+    )
+    return z.transpose(1, 2)
 
 
 # --- the two ways in which hooks see a pattern ------------------------------------------------------------------------
 
 
-def _hooked_square(
-    run: Running, points: AttentionPoints, query: Tensor, key: Tensor, value: Tensor, call: Call,
-    edges: Edges, rows: Tensor | None, dropout: float,
+def _z_of_whole_pattern(
+    inputs: AttentionInputs, edges: Edges, rows: Int[Tensor, "batch row"] | None,
+    points: AttentionPoints, run: Running, step: Step,
 ) -> Float[Tensor, "batch pos head d"]:  # fmt: skip
     """All rows: the layer's scores and pattern exist, and z is made from what the hooks leave of them."""
-    assert run.step is not None
-    axis = KeyAxis(key.shape[2], run.step.total)
-    every = run.step.positions.expand(query.shape[0], -1)
-    scores = edges.apply(row_scores(query, key, None, None, call), every, None)
+    query, key, value, call = _parts(inputs)
+    axis = KeyAxis(key.shape[2], step.total)  # hooks count keys by position, a cache may hold more or fewer
+    positions = step.positions.expand(query.shape[0], -1)
+    scores = edges.apply(row_scores(query, key, None, None, call), positions, None)
     scores = axis.take(run.fire(points.hook_attn_scores, axis.show(scores, -torch.inf)), -torch.inf)
     pattern = run.fire(points.hook_pattern, axis.show(softmax(scores, call.sinks), 0.0))
-    if rows is not None and rows.shape[1]:
+    if rows is not None and rows.shape[1]:  # the rows are read off the pattern, and written back into it
         batch = torch.arange(rows.shape[0], device=rows.device)[:, None]
-        local = (rows - run.step.positions[0]).clamp(min=0)
-        read = pattern[batch, :, local].transpose(1, 2).masked_fill((rows < 0)[:, None, :, None], 0.0)
-        read, edited = run.fire_watched(points.hook_pattern_rows, read, rows=rows)
+        local = _within_step(rows, step)
+        selected = pattern[batch, :, local].transpose(1, 2)
+        selected = selected.masked_fill((rows < 0)[:, None, :, None], 0.0)
+        selected, edited = run.fire_watched(points.hook_pattern_rows, selected, rows=rows)
         if edited:
-            at, line = (rows >= 0).nonzero(as_tuple=True)
+            sample, line = (rows >= 0).nonzero(as_tuple=True)
             pattern = pattern.clone()
-            pattern[at, :, local[at, line]] = read[at, :, line]
+            pattern[sample, :, local[sample, line]] = selected[sample, :, line]
     pattern = axis.take(pattern, 0.0)
+    dropout = call.arguments.get("dropout", 0.0)
     if dropout and call.module.training:
         pattern = nn.functional.dropout(pattern, dropout)
     return mix(pattern, value, None, query.shape[1])
 
 
-def _hooked_rows(
-    run: Running, points: AttentionPoints, z: Tensor, query: Tensor, key: Tensor, value: Tensor, call: Call,
-    edges: Edges, rows: Int[Tensor, "batch row"],
+def _z_with_rows(
+    z: Float[Tensor, "batch pos head d"], inputs: AttentionInputs, edges: Edges, rows: Int[Tensor, "batch row"],
+    points: AttentionPoints, run: Running, step: Step,
 ) -> Float[Tensor, "batch pos head d"]:  # fmt: skip
     """A few rows beside SDPA; z is touched only where a hook wrote."""
-    assert run.step is not None
-    axis = KeyAxis(key.shape[2], run.step.total)
-    local = (rows - run.step.positions[0]).clamp(min=0)
+    query, key, value, call = _parts(inputs)
+    axis = KeyAxis(key.shape[2], step.total)
+    local = _within_step(rows, step)
     scores = edges.apply(row_scores(query, key, local, None, call), rows, None)
     pattern = softmax(scores, call.sinks).masked_fill((rows < 0)[:, None, :, None], 0.0)
     pattern, edited = run.fire_watched(points.hook_pattern_rows, axis.show(pattern, 0.0), rows=rows)
     if not edited:
         return z
-    at, line = (rows >= 0).nonzero(as_tuple=True)
+    sample, line = (rows >= 0).nonzero(as_tuple=True)
     written = mix(axis.take(pattern, 0.0), value, None, query.shape[1])
     z = z.clone()
-    z[at, local[at, line]] = written[at, line]
+    z[sample, local[sample, line]] = written[sample, line]
     return z
 
 
-@cache
-def _interface() -> Any:
-    # (importing it takes as long as importing transformers' model code: whoever wraps a model has done that already)
-    from transformers import AttentionInterface
-
-    return AttentionInterface()
+def _within_step(rows: Int[Tensor, "batch row"], step: Step) -> Int[Tensor, "batch row"]:
+    """Rows counted from this step's first token; those that are padding (−1) become 0 and are masked later."""
+    return (rows - step.positions[0]).clamp(min=0)
 
 
-@cache
-def register() -> None:
-    """Make the attention function, and the mask function that goes with it, known to transformers under `NAME`."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-__all__ = [
-    "NAME",
-    "Edges",
-    "Running",
-    "Step",
-    "attention",
-    "edits_before_caching",
-    "implementation",
-    "register",
-    "running",
-]
+__all__ = ["AttentionInputs", "Edges", "attention"]

@@ -7,6 +7,7 @@ slice has a name of its own (`blocks.3.attn.head.5.hook_z`), and an unknown name
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from corelens.hf import LensHookPoint, hung_as, newest_handle
 
 HookFunction = Callable[..., Any]  # fn(tensor, hook) → the edited tensor, or None to leave it
 Hook = tuple[str | Callable[[str], bool], HookFunction]
+
+# While a hook function is under way: the names of the points that its run was wired for; None otherwise.
+points_of_the_run: ContextVar[frozenset[str] | None] = ContextVar("corelens_points_of_the_run", default=None)
 
 PER_HEAD = re.compile(r"(?P<attn>.+\.attn)\.(?P<kind>head|kv_head)\.(?P<index>\d+)\.(?P<point>hook_\w+)")
 
@@ -62,7 +66,18 @@ class HookPoint(LensHookPoint):
         return bool(self.fwd_hooks or self.bwd_hooks) or any(head.active for head in self.heads.values())
 
     def add_hook(self, hook: HookFunction, dir: Any = "fwd", *args: Any, **kwargs: Any):
-        """As in TransformerLens; a forward function that returns another shape, dtype or device is refused by name."""
+        """As in TransformerLens; a forward function that returns another shape, dtype or device is refused by name.
+
+        Raises CorelensError inside a hook function, for a point at which the run under way does not stop.
+        """
+        wired = points_of_the_run.get()
+        # (a hook with a level belongs to a context, and so to runs that begin inside it)
+        if wired is not None and kwargs.get("level") is None and len(args) < 2 and _layer_point(self.name) not in wired:
+            raise CorelensError(
+                f"the hook {name_of(hook)!r} added at {self.name!r} inside a hook function",
+                "hooks that are there when the run begins: it is wired for those points only",
+                "add it before the run; if it has nothing to do until then, let it return None",
+            )
         super().add_hook(_checked(hook) if dir == "fwd" else hook, dir, *args, **kwargs)
         handle = newest_handle(self.fwd_hooks if dir == "fwd" else self.bwd_hooks)
         handle.user_hook = hook
@@ -145,6 +160,12 @@ def _checked(hook: HookFunction) -> HookFunction:
     return with_tensor
 
 
+def _layer_point(name: str | None) -> str | None:
+    """The point that a per-head name is a slice of; other names as they are."""
+    match = PER_HEAD.fullmatch(name or "")
+    return f"{match['attn']}.{match['point']}" if match else name
+
+
 def _form(x: Any) -> str:
     return f"{list(x.shape)} {x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
 
@@ -160,9 +181,9 @@ class HookDict(dict[str, Any]):
         self.absent = absent or {}  # names that this model cannot have → why
 
     def __missing__(self, name: str) -> Any:
-        if name in self.absent:
+        if (reason := self.absent.get(_layer_point(name) or name)) is not None:
             raise CorelensError(
-                f"the hook name {name!r}", f"a name that this layer has: {self.absent[name]}",
+                f"the hook name {name!r}", f"a name that this layer has: {reason}",
                 "hook hook_mlp_out or hook_attn_out there, or another layer",
             )  # fmt: skip
         if match := PER_HEAD.fullmatch(name):

@@ -3,8 +3,9 @@
 Scores and softmax are in float32, whatever the model's dtype. Grouped KV heads are never repeated in memory.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -12,9 +13,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
-@dataclass
+@dataclass(frozen=True)
 class Call:
-    """The arguments of one call of the attention function that decide who may see whom, and how strongly."""
+    """The arguments of one call of the attention function that decide who may see whom, and how strongly.
+
+    Args:
+        module: the attention module that calls.
+        mask: None, boolean or additive, [1|batch, 1|head, pos, key].
+        scaling: factor of the scores.
+        is_causal: whether a missing mask means a causal one.
+        softcap: c of c · tanh(scores / c), or None.
+        sinks: a score a head that takes its share of the softmax, or None.
+        bias: added to the scores, [1, head, pos, key], or None.
+        allowed: (rows, heads) → which keys a sparse plan leaves them.
+        edit: (scores, positions, heads) → the scores with edge edits made.
+        arguments: all keyword arguments as they came, for the function that is called in our place.
+    """
 
     module: nn.Module
     mask: Tensor | None
@@ -23,8 +37,24 @@ class Call:
     softcap: float | None
     sinks: Float[Tensor, " head"] | None
     bias: Tensor | None
-    allowed: Callable[[Tensor | None, Tensor | None], Tensor] | None = None  # (rows, heads) → what a sparse plan leaves
-    edit: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # (scores, positions, heads) → with edge edits made
+    allowed: Callable[[Tensor | None, Tensor | None], Tensor] | None = None
+    edit: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, module: nn.Module, query: Tensor, mask: Tensor | None, arguments: Mapping[str, Any]) -> "Call":
+        """What a module asks for with the keyword arguments of transformers' attention functions."""
+        scaling, is_causal = arguments.get("scaling"), arguments.get("is_causal")
+        return cls(
+            module=module,
+            mask=mask,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            is_causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
+            softcap=arguments.get("softcap"),
+            sinks=arguments.get("s_aux"),
+            bias=arguments.get("position_bias"),
+            arguments=arguments,
+        )
 
 
 def row_scores(

@@ -1,18 +1,20 @@
 """A run under hooks: the step that is under way, which attention modules have points, and what their hooks may know."""
 
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from corelens.hf import attention_name, set_attention_name
-from corelens.hooks.points import AttentionPoints, HookPoint, fire_watched
+from corelens.hooks.points import AttentionPoints, HookPoint, fire_watched, points_of_the_run
 
-NAME = "corelens"  # what the attention function is registered as
+PATIENCE = 30.0  # seconds that a thread waits for another one's turn before it says so
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Step:
 
 @dataclass
 class Running:
-    """A run under hooks.
+    """A run under hooks. Its points fire in its own thread, and not in what a hook function runs itself.
 
     Args:
         inputs: the running batch, or None.
@@ -54,6 +56,8 @@ class Running:
         plan: what sparse inference leaves out (`corelens.sparse`), asked at every call of the decoder's attention.
         collecting: a vision layer runs ahead only to collect its calls of attention; its points keep silent.
         stored: the layers whose new k and v have passed their hooks on the way into the cache, in this step.
+        generating: tokens are generated: the decoder is called once a token.
+        points: the names of the points that were wired when the run began.
     """
 
     inputs: Any = None
@@ -63,19 +67,42 @@ class Running:
     plan: Any = None
     collecting: bool = False
     stored: set[int] = field(default_factory=set)
+    generating: bool = False
+    points: frozenset[str] = frozenset()
 
     @property
     def ctx(self) -> dict[str, Any]:
         """What a hook function finds in `hook.ctx`."""
         return self.step.ctx if self.step else {"inputs": self.inputs}
 
+    @property
+    def live(self) -> bool:
+        """Whether what is computed now belongs to this run."""
+        return current.get() is self
+
     def fire(self, point: HookPoint, x: Any, **ctx: Any) -> Any:
         """Fire a point with this step's context; `ctx` is more for the functions to find."""
-        return point.fire(x, self.ctx | ctx)
+        if not self.live:
+            return x
+        with self._in_function():
+            return point.fire(x, self.ctx | ctx)
 
     def fire_watched(self, point: HookPoint, x: Tensor, **ctx: Any) -> tuple[Tensor, bool]:
         """`fire`, and whether anything was edited."""
-        return fire_watched(point, x, self.ctx | ctx)
+        if not self.live:
+            return x, False
+        with self._in_function():
+            return fire_watched(point, x, self.ctx | ctx)
+
+    @contextmanager
+    def _in_function(self) -> Iterator[None]:
+        """While hook functions are under way, what they run themselves is no part of this run."""
+        outside, names = current.set(None), points_of_the_run.set(self.points)
+        try:
+            yield
+        finally:
+            points_of_the_run.reset(names)
+            current.reset(outside)
 
 
 current: ContextVar[Running | None] = ContextVar("corelens_running", default=None)
@@ -84,35 +111,50 @@ current: ContextVar[Running | None] = ContextVar("corelens_running", default=Non
 @contextmanager
 def running(run: Running) -> Iterator[Running]:
     """Within this context the attention function fires the points of `run`."""
-    token = current.set(run)
+    # (a run that a hook function starts is one of its own: hooks may be added for it)
+    token, names = current.set(run), points_of_the_run.set(None)
     try:
         yield run
     finally:
+        points_of_the_run.reset(names)
         current.reset(token)
 
 
+_turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_turns_lock = threading.Lock()
+
+
 @contextmanager
-def implementation(configs: list[Any]) -> Iterator[None]:
-    """Switch these configs to the attention function of CoreLens, and back to what each had."""
-    # The setter would switch every sub-config too; each is switched, and switched back, on its own.
-    before = [(config, attention_name(config)) for config in configs]
+def turn(hf: nn.Module) -> Iterator[None]:
+    """Within this context no other thread runs this model under hooks, or hangs hooks on it for a while.
+
+    Hook points are the model's, not a thread's: hooks that one thread hangs would fire in the other's run. A thread may
+    enter again.
+    """
+    with _turns_lock:
+        lock = _turns.setdefault(hf, threading.RLock())
+    if not lock.acquire(timeout=PATIENCE):
+        warnings.warn(
+            f"this thread has waited for {PATIENCE:.0f} seconds: another one is inside a run of this model, or inside "
+            "model.hooks(...), model.sparse(...) or model.pattern_rows(...). Runs of one model take turns; enter these "
+            "contexts in the thread that runs the model",
+            stacklevel=2,
+        )
+        lock.acquire()
     try:
-        for config in configs:
-            set_attention_name(config, NAME)
         yield
     finally:
-        for config, name in before:
-            set_attention_name(config, name)
+        lock.release()
 
 
 @contextmanager
 def edits_before_caching(cache: Any, run: Running) -> Iterator[None]:
     """Within this context new k and v pass their hooks before this cache takes them, whatever kind of cache it is."""
     by_layer: dict[Any, AttentionPoints] = {module.layer_idx: points for module, points in run.sites.items()}
-    update = cache.update
+    before, update = vars(cache).get("update"), cache.update
 
     def hooked_update(key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        if layer_idx in by_layer:
+        if layer_idx in by_layer and run.live:
             key = run.fire(by_layer[layer_idx].hook_rot_k, key.transpose(1, 2)).transpose(1, 2)
             value = run.fire(by_layer[layer_idx].hook_v, value.transpose(1, 2)).transpose(1, 2)
             run.stored.add(layer_idx)
@@ -122,4 +164,7 @@ def edits_before_caching(cache: Any, run: Running) -> Iterator[None]:
     try:
         yield
     finally:
-        del cache.update
+        if before is None:
+            del cache.update
+        else:  # a run inside a hook function, with the same cache
+            cache.update = before

@@ -223,7 +223,9 @@ def from_tensors(tensors: Mapping[str, Any], layout: Layout, config: Any) -> Inp
 def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> None:
     """Refuse a run whose image tokens have no image: a model would take the placeholders for words and go on."""
     ids = tensors.get("input_ids")
-    if ids is None or any(tensors.get(name) is not None for name in MEDIA):
+    # (some families put a word before: image_pixel_values)
+    media = [name for name, x in tensors.items() if x is not None and (name in MEDIA or "pixel_values" in name)]
+    if ids is None or media:
         return
     count = int(torch.isin(ids, torch.tensor(layout.placeholders(config), device=ids.device)).sum())
     if count:

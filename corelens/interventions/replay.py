@@ -136,20 +136,19 @@ class Replay:
                 return (), {**given, **kwargs}
 
             stack.callback(self.decoder.register_forward_pre_hook(call, with_kwargs=True).remove)
-            if start.layer > 0:
-                layers = list(self.decoder.layers)
-                for layer in layers[: start.layer]:
-                    stack.enter_context(_handing_on(layer))
-                stream = _repeat(self.cache[f"blocks.{start.layer}.hook_resid_pre"], start)
+            layers = list(self.decoder.layers)
+            for layer in layers[: start.layer]:
+                stack.enter_context(_handing_on(layer))
+            # (at the first layer, too: what the decoder does before it is in the base run's value already)
+            name = f"blocks.{start.layer}.hook_resid_pre" if start.layer else "hook_embed"
+            stream = _repeat(self.cache[name], start)
 
-                def from_base(module: nn.Module, args: Any, given: dict[str, Any]) -> Any:
-                    return (
-                        ((stream.clone(), *args[1:]), given)
-                        if args
-                        else (args, given | {"hidden_states": stream.clone()})
-                    )
+            def from_base(module: nn.Module, args: Any, given: dict[str, Any]) -> Any:
+                if args:
+                    return (stream.clone(), *args[1:]), given
+                return args, given | {"hidden_states": stream.clone()}
 
-                stack.callback(layers[start.layer].register_forward_pre_hook(from_base, with_kwargs=True).remove)
+            stack.callback(layers[start.layer].register_forward_pre_hook(from_base, with_kwargs=True).remove)
             yield
 
     def _called_with(self, start: Start) -> dict[str, Any]:

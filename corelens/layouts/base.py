@@ -67,9 +67,11 @@ class Layout:
         inner = getattr(hf, "model", hf)
         find = getattr(inner, "get_decoder", None) or getattr(hf, "get_decoder", None)
         decoder = find() if find else None
-        if decoder is None or not hasattr(decoder, "layers"):
+        if decoder is None or not (hasattr(decoder, "layers") and hasattr(decoder, "norm")):
+            returned = "there is no get_decoder()" if find is None else f"it returns a {type(decoder).__name__}"
             raise CorelensError(
-                f"a model of class {type(hf).__name__}, in which no decoder with `.layers` was found",
+                f"a model of class {type(hf).__name__}, in which no decoder was found: looked for what get_decoder() "
+                f"of {type(inner).__name__} or {type(hf).__name__} returns, with `.layers` and `.norm`; {returned}",
                 "a transformers vision-language model whose get_decoder() returns its text decoder",
                 "write a Layout for it with `decoder(hf)` overridden and register it: cl.register_layout(MyLayout)",
             )

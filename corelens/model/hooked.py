@@ -1,7 +1,7 @@
 """HookedMLLM: a Hugging Face vision-language model with named hook points, run as TransformerLens runs its models."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,21 +12,23 @@ from torch import Tensor, nn
 
 from corelens.errors import CorelensError
 from corelens.hf import Slice, cache_argument, warn_if_untested
-from corelens.hooks.attention_function import register
-from corelens.hooks.points import Hook, HookDict, HookPoint, all_points, hook_list, rows_asked_for
-from corelens.hooks.running import Running, Step
+from corelens.hooks.points import Hook, HookDict, HookPoint, all_points, hook_list
+from corelens.hooks.running import turn
 from corelens.inputs.encode import encode
 from corelens.inputs.prepare import Inputs, Sample, check_has_media, from_tensors, prepare
 from corelens.layouts import layout_for
 from corelens.model.cache import ActivationCache
 from corelens.model.config import config_of
+from corelens.model.hooked_run import hooked_run
 from corelens.model.lens import LensModel
+from corelens.model.loading import load
 from corelens.model.probing import measured
 from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, kept_by_default
+from corelens.model.verify import Verification, verify
 from corelens.model.vision import vision_points
 from corelens.model.weights import Block, Norm, Unembed
-from corelens.model.wiring import absent, wired
-from corelens.tokens.positions import Where, check_where, resolve, with_positions, within
+from corelens.model.wiring import absent
+from corelens.tokens.positions import Where, check_where, with_positions
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
@@ -37,13 +39,14 @@ class HookedMLLM(LensModel):
     Args:
         hf_model: a transformers model for image-text-to-text.
         processor: its processor; None if you make the input tensors yourself.
+        check: at the first run under hooks, prove by two forwards that hooks which do nothing change nothing
+            (`corelens.model.self_check`).
     """
 
     hf: nn.Module
 
-    def __init__(self, hf_model: Any, processor: Any = None):
+    def __init__(self, hf_model: Any, processor: Any = None, check: bool = True):
         super().__init__()
-        register()
         warn_if_untested()
         # Not as a submodule: the wrapped model's modules keep their names, and hold no reference to us.
         object.__setattr__(self, "hf", hf_model)
@@ -65,6 +68,7 @@ class HookedMLLM(LensModel):
             gone = absent(self.layout, block, layer)  # type: ignore[arg-type]
             missing |= {f"blocks.{number}.{name}": reason for name, reason in gone.items()}
         self._missing = missing
+        self.checked = not check
         self._rows: Where | None = None
         self._sparse: Any = None
         self.setup()
@@ -72,7 +76,12 @@ class HookedMLLM(LensModel):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, dtype: str | torch.dtype = "auto", device_map: Any = None, **kwargs: Any
+        cls,
+        name: str | Path,
+        dtype: str | torch.dtype = "auto",
+        device_map: Any = None,
+        check: bool = True,
+        **kwargs: Any,
     ) -> "HookedMLLM":
         """Load a model and its processor from a folder that `save_pretrained` wrote, or by its name on the Hub.
 
@@ -80,28 +89,10 @@ class HookedMLLM(LensModel):
             name: folder or Hub name.
             dtype: "auto" (what the checkpoint holds), "float32", "bfloat16", …
             device_map: as in transformers; "auto" splits a model over devices.
+            check: as in the constructor.
             kwargs: handed to transformers' `from_pretrained`; `trust_remote_code` is off unless given here.
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-            raise CorelensError(
-                f"the folder {str(name)!r}",
-                "a folder with a config.json, as save_pretrained writes it",
-                "check the path",
-            )
-        shared = {key: kwargs[key] for key in ("trust_remote_code", "revision", "local_files_only") if key in kwargs}
-        try:
-            hf = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, device_map=device_map, **kwargs)
-            processor = AutoProcessor.from_pretrained(name, **shared)
-        except (OSError, ValueError, KeyError) as error:
-            raise CorelensError(
-                f"{str(name)!r}, which transformers could not load "
-                f"({type(error).__name__}: {str(error).splitlines()[0]})",
-                "the name of a vision-language model on the Hub, or a folder with its model and processor",
-                "check the name, the folder and the network; cl.list_demos() lists models that need no network",
-            ) from error
-        return cls(hf.eval(), processor)
+        return cls(*load(name, dtype, device_map, **kwargs), check)
 
     # --- what is wrapped ----------------------------------------------------------------------------------------------
 
@@ -111,6 +102,22 @@ class HookedMLLM(LensModel):
         for held in ("hook_dict", "mod_dict"):
             names = {name: module for name, module in getattr(self, held).items() if name not in self._missing}
             setattr(self, held, HookDict(names, self._missing))
+
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        """From now on these hook names are refused, each with the reason that is given for it."""
+        if reasons:
+            self._missing = {**self._missing, **reasons}
+            self.setup()
+
+    def verify(self, inputs: Any = None) -> Verification:
+        """Measure on this model, environment and device whether the identities of hooked runs hold.
+
+        Hook points for which one does not hold are refused by name from then on. See `corelens.model.verify.verify`.
+
+        Args:
+            inputs: what to run on; by default a picture is drawn, for which the model needs its processor.
+        """
+        return verify(self, inputs)
 
     def hook_points(self) -> Iterator[HookPoint]:  # type: ignore[override]
         """Every hook point, per-head points in use included."""
@@ -209,7 +216,7 @@ class HookedMLLM(LensModel):
         if return_type not in ("logits", None):
             raise CorelensError(f"return_type={return_type!r}", "'logits' or None", "compute losses from the logits")
         arguments = {"use_cache": False, **batch.tensors}
-        with self._hooked(batch):
+        with hooked_run(self, batch, self._rows):
             if return_type is None and not self.hook_logits.active:
                 self.hf.base_model(**arguments)  # type: ignore[operator]
                 return None
@@ -236,18 +243,26 @@ class HookedMLLM(LensModel):
         if beams > 1:  # type: ignore[operator]
             why = "greedy decoding or sampling: beams change places between steps, hooks would speak of other samples"
             raise CorelensError("num_beams > 1", why, "set num_beams=1")
+        if options.get("cache_implementation") == "paged":
+            why = "one batch: continuous batching mixes requests in one row, hooks would speak of several samples"
+            raise CorelensError('cache_implementation="paged"', why, "leave it out, or call model.hf.generate_batch")
         if self._sparse is not None or any(point.active for point in self.hook_points()):
             options.setdefault("disable_compile", True)
-        with self._hooked(batch) as run, torch.no_grad():
+        with hooked_run(self, batch, self._rows, generating=True) as run, torch.no_grad():
             cache = None if run.plan is None else run.plan.new_cache()
             if cache is not None:
                 options[cache_argument(self.hf)] = cache
             ids = self.hf.generate(**batch.tensors, max_new_tokens=max_new_tokens, **options)  # type: ignore[operator]
         return ids[:, batch.tensors["input_ids"].shape[1] :]
 
-    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """TransformerLens's context with hooks; a single (name, function) needs no list."""
-        return super().hooks(hook_list(fwd_hooks), hook_list(bwd_hooks), *args, **kwargs)
+    @contextmanager
+    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Iterator[Any]:  # type: ignore[override]
+        """TransformerLens's context with hooks; a single (name, function) needs no list.
+
+        Other threads wait with their runs of this model until it ends: the hooks are not theirs.
+        """
+        with turn(self.hf), super().hooks(hook_list(fwd_hooks), hook_list(bwd_hooks), *args, **kwargs) as model:
+            yield model
 
     def run_with_cache(  # type: ignore[override]
         self,
@@ -337,11 +352,12 @@ class HookedMLLM(LensModel):
 
         Outside of it, those that the functions there ask for (`function.rows`, "question" where it says nothing).
         """
-        before, self._rows = self._rows, check_where(rows)
-        try:
-            yield self
-        finally:
-            self._rows = before
+        with turn(self.hf):
+            before, self._rows = self._rows, check_where(rows)
+            try:
+                yield self
+            finally:
+                self._rows = before
 
     @contextmanager
     def sparse(self, sparse: Any) -> Iterator["HookedMLLM"]:
@@ -354,11 +370,16 @@ class HookedMLLM(LensModel):
                 f"model.sparse({type(sparse).__name__})", "a cl.SparseInference", "say which heads stay full in one"
             )
         sparse.plan(self.cfg)  # heads of another model are refused here, not in the middle of a run
-        before, self._sparse = self._sparse, sparse
-        try:
-            yield self
-        finally:
-            self._sparse = before
+        with turn(self.hf):
+            before, self._sparse = self._sparse, sparse
+            try:
+                yield self
+            finally:
+                self._sparse = before
+
+    def sparse_plan(self) -> Any:
+        """What the sparse inference of this context leaves out, for one run; None outside of `sparse`."""
+        return None if self._sparse is None else self._sparse.plan(self.cfg)
 
     def _inputs(self, inputs: Any, tensors: dict[str, Any]) -> Inputs:
         if isinstance(inputs, Sample) or (isinstance(inputs, list) and inputs and isinstance(inputs[0], Sample)):
@@ -375,26 +396,3 @@ class HookedMLLM(LensModel):
             batch = Inputs({**(inputs or {}), **tensors}, [], [])
         check_has_media(batch.tensors, self.layout, self.hf.config)
         return batch
-
-    @contextmanager
-    def _hooked(self, batch: Inputs) -> Iterator[Running]:
-        """Wire the active points for one run; without any, the Hugging Face model runs as it is."""
-        active = [point for point in self.hook_points() if point.active]
-        asked = rows_asked_for(active)
-        rows_read = self._rows if asked and self._rows is not None else asked
-
-        def begin(embeds: Tensor, so_far: int, cached: bool) -> Step:
-            positions = torch.arange(so_far, so_far + embeds.shape[1], device=embeds.device)
-            rows = None
-            if rows_read is not None:
-                rows = within(resolve(rows_read, batch, positions, embeds.shape[0], rows=True), positions)
-            return Step(batch, positions, rows, cached)
-
-        try:
-            run = Running(batch, plan=None if self._sparse is None else self._sparse.plan(self.cfg))
-            with wired(self.hf, self.layout, self, run, begin) if active or run.plan is not None else nullcontext():
-                yield run
-        finally:
-            for point in active:  # the batch is not kept alive by the points that saw it
-                for key in ("inputs", "positions", "rows", "lengths"):
-                    point.ctx.pop(key, None)

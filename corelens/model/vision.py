@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from corelens.hf import ENCODED, set_visual_features, visual_features
 from corelens.hooks.points import HookPoint, VisionAttentionPoints, VisionBlockPoints, VisionPoints
 from corelens.hooks.rows import Call, row_scores, softmax
-from corelens.hooks.running import Running, implementation
+from corelens.hooks.running import Running
 from corelens.layouts.base import Layout
 from corelens.model.module_hooks import Fires, on_input, on_output
 
@@ -56,18 +56,14 @@ def _n_heads(layer: nn.Module, layout: Layout) -> int:
 def wired_vision(hf: nn.Module, layout: Layout, points: VisionPoints, run: Running) -> Iterator[None]:
     """Within this context a forward of `hf` fires every active vision point; afterwards `hf` is as it was."""
     with ExitStack() as stack:
-        hooked = []
         for block, layer in zip(points.blocks, layout.vision_layers(hf), strict=False):
             for handle in _place_block(run, layout, block, layer):  # type: ignore[arg-type]
                 stack.callback(handle.remove)
             if block.attn.hook_pattern.active:  # type: ignore[union-attr]
                 module = layer.get_submodule(layout.vision_attention)
-                hooked.append(module.config)
                 twice = _Twice(run, block.attn.hook_pattern)  # type: ignore[union-attr, arg-type]
                 run.vision[module] = twice.call
                 stack.callback(module.register_forward_pre_hook(twice.begin, with_kwargs=True).remove)
-        if hooked:
-            stack.enter_context(implementation(list({id(config): config for config in hooked}.values())))
         if points.hook_out.active:
             stack.enter_context(_features(hf, layout, points.hook_out, run))
         yield
@@ -142,6 +138,8 @@ class _Twice:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the attention module runs: run it once to collect its calls, and make all of their z."""
+        if not self.run.live:
+            return
         self.calls, self.results, self.run.collecting = [], [], True
         try:
             module.forward(*args, **kwargs)
@@ -177,12 +175,16 @@ def _features(hf: nn.Module, layout: Layout, point: HookPoint, run: Running) -> 
     def wrap(original: Callable[..., Any], kind: str) -> Callable[..., Any]:
         @functools.wraps(original)  # transformers asks for its signature
         def features(*args: Any, **kwargs: Any) -> Any:
+            if not run.live:
+                return original(*args, **kwargs)
             fired.add(kind)
             return _fire_output(original(*args, **kwargs | {"return_dict": True}), point, run)
 
         return features
 
     def given(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if not run.live:
+            return args, kwargs
         outputs = dict(kwargs.get(ENCODED) or {})
         for kind in outputs.keys() - fired:
             if outputs[kind] is not None:
@@ -191,6 +193,7 @@ def _features(hf: nn.Module, layout: Layout, point: HookPoint, run: Running) -> 
                 outputs[kind] = copies[id(outputs[kind])]
         return args, kwargs | {ENCODED: outputs} if outputs else kwargs
 
+    before = {name: vars(inner)[name] for name in names if name in vars(inner)}  # a run around this one has its own
     handle = inner.register_forward_pre_hook(given, with_kwargs=True)
     try:
         for name, kind in names.items():  # on this instance only: it hides the class's method until it is deleted
@@ -200,6 +203,7 @@ def _features(hf: nn.Module, layout: Layout, point: HookPoint, run: Running) -> 
         handle.remove()
         for name in names:
             inner.__dict__.pop(name, None)
+            inner.__dict__.update({name: before[name]} if name in before else {})
 
 
 def _fire_output(output: Any, point: HookPoint, run: Running) -> Any:

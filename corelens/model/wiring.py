@@ -5,6 +5,7 @@ the time of one run, and only for points on which something hangs.
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,23 +14,25 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from corelens.hf import cache_in
+from corelens.errors import CorelensError
+from corelens.hf import cache_in, checkpointing_off, unknown_caches
+from corelens.hooks.attention_function import attention
+from corelens.hooks.exchange import exchanged
 from corelens.hooks.points import BlockPoints, HookPoint, NormPoints
-from corelens.hooks.running import Running, Step, edits_before_caching, implementation, running
+from corelens.hooks.running import Running, Step, edits_before_caching, running
 from corelens.layouts.base import Layout
 from corelens.model.module_hooks import on_input, on_output
 from corelens.model.vision import wired_vision
 from corelens.model.weights import head_results, norm_eps, norm_weight, readable
 
+# begin(the new tokens: ids [batch, pos] or embeddings, how many tokens came before, whether there is a cache)
+Begin = Callable[[Tensor, int, bool], Step]
+
+NEWER = "run `corelens doctor`: this version of transformers may be newer than the tested ones"
+
 
 @contextmanager
-def wired(
-    hf: nn.Module,
-    layout: Layout,
-    root: Any,
-    run: Running,
-    begin: Callable[[Tensor, int, bool], Step],
-) -> Iterator[None]:
+def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) -> Iterator[None]:
     """Within this context a forward of `hf` fires every active point of `root`; afterwards `hf` is as it was.
 
     Args:
@@ -37,7 +40,7 @@ def wired(
         layout: where its modules are.
         root: what holds the points: hook_embed, blocks, ln_final, hook_logits, vision.
         run: its `step` is set whenever the decoder begins, its `sites` here.
-        begin: begin(the new tokens' embeddings, how many tokens came before, whether there is a cache) → the Step.
+        begin: makes the Step of a forward of the decoder.
     """
     decoder = layout.decoder(hf)
     layers = list(decoder.layers)  # type: ignore[arg-type]
@@ -46,26 +49,13 @@ def wired(
         def place(handle: Any) -> None:
             stack.callback(handle.remove)
 
-        def decoder_begins(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            cache, embeds = cache_in(kwargs), kwargs.get("inputs_embeds")
-            if embeds is None:  # a model of text alone hands its decoder ids
-                ids = args[0] if args else kwargs["input_ids"]
-                embeds = decoder.get_input_embeddings()(ids)  # type: ignore[operator]
-                args, kwargs = (), kwargs | {"input_ids": None, "inputs_embeds": embeds}
-            so_far = int(cache.get_seq_length()) if cache is not None else 0
-            run.step = begin(embeds, so_far, cache is not None)
-            run.stored.clear()
-            if run.plan is not None:
-                run.plan.begin(run.inputs, so_far, embeds.shape[1], embeds.shape[0], embeds.device, cache)
-            if cache is not None and any(p.hook_rot_k.active or p.hook_v.active for p in run.sites.values()):
-                caching.enter_context(edits_before_caching(cache, run))
-            if root.hook_embed.active:
-                return args, kwargs | {"inputs_embeds": run.fire(root.hook_embed, embeds)}
-            return args, kwargs
-
         caching = stack.enter_context(ExitStack())
-        place(decoder.register_forward_pre_hook(decoder_begins, with_kwargs=True))
+        place(decoder.register_forward_pre_hook(_on_decoder(run, begin, caching), with_kwargs=True))
+        place(decoder.register_forward_hook(_after_decoder(run), with_kwargs=True))
         place(decoder.register_forward_hook(lambda *_: caching.close(), always_call=True))
+        if root.hook_embed.active:
+            # At the first layer, not at the decoder: some decoders merge the pictures in themselves, by the ids.
+            place(layers[0].register_forward_pre_hook(on_input(run, root.hook_embed), with_kwargs=True))
         for points, layer in zip(root.blocks, layers, strict=True):
             for handle in _place_block(run, layout, points, layer):
                 place(handle)
@@ -80,15 +70,87 @@ def wired(
         if any(point.active for point in added):
             stack.enter_context(layout.deepstack(decoder, lambda layer, x: run.fire(added[layer], x)))
         stack.enter_context(wired_vision(hf, layout, root.vision, run))
-        if run.sites:
+        if run.sites or run.vision:
             # The masks are made by the decoder's config, in some models by the config that holds it.
             text = hf.config.get_text_config()  # type: ignore[union-attr, operator]
-            configs = {id(config): config for config in [text, decoder.config, *(m.config for m in run.sites)]}  # type: ignore[union-attr]
-            stack.enter_context(implementation(list(configs.values())))
+            held = [text, decoder.config] if run.sites else []
+            held += [module.config for module in (*run.sites, *run.vision)]
+            configs = {id(config): config for config in held}
+            stack.enter_context(exchanged(attention, list(configs.values())))
         if "torch._dynamo" in sys.modules:  # hooks are not for compiled code: what is compiled runs as it was written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if torch.is_grad_enabled() and stack.enter_context(checkpointing_off(hf)):
+            warnings.warn(
+                "gradient checkpointing is off for this run: a layer that is computed again for the backward pass "
+                "would be computed without its hooks. The run takes as much memory as without checkpointing",
+                stacklevel=2,
+            )
         stack.enter_context(running(run))
         yield
+
+
+def _on_decoder(run: Running, begin: Begin, caching: ExitStack) -> Callable[..., None]:
+    """The decoder begins: its new tokens are counted on from those that the cache holds.
+
+    Its arguments stay as they are: what it makes of ids, and of pictures by them, is its own affair.
+    """
+
+    def hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not run.live:
+            return
+        tokens = next(x for x in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if x is not None)
+        cache = _cache_of_step(run, decoder, kwargs, tokens.shape[1])
+        so_far = int(cache.get_seq_length()) if cache is not None else 0
+        run.step = begin(tokens, so_far, cache is not None)
+        run.stored.clear()
+        if run.plan is not None:
+            run.plan.begin(run.inputs, so_far, tokens.shape[1], tokens.shape[0], tokens.device, cache)
+        if cache is not None and any(p.hook_rot_k.active or p.hook_v.active for p in run.sites.values()):
+            caching.enter_context(edits_before_caching(cache, run))
+
+    return hook
+
+
+def _after_decoder(run: Running) -> Callable[..., None]:
+    """After the prompt and after the first decode step: the cache holds as many tokens as were counted."""
+    steps = 0
+
+    def hook(decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        nonlocal steps
+        cache = cache_in(kwargs)
+        # (not at every step: reading a length may wait for the GPU; a sparse plan's cache lets go of tokens)
+        if not (run.live and run.generating and run.step and cache is not None and run.plan is None) or steps == 2:
+            return
+        steps += 1
+        if (length := int(cache.get_seq_length())) != run.step.total:
+            raise CorelensError(
+                f"a KV cache that counts {length} tokens where {run.step.total} have passed", "as many", NEWER
+            )
+
+    return hook
+
+
+def _cache_of_step(run: Running, decoder: nn.Module, kwargs: dict[str, Any], new: int) -> Any:
+    """The KV cache of this forward of the decoder, or None.
+
+    Raises CorelensError for one that is not understood: positions would begin at 0 again, and nothing would say so.
+    """
+    cache = cache_in(kwargs)
+    refused = unknown_caches(kwargs)
+    if refused:
+        name, value = next(iter(refused.items()))
+        raise CorelensError(
+            f"{type(decoder).__name__} called with {name}={type(value).__name__}(…)",
+            "a KV cache of transformers under a name that CoreLens knows, whose length it can read",
+            NEWER,
+        )
+    if cache is None and run.generating and run.step is not None and new < run.step.total:
+        raise CorelensError(
+            f"a step of generation with {new} new token(s) after {run.step.total}, and no KV cache with it",
+            "the cache of the tokens before, from which their number is read",
+            NEWER,
+        )
+    return cache
 
 
 def absent(layout: Layout, points: BlockPoints, layer: nn.Module) -> dict[str, str]:
@@ -161,6 +223,8 @@ def _on_shared_input(run: Running, point: HookPoint) -> Callable[..., Any]:
     """The module's input is the point's tensor, and the layer goes on using it (residual stream): written in place."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not run.live:
+            return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         # With gradients the hooks get a copy: what they save for backward must not be overwritten.
         seen = x.clone() if torch.is_grad_enabled() and x.requires_grad else x
