@@ -31,9 +31,10 @@ from corelens.interventions import (
     path_patch,
 )
 from corelens.layouts import Layout, register_layout
-from corelens.metrics import metric
+from corelens.metrics import Metric, metric
 from corelens.metrics.record import record, record_ram
 from corelens.metrics.score import score_heads
+from corelens.metrics.sinks import visual_sinks
 from corelens.model.bound import bind
 from corelens.model.cache import ActivationCache
 from corelens.model.hooked import HookedMLLM
@@ -102,6 +103,7 @@ __all__ = [
     "KVBudget",
     "Layout",
     "Mask",
+    "Metric",
     "PatchResult",
     "Pruned",
     "Sample",
@@ -153,6 +155,7 @@ __all__ = [
     "synthetic",
     "token_view",
     "tune_sparse",
+    "visual_sinks",
 ]
 
 
