@@ -164,7 +164,9 @@ def test_qr_sums_calibrated_attention_without_outliers():
     assert metric("qr", outlier=9.0)(rows, tm, **nothing)[0].item() == pytest.approx(0.20 + 0.2, abs=1e-6)
     same = rows * 0
     same[:, :, first] = 0.04  # no spread at all: nothing is an outlier
-    assert metric("qr")(same, tm, null_pattern=null * 0, null_token_map=tm).tolist() == pytest.approx([0.32, 0.32], abs=1e-6)
+    assert metric("qr")(same, tm, null_pattern=null * 0, null_token_map=tm).tolist() == pytest.approx(
+        [0.32, 0.32], abs=1e-6
+    )
 
 
 def test_value_mass_against_its_definition():

@@ -4,7 +4,6 @@ Head and HeadSet live in `corelens.heads.head_set` and are found here too.
 """
 
 import os
-import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -13,8 +12,11 @@ from jaxtyping import Bool, Float, Int
 
 from corelens.errors import CorelensError
 from corelens.heads import files as score_files
+from corelens.heads import mib
 from corelens.heads import stats as score_stats
+from corelens.heads.controls import random_heads
 from corelens.heads.head_set import Head, HeadSet
+from corelens.heads.validity import check_missing, numbers, shapes
 
 __all__ = ["Agreement", "Head", "HeadScores", "HeadSet"]
 
@@ -51,12 +53,12 @@ class HeadScores:
         parts: tuple[np.ndarray, np.ndarray] | None = None,
     ):
         self.meta: dict[str, Any] = dict(meta or {})
-        self.parts = None if parts is None else (_numbers(parts[0], "numerator", 3), _numbers(parts[1], "denominator", 3))
-        self.per_sample = None if per_sample is None else _numbers(per_sample, "per_sample", 3)
+        self.parts = None if parts is None else (numbers(parts[0], "numerator", 3), numbers(parts[1], "denominator", 3))
+        self.per_sample = None if per_sample is None else numbers(per_sample, "per_sample", 3)
         if self.parts is not None:
             numerator, denominator = self.parts
             if numerator.shape != denominator.shape:
-                raise _shapes(f"a numerator {numerator.shape} over a denominator {denominator.shape}")
+                raise shapes(f"a numerator {numerator.shape} over a denominator {denominator.shape}")
             per_ratio = np.full(numerator.shape, np.nan, dtype=np.float32)
             self.per_sample = np.divide(numerator, denominator, out=per_ratio, where=denominator != 0)
         if values is None:
@@ -64,13 +66,13 @@ class HeadScores:
                 raise CorelensError("neither values nor per_sample nor parts", "one of them", "see HeadScores")
             summed = [x.sum(0, dtype=np.float64) for x in (self.parts or (self.per_sample,))]
             values = score_stats.ratio(summed[0], summed[1] if self.parts else None, len(self.per_sample))
-        self.values = _numbers(values, "values", 2)
+        self.values = numbers(values, "values", 2)
         if self.per_sample is not None and self.per_sample.shape[1:] != self.values.shape:
-            raise _shapes(f"values {self.values.shape} with per-sample scores {self.per_sample.shape}")
+            raise shapes(f"values {self.values.shape} with per-sample scores {self.per_sample.shape}")
         for name, x in zip(("numerator", "denominator"), self.parts or (), strict=False):
-            _check_missing(x, name, self.exists)
+            check_missing(x, name, self.exists)
         if self.parts is None and self.per_sample is not None:
-            _check_missing(self.per_sample, "per_sample", self.exists)
+            check_missing(self.per_sample, "per_sample", self.exists)
         if not self.exists.any():
             raise CorelensError("scores that are all NaN", "a number for one head at least", "score again")
 
@@ -119,25 +121,7 @@ class HeadScores:
         """
         k = len(exclude) if exclude is not None and fraction is None and k is None else self._count(fraction, k)
         claim = self.top(k=k) if exclude is None else exclude
-        free = self.exists & ~claim.mask(*self.values.shape)
-        rng = np.random.default_rng(seed)
-        left = {layer: rng.permutation(np.flatnonzero(row)).tolist() for layer, row in enumerate(free)}
-        if free.sum() < k:
-            raise CorelensError(
-                f"k={k} random heads outside {len(claim)} of {self.exists.sum()}",
-                f"at most {free.sum()}",
-                "ask for fewer heads: half of a model has no control in the other half",
-            )
-        if match is None:
-            pool = [Head(layer, head) for layer, heads in left.items() for head in heads]
-            return HeadSet([pool[i] for i in rng.permutation(len(pool))[:k]])
-        if match != "layer":
-            raise CorelensError(f"match={match!r}", 'match="layer" or None', "leave it out for a plain random draw")
-        if len(claim) != k:
-            raise CorelensError(
-                f"k={k} heads matched by layer to {len(claim)}", "as many as are matched", "leave k out, or exclude"
-            )
-        return _matched(left, {layer: len(heads) for layer, heads in claim.by_layer().items()})
+        return random_heads(self.exists, claim, k, seed, match)
 
     # --- how sure ---------------------------------------------------------------------------------------------------
 
@@ -299,6 +283,23 @@ class HeadScores:
         values, per_sample = score_files.read_layer_head_lists(path)
         return cls(values, per_sample, {"metric": "retrieval", "key": "retrieval", "source": os.fspath(path)})
 
+    @classmethod
+    def from_mib(cls, path: str | os.PathLike) -> "HeadScores":
+        """Node scores of a circuit in the JSON of MIB (arXiv 2504.13151); see `corelens.heads.mib`."""
+        values, meta = mib.read_nodes(path)
+        return cls(values, meta=meta)
+
+    def to_mib(self, path: str | os.PathLike, d_model: int | None = None, top: float | int = 1.0) -> None:
+        """Write these scores as node scores of a circuit in MIB's JSON; see `corelens.heads.mib`.
+
+        Args:
+            path: the file, for instance `importances.json`.
+            d_model: the model's width; by default what `meta` says, else 0 (MIB needs it for neurons only).
+            top: the heads that are in the circuit. (MIB chooses them by the ABSOLUTE score when it evaluates.)
+        """
+        width = d_model if d_model is not None else int(self.meta.get("d_model") or 0)
+        mib.write_nodes(path, self.values, self.top(top), width)
+
     # --- looking ----------------------------------------------------------------------------------------------------
 
     @property
@@ -356,52 +357,4 @@ class HeadScores:
 
     def _same_shape(self, other: "HeadScores") -> None:
         if self.values.shape != other.values.shape:
-            raise _shapes(f"scores of {self.values.shape} and of {other.values.shape} [layer, head]")
-
-
-def _matched(left: dict[int, list[int]], counts: dict[int, int]) -> HeadSet:
-    """As many heads of each layer's (shuffled) list as `counts` says; what is missing comes from the nearest layers."""
-    drawn = [Head(layer, left[layer].pop()) for layer, n in counts.items() for _ in range(min(n, len(left[layer])))]
-    have = {layer: sum(head.layer == layer for head in drawn) for layer in counts}
-    short = {layer: n - have[layer] for layer, n in counts.items() if n > have[layer]}
-    if short:
-        warnings.warn(
-            f"layers {', '.join(map(str, short))} have too few heads left to match; "
-            f"{sum(short.values())} of {sum(counts.values())} heads come from the nearest layers",
-            stacklevel=3,
-        )
-    for layer, n in short.items():
-        for _ in range(n):
-            nearest = min((other for other, heads in left.items() if heads), key=lambda other: abs(other - layer))
-            drawn.append(Head(nearest, left[nearest].pop()))
-    return HeadSet(drawn)
-
-
-def _numbers(x: Any, name: str, ndim: int) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float32)
-    if x.ndim != ndim:
-        raise _shapes(f"{name} of shape {x.shape}")
-    _check(x, name, np.isinf(x))
-    return x
-
-
-def _check_missing(x: np.ndarray, name: str, exists: np.ndarray) -> None:
-    """A head is NaN in all of its numbers, or in none."""
-    _check(x, name, np.isnan(x) & ~np.isnan(x).all(axis=0))
-    _check(x, name, np.isnan(x) & exists)
-
-
-def _check(x: np.ndarray, name: str, wrong: np.ndarray) -> None:
-    if wrong.any():
-        where = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise CorelensError(
-            f"{name}{list(where)} is {x[where]}",
-            "finite scores (NaN only for a head that does not exist, then in every sample)",
-            "look for NaN in the attention of that layer and head: half-precision overflow is the usual cause",
-        )
-
-
-def _shapes(given: str) -> CorelensError:
-    return CorelensError(
-        given, "[layer, head] and [sample, layer, head] of one model", "compare scores of one model only"
-    )
+            raise shapes(f"scores of {self.values.shape} and of {other.values.shape} [layer, head]")

@@ -133,7 +133,7 @@ def rank_biased_overlap(a: Int[np.ndarray, " rank"], b: Int[np.ndarray, " rank"]
 
 
 def gini(values: Float[np.ndarray, "layer head"]) -> float:
-    """Gini coefficient over heads that exist: 0 if all score the same, towards 1 if one head holds everything; negatives as 0."""
+    """Gini coefficient over heads: 0 if all score the same, towards 1 if one holds everything; negatives count as 0."""
     ordered = np.sort(np.clip(values[~np.isnan(values)], 0, None).astype(np.float64))
     total = ordered.sum()
     if total == 0:

@@ -75,9 +75,7 @@ class Metric:
     def key(self) -> str:
         """The name, with the options that differ from the default behind it: "ram[rows=last,reduce=max]"."""
         base = self.base or self
-        changed = {
-            name: getattr(self, name) for name in NAMED_OPTIONS if getattr(self, name) != getattr(base, name)
-        }
+        changed = {name: getattr(self, name) for name in NAMED_OPTIONS if getattr(self, name) != getattr(base, name)}
         changed |= {name: self.options[name] for name in sorted(self.options) if self._differs(base, name)}
         return self.name + (f"[{','.join(f'{name}={value}' for name, value in changed.items())}]" if changed else "")
 
@@ -162,9 +160,7 @@ class Metric:
 
     # --- the score ---------------------------------------------------------------------------------------------------
 
-    def __call__(
-        self, pattern: Float[Tensor, "head row key"] | None, token_map: TokenMap, **inputs: Any
-    ) -> Score:
+    def __call__(self, pattern: Float[Tensor, "head row key"] | None, token_map: TokenMap, **inputs: Any) -> Score:
         """The score of every head of one layer, for one sample.
 
         Args:
@@ -200,9 +196,7 @@ class Metric:
             first = inputs[self.needs[0]]
             rows = first.shape[-2 if self.needs[0] == "pattern" else -1] if isinstance(first, Tensor) else 1
             if rows == 0 and not self.needs_answering:
-                raise CorelensError(
-                    f"sample {sample!r} without {self.rows} rows", "a row or more", "choose other rows"
-                )
+                raise CorelensError(f"sample {sample!r} without {self.rows} rows", "a row or more", "choose other rows")
             options = dict(self.options) if self.reduce is None else {**self.options, "reduce": self.reduce}
             return self.function(*(inputs[name] for name in self.needs), **options)
 

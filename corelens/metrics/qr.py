@@ -45,6 +45,4 @@ def qr(
     return total
 
 
-QR = Metric(
-    "qr", qr, needs=("pattern", "token_map", "null_pattern", "null_token_map"), options={"outlier": 2.0}
-)
+QR = Metric("qr", qr, needs=("pattern", "token_map", "null_pattern", "null_token_map"), options={"outlier": 2.0})
