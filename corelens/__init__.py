@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from corelens.evaluation.head_profile import HeadProfile, head_profile
     from corelens.evaluation.speed_report import SpeedReport
     from corelens.evaluation.tuning import tune_sparse
+    from corelens.evaluation.where_read import RowCosts, where_read
     from corelens.explorer.explore import Explorer, explore
     from corelens.viz import (
         ablation_curves,
@@ -85,6 +86,8 @@ _LATER = {
     "sparse_contrast": "corelens.evaluation.contrast",
     "SpeedReport": "corelens.evaluation.speed_report",
     "tune_sparse": "corelens.evaluation.tuning",
+    "RowCosts": "corelens.evaluation.where_read",
+    "where_read": "corelens.evaluation.where_read",
 }
 
 __all__ = [
@@ -106,6 +109,7 @@ __all__ = [
     "Metric",
     "PatchResult",
     "Pruned",
+    "RowCosts",
     "Sample",
     "SparseInference",
     "SpeedReport",
@@ -156,6 +160,7 @@ __all__ = [
     "token_view",
     "tune_sparse",
     "visual_sinks",
+    "where_read",
 ]
 
 
