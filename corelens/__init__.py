@@ -45,8 +45,10 @@ from corelens.tokens.token_map import TokenMap
 if TYPE_CHECKING:
     from corelens.data import load_data, load_samples, save_samples, synthetic  # type: ignore[no-redef]
     from corelens.demo import list_demos, load_demo
+    from corelens.evaluation.causal_scores import causal_scores
     from corelens.evaluation.contrast import budget_contrast, sparse_contrast
     from corelens.evaluation.head_profile import HeadProfile, head_profile
+    from corelens.evaluation.rerank import PageRanking, rerank_pages
     from corelens.evaluation.speed_report import SpeedReport
     from corelens.evaluation.tuning import tune_sparse
     from corelens.evaluation.where_read import RowCosts, where_read
@@ -82,10 +84,13 @@ _LATER = {
     "patch_heatmap": "corelens.viz",
     "sorted_scores": "corelens.viz",
     "token_view": "corelens.viz",
+    "causal_scores": "corelens.evaluation.causal_scores",
     "budget_contrast": "corelens.evaluation.contrast",
     "sparse_contrast": "corelens.evaluation.contrast",
     "SpeedReport": "corelens.evaluation.speed_report",
     "tune_sparse": "corelens.evaluation.tuning",
+    "PageRanking": "corelens.evaluation.rerank",
+    "rerank_pages": "corelens.evaluation.rerank",
     "RowCosts": "corelens.evaluation.where_read",
     "where_read": "corelens.evaluation.where_read",
 }
@@ -107,6 +112,7 @@ __all__ = [
     "Layout",
     "Mask",
     "Metric",
+    "PageRanking",
     "PatchResult",
     "Pruned",
     "RowCosts",
@@ -125,6 +131,7 @@ __all__ = [
     "attribution_patch",
     "bind",
     "budget_contrast",
+    "causal_scores",
     "counterfactual",
     "edge_bias",
     "evaluate",
@@ -151,6 +158,7 @@ __all__ = [
     "record",
     "record_ram",
     "register_layout",
+    "rerank_pages",
     "save_samples",
     "score_heads",
     "sorted_scores",

@@ -87,7 +87,9 @@ def print_short(costs: Any) -> None:
     from corelens.evaluation.where_read import NAMES, points
 
     groups = ", ".join(f"{name} {points(costs.costs[name])}" for name in NAMES if name in costs.costs)
-    line = f"evidence cut off from all heads at these rows costs: {groups} (n={costs.meta['n']}, accuracy {costs.clean})"
+    line = (
+        f"evidence cut off from all heads at these rows costs: {groups} (n={costs.meta['n']}, accuracy {costs.clean})"
+    )
     Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from corelens.evaluation.answers import Evaluation
+from corelens.evaluation.answers import Answer, Evaluation
 from corelens.evaluation.evaluate import answer_rows, evaluate, read_batch
 from corelens.heads.head_set import HeadSet
 from corelens.inputs.prepare import Inputs
@@ -17,7 +17,7 @@ from corelens.interventions.replay import Replay
 from corelens.tokens.positions import member, resolve
 
 MOST_BYTES = 1 << 31  # of values that are kept; where they are more, whole forwards are run
-Rows = str | Sequence[Int[Tensor, "batch row"]]  # a name, or for each batch the rows of its samples, padded with −1
+Rows = str | Sequence[Int[Tensor, "_ _"]]  # a name, or for each batch the rows of its samples, padded with −1
 
 
 class Knockouts:
@@ -48,7 +48,7 @@ class Knockouts:
     def evaluate(self, heads: HeadSet | None, rows: Rows, columns: str = "region") -> Evaluation:
         """The answers with the edges from `rows` to `columns` cut in these heads (all if None)."""
         layer = 0 if heads is None else min(head.layer for head in heads)
-        answers = []
+        answers: list[Answer] = []
         for number, inputs in enumerate(self.prepared):
             own_rows = rows if isinstance(rows, str) else rows[number]
             hooks = knockout(heads, own_rows, columns)

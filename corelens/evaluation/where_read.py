@@ -54,7 +54,7 @@ class RowCosts:
 
     @property
     def rows(self) -> str:
-        """The costliest group whose name can be given as `rows=`; equal accuracies are told apart by log-probability."""
+        """The costliest group whose name can be given as `rows=`; of equal ones the costlier in log-probability."""
         names = [name for name in NAMES if name in self.costs]
         return max(names, key=lambda name: (self.costs[name].difference, self.logprob_costs[name].difference))
 
@@ -79,8 +79,8 @@ class RowCosts:
         best = self.costs[self.rows]
         if best.ci.low <= 0:
             return (
-                f"cutting the evidence off from all heads costs {points(self.costs['all'])} at all rows together, and "
-                f"{points(best)} at most in one group: these answers (accuracy {self.clean.value:.2f}) do not hang on it"
+                f"cutting the evidence off from all heads costs {points(self.costs['all'])} at all rows together and "
+                f"{points(best)} in any one group: these answers (accuracy {self.clean.value:.2f}) do not hang on it"
             )
         rows = str(scores.meta.get("rows") or "")
         if not rows or self.hurts(rows):
@@ -224,7 +224,7 @@ def where_read(
     )
 
 
-def _groups(token_maps: Sequence[TokenMap], tokens: bool) -> dict[str, list[Int[Tensor, " row"]]]:
+def _groups(token_maps: Sequence[TokenMap], tokens: bool) -> dict[str, list[Int[Tensor, " _"]]]:
     """{group: the rows of each sample}; groups that no sample has are left out."""
     nothing = torch.empty(0, dtype=torch.long)
     questions = [token_map.parts.get("question", nothing) for token_map in token_maps]
@@ -240,7 +240,7 @@ def _groups(token_maps: Sequence[TokenMap], tokens: bool) -> dict[str, list[Int[
     return {group: rows for group, rows in groups.items() if any(map(len, rows))}
 
 
-def _by_batch(rows: Sequence[Int[Tensor, " row"]], sizes: Sequence[int]) -> list[Int[Tensor, "batch row"]]:
+def _by_batch(rows: Sequence[Int[Tensor, " _"]], sizes: Sequence[int]) -> list[Int[Tensor, "_ _"]]:
     """The samples' rows as one table a batch, padded with −1."""
     tables, start = [], 0
     for size in sizes:

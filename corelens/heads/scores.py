@@ -328,7 +328,7 @@ class HeadScores:
     def _count(self, fraction: float | int | None, k: int | None) -> int:
         n = int(self.exists.sum())
         if k is None and isinstance(fraction, int | np.integer) and not isinstance(fraction, bool):
-            fraction, k = None, int(fraction)
+            fraction, k = None, int(fraction or 0)
         if (fraction is None) == (k is None):
             raise CorelensError(
                 f"fraction={fraction}, k={k}", "one of the two", "say top(0.05) for a share of all heads or top(k=10)"

@@ -55,7 +55,7 @@ def metric(
     Raises:
         CorelensError: a name, reduction or option that does not exist.
     """
-    chosen = {"rows": rows, "reduce": reduce, "keys": keys, "samples": samples, "sinks": sinks}
+    chosen: dict[str, Any] = {"rows": rows, "reduce": reduce, "keys": keys, "samples": samples, "sinks": sinks}
     chosen = {option: value for option, value in chosen.items() if value is not None} | options
     if isinstance(name, Metric):
         return name.with_options(**chosen) if chosen else name
