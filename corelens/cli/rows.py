@@ -74,7 +74,9 @@ def stored(run: Path) -> Any:
 
 def print_costs(costs: Any) -> None:
     """A table of the groups."""
-    table = Table("rows", "n", caption=f"accuracy with nothing cut off: {costs.clean}".replace("[", r"\["))
+    table = Table(caption=f"accuracy with nothing cut off: {costs.clean}".replace("[", r"\["))
+    table.add_column("rows", no_wrap=True)
+    table.add_column("n", justify="right")
     for name in ("accuracy lost", "log-probability lost"):
         table.add_column(escape(f"{name} [95% CI]"), justify="right", no_wrap=True)
     for row in costs.table():

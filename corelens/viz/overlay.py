@@ -204,7 +204,7 @@ def looks_hardest(pattern: Float[Tensor, "row key"], token_map: TokenMap) -> int
 
 
 def chosen_row(pattern: Float[Tensor, "row key"], token_map: TokenMap, reduce: str = "max") -> tuple[Tensor, str]:
-    """The row that puts most on the region (or the mean of rows), and what it puts on the region and picture in words."""
+    """The row that puts most on the region (or the mean of rows), and in words what it puts on region and picture."""
     if reduce == "mean":
         weights = pattern.mean(0)
     elif reduce == "max":
