@@ -35,6 +35,7 @@ def without(token_map: TokenMap, sinks: Int[Tensor, " sink"]) -> TokenMap:
                 positions=picture.positions[rest(picture.positions)],
                 box=picture.box[rest(picture.positions)],
                 frames=None if picture.frames is None else picture.frames[rest(picture.positions)],
+                views=None if picture.views is None else picture.views[rest(picture.positions)],
             )
             for picture in pictures
         ]
