@@ -24,8 +24,8 @@ from corelens.evaluation.evaluate import batches, bootstrap_mean, evaluate
 
 RESULTS = Path(__file__).parent / "results" / "metrics_compared.json"
 RAM = [
-    "ram", "ram[reduce=mean]", "ram[rows=last]", "ram[rows=answer]", "ram[rows=answer,reduce=mean]",
-    "ram[rows=question+last]", "ram[rows=question+last,reduce=mean]", "ram[rows=text]", "ram[rows=text,reduce=mean]",
+    "ram", "ram[reduce=max]", "ram[rows=last]", "ram[rows=answer]", "ram[rows=answer,reduce=max]",
+    "ram[rows=question+last]", "ram[rows=question+last,reduce=max]", "ram[rows=text]", "ram[rows=text,reduce=max]",
 ]  # fmt: skip
 RIVALS = [
     "calibrated_ram", "calibrated_ram[rows=last]", "precision", "precision[rows=last]", "lift", "lift[rows=last]",

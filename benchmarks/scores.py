@@ -39,7 +39,7 @@ from corelens.metrics.value_mass import same_norms
 
 RESULTS = Path(__file__).parent / "results" / "scores.json"
 METRICS = [
-    "ram", "ram[reduce=mean]", "ram[rows=last]", "ram[rows=answer]", "ram[rows=answer,reduce=mean]", "visual_mass",
+    "ram", "ram[reduce=max]", "ram[rows=last]", "ram[rows=answer]", "ram[rows=answer,reduce=max]", "visual_mass",
     "visual_mass[rows=last]", "precision", "lift", "lift[rows=last]", "gaze", "random", "value_mass", "localization",
 ]  # fmt: skip
 VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "deepstack_visual_indexes": [0]}

@@ -31,9 +31,10 @@ from corelens.interventions import (
     path_patch,
 )
 from corelens.layouts import Layout, register_layout
-from corelens.metrics import metric
+from corelens.metrics import Metric, metric
 from corelens.metrics.record import record, record_ram
 from corelens.metrics.score import score_heads
+from corelens.metrics.sinks import visual_sinks
 from corelens.model.bound import bind
 from corelens.model.cache import ActivationCache
 from corelens.model.hooked import HookedMLLM
@@ -44,10 +45,13 @@ from corelens.tokens.token_map import TokenMap
 if TYPE_CHECKING:
     from corelens.data import load_data, load_samples, save_samples, synthetic  # type: ignore[no-redef]
     from corelens.demo import list_demos, load_demo
+    from corelens.evaluation.causal_scores import causal_scores
     from corelens.evaluation.contrast import budget_contrast, sparse_contrast
     from corelens.evaluation.head_profile import HeadProfile, head_profile
+    from corelens.evaluation.rerank import PageRanking, rerank_pages
     from corelens.evaluation.speed_report import SpeedReport
     from corelens.evaluation.tuning import tune_sparse
+    from corelens.evaluation.where_read import RowCosts, where_read
     from corelens.explorer.explore import Explorer, explore
     from corelens.viz import (
         ablation_curves,
@@ -80,10 +84,15 @@ _LATER = {
     "patch_heatmap": "corelens.viz",
     "sorted_scores": "corelens.viz",
     "token_view": "corelens.viz",
+    "causal_scores": "corelens.evaluation.causal_scores",
     "budget_contrast": "corelens.evaluation.contrast",
     "sparse_contrast": "corelens.evaluation.contrast",
     "SpeedReport": "corelens.evaluation.speed_report",
     "tune_sparse": "corelens.evaluation.tuning",
+    "PageRanking": "corelens.evaluation.rerank",
+    "rerank_pages": "corelens.evaluation.rerank",
+    "RowCosts": "corelens.evaluation.where_read",
+    "where_read": "corelens.evaluation.where_read",
 }
 
 __all__ = [
@@ -102,8 +111,11 @@ __all__ = [
     "KVBudget",
     "Layout",
     "Mask",
+    "Metric",
+    "PageRanking",
     "PatchResult",
     "Pruned",
+    "RowCosts",
     "Sample",
     "SparseInference",
     "SpeedReport",
@@ -119,6 +131,7 @@ __all__ = [
     "attribution_patch",
     "bind",
     "budget_contrast",
+    "causal_scores",
     "counterfactual",
     "edge_bias",
     "evaluate",
@@ -145,6 +158,7 @@ __all__ = [
     "record",
     "record_ram",
     "register_layout",
+    "rerank_pages",
     "save_samples",
     "score_heads",
     "sorted_scores",
@@ -153,6 +167,8 @@ __all__ = [
     "synthetic",
     "token_view",
     "tune_sparse",
+    "visual_sinks",
+    "where_read",
 ]
 
 

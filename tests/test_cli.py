@@ -24,7 +24,7 @@ def model():
 def corelens(model, tmp_path, monkeypatch):
     """Runs a line of the command line in an empty folder; the model is loaded once."""
     monkeypatch.chdir(tmp_path)
-    for command in ("cli_ablate", "cli_patch"):
+    for command in ("cli.ablate", "cli.patch", "cli.rows", "cli.app"):
         monkeypatch.setattr(f"corelens.{command}.open_model", lambda name, dtype: model)
 
     def run(line, fails=False):
@@ -75,6 +75,31 @@ def test_ablate_takes_the_top_of_scores_and_writes(corelens, model, tmp_path):
     hooks = cl.ablate(HEADS, "resample", reference=(cache, others))
     wanted = cl.evaluate(model, cl.synthetic("refer", 3, seed=2), hooks=hooks)
     assert resampled["curves"]["top"][0]["accuracy"]["value"] == wanted.accuracy
+
+
+def test_score_and_ablate_say_when_a_ranking_is_read_where_a_cut_costs_nothing(corelens, tmp_path):
+    said = " ".join(corelens("score qwen3vl-s refer --n 8 --metric ram --metric 'ram[rows=last]' --out run").split())
+    assert "costs: question 0 points, template 0 points, last 100 points (n=8" in said
+    assert "note: ram: these heads look, and the answer does not need it (cutting rows=question off from it" in said
+    assert "rows=last costs 100 points: try 'ram[rows=last]'" in said and said.count("note:") == 1
+    cut = "ablate qwen3vl-s refer --scores run --n 3 --draws 1 --kind zero"
+    said = " ".join(corelens(cut).split())
+    assert "ram: these heads look, and the answer does not need it" in said and "last 100 points" in said
+    told = json.loads(corelens(f"{cut} --metric 'ram[rows=last]' --json"))
+    assert "note" not in told and told["row_costs"]["last"][0] == 1
+    corelens("score qwen3vl-s refer --n 4 --no-rows --out bare")
+    assert not (tmp_path / "bare" / "rows.json").exists() and "row_costs" not in json.loads(
+        corelens("ablate qwen3vl-s refer --scores bare --n 3 --draws 1 --kind zero --json")
+    )
+
+
+def test_rows_says_what_where_read_says(corelens, model, tmp_path):
+    told = json.loads(corelens("rows qwen3vl-s refer --n 4 --no-tokens --out made/rows.json --json"))
+    wanted = cl.where_read(model, cl.synthetic("refer", 4, seed=1), tokens=False)
+    assert told["rows"] == wanted.rows == "last" and list(told["groups"]) == list(wanted.costs)
+    assert told["groups"]["last"]["cost"][0] == wanted.costs["last"].difference
+    assert cl.RowCosts.load(tmp_path / "made/rows.json").costs == wanted.costs
+    assert "question[0]" in corelens("rows qwen3vl-s refer --n 2")
 
 
 def test_patch_says_what_activation_patch_says(corelens, model, tmp_path):

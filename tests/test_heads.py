@@ -351,3 +351,102 @@ def test_repr_names_the_best():
     assert repr(HeadScores(np.eye(2, 3), meta={"metric": "ram"})).startswith(
         "HeadScores(ram: 2 layers × 3 heads; top L"
     )
+
+
+# --- heads that do not exist, counts, baselines, MIB ------------------------------------------------------------------
+
+
+def holey():
+    """Five heads in the first layer, three in the second: two that do not exist."""
+    per_sample = np.random.default_rng(3).random((6, 2, 5)).astype(np.float32)
+    per_sample[:, 1, 3:] = np.nan
+    return HeadScores(per_sample=per_sample, meta={"key": "ram"})
+
+
+def test_heads_that_do_not_exist_are_never_drawn():
+    s = holey()
+    missing = {(1, 3), (1, 4)}
+    assert len(s.top(1.0)) == 8 == len(s.bottom(1.0)) and not missing & set(s.top(1.0))
+    assert list(s.bottom(1.0)) == list(s.top(1.0))[::-1]
+    drawn = {head for seed in range(50) for head in s.random(k=2, seed=seed)}
+    assert not missing & drawn and drawn == set(s.top(1.0)) - set(s.top(2))
+    for seed in range(10):
+        assert not missing & set(s.random(k=2, seed=seed, exclude=HeadSet([(1, 0), (1, 1)]), match="layer"))
+    with pytest.raises(CorelensError, match="0 to 8"):
+        s.top(k=9)
+    with pytest.raises(CorelensError, match="at most 3"):
+        s.random(k=5)
+
+
+def test_statistics_leave_out_heads_that_do_not_exist(tmp_path):
+    s = holey()
+    there = s.values[s.exists]
+    assert s.gini() == pytest.approx(HeadScores(there[None]).gini())
+    assert s.mass_of_top(0.25) == pytest.approx(HeadScores(there[None]).mass_of_top(0.25))
+    assert s.by_layer() == pytest.approx([s.values[0].mean(), s.values[1, :3].mean()])
+    assert s.agreement(s).spearman == pytest.approx(1) and s.agreement(s).rbo == pytest.approx(1)
+    low, high = s.ci()
+    assert np.isnan(low[1, 3:]).all() and (low[s.exists] <= there).all() and (there <= high[s.exists]).all()
+    assert -1 <= s.split_half() <= 1 and s.normalised().values[s.exists].sum() == pytest.approx(1)
+    s.save(tmp_path / "s.safetensors")
+    np.testing.assert_array_equal(HeadScores.load(tmp_path / "s.safetensors").values, s.values)
+    assert "2 layers × 5 heads" in repr(s)
+
+
+def test_nan_in_some_samples_only_is_an_error():
+    per_sample = np.ones((3, 2, 2), dtype=np.float32)
+    per_sample[1, 0, 1] = np.nan
+    with pytest.raises(CorelensError, match=r"per_sample\[1, 0, 1\] is nan"):
+        HeadScores(per_sample=per_sample)
+    with pytest.raises(CorelensError, match=r"values\[0, 1\] is inf"):
+        HeadScores(np.array([[1, np.inf]]))
+    with pytest.raises(CorelensError, match="all NaN"):
+        HeadScores(np.full((2, 2), np.nan))
+
+
+def test_a_whole_number_is_a_count_and_a_fraction_a_share():
+    s = HeadScores(np.arange(200.0).reshape(10, 20))
+    assert len(s.top(1)) == 1 and len(s.top(1.0)) == 200 and len(s.top(0.05)) == 10 == len(s.bottom(10))
+    assert s.top(3) == s.top(k=3) and len(s.random(7, seed=1)) == 7
+    with pytest.raises(CorelensError, match="one of the two"):
+        s.top(3, k=3)
+    with pytest.raises(CorelensError, match="0 to 200"):
+        s.top(201)
+
+
+def test_baselines_know_less():
+    s = HeadScores(np.random.default_rng(0).random((6, 8)), meta={"key": "ram", "rows": "last"})
+    by_layer, matched, drawn = (s.baseline(kind, seed=1) for kind in ("layer", "depth-matched", "random"))
+    np.testing.assert_allclose(by_layer.values, np.repeat(s.values.mean(1, keepdims=True), 8, axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(np.sort(matched.values, axis=1), np.sort(s.values, axis=1))
+    count = lambda heads: {layer: len(of) for layer, of in heads.by_layer().items()}  # noqa: E731
+    assert count(matched.top(10)) == count(s.top(10)) and matched.top(10) != s.top(10)
+    np.testing.assert_array_equal(np.sort(drawn.values, axis=None), np.sort(s.values, axis=None))
+    assert drawn.label == "random baseline of ram" and (drawn.values != s.baseline("random", seed=2).values).any()
+    assert np.isnan(holey().baseline("random").values[1, 3:]).all()
+    with pytest.raises(CorelensError, match="layer, depth-matched or random"):
+        s.baseline("none")
+
+
+def test_mib_s_node_scores(tmp_path):
+    s = holey()
+    s.to_mib(tmp_path / "importances.json", d_model=64, top=2)
+    written = json.loads((tmp_path / "importances.json").read_text(), parse_constant=pytest.fail)  # no NaN in JSON
+    assert written["cfg"] == {"n_layers": 2, "n_heads": 5, "parallel_attn_mlp": False, "d_model": 64}
+    assert list(written["nodes"])[:2] == ["input", "a0.h0"] and list(written["nodes"])[-2:] == ["m1", "logits"]
+    assert written["nodes"]["a0.h2"]["score"] == pytest.approx(float(s.values[0, 2]))
+    assert {name for name, node in written["nodes"].items() if node["in_graph"] and name[0] == "a"} == {
+        f"a{layer}.h{head}" for layer, head in s.top(2)
+    }
+    assert "score" not in written["nodes"]["a1.h4"] and "score" not in written["nodes"]["m0"]
+    np.testing.assert_array_equal(HeadScores.from_mib(tmp_path / "importances.json").values, s.values)
+    for text, said in {
+        "[": "no JSON", "{}": "cfg and nodes", '{"cfg": {"n_layers": 1, "n_heads": 1}, "nodes": {}, "edges": {}}': "no node",
+        '{"cfg": {"n_layers": 1, "n_heads": 1}, "nodes": {"a0.h7": {"score": 1}}}': "IndexError",
+        '{"cfg": {"n_layers": 1, "n_heads": 1}, "nodes": {"a0.h0": true}}': "AttributeError",
+    }.items():  # fmt: skip
+        (tmp_path / "wrong.json").write_text(text)
+        with pytest.raises(CorelensError, match=said):
+            HeadScores.from_mib(tmp_path / "wrong.json")
+    with pytest.raises(CorelensError, match="does not exist"):
+        HeadScores.from_mib(tmp_path / "none.json")

@@ -58,8 +58,8 @@ def slow(eager, inputs, rows: str, reduce: str) -> np.ndarray:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_ram_is_the_number_from_output_attentions(model, eager, kind, batch_size):
     samples = SETS[kind]()
-    keys = {("question", "max"): "ram", ("question", "mean"): "ram[reduce=mean]", ("last", "max"): "ram[rows=last]",
-            ("answer", "max"): "ram[rows=answer]", ("answer", "mean"): "ram[rows=answer,reduce=mean]"}  # fmt: skip
+    keys = {("question", "mean"): "ram", ("question", "max"): "ram[reduce=max]", ("last", "mean"): "ram[rows=last]",
+            ("answer", "mean"): "ram[rows=answer]", ("answer", "max"): "ram[rows=answer,reduce=max]"}  # fmt: skip
     scores = cl.score_heads(model, samples, list(keys.values()), batch_size=batch_size)
     for (rows, reduce), key in keys.items():
         wanted = np.concatenate([slow(eager, model.prepare(s, answer=rows == "answer"), rows, reduce) for s in samples])

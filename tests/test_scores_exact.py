@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import corelens as cl
-from corelens import metrics
+from corelens.metrics import metric
 from families import tiny
 from test_model import picture
 
@@ -134,13 +134,24 @@ def slow(family: str, kind: str) -> dict[str, np.ndarray]:
                 add(f"visual_mass {rows} max", seen.max(-1))
                 add(f"visual_mass {rows} mean", seen.mean(-1))
                 add(f"precision {rows}", np.stack([mass.mean(-1), seen.mean(-1)]))
-                add(f"lift {rows}", np.stack([mass.mean(-1), seen.mean(-1) * len(union(tm)) / len(tm.visual)]))
+                chance = seen * len(union(tm)) / len(tm.visual)
+                add(f"lift {rows}", np.stack([mass.mean(-1), chance.mean(-1)]))
+                add(f"ram_excess {rows} mean", (mass - chance).mean(-1))
+                add(f"ram_excess {rows} max", (mass - chance).max(-1))
+                add(f"ram_shifted {rows}", slow_shifted(pattern, tm, rows))
+                for keys, of_keys in slow_keys(pattern, tm, rows).items():
+                    add(f"ram {rows} {keys} mean", of_keys.mean(-1))
+                    add(f"ram {rows} {keys} max", of_keys.max(-1))
             if not answered:
                 asked, plain, plain_map = pattern, inputs, tm
         nothing = model.prepare(replace(one, question="N/A"))
         null, null_map = attention(family, nothing.tensors)[0], nothing.token_maps[0]
         calm = slow_masses(null, null_map, "question", union(null_map))
-        add("calibrated_ram", slow_masses(asked, plain_map, "question", union(plain_map)).max(-1) - calm.max(-1))
+        add("calibrated_ram", slow_masses(asked, plain_map, "question", union(plain_map)).mean(-1) - calm.mean(-1))
+        hard, calm_hard = (
+            slow_keys(p, tm, "question")["max"].max(-1) for p, tm in ((asked, plain_map), (null, null_map))
+        )
+        add("calibrated_ram max", hard - calm_hard)
         add("qr", slow_qr(asked, plain_map, null, null_map))
         add("value_mass", slow_value_mass(family, plain, plain_map, asked))
         add("localization", slow_localization(asked, plain_map))
@@ -151,6 +162,33 @@ def slow(family: str, kind: str) -> dict[str, np.ndarray]:
         add("visual_head", slow_copies(rows_written, plain_map, steps, texts, slow_visual_head)[0])
     stacked = {key: np.stack(values) for key, values in found.items()}
     return {key: x.swapaxes(0, 1) if x.ndim == 4 else x for key, x in stacked.items()}
+
+
+def slow_keys(pattern, tm, rows: str) -> dict[str, np.ndarray]:
+    """{reduction over keys: [layer, head, row]}, row by row and key by key."""
+    region, numbers = union(tm), row_numbers(tm, rows)
+    found = {keys: np.zeros((*pattern.shape[:2], len(numbers))) for keys in ("mean", "max", "hit")}
+    for at in np.ndindex(pattern.shape[:2]):
+        for number, i in enumerate(numbers):
+            row = pattern[at][i]
+            found["mean"][(*at, number)] = sum(row[j] for j in region) / len(region)
+            found["max"][(*at, number)] = max(row[j] for j in region)
+            found["hit"][(*at, number)] = max(range(len(row)), key=lambda j: row[j]) in region
+    return found
+
+
+def slow_shifted(pattern, tm, rows: str) -> np.ndarray:
+    """The mean RAM of every shift of the region within its picture that touches the region least."""
+    total = np.zeros(pattern.shape[:2])
+    for positions in (image.tolist() for image in tm.images):
+        inside = [positions.index(j) for j in union(tm) if j in positions]
+        if not inside:
+            continue
+        shifts = [[positions[(i + by) % len(positions)] for i in inside] for by in range(len(positions))]
+        touching = [len(set(shift) & set(union(tm))) for shift in shifts]
+        places = [shift for shift, n in zip(shifts, touching, strict=True) if n == min(touching)]
+        total += sum(slow_masses(pattern, tm, rows, place).mean(-1) for place in places) / len(places)
+    return total
 
 
 def slow_qr(pattern, tm, null, null_map) -> np.ndarray:
@@ -185,7 +223,7 @@ def slow_value_mass(family: str, inputs, tm, pattern) -> np.ndarray:
                 sum(np.linalg.norm(pattern[number, head, i, j] * written_there[j]) for j in union(tm))
                 for i in tm.question
             ]
-            found[number, head] = max(norms)
+            found[number, head] = np.mean(norms)
     return found
 
 
@@ -276,17 +314,25 @@ def slow_visual_head(key: int, inside: list[int], regions: list[list[int]]) -> t
 
 
 def with_rows(name: str, rows: str, reduce: str = "") -> str:
-    default = {"reduce": "max", "rows": "question"}
+    default = {"reduce": "mean", "rows": "question"}
     given = [f"{k}={v}" for k, v in (("rows", rows), ("reduce", reduce)) if v and v != default[k]]
     return name + (f"[{','.join(given)}]" if given else "")
 
 
 KEYS = {
     f"{name} {rows} {reduce}": with_rows(name, rows, reduce)
-    for name in ("ram", "visual_mass")
+    for name in ("ram", "visual_mass", "ram_excess")
     for rows in ("question", "last", "answer")
     for reduce in ("max", "mean")
 }
+KEYS |= {f"ram_shifted {rows}": with_rows("ram_shifted", rows) for rows in ("question", "last", "answer")}
+DESIGN_SPACE = {
+    f"ram {rows} {keys} {reduce}": metric("ram", rows=rows, keys=keys, reduce=reduce)
+    for rows in ("question", "last", "answer")
+    for keys in ("mean", "max", "hit")
+    for reduce in ("mean", "max")
+}
+DESIGN_SPACE["calibrated_ram max"] = metric("calibrated_ram", keys="max", reduce="max")
 RATIOS = {
     f"{name} {rows}": with_rows(name, rows) for name in ("precision", "lift") for rows in ("question", "last", "answer")
 }
@@ -298,9 +344,11 @@ PLAIN = {name: name for name in ("calibrated_ram", "qr", "value_mass")}
 def test_every_metric_is_the_number_from_output_attentions(family, kind, batch_size):
     wanted = slow(family, kind)
     names = [*KEYS.values(), *RATIOS.values(), *PLAIN, "gaze", "localization", "retrieval", "visual_head"]
+    names += DESIGN_SPACE.values()
     scores = cl.score_heads(hooked(family), samples(family, kind), names, batch_size=batch_size, max_new_tokens=NEW)
     close = {"atol": 1e-6, "rtol": 0}
-    for slowly, key in {**KEYS, **PLAIN, "ram last max": "gaze"}.items():
+    designs = {slowly: m.key for slowly, m in DESIGN_SPACE.items()}
+    for slowly, key in {**KEYS, **PLAIN, **designs, "ram last max": "gaze"}.items():
         relative = (
             {"rtol": 1e-6} if key == "value_mass" else {}
         )  # the one that is no share of attention: norms exceed 1
@@ -324,7 +372,8 @@ def test_the_cases_are_not_empty():
             assert found["retrieval"][0].sum() > 0 and (found["retrieval"][0] < found["retrieval"][1]).any()
             assert found["visual_head"].sum() > 0
             assert np.ptp(found["localization"][1]) > 0.1
-            assert np.abs(found["calibrated_ram"] - found["ram question max"]).min() > 0
+            assert np.abs(found["calibrated_ram"] - found["ram question mean"]).min() > 0
+            assert 0 < found["ram question hit mean"].mean() < 1
             assert np.abs(found["ram question max"] - found["ram question mean"]).max() > 1e-3
 
 
@@ -334,11 +383,11 @@ def test_the_cases_are_not_empty():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ram_over_all_keys_is_one_and_regions_add_up(family):
     def on_everything(pattern, token_map):
-        return metrics.ram(pattern, replace(token_map, covered=[(token_map.all, torch.ones(len(token_map.all)))]))
+        return metric("ram")(pattern, replace(token_map, covered=[(token_map.all, torch.ones(len(token_map.all)))]))
 
     both = bare("images")
     both[0].regions = [cl.Box(0, 0, 20, 60), cl.Box(75, 0, 96, 60)]
-    keys = ["ram[reduce=mean]", "ram[rows=last]", on_everything]
+    keys = ["ram", "ram[rows=last]", on_everything]
     whole = cl.score_heads(hooked(family), both, keys, batch_size=2)
     np.testing.assert_allclose(whole["on_everything"].per_sample, 1, atol=1e-6)
     parts = [
@@ -353,7 +402,7 @@ def test_ram_over_all_keys_is_one_and_regions_add_up(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_uniform_head_has_ram_by_counting_and_lift_one(family):
     heads = [(0, 1), (2, 3)]
-    keys = ["ram", "ram[reduce=mean]", "ram[rows=last]", "lift", "lift[rows=last]", "precision"]
+    keys = ["ram", "ram[reduce=max]", "ram_excess", "ram[rows=last]", "lift", "lift[rows=last]", "precision"]
     both = bare("images")
     scores = cl.score_heads(hooked(family), both, keys, hooks=cl.ablate(heads, "uniform"), batch_size=2)
     for number, tm in enumerate(hooked(family).prepare(both).token_maps):
@@ -362,10 +411,10 @@ def test_a_uniform_head_has_ram_by_counting_and_lift_one(family):
             for rows in ("question", "last")
         }
         for layer, head in heads:
-            assert scores["ram"].per_sample[number, layer, head] == pytest.approx(max(count["question"]), abs=1e-6)
-            assert scores["ram[reduce=mean]"].per_sample[number, layer, head] == pytest.approx(
-                np.mean(count["question"]), abs=1e-6
-            )
+            own = {key: scores[key].per_sample[number, layer, head] for key in keys[:3]}
+            assert own["ram"] == pytest.approx(np.mean(count["question"]), abs=1e-6)
+            assert own["ram[reduce=max]"] == pytest.approx(max(count["question"]), abs=1e-6)
+            assert own["ram_excess"] == pytest.approx(0, abs=1e-6)
             assert scores["ram[rows=last]"].per_sample[number, layer, head] == pytest.approx(count["last"][0], abs=1e-6)
             assert scores["lift"].per_sample[number, layer, head] == pytest.approx(1, abs=1e-5)
             assert scores["lift[rows=last]"].per_sample[number, layer, head] == pytest.approx(1, abs=1e-5)

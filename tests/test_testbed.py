@@ -109,11 +109,12 @@ def test_each_head_looks_where_the_plan_says():
 
 
 def test_metrics_rank_as_the_plan_says_and_where_they_are_fooled():
-    scores = score_heads(looking(), boards(), ["ram", "visual_mass", "precision", "lift"])
+    scores = score_heads(looking(), boards(), ["ram", "ram_excess", "visual_mass", "precision", "lift"])
     values = {name: score.values[0] for name, score in scores.items()}
     rows = runs()[0].token_maps[0]
-    last = int(rows.question[0])  # max over rows: the uniform head's mass on one cell is largest in the first row
-    np.testing.assert_allclose(values["ram"], [1, 0, 1 / (last + 1), 0], atol=1e-5)
+    even = np.mean([1 / (row + 1) for row in rows.question.tolist()])  # the uniform head's mass on one cell, by row
+    np.testing.assert_allclose(values["ram"], [1, 0, even, 0], atol=1e-5)
+    np.testing.assert_allclose(values["ram_excess"], [1 - 1 / 16, -1 / 16, 0, 0], atol=1e-5)
     np.testing.assert_allclose(values["precision"][:3], [1, 0, 1 / 16], atol=1e-5)
     np.testing.assert_allclose(values["lift"][:3], [16, 0, 1], atol=1e-4)
     # visual mass cannot tell the head that looks at the evidence from the one that looks past it

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from corelens.cli.rows import print_short, stored
 from corelens.cli.shared import (
     BatchSize,
     Data,
@@ -92,12 +93,19 @@ def add_ablate(app: typer.Typer) -> None:
         sweep.meta |= {"model": model, "data": data, "seed": seed}
         if seen := scored_on(ranked, samples, data):
             sweep.meta["note"] = f"The heads were scored on {seen} of these samples: choose other ones."
+        costs = None if scores is None else stored(scores)
+        if costs is not None:
+            sweep.meta["row_costs"] = {group: list(cost) for group, cost in costs.costs.items()}
+            if advice := costs.advice(ranked):
+                sweep.meta["note"] = "; ".join(filter(None, [sweep.meta.get("note"), advice]))
         if out is not None:
             _write(sweep, out)
         if json:
             typer.echo(json_module.dumps(sweep.to_json()))
             return
         _print(sweep)
+        if costs is not None:
+            print_short(costs)
         if out is not None:
             Console().print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
 
@@ -194,6 +202,6 @@ def _write(sweep: Any, out: Path) -> None:
                     hot=first, groups=groups)  # fmt: skip
     drawn = p.figure(figure, "The same, with 95% bootstrap intervals over samples.")
     note = [p.note(sweep.meta["note"])] if "note" in sweep.meta else []
-    meta = {name: value for name, value in sweep.meta.items() if name != "note"}
+    meta = {name: value for name, value in sweep.meta.items() if name not in ("note", "row_costs")}
     title = f"Without {'these' if 'given' in sweep.curves else 'the top'} heads"
     out.write_text(p.page(title, [p.section("", *note, table, drawn)], meta, _said(sweep)), encoding="utf-8")

@@ -4,6 +4,7 @@ A user's mistake is one message, not a trace; the exit code is then 2.
 """
 
 import json as json_module
+import os
 import platform
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from corelens.cli.ablate import add_ablate
 from corelens.cli.doctor import add_doctor
 from corelens.cli.explore import add_explore
 from corelens.cli.patch import add_patch
+from corelens.cli.rows import FILE, add_rows, measured, print_advice, print_short
 from corelens.cli.shared import (
     BatchSize,
     Data,
@@ -87,9 +89,13 @@ def score(
     seed: Seed = 1,
     batch_size: BatchSize = 8,
     dtype: Dtype = "auto",
+    rows: Annotated[bool, typer.Option(help="Also measure which rows the answer hangs on.")] = True,
     json: Json = False,
 ) -> None:
     """Score every head of a model; several processes share the work under `accelerate launch`.
+
+    RAM is read as published: the mean over the question's tokens. Whether the answer hangs on these rows is measured
+    beside it (`corelens rows` says more), and said.
 
     Example: `corelens score qwen3vl-s refer --metric ram --metric lift --out run`
 
@@ -101,11 +107,17 @@ def score(
     samples = open_data(data, n, seed)
     options: dict[str, Any] = {"batch_size": batch_size, "out": out, "progress": not json, "data": Path(data).name}
     scores = score_heads(hooked, samples, metric or ["ram"], **options)
+    costs = measured(hooked, samples) if rows and int(os.environ.get("RANK", 0)) == 0 else None
+    if costs is not None:
+        costs.save(out / FILE)
     if json:
-        typer.echo(json_module.dumps({key: one.values.tolist() for key, one in scores.items()}))
+        typer.echo(json_module.dumps({key: ranking.values.tolist() for key, ranking in scores.items()}))
         return
-    for key, one in scores.items():
-        console.print(f"{key}: {', '.join(map(str, one.top(0.05)))} …", highlight=False, markup=False)
+    for key, ranking in scores.items():
+        console.print(f"{key}: {', '.join(map(str, ranking.top(0.05)))} …", highlight=False, markup=False)
+    if costs is not None:
+        print_short(costs)
+        print_advice(costs, list(scores.values()))
     console.print(f"scores: {out / 'scores'}", highlight=False)
 
 
@@ -281,6 +293,7 @@ def data_check(
 add_ablate(app)
 add_doctor(app)
 add_patch(app)
+add_rows(app)
 add_show(app)
 add_explore(app)
 add_study(app, open_model, open_data)

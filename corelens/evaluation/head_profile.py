@@ -105,7 +105,7 @@ def head_profile(
     scores: HeadScores | Mapping[str, HeadScores],
     head: Any,
     rows: str | None = None,
-    reduce: str = "max",
+    reduce: str | None = None,
     examples: int = 3,
     batch_size: int = 32,
 ) -> HeadProfile:
@@ -117,7 +117,8 @@ def head_profile(
         scores: of all heads, one or several ({key: HeadScores}, as `score_heads` returns them); the first ranks.
         head: (layer, head), or its name "L3H5".
         rows: whose attention; by default the rows of the first score, else the question's.
-        reduce: "max": of a sample's rows the one that puts most on the region, as RAM does; "mean": all of them.
+        reduce: "mean": all of a sample's rows; "max": the one that puts most on the region. By default as the first
+            score is, else "mean".
         examples: how many best and worst samples are shown.
         batch_size: samples in one forward.
     Returns:
@@ -133,6 +134,7 @@ def head_profile(
     for one in named.values():
         HeadSet(chosen).check(*one.values.shape)
     rows = rows or str(next(iter(named.values())).meta.get("rows") or "question")
+    reduce = reduce or str(next(iter(named.values())).meta.get("reduce") or "mean")
     weights = _attention(model, samples, chosen, rows, reduce, batch_size)
     masses = {part: np.array([float(row[part]) for row, _ in weights]) for part in PARTS}
     profile = HeadProfile(

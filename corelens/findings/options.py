@@ -8,8 +8,8 @@ from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 
 RANKINGS = {  # how heads are ranked → the metric that ranks them; the papers leave rows and reduction open
-    "RAM (question rows, max)": "ram",
-    "RAM (question rows, mean)": "ram[reduce=mean]",
+    "RAM (question rows, max)": "ram[reduce=max]",
+    "RAM (question rows, mean)": "ram",
     "RAM (last row)": "ram[rows=last]",
 }
 CONTROLLED = ("RAM (question rows, max)", "RAM (last row)")  # rankings that get controls and curves of their own

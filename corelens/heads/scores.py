@@ -4,17 +4,19 @@ Head and HeadSet live in `corelens.heads.head_set` and are found here too.
 """
 
 import os
-import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from corelens.errors import CorelensError
 from corelens.heads import files as score_files
+from corelens.heads import mib
 from corelens.heads import stats as score_stats
+from corelens.heads.controls import random_heads
 from corelens.heads.head_set import Head, HeadSet
+from corelens.heads.validity import check_missing, numbers, shapes
 
 __all__ = ["Agreement", "Head", "HeadScores", "HeadSet"]
 
@@ -32,14 +34,15 @@ class HeadScores:
     """A score for every head of a model: `values`, and where known the scores of every sample.
 
     Args:
-        values: float [layer, head]. Computed when left out: the mean of `per_sample`, or Σ numerator / Σ denominator.
+        values: float [layer, head]; NaN where the model has no such head (layers of other head counts). Computed when
+            left out: the mean of `per_sample`, or Σ numerator / Σ denominator.
         per_sample: float [sample, layer, head].
         meta: what was scored and how (metric, rows, reduce, key, unit, model, data set, samples, …); JSON only.
         parts: (numerator, denominator) per sample [sample, layer, head], for a metric that is a ratio of means over
             samples (precision, lift). A sample with a zero denominator says nothing of that head: it is left out
             there and counted in `left_out`; a head for which all are left out scores 0.
     Raises:
-        CorelensError: shapes that do not fit, or values that are not finite.
+        CorelensError: shapes that do not fit, infinite values, or a head that is NaN in some of its numbers only.
     """
 
     def __init__(
@@ -50,12 +53,12 @@ class HeadScores:
         parts: tuple[np.ndarray, np.ndarray] | None = None,
     ):
         self.meta: dict[str, Any] = dict(meta or {})
-        self.parts = None if parts is None else (_finite(parts[0], "numerator", 3), _finite(parts[1], "denominator", 3))
-        self.per_sample = None if per_sample is None else _finite(per_sample, "per_sample", 3)
+        self.parts = None if parts is None else (numbers(parts[0], "numerator", 3), numbers(parts[1], "denominator", 3))
+        self.per_sample = None if per_sample is None else numbers(per_sample, "per_sample", 3)
         if self.parts is not None:
             numerator, denominator = self.parts
             if numerator.shape != denominator.shape:
-                raise _shapes(f"a numerator {numerator.shape} over a denominator {denominator.shape}")
+                raise shapes(f"a numerator {numerator.shape} over a denominator {denominator.shape}")
             per_ratio = np.full(numerator.shape, np.nan, dtype=np.float32)
             self.per_sample = np.divide(numerator, denominator, out=per_ratio, where=denominator != 0)
         if values is None:
@@ -63,26 +66,41 @@ class HeadScores:
                 raise CorelensError("neither values nor per_sample nor parts", "one of them", "see HeadScores")
             summed = [x.sum(0, dtype=np.float64) for x in (self.parts or (self.per_sample,))]
             values = score_stats.ratio(summed[0], summed[1] if self.parts else None, len(self.per_sample))
-        self.values = _finite(values, "values", 2)
+        self.values = numbers(values, "values", 2)
         if self.per_sample is not None and self.per_sample.shape[1:] != self.values.shape:
-            raise _shapes(f"values {self.values.shape} with per-sample scores {self.per_sample.shape}")
+            raise shapes(f"values {self.values.shape} with per-sample scores {self.per_sample.shape}")
+        for name, x in zip(("numerator", "denominator"), self.parts or (), strict=False):
+            check_missing(x, name, self.exists)
+        if self.parts is None and self.per_sample is not None:
+            check_missing(self.per_sample, "per_sample", self.exists)
+        if not self.exists.any():
+            raise CorelensError("scores that are all NaN", "a number for one head at least", "score again")
 
     # --- which heads ------------------------------------------------------------------------------------------------
 
-    def top(self, fraction: float | None = None, *, k: int | None = None, seed: int = 0) -> HeadSet:
-        """The best heads, best first: a `fraction` of all, max(1, round(fraction · L · H)), or exactly `k`.
+    @property
+    def exists(self) -> Bool[np.ndarray, "layer head"]:
+        """True where the model has this head: its score is a number."""
+        return ~np.isnan(self.values)
 
-        Exact ties are broken by a draw from `seed`, so an arbitrary order of layers never decides.
+    def top(self, fraction: float | int | None = None, *, k: int | None = None, seed: int = 0) -> HeadSet:
+        """The best heads, best first: a share of all that exist, or exactly `k`.
+
+        Args:
+            fraction: a share, max(1, round(fraction · number of heads)): `top(0.05)`, `top(1.0)` for all of them. A
+                whole number is `k`: `top(1)` is one head.
+            k: how many.
+            seed: of the draw that breaks exact ties, so that an arbitrary order of layers never decides.
         """
         return self._named(score_stats.ranking(self.values, seed)[: self._count(fraction, k)])
 
-    def bottom(self, fraction: float | None = None, *, k: int | None = None, seed: int = 0) -> HeadSet:
-        """The lowest heads, lowest first; the same ranking as `top` read from its other end."""
+    def bottom(self, fraction: float | int | None = None, *, k: int | None = None, seed: int = 0) -> HeadSet:
+        """The lowest heads that exist, lowest first; the same ranking as `top` read from its other end."""
         return self._named(score_stats.ranking(self.values, seed)[::-1][: self._count(fraction, k)])
 
     def random(
         self,
-        fraction: float | None = None,
+        fraction: float | int | None = None,
         *,
         k: int | None = None,
         seed: int = 0,
@@ -103,25 +121,7 @@ class HeadScores:
         """
         k = len(exclude) if exclude is not None and fraction is None and k is None else self._count(fraction, k)
         claim = self.top(k=k) if exclude is None else exclude
-        taken = claim.mask(*self.values.shape)
-        rng = np.random.default_rng(seed)
-        left = {layer: rng.permutation(np.flatnonzero(~row)).tolist() for layer, row in enumerate(taken)}
-        if sum(map(len, left.values())) < k:
-            raise CorelensError(
-                f"k={k} random heads outside {len(claim)} of {self.values.size}",
-                f"at most {self.values.size - len(claim)}",
-                "ask for fewer heads: half of a model has no control in the other half",
-            )
-        if match is None:
-            pool = [Head(layer, head) for layer, heads in left.items() for head in heads]
-            return HeadSet([pool[i] for i in rng.permutation(len(pool))[:k]])
-        if match != "layer":
-            raise CorelensError(f"match={match!r}", 'match="layer" or None', "leave it out for a plain random draw")
-        if len(claim) != k:
-            raise CorelensError(
-                f"k={k} heads matched by layer to {len(claim)}", "as many as are matched", "leave k out, or exclude"
-            )
-        return _matched(left, {layer: len(heads) for layer, heads in claim.by_layer().items()})
+        return random_heads(self.exists, claim, k, seed, match)
 
     # --- how sure ---------------------------------------------------------------------------------------------------
 
@@ -129,7 +129,9 @@ class HeadScores:
         self, level: float = 0.95, n_boot: int = 1000, seed: int = 0
     ) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
         """(low, high): percentile bootstrap over samples, in the score's unit. Needs two samples or more."""
-        return score_stats.bootstrap(*self._samples("a confidence interval"), level, n_boot, seed)
+        numerator, denominator = self._samples("a confidence interval")
+        over = np.median if self.meta.get("over_samples") == "median" else None
+        return score_stats.bootstrap(numerator, denominator, level, n_boot, seed, over)
 
     def split_half(self, n_splits: int = 20, seed: int = 0) -> float:
         """Spearman between the scores from two random halves of the samples, mean over `n_splits` seeded draws."""
@@ -154,15 +156,31 @@ class HeadScores:
         """
         self._same_shape(other)
         k = self._count(None if k is not None else fraction, k)
-        ours, theirs = self.top(k=k, seed=seed), other.top(k=k, seed=seed)
+        both = self.exists & other.exists
+        a, b = (np.where(both, scores.values, np.nan) for scores in (self, other))
+        first, second = score_stats.ranking(a, seed), score_stats.ranking(b, seed)
+        top_a, top_b = set(first[:k].tolist()), set(second[:k].tolist())
         return Agreement(
-            score_stats.spearman(self.values, other.values),
-            len(ours & theirs) / max(1, len(ours | theirs)),
-            score_stats.rank_biased_overlap(
-                score_stats.ranking(self.values, seed), score_stats.ranking(other.values, seed), p
-            ),
+            score_stats.spearman(a, b),
+            len(top_a & top_b) / max(1, len(top_a | top_b)),
+            score_stats.rank_biased_overlap(first, second, p),
             k,
         )
+
+    def baseline(self, kind: str, seed: int = 0) -> "HeadScores":
+        """A ranking that knows less than this one: what any claim about its top heads must beat.
+
+        Args:
+            kind: "layer": every head gets the mean of its layer (ties are drawn), so that only the layer ranks;
+                "depth-matched": the layer's scores are dealt out to its heads at random, so that a top set has as many
+                heads in each layer as this one's; "random": all scores are dealt out to all heads at random. (A fourth
+                baseline is a metric: "visual_mass".)
+            seed: of the draw.
+        """
+        values = score_stats.baseline(self.values, kind, seed)
+        meta = {name: value for name, value in self.meta.items() if name not in ("metric", "key", "unit")}
+        label = f"{kind} baseline of {self.label}"
+        return HeadScores(values, meta={**meta, "metric": label, "key": label, "baseline": kind, "seed": seed})
 
     def gini(self) -> float:
         """How concentrated the score is: 0 when all heads score the same, towards 1 when one head holds everything."""
@@ -170,12 +188,13 @@ class HeadScores:
 
     def mass_of_top(self, fraction: float = 0.05) -> float:
         """The share of the summed score that the top `fraction` of heads holds, 0 to 1; negative scores count as 0."""
-        ordered = np.sort(np.clip(self.values, 0, None).ravel().astype(np.float64))[::-1]
+        ordered = np.sort(np.clip(self.values[self.exists], 0, None).astype(np.float64))[::-1]
         return float(ordered[: self._count(fraction, None)].sum() / ordered.sum()) if ordered.any() else 0.0
 
     def by_layer(self) -> Float[np.ndarray, " layer"]:
-        """The mean score of each layer's heads."""
-        return self.values.mean(axis=1)
+        """The mean score of each layer's heads; NaN for a layer without heads."""
+        n = self.exists.sum(axis=1)
+        return np.where(n > 0, np.nansum(self.values, axis=1) / np.maximum(n, 1), np.nan)
 
     def __sub__(self, other: "HeadScores") -> "HeadScores":
         """This score minus another, head by head; sample by sample too when both speak of the same samples."""
@@ -205,7 +224,7 @@ class HeadScores:
 
     def normalised(self) -> "HeadScores":
         """The same scores divided by their sum over all heads, so that Σ = 1."""
-        total = float(self.values.sum(dtype=np.float64))
+        total = float(np.nansum(self.values, dtype=np.float64))
         if total <= 0:
             raise CorelensError(f"scores whose sum is {total}", "a positive sum", "there is nothing to normalise")
         parts = None if self.parts is None else (self.parts[0], self.parts[1] * total)
@@ -264,6 +283,23 @@ class HeadScores:
         values, per_sample = score_files.read_layer_head_lists(path)
         return cls(values, per_sample, {"metric": "retrieval", "key": "retrieval", "source": os.fspath(path)})
 
+    @classmethod
+    def from_mib(cls, path: str | os.PathLike) -> "HeadScores":
+        """Node scores of a circuit in the JSON of MIB (arXiv 2504.13151); see `corelens.heads.mib`."""
+        values, meta = mib.read_nodes(path)
+        return cls(values, meta=meta)
+
+    def to_mib(self, path: str | os.PathLike, d_model: int | None = None, top: float | int = 1.0) -> None:
+        """Write these scores as node scores of a circuit in MIB's JSON; see `corelens.heads.mib`.
+
+        Args:
+            path: the file, for instance `importances.json`.
+            d_model: the model's width; by default what `meta` says, else 0 (MIB needs it for neurons only).
+            top: the heads that are in the circuit. (MIB chooses them by the ABSOLUTE score when it evaluates.)
+        """
+        width = d_model if d_model is not None else int(self.meta.get("d_model") or 0)
+        mib.write_nodes(path, self.values, self.top(top), width)
+
     # --- looking ----------------------------------------------------------------------------------------------------
 
     @property
@@ -284,13 +320,15 @@ class HeadScores:
 
     def __repr__(self) -> str:
         n = "" if self.per_sample is None else f", {len(self.per_sample)} samples"
-        best = ", ".join(f"{head} {self.values[head]:.3g}" for head in self.top(k=min(3, self.values.size)))
+        best = ", ".join(f"{head} {self.values[head]:.3g}" for head in self.top(k=min(3, int(self.exists.sum()))))
         return f"HeadScores({self.label}: {self.values.shape[0]} layers × {self.values.shape[1]} heads{n}; top {best})"
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _count(self, fraction: float | None, k: int | None) -> int:
-        n = self.values.size
+    def _count(self, fraction: float | int | None, k: int | None) -> int:
+        n = int(self.exists.sum())
+        if k is None and isinstance(fraction, int | np.integer) and not isinstance(fraction, bool):
+            fraction, k = None, int(fraction or 0)
         if (fraction is None) == (k is None):
             raise CorelensError(
                 f"fraction={fraction}, k={k}", "one of the two", "say top(0.05) for a share of all heads or top(k=10)"
@@ -301,7 +339,7 @@ class HeadScores:
             return k
         if fraction is None or not 0 < fraction <= 1:
             raise CorelensError(
-                f"fraction={fraction}", "a share of all heads, above 0 and up to 1", "for a number: k=10"
+                f"fraction={fraction}", "a share of all heads, above 0 and up to 1", "for a number: top(10)"
             )
         return max(1, round(fraction * n))
 
@@ -319,42 +357,4 @@ class HeadScores:
 
     def _same_shape(self, other: "HeadScores") -> None:
         if self.values.shape != other.values.shape:
-            raise _shapes(f"scores of {self.values.shape} and of {other.values.shape} [layer, head]")
-
-
-def _matched(left: dict[int, list[int]], counts: dict[int, int]) -> HeadSet:
-    """As many heads of each layer's (shuffled) list as `counts` says; what is missing comes from the nearest layers."""
-    drawn = [Head(layer, left[layer].pop()) for layer, n in counts.items() for _ in range(min(n, len(left[layer])))]
-    have = {layer: sum(head.layer == layer for head in drawn) for layer in counts}
-    short = {layer: n - have[layer] for layer, n in counts.items() if n > have[layer]}
-    if short:
-        warnings.warn(
-            f"layers {', '.join(map(str, short))} have too few heads left to match; "
-            f"{sum(short.values())} of {sum(counts.values())} heads come from the nearest layers",
-            stacklevel=3,
-        )
-    for layer, n in short.items():
-        for _ in range(n):
-            nearest = min((other for other, heads in left.items() if heads), key=lambda other: abs(other - layer))
-            drawn.append(Head(nearest, left[nearest].pop()))
-    return HeadSet(drawn)
-
-
-def _finite(x: Any, name: str, ndim: int) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float32)
-    if x.ndim != ndim:
-        raise _shapes(f"{name} of shape {x.shape}")
-    if not np.isfinite(x).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-        raise CorelensError(
-            f"{name}{list(where)} is {x[where]}",
-            "finite scores",
-            "look for NaN in the attention of that layer and head: half-precision overflow is the usual cause",
-        )
-    return x
-
-
-def _shapes(given: str) -> CorelensError:
-    return CorelensError(
-        given, "[layer, head] and [sample, layer, head] of one model", "compare scores of one model only"
-    )
+            raise shapes(f"scores of {self.values.shape} and of {other.values.shape} [layer, head]")

@@ -1,5 +1,7 @@
 """Statistics of head scores: rankings, how sure they are, how far two agree. Arrays in, numbers out."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -9,10 +11,28 @@ from corelens.errors import CorelensError
 def ranking(values: Float[np.ndarray, "layer head"], seed: int = 0) -> Int[np.ndarray, " rank"]:
     """Flat indices (layer · n_heads + head) from the highest value to the lowest; exact ties in a seeded random order.
 
-    The order among ties does not depend on how many heads are asked for, so a top 3 lies inside the top 5.
+    Heads that do not exist (NaN) are not in it. The order among ties does not depend on how many heads are asked for,
+    so a top 3 lies inside the top 5.
     """
     draw = np.random.default_rng(seed).permutation(values.size)
-    return np.lexsort((draw, -values.ravel().astype(np.float64)))
+    order = np.lexsort((draw, -values.ravel().astype(np.float64)))  # (NaN comes last)
+    return order[: np.count_nonzero(~np.isnan(values))]
+
+
+def baseline(values: Float[np.ndarray, "layer head"], kind: str, seed: int) -> Float[np.ndarray, "layer head"]:
+    """The values of a ranking that knows less; see `HeadScores.baseline`."""
+    exists, rng = ~np.isnan(values), np.random.default_rng(seed)
+    result = values.copy()
+    if kind == "random":
+        result[exists] = rng.permutation(values[exists])
+        return result
+    if kind not in ("layer", "depth-matched"):
+        raise CorelensError(f"the baseline {kind!r}", "layer, depth-matched or random", "visual mass is a metric")
+    for layer, row in enumerate(exists):
+        own = values[layer, row]
+        if own.size:
+            result[layer, row] = own.mean() if kind == "layer" else rng.permutation(own)
+    return result
 
 
 def bootstrap(
@@ -21,20 +41,33 @@ def bootstrap(
     level: float,
     n_boot: int,
     seed: int,
+    statistic: Callable[..., np.ndarray] | None = None,
 ) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
     """Percentile bootstrap over samples (Efron 1979) of the mean, or of the ratio of means if there is a denominator.
 
+    Args:
+        statistic: another function of the samples, called as statistic(samples, axis=0): the median, for instance.
     Returns:
         (low, high): the bounds of the central interval of probability `level`.
     """
     n = need_samples(len(numerator), 2, "a bootstrap interval")
     if not 0 < level < 1:
         raise CorelensError(f"level={level}", "a probability between 0 and 1", "for a 95% interval say level=0.95")
+    if statistic is not None:
+        rng, flat = np.random.default_rng(seed), _flat(numerator)
+        means = np.stack([statistic(flat[rng.integers(n, size=n)], axis=0) for _ in range(n_boot)])
+        return _central(means, level, numerator.shape[1:])
     # how often each sample is drawn, then one matrix product: no resampled copy of the scores is ever made
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot).astype(np.float64)
     means = ratio(counts @ _flat(numerator), None if denominator is None else counts @ _flat(denominator), n)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0).astype(np.float32)
-    return low.reshape(numerator.shape[1:]), high.reshape(numerator.shape[1:])
+    return _central(means, level, numerator.shape[1:])
+
+
+def _central(
+    draws: Float[np.ndarray, "draw head"], level: float, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0).astype(np.float32)
+    return low.reshape(shape), high.reshape(shape)
 
 
 def split_half(
@@ -69,11 +102,13 @@ def ratio(
 
 
 def spearman(a: Float[np.ndarray, "*any"], b: Float[np.ndarray, "*any"]) -> float:
-    """Spearman's rank correlation (mean ranks for ties), −1 to 1; NaN if one side is constant."""
+    """Spearman's rank correlation (mean ranks for ties), −1 to 1; NaN if one side is constant. NaN is left out."""
     from scipy import stats  # its import takes a second
 
     a, b = a.ravel(), b.ravel()
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+    both = ~(np.isnan(a) | np.isnan(b))
+    a, b = a[both], b[both]
+    if len(a) == 0 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
 
@@ -87,6 +122,7 @@ def rank_biased_overlap(a: Int[np.ndarray, " rank"], b: Int[np.ndarray, " rank"]
     if not 0 < p < 1:
         raise CorelensError(f"p={p}", "a number between 0 and 1", "p=0.9 looks mostly at the first ten ranks")
     n = len(a)
+    a, b = np.searchsorted(np.sort(a), a), np.searchsorted(np.sort(b), b)  # the items, numbered from 0 without gaps
     place_a, place_b = np.empty(n, int), np.empty(n, int)
     place_a[a], place_b[b] = np.arange(n), np.arange(n)
     shared_at = np.maximum(place_a, place_b)  # the depth at which an item has appeared in both lists
@@ -97,8 +133,8 @@ def rank_biased_overlap(a: Int[np.ndarray, " rank"], b: Int[np.ndarray, " rank"]
 
 
 def gini(values: Float[np.ndarray, "layer head"]) -> float:
-    """Gini coefficient over heads: 0 if all score the same, towards 1 if one head holds everything; negatives as 0."""
-    ordered = np.sort(np.clip(values, 0, None).ravel().astype(np.float64))
+    """Gini coefficient over heads: 0 if all score the same, towards 1 if one holds everything; negatives count as 0."""
+    ordered = np.sort(np.clip(values[~np.isnan(values)], 0, None).astype(np.float64))
     total = ordered.sum()
     if total == 0:
         return 0.0

@@ -3,13 +3,12 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.metrics.mass import of_masses, over_rows
-from corelens.tokens.token_map import TokenMap
+from corelens.metrics.definition import Metric
+from corelens.metrics.mass import over_rows
 
 
-@of_masses
 def lift(
-    evidence: Float[Tensor, "*layer head row"], visual: Float[Tensor, "*layer head row"], token_map: TokenMap
+    evidence: Float[Tensor, "*layer head row"], share: Float[Tensor, "*layer head row"]
 ) -> tuple[Float[Tensor, "*layer head"], Float[Tensor, "*layer head"]]:
     """(M_G / M_V) / (|G| / |V|) as a ratio of means over rows and samples: (M_G, M_V · |G| / |V|), means over rows.
 
@@ -17,5 +16,7 @@ def lift(
     1 means chance, 5 five times chance. |G| is the sum of the region's weights. Rows are taken to stand after the
     whole picture. Unlike RAM it does not grow with the region.
     """
-    share = float(token_map.region_weight.sum()) / len(token_map.visual)
-    return over_rows(evidence, "mean"), over_rows(visual, "mean") * share
+    return over_rows(evidence, "mean"), over_rows(share, "mean")
+
+
+LIFT = Metric("lift", lift, needs=("evidence", "share"), ratio=True)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corelens.metrics.definition import Metric
 from corelens.tokens.token_map import TokenMap
 
 CHOSEN = 10  # heads of lowest entropy that a sample votes for
@@ -113,3 +114,14 @@ def _views(overlaps: Int[np.ndarray, "pair 2"], n: int) -> Int[np.ndarray, " tok
             return view
         start = int(again.min())
         view[start:] += 1
+
+
+LOCALIZATION = Metric(
+    "localization",
+    localization,
+    needs=("pattern", "token_map"),
+    rows="last",
+    options={"threshold": 0.001},
+    region=False,
+    finish=votes,
+)

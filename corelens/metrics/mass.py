@@ -1,9 +1,7 @@
-"""Attention mass: what the rows of a pattern put on some keys. The sums that RAM and its relatives are made of."""
+"""Attention mass: what the rows of a pattern put on a set of keys. The sums that RAM and its relatives are made of."""
 
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,58 +10,115 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.tokens.token_map import TokenMap
 
-REDUCTIONS = ("max", "mean")
+REDUCTIONS = ("mean", "max")  # over rows
+KEY_REDUCTIONS = ("sum", "mean", "max", "hit")  # over the keys of a set
 
-Weighted = tuple[Int[Tensor, " some"], Float[Tensor, " some"]]  # positions and their weights
-SETS: dict[str, Callable[[TokenMap], Weighted]] = {
-    "evidence": lambda token_map: (token_map.region, token_map.region_weight),  # M_G
-    "visual": lambda token_map: (token_map.visual, torch.ones(len(token_map.visual))),  # M_V
-}
-"""The sets of tokens whose mass a formula may ask for by the name of its parameter."""
+Weighted = tuple[Int[Tensor, " key"], Float[Tensor, " key"]]  # positions and their weights
 
 
-def of_masses(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a metric f(pattern [head, row, key], token_map, …) of a formula in what rows put on sets of tokens.
+class Column(NamedTuple):
+    """One number that is taken of every row: the attention on a set of keys, reduced over these keys."""
 
-    The formula's first parameters are names in SETS, each [*any, head, row]; then come `token_map` and options. It
-    stays at hand as `f.of_masses`, the names as `f.sets`: a `Record` sums the masses of a whole batch in one product a
-    layer, and applies the formula once, to all layers.
+    tokens: str  # one of SETS
+    keys: str = "sum"  # one of KEY_REDUCTIONS
+
+
+# --- the sets of keys ------------------------------------------------------------------------------------------------
+
+
+def _evidence(token_map: TokenMap) -> Weighted:
+    return token_map.region, token_map.region_weight
+
+
+def _visual(token_map: TokenMap) -> Weighted:
+    return token_map.visual, torch.ones(len(token_map.visual))
+
+
+def _share(token_map: TokenMap) -> Weighted:
+    share = float(token_map.region_weight.sum()) / max(len(token_map.visual), 1)
+    return token_map.visual, torch.full((len(token_map.visual),), share)
+
+
+def _shifted(token_map: TokenMap) -> Weighted:
+    """The mean over every place to which the region can be moved within its picture without touching itself.
+
+    A place is a cyclic shift of the region's tokens in the order of the picture's tokens, which keeps its shape. Where
+    every shift overlaps the region, the shifts that overlap it least are taken.
     """
-    parameters = inspect.signature(formula).parameters
-    sets = [name for name in parameters if name in SETS]
-
-    @functools.wraps(formula)
-    def score(pattern: Float[Tensor, "head row key"], token_map: TokenMap, *options: Any, **named: Any) -> Any:
-        return formula(*(mass_on(pattern, *SETS[name](token_map)) for name in sets), token_map, *options, **named)
-
-    pattern = inspect.Parameter("pattern", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    rest = [parameter for name, parameter in parameters.items() if name not in sets]
-    score.__signature__ = inspect.Signature([pattern, *rest])  # type: ignore[attr-defined]
-    score.of_masses, score.sets = formula, sets  # type: ignore[attr-defined]
-    return score
-
-
-def mass_on(
-    pattern: Float[Tensor, "head row key"],
-    positions: Int[Tensor, " some"],
-    weights: Float[Tensor, " some"],
-) -> Float[Tensor, "head row"]:
-    """Σ_{j ∈ positions} w_j A_ij for every head and row."""
-    return (pattern.index_select(-1, positions.to(pattern.device)) * weights.to(pattern.device)).sum(-1)
+    weights = torch.zeros(token_map.length, dtype=torch.double)
+    weights[token_map.region] = token_map.region_weight.double()
+    pictures = [token_map.visual] if token_map.pictures is None else token_map.images
+    shifted = torch.zeros_like(weights)
+    for positions in pictures:
+        inside = weights[positions]
+        if not inside.any():
+            continue
+        spectrum = torch.fft.fft(inside)
+        member = torch.fft.fft((inside > 0).double())
+        overlap = torch.fft.ifft(member * member.conj()).real.round()  # [shift]: tokens of the region that stay in it
+        allowed = (overlap == overlap.min()).double()
+        shifted[positions] = torch.fft.ifft(spectrum * torch.fft.fft(allowed)).real / allowed.sum()
+    positions = shifted.abs().gt(1e-9).nonzero()[:, 0]
+    return positions, shifted[positions].float()
 
 
-def set_weights(token_maps: list[TokenMap], sets: list[str]) -> Float[Tensor, "batch pos set"]:
-    """The weight of every position in each of these sets: pattern @ weights is the mass on all of them at once."""
-    weights = torch.zeros(len(token_maps), token_maps[0].length, len(sets))
-    for of_sample, token_map in zip(weights, token_maps, strict=True):
-        for i, name in enumerate(sets):
-            positions, values = SETS[name](token_map)
-            of_sample[positions, i] = values
+SETS: dict[str, Callable[[TokenMap], Weighted]] = {
+    "evidence": _evidence,
+    "visual": _visual,
+    "share": _share,
+    "shifted": _shifted,
+}
+"""The sets of keys whose mass a metric may need.
+
+evidence  G with the weights of the region's tokens: M_G
+visual    V: M_V
+share     V, each token with the weight |G| / |V|: the evidence mass of a head that looks evenly over the picture
+shifted   the region moved within its picture: the mean over all places where it does not touch itself
+"""
+
+
+# --- sums over keys --------------------------------------------------------------------------------------------------
+
+
+def key_weights(token_maps: Sequence[TokenMap], columns: Sequence[Column]) -> Float[Tensor, "batch key column"]:
+    """The weight of every key in every column; 0 outside its set. A column of means has weights that sum to 1."""
+    weights = torch.zeros(len(token_maps), token_maps[0].length, len(columns))
+    for sample, token_map in enumerate(token_maps):
+        for number, column in enumerate(columns):
+            positions, values = SETS[column.tokens](token_map)
+            total = float(values.sum()) if column.keys == "mean" else 1.0
+            weights[sample, positions, number] = values / (total or 1.0)
     return weights
 
 
+def masses(
+    pattern: Float[Tensor, "batch head row key"],
+    weights: Float[Tensor, "batch key column"],
+    columns: Sequence[Column],
+) -> Float[Tensor, "batch head row column"]:
+    """What every row puts on every column's keys.
+
+    sum   Σ_j w_j A_ij         mean  Σ_j w_j A_ij / Σ_j w_j
+    max   the largest A_ij of the set        hit   1 if the key that the row attends to most (of all keys) is in the set
+    """
+    heads = pattern.shape[1]
+    # one matrix product makes all sums and means of a batch at once
+    reduced = torch.bmm(pattern.flatten(1, 2), weights).unflatten(1, (heads, -1))
+    for number, column in enumerate(columns):
+        if column.keys in ("sum", "mean"):
+            continue
+        member = weights[:, None, None, :, number] > 0
+        if column.keys == "max":
+            reduced[..., number] = pattern.masked_fill(~member, 0).amax(-1)
+        else:
+            best = pattern.argmax(-1, keepdim=True)
+            hit = member.expand(*pattern.shape).gather(-1, best)[..., 0].to(pattern.dtype)
+            reduced[..., number] = torch.where(pattern.isfinite().all(-1), hit, torch.nan)
+    return reduced
+
+
 def over_rows(mass: Float[Tensor, "*any row"], reduce: str) -> Float[Tensor, "*any"]:
-    """One number a head: the row that has most ("max") or the mean of the rows ("mean")."""
+    """One number a head: the mean over its rows ("mean"), or the row that has most ("max")."""
     if mass.shape[-1] == 0:
         raise CorelensError("a pattern without rows", "one row or more", "check which rows the sample has")
     if reduce == "max":
@@ -71,5 +126,5 @@ def over_rows(mass: Float[Tensor, "*any row"], reduce: str) -> Float[Tensor, "*a
     if reduce == "mean":
         return mass.mean(-1)
     raise CorelensError(
-        f"reduce={reduce!r}", " or ".join(map(repr, REDUCTIONS)), "'max': the row that looks hardest; 'mean': all rows"
+        f"reduce={reduce!r}", " or ".join(map(repr, REDUCTIONS)), "'mean': all rows; 'max': the row that looks hardest"
     )

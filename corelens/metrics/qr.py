@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corelens.metrics.definition import Metric
 from corelens.metrics.mass import over_rows
 from corelens.tokens.token_map import TokenMap
 
@@ -42,3 +43,6 @@ def qr(
         token_map.region  # noqa: B018 (raises, and says which sample lacks its region)
     over_rows(pattern[:, :, 0], "mean")  # raises if there is no row
     return total
+
+
+QR = Metric("qr", qr, needs=("pattern", "token_map", "null_pattern", "null_token_map"), options={"outlier": 2.0})

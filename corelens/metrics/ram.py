@@ -1,26 +1,53 @@
-"""Retrieval Attention Mass: what the question token that looks hardest puts on the evidence."""
+"""Retrieval Attention Mass: what the question's tokens put on the evidence, in three forms."""
 
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.metrics.mass import of_masses, over_rows
-from corelens.tokens.token_map import TokenMap
+from corelens.metrics.definition import Metric
+from corelens.metrics.mass import over_rows
 
 
-@of_masses
-def ram(
-    evidence: Float[Tensor, "*layer head row"], token_map: TokenMap, reduce: str = "max"
-) -> Float[Tensor, "*layer head"]:
-    """RAM = max_{i ∈ rows} Σ_{j ∈ G} w_j A_ij, or the mean over rows. Raw attention mass, 0 to 1; not normalised.
+def ram(evidence: Float[Tensor, "*layer head row"], reduce: str = "mean") -> Float[Tensor, "*layer head"]:
+    """RAM = mean_{i ∈ Q} Σ_{j ∈ G} w_j A_ij. Raw attention mass, 0 to 1; not normalised.
 
-    G: the tokens of the region (the union, if there are several); w: their weights, all 1 unless the sample was
-    prepared with covered fractions. The papers leave the reduction over rows open and it decides what is found:
-    the row that reads the evidence stands out by its maximum and drowns in the mean.
+    Q: the question's tokens. G: the tokens of the region (the union, if there are several); w: their weights, all 1
+    unless the sample was prepared with covered fractions. Other rows, the maximum over rows and other reductions over
+    keys are readings of ours, and a result's key names them: `ram[rows=last]`, `ram[reduce=max]`, `ram[keys=max]`.
 
     Args:
-        evidence: M_G, made of the `pattern` [head, row, key] that callers give: the rows asked for, of one sample and
-            layer, float32.
-        reduce: "max" or "mean" over rows.
-    Source: the CoRe-head paper, arXiv 2606.05843, which leaves rows and reduction open; every result names both.
+        evidence: what each row puts on G.
+        reduce: over rows: "mean", as published, or "max".
+    Source: the CoRe-head paper, arXiv 2606.05843 (its formula as five summaries of the text agree on it).
     """
     return over_rows(evidence, reduce)
+
+
+def ram_excess(
+    evidence: Float[Tensor, "*layer head row"], share: Float[Tensor, "*layer head row"], reduce: str = "mean"
+) -> Float[Tensor, "*layer head"]:
+    """RAM minus chance: mean_{i ∈ rows} (M_G − M_V · |G| / |V|); attention mass, −1 to 1.
+
+    A head that spreads its visual mass evenly has RAM M_V · |G| / |V| without retrieving anything; here it has 0.
+    |G| is the sum of the region's weights. Ours; `ram_shifted` is another estimate of chance.
+
+    Args:
+        evidence: what each row puts on G.
+        share: what it would put there if it looked evenly over the picture.
+        reduce: over rows, "mean" or "max" (of the differences).
+    """
+    return over_rows(evidence - share, reduce)
+
+
+def ram_shifted(shifted: Float[Tensor, "*layer head row"], reduce: str = "mean") -> Float[Tensor, "*layer head"]:
+    """RAM of a region of the same shape elsewhere in the picture; attention mass, 0 to 1.
+
+    The mean over all places to which the region can be moved within its picture without touching itself (shifts in the
+    order of the picture's tokens). A head whose RAM is not above it does not look at the evidence, but at the picture.
+    Ours.
+    """
+    return over_rows(shifted, reduce)
+
+
+RAM = Metric("ram", ram, needs=("evidence",), keys="sum", reduce="mean")
+RAM_EXCESS = Metric("ram_excess", ram_excess, needs=("evidence", "share"), reduce="mean")
+RAM_SHIFTED = Metric("ram_shifted", ram_shifted, needs=("shifted",), reduce="mean")

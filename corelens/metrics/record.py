@@ -15,8 +15,11 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
-from corelens.metrics.mass import set_weights
-from corelens.metrics.registry import Metric, check_finite, head_scores, metric
+from corelens.metrics.definition import NULL_MASS, Metric, check_finite
+from corelens.metrics.mass import Column, key_weights, masses
+from corelens.metrics.over_samples import head_scores
+from corelens.metrics.registry import metric
+from corelens.metrics.sinks import without
 from corelens.tokens.token_map import TokenMap
 
 AnyMetric = str | Metric | Callable[..., Any]
@@ -51,8 +54,8 @@ class Places:
         self.numbers = range(0, len(there), every)
         self.at: list[dict[str, Int[Tensor, " row"]]] = []
         for number, token_map in zip(self.numbers, self.token_maps, strict=True):
-            wanted = [(one, one.row_positions(token_map)) for one in metrics]
-            self.at.append({one.rows: _places(there[number], at, one, token_map.id) for one, at in wanted})
+            wanted = [(m, m.row_positions(token_map)) for m in metrics]
+            self.at.append({m.rows: _places(there[number], rows, m, token_map.id) for m, rows in wanted})
         self._moved: dict[torch.device, list[dict[str, Tensor]]] = {}
 
     def on(self, device: torch.device) -> list[dict[str, Int[Tensor, " row"]]]:
@@ -62,16 +65,53 @@ class Places:
         return self._moved[device]
 
 
-def _places(there: Tensor, wanted: Tensor, one: Metric, sample: str) -> Int[Tensor, " row"]:
+def _places(there: Tensor, wanted: Tensor, metric: Metric, sample: str) -> Int[Tensor, " row"]:
     there = there[there >= 0]
     at = torch.searchsorted(there, wanted)
     if len(wanted) and (int(at.max()) >= len(there) or not torch.equal(there[at], wanted)):
         raise CorelensError(
-            f"{one.key} of sample {sample!r} wants rows {wanted.tolist()}, the run reads {there.tolist()}",
-            f"a run that reads the {one.rows} rows",
-            f"leave model.pattern_rows(…) out, or name {one.rows!r} in it",
+            f"{metric.key} of sample {sample!r} wants rows {wanted.tolist()}, the run reads {there.tolist()}",
+            f"a run that reads the {metric.rows} rows",
+            f"leave model.pattern_rows(…) out, or name {metric.rows!r} in it",
         )
     return at
+
+
+class Masses:
+    """What every row of a run puts on the sets of keys that metrics need, layer by layer.
+
+    Args:
+        token_maps: of the running batch.
+        columns: what is wanted: (whether visual sinks are "kept" or "left_out", the set of keys and its reduction).
+        sinks: per sample which of its visual tokens are sinks, as indices into `token_map.visual`.
+    """
+
+    def __init__(
+        self, token_maps: Sequence[TokenMap], columns: Sequence[tuple[str, Column]], sinks: Sequence[Tensor] | None
+    ):
+        self._columns = list(columns)
+        variants = {"kept": list(token_maps)}
+        if sinks is not None:
+            variants["left_out"] = [without(*of_sample) for of_sample in zip(token_maps, sinks, strict=True)]
+        each = [key_weights(variants[variant], [column]) for variant, column in self._columns]
+        self._weights = {torch.device("cpu"): torch.cat(each, dim=-1)} if each else {}
+        self._of_layer: dict[int, Float[Tensor, "batch head row column"]] = {}
+
+    def read(self, layer: int, pattern: Float[Tensor, "batch head row key"]) -> None:
+        """Take the masses of one layer's rows."""
+        if not self._columns:
+            return
+        device = pattern.device
+        if device not in self._weights:
+            self._weights[device] = self._weights[torch.device("cpu")].to(device)
+        self._of_layer[layer] = masses(pattern, self._weights[device], [column for _, column in self._columns])
+
+    def fetch(self) -> dict[tuple[str, Column], Float[Tensor, "layer batch head row"]]:
+        """The masses of all layers, on the CPU: the one place that waits for the device."""
+        if not self._of_layer:
+            return {}
+        stacked = _stacked([self._of_layer[layer] for layer in sorted(self._of_layer)])
+        return dict(zip(self._columns, stacked.unbind(-1), strict=True))
 
 
 @dataclass
@@ -80,14 +120,12 @@ class _Batch:
 
     Args:
         places: of the rows.
-        weights: [batch, pos, set] of the sets that metrics ask for, by device.
-        masses: by layer, what every row puts on each of the sets, [batch, head, row, set].
-        scores: by layer and sample, {key: [part, head]} of the metrics that ask for more than masses.
+        masses: what the rows put on the sets of keys.
+        scores: by layer and sample, {key: [part, head]} of the metrics that need more than masses.
     """
 
     places: Places
-    weights: dict[torch.device, Tensor]
-    masses: dict[int, Float[Tensor, "batch head row set"]] = field(default_factory=dict)
+    masses: Masses
     scores: dict[int, list[dict[str, Float[Tensor, "part head"]]]] = field(default_factory=dict)
 
 
@@ -98,21 +136,23 @@ class Record:
     those that the metrics ask for, unless `model.pattern_rows` says otherwise.
 
     Args:
-        metrics: row-based ones; those that need more (see `Metric.needs`) get it from the two below.
+        metrics: row-based ones; those that need more than rows (see `Metric.needs`) get it from the three below.
         w_o: layer → W_O [head, d_head, d_model] (or `value_mass.same_norms` of it), for metrics that need values.
         null: from a run of the same samples under the null question, for metrics that need it.
+        sinks: per sample of the batch which of its visual tokens are sinks, for metrics that leave them out.
     """
 
     def __init__(
-        self, metrics: Sequence[Metric], w_o: Callable[[int], Tensor] | None = None, null: "NullRows | None" = None
-    ):
-        self.metrics, self._w_o, self._null = list(metrics), w_o, null
-        self._sets = sorted({name for one in self.metrics for name in one.sets})
-        self._of_rows = [one for one in self.metrics if not one.sets]
+        self, metrics: Sequence[Metric], w_o: Callable[[int], Tensor] | None = None, null: "NullRows | None" = None,
+        sinks: Sequence[Tensor] | None = None,
+    ):  # fmt: skip
+        self.metrics, self._w_o, self._null, self._sinks = list(metrics), w_o, null, sinks
+        self._columns = list(dict.fromkeys((m.sinks, column) for m in self.metrics for column in m.columns))
+        self._of_layer = [m for m in self.metrics if not m.of_masses]
         self._batch: _Batch | None = None
         self._step: Tensor | None = None  # the rows that the step reads: while it is the same tensor, so is the step
         self._values: Tensor | None = None
-        self._done: dict[str, list[Float[np.ndarray, "part layer head"]]] = {one.key: [] for one in self.metrics}
+        self._done: dict[str, list[Float[np.ndarray, "part layer head"]]] = {m.key: [] for m in self.metrics}
         self._samples: list[str] = []
 
         def record_rows(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
@@ -123,7 +163,7 @@ class Record:
 
         record_rows.rows = "+".join(dict.fromkeys(m.rows for m in self.metrics))  # type: ignore[attr-defined]
         self.hooks: list[Hook] = [(_rows_points, record_rows)]
-        if any(m.needs == "values" for m in self.metrics):
+        if any(m.needs_values for m in self.metrics):
             self.hooks.insert(0, (_value_points, record_values))
 
     def _read(self, pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
@@ -132,40 +172,38 @@ class Record:
             self._finish()
             if int(hook.ctx["positions"][0]) == 0:
                 places = Places(hook, self.metrics)
-                self._batch = _Batch(places, {torch.device("cpu"): set_weights(places.token_maps, self._sets)})
+                self._batch = _Batch(places, Masses(places.token_maps, self._columns, self._sinks))
         batch = self._batch
         if batch is None:  # a decode step: what is scored is the prompt
             return
-        layer, places, device = hook.layer(), batch.places, pattern.device
+        layer, places = hook.layer(), batch.places
         if places.numbers.step > 1:
             pattern = pattern[:: places.numbers.step]
-        if self._sets:
-            if device not in batch.weights:
-                batch.weights[device] = batch.weights[torch.device("cpu")].to(device)
-            heads = pattern.shape[1]
-            masses = torch.bmm(pattern.flatten(1, 2), batch.weights[device])
-            batch.masses[layer] = masses.unflatten(1, (heads, -1))
-        if self._of_rows:
-            batch.scores[layer] = [self._score(layer, i, pattern[i], at) for i, at in enumerate(places.on(device))]
+        batch.masses.read(layer, pattern)
+        if self._of_layer:
+            rows_of = enumerate(places.on(pattern.device))
+            batch.scores[layer] = [self._score(layer, i, pattern[i], rows) for i, rows in rows_of]
         self._values = None
 
     def _score(
         self, layer: int, sample: int, pattern: Float[Tensor, "head row key"], at: dict[str, Tensor]
     ) -> dict[str, Float[Tensor, "part head"]]:
-        """The metrics of one sample and layer that ask for more than masses."""
+        """The metrics of one sample and layer that need more than masses."""
         assert self._batch is not None
         token_map = self._batch.places.token_maps[sample]
-        rows = {name: pattern.index_select(1, at[name]) for name in dict.fromkeys(one.rows for one in self._of_rows)}
+        rows = {name: pattern.index_select(1, at[name]) for name in dict.fromkeys(m.rows for m in self._of_layer)}
         scores = {}
-        for one in self._of_rows:
-            extra: dict[str, Any] = {}
-            if one.needs == "values" and self._values is not None and self._w_o is not None:
+        for m in self._of_layer:
+            inputs: dict[str, Any] = {"layer": layer}
+            if m.needs_values and self._values is not None and self._w_o is not None:
                 values = self._values[self._batch.places.numbers[sample]].transpose(0, 1)
-                extra = {"values": values, "w_o": self._w_o(layer)}
-            elif one.needs == "null" and self._null is not None:
-                extra = self._null.of(layer, sample, one)
-            score = one.compute(rows[one.rows], token_map, layer=layer, **extra)
-            scores[one.key] = torch.stack(score if isinstance(score, tuple) else (score,)).float()
+                inputs |= {"values": values, "w_o": self._w_o(layer)}
+            if m.needs_null and self._null is not None:
+                inputs |= self._null.pattern_of(layer, sample, m)
+            leave_out = self._sinks is not None and m.sinks == "left_out"
+            own_map = without(token_map, self._sinks[sample]) if leave_out else token_map  # type: ignore[index]
+            score = m(rows[m.rows], own_map, **inputs)
+            scores[m.key] = torch.stack(score if isinstance(score, tuple) else (score,)).float()
         return scores
 
     def _finish(self) -> None:
@@ -173,36 +211,41 @@ class Record:
         batch, self._batch = self._batch, None
         if batch is None:
             return
-        layers = sorted(batch.masses or batch.scores)
-        masses = _stacked([batch.masses[layer] for layer in layers]) if self._sets else None
+        of_rows = batch.masses.fetch()
         more = {
-            one.key: _stacked([torch.stack([of[one.key] for of in batch.scores[layer]]) for layer in layers])
-            for one in self._of_rows
+            m.key: _stacked([torch.stack([s[m.key] for s in batch.scores[layer]]) for layer in sorted(batch.scores)])
+            for m in self._of_layer
         }
         for i, token_map in enumerate(batch.places.token_maps):
-            for one in self.metrics:
-                if masses is not None and one.sets:
-                    mine = masses[:, i].index_select(2, batch.places.at[i][one.rows])  # [layer, head, row, set]
-                    parts = one.of_masses(dict(zip(self._sets, mine.unbind(-1), strict=True)), token_map)
+            for m in self.metrics:
+                if m.of_masses:
+                    inputs: dict[str, Any] = {"token_map": token_map}
+                    for column in m.columns:
+                        every_row = of_rows[m.sinks, column][:, i]  # [layer, head, row]
+                        inputs[column.tokens] = every_row.index_select(-1, batch.places.at[i][m.rows])
+                    if m.needs_null and self._null is not None:
+                        inputs[NULL_MASS] = self._null.evidence_of(i, m)
+                    score = m.score(inputs, token_map.id)
+                    parts = torch.stack(score if isinstance(score, tuple) else (score,))  # [part, layer, head]
                 else:
-                    parts = more[one.key][:, i].transpose(0, 1)
+                    parts = more[m.key][:, i].transpose(0, 1)
                 for part in parts:
-                    check_finite(part, one, token_map.id)
-                self._done[one.key].append(parts.numpy())
+                    check_finite(part, m, token_map.id)
+                self._done[m.key].append(parts.numpy())
             self._samples.append(token_map.id)
 
-    def per_sample(self, one: Metric) -> Float[np.ndarray, "sample part layer head"]:
+    def per_sample(self, metric: Metric) -> Float[np.ndarray, "sample part layer head"]:
         """The raw numbers of one metric; `part` is 1, or 2 for a ratio's numerator and denominator."""
         self._finish()
         if not self._samples:
             raise CorelensError("a record of no run", "scores() after a run under record.hooks", "run the model first")
-        return np.stack(self._done[one.key])
+        return np.stack(self._done[metric.key])
 
     def scores(self, meta: dict[str, Any] | None = None) -> dict[str, HeadScores]:
         """The scores of all heads, {key: HeadScores}."""
-        raw = {one.key: self.per_sample(one) for one in self.metrics}
+        raw = {m.key: self.per_sample(m) for m in self.metrics}
         about = {"samples": list(self._samples), **(meta or {})}
-        return {one.key: head_scores(one, raw[one.key], describe(one) | about) for one in self.metrics}
+        return {m.key: head_scores(m, raw[m.key], describe(m) | about) for m in self.metrics}
 
 
 def _stacked(layers: list[Tensor]) -> Tensor:
@@ -210,36 +253,69 @@ def _stacked(layers: list[Tensor]) -> Tensor:
     return torch.stack([layer.to(layers[0].device) for layer in layers]).cpu()
 
 
-def describe(one: Metric) -> dict[str, Any]:
-    """What a result says of its metric."""
-    return {"metric": one.name, "key": one.key, "rows": one.rows, "reduce": one.reduce, "options": one.options}
+def describe(metric: Metric) -> dict[str, Any]:
+    """What a result says of its metric; `over_samples` is how samples were reduced ("samples" are their names)."""
+    return {
+        "metric": metric.name,
+        "key": metric.key,
+        "rows": metric.rows,
+        "keys": metric.keys or ("sum" if metric.columns else ""),
+        "reduce": metric.reduce or "",
+        "over_samples": metric.samples,
+        "sinks": metric.sinks,
+        "options": dict(metric.options),
+    }
 
 
 class NullRows:
-    """What a run under the null question leaves for its metrics: the rows they want, over the regions' keys alone."""
+    """What a run under the null question leaves for its metrics: masses, and the rows over the regions' keys alone.
 
-    def __init__(self, metrics: Sequence[Metric]):
-        self._metrics = list(metrics)
+    Args:
+        metrics: those that need it.
+        sinks: as for `Record`.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], sinks: Sequence[Tensor] | None = None):
+        self._metrics, self._sinks = list(metrics), sinks
+        self._columns = list(
+            dict.fromkeys((m.sinks, Column("evidence", m.keys or "sum")) for m in self._metrics if NULL_MASS in m.needs)
+        )
         self._places: Places | None = None
+        self._masses: Masses | None = None
+        self._fetched: dict[tuple[str, Column], Float[Tensor, "layer batch head row"]] | None = None
         self._maps: list[TokenMap] = []
         self._rows: dict[tuple[int, int, str], Float[Tensor, "head row key"]] = {}  # (layer, sample, rows)
 
         def keep_regions(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+            pattern = pattern.detach()
             if self._places is None:
                 self._places = Places(hook, self._metrics)
+                self._masses = Masses(self._places.token_maps, self._columns, self._sinks)
                 self._maps = [_region_only(token_map) for token_map in self._places.token_maps]
+            assert self._masses is not None
+            self._masses.read(hook.layer(), pattern)
+            if all(NULL_MASS in m.needs for m in self._metrics):
+                return
             for i, at in enumerate(self._places.on(pattern.device)):
                 region = self._places.token_maps[i].region.to(pattern.device)
                 for rows, where in at.items():
-                    kept = pattern[i].detach().index_select(1, where).index_select(2, region)
-                    self._rows[hook.layer(), i, rows] = kept
+                    region_rows = pattern[i].index_select(1, where).index_select(2, region)
+                    self._rows[hook.layer(), i, rows] = region_rows
 
-        keep_regions.rows = "+".join(dict.fromkeys(one.rows for one in self._metrics))  # type: ignore[attr-defined]
+        keep_regions.rows = "+".join(dict.fromkeys(m.rows for m in self._metrics))  # type: ignore[attr-defined]
         self.hooks: list[Hook] = [(_rows_points, keep_regions)]
 
-    def of(self, layer: int, sample: int, one: Metric) -> dict[str, Any]:
-        """What a metric with needs="null" is given."""
-        return {"null_pattern": self._rows[layer, sample, one.rows], "null_token_map": self._maps[sample]}
+    def pattern_of(self, layer: int, sample: int, metric: Metric) -> dict[str, Any]:
+        """`null_pattern` and `null_token_map` of one sample and layer."""
+        return {"null_pattern": self._rows[layer, sample, metric.rows], "null_token_map": self._maps[sample]}
+
+    def evidence_of(self, sample: int, metric: Metric) -> Float[Tensor, "layer head row"]:
+        """`null_evidence` of one sample: what the rows put on the region, in all layers."""
+        assert self._places is not None and self._masses is not None
+        if self._fetched is None:
+            self._fetched = self._masses.fetch()
+        every_row = self._fetched[metric.sinks, Column("evidence", metric.keys or "sum")][:, sample]
+        return every_row.index_select(-1, self._places.at[sample][metric.rows])
 
 
 def _region_only(token_map: TokenMap) -> TokenMap:
@@ -276,10 +352,10 @@ def _argmax(row: Float[Tensor, "batch head key"]) -> Int[Tensor, "batch head"]:
 
 def record(metrics: Iterable[AnyMetric]) -> Record:
     """A record of several metrics from the same rows of the same runs (those that need rows alone)."""
-    chosen = [metric(one) for one in metrics]
-    for one in chosen:
-        if one.needs:
-            raise CorelensError(f"{one.key} in a record", "metrics of attention rows alone", "use cl.score_heads")
+    chosen = [metric(wanted) for wanted in metrics]
+    for m in chosen:
+        if not m.needs_rows_alone:
+            raise CorelensError(f"{m.key} in a record", "metrics of attention rows alone", "use cl.score_heads")
     return Record(chosen)
 
 
@@ -291,6 +367,10 @@ class RecordRAM(Record):
         return super().scores(meta)[self.metrics[0].key]
 
 
-def record_ram(rows: str = "question", reduce: str = "max") -> RecordRAM:
-    """Record RAM in any run: `r = cl.record_ram(); model.run_with_hooks(inputs, fwd_hooks=r.hooks); r.scores()`."""
+def record_ram(rows: str = "question", reduce: str = "mean") -> RecordRAM:
+    """Record RAM in any run: `r = cl.record_ram(); model.run_with_hooks(inputs, fwd_hooks=r.hooks); r.scores()`.
+
+    Args:
+        rows, reduce: as for `cl.metric("ram", …)`; by default RAM as published, the mean over the question's tokens.
+    """
     return RecordRAM([metric("ram", rows=rows, reduce=reduce)])

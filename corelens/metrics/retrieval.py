@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.metrics.copying import copied_regions
+from corelens.metrics.definition import Metric
 from corelens.tokens.token_map import TokenMap
 
 
@@ -36,3 +37,8 @@ def retrieval(
             inside = torch.cat([token_map.regions[i] for i in regions]).to(looked.device)
             hits += torch.isin(looked[:, step], inside)
     return hits, torch.full_like(hits, copied)
+
+
+RETRIEVAL = Metric(
+    "retrieval", retrieval, needs=("looked", "token_map", "steps", "texts"), rows="generated", ratio=True
+)

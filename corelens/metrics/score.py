@@ -24,9 +24,12 @@ from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
 from corelens.inputs.each import OnError, usable
 from corelens.inputs.prepare import Sample
+from corelens.metrics.definition import Metric, check_finite
+from corelens.metrics.over_samples import head_scores
 from corelens.metrics.record import AnyMetric, LookedAt, NullRows, Record, describe
-from corelens.metrics.registry import Metric, check_finite, head_scores, metric
+from corelens.metrics.registry import metric
 from corelens.metrics.runs import RunFolder, pictures, pixels, sample_hash, weight_hash
+from corelens.metrics.sinks import visual_sinks
 from corelens.metrics.value_mass import same_norms
 
 NULL_QUESTION = "N/A"  # of QRHead's calibration, arXiv 2506.09944
@@ -49,8 +52,8 @@ def score_heads(
     Args:
         model: a HookedMLLM.
         samples: questions with regions.
-        metrics: names ("ram", "lift" …), `cl.metric("ram", rows="last")`, or your own f(pattern [head, row, key],
-            token_map) → [head].
+        metrics: names ("ram", "lift" …), `cl.metric("ram", rows="last")`, or your own: f(pattern [head, row, key],
+            token_map) → [head], or a `Metric`. By default RAM as published: question rows, mean.
         batch_size: samples a forward; samples of similar size share one.
         out: a run folder: results are kept after every batch, and a run that was stopped goes on. Processes started
             by `accelerate launch` share the work through it.
@@ -69,7 +72,7 @@ def score_heads(
         CorelensError: a sample without what a metric needs; a run folder of another run; attention that is not finite.
     """
     wanted = [metrics] if isinstance(metrics, str | Metric) or callable(metrics) else list(metrics)
-    chosen = [metric(one) for one in wanted]
+    chosen = [metric(name) for name in wanted]
     samples = [samples] if isinstance(samples, Sample) else samples
     if not samples or not chosen:
         raise CorelensError(
@@ -78,9 +81,9 @@ def score_heads(
             "give questions with regions, for instance cl.synthetic('refer', 200)",
         )
     samples, skipped = usable(samples, partial(_check_scores, model, chosen), on_error)
-    for one in chosen:
+    for m in chosen:
         for sample in samples:
-            _check_has_what_it_takes(sample, one)
+            _check_has_what_it_takes(sample, m)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and out is None:
         raise CorelensError(f"{world} processes without a run folder", "out='run/'", "they share the work through it")
@@ -89,7 +92,7 @@ def score_heads(
     if out is not None:
         if hooks:
             raise CorelensError("out= together with hooks=", "one of them", "a run folder cannot tell hooks apart")
-        keys = [one.key for one in chosen]
+        keys = [m.key for m in chosen]
         same = {key: told[key] for key in ("model", "weight_hash", "dtype", "sample_hash")}
         folder = RunFolder(
             out, same | {"metrics": keys, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "n": len(samples)}
@@ -110,12 +113,12 @@ def score_heads(
         _wait_for_others(world)
         merged = folder.merged(len(samples))
     else:
-        merged = {one.key: np.stack([results[i][one.key] for i in range(len(samples))]) for one in chosen}
+        merged = {m.key: np.stack([results[i][m.key] for i in range(len(samples))]) for m in chosen}
     worlds = {sample.meta.get("world") for sample in samples}
     data = data or (str(worlds.pop()) if len(worlds) == 1 and None not in worlds else None)
     meta = told | {"data": data, "samples": [sample.id for sample in samples]}
     meta |= {"skipped": skipped} if skipped else {}
-    scores = {one.key: head_scores(one, merged[one.key], describe(one) | meta) for one in chosen}
+    scores = {m.key: head_scores(m, merged[m.key], describe(m) | meta) for m in chosen}
     if folder is not None and rank == 0:
         (folder.path / "scores").mkdir(exist_ok=True)
         for key, score in scores.items():
@@ -132,51 +135,53 @@ def _score_batch(
     w_o: Callable[[int], Tensor],
 ) -> dict[str, np.ndarray]:
     """{key: [sample, part, layer, head]} of one batch."""
-    found: dict[str, np.ndarray] = {}
-    of_rows = [one for one in metrics if one.needs != "decode"]
-    of_null = [one for one in of_rows if one.needs == "null"]
-    of_steps = [one for one in metrics if one.needs == "decode"]
+    raw: dict[str, np.ndarray] = {}
+    of_rows = [m for m in metrics if not m.needs_answering]
+    of_null = [m for m in of_rows if m.needs_null]
+    of_steps = [m for m in metrics if m.needs_answering]
     if of_rows:
-        null = NullRows(of_null) if of_null else None
+        leave_out = any(m.sinks == "left_out" for m in of_rows)
+        sinks = visual_sinks(model, samples, batch_size=len(samples), hooks=hooks).tokens if leave_out else None
+        null = NullRows(of_null, sinks) if of_null else None
         if null is not None:
-            answer = any("answer" in one.rows for one in of_null)
+            answer = any("answer" in m.rows for m in of_null)
             asked = model.prepare([replace(sample, question=NULL_QUESTION) for sample in samples], answer=answer)
             model.run_with_hooks(asked, fwd_hooks=[*hooks, *null.hooks], return_type=None)
-        recorded = Record(of_rows, w_o, null)
-        inputs = model.prepare(samples, answer=any("answer" in one.rows for one in of_rows))
+        recorded = Record(of_rows, w_o, null, sinks)
+        inputs = model.prepare(samples, answer=any("answer" in m.rows for m in of_rows))
         model.run_with_hooks(inputs, fwd_hooks=[*hooks, *recorded.hooks], return_type=None)
-        found |= {one.key: recorded.per_sample(one) for one in of_rows}
+        raw |= {m.key: recorded.per_sample(m) for m in of_rows}
     if of_steps:
-        found |= _score_steps(model, samples, of_steps, hooks, max_new_tokens)
-    return {one.key: found[one.key] for one in metrics}
+        raw |= _score_steps(model, samples, of_steps, hooks, max_new_tokens)
+    return {m.key: raw[m.key] for m in metrics}
 
 
 def _check_scores(model: Any, metrics: Sequence[Metric], sample: Sample) -> None:
     """Raise for a sample that these metrics cannot score, without running the model."""
-    for one in metrics:
-        _check_has_what_it_takes(sample, one)
-    token_map = model.prepare(sample, answer=any("answer" in one.rows for one in metrics)).token_maps[0]
-    for one in metrics:
-        if one.needs != "decode":
-            one.row_positions(token_map)
+    for m in metrics:
+        _check_has_what_it_takes(sample, m)
+    token_map = model.prepare(sample, answer=any("answer" in m.rows for m in metrics)).token_maps[0]
+    for m in metrics:
+        if not m.needs_answering:
+            m.row_positions(token_map)
 
 
-def _check_has_what_it_takes(sample: Sample, one: Metric) -> None:
+def _check_has_what_it_takes(sample: Sample, metric: Metric) -> None:
     """Raise for what a metric needs and a sample lacks, before anything has run."""
-    rows = [name.strip() for name in one.rows.split("+")]
+    rows = [name.strip() for name in metric.rows.split("+")]
     lacks = None
-    if one.spec.region and not sample.regions:
+    if metric.region and not sample.regions:
         lacks = "without a region", "a sample that says where the evidence is", "Sample(regions=[Box(x0, y0, x1, y1)])"
     elif "question" in rows and sample.question is None and sample.messages is None:
         lacks = "without a question", "a sample whose question's rows can be read", "Sample(question=…), or rows='last'"
     elif "answer" in rows and sample.answer is None:
         lacks = "without an answer", "a sample whose answer's rows can be read", "Sample(answer=…), or rows='last'"
-    elif one.needs == "decode" and not all(region.text for region in sample.regions):
+    elif metric.needs_answering and not all(region.text for region in sample.regions):
         lacks = "with a region without text", "the text that stands in each region", 'Box(…, text="Total 7")'
-    elif one.needs == "null" and sample.messages is not None:
+    elif (metric.needs_null or metric.sinks == "left_out") and sample.messages is not None:
         lacks = "which is a chat", "a question that can be replaced by the null question", "images= and question="
     if lacks:
-        raise CorelensError(f"{one.key}: sample {sample.id!r} {lacks[0]}", *lacks[1:])
+        raise CorelensError(f"{metric.key}: sample {sample.id!r} {lacks[0]}", *lacks[1:])
 
 
 def _score_steps(
@@ -188,18 +193,18 @@ def _score_steps(
     with model.hooks(fwd_hooks=[*hooks, *looked.hooks]):
         written = model.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False).cpu()
     keys, special = looked.keys(), set(model.tokenizer.all_special_ids)
-    found: dict[str, list[np.ndarray]] = {one.key: [] for one in metrics}
+    per_metric: dict[str, list[np.ndarray]] = {m.key: [] for m in metrics}
     for i, (sample, token_map) in enumerate(zip(samples, inputs.token_maps, strict=True)):
         steps = ["" if token in special else model.tokenizer.decode([token]) for token in written[i].tolist()]
         texts = [region.text for region in sample.regions]
-        for one in metrics:
-            check_finite(torch.where(keys[:, i] < 0, torch.nan, 0.0).sum(-1), one, sample.id)
+        for m in metrics:
+            check_finite(torch.where(keys[:, i] < 0, torch.nan, 0.0).sum(-1), m, sample.id)
             layers = []
-            for layer, of_layer in enumerate(keys[:, i, :, : len(steps)]):
-                score = one.compute(of_layer, token_map, layer=layer, steps=steps, texts=texts)
+            for of_layer in keys[:, i, :, : len(steps)]:
+                score = m(None, token_map, looked=of_layer, steps=steps, texts=texts)
                 layers.append(torch.stack(score if isinstance(score, tuple) else (score,)))
-            found[one.key].append(torch.stack(layers, dim=1).float().numpy())
-    return {key: np.stack(values) for key, values in found.items()}
+            per_metric[m.key].append(torch.stack(layers, dim=1).float().numpy())
+    return {key: np.stack(values) for key, values in per_metric.items()}
 
 
 def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corelens.metrics.definition import Metric
 from corelens.metrics.mass import over_rows
 from corelens.tokens.token_map import TokenMap
 
@@ -13,9 +14,9 @@ def value_mass(
     token_map: TokenMap,
     values: Float[Tensor, "kv_head key d_head"],
     w_o: Float[Tensor, "head d_head d_out"],
-    reduce: str = "max",
+    reduce: str = "mean",
 ) -> Float[Tensor, " head"]:
-    """max_{i ∈ rows} Σ_{j ∈ G} w_j ‖A_ij v_j W_O‖₂, or the mean over rows; in the residual stream's unit (a norm).
+    """mean_{i ∈ rows} Σ_{j ∈ G} w_j ‖A_ij v_j W_O‖₂, or the maximum over rows; in the residual stream's unit (a norm).
 
     An attention sink is looked at with a tiny value: attention mass counts it, this does not. Source: the norm-based
     analysis of Kobayashi et al. 2020 (arXiv 2004.10102), summed over the region.
@@ -26,9 +27,9 @@ def value_mass(
     """
     region = token_map.region.to(values.device)
     group = pattern.shape[0] // values.shape[0]
-    chosen = values.index_select(1, region).float().repeat_interleave(group, dim=0)
+    region_values = values.index_select(1, region).float().repeat_interleave(group, dim=0)
     # A is a non-negative number, so it leaves the norm: one norm a key instead of one a row and key
-    norms = torch.linalg.vector_norm(torch.bmm(chosen, w_o.to(chosen)), dim=-1).to(pattern.device)
+    norms = torch.linalg.vector_norm(torch.bmm(region_values, w_o.to(region_values)), dim=-1).to(pattern.device)
     weight = token_map.region_weight.to(pattern.device) * norms  # [head, region]
     return over_rows((pattern.index_select(-1, region.to(pattern.device)) * weight[:, None]).sum(-1), reduce)
 
@@ -42,3 +43,6 @@ def same_norms(w_o: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "head
     if w_o.shape[1] >= w_o.shape[2]:
         return w_o
     return torch.linalg.qr(w_o.transpose(1, 2), mode="r").R.transpose(1, 2).contiguous()
+
+
+VALUE_MASS = Metric("value_mass", value_mass, needs=("pattern", "token_map", "values", "w_o"), reduce="mean")

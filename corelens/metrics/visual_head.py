@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.metrics.copying import copied_regions
+from corelens.metrics.definition import Metric
 from corelens.tokens.token_map import TokenMap
 
 
@@ -40,3 +41,12 @@ def share_of_all(parts: Float[np.ndarray, "part sample layer head"]) -> Float[np
     """Per-sample scores over the sum of their mean, so that the mean sums to 1; all zero if nothing was hit."""
     total = parts[0].mean(0, dtype=np.float64).sum()
     return (parts[0] / (total or 1)).astype(np.float32)
+
+
+VISUAL_HEAD = Metric(
+    "visual_head",
+    visual_head,
+    needs=("looked", "token_map", "steps", "texts"),
+    rows="generated",
+    finish=share_of_all,
+)

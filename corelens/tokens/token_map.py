@@ -16,7 +16,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.tokens.regions import Region, Tube
 
-WORDS = ("question", "last", "answer", "visual", "region", "text", "all")
+WORDS = ("question", "last", "answer", "visual", "region", "text", "template", "all")
 NAMES = (*WORDS, "image:1", "frame:3", "thumbnail", "tile:0")
 THUMBNAIL = -1  # the number of the view that shows the whole picture, beside tiles that show parts of it
 
@@ -121,6 +121,12 @@ class TokenMap:
         return keep.nonzero()[:, 0]
 
     @property
+    def template(self) -> Int[Tensor, " template"]:
+        """The text around the question: every text token but the question's, the answer's and the last row's."""
+        known = [self.last, *(self.parts[name] for name in ("question", "answer") if name in self.parts)]
+        return self.text[~torch.isin(self.text, torch.cat(known))]
+
+    @property
     def all(self) -> Int[Tensor, " real"]:
         """Every real token."""
         return self.real.nonzero()[:, 0]
@@ -185,8 +191,8 @@ class TokenMap:
         """Resolve a name, a sum of names or explicit positions to ascending positions in the padded row.
 
         Args:
-            spec: "question", "last", "answer", "visual", "region", "text", "all", "image:1", "frame:3", "thumbnail" or
-                "tile:0" (of every picture that is shown in such views), or several joined by "+" (an answer that was
+            spec: "question", "last", "answer", "visual", "region", "text", "template", "all", "image:1", "frame:3",
+                "thumbnail" or "tile:0" (of every picture that is shown in such views), or several joined by "+" (an answer that was
                 not prepared is then left out); or ints, or a boolean mask [pos].
             rows: "answer" then means the rows that predict the answer's tokens, one before each.
 

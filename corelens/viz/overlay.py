@@ -76,7 +76,7 @@ def overlay(
     Args:
         model: a HookedMLLM. sample: a Sample. heads: a HeadSet, or what makes one.
         rows: whose attention: "question", "last", "answer", a sum of names, or positions.
-        reduce: "max" shows the row that RAM counts, the one that puts most on the region (on the picture, if there
+        reduce: "max" shows one row, the one that puts most on the region (on the picture, if there
             is no region); "mean" the mean of the rows.
         smooth: blur the patches' edges; by default a patch is a square.
         frames: at most so many frames of a video, evenly spaced.
@@ -198,13 +198,13 @@ def _entitle(ax: Axes, name: str, row: str, seen: str) -> None:
 
 
 def looks_hardest(pattern: Float[Tensor, "row key"], token_map: TokenMap) -> int:
-    """Which row RAM counts: the one that puts most on the region (on the picture, if there is no region)."""
+    """Which row puts most on the region (on the picture, if there is no region)."""
     target = token_map.region if token_map.regions else token_map.visual
     return int(pattern[:, target].sum(-1).argmax())
 
 
 def chosen_row(pattern: Float[Tensor, "row key"], token_map: TokenMap, reduce: str = "max") -> tuple[Tensor, str]:
-    """The row that RAM counts (or the mean of the rows), and in words what it puts on the region and the picture."""
+    """The row that puts most on the region (or the mean of rows), and in words what it puts on region and picture."""
     if reduce == "mean":
         weights = pattern.mean(0)
     elif reduce == "max":

@@ -1,0 +1,102 @@
+"""The command `corelens rows`: which rows the answer hangs on; and what other commands say of it."""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from corelens.cli.shared import BatchSize, Data, Dtype, Json, Model, Seed, open_data, open_model, open_scores
+
+FILE = "rows.json"  # in a run folder of `corelens score`
+SAMPLES = 40  # of those that heads are scored on; each group of rows is one more run of them
+
+
+def add_rows(app: typer.Typer) -> None:
+    """Give the command line its `rows`."""
+
+    @app.command()
+    def rows(
+        model: Model,
+        data: Data,
+        scores: Annotated[Path | None, typer.Option(help="A run folder of `corelens score`: is it read there?")] = None,
+        tokens: Annotated[bool, typer.Option(help="Also each token of the question alone.")] = True,
+        n: Annotated[int, typer.Option(help="How many samples.", min=1)] = 100,
+        seed: Seed = 1,
+        batch_size: BatchSize = 32,
+        dtype: Dtype = "auto",
+        out: Annotated[Path | None, typer.Option(help="A JSON file.")] = None,
+        json: Json = False,
+    ) -> None:
+        """Which rows the answer hangs on: the evidence is cut off from all heads, row group by row group.
+
+        Heads should be ranked where a cut costs something: elsewhere they look, and the answer does not need it. Use
+        the samples that heads are scored on (the default seed is that of `score`), not those that are tested.
+
+        Example: `corelens rows qwen3vl-s refer`
+        """
+        from corelens.evaluation.where_read import where_read
+
+        hooked = open_model(model, dtype)
+        costs = where_read(hooked, open_data(data, n, seed)[:n], tokens, batch_size)
+        costs.meta |= {"model": model, "data": data, "seed": seed}
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            costs.save(out)
+        if json:
+            typer.echo(json_module.dumps(costs.to_json()))
+            return
+        print_costs(costs)
+        if scores is not None:
+            print_advice(costs, [open_scores(scores, None)])
+        if out is not None:
+            Console().print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def measured(model: Any, samples: Any) -> Any:
+    """The RowCosts of the first samples that have a region and an answer; None if there are none."""
+    from corelens.evaluation.where_read import where_read
+
+    usable = [sample for sample in samples if sample.regions and sample.answer is not None][:SAMPLES]
+    return where_read(model, usable, tokens=False) if usable else None
+
+
+def stored(run: Path) -> Any:
+    """The RowCosts that `corelens score` left in its run folder; None if there are none."""
+    from corelens.evaluation.where_read import RowCosts
+
+    file = (run if run.is_dir() else run.parent.parent) / FILE
+    return RowCosts.load(file) if file.is_file() else None
+
+
+def print_costs(costs: Any) -> None:
+    """A table of the groups."""
+    table = Table(caption=f"accuracy with nothing cut off: {costs.clean}".replace("[", r"\["))
+    table.add_column("rows", no_wrap=True)
+    table.add_column("n", justify="right")
+    for name in ("accuracy lost", "log-probability lost"):
+        table.add_column(escape(f"{name} [95% CI]"), justify="right", no_wrap=True)
+    for row in costs.table():
+        table.add_row(*map(escape, row), style="bold" if row[0] == costs.rows else None)
+    Console(highlight=False).print(table)
+
+
+def print_short(costs: Any) -> None:
+    """One line: what each named group costs."""
+    from corelens.evaluation.where_read import NAMES, points
+
+    groups = ", ".join(f"{name} {points(costs.costs[name])}" for name in NAMES if name in costs.costs)
+    line = (
+        f"evidence cut off from all heads at these rows costs: {groups} (n={costs.meta['n']}, accuracy {costs.clean})"
+    )
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_advice(costs: Any, scores: list[Any]) -> None:
+    """A warning for each ranking that is read at rows that the answer does not need; none twice."""
+    for advice in dict.fromkeys(costs.advice(ranking) for ranking in scores):
+        if advice:
+            Console().print(f"[bold]note:[/bold] {escape(advice)}", highlight=False, soft_wrap=True)

@@ -1,0 +1,40 @@
+"""Which arrays are scores: finite numbers, NaN only where the model has no such head."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from corelens.errors import CorelensError
+
+
+def numbers(x: Any, name: str, ndim: int) -> np.ndarray:
+    """The array as float32 of `ndim` dimensions without infinities."""
+    x = np.asarray(x, dtype=np.float32)
+    if x.ndim != ndim:
+        raise shapes(f"{name} of shape {x.shape}")
+    _check(x, name, np.isinf(x))
+    return x
+
+
+def check_missing(x: np.ndarray, name: str, exists: Bool[np.ndarray, "layer head"]) -> None:
+    """Raise unless a head is NaN in all of its numbers, where it does not exist, or in none."""
+    _check(x, name, np.isnan(x) & ~np.isnan(x).all(axis=0))
+    _check(x, name, np.isnan(x) & exists)
+
+
+def _check(x: np.ndarray, name: str, wrong: np.ndarray) -> None:
+    if wrong.any():
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise CorelensError(
+            f"{name}{list(where)} is {x[where]}",
+            "finite scores (NaN only for a head that does not exist, then in every sample)",
+            "look for NaN in the attention of that layer and head: half-precision overflow is the usual cause",
+        )
+
+
+def shapes(given: str) -> CorelensError:
+    """The error for arrays that are not of one model."""
+    return CorelensError(
+        given, "[layer, head] and [sample, layer, head] of one model", "compare scores of one model only"
+    )
