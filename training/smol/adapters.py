@@ -52,4 +52,3 @@ class HeadDropout:
         (z,) = args
         kept = (torch.rand(len(z), 1, self._heads, 1) >= self.share).to(z.dtype) / (1 - self.share)
         return ((z.unflatten(-1, (self._heads, -1)) * kept).flatten(-2),)
-

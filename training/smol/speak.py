@@ -22,7 +22,7 @@ from corelens.data import synthetic
 from training.smol.adapters import HeadDropout, adapt
 from training.smol.asked import Chat, draw_chat
 from training.smol.see import squeeze
-from training.smol.tower import MERGE, build_tower, features, pixels_of
+from training.smol.tower import build_tower, features, pixels_of
 
 CHECKED = ("refer", "compare", "hop")
 TOKENS = 64
@@ -94,7 +94,9 @@ def validation(speaker: Speaker, n: int, seed: int, batch: int = 25) -> dict[str
         samples = synthetic(world, n, seed=seed, split="validation")
         right = 0
         for first in range(0, n, batch):
-            chats = [Chat(squeeze(s.images[0]), [(s.question, s.answer)], world) for s in samples[first : first + batch]]
+            chats = [
+                Chat(squeeze(s.images[0]), [(s.question, s.answer)], world) for s in samples[first : first + batch]
+            ]
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 logits, gold, row = speaker.run(chats)
             wrong = set(row[logits.argmax(-1) != gold].tolist())

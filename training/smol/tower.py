@@ -128,7 +128,12 @@ def build_probes(sizes: dict[str, int]) -> nn.ModuleDict:
 
 
 def dense_loss(
-    tower: Any, connector: Any, probes: nn.ModuleDict, batch: dict[str, np.ndarray], named: Words, columns: dict[str, int]
+    tower: Any,
+    connector: Any,
+    probes: nn.ModuleDict,
+    batch: dict[str, np.ndarray],
+    named: Words,
+    columns: dict[str, int],
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """The probes' loss, the connector's (mean squared error over the target's mean square), and the share right."""
     hidden = features(tower, pixels_of(batch["images"]))
@@ -148,6 +153,9 @@ def dense_loss(
         marks[key] = (logits.argmax(-1) == gold)[there].float().mean().item()
     if (labels[:, columns["colour"]] == IGNORED).all():
         return loss, visual.new_zeros(()), marks
-    gold = {k: labels[:, columns[k]].masked_fill(labels[:, columns[k]] == IGNORED, len(t) - 1) for k, t in named.tables.items()}
+    gold = {
+        k: labels[:, columns[k]].masked_fill(labels[:, columns[k]] == IGNORED, len(t) - 1)
+        for k, t in named.tables.items()
+    }
     target = named.target(gold)
     return loss, F.mse_loss(visual, target) / target.square().mean(), marks

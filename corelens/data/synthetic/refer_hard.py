@@ -110,7 +110,9 @@ def refer_hard(
         if turn:
             scene, query = _turned(scene, query, turn)
         published = smallest(objects) >= MINIMUM["objects"] and sides[0] >= MINIMUM["side"]
-        sample = query.sample("refer-hard", f"refer-hard-{seed}-{i:04d}", split=split, published=published, objects=describe(scene))
+        sample = query.sample(
+            "refer-hard", f"refer-hard-{seed}-{i:04d}", split=split, published=published, objects=describe(scene)
+        )
         sample.images = [paint(scene)]
         samples.append(sample)
     return samples
