@@ -120,8 +120,16 @@ def test_varied_wording_changes_words_alone(world):
 @pytest.mark.parametrize("world", ["compare", "hop"])
 @pytest.mark.parametrize(
     "options",
-    [{"objects": 3}, {"objects": 40}, {"forms": []}, {"forms": "sum"}, {"forms": ["mood"]}, {"wording": "loud"}]
-    + [{"sides": (96, 96)}, {"split": "exam"}],
+    [
+        {"objects": 3},
+        {"objects": 40},
+        {"forms": []},
+        {"forms": "sum"},
+        {"forms": ["mood"]},
+        {"wording": "loud"},
+        {"sides": (96, 96)},
+        {"split": "exam"},
+    ],
 )
 def test_impossible_scenes_and_options_say_what_to_do(world, options):
     with pytest.raises(CorelensError, match="to do"):

@@ -40,7 +40,7 @@ def squeeze(image: Image.Image) -> np.ndarray:
 
 def draw_dense(step: int, seed: int, batch: int, jitter: float) -> dict[str, np.ndarray]:
     """Pictures of one world in turn, with the labels of their tokens."""
-    from corelens.demo.dense import figure_labels, shape_labels, sheet
+    from training.dense import figure_labels, shape_labels, sheet
 
     images, labels = [], []
     for row in range(batch):
@@ -66,7 +66,7 @@ def draw_dense(step: int, seed: int, batch: int, jitter: float) -> dict[str, np.
 
 def see(out: Path, decoder: Any, tokenizer: Any, start: dict[str, torch.Tensor], steps: int, seed: int = 0) -> None:
     """Train for `steps`; state and log in `out`, resumed where they are."""
-    from corelens.demo.dense import LABELS
+    from training.dense import LABELS
     from training.optimizer import Optimizer
 
     columns = {key: i for i, key in enumerate(LABELS)}

@@ -36,6 +36,7 @@ class Speaker:
     def __init__(self, decoder: Any, tokenizer: Any, tower_state: Path) -> None:
         self.decoder, self.tokenizer = decoder, tokenizer
         decoder.requires_grad_(False)
+        decoder.set_attn_implementation("eager")  # quicker here than the fused kernels, but needs a mask
         self.tower, self.connector = build_tower(decoder.config)
         with safe_open(tower_state, "pt") as file:
             for name, part in (("tower", self.tower), ("connector", self.connector)):
@@ -82,7 +83,9 @@ class Speaker:
         around = self.around.expand(len(chats), 1, -1)
         embedded = torch.cat([opening, around, around, visual, around, self.lookup[ids]], 1)
         start = embedded.shape[1] - length
-        out = self.decoder.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        shape = (1, 1, embedded.shape[1], embedded.shape[1])
+        causal = torch.full(shape, torch.finfo(embedded.dtype).min, dtype=embedded.dtype).triu(1)
+        out = self.decoder.model(inputs_embeds=embedded, attention_mask=causal, use_cache=False).last_hidden_state
         predicts = out[:, start - 1 : -1][said]
         return F.linear(predicts, self.lookup).float(), ids[said], said.nonzero()[:, 0]
 
@@ -94,9 +97,8 @@ def validation(speaker: Speaker, n: int, seed: int, batch: int = 25) -> dict[str
         samples = synthetic(world, n, seed=seed, split="validation")
         right = 0
         for first in range(0, n, batch):
-            chats = [
-                Chat(squeeze(s.images[0]), [(s.question, s.answer)], world) for s in samples[first : first + batch]
-            ]
+            part = samples[first : first + batch]
+            chats = [Chat(squeeze(s.images[0]), [(str(s.question), str(s.answer))], world) for s in part]
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 logits, gold, row = speaker.run(chats)
             wrong = set(row[logits.argmax(-1) != gold].tolist())

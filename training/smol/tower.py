@@ -8,6 +8,7 @@ name what lies there ("red", "circle", "7"; "background" where nothing does), so
 read words, begins with tokens that it understands.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +47,8 @@ class Words:
     def target(self, labels: dict[str, Tensor]) -> Tensor:
         """[tokens, width]: the mean of what is named at each token."""
         named = {key: self.tables[key][labels[key]] for key in self.tables}
-        count = sum((labels[key] < len(self.tables[key]) - 1).float() for key in self.tables)
-        total = sum(named.values())
+        count = torch.stack([labels[key] < len(table) - 1 for key, table in self.tables.items()]).sum(0)
+        total = torch.stack(list(named.values())).sum(0)
         return torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], self.empty)
 
 
@@ -66,7 +67,7 @@ def words(tokenizer: Any, embeddings: Tensor) -> Words:
     return Words(tables, table([" background"])[0])
 
 
-def begin_tower(tower: Idefics3VisionTransformer, weights: dict[str, Tensor]) -> None:
+def begin_tower(tower: Any, weights: dict[str, Tensor]) -> None:
     """Copy qwen3vl-m's tower (`weights` by name) into Idefics3's."""
     w = {key.removeprefix("model.visual."): value.float() for key, value in weights.items()}
     with torch.no_grad():
@@ -95,7 +96,7 @@ def pixels_of(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
 
 
-def features(tower: Idefics3VisionTransformer, pixels: Tensor) -> Tensor:
+def features(tower: Any, pixels: Tensor) -> Tensor:
     """The tower's output [batch, patches, width]; its attention in float32, as it is faster there."""
     side = SIDE // PATCH
     patches = pixels.unflatten(2, (side, PATCH)).unflatten(4, (side, PATCH)).permute(0, 2, 4, 1, 3, 5).flatten(3)
@@ -117,8 +118,10 @@ def features(tower: Idefics3VisionTransformer, pixels: Tensor) -> Tensor:
 
 def build_tower(text: Any) -> tuple[Idefics3VisionTransformer, Idefics3Connector]:
     """Tower and connector from random weights, for a decoder of config `text`."""
-    config = Idefics3Config(vision_config=VISION, text_config=text, scale_factor=MERGE)
-    return Idefics3VisionTransformer(config.vision_config), Idefics3Connector(config)
+    # A copy: a config that becomes part of another forgets its attention implementation, and causality with it.
+    config = Idefics3Config(vision_config=VISION, text_config=copy.deepcopy(text), scale_factor=MERGE)
+    vision: Any = config.vision_config
+    return Idefics3VisionTransformer(vision), Idefics3Connector(config)
 
 
 def build_probes(sizes: dict[str, int]) -> nn.ModuleDict:
@@ -128,12 +131,7 @@ def build_probes(sizes: dict[str, int]) -> nn.ModuleDict:
 
 
 def dense_loss(
-    tower: Any,
-    connector: Any,
-    probes: nn.ModuleDict,
-    batch: dict[str, np.ndarray],
-    named: Words,
-    columns: dict[str, int],
+    tower: Any, connector: Any, probes: Any, batch: dict[str, np.ndarray], named: Words, columns: dict[str, int]
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """The probes' loss, the connector's (mean squared error over the target's mean square), and the share right."""
     hidden = features(tower, pixels_of(batch["images"]))
@@ -153,9 +151,7 @@ def dense_loss(
         marks[key] = (logits.argmax(-1) == gold)[there].float().mean().item()
     if (labels[:, columns["colour"]] == IGNORED).all():
         return loss, visual.new_zeros(()), marks
-    gold = {
-        k: labels[:, columns[k]].masked_fill(labels[:, columns[k]] == IGNORED, len(t) - 1)
-        for k, t in named.tables.items()
-    }
-    target = named.target(gold)
+    what = {key: labels[:, columns[key]] for key in named.tables}
+    what = {key: row.masked_fill(row == IGNORED, len(named.tables[key]) - 1) for key, row in what.items()}
+    target = named.target(what)
     return loss, F.mse_loss(visual, target) / target.square().mean(), marks

@@ -182,7 +182,7 @@ def _answer(form: str, a: str, b: str) -> str:
 
 
 def _names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """Unique names: a shape, its twin in colour or kind, another shape that shares neither with it, its twin, others."""
+    """Unique names: a shape, its twin in colour or kind, another that shares neither with it, its twin, others."""
     pairs = [(colour, kind) for colour in COLOURS for kind in KINDS]
     order = [pairs[i] for i in rng.permutation(len(pairs))]
     first = order[0]

@@ -55,8 +55,8 @@ def hop(
     hide: bool = False,
     split: str = "test",
 ) -> list[Sample]:
-    """`n` samples: a scene, a question that goes by way of another shape, the digit, and the boxes around the shape that
-    carries it and around the one by whose way the question goes (in this order).
+    """`n` samples: a scene, a question that goes by way of another shape, the digit, and two boxes: around the shape
+    that carries it, then around the one by whose way the question goes.
 
     Args:
         n: how many.

@@ -12,14 +12,14 @@ from rich.progress import track
 from safetensors import safe_open
 
 from corelens.data import synthetic
-from corelens.demo import CHECKPOINTS, sha256
-from corelens.demo.build import build_model, build_processor
-from corelens.demo.curve import CURVE, save_curve
-from corelens.demo.heldout import answers, wilson
-from corelens.demo.recipes import RECIPES, Check, as_dict, from_dict, tuples
-from corelens.demo.shards import WHOLE, split_tower
-from corelens.demo.train import validation_scenes
+from corelens.demo import REPOSITORY, sha256
 from corelens.inputs.prepare import Sample
+from training.build import build_model, build_processor
+from training.curve import CURVE, save_curve
+from training.heldout import answers, wilson
+from training.recipes import RECIPES, Check, as_dict, from_dict, tuples
+from training.shards import WHOLE, split_tower
+from training.train import validation_scenes
 
 _CHUNK = 100
 _TEXTS = {".json", ".jinja"}
@@ -31,7 +31,7 @@ def export_demo(
     run: str | Path,
     machine: str,
     n: int = 1000,
-    root: Path = CHECKPOINTS,
+    root: Path = REPOSITORY,
     notes: tuple[str, ...] = (),
     test_seed: int = 0,
 ) -> dict[str, Any]:
@@ -187,7 +187,7 @@ symbol or value, and nothing else, turned into another, its answers must follow.
   {training["machine"]}, seed {training["seed"]};
   scenes without end from the training split, so none was seen twice. Log: `train_log.jsonl`.
 {notes}- Weights are stored in {card["stored_dtype"]}; `corelens.load_demo("{card["name"]}")` runs them in float32.
-- Again: `corelens train-demo {card["name"]} --seed {training["seed"]}`.
+- Again: `python -m training {card["name"]} --seed {training["seed"]}`.
 """
 
 

@@ -1,6 +1,6 @@
 """A sheet of a bundled model's answers, wrong ones first, to be looked at.
 
-`python -m corelens.demo.answered qwen3vl-s docs/images` draws one of every world on its card: of its test scenes, at
+`python -m training.answered qwen3vl-s docs/images` draws one of every world on its card: of its test scenes, at
 the last (hardest) options there.
 """
 
@@ -16,9 +16,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from corelens.data import synthetic
 from corelens.data.synthetic.sheet import contact_sheet
 from corelens.demo import checkpoint, read_card
-from corelens.demo.heldout import answers
-from corelens.demo.recipes import tuples
 from corelens.inputs.prepare import Sample
+from training.heldout import answers
+from training.recipes import tuples
 
 
 def answer_sheet(samples: Sequence[Sample], said: Sequence[str], shown: int = 12, **sheet: int) -> Image.Image:
@@ -59,6 +59,6 @@ def save_answers(name: str, folder: str | Path, n: int = 200) -> list[Path]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m corelens.demo.answered NAME FOLDER")
+        sys.exit("usage: python -m training.answered NAME FOLDER")
     for path in save_answers(sys.argv[1], sys.argv[2]):
         print(path)

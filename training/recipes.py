@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from corelens.data.synthetic.refer import COLOURS
-from corelens.demo.batches import Plan
-from corelens.demo.mixes import (
+from training.batches import Plan
+from training.mixes import (
     ALONE,
     ANSWERED,
     COMPARED,
@@ -192,7 +192,7 @@ RECIPES["qwen3vl-s-all"] = replace(
     anew=tuple((SAID + step, 1e-3) for step in (0, MANY, LATE, RELATED + 300)),
     mix=in_turn((SEEN, SAID), (RELATING + ALONE, 0)),
 )
-"""One entry a preset of `corelens.demo.build`."""
+"""One entry a preset of `training.build`."""
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from corelens.demo.optimizer import Optimizer
 from corelens.errors import CorelensError
+from training.optimizer import Optimizer
 
 _MOMENT = "optimizer/"
 

@@ -29,19 +29,19 @@ from torch import nn
 from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS
 from corelens.demo import checkpoint
-from corelens.demo.batches import Plan, draw_batch
-from corelens.demo.build import build_model, build_processor
-from corelens.demo.dense import IGNORED, LABELS
-from corelens.demo.families import family_of
-from corelens.demo.fast import fast_training
-from corelens.demo.heldout import accuracy
-from corelens.demo.optimizer import Optimizer
-from corelens.demo.qk_clip import QKClip
-from corelens.demo.recipes import LEVELS, RECIPES, Recipe, as_dict, learning_rate, plan_step
-from corelens.demo.shards import stored_weights
-from corelens.demo.state import load_state, read_progress, save_state
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import Sample
+from training.batches import Plan, draw_batch
+from training.build import build_model, build_processor
+from training.dense import IGNORED, LABELS
+from training.families import family_of
+from training.fast import fast_training
+from training.heldout import accuracy
+from training.optimizer import Optimizer
+from training.qk_clip import QKClip
+from training.recipes import LEVELS, RECIPES, Recipe, as_dict, learning_rate, plan_step
+from training.shards import stored_weights
+from training.state import load_state, read_progress, save_state
 
 
 def train_demo(
@@ -58,7 +58,7 @@ def train_demo(
     """Train the demo model `name` and return the folder with its state, log and best weights.
 
     Args:
-        name: a preset of `corelens.demo.build`.
+        name: a preset of `training.build`.
         seed: of the weights and of the training scenes.
         out: the run's folder; "runs/<name>-<seed>" by default.
         steps: of both stages together, shared out as in the recipe; by default as many as the recipe has. (What begins

@@ -21,9 +21,9 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from corelens.demo.families import begin
-from corelens.demo.text import build_tokenizer, chat_template
 from corelens.errors import CorelensError
+from training.families import begin
+from training.text import build_tokenizer, chat_template
 
 _SCALE: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 _IMAGE: dict[str, Any] = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, **_SCALE}

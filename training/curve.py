@@ -1,6 +1,6 @@
 """The log of a training as a picture, for its card.
 
-`python -m corelens.demo.curve qwen3vl-m` draws that of a bundled model again, into its folder.
+`python -m training.curve qwen3vl-m` draws that of a bundled model again, into its folder.
 """
 
 import io
