@@ -9,6 +9,7 @@ SPECIAL = {
     "qwen3_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     "llava_onevision": ("<image>", "<video>"),
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+    "idefics3": ("<image>", "<video>"),
 }
 """A family's own special tokens; the last two stand for a picture and a video."""
 
@@ -49,7 +50,8 @@ _TEMPLATE = (
 def chat_template(family: str) -> str:
     """Qwen's template without tools and thinking: no system message unless one is given; pictures as in the family."""
     *_, image, video = SPECIAL[family]
-    before, after = ("<|vision_start|>", "<|vision_end|>") if family == "qwen3_vl" else ("", "\n")
+    around = {"qwen3_vl": ("<|vision_start|>", "<|vision_end|>"), "idefics3": ("", "")}
+    before, after = around.get(family, ("", "\n"))
     template = _TEMPLATE.replace("'IMAGE'", repr(before + image + after))
     return template.replace("'VIDEO'", repr(before + video + after))
 

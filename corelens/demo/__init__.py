@@ -4,11 +4,12 @@ Some come with the wheel; the others lie in `training/models` of the repository,
 they were made is in `training/`.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from corelens.demo import smol
+from corelens.demo.files import sha256
 from corelens.errors import CorelensError
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ ELSEWHERE = ("qwen3vl-l", "qwen3vl-m", "qwen3vl-s-all", "qwen3vl-s-long")
 
 
 def list_demos() -> list[str]:
-    """The names that `load_demo` can load here: the models whose checkpoints are in this installation or checkout."""
-    return sorted({path.parent.name for root in (CHECKPOINTS, REPOSITORY) for path in root.glob("*/card.json")})
+    """The names that `load_demo` can load here: the models whose checkpoints are in this installation or checkout, and
+    `smol-vlm` where the extra `smol` is installed or the model was put together before."""
+    folders = {path.parent for root in (CHECKPOINTS, REPOSITORY) for path in root.glob("*/card.json")}
+    return sorted(folder.name for folder in folders if not _in_parts(folder) or smol.available(folder))
 
 
 def load_demo(
@@ -34,7 +37,8 @@ def load_demo(
     device: str = "cpu",
     device_map: str | dict[str, Any] | None = None,
 ) -> "HookedMLLM":
-    """A trained demo model, wrapped. Nothing is downloaded. Of a photograph it warns that it knows none.
+    """A trained demo model, wrapped. Nothing is downloaded. Of a photograph it warns that it knows none. The first call
+    for `smol-vlm` puts it together in the user's cache (see `corelens.demo.smol`), and says so.
 
     Args:
         name: one of `list_demos()`; the README's model by default.
@@ -43,7 +47,8 @@ def load_demo(
         device_map: as in transformers' `from_pretrained`, for instance "auto".
 
     Raises:
-        CorelensError: for an unknown name, and for a checkpoint with a missing or changed file.
+        CorelensError: for an unknown name, for a checkpoint with a missing or changed file, and for `smol-vlm` without
+            the extra `smol` or without room in the cache.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -56,7 +61,8 @@ def load_demo(
 
 
 def checkpoint(name: str, root: Path | None = None) -> Path:
-    """The folder of a demo model, as `save_pretrained` wrote it, after its files' checksums were found right."""
+    """The folder of a demo model, as `save_pretrained` wrote it (of `smol-vlm`: in the cache, where it is put together
+    if it is not there), after its files' checksums were found right."""
     folder = _folder(name, root)
     if folder is None and name in ELSEWHERE:
         raise CorelensError(
@@ -79,7 +85,7 @@ def checkpoint(name: str, root: Path | None = None) -> Path:
             raise CorelensError(
                 f"{file} of demo model {name!r} has SHA-256 {actual[:16]}…", f"{expected[:16]}…", _repair(name)
             )
-    return folder
+    return smol.assembled(folder) if _in_parts(folder) else folder
 
 
 def read_card(name: str, root: Path | None = None) -> dict[str, Any]:
@@ -92,9 +98,9 @@ def read_card(name: str, root: Path | None = None) -> dict[str, Any]:
         ) from error
 
 
-def sha256(path: Path) -> str:
-    """A file's SHA-256, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _in_parts(folder: Path) -> bool:
+    """Whether the folder holds what was trained alone, without the decoder."""
+    return (folder / smol.TRAINED).exists()
 
 
 def _folder(name: str, root: Path | None) -> Path | None:

@@ -178,7 +178,7 @@ def _answer(form: str, a: str, b: str) -> str:
     if form == "same":
         return "yes" if a == b else "no"
     numbers = int(a), int(b)
-    return str({"larger": max, "smaller": min, "sum": sum}[form](numbers))
+    return str(max(numbers) if form == "larger" else min(numbers) if form == "smaller" else sum(numbers))
 
 
 def _names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
