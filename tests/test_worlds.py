@@ -20,7 +20,7 @@ from families import tiny
 doc, refer_hard, video = (
     importlib.import_module(f"corelens.data.synthetic.{name}") for name in ("doc", "refer_hard", "video")
 )
-NEW = ("doc", "refer-hard", "video", "compare", "hop")
+NEW = ("doc", "refer-hard", "video", "compare", "hop", "emoji")
 MODULES = {"doc": doc, "refer-hard": refer_hard, "video": video}
 
 

@@ -1,5 +1,6 @@
-"""The worlds compare and hop: questions that take two shapes of a picture."""
+"""The worlds compare and hop, whose questions take two shapes of a picture; and emoji, things on photographs."""
 
+import importlib
 from collections import Counter
 
 import numpy as np
@@ -140,3 +141,61 @@ def test_impossible_scenes_and_options_say_what_to_do(world, options):
 @pytest.mark.parametrize("options", [{"objects": 5}, {"sides": (224, 256)}])
 def test_below_the_minimum_nothing_is_published(world, options):
     assert not any(sample.meta["published"] for sample in synthetic(world, 3, **options))
+
+
+# --- emoji ------------------------------------------------------------------------------------------------------------
+
+things = importlib.import_module("corelens.data.synthetic.emoji")
+
+
+def test_emoji_has_one_answer_and_boxes_that_do_not_meet():
+    names = set()
+    for sample in synthetic("emoji", 60, seed=1):
+        objects = sample.meta["objects"]
+        (asked,) = [o for o in objects if sample.question == f"What digit is under the {o['name']}?"]
+        assert sample.answer == asked["symbol"] == sample.regions[0].text
+        assert sample.regions[0].bounds == asked["box"] and sample.meta["published"]
+        assert len({o["symbol"] for o in objects}) == len({o["name"] for o in objects}) == len(objects)
+        width, height = sample.images[0].size
+        for i, o in enumerate(objects):
+            x0, y0, x1, y1 = o["box"]
+            assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+            assert all(
+                x1 <= p["box"][0] or p["box"][2] <= x0 or y1 <= p["box"][1] or p["box"][3] <= y0 for p in objects[:i]
+            )
+        names |= {o["name"] for o in objects}
+    assert len(names) == len(things.NAMES) == 48
+
+
+def test_the_region_of_emoji_holds_the_digit(monkeypatch):
+    monkeypatch.setattr(things, "_squeezed", lambda image, quality: image)  # JPEG spreads a change over its block
+    for sample, turned in zip(synthetic("emoji", 20), synthetic("emoji", 20, turn=1), strict=True):
+        assert sample.answer != turned.answer
+        assert differs_within(sample, turned, [box.bounds for box in sample.regions])
+
+
+def test_every_glyph_is_on_the_sheet():
+    for name in things.NAMES:
+        alpha = np.asarray(things._glyph(name))[..., 3]
+        assert 0.15 < (alpha > 128).mean() < 0.95 and max(alpha.any(0).sum(), alpha.any(1).sum()) > 60
+
+
+def test_a_missing_picture_or_font_of_emoji_is_named(monkeypatch, tmp_path):
+    for cached in (things._picture, things._font):
+        cached.cache_clear()
+    monkeypatch.setattr(things, "_PICTURES", tmp_path)
+    with pytest.raises(CorelensError, match="install corelens again"):
+        synthetic("emoji", 1)
+    monkeypatch.undo()
+    monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
+    with pytest.raises(CorelensError, match="matplotlib"):
+        synthetic("emoji", 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"objects": 11}, {"objects": 0}, {"objects": 9, "sides": (128, 128)}, {"quality": 0}, {"sides": (64, 64)}],
+)
+def test_impossible_scenes_of_emoji_say_what_to_do(options):
+    with pytest.raises(CorelensError, match="to do"):
+        synthetic("emoji", 1, **options)
