@@ -159,10 +159,10 @@ def speak(
                 shares[world] = right[mine].float().mean().item()
         for form in ("caption", "refer"):
             if form in shares:
-                progress[form] = [*progress[form], shares[form]][-6:]
-        bars = {"caption": 0.78, "refer": 0.9}  # of all words said, the ends of turns among them
-        if level < _LEVELS and all(len(progress[k]) == 6 and np.mean(progress[k]) > bar for k, bar in bars.items()):
-            progress |= {"level": level + 1, "caption": [], "refer": []}
+                progress[form] = [*progress[form], shares[form]][-4:]
+        bars = {"caption": 0.74, "refer": 0.86}  # of all words said, the ends of turns among them
+        if level < _LEVELS and all(len(progress[k]) >= 4 and np.mean(progress[k]) > bar for k, bar in bars.items()):
+            progress |= {"level": min(level + 2, _LEVELS), "caption": [], "refer": []}
         if step % 10 == 0:
             line = {"step": step + 1, "level": level, "loss": loss.item(), "norm": norm.item(), **shares}
             _log(out, line | {"seconds": progress["seconds"]})
