@@ -27,6 +27,7 @@ from training.smol.tower import build_tower, features, pixels_of
 CHECKED = ("refer", "compare", "hop")
 TOKENS = 64
 _LEVELS = 6
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Speaker:
@@ -52,8 +53,17 @@ class Speaker:
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that learn, by name."""
-        names = self.learns.named_parameters()
-        return {name: weight for name, weight in names if weight.requires_grad}
+        frozen = {id(weight) for weight in self.decoder.parameters()} - {
+            id(weight) for part in self.adapters.values() for weight in (part.down, part.up)
+        }
+        return {name: weight for name, weight in self.learns.named_parameters() if id(weight) not in frozen}
+
+    def rest(self, below: int) -> None:
+        """From now on connector and adapters of the first `below` layers stay as they are: no gradient goes there."""
+        self.connector.requires_grad_(below == 0)
+        for name, part in self.adapters.items():
+            for weight in (part.down, part.up):
+                weight.requires_grad_(int(name.split(":")[0]) >= below)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -117,8 +127,10 @@ def speak(
     rate: float = 6e-4,
     heads_dropped: float = 0.1,
     check_every: int = 150,
+    below: int = 0,
 ) -> None:
-    """Train for `steps`; state, log and best weights in `out`, resumed where they are."""
+    """Train for `steps`; state, log and best weights in `out`, resumed where they are. `below`: the first layers that
+    rest (with the connector), and cost no backward pass."""
     torch.manual_seed(seed)
     speaker = Speaker(decoder, tokenizer, out / "tower.safetensors")
     trained = speaker.trained()
@@ -133,8 +145,9 @@ def speak(
             progress |= json.loads(file.metadata()["progress"])
             for name, weight in trained.items():
                 weight.data.copy_(file.get_tensor(name))
-                moments = {key: file.get_tensor(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq")}
+                moments = {key: file.get_tensor(f"{key}/{name}") for key in _MOMENTS}
                 optimizer.state[weight] = {"step": torch.tensor(float(progress["step"])), **moments}
+    speaker.rest(below)
     began, saved = time.time() - progress["seconds"], time.time()
     while progress["step"] < steps:
         step, level = progress["step"], progress["level"]
@@ -167,7 +180,7 @@ def speak(
             line = {"step": step + 1, "level": level, "loss": loss.item(), "norm": norm.item(), **shares}
             _log(out, line | {"seconds": progress["seconds"]})
         if (step + 1) % check_every == 0 or step + 1 == steps:
-            each = validation(speaker, 100, seed)
+            each = validation(speaker, 60, seed)
             mean = sum(each.values()) / len(each)
             _log(out, {"step": step + 1, "validation": mean, **each, "seconds": time.time() - began})
             if mean >= progress["best"]:
@@ -177,7 +190,7 @@ def speak(
         if time.time() - saved > 240 or (step + 1) % check_every == 0 or step + 1 == steps:
             tensors = {name: weight.detach().clone() for name, weight in trained.items()}
             for name, weight in trained.items():
-                for key in ("exp_avg", "exp_avg_sq"):
+                for key in _MOMENTS:
                     tensors[f"{key}/{name}"] = optimizer.state[weight][key].clone()
             _save(state, tensors, progress)
             saved = time.time()

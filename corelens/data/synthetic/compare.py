@@ -105,7 +105,12 @@ def compare(
             scene, query = _turned(scene, query, pair, turn)
         published = smallest(objects) >= MINIMUM["objects"] and sides[0] >= MINIMUM["side"]
         sample = query.sample(
-            "compare", f"compare-{seed}-{i:04d}", split=split, published=published, pair=list(pair), objects=describe(scene)
+            "compare",
+            f"compare-{seed}-{i:04d}",
+            split=split,
+            published=published,
+            pair=list(pair),
+            objects=describe(scene),
         )
         sample.images = [paint(scene)]
         samples.append(sample)

@@ -90,7 +90,7 @@ def emoji(
         parts = zip(things, digits, boxes, strict=True)
         sample = query.sample(
             "emoji",
-            f"emoji-{seed}-{i}",
+            f"emoji-{seed}-{i:04d}",
             split=split,
             published=smallest(objects) >= MINIMUM["objects"] and sides[0] >= MINIMUM["side"],
             objects=[{"name": name, "symbol": digit, "box": box.bounds} for name, digit, box in parts],
