@@ -18,6 +18,7 @@ counting operations gives: the rows and layers that a patch can change, against 
 import argparse
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,12 +29,14 @@ import torch
 from PIL import Image
 
 import corelens as cl
-from corelens.demo.build import PRESETS, build_model, build_processor
 from corelens.interventions import activation_patch, counterfactual, knockout, logit_diff
 from corelens.interventions.patch import first_row, write
 from corelens.interventions.replay import LEAST_PREFIX
 from corelens.interventions.sites import patches
 from corelens.tokens.regions import Box
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `training/` is not installed with the package
+from training.build import PRESETS, build_model, build_processor
 
 
 def make(layers: int, width: int, heads: int) -> cl.HookedMLLM:

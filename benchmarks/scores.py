@@ -31,11 +31,13 @@ import torch
 from PIL import Image
 
 import corelens as cl
-from corelens.demo.build import PRESETS, build_model, build_processor
 from corelens.metrics.localization import _geometry
 from corelens.metrics.record import Record
 from corelens.metrics.registry import metric
 from corelens.metrics.value_mass import same_norms
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `training/` is not installed with the package
+from training.build import PRESETS, build_model, build_processor
 
 RESULTS = Path(__file__).parent / "results" / "scores.json"
 METRICS = [

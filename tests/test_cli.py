@@ -172,7 +172,7 @@ def test_every_command_shows_an_example_and_loses_no_brackets():
         commands += [
             [*group, one.name or one.callback.__name__.replace("_", "-"), "--help"] for one in app.registered_commands
         ]
-    assert {line[0] for line in commands} >= {"ablate", "patch", "speed", "study", "show", "data", "train-demo"}
+    assert {line[0] for line in commands} >= {"ablate", "patch", "speed", "study", "show", "data"}
     for line in commands:
         said = " ".join(CliRunner().invoke(cli.app, line, env={"COLUMNS": "200"}).stdout.split())
         assert line == ["--help"] or "Example:" in said, line

@@ -14,9 +14,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_scene
 from corelens.data.synthetic.video import LONG
-from corelens.demo import CHECKPOINTS, checkpoint, list_demos, load_demo, read_card
-from corelens.demo.answered import answer_sheet, save_answers
-from corelens.demo.batches import (
+from corelens.demo import CHECKPOINTS, ELSEWHERE, REPOSITORY, checkpoint, list_demos, load_demo, read_card
+from corelens.errors import CorelensError
+from corelens.inputs.prepare import Sample, prepare
+from corelens.layouts import layout_for
+from training.answered import answer_sheet, save_answers
+from training.batches import (
     Plan,
     draw_batch,
     picture_tokens,
@@ -24,19 +27,16 @@ from corelens.demo.batches import (
     tokenize,
     video_pads,
 )
-from corelens.demo.build import PRESETS, build_model, build_processor
-from corelens.demo.curve import training_curve
-from corelens.demo.dense import IGNORED, shape_labels
-from corelens.demo.export import _by_form, _hide_anchor, export_demo, model_card
-from corelens.demo.families import patches_of
-from corelens.demo.fast import fast_training
-from corelens.demo.heldout import accuracy, wilson
-from corelens.demo.recipes import RECIPES, Check, Recipe, Slice, as_dict, from_dict, plan_step, tuples
-from corelens.demo.shards import stored_weights
-from corelens.demo.train import train_demo
-from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample, prepare
-from corelens.layouts import layout_for
+from training.build import PRESETS, build_model, build_processor
+from training.curve import training_curve
+from training.dense import IGNORED, shape_labels
+from training.export import _by_form, _hide_anchor, export_demo, model_card
+from training.families import patches_of
+from training.fast import fast_training
+from training.heldout import accuracy, wilson
+from training.recipes import RECIPES, Check, Recipe, Slice, as_dict, from_dict, plan_step, tuples
+from training.shards import stored_weights
+from training.train import train_demo
 
 NAME = "qwen3vl-s"
 
@@ -242,9 +242,7 @@ def test_training_resumes_to_the_same_weights(tmp_path, muon):
 
 def test_export_writes_what_the_loader_accepts(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(
-        "corelens.demo.export.synthetic", lambda *of, **o: drawn.append(o["seed"]) or synthetic(*of, **o)
-    )
+    monkeypatch.setattr("training.export.synthetic", lambda *of, **o: drawn.append(o["seed"]) or synthetic(*of, **o))
     checks = (Check(2, {}), Check(1, {"forms": ("relation",)}, "refer-hard"))
     recipe = Recipe(stage_a=1, stage_b=1, batch=2, last_batch=2, check_every=1, first_level=4, checks=checks)
     run = train_demo(NAME, out=tmp_path / "run", recipe=recipe)
@@ -333,7 +331,7 @@ def test_unknown_model_and_changed_files_are_refused(tmp_path):
     shutil.copytree(CHECKPOINTS / NAME, tmp_path / NAME)
     weights = tmp_path / NAME / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(CorelensError, match="train-demo"):
+    with pytest.raises(CorelensError, match="python -m training"):
         checkpoint(NAME, tmp_path)
     weights.unlink()
     with pytest.raises(CorelensError, match="missing"):
@@ -368,7 +366,7 @@ def test_the_answer_sheet_shows_wrong_answers_first_and_at_most_half(monkeypatch
     shown = []
     blank = Image.new("RGB", (8, 8))
     monkeypatch.setattr(
-        "corelens.demo.answered.contact_sheet", lambda x: shown.append([f"{s.id}: {s.answer}" for s in x]) or blank
+        "training.answered.contact_sheet", lambda x: shown.append([f"{s.id}: {s.answer}" for s in x]) or blank
     )
     samples = [Sample(question="?", answer="7", id=str(i)) for i in range(6)]
     answer_sheet(samples, list("777771"), shown=4)
@@ -378,20 +376,35 @@ def test_the_answer_sheet_shows_wrong_answers_first_and_at_most_half(monkeypatch
 
 def test_the_answer_sheet_is_of_the_card_s_test_scenes(tmp_path, monkeypatch):
     rows = [{"world": "refer", "split": "validation"}, {"world": "refer", "split": "test", "seed": 7}]
-    monkeypatch.setattr("corelens.demo.answered.read_card", lambda name: {"held_out": rows})
+    monkeypatch.setattr("training.answered.read_card", lambda name: {"held_out": rows})
     shown = []
-    monkeypatch.setattr(
-        "corelens.demo.answered.contact_sheet", lambda x, **o: shown.extend(x) or Image.new("RGB", (8, 8))
-    )
+    monkeypatch.setattr("training.answered.contact_sheet", lambda x, **o: shown.extend(x) or Image.new("RGB", (8, 8)))
     (file,) = save_answers(NAME, tmp_path, n=2)
     assert file.name == f"answers-{NAME}-refer.png" and file.exists()
     assert {s.question for s in shown} == {s.question for s in synthetic("refer", 2, seed=7)}
 
 
-def test_load_demo_wraps_the_model():
+def test_load_demo_wraps_the_readme_s_model_where_no_name_is_given():
     assert NAME in list_demos() and NAME in PRESETS
-    wrapped = load_demo(NAME)
+    wrapped = load_demo()
     assert next(wrapped.hf.parameters()).dtype == torch.float32
+    assert wrapped.cfg.n_layers == read_card(NAME)["layers"]
+
+
+def test_models_of_the_repository_are_listed_in_a_checkout_and_named_by_the_error_elsewhere(tmp_path, monkeypatch):
+    assert set(ELSEWHERE) < set(list_demos()) and checkpoint("qwen3vl-m").parent == REPOSITORY
+    monkeypatch.setattr("corelens.demo.REPOSITORY", tmp_path)
+    assert not set(ELSEWHERE) & set(list_demos()) and NAME in list_demos()
+    for name in ELSEWHERE:
+        with pytest.raises(CorelensError, match="training/models"):
+            load_demo(name)
+
+
+def test_the_wheel_stays_small():
+    """20 MB of models at most, as the wheel is downloaded by everyone; the repository's further models, 40."""
+    for root, most in ((CHECKPOINTS, 20e6), (REPOSITORY, 40e6)):
+        assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) < most
+    assert sum(path.stat().st_size for path in (CHECKPOINTS / NAME).iterdir()) < 7e6
 
 
 def test_wilson_interval():

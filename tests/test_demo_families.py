@@ -9,18 +9,18 @@ from torch import nn
 
 from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_scene
-from corelens.demo.batches import Plan, caption_chat, draw_batch, picture_tokens
-from corelens.demo.build import PRESETS, build_model, build_processor
-from corelens.demo.dense import IGNORED, LABELS, shape_labels
-from corelens.demo.families import family_of, views_of
-from corelens.demo.fast import fast_training
-from corelens.demo.qk_clip import QKClip
-from corelens.demo.recipes import RECIPES
-from corelens.demo.train import _dense_loss, _optimizer, _text_loss, train_demo
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import prepare
 from corelens.layouts import layout_for
 from elsewhere import DEVICE, Elsewhere, elsewhere
+from training.batches import Plan, caption_chat, draw_batch, picture_tokens
+from training.build import PRESETS, build_model, build_processor
+from training.dense import IGNORED, LABELS, shape_labels
+from training.families import family_of, views_of
+from training.fast import fast_training
+from training.qk_clip import QKClip
+from training.recipes import RECIPES
+from training.train import _dense_loss, _optimizer, _text_loss, train_demo
 
 TILED = ("llava-ov-s", "internvl-s")
 

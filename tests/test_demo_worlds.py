@@ -16,16 +16,16 @@ from corelens.data.synthetic.refer import COLOURS, KINDS, stream
 from corelens.data.synthetic.refer_hard import FORMS, SIZES, questions, size_of
 from corelens.data.synthetic.refer_hard import draw_scene as draw_hard
 from corelens.data.synthetic.video import draw_scene as draw_clip
-from corelens.demo.batches import DOC, HARD, Plan, draw_batch, picture_tokens, tokenize
-from corelens.demo.build import build_model, build_processor
-from corelens.demo.dense import IGNORED, LABELS, clip_labels, figure_labels, page_labels, sheet
-from corelens.demo.families import family_of
-from corelens.demo.fast import fast_training
-from corelens.demo.optimizer import Optimizer
-from corelens.demo.recipes import LEVELS, RECIPES, Check, Recipe, Slice, learning_rate, plan_step
-from corelens.demo.train import train_demo
 from corelens.inputs.prepare import Sample, prepare
 from corelens.layouts import layout_for
+from training.batches import DOC, HARD, Plan, draw_batch, picture_tokens, tokenize
+from training.build import build_model, build_processor
+from training.dense import IGNORED, LABELS, clip_labels, figure_labels, page_labels, sheet
+from training.families import family_of
+from training.fast import fast_training
+from training.optimizer import Optimizer
+from training.recipes import LEVELS, RECIPES, Check, Recipe, Slice, learning_rate, plan_step
+from training.train import train_demo
 
 NAME = "qwen3vl-m"
 NONE = list(LABELS.values())

@@ -147,6 +147,15 @@ def test_no_file_holds_two_ideas():
     assert not {module: n for module, path in FILES.items() if (n := len(path.read_text().splitlines())) > 400}
 
 
+def test_the_package_needs_nothing_that_is_not_in_its_wheel():
+    """`training/` is how the demo models were made; it stands beside the package and is not installed with it."""
+    for module in FILES:
+        for node in ast.walk(parsed(module)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.split(".")[0] == "training"], module
+
+
 def test_nothing_is_left_to_do():
     assert not [module for module, path in FILES.items() if re.search(r"\b(TODO|FIXME|XXX)\b", path.read_text())]
 

@@ -248,7 +248,7 @@ def test_command_line_mistakes_are_one_message_without_a_trace():
     done = run("demo", "--model", "qwen3vl-xxl")
     assert done.returncode == 2 and "qwen3vl-s" in done.stderr and "Traceback" not in done.stderr
     done = run("--help")
-    assert done.returncode == 0 and all(word in done.stdout for word in ("demo", "study", "train-demo"))
+    assert done.returncode == 0 and all(word in done.stdout for word in ("demo", "study"))
 
 
 def test_models_are_listed():

@@ -20,7 +20,7 @@ from families import tiny
 doc, refer_hard, video = (
     importlib.import_module(f"corelens.data.synthetic.{name}") for name in ("doc", "refer_hard", "video")
 )
-NEW = ("doc", "refer-hard", "video")
+NEW = ("doc", "refer-hard", "video", "compare", "hop", "emoji")
 MODULES = {"doc": doc, "refer-hard": refer_hard, "video": video}
 
 
@@ -292,7 +292,7 @@ def test_easy_settings_for_training_exist():
 
 
 def test_long_settings_give_thousands_of_visual_tokens():
-    tokens = {world: [] for world in NEW}
+    tokens = {world: [] for world in MODULES}
     for number in range(3):
         rng = stream("test", number)
         for world, module in MODULES.items():
@@ -357,14 +357,15 @@ def test_regions_become_tokens_of_a_model(world):
     options = {"frames": 4, "objects": 4} if world == "video" else {}
     samples = synthetic(world, 2, seed=3, sides=(320, 320) if world == "refer-hard" else (256, 256), **options)
     for sample, tm in zip(samples, model.prepare(samples, answer=True).token_maps, strict=True):
-        (positions,), (region,) = tm.regions, sample.regions
-        assert 1 <= len(positions) < len(tm.visual) / 4 and len(tm.question) and len(tm.answer)
-        for position in positions.tolist():
-            image, *cell = tm.cell(position)
-            if world == "video":
-                assert any(region.covered(tuple(cell), frame) > 0 for frame in tm.frames(position))
-            else:
-                assert image == region.image and region.covered(tuple(cell)) > 0
+        assert len(tm.regions) == len(sample.regions) and len(tm.question) and len(tm.answer)
+        for positions, region in zip(tm.regions, sample.regions, strict=True):
+            assert 1 <= len(positions) < len(tm.visual) / 4
+            for position in positions.tolist():
+                image, *cell = tm.cell(position)
+                if world == "video":
+                    assert any(region.covered(tuple(cell), frame) > 0 for frame in tm.frames(position))
+                else:
+                    assert image == region.image and region.covered(tuple(cell)) > 0
 
 
 # --- options that training and controls need -------------------------------------------------------------------------

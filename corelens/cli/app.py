@@ -5,7 +5,6 @@ A user's mistake is one message, not a trace; the exit code is then 2.
 
 import json as json_module
 import os
-import platform
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -221,40 +220,6 @@ def speed(
     report.show()
     if out is not None:
         console.print(f"report: {out / 'speed.html'}", highlight=False)
-
-
-@app.command("train-demo")
-def train_demo(
-    name: Annotated[str, typer.Argument(help="Which bundled model to train again, see `corelens models`.")],
-    seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; it resumes from there.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Fewer or more steps than the recipe.")] = None,
-    export: Annotated[
-        Path | None, typer.Option(help="Measure it on held-out scenes, and write the model here.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda …; by default a GPU where there is one.")] = None,
-) -> None:
-    """Train a demo model as its recipe says (resumable; its card says how long that took and where).
-
-    Example: `corelens train-demo qwen3vl-s --seed 0 --out runs/mine --export models`
-    """
-    import torch
-
-    from corelens.demo.export import export_demo
-    from corelens.demo.train import place
-    from corelens.demo.train import train_demo as train
-
-    where = place(device)
-    run = train(name, seed=seed, out=out, steps=steps, device=str(where))
-    console.print(f"trained: {run}", highlight=False)
-    if export is not None:
-        machine = platform.processor() or platform.machine()
-        if where.type == "cuda":
-            machine = torch.cuda.get_device_name(where)
-        card = export_demo(run, machine=machine, root=export)
-        console.print(
-            f"written: {export / name}, held-out accuracy {card['held_out'][-1]['accuracy']:.3f}", highlight=False
-        )
 
 
 data_app = typer.Typer(help="Your copies of public data sets.", no_args_is_help=True)

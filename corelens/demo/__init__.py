@@ -1,37 +1,54 @@
-"""The bundled demo models: small, really trained, offline. `load_demo` opens one; `train.py` is how they were made."""
+"""The demo models: small, really trained, offline. `load_demo` opens one.
 
-import hashlib
+Some come with the wheel; the others lie in `training/models` of the repository, and are found there in a checkout. How
+they were made is in `training/`.
+"""
+
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from corelens.demo import smol
+from corelens.demo.files import sha256
 from corelens.errors import CorelensError
 
 if TYPE_CHECKING:
     from corelens.model.hooked import HookedMLLM
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-DEFAULT = "qwen3vl-s"  # the model of `corelens demo`
+REPOSITORY = Path(__file__).parents[2] / "training" / "models"
+"""Where further models lie in a checkout; absent where CoreLens was installed from its wheel."""
+DEFAULT = "qwen3vl-s"
+"""The README's model, and that of `corelens demo`."""
+ELSEWHERE = ("qwen3vl-l", "qwen3vl-m", "qwen3vl-s-all", "qwen3vl-s-long")
+"""The models of `REPOSITORY`."""
 
 
 def list_demos() -> list[str]:
-    """The names that `load_demo` knows: the models whose checkpoints are in this installation."""
-    return sorted(path.parent.name for path in CHECKPOINTS.glob("*/card.json"))
+    """The names that `load_demo` can load here: the models whose checkpoints are in this installation or checkout, and
+    `smol-vlm` where the extra `smol` is installed or the model was put together before."""
+    folders = {path.parent for root in (CHECKPOINTS, REPOSITORY) for path in root.glob("*/card.json")}
+    return sorted(folder.name for folder in folders if not _in_parts(folder) or smol.available(folder))
 
 
 def load_demo(
-    name: str, dtype: str = "float32", device: str = "cpu", device_map: str | dict[str, Any] | None = None
+    name: str = DEFAULT,
+    dtype: str = "float32",
+    device: str = "cpu",
+    device_map: str | dict[str, Any] | None = None,
 ) -> "HookedMLLM":
-    """A bundled, trained demo model, wrapped. Nothing is downloaded. Of a photograph it warns that it knows none.
+    """A trained demo model, wrapped. Nothing is downloaded. Of a photograph it warns that it knows none. The first call
+    for `smol-vlm` puts it together in the user's cache (see `corelens.demo.smol`), and says so.
 
     Args:
-        name: one of `list_demos()`, for instance "qwen3vl-s".
+        name: one of `list_demos()`; the README's model by default.
         dtype: of the weights once loaded, as torch names it.
         device: where to put the model; ignored when `device_map` is given.
         device_map: as in transformers' `from_pretrained`, for instance "auto".
 
     Raises:
-        CorelensError: for an unknown name, and for a checkpoint with a missing or changed file.
+        CorelensError: for an unknown name, for a checkpoint with a missing or changed file, and for `smol-vlm` without
+            the extra `smol` or without room in the cache.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -44,11 +61,18 @@ def load_demo(
 
 
 def checkpoint(name: str, root: Path | None = None) -> Path:
-    """The folder of a demo model, as `save_pretrained` wrote it, after its files' checksums were found right."""
-    root = root or CHECKPOINTS
-    folder = root / name
-    if not (folder / "card.json").exists():
-        known = sorted(path.parent.name for path in root.glob("*/card.json"))
+    """The folder of a demo model, as `save_pretrained` wrote it (of `smol-vlm`: in the cache, where it is put together
+    if it is not there), after its files' checksums were found right."""
+    folder = _folder(name, root)
+    if folder is None and name in ELSEWHERE:
+        raise CorelensError(
+            f"demo model {name!r}, which is not in this installation",
+            f"one of {', '.join(list_demos())}",
+            "it lies in the repository, in training/models: install CoreLens from a checkout (pip install -e .), or "
+            "give its folder there to HookedMLLM.from_pretrained",
+        )
+    if folder is None:
+        known = list_demos() if root is None else sorted(path.parent.name for path in root.glob("*/card.json"))
         raise CorelensError(
             f"demo model {name!r}", f"one of {', '.join(known) or '(none is installed)'}", _repair(name)
         )
@@ -56,31 +80,40 @@ def checkpoint(name: str, root: Path | None = None) -> Path:
         path = folder / file
         if not path.exists():
             raise CorelensError(f"{file} of demo model {name!r} is missing", "every file of its card", _repair(name))
-        found = sha256(path)
-        if found != expected:
+        actual = sha256(path)
+        if actual != expected:
             raise CorelensError(
-                f"{file} of demo model {name!r} has SHA-256 {found[:16]}…", f"{expected[:16]}…", _repair(name)
+                f"{file} of demo model {name!r} has SHA-256 {actual[:16]}…", f"{expected[:16]}…", _repair(name)
             )
-    return folder
+    return smol.assembled(folder) if _in_parts(folder) else folder
 
 
 def read_card(name: str, root: Path | None = None) -> dict[str, Any]:
     """A demo model's card: how it was trained, and its held-out accuracy."""
     try:
-        return json.loads(((root or CHECKPOINTS) / name / "card.json").read_text())
+        return json.loads(((_folder(name, root) or CHECKPOINTS / name) / "card.json").read_text())
     except (OSError, ValueError) as error:
         raise CorelensError(
             f"the card of demo model {name!r} ({error})", "a readable card.json", _repair(name)
         ) from error
 
 
-def sha256(path: Path) -> str:
-    """A file's SHA-256, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _in_parts(folder: Path) -> bool:
+    """Whether the folder holds what was trained alone, without the decoder."""
+    return (folder / smol.TRAINED).exists()
+
+
+def _folder(name: str, root: Path | None) -> Path | None:
+    """The folder below `root`, or of this installation or checkout, that holds a model's card."""
+    folders = [place / name for place in ([root] if root else [CHECKPOINTS, REPOSITORY])]
+    return next((folder for folder in folders if (folder / "card.json").exists()), None)
 
 
 def _repair(name: str) -> str:
-    return f"install corelens again to get its bundled models, or train one: corelens train-demo {name}"
+    return (
+        "install corelens again to get its bundled models, or in a checkout of the repository train one: "
+        f"python -m training {name}"
+    )
 
 
-__all__ = ["CHECKPOINTS", "checkpoint", "list_demos", "load_demo", "read_card", "sha256"]
+__all__ = ["CHECKPOINTS", "REPOSITORY", "checkpoint", "list_demos", "load_demo", "read_card", "sha256"]

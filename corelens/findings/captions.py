@@ -3,7 +3,7 @@
 from corelens.inputs.prepare import Sample
 from corelens.tokens.regions import Box, Region
 
-QUESTION = "List every object."  # the bundled models were trained to answer it, see demo/batches.py
+QUESTION = "List every object."  # the bundled models were trained to answer it, see training/batches.py
 
 
 def captioned(sample: Sample) -> Sample:

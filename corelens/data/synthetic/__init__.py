@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from corelens.data.synthetic.compare import compare
 from corelens.data.synthetic.doc import doc
+from corelens.data.synthetic.emoji import emoji
+from corelens.data.synthetic.hop import hop
 from corelens.data.synthetic.refer import refer
 from corelens.data.synthetic.refer_hard import refer_hard
 from corelens.data.synthetic.video import video
@@ -11,7 +14,10 @@ from corelens.errors import CorelensError
 from corelens.inputs.prepare import Sample
 
 WORLDS: dict[str, Callable[..., list[Sample]]] = {
+    "compare": compare,
     "doc": doc,
+    "emoji": emoji,
+    "hop": hop,
     "refer": refer,
     "refer-hard": refer_hard,
     "video": video,
@@ -31,7 +37,8 @@ def synthetic(world: str, n: int, seed: int = 0, **options: Any) -> list[Sample]
 
     Args:
         world: the world's name: "refer" (shapes that carry digits), "refer-hard" (with sizes, letters and relations),
-            "doc" (pages of key–value lines) or "video" (moving shapes that show their digit for a while).
+            "compare" (two shapes at once), "hop" (one shape by way of another), "emoji" (things on photographs), "doc"
+            (pages of key–value lines) or "video" (moving shapes that show their digit for a while).
         n: how many samples.
         seed: any whole number from 0.
         options: the world's difficulty, for instance `objects=8`; see the function of that name in

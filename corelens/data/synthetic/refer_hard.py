@@ -12,6 +12,7 @@ relation fit lies `MARGIN` pixels or more on the opposite side. The anchor's col
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -109,13 +110,8 @@ def refer_hard(
         if turn:
             scene, query = _turned(scene, query, turn)
         published = smallest(objects) >= MINIMUM["objects"] and sides[0] >= MINIMUM["side"]
-        figures = [
-            {"colour": f.colour, "kind": f.kind, "size": size_of(f), "symbol": f.symbol}
-            | {"x": f.x, "y": f.y, "box": f.box.bounds}
-            for f in scene.figures
-        ]
         sample = query.sample(
-            "refer-hard", f"refer-hard-{seed}-{i:04d}", split=split, published=published, objects=figures
+            "refer-hard", f"refer-hard-{seed}-{i:04d}", split=split, published=published, objects=describe(scene)
         )
         sample.images = [paint(scene)]
         samples.append(sample)
@@ -165,7 +161,7 @@ def questions(scene: Scene) -> list[Query]:
         target = figures[asked]
         if others and all(figures[i].symbol != target.symbol for i in others):
             question = f"What {scene.word} is on the {words}?"
-            found.append(Query(question, target.symbol, [_region(target)], form, asked, anchor))
+            found.append(Query(question, target.symbol, [region(target)], form, asked, anchor))
     return found
 
 
@@ -183,6 +179,21 @@ def size_of(figure: Figure) -> str:
     return "small" if figure.radius <= SIZES["small"][1] else "large"
 
 
+def describe(scene: Scene) -> list[dict[str, Any]]:
+    """What a sample's meta says of each shape."""
+    return [
+        {"colour": f.colour, "kind": f.kind, "size": size_of(f), "symbol": f.symbol}
+        | {"x": f.x, "y": f.y, "box": f.box.bounds}
+        for f in scene.figures
+    ]
+
+
+def region(figure: Figure) -> Box:
+    """The box around a shape, which knows the symbol on it."""
+    box = figure.box
+    return Box(box.x0, box.y0, box.x1, box.y1, text=figure.symbol)
+
+
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
@@ -194,13 +205,8 @@ def _turned(scene: Scene, query: Query, turn: int) -> tuple[Scene, Query]:
     free = [symbol for symbol in others if all(figure.symbol != symbol for figure in figures)] or others
     symbol = free[(turn - 1) % len(free)]
     figures[query.asked] = replace(figures[query.asked], symbol=symbol)
-    turned = replace(query, answer=symbol, regions=[_region(figures[query.asked])])
+    turned = replace(query, answer=symbol, regions=[region(figures[query.asked])])
     return replace(scene, figures=tuple(figures)), turned
-
-
-def _region(figure: Figure) -> Box:
-    box = figure.box
-    return Box(box.x0, box.y0, box.x1, box.y1, text=figure.symbol)
 
 
 _Found = tuple[str, str, int, int | None, list[int]]  # form, words, asked, anchor, distractors

@@ -19,7 +19,7 @@ from corelens.tokens.regions import Box, Mask, Region, Tube
 PAPER, INK, SOFT = (255, 255, 255), (34, 38, 43), (107, 113, 119)
 OUTLINE, HALO = (224, 0, 122), (255, 255, 255)
 _GAP, _TEXT, _SMALL = 8, 15, 11  # pixels
-_COLUMNS = {"doc": 2, "video": 1}  # on a sheet of samples that take more than one picture
+_COLUMNS = {"doc": 2, "video": 1, "emoji": 3}  # on a sheet of few samples: of several pictures each, or photographs
 
 
 def contact_sheet(samples: Sequence[Sample], columns: int = 4, height: int = 220) -> Image.Image:

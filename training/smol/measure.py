@@ -1,0 +1,83 @@
+"""What smol-vlm's card says, measured on the assembled model: answers on test scenes, controls, and which heads matter.
+
+The model runs in bfloat16 here, as it was trained. Nothing of this had a part in the choice of the checkpoint.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import corelens as cl
+from training.export import _by_form, _measured
+from training.smol.speak import CHECKED
+
+TEST_SEED = 3
+_DRAWS = 20
+
+
+def answers(model: Any, n: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Exact match on `n` test scenes of each world, by form; and with blank pictures, with another answer in the
+    picture (right: it follows), and where a question starts from a shape, with that one hidden."""
+    held_out, controls = [], []
+    for world in CHECKED:
+        samples = cl.synthetic(world, n, seed=TEST_SEED)
+        right = _right(model, samples)
+        held_out.append(
+            {"world": world, "split": "test", "seed": TEST_SEED} | _measured(right) | _by_form(samples, right)
+        )
+        few = samples[: n // 2]
+        blank = [replace(s, images=[Image.new("RGB", x.size, (128, 128, 128)) for x in s.images]) for s in few]
+        turned = cl.synthetic(world, len(few), seed=TEST_SEED, turn=3)
+        stays = [replace(t, answer=s.answer) for t, s in zip(turned, few, strict=True)]
+        row: dict[str, Any] = {"world": world, "n": len(few)}
+        for name, scenes in (("blank", blank), ("follows", turned), ("stays", stays)):
+            row[name] = float(np.mean(_right(model, scenes)))
+        if world == "hop":
+            row["anchor_hidden"] = _measured(_right(model, cl.synthetic(world, len(few), seed=TEST_SEED, hide=True)))
+        controls.append(row)
+    return held_out, controls
+
+
+def heads(model: Any, world: str, scored: int, tested: int, rows: str = "question") -> dict[str, Any]:
+    """Heads ranked by RAM at `rows` on some scenes; on others whole heads zeroed: top, bottom and random 5%."""
+    samples = cl.synthetic(world, scored + tested, seed=TEST_SEED + 1)
+    name = "ram" if rows == "question" else f"ram[rows={rows}]"
+    scores = cl.score_heads(model, samples[:scored], [name])[name]
+    inputs = [model.prepare(samples[i : i + 25], answer=True) for i in range(scored, scored + tested, 25)]
+
+    def accuracy(hooks: Any = ()) -> float:
+        return float(cl.evaluate(model, inputs, hooks=hooks).accuracy)
+
+    top, bottom = scores.top(0.05), scores.bottom(0.05)
+    zeroed = {"top": accuracy(cl.ablate(top, "zero")), "bottom": accuracy(cl.ablate(bottom, "zero"))}
+    draws = [accuracy(cl.ablate(scores.random(k=len(top), seed=i, exclude=top), "zero")) for i in range(_DRAWS)]
+    return {
+        "world": world,
+        "rows": rows,
+        "scored": scored,
+        "tested": tested,
+        "heads": len(top),
+        "clean": accuracy(),
+        "zeroed": zeroed | {"random": sorted(draws)},
+        "top": [str(head) for head in top],
+        "depth": float(np.mean([head.layer for head in top]) / (model.cfg.n_layers - 1)),
+    }
+
+
+def rows_that_read(model: Any, world: str, n: int) -> dict[str, float]:
+    """Accuracy with the evidence cut, in all heads, from the rows of one group."""
+    samples = cl.synthetic(world, n, seed=TEST_SEED + 2)
+    every = cl.HeadSet((layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads))
+    shares = {"none": float(cl.evaluate(model, samples, batch_size=25).accuracy)}
+    for rows in ("question", "last", "question+last"):
+        hooks = cl.knockout(every, rows=rows, columns="region")
+        shares[rows] = float(cl.evaluate(model, samples, hooks=hooks, batch_size=25).accuracy)
+    return shares
+
+
+def _right(model: Any, samples: Sequence[cl.Sample]) -> list[bool]:
+    evaluation = cl.evaluate(model, samples, batch_size=25)
+    return [bool(answer.correct) for answer in evaluation.per_sample]
