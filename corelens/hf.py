@@ -244,7 +244,16 @@ def offloaded(module: nn.Module, name: str) -> Tensor | None:
 
 def execution_device(module: nn.Module) -> torch.device | None:
     """Where accelerate moves this module's inputs before it runs; None for a module that it has not dispatched."""
-    return getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    hook: Any = getattr(module, "_hf_hook", None)
+    devices = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", (hook,))]
+    return next((torch.device(device) for device in devices if device is not None), None)
+
+
+def tied_parameters(model: nn.Module) -> set[str]:
+    """The names of parameters that are others' (an unembedding that is the embedding's table): once offloaded, both
+    names hold a tensor of their own, and `named_parameters` lists both.
+    """
+    return set(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 @contextmanager
@@ -318,6 +327,7 @@ __all__ = [
     "set_attention_name",
     "set_visual_features",
     "takes_encoded",
+    "tied_parameters",
     "untested",
     "visual_features",
     "warn_if_untested",

@@ -28,6 +28,7 @@ from corelens.metrics.record import AnyMetric, LookedAt, NullRows, Record, descr
 from corelens.metrics.registry import Metric, check_finite, head_scores, metric
 from corelens.metrics.runs import RunFolder, pictures, pixels, sample_hash, weight_hash
 from corelens.metrics.value_mass import same_norms
+from corelens.model.projections import readable_parameters
 
 NULL_QUESTION = "N/A"  # of QRHead's calibration, arXiv 2506.09944
 
@@ -225,7 +226,7 @@ def about(model: Any) -> dict[str, Any]:
     return {
         "model": name if not Path(name).is_dir() else Path(name).name,
         "revision": getattr(model.hf.config, "_commit_hash", None),
-        "weight_hash": weight_hash(model.named_parameters()),
+        "weight_hash": weight_hash(readable_parameters(model.hf)),
         "family": model.cfg.family,
         "n_layers": model.cfg.n_layers,
         "n_heads": model.cfg.n_heads,
