@@ -288,6 +288,11 @@ class LensCache(ActivationCache):
     ) -> Tensor:
         return self.neurons_onto(layer, pos_slice, neuron_slice, project_2d, mlp_input)
 
+    def norm_of(self, layer: int, mlp_input: bool, pos_slice: Slice) -> tuple[Tensor, bool]:
+        """The scale [batch, pos, 1] of the norm that reads the residual stream at a layer, and whether it centres."""
+        more = {"mlp_input": mlp_input, "pos_slice": pos_slice}
+        return self._get_cached_ln_scale(layer, **more), self._uses_ln_centering(layer)
+
 
 def newest_handle(handles: list[Any]) -> Any:
     """The handle of the hook that was hung last: TransformerLens 4.0's `add_hook` returns nothing."""

@@ -16,6 +16,8 @@ from families import FAMILIES, tiny
 from test_families_hooks import SAMPLES, alone
 
 peft = pytest.importorskip("peft")
+# peft asks transformers for a name that it is about to rename
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WEIGHTS = {"attn": ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_O"), "mlp": ("W_gate", "W_in", "W_out", "b_out")}
 

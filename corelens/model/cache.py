@@ -125,9 +125,9 @@ class ActivationCache(LensCache):
         """As in TransformerLens; behind a norm after the MLP, of what each neuron adds to the residual stream."""
         if not layer or all(block.mlp_post_norm is None for block in self.model.blocks):
             return super().neurons_onto(layer, pos_slice, neuron_slice, directions, mlp_input)
-        onto = directions - directions.mean(0) if self._uses_ln_centering(layer) else directions
+        scale, centres = self.norm_of(layer, mlp_input, _slice(pos_slice))
+        onto = directions - directions.mean(0) if centres else directions
         results = [self.get_neuron_results(n, neuron_slice, pos_slice, onto) for n in range(layer)]
-        scale = self._get_cached_ln_scale(layer, mlp_input=mlp_input, pos_slice=_slice(pos_slice))
         return (torch.cat(results, dim=-2) / scale[..., None]).movedim(-2, 0)
 
     def get_full_resid_decomposition(
