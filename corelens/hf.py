@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from packaging.version import Version
 from torch import Tensor, nn
-from transformer_lens import ActivationCache
+from transformer_lens import ActivationCache, FactoredMatrix
 from transformer_lens.hook_points import HookPoint as LensHookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.utilities.slice import Slice
@@ -290,8 +290,8 @@ class LensCache(ActivationCache):
 
     def norm_of(self, layer: int, mlp_input: bool, pos_slice: Slice) -> tuple[Tensor, bool]:
         """The scale [batch, pos, 1] of the norm that reads the residual stream at a layer, and whether it centres."""
-        more = {"mlp_input": mlp_input, "pos_slice": pos_slice}
-        return self._get_cached_ln_scale(layer, **more), self._uses_ln_centering(layer)
+        scale = self._get_cached_ln_scale(layer, mlp_input=mlp_input, pos_slice=pos_slice)
+        return scale, self._uses_ln_centering(layer)
 
 
 def newest_handle(handles: list[Any]) -> Any:
@@ -308,6 +308,7 @@ __all__ = [
     "CACHE_ARGUMENTS",
     "ENCODED",
     "TESTED",
+    "FactoredMatrix",
     "HookedRootModule",
     "LensCache",
     "LensHookPoint",

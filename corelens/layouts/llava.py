@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from corelens.hf import ENCODED
+from corelens.hf import ENCODED, visual_features
 from corelens.layouts.base import Layout, cross, edge, grid, image_option, patches, shrunk_to
 from corelens.tokens.token_map import THUMBNAIL, Cells
 
@@ -136,7 +136,7 @@ class LlavaOnevision(LlavaNext):
         pixels, encoded = tensors.get("pixel_values_videos"), tensors.get(ENCODED) or {}
         if pixels is None:
             output = encoded.get("video")
-            return [] if output is None else [video.shape[0] for video in output.pooler_output]
+            return [] if output is None else [video.shape[0] for video in visual_features(output)[0]]
         half = math.ceil(_tower(config)[1] / 2)
         return [video.shape[0] * half * half + 1 for video in pixels]
 

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import FactoredMatrix
 
 from corelens.errors import CorelensError
-from corelens.hf import HookedRootModule
+from corelens.hf import FactoredMatrix, HookedRootModule
 from corelens.layouts import Layout
 from corelens.model.config import Config
 from corelens.model.projections import home

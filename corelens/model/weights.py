@@ -12,9 +12,9 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import FactoredMatrix
 
 from corelens.errors import CorelensError
+from corelens.hf import FactoredMatrix
 from corelens.hooks.points import AttentionPoints, BlockPoints, MLPPoints, NormPoints
 from corelens.layouts.base import Layout
 from corelens.model.projections import embedding, projection, projection_bias, readable
