@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from packaging.version import Version
 from torch import Tensor, nn
-from transformer_lens import ActivationCache
+from transformer_lens import ActivationCache, FactoredMatrix
 from transformer_lens.hook_points import HookPoint as LensHookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.utilities.slice import Slice
@@ -285,7 +285,16 @@ def offloaded(module: nn.Module, name: str) -> Tensor | None:
 
 def execution_device(module: nn.Module) -> torch.device | None:
     """Where accelerate moves this module's inputs before it runs; None for a module that it has not dispatched."""
-    return getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    hook: Any = getattr(module, "_hf_hook", None)
+    devices = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", (hook,))]
+    return next((torch.device(device) for device in devices if device is not None), None)
+
+
+def tied_parameters(model: nn.Module) -> set[str]:
+    """The names of parameters that are others' (an unembedding that is the embedding's table): once offloaded, both
+    names hold a tensor of their own, and `named_parameters` lists both.
+    """
+    return set(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 @contextmanager
@@ -362,6 +371,11 @@ class LensCache(ActivationCache):
     ) -> Tensor:
         return self.neurons_onto(layer, pos_slice, neuron_slice, project_2d, mlp_input)
 
+    def norm_of(self, layer: int, mlp_input: bool, pos_slice: Slice) -> tuple[Tensor, bool]:
+        """The scale [batch, pos, 1] of the norm that reads the residual stream at a layer, and whether it centres."""
+        scale = self._get_cached_ln_scale(layer, mlp_input=mlp_input, pos_slice=pos_slice)
+        return scale, self._uses_ln_centering(layer)
+
 
 def newest_handle(handles: list[Any]) -> Any:
     """The handle of the hook that was hung last: TransformerLens 4.0's `add_hook` returns nothing."""
@@ -374,11 +388,12 @@ def hung_as(handle: Any) -> int:
 
 
 __all__ = [
-    "CACHE_ARGUMENTS", "ENCODED", "TESTED", "HookedRootModule", "LensCache", "LensHookPoint",
-    "Slice", "attention_functions", "attention_name", "attention_named", "attention_off",
-    "attention_set", "cache_argument", "cache_in", "cache_of", "cache_windows", "cached_tensors",
-    "checkpointing_off", "deepstack_addition", "every_attention", "execution_device",
-    "forget_attention", "hung_as", "image_defaults", "newest_handle", "offloaded",
-    "replaced_forward", "set_attention_name", "set_visual_features", "takes_argument",
-    "takes_encoded", "unknown_caches", "untested", "visual_features", "warn_if_untested",
+    "CACHE_ARGUMENTS", "ENCODED", "TESTED", "FactoredMatrix", "HookedRootModule", "LensCache",
+    "LensHookPoint", "Slice", "attention_functions", "attention_name", "attention_named",
+    "attention_off", "attention_set", "cache_argument", "cache_in", "cache_of", "cache_windows",
+    "cached_tensors", "checkpointing_off", "deepstack_addition", "every_attention",
+    "execution_device", "forget_attention", "hung_as", "image_defaults", "newest_handle",
+    "offloaded", "replaced_forward", "set_attention_name", "set_visual_features",
+    "takes_argument", "takes_encoded", "tied_parameters", "unknown_caches", "untested",
+    "visual_features", "warn_if_untested",
 ]  # fmt: skip

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Inputs, Sample, check_has_media, from_tensors, prepare
+from corelens.inputs.prepare import Inputs, Sample, prepare
+from corelens.inputs.tensors import check_has_media, from_tensors
 from corelens.layouts import layout_for
 from corelens.tokens.regions import Box, Mask, Tube
 from corelens.tokens.token_map import TokenMap
@@ -237,6 +238,29 @@ def test_show_a_video():
 
 
 # --- tensors made by hand ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [True, False])
+def test_visual_means_the_same_for_tensors_made_by_hand(family, options):
+    """Patches, without newlines and separators: with the processor's options, or with the config's alone."""
+    model, processor = tiny(family)
+    layout = layout_for(model.config)
+    batches = [[Sample([picture(300, 90)], QUESTION)]]
+    batches += [[Sample([picture(40, 200), picture(64, 64)], QUESTION), Sample([picture()], QUESTION)]]
+    if getattr(processor, "video_processor", None) is not None and family.startswith("llava"):
+        batches += [[Sample(video=[picture(60, 60, k) for k in range(4)], question=QUESTION)]]
+    for samples in batches:
+        made = prepare(samples, processor, layout, model.config)
+        inputs = from_tensors(made.tensors, layout, model.config, processor if options else None)
+        for tm, known in zip(inputs.token_maps, made.token_maps, strict=True):
+            for name in ("visual", "text", "all", "last"):
+                assert torch.equal(tm.positions(name), known.positions(name)), name
+            assert torch.equal(tm.placeholder, known.placeholder)
+    if "image_sizes" in made.tensors:
+        with pytest.raises(CorelensError, match="image_sizes"):
+            rest = {name: x for name, x in made.tensors.items() if name != "image_sizes"}
+            from_tensors(rest, layout, model.config, processor)
 
 
 def test_from_tensors():

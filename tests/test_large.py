@@ -1,6 +1,7 @@
 """What large models bring: weights spread over CPU and disk, half precision, compiled and quantised modules."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,12 @@ from accelerate import disk_offload
 from torch import nn
 
 from corelens.errors import CorelensError
+from corelens.evaluation.evaluate import evaluate
+from corelens.layouts.base import Layout
+from corelens.metrics.score import score_heads
 from corelens.model.hooked import HookedMLLM
-from corelens.model.weights import head_results
+from corelens.model.projections import head_results
+from corelens.tokens.regions import Box
 from families import tiny
 from test_families_hooks import SAMPLES, alone, batch_of, hooked, reference
 
@@ -61,6 +66,59 @@ def test_a_model_split_over_cpu_and_disk(folder, tmp_path):
         got = model.generate(batch, **options)
     with whole.hooks(fwd_hooks=[("blocks.3.attn.hook_v", lambda x, hook: x * 0.5)]):
         assert torch.equal(got, whole.generate(batch, **options))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("where", ["embedding", "everything"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3", "llava_onevision"])
+def test_scores_and_answers_of_a_model_on_disk(family, where, tmp_path):
+    """The embedding on disk, or all of it: the device is the one that computes; weights and their hash are the same."""
+    hf, processor = copy.deepcopy(tiny(family)[0]), tiny(family)[1]
+    if where == "everything":
+        disk_offload(hf, tmp_path, execution_device=torch.device("cpu"))
+    else:
+        disk_offload(hf.get_input_embeddings(), tmp_path, execution_device=torch.device("cpu"))
+    model, whole = HookedMLLM(hf, processor), hooked(family)
+    assert hf.get_input_embeddings().weight.device.type == "meta"
+    assert model.device == model.cfg.device == torch.device("cpu") and model.cfg.dtype == torch.float32
+    sample = replace(SAMPLES[0], regions=[Box(0, 0, 40, 40)], id="0")
+    assert torch.equal(model.prepare(sample).tensors["input_ids"], whole.prepare(sample).tensors["input_ids"])
+    got, wanted = (score_heads(m, [sample], ("ram", "value_mass")) for m in (model, whole))
+    for name in ("ram", "value_mass"):
+        assert (got[name].values == wanted[name].values).all()
+        assert got[name].meta["weight_hash"] == wanted[name].meta["weight_hash"]
+    theirs, ours = evaluate(whole, [sample]), evaluate(model, [sample])
+    assert ours.answer_logprob == theirs.answer_logprob and torch.equal(model.W_E, whole.W_E)
+    assert model.layout.norm_weight_offset == whole.layout.norm_weight_offset
+    residual = model(model.prepare(sample), stop_at_layer=2)
+    assert torch.equal(residual, whole(whole.prepare(sample), stop_at_layer=2))
+
+
+@torch.no_grad()
+def test_the_norms_of_a_family_without_a_layout_are_read_from_disk(tmp_path):
+    """Whether a norm multiplies by its weight or by 1 + weight is measured on the first layer."""
+    hf = copy.deepcopy(tiny("gemma3")[0])
+    assert Layout().fitted(hf).norm_weight_offset == 1.0
+    disk_offload(hf, tmp_path, execution_device=torch.device("cpu"))
+    assert Layout().fitted(hf).norm_weight_offset == 1.0
+
+
+@torch.no_grad()
+def test_adapters_of_a_model_on_disk(tmp_path):
+    peft = pytest.importorskip("peft")
+    hf = copy.deepcopy(tiny("qwen2_vl")[0])
+    for kind, dora in (("lora", False), ("dora", True)):
+        config = peft.LoraConfig(r=4, target_modules=["o_proj"], init_lora_weights=False, use_dora=dora)
+        adapted = peft.inject_adapter_in_model(config, copy.deepcopy(hf)).eval()
+        whole = HookedMLLM(copy.deepcopy(adapted), tiny("qwen2_vl")[1])
+        disk_offload(adapted, tmp_path / kind, execution_device=torch.device("cpu"))
+        model = HookedMLLM(adapted, tiny("qwen2_vl")[1])
+        try:
+            weight = model.blocks[1].attn.W_O
+        except (CorelensError, NotImplementedError, RuntimeError):
+            assert kind == "dora"  # which reads its own weights where accelerate has not loaded them
+            continue
+        torch.testing.assert_close(weight, whole.blocks[1].attn.W_O, atol=1e-6, rtol=1e-6)
 
 
 @torch.no_grad()

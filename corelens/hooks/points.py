@@ -83,6 +83,15 @@ class HookPoint(LensHookPoint):
         handle.user_hook = hook
         return handle
 
+    def layer(self) -> int:
+        """The layer of the decoder, or of the vision tower, at which the point stands."""
+        match = re.search(r"(?:^|\.)blocks\.(\d+)\.", str(self.name))
+        if match is None:
+            raise CorelensError(
+                f"the layer of {self.name!r}", "a point of one layer", "ask hook.name, which stands for no layer"
+            )
+        return int(match[1])
+
     def per_head(self, kind: str, index: int, name: str) -> "HookPoint":
         """The point of one head's slice; `kind` is "head" (a query head) or "kv_head"."""
         limit = self.n_heads * self.group if kind == "head" else self.n_heads

@@ -1,10 +1,12 @@
 """The visual features of a batch, computed once: what many runs on the same pictures share."""
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 
 from corelens.hf import ENCODED, takes_encoded
 from corelens.inputs.prepare import Inputs
@@ -30,7 +32,8 @@ def encode(features: Any, inputs: Inputs) -> Inputs:
         return inputs
     found = {name: ENCODERS[name] for name in ENCODERS if inputs.tensors.get(name) is not None}
     outputs = dict(inputs.tensors.get(ENCODED) or {})
-    with torch.no_grad():
+    # (parameters of the module itself, a newline's embedding, are loaded if accelerate holds them: no forward does it)
+    with torch.no_grad(), align_module_device(features) if found else nullcontext():
         for modality, method in found.values():
             call = getattr(features, method)
             takes = set(inspect.signature(inspect.unwrap(call)).parameters)

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.hf import ENCODED
 from corelens.inputs.locate import cells_of, token_map
 from corelens.inputs.media import Medium
 from corelens.inputs.pictures import read_picture, read_video
@@ -22,8 +21,6 @@ from corelens.inputs.typed import reserved
 from corelens.layouts import Layout
 from corelens.tokens.regions import Box, Region, Tube, as_region, is_corners
 from corelens.tokens.token_map import TokenMap
-
-MEDIA = ("pixel_values", "pixel_values_videos", ENCODED, "inputs_embeds")
 
 
 @dataclass
@@ -188,52 +185,6 @@ def prepare(
     tensors |= pad(rows, starts, length, pad_id(processor))
     maps = [tm.moved(start, length) for tm, start in zip(maps, starts, strict=True)]
     return Inputs(tensors, maps, samples, [_images_first(pictures) for pictures in loaded])
-
-
-def from_tensors(tensors: Mapping[str, Any], layout: Layout, config: Any) -> Inputs:
-    """Wrap tensors made by hand; token maps know visual positions, text and the last row, but nothing of pictures.
-
-    Errors: neither input_ids nor inputs_embeds; image tokens without images.
-    """
-    ids = tensors.get("input_ids")
-    like = ids if ids is not None else tensors.get("inputs_embeds")
-    if like is None:
-        raise CorelensError(
-            f"tensors {sorted(tensors)}", "input_ids [batch, pos] among them", "give what you would give the model"
-        )
-    check_has_media(tensors, layout, config)
-    mask = tensors.get("attention_mask")
-    real = torch.ones(like.shape[:2], dtype=torch.bool) if mask is None or mask.ndim != 2 else mask.bool().cpu()
-    unknown = CorelensError(
-        "inputs made of tensors", "inputs made of a Sample, when regions, questions or cells are asked for",
-        "use model.prepare(Sample(…)), or name positions explicitly",
-    )  # fmt: skip
-    missing = dict.fromkeys(("images", "region", "question", "answer"), unknown)
-    maps = []
-    for row in range(like.shape[0]):
-        found = (
-            torch.isin(ids[row].cpu(), torch.tensor(layout.placeholders(config))) if ids is not None else real[row] < 0
-        )
-        placeholder = found.nonzero()[:, 0]
-        last = real[row].nonzero()[-1]
-        maps.append(TokenMap(real[row], placeholder, placeholder, last, missing=missing, id=str(row)))
-    return Inputs(dict(tensors), maps)
-
-
-def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> None:
-    """Refuse a run whose image tokens have no image: a model would take the placeholders for words and go on."""
-    ids = tensors.get("input_ids")
-    # (some families put a word before: image_pixel_values)
-    media = [name for name, x in tensors.items() if x is not None and (name in MEDIA or "pixel_values" in name)]
-    if ids is None or media:
-        return
-    count = int(torch.isin(ids, torch.tensor(layout.placeholders(config), device=ids.device)).sum())
-    if count:
-        raise CorelensError(
-            f"{count} image tokens in input_ids and no image: the tensors are {sorted(tensors)}",
-            f"pixel_values (or pixel_values_videos, {ENCODED}, inputs_embeds) beside them",
-            "pass inputs whole, as model.prepare or the processor made them",
-        )
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------

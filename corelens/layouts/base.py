@@ -4,16 +4,16 @@ The defaults fit any decoder built like Llama inside a transformers vision-langu
 only place that names families) overrides what differs there. See `register_layout` for adding one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hf import image_defaults
+from corelens.hf import image_defaults, offloaded
 from corelens.tokens.token_map import Cells
 
 
@@ -52,7 +52,9 @@ class Layout:
             self.attn_out, self.mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"
         norm: Any = getattr(layer, self.ln1, None)
         weight = getattr(norm, "weight", None)
-        if isinstance(weight, Tensor) and weight.device.type != "meta":
+        if isinstance(weight, Tensor) and weight.device.type == "meta":
+            weight = offloaded(norm, "weight")
+        if isinstance(weight, Tensor):
             x = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)
             with torch.no_grad():
                 times = x / x.float().pow(2).mean().sqrt()  # what it multiplies by its weight, or by 1 + weight
@@ -91,8 +93,13 @@ class Layout:
         """The object whose `get_image_features` and `get_video_features` give the projector's output."""
         return getattr(hf, "model", None)
 
-    def deepstack(self, decoder: nn.Module, fire: Callable[[int, Tensor], Tensor]) -> AbstractContextManager[None]:
-        """Within this context `fire(layer, added [batch, pos, d_model])` sees and edits what is added after a layer."""
+    def deepstack(
+        self, decoder: nn.Module, fire: Callable[[int, Tensor], Tensor], n_layers: int = 0
+    ) -> AbstractContextManager[None]:
+        """Within this context `fire(layer, added [batch, pos, d_model])` sees and edits what is added after a layer.
+
+        It fires in every step, after each of the first `n_layers` layers: zeros where nothing is added.
+        """
         return nullcontext()
 
     def deepstack_layers(self, hf: nn.Module) -> int:
@@ -121,6 +128,17 @@ class Layout:
 
     def check_batch(self, pictures: Sequence[Sequence[Any]]) -> None:
         """Raise for samples that the family's processor would mix up in a batch: images or lists of frames a sample."""
+
+    def patches_among(
+        self, processor: Any, config: Any, tensors: Mapping[str, Any]
+    ) -> dict[int, Bool[Tensor, " placeholder"]] | None:
+        """Which placeholders of a batch of tensors are patches, of a family that has others (newlines) too.
+
+        Per placeholder's token id a mask over all its tokens, row by row; None where all are patches. A family whose
+        cells (`image_cells`, `video_cells`) are not all visual overrides this, so that "visual" means the same for
+        tensors made by hand.
+        """
+        return None
 
     def image_cells(
         self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]

@@ -1,12 +1,15 @@
 """LLaVA 1.5, NeXT and OneVision: a centre crop; tiles on a padded canvas with newline tokens; pooled video."""
 
 import math
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from corelens.hf import ENCODED, visual_features
 from corelens.layouts.base import Layout, cross, edge, grid, image_option, patches, shrunk_to
 from corelens.tokens.token_map import THUMBNAIL, Cells
 
@@ -71,6 +74,30 @@ class LlavaNext(Layout):
         views = torch.cat([torch.full((len(base),), THUMBNAIL), views.reshape(-1)])
         return Cells(box=torch.cat([base, lines]), visual=visual, shrunk=shrunk, views=views)
 
+    def patches_among(
+        self, processor: Any, config: Any, tensors: Mapping[str, Any]
+    ) -> dict[int, Bool[Tensor, " placeholder"]] | None:
+        """All but the newlines: where these stand depends on the pictures' sizes, which the model is given."""
+        # (without a processor the model's own config says how pictures are cut)
+        source = processor or SimpleNamespace(image_processor=config)
+        sizes = tensors.get("image_sizes")
+        features = dict(tensors)
+        flags = []
+        if sizes is not None:
+            features.setdefault("batch_num_images", [1] * len(sizes))
+            for index, (height, width) in enumerate(torch.as_tensor(sizes).tolist()):
+                cells = self.image_cells(source, config, features, index, (width, height))
+                flags.append(cells.visual)
+        image, video = self.placeholders(config)
+        masks = {image: torch.cat(flags) if flags else torch.zeros(0, dtype=torch.bool)}
+        if video >= 0:
+            masks[video] = _but_last(self.video_lengths(config, tensors))
+        return masks
+
+    def video_lengths(self, config: Any, tensors: Mapping[str, Any]) -> list[int]:
+        """How many placeholders each video of a batch has; the last of them is a newline."""
+        return []
+
     def pooled(
         self, config: Any, columns: Float[Tensor, "column 2"], rows: Float[Tensor, "row 2"], side: int
     ) -> tuple[Float[Tensor, "pooled_column 2"], Float[Tensor, "pooled_row 2"]]:
@@ -103,6 +130,15 @@ class LlavaOnevision(LlavaNext):
         if ratio <= 1.1:
             return columns, rows
         return _bilinear(columns, int(len(columns) // ratio)), _bilinear(rows, int(len(rows) // ratio))
+
+    def video_lengths(self, config: Any, tensors: Mapping[str, Any]) -> list[int]:
+        """Frames of half as many tokens a side, and a newline."""
+        pixels, encoded = tensors.get("pixel_values_videos"), tensors.get(ENCODED) or {}
+        if pixels is None:
+            output = encoded.get("video")
+            return [] if output is None else [video.shape[0] for video in visual_features(output)[0]]
+        half = math.ceil(_tower(config)[1] / 2)
+        return [video.shape[0] * half * half + 1 for video in pixels]
 
     def video_cells(
         self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int], n_frames: int
@@ -188,6 +224,14 @@ def _with_newline(cells: Cells) -> Cells:
         frames = torch.cat([frames, torch.full((1, frames.shape[1]), -1)])
     views = None if cells.views is None else torch.cat([cells.views, cells.views[-1:]])
     return Cells(box, torch.cat([cells.visual, torch.tensor([False])]), frames, cells.shrunk, views)
+
+
+def _but_last(lengths: Sequence[int]) -> Bool[Tensor, " placeholder"]:
+    """True for all tokens of each of these runs but its last."""
+    mask = torch.ones(sum(lengths), dtype=torch.bool)
+    if lengths:
+        mask[torch.tensor(lengths).cumsum(0) - 1] = False
+    return mask
 
 
 def _clip(box: Float[Tensor, "token 4"], size: tuple[int, int]) -> Float[Tensor, "token 4"]:

@@ -55,13 +55,26 @@ class Qwen3VL(Qwen2VL):
     min_frames = 2
 
     @contextmanager
-    def deepstack(self, decoder: nn.Module, fire: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-        """Call `fire(layer, added)` for each addition; what it returns, at any position, is what is added."""
-        calls = 0
+    def deepstack(self, decoder: nn.Module, fire: Callable[[int, Tensor], Tensor], n_layers: int = 0) -> Iterator[None]:
+        """Call `fire(layer, added)` for each addition; what it returns, at any position, is what is added.
 
-        def begin(*_: Any) -> None:
-            nonlocal calls
-            calls = 0
+        In a step without a picture (a decode step, a prompt of text) zeros are added.
+        """
+        calls, pictures = 0, False
+
+        def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            nonlocal calls, pictures
+            calls, pictures = 0, kwargs.get("deepstack_visual_embeds") is not None
+
+        def after(layer: int) -> Callable[..., Any]:
+            def hook(module: nn.Module, args: Any, output: Any) -> Any:
+                if pictures:
+                    return None
+                hidden = output[0] if isinstance(output, tuple) else output
+                hidden = hidden + fire(layer, torch.zeros_like(hidden))
+                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+            return hook
 
         def process(hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
             nonlocal calls
@@ -72,12 +85,15 @@ class Qwen3VL(Qwen2VL):
                 layer, added
             )  # x + 0 is x: bit for bit the model's own sum where nothing is edited
 
-        handle = decoder.register_forward_pre_hook(begin)
+        handles = [decoder.register_forward_pre_hook(begin, with_kwargs=True)]
+        for layer, module in enumerate(list(decoder.layers)[:n_layers]):  # type: ignore[arg-type]
+            handles.append(module.register_forward_hook(after(layer)))
         try:
             with deepstack_addition(decoder, process):
                 yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def deepstack_layers(self, hf: nn.Module) -> int:
         """As many decoder layers as tower layers whose features are taken."""

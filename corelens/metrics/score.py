@@ -31,6 +31,7 @@ from corelens.metrics.registry import metric
 from corelens.metrics.runs import RunFolder, pictures, pixels, sample_hash, weight_hash
 from corelens.metrics.sinks import visual_sinks
 from corelens.metrics.value_mass import same_norms
+from corelens.model.projections import readable_parameters
 
 NULL_QUESTION = "N/A"  # of QRHead's calibration, arXiv 2506.09944
 
@@ -230,7 +231,7 @@ def about(model: Any) -> dict[str, Any]:
     return {
         "model": name if not Path(name).is_dir() else Path(name).name,
         "revision": getattr(model.hf.config, "_commit_hash", None),
-        "weight_hash": weight_hash(model.named_parameters()),
+        "weight_hash": weight_hash(readable_parameters(model.hf)),
         "family": model.cfg.family,
         "n_layers": model.cfg.n_layers,
         "n_heads": model.cfg.n_heads,

@@ -1,5 +1,7 @@
 """A model with its inputs bound: TransformerLens's functions that hand it tokens run it with the picture too."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,9 +30,29 @@ class BoundModel:
         """The bound token ids: what to hand to TransformerLens's functions."""
         return self.inputs.tensors["input_ids"]
 
-    def to_tokens(self, *args: Any, **kwargs: Any) -> Int[Tensor, "batch pos"]:
-        """The bound tokens; text alone cannot be run, since it has no picture."""
-        return self.tokens
+    def to_tokens(self, text: Any = None, prepend_bos: bool = False, **options: Any) -> Int[Tensor, "batch pos"]:
+        """The bound tokens; of a text that is not the bound prompt, its own tokens.
+
+        A run on other tokens than the bound ones raises: they have no picture.
+
+        Args:
+            text: the bound prompt (as `to_string(tokens)` writes it), other texts, or None.
+            prepend_bos: put the tokenizer's first token before other texts.
+            options: TransformerLens's others, which a bound prompt has no use for.
+        """
+        texts = [text] if isinstance(text, str) else text
+        if texts is None or list(texts) == self.model.to_string(self.tokens):
+            return self.tokens
+        tokenizer = self.model.tokenizer
+        rows = [tokenizer(one, add_special_tokens=False)["input_ids"] for one in texts]
+        first = tokenizer.bos_token_id
+        if prepend_bos and first is not None:
+            rows = [[first, *row] for row in rows]
+        if len({len(row) for row in rows}) > 1:
+            raise CorelensError(
+                f"texts of {[len(row) for row in rows]} tokens", "texts of one length", "give them one by one"
+            )
+        return torch.tensor(rows, dtype=torch.long, device=self.tokens.device)
 
     def forward(self, tokens: Any = None, **kwargs: Any) -> Any:
         """The model's forward on the bound inputs."""
@@ -46,6 +68,16 @@ class BoundModel:
         """The model's run_with_cache on the bound inputs."""
         return self.model.run_with_cache(self._checked(tokens), *args, **kwargs)
 
+    def generate(self, tokens: Any = None, max_new_tokens: int = 8, **options: Any) -> Int[Tensor, "batch new"]:
+        """The model's generate on the bound inputs: the new tokens."""
+        return self.model.generate(self._checked(tokens), max_new_tokens, **options)
+
+    @contextmanager
+    def hooks(self, *args: Any, **kwargs: Any) -> Iterator["BoundModel"]:
+        """The model's hooks; what the context gives is the bound model."""
+        with self.model.hooks(*args, **kwargs):
+            yield self
+
     def __getattr__(self, name: str) -> Any:
         """All else is the model's."""
         return getattr(self.__dict__["model"], name)
@@ -53,12 +85,13 @@ class BoundModel:
     def _checked(self, tokens: Any) -> Inputs:
         if tokens is None or tokens is self.inputs:
             return self.inputs
-        if not isinstance(tokens, Tensor) or not torch.equal(tokens.to(self.tokens.device), self.tokens):
-            given = (
-                f"tokens of shape {list(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
-            )
+        bound = isinstance(tokens, Tensor) and torch.equal(
+            (tokens[None] if tokens.ndim == 1 else tokens).to(self.tokens.device), self.tokens
+        )
+        if not bound:
+            shape = f"tokens of shape {list(tokens.shape)}" if isinstance(tokens, Tensor) else ""
             raise CorelensError(
-                f"{given}, which are not the bound ones",
+                f"{shape or f'a {type(tokens).__name__}'}, which are not the bound ones",
                 "the tokens of the bound inputs: their picture goes with them",
                 "pass bound.tokens, or bind the model to the inputs that you mean",
             )

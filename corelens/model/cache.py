@@ -10,8 +10,9 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.hf import LensCache, Slice
 from corelens.hooks.points import PER_HEAD
+from corelens.model.projections import head_results
 from corelens.model.recording import DiskDict
-from corelens.model.weights import head_results, norm_eps, norm_weight
+from corelens.model.weights import norm_eps, norm_weight
 
 
 class ActivationCache(LensCache):
@@ -101,15 +102,22 @@ class ActivationCache(LensCache):
     def get_neuron_results(
         self, layer: int, neuron_slice: Any = None, pos_slice: Any = None, project_output_onto: Tensor | None = None
     ) -> Tensor:
-        """As in TransformerLens; behind a norm after the MLP, what of each neuron reaches the residual stream."""
+        """As in TransformerLens; behind a norm after the MLP, what of each neuron reaches the residual stream.
+
+        With `project_output_onto` [d_model] or [d_model, output] neither case builds [pos, d_mlp, d_model].
+        """
         block = self.model.blocks[layer]
         if block.mlp_post_norm is None:
             return super().get_neuron_results(layer, neuron_slice, pos_slice, project_output_onto)
-        results = super().get_neuron_results(layer, neuron_slice, pos_slice)
-        out = self["post", layer] @ block.mlp.W_out + block.mlp.b_out
-        factor = _slice(pos_slice).apply(self._factor(block.mlp_post_norm, block, out), dim=-2)
-        results = results * factor[..., None, :]
-        return results if project_output_onto is None else results @ project_output_onto
+        weight, scale = self._mlp_norm(layer, pos_slice)
+        acts, w_out = self._neurons(layer, neuron_slice, pos_slice)
+        if project_output_onto is None:
+            return acts[..., None] * w_out * (weight / scale).to(acts.dtype)[..., None, :]
+        # Σ_m W_out[n, m] · weight[m] / scale · direction[m]: weight goes to the direction, scale to the activation
+        onto = project_output_onto.mT if project_output_onto.ndim > 1 else project_output_onto
+        onto = onto * weight.to(onto.dtype)
+        projected, acts = w_out @ (onto.mT if onto.ndim > 1 else onto), acts / scale.to(acts.dtype)
+        return acts * projected if projected.ndim == 1 else acts[..., None] * projected
 
     def neurons_onto(
         self, layer: int, pos_slice: Any, neuron_slice: Any, directions: Tensor, mlp_input: bool = False
@@ -117,9 +125,10 @@ class ActivationCache(LensCache):
         """As in TransformerLens; behind a norm after the MLP, of what each neuron adds to the residual stream."""
         if not layer or all(block.mlp_post_norm is None for block in self.model.blocks):
             return super().neurons_onto(layer, pos_slice, neuron_slice, directions, mlp_input)
-        results = [self.get_neuron_results(n, neuron_slice, pos_slice) for n in range(layer)]
-        stack = torch.cat(results, dim=-2).movedim(-2, 0)
-        return self.apply_ln_to_stack(stack, layer, pos_slice=pos_slice, mlp_input=mlp_input) @ directions
+        scale, centres = self.norm_of(layer, mlp_input, _slice(pos_slice))
+        onto = directions - directions.mean(0) if centres else directions
+        results = [self.get_neuron_results(n, neuron_slice, pos_slice, onto) for n in range(layer)]
+        return (torch.cat(results, dim=-2) / scale[..., None]).movedim(-2, 0)
 
     def get_full_resid_decomposition(
         self, layer: int | None = None, mlp_input: bool = False, expand_neurons: bool = True, apply_ln: bool = False,
@@ -163,10 +172,21 @@ class ActivationCache(LensCache):
             return raw
         return raw * self._factor(block.attn_post_norm, block, raw.sum(-2) + block.attn.b_O)[..., None, :]
 
+    def _neurons(self, layer: int, neuron_slice: Any, pos_slice: Any) -> tuple[Tensor, Tensor]:
+        """The activations [batch, pos, neuron] and the rows of W_out [neuron, d_model] of some neurons."""
+        acts = _slice(pos_slice).apply(self["post", layer], dim=-2)
+        w_out = _slice(neuron_slice).apply(self.model.blocks[layer].mlp.W_out, dim=0)
+        return _slice(neuron_slice).apply(acts, dim=-1), w_out
+
+    def _mlp_norm(self, layer: int, pos_slice: Any) -> tuple[Tensor, Tensor]:
+        """The weight [d_model] of the norm after a layer's MLP, and its scale [batch, pos, 1] in this run."""
+        block = self.model.blocks[layer]
+        out = _slice(pos_slice).apply(self["post", layer], dim=-2) @ block.mlp.W_out + block.mlp.b_out
+        return norm_weight(block.mlp_post_norm, block.norm_weight_offset), _norm_scale(block.mlp_post_norm, out)
+
     def _factor(self, norm: Any, block: Any, x: Tensor) -> Tensor:
         """What a norm multiplies its input `x` by, number by number."""
-        scale = (x.float().pow(2).mean(-1, keepdim=True) + norm_eps(norm)).sqrt()
-        return (norm_weight(norm, block.norm_weight_offset) / scale).to(x.dtype)
+        return (norm_weight(norm, block.norm_weight_offset) / _norm_scale(norm, x)).to(x.dtype)
 
     def _check_neurons(self, layer: int) -> None:
         missing = [n for n in range(layer) if f"blocks.{n}.mlp.hook_post" in self.model.hook_dict.absent]  # type: ignore[attr-defined]
@@ -175,6 +195,10 @@ class ActivationCache(LensCache):
                 f"single neurons of layers {missing}, which are mixtures of experts", "layers with one MLP",
                 "pass expand_neurons=False",
             )  # fmt: skip
+
+
+def _norm_scale(norm: Any, x: Tensor) -> Tensor:
+    return (x.float().pow(2).mean(-1, keepdim=True) + norm_eps(norm)).sqrt()
 
 
 def _slice(pos_slice: Any) -> Slice:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from corelens.layouts.base import Layout
+from corelens.model.projections import home
 from corelens.model.weights import norm_eps
 
 
@@ -49,7 +50,7 @@ def config_of(hf: Any, layout: Layout) -> Config:
     decoder = layout.decoder(hf)
     text: Any = decoder.config
     n_heads = text.num_attention_heads
-    weight = hf.get_input_embeddings().weight
+    embeddings = hf.get_input_embeddings()
     norm: Any = decoder.norm
     return Config(
         n_layers=text.num_hidden_layers,
@@ -60,8 +61,8 @@ def config_of(hf: Any, layout: Layout) -> Config:
         d_mlp=text.intermediate_size,
         d_vocab=text.vocab_size,
         family=hf.config.model_type,
-        device=weight.device,
-        dtype=weight.dtype,
+        device=home(embeddings),
+        dtype=embeddings.weight.dtype,
         eps=norm_eps(norm),
         n_ctx=getattr(text, "max_position_embeddings", 0),
         model_name=getattr(hf.config, "_name_or_path", "") or hf.config.model_type,

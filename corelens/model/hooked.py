@@ -7,30 +7,38 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hf import Slice, cache_argument, warn_if_untested
+from corelens.hf import HookedRootModule, Slice, cache_argument, warn_if_untested
 from corelens.hooks.points import Hook, HookDict, HookPoint, all_points, hook_list
 from corelens.hooks.running import turn
 from corelens.inputs.encode import encode
-from corelens.inputs.prepare import Inputs, Sample, check_has_media, from_tensors, prepare
+from corelens.inputs.prepare import Inputs, Sample, prepare
+from corelens.inputs.tensors import check_has_media, from_tensors
 from corelens.layouts import layout_for
+from corelens.model.arguments import (
+    check_forward,
+    check_keywords,
+    check_left_padded,
+    generate_arguments,
+    model_arguments,
+)
 from corelens.model.cache import ActivationCache
 from corelens.model.config import config_of
+from corelens.model.filters import NamesFilter, kept_by_default, matching, named
 from corelens.model.hooked_run import hooked_run
 from corelens.model.lens import LensModel
 from corelens.model.loading import load
 from corelens.model.probing import measured
-from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, kept_by_default
+from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, of_whole_prompt
+from corelens.model.stop import residual_before
 from corelens.model.verify import Verification, verify
 from corelens.model.vision import vision_points
-from corelens.model.weights import Block, Norm, Unembed
+from corelens.model.weights import Block, Embed, Norm, Unembed
 from corelens.model.wiring import absent
 from corelens.tokens.positions import Where, check_where, with_positions
-
-NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
 
 class HookedMLLM(LensModel):
@@ -52,10 +60,11 @@ class HookedMLLM(LensModel):
         object.__setattr__(self, "hf", hf_model)
         self.processor = processor
         self.layout = measured(layout_for(getattr(hf_model, "config", hf_model)).fitted(hf_model), hf_model)
-        self.cfg = config_of(hf_model, self.layout)
+        self._cfg = config_of(hf_model, self.layout)
 
         c, decoder = self.cfg, self.layout.decoder(hf_model)
         self.vision, missing = vision_points(hf_model, self.layout)
+        self.embed = Embed(hf_model.get_input_embeddings())
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(
             Block(self.layout, layer, c.n_heads, c.n_kv_heads, number < c.n_deepstack)
@@ -123,45 +132,15 @@ class HookedMLLM(LensModel):
         """Every hook point, per-head points in use included."""
         return all_points(self.hook_dict)  # type: ignore[arg-type]
 
-    def hook_names(self, pattern: str | None = None) -> list[str]:
-        """The hook names, all of them or those that contain `pattern`; per-head names go without saying."""
-        return [name for name in self.hook_dict if pattern is None or pattern in name]
-
-    @property
-    def tokenizer(self) -> Any:
-        """The processor's tokenizer."""
-        return getattr(self.processor, "tokenizer", self.processor)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the input embeddings are."""
-        return self.hf.get_input_embeddings().weight.device  # type: ignore[operator]
-
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """The wrapped model's parameters."""
-        return self.hf.parameters(recurse)
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """The wrapped model's parameters under its own names."""
-        return self.hf.named_parameters(*args, **kwargs)
-
     def to(self, *args: Any, **kwargs: Any) -> "HookedMLLM":
         """Move the wrapped model."""
         self.hf.to(*args, **kwargs)
-        self.cfg = config_of(self.hf, self.layout)
         return self
 
     def train(self, mode: bool = True) -> "HookedMLLM":
         """Set the wrapped model's mode."""
         self.hf.train(mode)
         return super().train(mode)
-
-    def __repr__(self) -> str:
-        c = self.cfg
-        return (
-            f"HookedMLLM({c.family}: {c.n_layers} layers × {c.n_heads} heads of {c.d_head}, {c.n_kv_heads} KV heads, "
-            f"width {c.d_model}, {str(c.dtype).removeprefix('torch.')} on {c.device})"
-        )
 
     # --- inputs -------------------------------------------------------------------------------------------------------
 
@@ -173,57 +152,55 @@ class HookedMLLM(LensModel):
 
     def inputs(self, **tensors: Tensor) -> Inputs:
         """Inputs made of tensors that you prepared yourself, as you would hand them to the Hugging Face model."""
-        return from_tensors(tensors, self.layout, self.hf.config).to(self.device)
+        self._check(tensors, HookedMLLM.inputs)
+        return from_tensors(tensors, self.layout, self.hf.config, self.processor).to(self.device)
 
     def encode(self, inputs: Inputs) -> Inputs:
         """The same batch with its pictures encoded once, for many runs on it. See `corelens.inputs.encode`."""
         return encode(self.layout.visual_features(self.hf), inputs)
-
-    def to_str_tokens(self, inputs: Inputs | str) -> list[str] | list[list[str]]:
-        """The tokens as strings; one list for a single sample or text, else a list a sample."""
-        if isinstance(inputs, str):
-            ids = [self.tokenizer(inputs, add_special_tokens=False)["input_ids"]]
-        else:
-            ids = inputs.tensors["input_ids"].tolist()
-        lines = [[self.tokenizer.decode([token]) for token in line] for line in ids]
-        return lines[0] if len(lines) == 1 else lines
-
-    def to_single_token(self, text: str) -> int:
-        """The id of a text that is exactly one token."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            given = f"{text!r}, which is {len(ids)} tokens: {[self.tokenizer.decode([i]) for i in ids]}"
-            raise CorelensError(given, "a text of one token", "take another text, or one of these tokens by its id")
-        return ids[0]
 
     # --- running ------------------------------------------------------------------------------------------------------
 
     def forward(
         self,
         inputs: Any = None,
-        return_type: Literal["logits"] | None = "logits",
+        return_type: Literal["logits", "loss", "both"] | None = "logits",
         logits_to_keep: int | None = None,
+        stop_at_layer: int | None = None,
+        loss_per_token: bool = False,
         **tensors: Any,
-    ) -> Float[Tensor, "batch pos d_vocab"] | None:
+    ) -> Any:
         """Run the model once.
 
         Args:
-            inputs: what `prepare` made, or a dict of the Hugging Face model's arguments (or give those as keywords).
-            return_type: "logits" [batch, pos, d_vocab], or None: the language-model head is not run at all.
-            logits_to_keep: only the last n positions' logits (those of 32k positions × 150k words are 10 GB).
+            inputs: what `prepare` made, or a dict of the Hugging Face model's arguments (or give
+                those as keywords).
+            return_type: "logits" [batch, pos, d_vocab]; "loss", see `loss_fn`; "both": (logits,
+                loss); or None: the language-model head is not run at all.
+            logits_to_keep: only the last n positions' logits (those of 32k positions × 150k words
+                are 10 GB).
+            stop_at_layer: as in TransformerLens: return the residual stream [batch, pos, d_model]
+                that enters this layer, and run neither it nor what follows; 0 to n_layers (before
+                the final norm), or counted from the end: −1 leaves the last layer out.
+            loss_per_token: the loss of every token [batch, pos − 1] instead of its mean.
         """
         batch = self._inputs(inputs, tensors)
-        if return_type not in ("logits", None):
-            raise CorelensError(f"return_type={return_type!r}", "'logits' or None", "compute losses from the logits")
+        check_forward(batch.tensors, return_type, logits_to_keep, stop_at_layer, loss_per_token)
         arguments = {"use_cache": False, **batch.tensors}
         with hooked_run(self, batch, self._rows):
+            if stop_at_layer is not None:
+                return residual_before(self.hf, self.layout.decoder(self.hf), stop_at_layer, arguments)
             if return_type is None and not self.hook_logits.active:
                 self.hf.base_model(**arguments)  # type: ignore[operator]
                 return None
             if logits_to_keep is not None:
                 arguments["logits_to_keep"] = logits_to_keep
             logits = self.hf(**arguments).logits
+        if return_type in ("logits", None):
             return logits if return_type == "logits" else None
+        ids, mask = batch.tensors["input_ids"], batch.tensors.get("attention_mask")
+        loss = self.loss_fn(logits, ids, mask, loss_per_token)
+        return loss if return_type == "loss" else (logits, loss)
 
     def generate(
         self, inputs: Inputs | dict[str, Tensor] | None = None, max_new_tokens: int = 8, **options: Any
@@ -239,6 +216,8 @@ class HookedMLLM(LensModel):
             The new tokens only; sequences that ended early are padded.
         """
         batch = self._inputs(inputs, {})
+        check_keywords(options, self._arguments() | generate_arguments(self.hf), [HookedMLLM.generate])
+        check_left_padded(batch.tensors)
         beams = options.get("num_beams") or self.hf.generation_config.num_beams or 1  # type: ignore[union-attr]
         if beams > 1:  # type: ignore[operator]
             why = "greedy decoding or sampling: beams change places between steps, hooks would speak of other samples"
@@ -248,6 +227,8 @@ class HookedMLLM(LensModel):
             raise CorelensError('cache_implementation="paged"', why, "leave it out, or call model.hf.generate_batch")
         if self._sparse is not None or any(point.active for point in self.hook_points()):
             options.setdefault("disable_compile", True)
+        if any(of_whole_prompt(handle) for handle in self.hook_logits.fwd_hooks):
+            options.setdefault("logits_to_keep", 0)  # all of the prompt's, as at every other point
         with hooked_run(self, batch, self._rows, generating=True) as run, torch.no_grad():
             cache = None if run.plan is None else run.plan.new_cache()
             if cache is not None:
@@ -259,10 +240,17 @@ class HookedMLLM(LensModel):
     def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Iterator[Any]:  # type: ignore[override]
         """TransformerLens's context with hooks; a single (name, function) needs no list.
 
-        Other threads wait with their runs of this model until it ends: the hooks are not theirs.
+        A function of names is asked about the decoder's points only. Other threads wait with their runs of this model
+        until it ends: the hooks are not theirs.
         """
-        with turn(self.hf), super().hooks(hook_list(fwd_hooks), hook_list(bwd_hooks), *args, **kwargs) as model:
+        forward, backward = (named(self.hook_dict, hook_list(h)) for h in (fwd_hooks, bwd_hooks))
+        with turn(self.hf), super().hooks(forward, backward, *args, **kwargs) as model:  # type: ignore[arg-type]
             yield model
+
+    def add_hook(self, name: Any, hook: Any, *args: Any, **kwargs: Any) -> None:
+        """TransformerLens's; a function of names is asked about the decoder's points only."""
+        for point, function in named(self.hook_dict, [(name, hook)]):
+            super().add_hook(point, function, *args, **kwargs)
 
     def run_with_cache(  # type: ignore[override]
         self,
@@ -341,8 +329,8 @@ class HookedMLLM(LensModel):
     def _points(self, names_filter: NamesFilter) -> dict[str, HookPoint]:
         """The points that a filter names; None means those that a cache keeps by default."""
         if names_filter is None or callable(names_filter):
-            keep = names_filter or kept_by_default
-            return {n: p for n, p in self.hook_dict.items() if keep(n) and not n.endswith("hook_edges")}  # type: ignore[misc]
+            names: Sequence[str] = matching(self.hook_dict, names_filter or kept_by_default)
+            return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
         names = [names_filter] if isinstance(names_filter, str) else names_filter
         return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
 
@@ -381,7 +369,18 @@ class HookedMLLM(LensModel):
         """What the sparse inference of this context leaves out, for one run; None outside of `sparse`."""
         return None if self._sparse is None else self._sparse.plan(self.cfg)
 
+    def _arguments(self) -> set[str]:
+        """Every keyword that a forward of the wrapped model reads."""
+        return model_arguments(self.hf, self.layout.decoder(self.hf), self.processor)
+
+    def _check(self, names: Any, *ours: Callable[..., Any]) -> None:
+        if names:
+            check_keywords(names, self._arguments(), ours)
+
     def _inputs(self, inputs: Any, tensors: dict[str, Any]) -> Inputs:
+        through = (HookedMLLM.forward, HookedRootModule.run_with_hooks, HookedMLLM.run_with_cache)
+        by_hand = {} if isinstance(inputs, Inputs) or not isinstance(inputs, Mapping) else inputs
+        self._check([*by_hand, *tensors], *through)
         if isinstance(inputs, Sample) or (isinstance(inputs, list) and inputs and isinstance(inputs[0], Sample)):
             raise CorelensError("a Sample", "inputs", "run the model on model.prepare(sample)")
         if inputs is not None and not isinstance(inputs, (Inputs, Mapping)):

@@ -15,14 +15,6 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.hooks.points import Hook, HookPoint
 
-# Large or derived: kept in a cache only when they are named.
-NOT_BY_DEFAULT = ("hook_attn_scores", "hook_pattern", "hook_pattern_rows", "hook_result", "hook_edges")
-
-
-def kept_by_default(name: str) -> bool:
-    """Whether a cache keeps a point that nobody named."""
-    return not name.endswith(NOT_BY_DEFAULT) and not name.startswith("vision.")
-
 
 def caching_hooks(
     points: Mapping[str, HookPoint],
@@ -40,18 +32,21 @@ def caching_hooks(
     Args:
         device: where to keep it; None leaves it where its layer is.
         remove_batch_dim: drop a batch axis of size 1.
-        pos_slice: TransformerLens's Slice, taken of the positions (rows, for patterns) of the decoder's points.
+        pos_slice: TransformerLens's Slice, taken of the positions (rows, for patterns) of the decoder's points. Of
+            `hook_pattern_rows` the rows at these positions are read and kept (zeros where a sample is padded there).
     """
 
     def keep(x: Tensor, hook: Any, axis: int, backward: bool = False) -> None:
         name = f"{hook.name}_grad" if backward else hook.name
         x = (x[0] if isinstance(x, tuple) else x).detach().to(device)
-        if not name.startswith(
-            "vision."
-        ):  # whose first axis is no batch, and whose positions are none of the decoder's
-            x = x[0] if remove_batch_dim and x.shape[0] == 1 else x
-            x = x if pos_slice is None else pos_slice.apply(x, dim=axis)
         positions = hook.ctx.get("positions")
+        # A vision point's first axis is no batch, and its positions are none of the decoder's.
+        if not name.startswith("vision."):
+            if pos_slice is not None and name.endswith("hook_pattern_rows"):
+                x = _rows_at(x, hook.ctx["rows"], positions, pos_slice)
+            elif pos_slice is not None:
+                x = pos_slice.apply(x, dim=axis)
+            x = x[0] if remove_batch_dim and x.shape[0] == 1 else x
         if not backward and positions is not None and int(positions[0]) and name in cache:
             x = _append(cache[name], x, axis, name)
         cache[name] = x
@@ -60,10 +55,39 @@ def caching_hooks(
     backward: list[Hook] = []
     for name, point in points.items():
         axis = -3 if point.head_axis == 2 else -2
-        forward.append((name, partial(keep, axis=axis)))
+        recorder = partial(keep, axis=axis)
+        recorder.whole_prompt = True  # type: ignore[attr-defined]
+        if pos_slice is not None:
+            recorder.rows = "all"  # type: ignore[attr-defined]
+        forward.append((name, recorder))
         if incl_bwd:
             backward.append((name, partial(keep, axis=axis, backward=True)))
     return forward, backward
+
+
+def of_whole_prompt(handle: Any) -> bool:
+    """Whether a hook wants `hook_logits` of the whole prompt, of which `generate` computes the last row alone."""
+    return getattr(handle.user_hook, "whole_prompt", False)
+
+
+def _rows_at(
+    x: Float[Tensor, "*batch row key"], rows: Tensor, positions: Tensor, pos_slice: Any
+) -> Float[Tensor, "*batch kept key"]:
+    """The rows of a rows point, [batch, row] of positions, that stand at the positions of a slice."""
+    wanted = positions[pos_slice.indices(len(positions))]
+    same = rows[:, :, None] == wanted[None, None, :].to(rows.device)
+    read = same.any(dim=1)  # [batch, kept]
+    if not bool(read.any(dim=0).all()):
+        among = rows[rows >= 0].unique().tolist()
+        raise CorelensError(
+            f"pos_slice={pos_slice.slice} of hook_pattern_rows, which does not read the rows "
+            f"{wanted[~read.any(dim=0).to(wanted.device)].tolist()[:8]}",
+            f"positions among the rows that it reads: {among[:8]}{' …' * (len(among) > 8)}",
+            "leave model.pattern_rows(…) off, or say these rows there",
+        )
+    shape = (x.shape[0], *[1] * (x.ndim - 3), len(wanted), 1)
+    index, there = (t.reshape(shape).to(x.device) for t in (same.int().argmax(dim=1), read))
+    return torch.take_along_dim(x, index, dim=-2) * there
 
 
 def _append(before: Tensor, new: Tensor, axis: int, name: str) -> Tensor:

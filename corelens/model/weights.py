@@ -2,69 +2,22 @@
 
 `model.blocks[l].attn.W_Q` [head, d_model, d_head] (W_K, W_V with KV heads), `W_O` [head, d_head, d_model], `b_Q` …;
 `model.blocks[l].mlp.W_gate`, `W_in` [d_model, d_mlp], `W_out` [d_mlp, d_model]; norms have `w`. Writing into a view
-writes into the model. Weights that are offloaded are read from where they lie; quantised ones have no view.
+writes into the model. Weights that are offloaded are read from where they lie. A projection with an adapter, or of
+another kind than nn.Linear, has no view: its matrix is computed, a copy (see `corelens.model.projections`).
 """
 
 from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hf import offloaded
+from corelens.hf import FactoredMatrix
 from corelens.hooks.points import AttentionPoints, BlockPoints, MLPPoints, NormPoints
 from corelens.layouts.base import Layout
-
-
-def readable(module: nn.Module, name: str) -> Tensor | None:
-    """A parameter as a plain tensor: of an offloaded module, what accelerate would load; None where there is none."""
-    parameter = getattr(module, name, None)
-    if not isinstance(parameter, Tensor):
-        return None
-    if parameter.device.type == "meta":
-        loaded = offloaded(module, name)
-        return parameter if loaded is None else loaded
-    return parameter
-
-
-def plain(module: nn.Module, shape: tuple[int, ...] | None = None) -> bool:
-    """Whether a projection's weight is a matrix of numbers, not packed or quantised."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dtype.itemsize < 2:
-        return False
-    return weight.ndim == 2 and (shape is None or weight.shape == shape)
-
-
-def projection(module: nn.Module) -> Float[Tensor, "out in"]:
-    """A linear module's matrix; an error where it is quantised."""
-    weight = readable(module, "weight")
-    if weight is None or not plain(module):
-        kind = f"{weight.dtype} of shape {list(weight.shape)}" if weight is not None else "no tensor"
-        raise CorelensError(
-            f"the weight of a {type(module).__name__}, which is {kind}",
-            "a matrix of floating-point numbers",
-            "load the model without quantisation to look at its weights; hooks work with it as it is",
-        )
-    return weight
-
-
-def head_results(
-    o_proj: nn.Module, z: Float[Tensor, "*batch pos head d_head"]
-) -> Float[Tensor, "*batch pos head d_model"]:
-    """What each head adds through the output projection: result_h = z_h · W_O[h], without the bias."""
-    heads = z.shape[-2]
-    if plain(o_proj):
-        w_o = rearrange(projection(o_proj), "model (head d) -> head d model", head=heads)
-        return torch.einsum("...hd,hdm->...hm", z, w_o)
-    none = o_proj.forward(torch.zeros_like(z).flatten(-2))  # a quantised projection is asked head by head
-    results = []
-    for head in range(heads):
-        alone = torch.zeros_like(z)
-        alone[..., head, :] = z[..., head, :]
-        results.append(o_proj.forward(alone.flatten(-2)) - none)
-    return torch.stack(results, dim=-2)
+from corelens.model.projections import embedding, projection, projection_bias, readable
 
 
 def norm_eps(norm: nn.Module) -> float:
@@ -117,8 +70,8 @@ def _module(of: tuple[Layout, nn.Module], name: str) -> nn.Module:
 
 
 def _bias(module: nn.Module) -> Float[Tensor, " out"]:
-    """A linear module's bias; zeros where it has none."""
-    bias = readable(module, "bias")
+    """A projection's bias; zeros where it has none."""
+    bias = projection_bias(module)
     if bias is not None:
         return bias
     weight = projection(module)
@@ -158,6 +111,19 @@ class Attention(AttentionPoints):
         """From a head's z to the residual stream (before the norm after attention, where there is one)."""
         return rearrange(projection(self.module("o_proj")), "model (head d) -> head d model", head=self.n_heads)
 
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q · W_Kᵀ, [head, d_model, d_model], as TransformerLens's factored matrix; a KV head for each query head."""
+        return FactoredMatrix(self.W_Q, self._expanded(self.W_K).transpose(-2, -1))
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V · W_O, [head, d_model, d_model], as TransformerLens's factored matrix; a KV head for each query head."""
+        return FactoredMatrix(self._expanded(self.W_V), self.W_O)
+
+    def _expanded(self, weight: Tensor) -> Float[Tensor, "head d_model d_head"]:
+        return weight.repeat_interleave(self.n_heads // self.n_kv_heads, dim=0)
+
 
 class MLP(MLPPoints):
     """The points of one layer's MLP, and its weights (a mixture of experts has none of these)."""
@@ -194,6 +160,25 @@ def _find(layer: nn.Module, path: str) -> nn.Module | None:
         return layer.get_submodule(path)
     except AttributeError:
         return None
+
+
+class Embed(nn.Module):
+    """`model.embed(ids)`: the token embeddings, before pictures are merged in."""
+
+    module: Any
+
+    def __init__(self, module: Any):
+        super().__init__()
+        object.__setattr__(self, "module", module)
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """The table (before the factor by which some families multiply embeddings)."""
+        return embedding(self.module)
+
+    def forward(self, ids: Int[Tensor, "*batch pos"]) -> Float[Tensor, "*batch pos d_model"]:
+        """The embeddings of token ids, as the decoder gets them."""
+        return self.module(ids)
 
 
 class Unembed(nn.Module):

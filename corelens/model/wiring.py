@@ -22,8 +22,9 @@ from corelens.hooks.points import BlockPoints, HookPoint, NormPoints
 from corelens.hooks.running import Running, Step, edits_before_caching, running
 from corelens.layouts.base import Layout
 from corelens.model.module_hooks import on_input, on_output
+from corelens.model.projections import head_results, projection_bias, readable
 from corelens.model.vision import wired_vision
-from corelens.model.weights import head_results, norm_eps, norm_weight, readable
+from corelens.model.weights import norm_eps, norm_weight
 
 # begin(the new tokens: ids [batch, pos] or embeddings, how many tokens came before, whether there is a cache)
 Begin = Callable[[Tensor, int, bool], Step]
@@ -68,7 +69,7 @@ def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) 
 
         added = [points.hook_deepstack for points in root.blocks if hasattr(points, "hook_deepstack")]
         if any(point.active for point in added):
-            stack.enter_context(layout.deepstack(decoder, lambda layer, x: run.fire(added[layer], x)))
+            stack.enter_context(layout.deepstack(decoder, lambda layer, x: run.fire(added[layer], x), len(added)))
         stack.enter_context(wired_vision(hf, layout, root.vision, run))
         if run.sites or run.vision:
             # The masks are made by the decoder's config, in some models by the config that holds it.
@@ -263,10 +264,10 @@ def _on_result(run: Running, point: HookPoint) -> Callable[..., Any]:
 
     def hook(o_proj: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         z = rearrange(args[0], "... (head d) -> ... head d", head=point.n_heads)
-        edited, changed = run.fire_watched(point, head_results(o_proj, z))
+        edited, changed = run.fire_watched(point, head_results(o_proj, z, output))
         if not changed:
             return None
-        bias = readable(o_proj, "bias")
+        bias = projection_bias(o_proj, args[0])
         return edited.sum(-2) if bias is None else edited.sum(-2) + bias
 
     return hook

@@ -1,0 +1,89 @@
+"""Inputs made of tensors that the user prepared: what can be known of their tokens, and what must be among them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corelens.errors import CorelensError
+from corelens.hf import ENCODED
+from corelens.inputs.prepare import Inputs
+from corelens.layouts import Layout
+from corelens.tokens.token_map import TokenMap
+
+MEDIA = ("pixel_values", "pixel_values_videos", ENCODED, "inputs_embeds")
+
+
+def from_tensors(tensors: Mapping[str, Any], layout: Layout, config: Any, processor: Any = None) -> Inputs:
+    """Wrap tensors made by hand; token maps know visual positions, text and the last row, but nothing of pictures.
+
+    "visual" means what it means in `prepare`: the patches, without newlines and separators.
+
+    Args:
+        processor: the model's own processor, whose options say how pictures were cut; without it the config says it.
+
+    Errors: neither input_ids nor inputs_embeds; image tokens without images; more or fewer than their sizes make.
+    """
+    ids = tensors.get("input_ids")
+    like = ids if ids is not None else tensors.get("inputs_embeds")
+    if like is None:
+        raise CorelensError(
+            f"tensors {sorted(tensors)}", "input_ids [batch, pos] among them", "give what you would give the model"
+        )
+    check_has_media(tensors, layout, config)
+    mask = tensors.get("attention_mask")
+    real = torch.ones(like.shape[:2], dtype=torch.bool) if mask is None or mask.ndim != 2 else mask.bool().cpu()
+    unknown = CorelensError(
+        "inputs made of tensors", "inputs made of a Sample, when regions, questions or cells are asked for",
+        "use model.prepare(Sample(…)), or name positions explicitly",
+    )  # fmt: skip
+    missing = dict.fromkeys(("images", "region", "question", "answer"), unknown)
+    maps = []
+    where = _placeholders(ids, tensors, layout, config, processor)
+    for row in range(like.shape[0]):
+        placeholder = visual = torch.empty(0, dtype=torch.long)
+        if where is not None:
+            placeholder, visual = (mask[row].nonzero()[:, 0] for mask in where)
+        last = real[row].nonzero()[-1]
+        maps.append(TokenMap(real[row], placeholder, visual, last, missing=missing, id=str(row)))
+    return Inputs(dict(tensors), maps)
+
+
+def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> None:
+    """Refuse a run whose image tokens have no image: a model would take the placeholders for words and go on."""
+    ids = tensors.get("input_ids")
+    # (some families put a word before: image_pixel_values)
+    media = [name for name, x in tensors.items() if x is not None and (name in MEDIA or "pixel_values" in name)]
+    if ids is None or media:
+        return
+    count = int(torch.isin(ids, torch.tensor(layout.placeholders(config), device=ids.device)).sum())
+    if count:
+        raise CorelensError(
+            f"{count} image tokens in input_ids and no image: the tensors are {sorted(tensors)}",
+            f"pixel_values (or pixel_values_videos, {ENCODED}, inputs_embeds) beside them",
+            "pass inputs whole, as model.prepare or the processor made them",
+        )
+
+
+def _placeholders(
+    ids: Tensor | None, tensors: Mapping[str, Any], layout: Layout, config: Any, processor: Any
+) -> tuple[Tensor, Tensor] | None:
+    """Which tokens [batch, pos] stand for picture content, and which of them are patches; None without ids."""
+    if ids is None:
+        return None
+    ids = ids.cpu()
+    placeholder = torch.isin(ids, torch.tensor(layout.placeholders(config)))
+    visual = placeholder.clone()
+    if bool(placeholder.any()):
+        for token, patches in (layout.patches_among(processor, config, tensors) or {}).items():
+            among = ids == token
+            if int(among.sum()) != len(patches):
+                raise CorelensError(
+                    f"{int(among.sum())} tokens of id {token} in input_ids, where the pictures' sizes make "
+                    f"{len(patches)}; the tensors are {sorted(tensors)}",
+                    "the tensors as the processor made them, image_sizes among them",
+                    "pass all that the processor returned",
+                )
+            visual[among] = patches
+    return placeholder, visual
