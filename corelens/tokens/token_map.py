@@ -192,8 +192,8 @@ class TokenMap:
 
         Args:
             spec: "question", "last", "answer", "visual", "region", "text", "template", "all", "image:1", "frame:3",
-                "thumbnail" or "tile:0" (of every picture that is shown in such views), or several joined by "+" (an answer that was
-                not prepared is then left out); or ints, or a boolean mask [pos].
+                "thumbnail" or "tile:0" (of every picture that is shown in such views), or several joined by "+" (an
+                answer that was not prepared is then left out); or ints, or a boolean mask [pos].
             rows: "answer" then means the rows that predict the answer's tokens, one before each.
 
         Errors: an unknown name, a part that the sample lacks, a position outside the row.
