@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from corelens.hf import attention_set
 from corelens.inputs.prepare import Inputs
-from corelens.model.recording import kept_by_default
+from corelens.model.filters import kept_by_default
 from corelens.model.self_check import OTHER_KERNEL, checked_names, distance, tolerance
 from corelens.model.weights import readable
 
