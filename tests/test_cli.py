@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -24,8 +26,8 @@ def model():
 def corelens(model, tmp_path, monkeypatch):
     """Runs a line of the command line in an empty folder; the model is loaded once."""
     monkeypatch.chdir(tmp_path)
-    for command in ("cli.ablate", "cli.patch", "cli.rows", "cli.app"):
-        monkeypatch.setattr(f"corelens.{command}.open_model", lambda name, dtype: model)
+    for command in ("ablate", "patch", "rows", "app"):
+        monkeypatch.setattr(f"corelens.cli.{command}.open_model", lambda name, dtype, device=None: model)
 
     def run(line, fails=False):
         done = CliRunner().invoke(cli.app, shlex.split(line))
@@ -134,6 +136,85 @@ def test_patch_takes_twins_from_a_folder(corelens, tmp_path):
     told = json.loads(corelens("patch qwen3vl-s mine --twin twins --site v --per kv_head --json"))
     assert told["axes"].keys() == {"kv_head"} and told["samples"] == 2 and told["metric"].startswith("log-probability")
     assert told["base"] < told["other"]
+
+
+MODEL_LESS = """
+import sys
+from corelens.cli.app import app
+from typer.testing import CliRunner
+done = CliRunner().invoke(app, {line!r})
+assert done.exit_code in (0, 2) or done.exception is None, (done.output, done.exception)
+print(done.output, sorted({{"torch", "transformers", "scipy.stats", "matplotlib"}} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("line", ["--help", "--version", "heads ram.safetensors", "compare ram.safetensors ram.safetensors",
+                                  "data check own", "score --help"])  # fmt: skip
+def test_what_needs_no_model_waits_for_none(tmp_path, line):
+    """A second is for torch and transformers alone; without them these answer in a third of it."""
+    scores(tmp_path)
+    cl.save_samples(cl.synthetic("refer", 2, seed=1), tmp_path / "own")
+    done = subprocess.run(
+        [sys.executable, "-c", MODEL_LESS.format(line=shlex.split(line))], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.strip().endswith("[]"), (done.stdout, done.stderr[-2000:])
+    assert line != "--version" or done.stdout.startswith(f"corelens {cl.__version__}")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("score qwen3vl-x refer", "did you mean 'qwen3vl-s'"),
+        ("score qwen3vl-s reffer", "did you mean 'refer'"),
+        ("score qwen3vl-s refer --metric rma", "did you mean 'ram'"),
+        ("score qwen3vl-s refer --metric 'ram[row=last]'", "did you mean 'rows'? options: rows, reduce"),
+        ("score qwen3vl-s nothing_there", "the data 'nothing_there'"),
+        ("score nowhere/at/all own --limit 0", "nowhere"),
+        ("ablate qwen3vl-s refer --heads L99H0", "heads of another model"),
+        ("speed qwen3vl-s refer --scores nowhere", "nowhere"),
+        ("heads run", "a finished run"),
+        ("compare run ram.safetensors --metrics ram", "a finished run"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_a_model_is_loaded(tmp_path, monkeypatch, line, words):
+    def load(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.chdir(tmp_path)
+    for command in ("ablate", "patch", "app", "show"):
+        monkeypatch.setattr(f"corelens.cli.{command}.open_model", load)
+    scores(tmp_path)
+    (tmp_path / "run").mkdir()
+    done = CliRunner().invoke(cli.app, shlex.split(line))
+    if done.exit_code == 2 and not isinstance(done.exception, cl.CorelensError):  # (typer's own: a range)
+        return
+    assert isinstance(done.exception, cl.CorelensError) and words in str(done.exception), done.exception
+
+
+def test_score_takes_part_of_a_folder_and_runs_are_compared(corelens, tmp_path):
+    cl.save_samples(cl.synthetic("refer", 5, seed=1), tmp_path / "own")
+    for out in ("one", "two"):
+        corelens(f"score qwen3vl-s own --limit 3 --metric ram --metric lift --out {out} --json")
+    assert len(cl.HeadScores.load(tmp_path / "one" / "scores" / "ram.safetensors").meta["samples"]) == 3
+    for line in ("compare one two --metrics ram,lift --json", "compare one two --json"):
+        told = json.loads(corelens(line))
+        assert told.keys() == {"ram", "lift"} and told["ram"]["spearman"] == 1 == told["lift"]["jaccard"]
+    assert json.loads(corelens("compare one two --metric lift --json"))["rbo"] == pytest.approx(1)
+    assert "did you mean 'ram'" in str(corelens("compare one two --metrics rma", fails=True))
+
+
+def test_speed_takes_its_window_from_the_prompts_and_refuses_what_leaves_nothing_out(corelens, tmp_path, monkeypatch):
+    scores(tmp_path)
+    line = "speed qwen3vl-s refer --scores ram.safetensors --n 2 --rounds 1 --json"
+    told = json.loads(corelens(line))
+    assert 0 < told["pairs"] < 1
+
+    def timed(*_, **__):
+        raise AssertionError("it was timed")
+
+    monkeypatch.setattr("corelens.evaluation.sparse_run.decoded", timed)
+    for more in ("--window 4096", "--sink 4096 --window 1", "--top 1.0", "--kv-budget 4096"):
+        assert "nothing is left out" in str(corelens(f"{line} {more}", fails=True))
 
 
 @pytest.mark.parametrize(

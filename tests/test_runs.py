@@ -1,19 +1,24 @@
 """Scoring runs that are killed, resumed, shared between processes, and refused where they do not fit."""
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 import corelens as cl
+from corelens.heads import disk
+from corelens.metrics.runs import RunFolder
 from families import tiny
-from test_score import mixed
+from test_score import mixed, video
 
 METRICS = ["ram", "lift", "calibrated_ram", "value_mass", "visual_head"]
 TESTS = Path(__file__).parent
@@ -113,7 +118,7 @@ def test_another_run_is_refused(model, tmp_path):
             cl.score_heads(model, given.pop("samples"), out=tmp_path, **given)
     weight = model.layout.decoder(model.hf).layers[0].self_attn.o_proj.weight
     before = weight.detach().clone()
-    weight.data[0, 0] += 1
+    weight.data[3, 5] += 1  # (any one of all weights)
     try:
         with pytest.raises(cl.CorelensError, match="weight_hash"):
             cl.score_heads(model, samples, ["ram"], out=tmp_path)
@@ -122,3 +127,215 @@ def test_another_run_is_refused(model, tmp_path):
     next(tmp_path.glob("part-*")).write_bytes(b"torn")
     with pytest.raises(cl.CorelensError, match="delete it"):
         cl.score_heads(model, samples, ["ram"], out=tmp_path)
+
+
+def base() -> cl.Sample:
+    return mixed()[0]
+
+
+def masked(row: int) -> list[cl.Sample]:
+    mask = np.zeros(base().images[0].size[::-1], bool)
+    mask[row : row + 20, row : row + 20] = True
+    return [replace(base(), regions=[cl.Mask(mask)])]
+
+
+def opened(folder: Path, drawn: bool) -> list[cl.Sample]:
+    base().images[0].save(folder / "a.png")
+    image = Image.open(folder / "a.png")
+    image.load()
+    if drawn:
+        ImageDraw.Draw(image).rectangle((0, 0, 40, 40), fill=0)
+    return [replace(base(), images=[image])]
+
+
+def at_path(folder: Path, color: str | None) -> list[cl.Sample]:
+    image = base().images[0] if color is None else Image.new("RGB", base().images[0].size, color)
+    image.save(folder / "a.png")
+    return [replace(base(), images=[str(folder / "a.png")])]
+
+
+def chat(text: str) -> list[cl.Sample]:
+    content = [{"type": "image", "image": base().images[0]}, {"type": "text", "text": text}]
+    return [replace(base(), images=[], question=None, messages=[{"role": "user", "content": content}])]
+
+
+@pytest.mark.parametrize("kind", ["mask", "drawn", "file", "chat", "fps", "answer"])
+def test_other_samples_are_refused_whatever_makes_them_so(model, tmp_path, kind):
+    first, second = {
+        "mask": lambda: (masked(2), lambda: masked(12)),
+        "drawn": lambda: (opened(tmp_path, False), lambda: opened(tmp_path, True)),
+        "file": lambda: (at_path(tmp_path, None), lambda: at_path(tmp_path, "red")),
+        "chat": lambda: (chat("What digit is it?"), lambda: chat("What color is it?")),
+        "fps": lambda: ([video(0)], lambda: [replace(video(0), meta={"fps": 1.0})]),
+        "answer": lambda: ([base()], lambda: [replace(base(), answer="8")]),
+    }[kind]()
+    cl.score_heads(model, first, ["ram"], out=tmp_path / "run")
+    cl.score_heads(model, first, ["ram"], out=tmp_path / "run")  # its own it takes
+    with pytest.raises(cl.CorelensError, match="another sample_hash"):
+        cl.score_heads(model, second(), ["ram"], out=tmp_path / "run")
+
+
+def test_another_processor_is_refused(tmp_path):
+    model = cl.HookedMLLM(*tiny("qwen3_vl"))
+    cl.score_heads(model, [base()], ["ram"], out=tmp_path)
+    model.processor.image_processor.size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
+    with pytest.raises(cl.CorelensError, match="another processor"):
+        cl.score_heads(model, [base()], ["ram"], out=tmp_path)
+
+
+def own(body):
+    def mine(pattern, token_map):
+        return body(pattern)
+
+    return mine
+
+
+def test_another_body_of_an_own_metric_is_refused(model, tmp_path):
+    def scored(function):
+        return cl.score_heads(model, [base()], [function], out=tmp_path)["mine"].values
+
+    bodies = (lambda p: p.amax((-1, -2)), lambda p: p[..., 0].mean(-1))  # of one line, so of one source
+    largest = scored(own(bodies[0]))
+    np.testing.assert_array_equal(scored(own(bodies[0])), largest)
+    with pytest.raises(cl.CorelensError, match="another metrics"):
+        scored(own(bodies[1]))
+    lost: dict = {}
+    exec("def mine(pattern, token_map): return pattern.amax((-1, -2))", lost)
+    with pytest.raises(cl.CorelensError, match="without source"):
+        scored(lost["mine"])
+    assert cl.score_heads(model, [base()], [lost["mine"]])["mine"].values.shape == largest.shape
+    with pytest.raises(cl.CorelensError, match="two metrics called 'mine'"):
+        cl.score_heads(model, [base()], [own(len), own(max)])
+
+
+def test_hooks_rows_and_plans_that_are_active_are_refused(model, tmp_path):
+    hook = ("blocks.0.attn.hook_z", lambda z, hook: z * 0)
+    streaming = cl.SparseInference(pattern=cl.Streaming(1, 4))
+    for name, context in (
+        ("hook_z", model.hooks(fwd_hooks=[hook])),
+        ("sparse", model.sparse(streaming)),
+        ("pattern_rows", model.pattern_rows("last")),
+    ):
+        with context, pytest.raises(cl.CorelensError, match=name):
+            cl.score_heads(model, [base()], ["ram"], out=tmp_path)
+    model.add_hook(*hook)
+    try:
+        with pytest.raises(cl.CorelensError, match="hook_z"):
+            cl.score_heads(model, [base()], ["ram"], out=tmp_path)
+    finally:
+        model.reset_hooks()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_another_run_and_a_changed_part_are_refused(model, tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    cl.score_heads(model, [base()], ["ram"], out=first)
+    cl.score_heads(model, [replace(base(), question="Which letter?")], ["ram"], out=second)
+    part = next(first.glob("part-*"))
+    whole = part.read_bytes()
+    part.write_bytes((second / part.name).read_bytes())
+    with pytest.raises(cl.CorelensError, match=r"part-00000000.*another run"):
+        cl.score_heads(model, [base()], ["ram"], out=first)
+    for place in range(0, len(whole), 37):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        part.write_bytes(changed)
+        with pytest.raises(cl.CorelensError, match="part-00000000"):
+            cl.score_heads(model, [base()], ["ram"], out=first)
+
+
+def test_keys_never_become_paths(model, tmp_path):
+    def mine(pattern, token_map):
+        return pattern.amax((-1, -2))
+
+    for name in ("../../../evil", "..", ".", "/evil", "a/b", "x" * 400, "C:\\evil", "a\0b", "", "ram"):
+        mine.__name__ = name
+        out = tmp_path / "run" / str(abs(hash(name)))
+        cl.score_heads(model, [base()], [mine], out=out)
+        files = list((out / "scores").iterdir())
+        assert len(files) == 1 and cl.HeadScores.load(files[0]).values.shape == (model.cfg.n_layers, model.cfg.n_heads)
+    assert {path.name for path in tmp_path.rglob("*") if "evil" in path.name} == {
+        "%2E.%2F..%2F..%2Fevil.safetensors", "%2Fevil.safetensors", "C%3A%5Cevil.safetensors",
+    }  # fmt: skip
+
+
+def test_two_writers_one_is_refused(model, tmp_path):
+    process = start(tmp_path, pause=0.5)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("part-*.safetensors")):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    with pytest.raises(cl.CorelensError, match=f"another launch is writing.*process {process.pid}"):
+        cl.score_heads(model, many(), METRICS, batch_size=2, out=tmp_path)
+    process.kill()
+    process.wait()
+    cl.score_heads(model, many(), METRICS, batch_size=2, out=tmp_path)  # the lock ended with its process
+
+
+def test_kills_change_no_byte_of_the_result(tmp_path):
+    start(tmp_path / "whole", pause=0).wait(timeout=200)
+    for parts in (1, 3):
+        process = start(tmp_path / "killed", pause=0.3)
+        deadline = time.time() + 120
+        while len(list((tmp_path / "killed").glob("part-*.safetensors"))) < parts:
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert start(tmp_path / "killed", pause=0).wait(timeout=200) == 0
+    for file in sorted((tmp_path / "whole").rglob("*.*")):
+        assert (tmp_path / "killed" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes(), file
+
+
+def test_a_full_disk_is_said(model, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk.os, "fsync", full)
+    for write in (
+        lambda: cl.score_heads(model, [base()], ["ram"], out=tmp_path / "run"),
+        lambda: cl.HeadScores(np.ones((2, 2))).save(tmp_path / "s"),
+        lambda: cl.save_samples([base()], tmp_path / "samples"),
+        lambda: disk.append_line(tmp_path / "l", "x"),
+    ):
+        with pytest.raises(cl.CorelensError, match="no room left"):
+            write()
+    assert not list(tmp_path.rglob("*.safetensors")) and not (tmp_path / "s").exists()
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(cl.CorelensError, match="cannot be written"):
+        cl.score_heads(model, [base()], ["ram"], out=tmp_path / "file" / "run")
+
+
+# --- results that are made once -----------------------------------------------------------------
+
+
+def test_what_is_made_once_is_kept_and_checked(tmp_path):
+    def folder(**identity):
+        return RunFolder(tmp_path, {"a": 1, **identity})
+
+    made = []
+
+    def make():
+        made.append(1)
+        return {"x": [1.5, None, "é"]}
+
+    assert (
+        folder().kept("F1 ../x", make) == folder().kept("F1 ../x", make) == {"x": [1.5, None, "é"]} and len(made) == 1
+    )
+    folder().add_line("runs", "k", "0101")
+    file = tmp_path / "runs.jsonl"
+    file.write_text(file.read_text() + '\n{"name": "runs", "ru')  # torn
+    folder().add_line("runs", "l", "11")
+    assert folder().lines("runs") == {"k": "0101", "l": "11"}
+    words = file.read_text()
+    file.write_text(words.replace("0101", "0111"))
+    with pytest.raises(cl.CorelensError, match="checksum"):
+        folder().lines("runs")
+    file.write_text(words)
+    other = RunFolder(tmp_path / "other", {"a": 2})
+    (other.path / "runs.jsonl").write_text(words)
+    with pytest.raises(cl.CorelensError, match="another run"):
+        other.lines("runs")
+    with pytest.raises(cl.CorelensError, match="another a"):
+        RunFolder(tmp_path, {"a": 2})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import corelens as cl
-from corelens.metrics.runs import pictures, pixels, sample_hash, weight_hash
+from corelens.metrics.provenance import all_weights, pictures, pixels, sample_hash, weight_hash
 from families import tiny
 from test_model import picture, sample
 
@@ -176,10 +176,10 @@ def test_meta_says_what_was_scored_and_how(model):
 
 
 def test_hashes_tell_models_and_samples_apart(model, tmp_path):
-    same, other = weight_hash(model.named_parameters()), copy.deepcopy(model.hf)
-    assert weight_hash(other.named_parameters()) == same
-    other.lm_head.weight.data += 1e-3
-    assert weight_hash(other.named_parameters()) != same
+    same, other = weight_hash(all_weights(model.hf)), copy.deepcopy(model.hf)
+    assert weight_hash(all_weights(other)) == same
+    other.lm_head.weight.data[3, 5] += 1e-3  # any one weight of all
+    assert weight_hash(all_weights(other)) != same
     one = mixed()[0]
     file = tmp_path / "a.png"
     one.images[0].save(file)

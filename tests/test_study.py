@@ -17,9 +17,10 @@ import corelens as cl
 import published
 from corelens.cli.app import app
 from corelens.cli.study import default_worlds
-from corelens.findings import files, setting
+from corelens.findings import setting
 from corelens.findings.options import CONTROLLED, RANKINGS
 from corelens.findings.zoo import zoo
+from corelens.heads import disk
 from families import tiny
 
 OPTIONS = {
@@ -145,14 +146,14 @@ def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(model, tmp_path, monkeypatch):
-    real = files.os.replace
+    real = disk.os.replace
 
     def full(a, b):
         if str(b).endswith("F1.json"):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(a, b)
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(disk.os, "replace", full)
     with pytest.raises(cl.CorelensError, match="no room left"):
         cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, findings=["F1"], **OPTIONS)
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]

@@ -13,18 +13,26 @@ from corelens.cli.rows import print_short, stored
 from corelens.cli.shared import (
     BatchSize,
     Data,
+    Device,
     Dtype,
     Fresh,
     Json,
+    Limit,
     Metric,
     Model,
+    Open,
+    check_model,
     ending,
+    named_heads,
     open_data,
     open_model,
     open_scores,
     scored_on,
+    show_page,
+    write_picture,
 )
 from corelens.errors import CorelensError
+from corelens.heads.disk import write_whole
 
 KINDS = {
     "zero": "their output set to zero",
@@ -52,12 +60,15 @@ def add_ablate(app: typer.Typer) -> None:
         kind: Annotated[str, typer.Option(help=f"One of {', '.join(KINDS)}.")] = "mean",
         draws: Annotated[int, typer.Option(help="How many sets of random heads.", min=1)] = 5,
         n: Annotated[int, typer.Option(help="How many samples of a synthetic world.", min=1)] = 100,
+        limit: Limit = None,
         seed: Fresh = 2,
         batch_size: BatchSize = 32,
         dtype: Dtype = "auto",
+        device: Device = None,
         out: Annotated[
             Path | None, typer.Option(help="ablate.html, ablate.json, or a picture: png, pdf, svg, jpg.")
         ] = None,
+        open_page: Open = False,
         json: Json = False,
     ) -> None:
         """What a model loses without some heads, beside what it loses without as many others.
@@ -70,8 +81,6 @@ def add_ablate(app: typer.Typer) -> None:
 
         Example: `corelens ablate Qwen/Qwen3-VL-4B-Instruct my_samples --heads L18H3,L20H11 --out cut.html`
         """
-        from corelens.heads.scores import HeadSet
-
         if kind not in KINDS:
             raise CorelensError(f"--kind {kind}", f"one of {', '.join(KINDS)}", "choose one")
         if (scores is None) == (heads is None):
@@ -83,10 +92,11 @@ def add_ablate(app: typer.Typer) -> None:
         if out is not None:
             ending(out, "json")
         ranked = None if scores is None else open_scores(scores, metric)
-        named = None if heads is None else HeadSet(word for word in heads.split(",") if word.strip())
-        hooked = open_model(model, dtype)
-        samples = open_data(data, n, seed)
+        named = named_heads(heads)
+        check_model(model, *([named] if named is not None else []), *([ranked.top(k=1)] if ranked else []))
+        samples = open_data(data, n, seed, limit)
         others = open_data(data, REFERENCES[kind], seed + 1) if kind in REFERENCES else None
+        hooked = open_model(model, dtype, device)
         reference = others and _reference(hooked, kind, others)
         options = {"draws": draws, "batch_size": batch_size, "progress": not json}
         sweep = _sweep(hooked, samples, ranked, named, top or [0.05], kind, reference, options)
@@ -100,6 +110,7 @@ def add_ablate(app: typer.Typer) -> None:
                 sweep.meta["note"] = "; ".join(filter(None, [sweep.meta.get("note"), advice]))
         if out is not None:
             _write(sweep, out)
+            show_page(out, open_page)
         if json:
             typer.echo(json_module.dumps(sweep.to_json()))
             return
@@ -187,21 +198,20 @@ def _print(sweep: Any) -> None:
 def _write(sweep: Any, out: Path) -> None:
     from corelens.viz import page as p
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() == ".json":
-        out.write_text(json_module.dumps(sweep.to_json(), indent=1), encoding="utf-8")
+        write_whole(out, json_module.dumps(sweep.to_json(), indent=1))
         return
     figure = sweep.plot()
     if out.suffix.lower() != ".html":
-        figure.savefig(out, bbox_inches="tight")
+        write_picture(figure, out)
         return
     rows, lines = _rows(sweep), len(sweep.curves)
     caption = f"Accuracy, and what is lost sample by sample; random heads: the mean of {sweep.meta['draws']} draws."
     groups, first = range(lines, len(rows), lines), range(0, len(rows), lines)
     table = p.table(["which", *COLUMNS[:1], *COLUMNS[2:]], [[row[1], row[0], *row[2:]] for row in rows], caption,
                     hot=first, groups=groups)  # fmt: skip
-    drawn = p.figure(figure, "The same, with 95% bootstrap intervals over samples.")
+    drawn = p.figure(figure, "The same, with 95% intervals over samples.")
     note = [p.note(sweep.meta["note"])] if "note" in sweep.meta else []
     meta = {name: value for name, value in sweep.meta.items() if name not in ("note", "row_costs")}
     title = f"Without {'these' if 'given' in sweep.curves else 'the top'} heads"
-    out.write_text(p.page(title, [p.section("", *note, table, drawn)], meta, _said(sweep)), encoding="utf-8")
+    write_whole(out, p.page(title, [p.section("", *note, table, drawn)], meta, _said(sweep)))

@@ -5,6 +5,7 @@ A user's mistake is one message, not a trace; the exit code is then 2.
 
 import json as json_module
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,16 +23,22 @@ from corelens.cli.rows import FILE, add_rows, measured, print_advice, print_shor
 from corelens.cli.shared import (
     BatchSize,
     Data,
+    Device,
     Dtype,
     Fresh,
     Json,
+    Limit,
     Metric,
     Model,
+    Open,
     Seed,
+    check_model,
     open_data,
     open_model,
     open_scores,
+    score_files,
     scored_on,
+    show_page,
 )
 from corelens.cli.show import add_show
 from corelens.cli.study import add_study
@@ -47,8 +54,20 @@ app = typer.Typer(
 console, errors = Console(), Console(stderr=True)
 
 
+def _version(wanted: bool | None) -> None:
+    if wanted:
+        from corelens import __version__
+
+        typer.echo(f"corelens {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
+def _commands(
+    version: Annotated[
+        bool | None, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = None,
+) -> None:
     """Find the attention heads that fetch visual evidence, test them causally, see what they save."""
 
 
@@ -85,10 +104,12 @@ def score(
         list[str] | None, typer.Option(help="Once for each metric; 'ram[rows=last]' sets options.")
     ] = None,
     n: Annotated[int, typer.Option(help="How many samples of a synthetic world.", min=1)] = 200,
+    limit: Limit = None,
     seed: Seed = 1,
     batch_size: BatchSize = 8,
     dtype: Dtype = "auto",
     rows: Annotated[bool, typer.Option(help="Also measure which rows the answer hangs on.")] = True,
+    device: Device = None,
     json: Json = False,
 ) -> None:
     """Score every head of a model; several processes share the work under `accelerate launch`.
@@ -100,12 +121,16 @@ def score(
 
     Example: `accelerate launch -m corelens score Qwen/Qwen3-VL-4B-Instruct my_samples --out run`
     """
-    from corelens.metrics.score import score_heads
+    check_model(model)
+    from corelens.metrics.registry import metric as metric_of
+    from corelens.metrics.score import check_samples, score_heads
 
-    hooked = open_model(model, dtype)
-    samples = open_data(data, n, seed)
+    wanted = [metric_of(key) for key in metric or ["ram"]]
+    samples = open_data(data, n, seed, limit)
+    check_samples(samples, wanted)
+    hooked = open_model(model, dtype, device)
     options: dict[str, Any] = {"batch_size": batch_size, "out": out, "progress": not json, "data": Path(data).name}
-    scores = score_heads(hooked, samples, metric or ["ram"], **options)
+    scores = score_heads(hooked, samples, wanted, **options)
     costs = measured(hooked, samples) if rows and int(os.environ.get("RANK", 0)) == 0 else None
     if costs is not None:
         costs.save(out / FILE)
@@ -124,6 +149,7 @@ def score(
 def heads(
     run: Annotated[Path, typer.Argument(help="A run folder of `corelens score`, or a score file.")],
     top: Annotated[float, typer.Option(help="Share of all heads.", min=0, max=1)] = 0.05,
+    k: Annotated[int | None, typer.Option(help="How many heads, instead of a share.", min=1)] = None,
     metric: Metric = None,
     json: Json = False,
 ) -> None:
@@ -132,7 +158,7 @@ def heads(
     Example: `corelens heads run --top 0.05`
     """
     scores = open_scores(run, metric)
-    best = scores.top(top)
+    best = scores.top(k=k) if k is not None else scores.top(float(top))
     if json:
         typer.echo(json_module.dumps(best.to_json()))
         return
@@ -148,20 +174,44 @@ def compare(
     a: Annotated[Path, typer.Argument(help="A run folder or score file.")],
     b: Annotated[Path, typer.Argument(help="Another one, of a model with as many heads.")],
     metric: Annotated[str | None, typer.Option(help="Which of the runs' metrics.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Several of them: 'ram,lift'. [default: all that both runs have]")
+    ] = None,
     json: Json = False,
 ) -> None:
     """How far two scores agree on the same heads: Spearman, overlap of the top 5%, rank-biased overlap.
 
+    Example: `corelens compare run other_run --metrics ram,lift`
+
     Example: `corelens compare run/scores/ram.safetensors run/scores/lift.safetensors`
     """
-    found = open_scores(a, metric).agreement(open_scores(b, metric))
+    keys = _compared(a, b, metric, metrics)
+    agreements = {key: open_scores(a, key).agreement(open_scores(b, key))._asdict() for key in keys}
     if json:
-        typer.echo(json_module.dumps(found._asdict()))
+        single = metrics is None and len(keys) == 1
+        typer.echo(json_module.dumps(agreements[keys[0]] if single else agreements))
         return
-    table = Table("measure", "value")
-    for name, value in found._asdict().items():
-        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    table = Table("measure", *(escape(key or "value") for key in keys))
+    for name in agreements[keys[0]]:
+        values = [agreements[key][name] for key in keys]
+        table.add_row(name, *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values))
     console.print(table)
+
+
+def _compared(a: Path, b: Path, metric: str | None, metrics: str | None) -> list[str | None]:
+    """Which metrics to compare; None stands for the one that a score file holds."""
+    if metrics is not None:
+        return list(re.split(r",(?![^\[]*\])", metrics))  # (not at commas inside brackets)
+    if metric is not None or not (a.is_dir() and b.is_dir()):
+        return [metric]
+    shared = [key for key in score_files(a) if key in score_files(b)]
+    if not shared:
+        raise CorelensError(
+            f"{a} with {', '.join(score_files(a))} and {b} with {', '.join(score_files(b))}",
+            "runs with a metric in common",
+            "score the same metrics, or give two score files",
+        )
+    return list(shared)
 
 
 @app.command()
@@ -173,8 +223,13 @@ def speed(
     ],
     top: Annotated[float, typer.Option(help="Share of all heads that attend fully.", min=0, max=1)] = 0.05,
     metric: Metric = None,
-    sink: Annotated[int, typer.Option(help="First tokens that every head sees.")] = 128,
-    window: Annotated[int | None, typer.Option(help="Last tokens that the other heads see. [default: 1024]")] = None,
+    sink: Annotated[
+        int | None, typer.Option(help="First tokens that every head sees. [default: 128; less of short prompts]")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Last tokens that the other heads see. [default: 1024; less of short prompts]"),
+    ] = None,
     last: Annotated[int, typer.Option(help="Last rows of the prompt that see everything.")] = 0,
     kv_budget: Annotated[
         int | None, typer.Option(help="Keys kept a KV head, shared out by the scores; alone unless --window is given.")
@@ -182,38 +237,49 @@ def speed(
     decode: Annotated[str, typer.Option(help="full, or streaming: sparse KV heads forget.")] = "full",
     engine: Annotated[str, typer.Option(help="auto, or a prefill engine by name.")] = "auto",
     n: Annotated[int, typer.Option(help="How many samples of a synthetic world.", min=1)] = 100,
+    limit: Limit = None,
     seed: Fresh = 2,
     rounds: Annotated[int, typer.Option(help="How often each sample is timed.", min=1)] = 5,
     batch_size: BatchSize = 8,
     dtype: Dtype = "auto",
+    device: Device = None,
     out: Annotated[Path | None, typer.Option(help="Folder for speed.html and speed.json.")] = None,
+    open_page: Open = False,
     json: Json = False,
 ) -> None:
     """Dense against sparse inference with the top heads kept full: times, memory, accuracy.
+
+    The window follows the prompts' length unless it is given; a pattern that leaves nothing out of them is refused.
 
     Example: `corelens speed qwen3vl-s refer --scores run --metric 'ram[rows=last]' --sink 1 --window 16`
 
     Example: `corelens speed Qwen/Qwen3-VL-4B-Instruct my_samples --scores run --kv-budget 256`
     """
-    from corelens.evaluation.evaluate import evaluate
-    from corelens.evaluation.sparse_run import check_scores
-    from corelens.sparse import KVBudget, SparseInference, Streaming
-
     scores = open_scores(heads, metric)
+    check_model(model, scores.top(k=scores.values.size))
+    samples = open_data(data, n, seed, limit)
+    from corelens.evaluation.evaluate import batches, evaluate
+    from corelens.evaluation.sparse_account import leaves_something, streaming_for
+    from corelens.evaluation.sparse_run import check_scores
+    from corelens.sparse import KVBudget, SparseInference
+
     budget = KVBudget(scores, kv_budget) if kv_budget is not None else None
-    pattern = None if budget and window is None else Streaming(sink, 1024 if window is None else window, last)
-    options: dict[str, Any] = {"kv_budget": budget, "decode": decode, "engine": engine}
-    sparse = SparseInference(scores.top(top) if pattern and top else None, pattern, **options)
-    hooked = open_model(model, dtype)
+    hooked = open_model(model, dtype, device)
     check_scores(scores, hooked.cfg)
-    samples = open_data(data, n, seed)
-    report = evaluate(hooked, samples, batch_size=batch_size, sparse=sparse, rounds=rounds).speed
+    prepared = batches(hooked, samples, batch_size)
+    tokens = [len(tm.all) - len(tm.answer) for inputs in prepared for tm in inputs.token_maps]
+    pattern = None if budget and window is None else streaming_for(tokens, sink, window, last)
+    options: dict[str, Any] = {"kv_budget": budget, "decode": decode, "engine": engine}
+    sparse = SparseInference(scores.top(float(top)) if pattern and top else None, pattern, **options)
+    leaves_something(sparse, hooked.cfg, tokens)
+    report = evaluate(hooked, prepared, sparse=sparse, rounds=rounds).speed
     assert report is not None
     if seen := scored_on(scores, samples, data):
         report.notes.append(f"The heads were scored on {seen} of these samples: choose other ones.")
     if out is not None:
         report.save(out / "speed.json")
         report.save(out / "speed.html")
+        show_page(out / "speed.html", open_page)
     if json:
         typer.echo(json_module.dumps(report.to_json()))
         return
@@ -266,9 +332,6 @@ add_study(app, open_model, open_data)
 
 def main() -> None:
     """Run the command line; a CorelensError is printed and exits with 2, Ctrl-C with 130."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # our own bars say what takes time
     try:
         app(standalone_mode=True)
     except CorelensError as error:

@@ -14,7 +14,6 @@ from rich.table import Table
 
 from corelens.cli.shared import Dtype, Json, open_model
 from corelens.errors import CorelensError
-from corelens.hf import TESTED, untested
 
 PACKAGES = ("corelens", "torch", "torchvision", "transformers", "tokenizers", "transformer-lens", "accelerate")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -75,6 +74,8 @@ def check_has_processor(name: str) -> None:
 def environment_here() -> dict[str, Any]:
     """Versions, the tested range, the device and the attention kernels."""
     import torch
+
+    from corelens.hf import TESTED, untested
 
     cuda = torch.cuda.is_available()
     backends = torch.backends.cuda

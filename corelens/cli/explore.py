@@ -6,7 +6,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from corelens.cli.shared import Data, Dtype, Metric, Model, Seed, open_data, open_model, open_scores
+from corelens.cli.shared import (
+    Data,
+    Device,
+    Dtype,
+    Metric,
+    Model,
+    Open,
+    Seed,
+    check_model,
+    open_data,
+    open_model,
+    open_scores,
+    show_page,
+)
 from corelens.errors import CorelensError
 
 
@@ -24,24 +37,28 @@ def add_explore(app: typer.Typer) -> None:
         metric: Metric = None,
         seed: Seed = 0,
         dtype: Dtype = "auto",
+        device: Device = None,
         out: Annotated[Path, typer.Option(help="The page to write.")] = Path("explorer.html"),
+        open_page: Open = False,
     ) -> None:
         """See a head look: click a token, point at a head, drag a box. Writes one offline page.
 
         Example: `corelens explore qwen3vl-s refer --index 3 --out explorer.html`
         """
-        from corelens.explorer.explore import explore as make_explorer
-
         if out.suffix.lower() != ".html":
             raise CorelensError(f"--out {out}", "a file that ends in .html", "name it so")
+        check_model(model)
         ranking: Any = None if scores is None else open_scores(scores, metric)
         samples = open_data(data, index + 1, seed)
         if index >= len(samples):
             raise CorelensError(f"--index {index}", f"0 to {len(samples) - 1}", "count from 0")
+        from corelens.explorer.explore import explore as make_explorer
+
         explorer = make_explorer(
-            open_model(model, dtype), samples[index], ranking, () if ranking is None else ranking.top(k=3)
+            open_model(model, dtype, device), samples[index], ranking, () if ranking is None else ranking.top(k=3)
         )
         explorer.save(out)
+        show_page(out, open_page)
         console = Console()
         console.print(f"{samples[index].question} → {explorer.recording['answer']['text']}", markup=False)
         console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)

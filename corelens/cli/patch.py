@@ -11,8 +11,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corelens.cli.shared import BatchSize, Data, Dtype, Fresh, Json, Model, ending, open_data, open_model
+from corelens.cli.shared import (
+    BatchSize,
+    Data,
+    Device,
+    Dtype,
+    Fresh,
+    Json,
+    Model,
+    Open,
+    check_model,
+    ending,
+    open_data,
+    open_model,
+    show_page,
+    write_picture,
+)
 from corelens.errors import CorelensError
+from corelens.heads.disk import write_whole
 
 TURN = 3  # how far a drawn world's twin counts the asked digit on
 BLIND = ("blur", "mask", "noise")
@@ -56,11 +72,13 @@ def add_patch(app: typer.Typer) -> None:
         seed: Fresh = 2,
         batch_size: BatchSize = 8,
         dtype: Dtype = "auto",
+        device: Device = None,
         top: Annotated[int, typer.Option(help="How many of the largest effects to list.", min=1)] = 10,
         out: Annotated[
             Path | None,
             typer.Option(help="patch.html, a picture (png, pdf, svg, jpg), or patch.safetensors: all of it."),
         ] = None,
+        open_page: Open = False,
         json: Json = False,
     ) -> None:
         """Put values of one run into the other, place by place: which heads carry what the pictures differ in.
@@ -79,8 +97,9 @@ def add_patch(app: typer.Typer) -> None:
         axes = _axes(site, per, n)
         if out is not None and ending(out, "safetensors") != "safetensors" and not 1 <= len(axes) <= 2:
             raise CorelensError(f"a picture of {len(axes)} axes", "one or two", "--per layer,head, or .safetensors")
-        hooked = open_model(model, dtype)
+        check_model(model)
         samples = open_data(data, n, seed)[:n]
+        hooked = open_model(model, dtype, device)
         kind, twins = _twins(hooked, samples, twin, data, n, seed)
         metric = metric or _metric(samples, twins)
         result = _patched(hooked, samples, twins, axes, metric, attribution, batch_size, not json, site, direction)
@@ -88,6 +107,7 @@ def add_patch(app: typer.Typer) -> None:
         rows = _rows(result, top, _tokens(hooked, samples) if "position" in result.axes else [])
         if out is not None:
             _write(result, out, hooked, samples, twins, rows)
+            show_page(out, open_page)
         if json:
             found = [labels | {"effect": effect} for labels, effect in result.top(top)]
             told = {"base": float(result.base.mean()), "other": float(result.other.mean()), "axes": result.axes}
@@ -199,12 +219,12 @@ COLUMNS = ("where", "effect [95% CI]", "of the difference")
 
 def _rows(result: Any, top: int, tokens: list[str]) -> list[list[str]]:
     """The largest effects, each with its interval over samples and as a share of what the two runs differ by."""
-    from corelens.evaluation.answers import bootstrap_mean
+    from corelens.heads.intervals import mean_interval
 
     gap, found = float((result.other - result.base).mean()), []
     for labels, effect in result.top(top):
         each = result.select(**labels).effect
-        interval = bootstrap_mean(each)
+        interval = mean_interval(each)
         spread = f" [{interval.low:+.2f}, {interval.high:+.2f}]" if len(each) > 1 else ""
         found.append([_place(labels, tokens), f"{effect:+.2f}{spread}", f"{effect / gap:.0%}" if gap else "–"])
     return found
@@ -246,7 +266,6 @@ def _write(result: Any, out: Path, model: Any, samples: Any, twins: Any, rows: l
     from corelens.viz.patch_heatmap import patch_heatmap
     from corelens.viz.view import image_html
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() == ".safetensors":
         result.save(out)
         return
@@ -256,7 +275,7 @@ def _write(result: Any, out: Path, model: Any, samples: Any, twins: Any, rows: l
     else:
         figure = patch_heatmap(result)
     if out.suffix.lower() != ".html":
-        figure.savefig(out, bbox_inches="tight")
+        write_picture(figure, out)
         return
     grid = _heads_html(result)
     caption = "Hover a head for its effect and its interval." if grid else "The mean over samples."
@@ -264,7 +283,7 @@ def _write(result: Any, out: Path, model: Any, samples: Any, twins: Any, rows: l
     shown = [p.pictures([(None, _pairs(samples, twins))], "The first pairs: a sample, and its twin.", columns=4)]
     table = p.table(COLUMNS, rows, "The largest effects, with 95% bootstrap intervals over samples.")
     title = f"Patching {result.meta['site']}"
-    out.write_text(p.page(title, [p.section("", drawn, table, *shown)], result.meta, _said(result)), encoding="utf-8")
+    write_whole(out, p.page(title, [p.section("", drawn, table, *shown)], result.meta, _said(result)))
 
 
 def _heads_html(result: Any) -> str:

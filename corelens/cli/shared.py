@@ -1,12 +1,15 @@
 """What commands share: options that mean the same everywhere, and opening what these name."""
 
+import io
 import os
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import typer
 
-from corelens.errors import CorelensError
+from corelens.errors import CorelensError, did_you_mean
+from corelens.heads.disk import write_whole
 
 Model = Annotated[str, typer.Argument(help="A bundled model, a folder, or a name on the Hub.")]
 Data = Annotated[str, typer.Argument(help="A synthetic world, a folder with samples.jsonl, or a public set's folder.")]
@@ -15,38 +18,93 @@ Fresh = Annotated[int, typer.Option(help="Of the scenes; not the one that heads 
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 …")]
 BatchSize = Annotated[int, typer.Option(min=1)]
 Metric = Annotated[str | None, typer.Option(help="Which of the run's metrics.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; by default a GPU where there is one.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many samples of a folder.", min=1)]
+Open = Annotated[bool, typer.Option("--open", help="Open the page that was written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")]
 
 PICTURE = ("png", "pdf", "svg", "jpg")
 
 
-def open_model(name: str, dtype: str = "auto") -> Any:
-    """A HookedMLLM by name; bundled ones in float32 unless `dtype` says otherwise."""
+def check_model(name: str, *heads: Any) -> None:
+    """Before anything is loaded: whether a model of this name can be there, and has these heads (if it is bundled).
+
+    Raises:
+        CorelensError: a name that is neither a bundled model's, nor a folder, nor like one of the Hub.
+    """
+    from corelens.demo import list_demos, read_card
+
+    if name in list_demos():
+        card = read_card(name)
+        for chosen in heads if {"layers", "heads"} <= set(card) else ():
+            chosen.check(card["layers"], card["heads"])
+    elif "/" not in name and not Path(name).exists():
+        raise CorelensError(
+            f"the model {name!r}",
+            f"one of {', '.join(list_demos())}, a folder, or a name on the Hub (owner/name)",
+            did_you_mean(name, list_demos(), "check the name"),
+        )
+
+
+def open_model(name: str, dtype: str = "auto", device: str | None = None) -> Any:
+    """A HookedMLLM by name; bundled ones in float32 on the CPU unless `dtype` and `device` say otherwise."""
+    check_model(name)
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
     from corelens.demo import list_demos, load_demo
     from corelens.model.hooked import HookedMLLM
 
+    disable_progress_bar()  # our own bars say what takes time
+    if device is not None:
+        _check_device(device, torch)
     if name in list_demos():
-        return load_demo(name, dtype="float32" if dtype == "auto" else dtype)
+        return load_demo(name, dtype="float32" if dtype == "auto" else dtype, device=device or "cpu")
     shared = int(os.environ.get("WORLD_SIZE", 1)) > 1  # under `accelerate launch` each process has a GPU of its own
-    place = {"": int(os.environ["LOCAL_RANK"])} if shared else "auto"
-    return HookedMLLM.from_pretrained(name, dtype=dtype, device_map=place if _has_gpu() else None)
+    place: Any = {"": int(os.environ["LOCAL_RANK"])} if shared else "auto"
+    place = place if torch.cuda.is_available() else None
+    return HookedMLLM.from_pretrained(name, dtype=dtype, device_map={"": device} if device is not None else place)
 
 
-def _has_gpu() -> bool:
-    import torch
+def _check_device(device: str, torch: Any) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CorelensError(
+            f"--device {device}", "a device that is there: cpu, or cuda with a number", str(error).splitlines()[0]
+        ) from error
 
-    return torch.cuda.is_available()
 
-
-def open_data(name: str, n: int, seed: int) -> Any:
-    """Samples by name: `n` of a world or public set, all of a folder of your own."""
+def open_data(name: str, n: int, seed: int, limit: int | None = None) -> Any:
+    """Samples by name: `n` of a world or public set, all of a folder of your own or the first `limit`."""
     from corelens.data import load_data
     from corelens.data.folder import FILE
     from corelens.data.public import split_options
 
     path = split_options(name)[0]
     own = Path(path).is_file() or Path(path, FILE).is_file()  # your own samples: all of them
-    return load_data(name) if own else load_data(name, n, seed)
+    samples = load_data(name) if own else load_data(name, n, seed)
+    return samples if limit is None or not Path(path).exists() else samples[:limit]
+
+
+def named_heads(words: str | None) -> Any:
+    """A HeadSet of "L3H5,L4H1"; None of None."""
+    from corelens.heads.head_set import HeadSet
+
+    return None if words is None else HeadSet(word for word in words.split(",") if word.strip())
+
+
+def show_page(path: Path, wanted: bool) -> None:
+    """Open a page that was written, if that is wanted."""
+    if wanted and path.suffix.lower() == ".html":
+        typer.launch(path.resolve().as_uri())
+
+
+def write_picture(figure: Any, path: Path) -> None:
+    """A matplotlib figure as a file, of the kind that its name ends in."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix.lower().lstrip("."), bbox_inches="tight")
+    write_whole(path, buffer.getvalue())
 
 
 def open_scores(path: Path, metric: str | None) -> Any:
@@ -54,15 +112,30 @@ def open_scores(path: Path, metric: str | None) -> Any:
     from corelens.heads.scores import HeadScores
 
     if path.is_dir():
-        files = {file.stem: file for file in sorted((path / "scores").glob("*.safetensors"))}
-        if not files or (metric is not None and metric not in files):
+        files = score_files(path)
+        if metric is not None and metric not in files:
             raise CorelensError(
-                f"{path}" + (f" with the metric {metric!r}" if files else ""),
-                f"a finished run with one of {', '.join(files)}" if files else "a finished run of `corelens score`",
-                "name one of these" if files else "let the run finish: start it again with the same options",
+                f"{path} with the metric {metric!r}",
+                f"a finished run with one of {', '.join(files)}",
+                did_you_mean(metric, files, "name one of these"),
             )
         path = files[metric or ("ram" if "ram" in files else next(iter(files)))]
     return HeadScores.load(path)
+
+
+def score_files(run: Path) -> dict[str, Path]:
+    """{metric: file} of a run folder.
+
+    Raises:
+        CorelensError: no run is there, or it is not finished.
+    """
+    files = {unquote(file.stem): file for file in sorted((run / "scores").glob("*.safetensors"))}
+    if not files:
+        raise CorelensError(
+            f"{run}", "a finished run of `corelens score`",
+            "let the run finish: start it again with the same options",
+        )  # fmt: skip
+    return files
 
 
 def scored_on(scores: Any, samples: Any, data: str) -> int:

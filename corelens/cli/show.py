@@ -7,9 +7,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from corelens.cli.shared import ending, open_model, open_scores
+from corelens.cli.shared import (
+    Device,
+    Open,
+    check_model,
+    ending,
+    named_heads,
+    open_model,
+    open_scores,
+    show_page,
+    write_picture,
+)
 from corelens.demo import DEFAULT
 from corelens.errors import CorelensError
+from corelens.heads.disk import write_whole
 
 
 def add_show(app: typer.Typer) -> None:
@@ -27,6 +38,8 @@ def add_show(app: typer.Typer) -> None:
         rows: Annotated[str, typer.Option(help="Whose attention: last, question, or last+question.")] = "last",
         smooth: Annotated[bool, typer.Option("--smooth", help="Blur the patches' edges.")] = False,
         out: Annotated[Path, typer.Option(help="show.html, or a picture: png, pdf, svg, jpg.")] = Path("show.html"),
+        device: Device = None,
+        open_page: Open = False,
         json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     ) -> None:
         """Ask about a picture of your own: the answer, and the heads that look at it.
@@ -44,14 +57,15 @@ def add_show(app: typer.Typer) -> None:
         ending(out)
         regions = [] if box is None else [_box(box)]
         sample = Sample([read_picture(image, "the picture")], question, regions=regions, id=image.name)
-        hooked = open_model(model)
         given = scores and open_scores(scores, None)
-        chosen, ranked, values = _heads(hooked, model, sample, heads, given, top, rows)
+        named = named_heads(heads)
+        check_model(model, *([named] if named is not None else []))
+        hooked = open_model(model, device=device)
+        chosen, ranked, values = _heads(hooked, model, sample, named, given, top, rows)
         answer, probability = _answer(hooked, sample)
-        if out.parent != Path():
-            out.parent.mkdir(parents=True, exist_ok=True)
         told = {"answer": f"{answer} (probability of its first token {probability:.2f})", "model": model}
         _write(hooked, sample, chosen, rows, smooth, out, told | {"heads": ranked})
+        show_page(out, open_page)
         if json:
             said = {"question": question, "answer": answer, "probability": probability, "heads": values}
             typer.echo(json_module.dumps(said | {"ranked_by": ranked, "rows": rows, "out": str(out)}))
@@ -83,19 +97,17 @@ def _box(words: str) -> Any:
 
 
 def _heads(
-    hooked: Any, name: str, sample: Any, heads: str | None, scores: Any, top: int, rows: str
+    hooked: Any, name: str, sample: Any, heads: Any, scores: Any, top: int, rows: str
 ) -> tuple[Any, str, dict[str, float | None]]:
     """The heads to show, how they were ranked, and {head: score}."""
     from corelens.data import synthetic
     from corelens.demo import list_demos, read_card
-    from corelens.heads.scores import HeadSet
     from corelens.metrics import metric
     from corelens.metrics.score import score_heads
 
     if heads is not None:
-        chosen = HeadSet(word for word in heads.split(",") if word.strip())
-        chosen.check(hooked.cfg.n_layers, hooked.cfg.n_heads)
-        return chosen, "as given", {str(head): None for head in chosen}
+        heads.check(hooked.cfg.n_layers, hooked.cfg.n_heads)
+        return heads, "as given", {str(head): None for head in heads}
     over = "this picture alone"
     if scores is not None:
         over = f"{len(scores.meta.get('samples') or []) or 'other'} samples"
@@ -131,7 +143,7 @@ def _write(model: Any, sample: Any, heads: Any, rows: str, smooth: bool, out: Pa
     from corelens.viz.overlay import head_pictures, overlay
 
     if out.suffix.lower() != ".html":
-        overlay(model, sample, heads, rows=rows, smooth=smooth).savefig(out)
+        write_picture(overlay(model, sample, heads, rows=rows, smooth=smooth), out)
         return
     pictures = head_pictures(model, sample, heads, rows=rows, smooth=smooth)
     caption = (
@@ -141,4 +153,4 @@ def _write(model: Any, sample: Any, heads: Any, rows: str, smooth: bool, out: Pa
     shown = p.pictures([(None, pictures)], caption, columns=4)
     meta = {"model": told["model"], "picture": sample.id, "heads": ", ".join(map(str, heads)), "rows": rows}
     subtitle = f"The model says: {told['answer']}"
-    out.write_text(p.page(sample.question, [p.section("", shown)], meta, subtitle), encoding="utf-8")
+    write_whole(out, p.page(sample.question, [p.section("", shown)], meta, subtitle))

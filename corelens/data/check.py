@@ -11,7 +11,7 @@ from corelens.data.folder import load_samples
 from corelens.data.public import SETS, recognise
 from corelens.errors import CorelensError
 from corelens.inputs.pictures import Later
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 
 
 @dataclass

@@ -16,7 +16,7 @@ from PIL import Image
 
 from corelens.errors import CorelensError
 from corelens.inputs.pictures import Later, read_picture
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 
 T = TypeVar("T")
 LAYOUT = "lay your copy out as docs/data.md says; `corelens data check` tells what is there"
@@ -45,18 +45,18 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorelensError(f"{file}, which cannot be read ({error})", "a whole JSON file", "get it again") from error
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file, one at a time."""
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield json.loads(line)
-                except ValueError as error:
+                    yield json.loads(line.decode("utf-8"))
+                except (ValueError, RecursionError) as error:
                     raise CorelensError(
                         f"{file}, line {number}, which is no JSON ({error})", "one JSON object a line", "get it again"
                     ) from error

@@ -13,15 +13,18 @@ out: `id` (the line number), `answer`, `choices` (texts), `meta` (anything), `re
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from corelens.errors import CorelensError
+from corelens.heads.disk import write_whole
 from corelens.inputs.pictures import read_mask, read_picture
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box, Mask, Region, Tube
 
 FILE = "samples.jsonl"
@@ -45,7 +48,7 @@ def load_samples(path: str | Path, outside: bool = False) -> list[Sample]:
     if not file.is_file():
         raise CorelensError(f"{path}", f"a folder with {FILE}, or that file", "see help(corelens.data.folder)")
     samples = []
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 samples.append(_sample(line, _Line(file, number, outside)))
@@ -75,7 +78,7 @@ def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
         record |= {name: getattr(sample, name) for name in ("question", "answer", "choices", "meta")}
         lines.append(json.dumps({name: x for name, x in record.items() if x not in (None, [], {})}, ensure_ascii=False))
     file = folder / FILE
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(file, "\n".join(lines) + "\n")
     return file
 
 
@@ -101,13 +104,42 @@ class _Line:
         )
 
 
-def _sample(text: str, line: _Line) -> Sample:
+def _record(text: bytes, line: _Line) -> dict[str, Any]:
+    """The line's JSON object; no number in it is too large for a computer's."""
     try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise line.wrong("(all)", text.strip(), f"a JSON object ({error})") from error
+        record = json.loads(text.decode("utf-8"), parse_int=_whole)
+        endless = next(_endless(record, ""), None)
+    except UnicodeDecodeError as error:
+        raise line.wrong("(all)", text[max(error.start - 20, 0) :][:40], f"text in UTF-8 ({error.reason})") from error
+    except RecursionError as error:
+        raise line.wrong("(all)", text[:40], "a JSON object that is not nested without end") from error
+    except ValueError as error:
+        raise line.wrong("(all)", text[:80].decode(errors="replace").strip(), f"a JSON object ({error})") from error
     if not isinstance(record, dict):
         raise line.wrong("(all)", record, "a JSON object")
+    if endless is not None:
+        raise line.wrong(endless, "a number that is not finite, or too large", "a finite number")
+    return record
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) <= 18 else float(digits)
+
+
+def _endless(value: Any, field: str) -> Iterator[str]:
+    """The fields that hold a number that is not finite."""
+    if isinstance(value, float) and not isfinite(value):
+        yield field
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _endless(inner, f"{field}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _endless(inner, f"{field}[{place}]")
+
+
+def _sample(text: bytes, line: _Line) -> Sample:
+    record = _record(text, line)
     for field in record:
         if field not in FIELDS:
             raise line.wrong(field, record[field], f"one of the fields {', '.join(FIELDS)}")
@@ -160,7 +192,7 @@ def _region(given: Any, field: str, line: _Line) -> Region:
                 read_mask(path, f"{line.file}, line {line.number}, field '{field}.mask'"), image=image, text=text
             )
         boxes = given["tube"]
-        if not isinstance(boxes, dict) or not all(str(frame).isdecimal() for frame in boxes):
+        if not isinstance(boxes, dict) or not all(re.fullmatch("[0-9]{1,9}", frame) for frame in boxes):
             raise line.wrong(f"{field}.tube", boxes, "an object {frame: [x0, y0, x1, y1]}")
         corners = {int(frame): _numbers(box, f"{field}.tube", line) for frame, box in boxes.items()}
         return Tube({frame: Box(x0, y0, x1, y1) for frame, (x0, y0, x1, y1) in corners.items()}, text=text)
@@ -193,7 +225,7 @@ def _path(name: Any, field: str, line: _Line) -> str:
             "move the file into the folder; for a file that you trust: cl.load_samples(path, outside=True), or "
             "PATH:outside=true where a command takes data",
         )
-    if path is None or not path.is_file():
+    if path is None or not _is_file(path):
         raise line.wrong(field, name, f"the path of a file, relative to {line.file.parent}")
     return str(path)
 
@@ -201,6 +233,13 @@ def _path(name: Any, field: str, line: _Line) -> str:
 def _inside(path: Path, folder: Path) -> bool:
     """Whether the path, as it is written, stays in the folder (links are not followed)."""
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # (a name that is too long)
+        return False
 
 
 def _region_json(region: Region, folder: Path, name: str) -> dict[str, Any]:

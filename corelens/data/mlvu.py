@@ -23,7 +23,7 @@ from typing import Any
 from corelens.data.files import fields, has, keep_readable, read_json, take, there
 from corelens.data.video import by_time, middles
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 
 CHOICE = (
     *("1_plotQA", "2_needle", "3_ego", "4_count"),

@@ -31,7 +31,7 @@ from PIL import Image
 from corelens.data.files import choose_pages, fields, has, keep_readable, package, read_lines, take, there
 from corelens.errors import CorelensError
 from corelens.inputs.pictures import Later
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box
 
 FILES = ("MMDocIR_annotations.jsonl", "MMDocIR_pages.parquet", "MMDocIR_layouts.parquet")

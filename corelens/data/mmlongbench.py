@@ -36,7 +36,7 @@ from PIL import Image
 
 from corelens.data.files import fields, has, keep_readable, natural, read_json, read_lines, take, there
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box
 
 TASKS = {

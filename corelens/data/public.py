@@ -10,8 +10,8 @@ from corelens.data import mlvu, mmdocir, mmlongbench, mmlongbench_doc, refcocog,
 from corelens.data.files import take
 from corelens.data.folder import FILE, load_samples
 from corelens.data.synthetic import synthetic, worlds
-from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.errors import CorelensError, did_you_mean
+from corelens.inputs.sample import Sample
 
 SETS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
@@ -76,7 +76,7 @@ def load_data(name: str | Path, n: int | None = None, seed: int | None = None, *
         raise CorelensError(
             f"the data {name!r}",
             f"one of the worlds {', '.join(worlds())}, a folder with {FILE}, or a copy of {', '.join(SETS)}",
-            "check the name",
+            did_you_mean(str(name), worlds(), "check the name"),
         )
     kind = recognise(name)
     if kind == "corelens":

@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw
 
 from corelens.data.files import fields, has, keep_readable, read_json, take, there
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box, Mask, Region
 
 PROMPT = "Please provide the bounding box of the region this sentence describes: {expression}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from corelens.data import scoring_mmlongbench
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 
 
 def score(sample: Sample, text: str) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from math import isclose, isnan, nan
 from typing import Any
 
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 
 Rule = Callable[[Sample, str], float]
 

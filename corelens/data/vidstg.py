@@ -29,7 +29,7 @@ import numpy as np
 from corelens.data.files import LAYOUT, fields, has, keep_readable, read_json, take, there
 from corelens.data.video import by_number, middles
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box, Tube
 
 STATEMENT = "Which object does this sentence describe? {sentence}"

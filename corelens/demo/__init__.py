@@ -8,9 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corelens.demo import smol
 from corelens.demo.files import sha256
-from corelens.errors import CorelensError
+from corelens.errors import CorelensError, did_you_mean
 
 if TYPE_CHECKING:
     from corelens.model.hooked import HookedMLLM
@@ -27,6 +26,9 @@ ELSEWHERE = ("qwen3vl-l", "qwen3vl-m", "qwen3vl-s-all", "qwen3vl-s-long")
 def list_demos() -> list[str]:
     """The names that `load_demo` can load here: the models whose checkpoints are in this installation or checkout, and
     `smol-vlm` where the extra `smol` is installed or the model was put together before."""
+
+    from corelens.demo import smol  # (it needs torch)
+
     folders = {path.parent for root in (CHECKPOINTS, REPOSITORY) for path in root.glob("*/card.json")}
     return sorted(folder.name for folder in folders if not _in_parts(folder) or smol.available(folder))
 
@@ -56,13 +58,17 @@ def load_demo(
 
     folder = checkpoint(name)
     place = {"": device} if device_map is None else device_map
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True, device_map=place)
-    return DemoMLLM(model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True))
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, device_map=place, **here)
+    return DemoMLLM(model.eval(), AutoProcessor.from_pretrained(folder, **here))
 
 
 def checkpoint(name: str, root: Path | None = None) -> Path:
     """The folder of a demo model, as `save_pretrained` wrote it (of `smol-vlm`: in the cache, where it is put together
     if it is not there), after its files' checksums were found right."""
+
+    from corelens.demo import smol  # (it needs torch)
+
     folder = _folder(name, root)
     if folder is None and name in ELSEWHERE:
         raise CorelensError(
@@ -74,7 +80,9 @@ def checkpoint(name: str, root: Path | None = None) -> Path:
     if folder is None:
         known = list_demos() if root is None else sorted(path.parent.name for path in root.glob("*/card.json"))
         raise CorelensError(
-            f"demo model {name!r}", f"one of {', '.join(known) or '(none is installed)'}", _repair(name)
+            f"demo model {name!r}",
+            f"one of {', '.join(known) or '(none is installed)'}",
+            did_you_mean(name, known, _repair(name)),
         )
     for file, expected in read_card(name, root)["sha256"].items():
         path = folder / file
@@ -100,6 +108,8 @@ def read_card(name: str, root: Path | None = None) -> dict[str, Any]:
 
 def _in_parts(folder: Path) -> bool:
     """Whether the folder holds what was trained alone, without the decoder."""
+    from corelens.demo import smol  # (it needs torch)
+
     return (folder / smol.TRAINED).exists()
 
 

@@ -1,59 +1,20 @@
 """What was answered, and how sure that is: answers, accuracy with intervals, paired differences. Pure numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from corelens.errors import CorelensError
+from corelens.heads.intervals import CI, Difference, Interval, accuracy_difference, accuracy_interval
+from corelens.inputs.prepare import Sample
+from corelens.metrics.provenance import sample_hash
 
 if TYPE_CHECKING:
     from corelens.evaluation.speed_report import SpeedReport
-
-
-class Interval(NamedTuple):
-    """A number with the ends of its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def ci(self) -> "CI":
-        """Its ends alone."""
-        return CI(self.low, self.high)
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-class CI(NamedTuple):
-    """The ends of a confidence interval."""
-
-    low: float
-    high: float
-
-
-class Difference(NamedTuple):
-    """A paired difference and its 95% confidence interval: `difference, (low, high) = cl.paired(a, b)`."""
-
-    difference: float
-    ci: CI
-
-    def __str__(self) -> str:
-        return f"{self.difference:+.3f} [{self.ci.low:+.3f}, {self.ci.high:+.3f}]"
-
-
-def bootstrap_mean(x: Float[np.ndarray, " sample"], level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
-    """The mean of per-sample numbers with its percentile-bootstrap interval over samples."""
-    rng = np.random.default_rng(seed)
-    at_once = max(1, (1 << 16) // max(len(x), 1))  # resamples; all of them at once would not fit for many samples
-    rows = [min(at_once, draws - start) for start in range(0, draws, at_once)]
-    means = np.concatenate([x[rng.integers(len(x), size=(some, len(x)))].mean(axis=1) for some in rows])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(x.mean()), float(low), float(high))
 
 
 @dataclass
@@ -67,6 +28,7 @@ class Answer:
             more may follow).
         correct: whether greedy decoding gives the gold answer and then stops.
         logprob: log-probability of the gold answer's tokens, summed (natural logarithm).
+        asked: a digest of the sample, where it had no name and its id is its place in the list.
     """
 
     id: str
@@ -74,6 +36,7 @@ class Answer:
     given: str
     correct: bool
     logprob: float
+    asked: str = ""
 
 
 @dataclass
@@ -101,12 +64,12 @@ class Evaluation:
 
     @cached_property
     def interval(self) -> Interval:
-        """Accuracy with its 95% bootstrap interval over samples."""
-        return bootstrap_mean(self.correct)
+        """Accuracy with its exact 95% interval over samples (Clopper–Pearson)."""
+        return accuracy_interval(self.correct)
 
     @property
     def ci(self) -> CI:
-        """The ends of accuracy's 95% bootstrap interval over samples."""
+        """The ends of accuracy's exact 95% interval over samples (Clopper–Pearson)."""
         return self.interval.ci
 
     def __repr__(self) -> str:
@@ -125,13 +88,39 @@ class Evaluation:
         return f"{answers_html(self)}{self.speed._repr_html_() if self.speed is not None else ''}"
 
 
+def named(answers: list[Answer], samples: Sequence[Sample]) -> list[Answer]:
+    """These answers, those to samples without a name called after their place ("sample-0007")."""
+    for place, (answer, sample) in enumerate(zip(answers, samples, strict=True)):
+        if not answer.id:
+            answer.id, answer.asked = f"sample-{place:04d}", sample_hash([sample])
+    return answers
+
+
 def paired(a: Evaluation, b: Evaluation) -> Difference:
-    """Accuracy of `a` minus that of `b` on the same samples, with its 95% interval (bootstrap over pairs)."""
-    if [answer.id for answer in a.per_sample] != [answer.id for answer in b.per_sample]:
+    """Accuracy of `a` minus that of `b` on the same samples, with its 95% interval (Newcombe 1998, method 10).
+
+    Raises:
+        CorelensError: other samples, another order, or ids that are empty or not unique; where ids were made up
+            from places in the list, the samples themselves must be the same.
+    """
+    ids = [answer.id for answer in a.per_sample]
+    if ids != [answer.id for answer in b.per_sample]:
+        raise _unlike(a, b, "the ids differ")
+    if len(set(ids)) < len(ids) or not all(ids):
         raise CorelensError(
-            f"evaluations of {len(a.per_sample)} and {len(b.per_sample)} samples that are not the same",
-            "two evaluations of the same samples in the same order",
-            "evaluate both on one list of samples",
+            f"{len(ids)} answers with {len(set(filter(None, ids)))} different ids",
+            "an id for each sample, and no two the same",
+            "give Sample(id=…)",
         )
-    found = bootstrap_mean(a.correct - b.correct)
-    return Difference(found.value, found.ci)
+    if [answer.asked for answer in a.per_sample] != [answer.asked for answer in b.per_sample]:
+        raise _unlike(a, b, "the samples have no ids, and what is asked differs")
+    interval = accuracy_difference(a.correct, b.correct)
+    return Difference(interval.value, interval.ci)
+
+
+def _unlike(a: Evaluation, b: Evaluation, why: str) -> CorelensError:
+    return CorelensError(
+        f"evaluations of {len(a.per_sample)} and {len(b.per_sample)} samples that are not the same: {why}",
+        "two evaluations of the same samples in the same order",
+        "evaluate both on one list of samples",
+    )

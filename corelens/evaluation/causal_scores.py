@@ -19,7 +19,7 @@ from corelens.interventions.attribution import attribution_patch
 from corelens.interventions.counterfactual import counterfactual
 from corelens.interventions.edges import QUESTION_ON
 from corelens.interventions.metrics import answer_logprob
-from corelens.metrics.score import about
+from corelens.metrics.provenance import about
 
 KINDS = ("knockout", "attribution")
 

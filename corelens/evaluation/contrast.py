@@ -14,14 +14,15 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import Evaluation, Interval, bootstrap_mean
+from corelens.evaluation.answers import Evaluation
 from corelens.evaluation.decoding import Asked, ask
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.sparse_run import answered_under, check_scores, machine
 from corelens.heads.head_set import HeadSet
+from corelens.heads.intervals import Interval, accuracy_difference, accuracy_interval, mean_interval
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample
-from corelens.metrics.score import about
+from corelens.metrics.provenance import about
 from corelens.sparse import KVBudget, SparseInference, Streaming
 
 NONE = "no full head"
@@ -52,12 +53,12 @@ class Kept:
     @property
     def accuracy(self) -> Interval:
         """With its 95% interval over samples."""
-        return bootstrap_mean(self.correct)
+        return accuracy_interval(self.correct)
 
     @property
     def answer_logprob(self) -> Interval:
         """With its 95% interval over samples."""
-        return bootstrap_mean(self.logprob)
+        return mean_interval(self.logprob)
 
 
 @dataclass
@@ -101,8 +102,8 @@ class SparseContrast:
                             "control": other.line,
                             "share": one.share,
                             "x": one.x,
-                            "accuracy": bootstrap_mean(one.correct - other.correct)._asdict(),
-                            "answer_logprob": bootstrap_mean(one.logprob - other.logprob)._asdict(),
+                            "accuracy": accuracy_difference(one.correct, other.correct)._asdict(),
+                            "answer_logprob": mean_interval(one.logprob - other.logprob)._asdict(),
                         }
                     )
         return found

@@ -12,10 +12,18 @@ from rich.progress import Progress
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import CI, Answer, Difference, Evaluation, Interval, bootstrap_mean, paired
+from corelens.evaluation.answers import Answer, Evaluation, named, paired
 from corelens.evaluation.decoding import read
 from corelens.evaluation.sparse_run import compare
 from corelens.heads.head_set import HeadSet
+from corelens.heads.intervals import (
+    CI,
+    Difference,
+    Interval,
+    accuracy_difference,
+    accuracy_interval,
+    bootstrap_mean,
+)
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook, hook_list
 from corelens.inputs.each import OnError, usable
@@ -100,7 +108,7 @@ def evaluate(
         for inputs in prepared:
             logits = model.run_with_hooks(inputs, fwd_hooks=hook_list(hooks), logits_to_keep=answer_rows(inputs))
             answers += read_batch(model, inputs, logits)
-    return Evaluation(answers, meta)
+    return Evaluation(named(answers, [sample for inputs in prepared for sample in inputs.samples]), meta)
 
 
 def answer_rows(inputs: Inputs) -> int:
@@ -210,8 +218,8 @@ def measure(
     return Point(
         fraction,
         len(chosen[0]),
-        bootstrap_mean(mean),
-        bootstrap_mean(clean.correct - mean),
+        accuracy_interval(mean),
+        accuracy_difference(clean.correct, mean),
         [h.to_json() for h in chosen],
     )
 

@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import Evaluation, Interval, bootstrap_mean
+from corelens.evaluation.answers import Evaluation
 from corelens.evaluation.evaluate import batches, evaluate, hooks_of
+from corelens.heads.disk import write_whole
+from corelens.heads.intervals import Interval, accuracy_difference, mean_interval
 from corelens.heads.scores import Head, HeadScores, HeadSet
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions.ablate import mean_z
@@ -66,7 +68,7 @@ class HeadProfile:
 
     def save(self, path: str | Path) -> None:
         """Write the page."""
-        Path(path).write_text(self.page(), encoding="utf-8")
+        write_whole(path, self.page())
 
     def _repr_html_(self) -> str:
         from corelens.viz.profile_page import profile_html
@@ -150,8 +152,8 @@ def head_profile(
             run = evaluate(model, prepared, hooks_of(kind, HeadSet(chosen), reference))
             profile.ablations[kind] = Ablation(
                 run.interval,
-                bootstrap_mean(clean.correct - run.correct),
-                bootstrap_mean(_logprobs(clean) - _logprobs(run)),
+                accuracy_difference(clean.correct, run.correct),
+                mean_interval(_logprobs(clean) - _logprobs(run)),
             )
     return profile
 

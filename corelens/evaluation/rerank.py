@@ -15,8 +15,8 @@ from torch import Tensor
 
 from corelens.data.scoring import recall_at
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import Interval, bootstrap_mean
 from corelens.heads.head_set import HeadSet
+from corelens.heads.intervals import Interval, mean_interval
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Sample
 from corelens.metrics.score import NULL_QUESTION
@@ -41,7 +41,7 @@ class PageRanking:
     def recall(self, k: int = 1) -> Interval:
         """Mean share of a question's evidence pages among its first k, MMDocIR's recall@k, with a 95% interval."""
         each = [recall_at(pages, gold, k) for pages, gold in zip(self.ranked, self.gold, strict=True)]
-        return bootstrap_mean(np.array(each))
+        return mean_interval(np.array(each))
 
     @property
     def chance(self) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from corelens.errors import CorelensError
 from corelens.heads.scores import HeadScores
 from corelens.sparse.inference import SparseInference
 from corelens.sparse.patterns import Pruned, Streaming
@@ -33,6 +34,33 @@ def left_pairs(sparse: SparseInference, cfg: Any, tokens: Sequence[int]) -> floa
             left += full * every + (cfg.n_heads - full) * seen
             whole += cfg.n_heads * every
     return left / whole
+
+
+def streaming_for(tokens: Sequence[int], sink: int | None, window: int | None, last: int = 0) -> Streaming:
+    """A window that suits prompts of these lengths, where none is given: a quarter of the shortest, at most 1,024.
+
+    The sink is then 1/32 of it, at most 128.
+    """
+    shortest = min(tokens)
+    sink = max(1, min(128, shortest // 32)) if sink is None else sink
+    return Streaming(sink, max(1, min(1024, shortest // 4)) if window is None else window, last)
+
+
+def leaves_something(sparse: SparseInference, cfg: Any, tokens: Sequence[int]) -> None:
+    """Refuse a plan that leaves nothing out of prompts of these lengths: there would be nothing to time.
+
+    Raises:
+        CorelensError: such a plan.
+    """
+    budget = sparse.kv_budget
+    cuts_cache = budget is not None and max(tokens) > budget.budget
+    if left_pairs(sparse, cfg, tokens) == 1 and not cuts_cache and sparse.decode == "full":
+        what = f"a budget of {budget.budget} keys" if budget is not None else f"{sparse.pattern}"
+        raise CorelensError(
+            f"{what} over prompts of {min(tokens)} to {max(tokens)} tokens: nothing is left out",
+            "sink + window less than the prompts, and heads that are not full",
+            "give a smaller --window and --sink (or --kv-budget), a smaller --top, or longer prompts",
+        )
 
 
 def _seen(pattern: Any, length: int, heads: Int[torch.Tensor, " some"]) -> float | None:

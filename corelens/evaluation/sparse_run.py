@@ -1,7 +1,5 @@
 """One set of samples answered densely and sparsely, and both timed: what `evaluate(sparse=…)` returns."""
 
-import os
-import platform
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import Evaluation, bootstrap_mean, paired
+from corelens.evaluation.answers import Answer, Evaluation, named, paired
 from corelens.evaluation.decoding import Asked, ask, decoded
 from corelens.evaluation.sparse_account import described, left_pairs, remarks
 from corelens.evaluation.speed_report import Side, SpeedReport
 from corelens.evaluation.timing import Timed, chosen, time_in_turns
+from corelens.heads.intervals import accuracy_interval, mean_interval
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs
-from corelens.metrics.score import about
+from corelens.metrics.provenance import about, machine
 from corelens.sparse.inference import SparseInference
 from corelens.sparse.patterns import at_least
 
@@ -52,7 +51,7 @@ def answered_under(
     model: Any, asked: Sequence[Asked], sparse: SparseInference | None = None, hooks: Sequence[Hook] = ()
 ) -> Evaluation:
     """The answers alone, nothing timed; None answers densely, by the same steps."""
-    return Evaluation([answer for answer, _ in decoded(model, asked, hooks, sparse)])
+    return _evaluation([answer for answer, _ in decoded(model, asked, hooks, sparse)], asked)
 
 
 def compare(
@@ -71,7 +70,8 @@ def compare(
     if not rounds:
         return answered_under(model, asked, sparse, hooks)
     pairs = list(zip(decoded(model, asked, hooks), decoded(model, asked, hooks, sparse), strict=True))
-    dense, under = Evaluation([a for (a, _), _ in pairs]), Evaluation([b for _, (b, _) in pairs])
+    dense = _evaluation([a for (a, _), _ in pairs], asked)
+    under = _evaluation([b for _, (b, _) in pairs], asked)
     kl = np.array([float(_kl(p, q).mean()) for (_, p), (_, q) in pairs])
     same = np.array([float(a.given == b.given) for (a, _), (b, _) in pairs])
     under.meta["sparse"] = described(sparse)
@@ -93,8 +93,8 @@ def compare(
         _side(timed[0], dense),
         _side(timed[1], under),
         paired(under, dense),
-        bootstrap_mean(same),
-        bootstrap_mean(kl),
+        accuracy_interval(same),
+        mean_interval(kl),
         left_pairs(sparse, model.cfg, tokens["prompt"]),
         tokens,
         len(samples),
@@ -111,12 +111,9 @@ def _kl(p: Float[Tensor, "row d_vocab"], q: Float[Tensor, "row d_vocab"]) -> Flo
     return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(-1)
 
 
+def _evaluation(answers: list[Answer], asked: Sequence[Asked]) -> Evaluation:
+    return Evaluation(named(answers, [sample for batch in asked for sample in batch.inputs.samples]))
+
+
 def _side(timed: Timed, answers: Evaluation) -> Side:
     return Side(timed.seconds, timed.peak_bytes, timed.kv_bytes, answers.interval, answers.answer_logprob)
-
-
-def machine(model: Any) -> str:
-    """What the model ran on."""
-    if model.device.type == "cuda":
-        return torch.cuda.get_device_name(model.device)
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads"

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import CI, Difference, Interval
+from corelens.heads.disk import write_whole
+from corelens.heads.intervals import CI, Difference, Interval
 
 FORMAT = "corelens-speed/1"
 PHASES = {  # what is timed → what it is called
@@ -262,8 +263,7 @@ class SpeedReport:
         """Write it: as a page if the name ends in .html, else as JSON, which `SpeedReport.load` reads back."""
         path = Path(path)
         content = self.to_html() if path.suffix == ".html" else json.dumps(self.to_json(), indent=1, ensure_ascii=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
+        write_whole(path, content)
 
     def to_html(self) -> str:
         """A whole page, to be read offline."""

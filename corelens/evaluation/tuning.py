@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import Difference, Evaluation, Interval, paired
+from corelens.evaluation.answers import Evaluation, paired
 from corelens.evaluation.decoding import ask
 from corelens.evaluation.evaluate import batches, evaluate
 from corelens.evaluation.sparse_account import left_pairs
@@ -19,9 +19,10 @@ from corelens.evaluation.sparse_run import answered_under, check_scores, machine
 from corelens.evaluation.speed_report import Spread
 from corelens.evaluation.timing import chosen, time_in_turns
 from corelens.heads.head_set import HeadSet
+from corelens.heads.intervals import Difference, Interval
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample
-from corelens.metrics.score import about
+from corelens.metrics.provenance import about
 from corelens.sparse.inference import SparseInference
 from corelens.sparse.patterns import Streaming
 

@@ -17,9 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import CI, Difference, Evaluation, Interval, bootstrap_mean
+from corelens.evaluation.answers import Evaluation
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.knockouts import Knockouts
+from corelens.heads.intervals import CI, Difference, Interval, mean_interval
 from corelens.inputs.prepare import Sample
 from corelens.metrics.registry import metric
 from corelens.tokens.token_map import TokenMap
@@ -267,5 +268,5 @@ def _logprobs(evaluation: Evaluation) -> Float[np.ndarray, " sample"]:
 
 
 def _difference(lost: Float[np.ndarray, " sample"]) -> Difference:
-    interval = bootstrap_mean(lost)
+    interval = mean_interval(lost)
     return Difference(interval.value, interval.ci)

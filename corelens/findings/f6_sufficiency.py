@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from corelens.evaluation.evaluate import Point, bootstrap_mean
+from corelens.evaluation.evaluate import Point
 from corelens.findings.f5_necessity import point_json
 from corelens.findings.finding import REPRODUCED, Brief, Claim, Finding, cell, judge, percent
 from corelens.findings.options import CONTROLLED, RANKINGS
 from corelens.findings.setting import Setting
 from corelens.heads.head_set import HeadSet
+from corelens.heads.intervals import accuracy_interval
 
 MOST, FEW = 0.8, 0.2
 CLAIM = Claim(
@@ -35,7 +36,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     def seeing(sets: Sequence[HeadSet], share: float) -> dict[str, Any]:
         runs = [setting.knocked(f"only {sorted(kept.to_json())} see", every - kept, "text", "visual") for kept in sets]
         found = np.mean(runs, axis=0)
-        point = Point(share, len(sets[0]), bootstrap_mean(found), setting.lost(found), [h.to_json() for h in sets])
+        point = Point(share, len(sets[0]), accuracy_interval(found), setting.lost(found), [h.to_json() for h in sets])
         return {
             "fraction": share,
             "regained": regained(setting.clean.correct, found, blind, setting.options.seed),

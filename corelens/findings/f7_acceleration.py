@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from corelens.evaluation.contrast import NONE, SparseContrast, sparse_contrast
-from corelens.evaluation.evaluate import bootstrap_mean, evaluate
+from corelens.evaluation.evaluate import evaluate
 from corelens.evaluation.speed_report import SpeedReport
 from corelens.findings.finding import NOT_REPRODUCED, Brief, Claim, Finding, cell, judge
 from corelens.findings.options import CONTROLLED, LEVEL, RANKINGS
 from corelens.findings.setting import Setting
+from corelens.heads.intervals import accuracy_difference
 from corelens.sparse import SparseInference, Streaming
 
 PARITY, AT_MOST, MUCH = 0.02, 0.05, 0.20
@@ -74,10 +75,10 @@ def _lost(contrast: SparseContrast, name: str, window: int, share: float) -> dic
     random, none = contrast.point("random", window, share).correct, contrast.point(NONE, window).correct
     return {
         "window": window,
-        "top": bootstrap_mean(dense - top)._asdict(),
-        "random": bootstrap_mean(dense - random)._asdict(),
-        "none": bootstrap_mean(dense - none)._asdict(),
-        "gap": bootstrap_mean(top - random, level=LEVEL)._asdict(),
+        "top": accuracy_difference(dense, top)._asdict(),
+        "random": accuracy_difference(dense, random)._asdict(),
+        "none": accuracy_difference(dense, none)._asdict(),
+        "gap": accuracy_difference(top, random, level=LEVEL)._asdict(),
     }
 
 

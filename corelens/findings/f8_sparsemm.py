@@ -40,7 +40,8 @@ def measure(setting: Setting) -> dict[str, Any]:
     lengths = [_tokens(setting, sample.answer) for sample in setting.samples]
     setting.advance("visual heads")
     scores = score_heads(
-        setting.model, setting.to_score, ["visual_head"], batch_size=options.batch_size, out=setting.folder / "visual",
+        setting.model, setting.to_score, ["visual_head"], batch_size=options.batch_size,
+        out=setting.folder.path / "visual",
         max_new_tokens=max(lengths) + 2,
     )["visual_head"]  # fmt: skip
     hits = bool(scores.values.any())

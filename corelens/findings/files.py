@@ -1,7 +1,6 @@
 """Files that are there as a whole or not at all, and a full disk said plainly."""
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,16 +8,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from corelens.errors import CorelensError
+from corelens.heads.disk import write_whole
 
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write beside the file, then rename: a reader sees all of it or nothing."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+__all__ = ["full_disk_is_said", "write_whole"]
 
 
 @contextmanager

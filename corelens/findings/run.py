@@ -1,7 +1,5 @@
 """The study as a whole: every finding on every model and world, one after the other, kept as it goes."""
 
-import json
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,15 +24,16 @@ from corelens.findings import (
     f8_sparsemm,
 )
 from corelens.findings.cards import trained
-from corelens.findings.files import full_disk_is_said, write_whole
+from corelens.findings.files import full_disk_is_said
 from corelens.findings.finding import NOT_JUDGED, Finding
 from corelens.findings.options import Options
 from corelens.findings.readable import readable
 from corelens.findings.result import Study
 from corelens.findings.setting import Setting
+from corelens.heads.disk import file_name
 from corelens.inputs.prepare import Sample
-from corelens.metrics.runs import sample_hash
-from corelens.metrics.score import about
+from corelens.metrics.provenance import about, model_identity, refuse_active, sample_hash
+from corelens.metrics.runs import RunFolder, run_folder
 
 FINDINGS: dict[str, Any] = {
     one.CLAIM.id: one
@@ -69,31 +68,35 @@ def run_study(
         raise CorelensError(f"{len(models)} models and {len(worlds)} worlds", "one of each or more", "give them")
     checked = {name: readable(name, given) for name, given in worlds.items()}
     told = {name: about(model) | _training(model) for name, model in models.items()}
+    for one in told.values():
+        del one["date"]  # the same study is the same bytes whenever it is made
     with ExitStack() as stack:
+        for model in models.values():
+            refuse_active(model)
         if out is not None and resume:
             work = out / "work"
         else:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corelens-study-")))
         stack.enter_context(full_disk_is_said(work if out is None else out))
         identity = {
-            "models": {name: {key: one[key] for key in ("weight_hash", "dtype")} for name, one in told.items()},
+            "models": {name: model_identity(model, told[name]) for name, model in models.items()},
             "worlds": {name: sample_hash(good) for name, (good, _) in checked.items()},
             "options": options.to_json(),
         }
-        _same_study(work, identity)
+        stack.enter_context(run_folder(work, identity))
         line = stack.enter_context(_progress(progress))
         settings, measured = [], {}
         for model_name, model in models.items():
             for world, (samples, _) in checked.items():
                 label = world if len(models) == 1 else f"{model_name} / {world}"
-                folder = work / re.sub(r"[^\w.-]+", "-", label)
+                folder = RunFolder(work / file_name(label), identity | {"label": label})
                 setting = Setting(label, model_name, world, model, samples, options, folder, line.step)
                 measured[label] = _measure(setting, chosen, line)
                 settings.append(setting)
                 setting.release()
         found = [_conclude(module, settings, measured) for module in chosen.values()]
         one = next(iter(told.values()))
-        meta = (one if len(told) == 1 else {"versions": one["versions"], "date": one["date"]}) | {"models": told}
+        meta = (one if len(told) == 1 else {"versions": one["versions"]}) | {"models": told}
         meta |= {"seed": options.seed, "draws": options.draws, "command": command}
         unreadable = {name: wrong for name, (_, wrong) in checked.items() if wrong}
         result = Study(settings, measured, found, options, meta, unreadable)
@@ -116,23 +119,6 @@ def _chosen(findings: Sequence[str] | None) -> dict[str, Any]:
             f"findings {unknown or wanted}", f"some of {', '.join(FINDINGS)}", "name these, or none for all"
         )
     return {name: FINDINGS[name] for name in FINDINGS if name in wanted}
-
-
-def _same_study(work: Path, identity: dict[str, Any]) -> None:
-    """Refuse a folder that holds the work of another study: nothing of it would fit."""
-    work.mkdir(parents=True, exist_ok=True)
-    header, identity = work / "study.json", json.loads(json.dumps(identity))
-    if not header.exists():
-        write_whole(header, json.dumps(identity, indent=1))
-        return
-    there = json.loads(header.read_text(encoding="utf-8"))
-    differs = [key for key in identity if there.get(key) != identity[key]]
-    if differs:
-        raise CorelensError(
-            f"{work}, which holds a study with other {' and '.join(differs)}",
-            "an empty folder, or one with the same models, samples and options, which then goes on",
-            "choose another folder, or delete this one",
-        )
 
 
 def _measure(setting: Setting, chosen: Mapping[str, Any], line: "_Line") -> dict[str, Any]:

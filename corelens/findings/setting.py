@@ -4,29 +4,28 @@ All that costs time is kept in a folder as soon as it is there (scores batch by 
 study that was stopped goes on where it stood.
 """
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from corelens.evaluation.answers import Answer, Evaluation, Interval, bootstrap_mean
+from corelens.evaluation.answers import Answer, Evaluation
 from corelens.evaluation.evaluate import Point, batches, evaluate, hooks_of
-from corelens.findings.files import write_whole
 from corelens.findings.late import Knockouts
 from corelens.findings.options import LEAST_ACCURACY, LEVEL, RANKINGS, Options, selections
 from corelens.findings.spread import spread, tightness
 from corelens.heads.head_set import HeadSet
+from corelens.heads.intervals import Interval, accuracy_difference, accuracy_interval
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions.ablate import mean_z
 from corelens.interventions.edges import QUESTION_ON
 from corelens.metrics.registry import metric
+from corelens.metrics.runs import RunFolder
 from corelens.metrics.score import score_heads
 
 Advance = Callable[[str], None]
@@ -48,7 +47,7 @@ class Setting:
 
     def __init__(
         self, label: str, model_name: str, world: str, model: Any, samples: Sequence[Sample], options: Options,
-        folder: Path, advance: Advance,
+        folder: RunFolder, advance: Advance,
     ):  # fmt: skip
         self.label, self.model_name, self.world = label, model_name, world
         self.model, self.options, self.folder, self.advance = model, options, folder, advance
@@ -58,7 +57,6 @@ class Setting:
         cut = min(max(round(len(self.samples) * options.score_share), 2), len(self.samples) - 2)
         self.to_score, self.to_test = self.samples[:cut], self.samples[cut:]
         self.notes: list[str] = []
-        folder.mkdir(parents=True, exist_ok=True)
 
     # --- what a finding may need --------------------------------------------------------------------------------------
 
@@ -84,7 +82,7 @@ class Setting:
         wanted = [metric(key) for key in (*RANKINGS.values(), *ALSO_SCORED)]
         wanted += [metric(one, rows=rows) for one in (spread, tightness) for rows in ("question", "last")]
         return score_heads(
-            self.model, self.to_score, wanted, batch_size=self.options.batch_size, out=self.folder / "scores"
+            self.model, self.to_score, wanted, batch_size=self.options.batch_size, out=self.folder.path / "scores"
         )
 
     @cached_property
@@ -138,21 +136,13 @@ class Setting:
                 warnings.filterwarnings("ignore", message=".*lost every edge.*")  # the point of a knockout
                 found = run().correct
             self._runs[key] = found
-            line = json.dumps({"key": key, "correct": "".join("01"[int(x)] for x in found)})
-            with (self.folder / "runs.jsonl").open("a", encoding="utf-8") as file:
-                file.write(f"\n{line}\n")  # (a line torn by a kill ends here)
+            self.folder.add_line("runs", key, "".join("01"[int(x)] for x in found))
         return self._runs[key]
 
     @cached_property
     def _runs(self) -> dict[str, Float[np.ndarray, " sample"]]:
-        file, found = self.folder / "runs.jsonl", {}
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-            try:
-                record = json.loads(line)
-            except ValueError:  # torn: the process ended while writing it
-                continue
-            found[record["key"]] = np.array([float(x) for x in record["correct"]])
-        return found
+        kept = self.folder.lines("runs")
+        return {key: np.array([float(x) for x in correct]) for key, correct in kept.items()}
 
     def knocked(self, key: str, heads: HeadSet | None, rows: str = QUESTION_ON, columns: str = "region") -> Any:
         """1 where a sample is answered with the edges from `rows` to `columns` cut in these heads (all if None)."""
@@ -173,28 +163,23 @@ class Setting:
     def point(self, sets: Sequence[HeadSet], kind: str, fraction: float) -> Point:
         """What ablating these heads costs, over samples, each the mean over the sets."""
         found = self.ablated(sets, kind)
-        return Point(fraction, len(sets[0]), bootstrap_mean(found), self.lost(found), [h.to_json() for h in sets])
+        return Point(fraction, len(sets[0]), accuracy_interval(found), self.lost(found), [h.to_json() for h in sets])
 
     @staticmethod
     def mean(correct: Float[np.ndarray, " sample"]) -> Interval:
         """Accuracy with its 95% interval over samples."""
-        return bootstrap_mean(correct)
+        return accuracy_interval(correct)
 
     def lost(self, correct: Float[np.ndarray, " sample"]) -> Interval:
         """Clean accuracy minus this one, paired by sample."""
-        return bootstrap_mean(self.clean.correct - correct)
+        return accuracy_difference(self.clean.correct, correct)
 
     def gap(self, control: Float[np.ndarray, " sample"], claimed: Float[np.ndarray, " sample"]) -> Interval:
         """How much more the claimed heads cost than the control, at the level that verdicts rest on."""
-        return bootstrap_mean(control - claimed, level=LEVEL)
+        return accuracy_difference(control, claimed, level=LEVEL)
 
     # --- what is kept -------------------------------------------------------------------------------------------------
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns (JSON), made once: it lies in the folder, whole or not at all."""
-        file = self.folder / f"{name}.json"
-        if file.exists():
-            return json.loads(file.read_text(encoding="utf-8"))
-        found = json.loads(json.dumps(make()))
-        write_whole(file, json.dumps(found, ensure_ascii=False))
-        return found
+        return self.folder.kept(name, make)

@@ -2,23 +2,23 @@
 
 **CoreLens's format, version 1.** One safetensors file. Its tensors: `values` float32 [layer, head]; if known,
 `per_sample` [sample, layer, head]; for ratio metrics `numerator` and `denominator` [sample, layer, head] instead.
-Layers and heads count from 0 in the model's order, samples in the order of `meta["samples"]`. Its metadata has one
-key, `corelens`: JSON `{"format": "corelens.head_scores", "version": 1, "meta": {…}}`. The same scores always give
-the same bytes.
+Layers and heads count from 0 in the model's order, samples in the order of `meta["samples"]`. Its metadata has two
+keys: `corelens`, JSON `{"format": "corelens.head_scores", "version": 1, "meta": {…}}`, and `sha256`, the digest of
+the whole file with zeros in the digest's place. The same scores always give the same bytes.
 """
 
 import json
 import os
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from corelens.errors import CorelensError
+from corelens.heads.disk import open_sealed, sealed, write_whole
 
 FORMAT, VERSION = "corelens.head_scores", 1
 TENSORS = ("values", "per_sample", "numerator", "denominator")
@@ -27,45 +27,51 @@ TENSORS = ("values", "per_sample", "numerator", "denominator")
 def write(path: str | os.PathLike, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Write one file in CoreLens's format. It appears whole or not at all, also if the process is killed."""
     header = {"format": FORMAT, "version": VERSION, "meta": meta}
-    blob = save(
-        {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in tensors.items()},
-        metadata={"corelens": json.dumps(header, sort_keys=True, ensure_ascii=False, default=_plain)},
-    )
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(blob)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    words = json.dumps(header, sort_keys=True, ensure_ascii=False, default=_plain)
+    arrays = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in tensors.items()}
+    write_whole(path, sealed(arrays, {"corelens": words}))
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a file in CoreLens's format: (tensors by name, meta)."""
+    """Read a file in CoreLens's format: (tensors by name, meta).
+
+    Raises:
+        CorelensError: no such file, or one that is truncated, changed, or of another format or version.
+    """
     path = _existing(path)
+    header: dict[str, Any] = {}
+
+    def check(metadata: dict[str, str]) -> None:
+        header.update(_header(path, metadata.get("corelens")))
+
+    tensors, _ = open_sealed(path, check)
+    if "values" not in tensors:
+        raise _no_scores(path)
+    return {name: x for name, x in tensors.items() if name in TENSORS}, header["meta"]
+
+
+def _header(path: Path, words: str | None) -> dict[str, Any]:
     try:
-        with safe_open(path, framework="np") as file:
-            header = json.loads((file.metadata() or {}).get("corelens", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator there)
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorelensError(
-            f"{path}, which cannot be read ({error})",
-            "a whole safetensors file written by HeadScores.save",
-            "it may be truncated or something else: write it again",
-        ) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT or "values" not in tensors:
-        raise CorelensError(
-            f"{path}, a safetensors file that holds no head scores",
-            f"a file of the format {FORMAT}",
-            "give a file that HeadScores.save wrote",
-        )
+        header = json.loads(words or "null")
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("meta"), dict):
+        raise _no_scores(path)
     if header.get("version") != VERSION:
         raise CorelensError(
             f"{path}, in version {header.get('version')} of its format",
             f"version {VERSION}",
             "read it with the CoreLens that wrote it, or score again",
         )
-    return {name: x for name, x in tensors.items() if name in TENSORS}, header["meta"]
+    return header
+
+
+def _no_scores(path: Path) -> CorelensError:
+    return CorelensError(
+        f"{path}, a safetensors file that holds no head scores",
+        f"a file of the format {FORMAT}",
+        "give a file that HeadScores.save wrote",
+    )
 
 
 def read_duo_attention(path: str | os.PathLike) -> Float[np.ndarray, "layer kv_head"]:
@@ -78,7 +84,7 @@ def read_duo_attention(path: str | os.PathLike) -> Float[np.ndarray, "layer kv_h
     if path.is_dir():
         path = _existing(path / "full_attention_heads.tsv")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -87,7 +93,28 @@ def read_duo_attention(path: str | os.PathLike) -> Float[np.ndarray, "layer kv_h
             raise _wrong(path, f"line {number}: {error}", "numbers with tabs between, one line a layer") from error
     if not rows or len({len(row) for row in rows}) != 1:
         raise _wrong(path, "lines of different lengths, or none", "as many numbers in every line as there are KV heads")
-    return np.clip(np.array(rows, dtype=np.float32), 0, 1)
+    gates = np.array(rows, dtype=np.float64)
+    if not np.isfinite(gates).all():
+        raise _wrong(path, "a gate that is not finite", "finite numbers")
+    return np.clip(gates, 0, 1).astype(np.float32)
+
+
+def read_duo_config(path: str | os.PathLike) -> dict[str, int] | None:
+    """The `sink_size` and `recent_size` of DuoAttention's `config.json` beside the gates; None where there is none.
+
+    Raises:
+        CorelensError: a config.json without the two numbers.
+    """
+    path = Path(path)
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        return None
+    config = _json(file)
+    sizes = {name: config.get(name) if isinstance(config, dict) else None for name in ("sink_size", "recent_size")}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise _wrong(file, f"{name} {size!r}", "sink_size and recent_size, whole numbers from 0")
+    return {name: int(size) for name, size in sizes.items()}  # type: ignore[arg-type]
 
 
 def read_layer_head_lists(
@@ -102,33 +129,45 @@ def read_layer_head_lists(
     arXiv 2506.05344 (CR400AF-A/SparseMM, visual_head/head_score/*.json).
     """
     path = _existing(path)
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise _wrong(path, str(error), "JSON") from error
+    found = _json(path)
     if not isinstance(found, dict) or not found:
         raise _wrong(path, f"a {type(found).__name__}", 'an object {"0-0": [0.1, …], "0-1": …}')
     lists: dict[tuple[int, int], np.ndarray] = {}
     for key, scores in found.items():
-        name = re.fullmatch(r"(\d+)-(\d+)", key)
+        name = re.fullmatch(r"(\d{1,6})-(\d{1,6})", key, re.ASCII)
         if name is None:
-            raise _wrong(path, f"the key {key!r}", 'keys "layer-head", for instance "12-7"')
+            raise _wrong(path, f"the key {key[:60]!r}", 'keys "layer-head", for instance "12-7"')
         try:
             array = np.atleast_1d(np.asarray(scores, dtype=np.float64))  # a plain number counts as a list of one
-        except (TypeError, ValueError) as error:
-            raise _wrong(path, f"under {key!r}: {error}", "a list of numbers") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _wrong(path, f"under {key!r}: {str(error)[:80]}", "a list of numbers") from error
         if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
             raise _wrong(path, f"under {key!r}: {str(scores)[:60]}", "a list of one finite number or more")
         lists[int(name[1]), int(name[2])] = array
     n_layers, n_heads = (1 + max(key[i] for key in lists) for i in (0, 1))
-    missing = [f"{layer}-{head}" for layer in range(n_layers) for head in range(n_heads) if (layer, head) not in lists]
-    if missing:
-        raise _wrong(path, f"no scores for {', '.join(missing[:5])}", f"all of {n_layers} layers × {n_heads} heads")
+    if len(lists) != n_layers * n_heads:  # (before anything of that size is listed)
+        heads = ((layer, head) for layer in range(n_layers) for head in range(n_heads))
+        missing = [f"{layer}-{head}" for layer, head in islice((x for x in heads if x not in lists), 5)]
+        raise _wrong(path, f"no scores for {', '.join(missing)}", f"all of {n_layers} layers × {n_heads} heads")
     ordered = [lists[layer, head] for layer in range(n_layers) for head in range(n_heads)]
     values = np.array([x.mean() for x in ordered], dtype=np.float32).reshape(n_layers, n_heads)
     if len({len(x) for x in ordered}) > 1:
         return values, None
     return values, np.stack(ordered, axis=1).astype(np.float32).reshape(-1, n_layers, n_heads)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise _wrong(path, str(error), "a text file in UTF-8") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise _wrong(path, str(error)[:200], "JSON") from error
 
 
 def _existing(path: str | os.PathLike) -> Path:

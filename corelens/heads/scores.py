@@ -254,10 +254,14 @@ class HeadScores:
         """DuoAttention's trained gates (arXiv 2410.10819) from `full_attention_heads.tsv` or the folder it lies in.
 
         The file has one gate a KV head. With `n_heads` (the model's query heads) each query head gets its group's
-        gate; without it the scores stay [layer, kv_head] and `meta["heads"]` says so.
+        gate; without it the scores stay [layer, kv_head] and `meta["heads"]` says so. Where its `config.json` lies
+        beside it, `meta["streaming"]` holds what the other heads saw: `cl.Streaming.of(scores)`.
         """
         gates = score_files.read_duo_attention(path)
-        meta = {"metric": "duo_attention", "key": "duo_attention", "source": os.fspath(path)}
+        meta: dict[str, Any] = {"metric": "duo_attention", "key": "duo_attention", "source": os.fspath(path)}
+        sizes = score_files.read_duo_config(path)
+        if sizes is not None:
+            meta["streaming"] = {"sink": sizes["sink_size"], "window": sizes["recent_size"]}
         if n_heads is None:
             return cls(gates, meta={**meta, "heads": "kv"})
         if n_heads % gates.shape[1]:

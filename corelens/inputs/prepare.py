@@ -1,12 +1,10 @@
 """What goes in: a Sample is one question about pictures; Inputs is the batch a model runs on."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,61 +15,11 @@ from corelens.inputs.media import Medium
 from corelens.inputs.pictures import read_picture, read_video
 from corelens.inputs.processing import NOT_FOR_THE_MODEL, pad, pad_id, run_processor
 from corelens.inputs.prompts import Prompt, render
+from corelens.inputs.sample import Sample
 from corelens.inputs.typed import reserved
 from corelens.layouts import Layout
-from corelens.tokens.regions import Box, Region, Tube, as_region, is_corners
+from corelens.tokens.regions import Box, Tube
 from corelens.tokens.token_map import TokenMap
-
-
-@dataclass
-class Sample:
-    """One question about one or several pictures or a video.
-
-    Args:
-        images: the pictures, in the order in which the prompt shows them: PIL images, paths, or uint8 arrays; one
-            alone needs no list.
-        question: the user's words, without template, options or instructions.
-        answer: the gold answer, as the model should write it.
-        regions: where the evidence is, in pixels of the original picture; several mean their union, one needs no list.
-            Four numbers x0, y0, x1, y1 are a Box.
-        choices: options of a multiple-choice question, appended to the question as "A. …".
-        id: the sample's name; stable, since results are stored under it.
-        video: the frames of one video instead of `images`.
-        messages: a chat in the format of transformers' chat templates, instead of `images` and `question`
-            (the question is then the text of the last user message, unless `question` names a part of it). What a part
-            says of its picture is used or refused: see `corelens.inputs.media`.
-        meta: anything else that is worth keeping, for instance what kind of question it is; "fps" is the frame rate of
-            `video`, which some models write into the prompt (a warning says so, and that 24 are assumed without it).
-    """
-
-    images: list[Any] | Any = field(default_factory=list)
-    question: str | None = None
-    answer: str | None = None
-    regions: list[Region] | Any = field(default_factory=list)
-    choices: list[str] | None = None
-    id: str = ""
-    video: Sequence[Any] | np.ndarray | None = None
-    messages: list[dict[str, Any]] | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """One picture or one region stands for a list of one."""
-        if isinstance(self.images, str | Path | Image.Image) or getattr(self.images, "ndim", 4) == 3:
-            self.images = [self.images]
-        if self.regions is None or isinstance(self.regions, Region) or is_corners(self.regions):
-            self.regions = [] if self.regions is None else [self.regions]
-        self.regions = [as_region(region) for region in self.regions]
-
-    def plot(self) -> Any:
-        """A matplotlib figure: the pictures with the regions outlined, question and answer."""
-        from corelens.viz.sample import sample_figure
-
-        return sample_figure(self)
-
-    def _repr_html_(self) -> str:
-        from corelens.viz.sample import sample_html
-
-        return sample_html(self)
 
 
 @dataclass(eq=False)

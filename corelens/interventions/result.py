@@ -4,15 +4,13 @@ import json
 import os
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_bytes
 
 from corelens.errors import CorelensError
+from corelens.heads.disk import open_sealed, sealed, write_whole
 
 FORMAT, VERSION = "corelens.patch_result", 1
 
@@ -136,29 +134,18 @@ class PatchResult:
         """Write one safetensors file: values, base, other, and a JSON header with axes, samples and meta."""
         header = {"format": FORMAT, "version": VERSION, "axes": self.axes, "samples": self.samples, "meta": self.meta}
         tensors = {"values": self.values, "base": self.base, "other": self.other}
-        blob = to_bytes(
-            {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in tensors.items()},
-            metadata={"corelens": json.dumps(header, ensure_ascii=False, default=str)},
-        )
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            part.write_bytes(blob)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        arrays = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in tensors.items()}
+        words = json.dumps(header, ensure_ascii=False, default=str)
+        write_whole(path, sealed(arrays, {"corelens": words}))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "PatchResult":
         """Read what `save` wrote."""
+        tensors, metadata = open_sealed(path)
         try:
-            with safe_open(path, framework="np") as file:
-                header = json.loads((file.metadata() or {}).get("corelens", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator there)
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise CorelensError(
-                f"{path}, which cannot be read ({error})", "a file of PatchResult.save", "check it"
-            ) from error
+            header = json.loads(metadata.get("corelens", "null"))
+        except ValueError:
+            header = None
         if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, VERSION):
             raise CorelensError(
                 f"{path}, which holds no patching result of version {VERSION}",

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corelens.errors import CorelensError
+from corelens.errors import CorelensError, did_you_mean
 from corelens.metrics.mass import KEY_REDUCTIONS, REDUCTIONS, SETS, Column, key_weights, masses
 from corelens.tokens.positions import check_where
 from corelens.tokens.token_map import TokenMap
@@ -101,10 +101,12 @@ class Metric:
         self._check_choice("sinks", changes.get("sinks"), SINKS, own_map)
         unknown = [name for name in options if name not in self.options and not free]
         if unknown:
+            choices = {"keys": self.keys, "reduce": self.reduce}
+            takes = ["rows", *(name for name, value in choices.items() if value is not None), *self.options]
             raise CorelensError(
                 f"{unknown[0]}={options[unknown[0]]!r} for {self.name}",
-                f"one of {', '.join(self.options) or 'no options'}",
-                "see its docstring",
+                f"an option that it has: {', '.join(takes)}",
+                f"{did_you_mean(unknown[0], takes, 'choose one')} options: {', '.join(takes)}",
             )
         return replace(self, **changes, options={**self.options, **options}, base=self.base or self)
 

@@ -1,57 +1,71 @@
-"""Runs that survive: per-sample results in a folder, whole after every batch, whatever stops the process.
+"""Runs that survive: results in a folder, whole after every step, whatever stops the process.
 
-A run folder holds `run.json`, which says what is computed (model, metrics, samples, options), and part files
-`part-<first sample>.safetensors`, each the results of one batch. A part appears by renaming, so it is there as a whole
-or not at all; a run that starts again computes what is missing. Several processes may fill one folder: no two of them
-take the same batch. `scores/` holds the merged result once all parts are there.
+A run folder holds `run.json`, which says what is computed (its identity: model, metrics, samples,
+options; see `corelens.metrics.provenance`), and what is finished:
+
+- part files `part-<first sample>.safetensors`, each the per-sample results of one batch;
+- `<name>.json`, a result that was made once;
+- `<name>.jsonl`, results that come one by one, a line each.
+
+Each of them carries the digest of the identity and its own checksum. What belongs to another run,
+or is not what was written, is refused by name. A run that starts again computes what is missing.
+One launch at a time writes a folder; its processes share it, and no two of them take the same batch.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from corelens.errors import CorelensError
-from corelens.inputs.pictures import Later
-from corelens.inputs.prepare import Sample
+from corelens.heads.disk import (
+    append_line,
+    cannot_write,
+    digest_of,
+    file_name,
+    make_folder,
+    open_sealed,
+    sealed,
+    write_whole,
+)
 
-FORMAT = "corelens.run/1"
+FORMAT = "corelens.run/2"
+PATIENCE = 10  # seconds in which another process of this launch may be taking the lock
 
 
 class RunFolder:
-    """Where the per-sample results of one run are kept.
+    """Where the results of one run are kept; made with `with run_folder(path, identity) as folder`.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder.
         identity: what the run computes, JSON only; a folder that holds another run is refused.
     """
 
     def __init__(self, path: str | Path, identity: dict[str, Any]):
-        self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path = make_folder(path)
         identity = json.loads(json.dumps({"format": FORMAT, **identity}))
+        self.digest = digest_of(identity)
         header = self.path / "run.json"
         if header.is_file():
             self._check(header, identity)
         elif any(self.path.glob("part-*.safetensors")):
             raise CorelensError(f"{self.path}, parts without a run.json", "a run folder", "choose another folder")
         else:
-            _whole(header, lambda part: part.write_text(json.dumps(identity, indent=1, ensure_ascii=False)))
+            write_whole(header, json.dumps(identity, indent=1, ensure_ascii=False))
 
     def _check(self, header: Path, identity: dict[str, Any]) -> None:
         try:
-            there = json.loads(header.read_text())
-        except ValueError as error:
+            there = json.loads(header.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError, OSError) as error:
             raise CorelensError(f"{header}, which is no JSON", "a run.json", "choose another folder") from error
+        there = there if isinstance(there, dict) else {}
         differs = [key for key in {**there, **identity} if there.get(key) != identity.get(key)]
         if differs:
             key = differs[0]
@@ -62,109 +76,174 @@ class RunFolder:
                 "choose another folder, or delete this one",
             )
 
+    # --- results of samples, batch by batch -----------------------------------------------------
+
     def done(self) -> set[int]:
         """The numbers of the samples whose results are there."""
-        return {number for part in self._parts() for number in _samples(part)}
+        return {number for part in self._parts() for number in self._part(part)[0]}
 
     def add(self, numbers: Sequence[int], results: dict[str, np.ndarray]) -> None:
         """Keep the results of one batch: `results[key]` is [sample of the batch, …]."""
-        about = {"samples": json.dumps(list(numbers))}
-        _whole(self.path / f"part-{numbers[0]:08d}.safetensors", lambda part: save_file(results, part, metadata=about))
+        about = {"samples": json.dumps(list(numbers)), "run": self.digest}
+        write_whole(self.path / f"part-{numbers[0]:08d}.safetensors", sealed(results, about))
 
     def merged(self, n: int) -> dict[str, np.ndarray]:
         """All results in the order of the samples, {key: [n, …]}."""
-        found: dict[int, dict[str, np.ndarray]] = {}
+        results: dict[int, dict[str, np.ndarray]] = {}
         for part in self._parts():
-            with safe_open(part, framework="np") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no iterator there)
-            for i, number in enumerate(_samples(part)):
-                found[number] = {key: x[i] for key, x in tensors.items()}
-        missing = sorted(set(range(n)) - set(found))
+            numbers, tensors = self._part(part)
+            for i, number in enumerate(numbers):
+                results[number] = {key: x[i] for key, x in tensors.items()}
+        missing = sorted(set(range(n)) - set(results))
         if missing:
             raise CorelensError(
-                f"{self.path}, in which {len(missing)} of {n} samples are missing", "all of them", "start the run again"
+                f"{self.path}, in which {len(missing)} of {n} samples are missing",
+                "all of them",
+                "start the run again",
             )
-        return {key: np.stack([found[number][key] for number in range(n)]) for key in found[0]}
+        return {key: np.stack([results[i][key] for i in range(n)]) for key in results[0]}
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.glob("part-*.safetensors"))
 
+    def _part(self, part: Path) -> tuple[list[int], dict[str, np.ndarray]]:
+        try:
+            tensors, about = open_sealed(part)
+            numbers = json.loads(about["samples"])
+        except (CorelensError, KeyError, ValueError) as error:
+            why = error.given if isinstance(error, CorelensError) else f"{part}: {error}"
+            raise _foreign(why) from error
+        if about.get("run") != self.digest:
+            raise _foreign(f"{part}, which belongs to another run")
+        return numbers, tensors
 
-def _samples(part: Path) -> list[int]:
+    # --- results that are made once -------------------------------------------------------------
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns (JSON), made once: it lies in the folder, whole or not at all."""
+        file = self.path / f"{file_name(name)}.json"
+        if file.exists():
+            return self._read(file, name, file.read_bytes())
+        value = json.loads(json.dumps(make()))
+        write_whole(file, self._written(name, value))
+        return value
+
+    def lines(self, name: str) -> dict[str, Any]:
+        """{key: value} of what `add_line` kept under this name. A line that a kill has torn is left out."""
+        file, values = self.path / f"{file_name(name)}.jsonl", {}
+        for line in file.read_bytes().splitlines() if file.exists() else ():
+            try:
+                json.loads(line)
+            except ValueError:  # torn: the process ended while writing it; it is made again
+                continue
+            key, value = self._read(file, name, line)
+            values[key] = value
+        return values
+
+    def add_line(self, name: str, key: str, value: Any) -> None:
+        """Keep one result (JSON) under a key, as a line of its own."""
+        append_line(self.path / f"{file_name(name)}.jsonl", self._written(name, [key, value]))
+
+    def _written(self, name: str, value: Any) -> str:
+        record = {"name": name, "run": self.digest, "value": value}
+        return json.dumps({**record, "sha256": digest_of(record)}, ensure_ascii=False)
+
+    def _read(self, file: Path, name: str, words: bytes) -> Any:
+        try:
+            record = json.loads(words)
+            checksum = record.pop("sha256")
+            fits, run = digest_of(record) == checksum, record["run"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _foreign(f"{file}, which cannot be read") from error
+        if run != self.digest or record.get("name") != name:
+            raise _foreign(f"{file}, which belongs to another run")
+        if not fits:
+            raise _foreign(f"{file}, whose checksum does not fit: it is not what was written")
+        return record["value"]
+
+
+@contextmanager
+def run_folder(path: str | Path, identity: dict[str, Any]) -> Iterator[RunFolder]:
+    """A run folder that no other launch writes meanwhile.
+
+    Raises:
+        CorelensError: another launch is writing it; it holds another run; it cannot be written.
+    """
+    with locked(make_folder(path)):
+        yield RunFolder(path, identity)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this launch; it is let go when the process ends, however that happens.
+
+    The processes of one launch (`accelerate launch`, `torchrun`) hold it together.
+
+    Raises:
+        CorelensError: another launch holds it.
+    """
     try:
-        with safe_open(part, framework="np") as file:
-            return json.loads(file.metadata()["samples"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CorelensError(
-            f"{part}, which cannot be read ({error})", "a part that a run wrote", "delete it and start the run again"
-        ) from error
-
-
-def _whole(path: Path, write: Any) -> None:
-    """Write beside the file, then rename: a reader sees all of it or nothing."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+        import fcntl
+    except ImportError:  # (Windows has no such locks)
+        yield
+        return
+    name = _launch()
     try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with file:
+        deadline = time.monotonic() + PATIENCE
+        while not _take(file, name, folder, fcntl):
+            if time.monotonic() > deadline:
+                raise _held(folder, "unknown")
+            time.sleep(0.02)
+        yield
+
+
+def _take(file: Any, name: str, folder: Path, fcntl: Any) -> bool:
+    """Take the lock: alone if nobody has it, together with others of this launch; False: try again."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        file.write(name)
+        file.flush()
+    except BlockingIOError:
+        pass
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:  # somebody is just writing a name
+        return False
+    if _holder(file) != name:
+        raise _held(folder, _holder(file).rpartition(" ")[0])
+    return True
+
+
+def _held(folder: Path, launch: str) -> CorelensError:
+    return CorelensError(
+        f"{folder}, which another launch is writing ({launch})",
+        "a folder that one launch at a time writes",
+        "wait until it has finished, or choose another folder",
+    )
+
+
+def _holder(file: Any) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _launch() -> str:
+    """The name of this launch: the same in its processes, and in no other launch."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+        return "a launch of several processes " + "/".join(os.environ.get(name, "") for name in names)
+    return f"process {os.getpid()} on {socket.gethostname()} {uuid.uuid4().hex}"
+
+
+def _foreign(given: str) -> CorelensError:
+    return CorelensError(given, "what this run wrote", "delete it and start the run again: what is missing is computed")
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) < 60 else f"{text[:57]}…"
-
-
-def weight_hash(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """A fingerprint of a model's weights: names, shapes and 64 evenly spaced values of every parameter, SHA-256."""
-    digest = hashlib.sha256()
-    for name, parameter in parameters:
-        flat = parameter.detach().flatten()
-        some = flat[torch.linspace(0, max(len(flat) - 1, 0), min(64, len(flat))).long().to(flat.device)]
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + some.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def sample_hash(samples: Sequence[Sample]) -> str:
-    """A fingerprint of a data set: what every sample asks, answers, marks and shows (files by their paths)."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        asked = (sample.id, sample.question, sample.answer, sample.choices, [repr(region) for region in sample.regions])
-        shown = (sample.video is not None, [_looks(picture) for picture in pictures(sample)])
-        digest.update(repr((asked, shown)).encode())
-    return digest.hexdigest()[:16]
-
-
-def pictures(sample: Sample) -> list[Any]:
-    """All images and frames of a sample, those of its messages too, as they were given."""
-    found = [*sample.images, *([] if sample.video is None else sample.video)]
-    for message in sample.messages or []:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else []:
-            shown = part.get("image", part.get("video", []))
-            found += (
-                list(shown) if isinstance(shown, list | tuple | np.ndarray) and part.get("type") == "video" else [shown]
-            )
-    return [picture for picture in found if not isinstance(picture, list)]
-
-
-def pixels(picture: Any) -> int:
-    """The size of an image, path or array; 0 if it cannot be told without an error (which `prepare` will raise)."""
-    if isinstance(picture, np.ndarray):
-        return int(np.prod(picture.shape[:2]))
-    if isinstance(picture, Later):
-        return picture.size[0] * picture.size[1] if picture.size else 0
-    try:
-        with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(picture) as image:
-            return image.size[0] * image.size[1]
-    except (OSError, AttributeError, TypeError, ValueError):
-        return 0
-
-
-def _looks(picture: Any) -> str:
-    if isinstance(picture, Image.Image) and getattr(picture, "filename", None):
-        return f"{picture.filename} {picture.size}"  # type: ignore[attr-defined]
-    if isinstance(picture, Image.Image | np.ndarray):
-        shape = picture.size if isinstance(picture, Image.Image) else picture.shape
-        return f"{shape} {hashlib.sha256(picture.tobytes()).hexdigest()}"
-    return str(picture)

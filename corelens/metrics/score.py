@@ -5,12 +5,11 @@ memory a layer); those with a null question add one forward, those that watch th
 """
 
 import os
-import platform
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,36 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from corelens.data.public import load_data
 from corelens.errors import CorelensError
+from corelens.heads.disk import file_name
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
 from corelens.inputs.each import OnError, usable
 from corelens.inputs.prepare import Sample
 from corelens.metrics.definition import Metric, check_finite
 from corelens.metrics.over_samples import head_scores
+from corelens.metrics.provenance import (
+    about,
+    metric_identity,
+    model_identity,
+    pictures,
+    pixels,
+    refuse_active,
+    sample_hash,
+)
 from corelens.metrics.record import AnyMetric, LookedAt, NullRows, Record, describe
 from corelens.metrics.registry import metric
-from corelens.metrics.runs import RunFolder, pictures, pixels, sample_hash, weight_hash
+from corelens.metrics.runs import run_folder
 from corelens.metrics.sinks import visual_sinks
 from corelens.metrics.value_mass import same_norms
-from corelens.model.projections import readable_parameters
 
 NULL_QUESTION = "N/A"  # of QRHead's calibration, arXiv 2506.09944
 
 
 def score_heads(
     model: Any,
-    samples: Sequence[Sample] | Sample,
+    samples: Sequence[Sample] | Sample | str,
     metrics: Iterable[AnyMetric] | AnyMetric = ("ram",),
     batch_size: int = 8,
     out: str | Path | None = None,
@@ -52,7 +61,7 @@ def score_heads(
 
     Args:
         model: a HookedMLLM.
-        samples: questions with regions.
+        samples: questions with regions; a world's name ("refer") or a folder stands for what `cl.load_data` gives.
         metrics: names ("ram", "lift" …), `cl.metric("ram", rows="last")`, or your own: f(pattern [head, row, key],
             token_map) → [head], or a `Metric`. By default RAM as published: question rows, mean.
         batch_size: samples a forward; samples of similar size share one.
@@ -74,57 +83,66 @@ def score_heads(
     """
     wanted = [metrics] if isinstance(metrics, str | Metric) or callable(metrics) else list(metrics)
     chosen = [metric(name) for name in wanted]
-    samples = [samples] if isinstance(samples, Sample) else samples
+    twice = [key for key, count in Counter(m.key for m in chosen).items() if count > 1]
+    if twice:
+        raise CorelensError(f"two metrics called {twice[0]!r}", "metrics whose names differ", "name each once")
+    samples = _questions(samples)
     if not samples or not chosen:
         raise CorelensError(
             f"{len(samples)} samples and {len(chosen)} metrics",
             "one of each or more",
             "give questions with regions, for instance cl.synthetic('refer', 200)",
         )
-    samples, skipped = usable(samples, partial(_check_scores, model, chosen), on_error)
-    for m in chosen:
-        for sample in samples:
-            _check_has_what_it_takes(sample, m)
+    questions, skipped = usable(samples, partial(_check_scores, model, chosen), on_error)
+    samples = _questions(questions)
+    check_samples(samples, chosen)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and out is None:
         raise CorelensError(f"{world} processes without a run folder", "out='run/'", "they share the work through it")
     told = about(model) | {"sample_hash": sample_hash(samples)}
-    folder = None
-    if out is not None:
-        if hooks:
-            raise CorelensError("out= together with hooks=", "one of them", "a run folder cannot tell hooks apart")
-        keys = [m.key for m in chosen]
-        same = {key: told[key] for key in ("model", "weight_hash", "dtype", "sample_hash")}
-        folder = RunFolder(
-            out, same | {"metrics": keys, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "n": len(samples)}
-        )
-    done = folder.done() if folder else set()
-    results: dict[int, dict[str, np.ndarray]] = {}
-    groups = list(_batches(samples, batch_size))[rank::world]
-    w_o = cache(lambda layer: same_norms(model.blocks[layer].attn.W_O))
-    with torch.no_grad(), tqdm(total=sum(map(len, groups)), unit="sample", disable=not progress) as bar:
-        for numbers in groups:
-            if not done >= set(numbers):
-                raw = _score_batch(model, [samples[i] for i in numbers], chosen, hooks, max_new_tokens, w_o)
-                if folder is not None:
-                    folder.add(numbers, raw)
-                results |= {number: {key: x[i] for key, x in raw.items()} for i, number in enumerate(numbers)}
-            bar.update(len(numbers))
-    if folder is not None:
-        _wait_for_others(world)
-        merged = folder.merged(len(samples))
-    else:
-        merged = {m.key: np.stack([results[i][m.key] for i in range(len(samples))]) for m in chosen}
-    worlds = {sample.meta.get("world") for sample in samples}
-    data = data or (str(worlds.pop()) if len(worlds) == 1 and None not in worlds else None)
-    meta = told | {"data": data, "samples": [sample.id for sample in samples]}
-    meta |= {"skipped": skipped} if skipped else {}
-    scores = {m.key: head_scores(m, merged[m.key], describe(m) | meta) for m in chosen}
-    if folder is not None and rank == 0:
-        (folder.path / "scores").mkdir(exist_ok=True)
-        for key, score in scores.items():
-            score.save(folder.path / "scores" / f"{key}.safetensors")
-    return scores
+    with ExitStack() as stack:
+        folder = None
+        if out is not None:
+            if hooks:
+                raise CorelensError("out= together with hooks=", "one of them", "a run folder cannot tell hooks apart")
+            refuse_active(model)
+            identity = model_identity(model, told) | {
+                "sample_hash": told["sample_hash"],
+                "metrics": [metric_identity(m) for m in chosen],
+                "batch_size": batch_size,
+                "max_new_tokens": max_new_tokens,
+                "n": len(samples),
+            }
+            folder = stack.enter_context(run_folder(out, identity))
+            del told["date"]  # its files are the same bytes whenever they are made
+        done = folder.done() if folder else set()
+        results: dict[int, dict[str, np.ndarray]] = {}
+        groups = list(_batches(samples, batch_size))[rank::world]
+        w_o = cache(lambda layer: same_norms(model.blocks[layer].attn.W_O))
+        bar = stack.enter_context(tqdm(total=sum(map(len, groups)), unit="sample", disable=not progress))
+        with torch.no_grad():
+            for numbers in groups:
+                if not done >= set(numbers):
+                    batch = [samples[i] for i in numbers]
+                    raw = _score_batch(model, batch, chosen, hooks, max_new_tokens, w_o)
+                    if folder is not None:
+                        folder.add(numbers, raw)
+                    results |= {n: {key: x[i] for key, x in raw.items()} for i, n in enumerate(numbers)}
+                bar.update(len(numbers))
+        if folder is not None:
+            _wait_for_others(world)
+            merged = folder.merged(len(samples))
+        else:
+            merged = {m.key: np.stack([results[i][m.key] for i in range(len(samples))]) for m in chosen}
+        worlds = {sample.meta.get("world") for sample in samples}
+        data = data or (str(worlds.pop()) if len(worlds) == 1 and None not in worlds else None)
+        meta: dict[str, Any] = told | {"data": data, "samples": [sample.id for sample in samples]}
+        meta |= {"skipped": skipped} if skipped else {}
+        scores = {m.key: head_scores(m, merged[m.key], describe(m) | meta) for m in chosen}
+        if folder is not None and rank == 0:
+            for key, score in scores.items():
+                score.save(folder.path / "scores" / f"{file_name(key)}.safetensors")
+        return scores
 
 
 def _score_batch(
@@ -165,6 +183,19 @@ def _check_scores(model: Any, metrics: Sequence[Metric], sample: Sample) -> None
     for m in metrics:
         if not m.needs_answering:
             m.row_positions(token_map)
+
+
+def _questions(samples: Sequence[Sample] | Sample | str) -> list[Sample]:
+    if isinstance(samples, str):
+        return load_data(samples)
+    return [samples] if isinstance(samples, Sample) else list(samples)
+
+
+def check_samples(samples: Sequence[Sample], metrics: Sequence[Metric]) -> None:
+    """Raise for what a metric needs and a sample lacks, before a model is loaded."""
+    for m in metrics:
+        for sample in samples:
+            _check_has_what_it_takes(sample, m)
 
 
 def _check_has_what_it_takes(sample: Sample, metric: Metric) -> None:
@@ -223,20 +254,3 @@ def _wait_for_others(world: int) -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
-
-
-def about(model: Any) -> dict[str, Any]:
-    """What a result says of the model and the libraries that made it."""
-    name = str(getattr(model.hf.config, "_name_or_path", "") or "")
-    return {
-        "model": name if not Path(name).is_dir() else Path(name).name,
-        "revision": getattr(model.hf.config, "_commit_hash", None),
-        "weight_hash": weight_hash(readable_parameters(model.hf)),
-        "family": model.cfg.family,
-        "n_layers": model.cfg.n_layers,
-        "n_heads": model.cfg.n_heads,
-        "dtype": str(model.cfg.dtype).removeprefix("torch."),
-        "versions": {name: version(name) for name in ("corelens", "torch", "transformers", "transformer-lens")},
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -1,6 +1,7 @@
 """The cache of a run: TransformerLens's, told of DeepStack, of norms behind sublayers, and of per-head names."""
 
 import copy
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,9 +38,11 @@ class ActivationCache(LensCache):
         try:
             return super().__getitem__(key)
         except KeyError:
+            name = f"blocks.{key[1]}.attn.hook_{key[0]}" if isinstance(key, tuple) and len(key) > 1 else str(key)
+            near = get_close_matches(name, list(self.cache_dict), n=3, cutoff=0.5)
             raise CorelensError(
                 f"{key!r}, which this cache does not hold",
-                f"one of its {len(self.cache_dict)} names",
+                f"one of its {len(self.cache_dict)} names; the nearest: {', '.join(near) or 'none'}",
                 "name it in names_filter: scores, pattern, rows, result and vision points are kept only when named",
             ) from None
 

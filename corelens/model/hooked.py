@@ -173,8 +173,7 @@ class HookedMLLM(LensModel):
         """Run the model once.
 
         Args:
-            inputs: what `prepare` made, or a dict of the Hugging Face model's arguments (or give
-                those as keywords).
+            inputs: what `prepare` made, samples, or a dict of the Hugging Face model's arguments.
             return_type: "logits" [batch, pos, d_vocab]; "loss", see `loss_fn`; "both": (logits,
                 loss); or None: the language-model head is not run at all.
             logits_to_keep: only the last n positions' logits (those of 32k positions × 150k words
@@ -203,12 +202,12 @@ class HookedMLLM(LensModel):
         return loss if return_type == "loss" else (logits, loss)
 
     def generate(
-        self, inputs: Inputs | dict[str, Tensor] | None = None, max_new_tokens: int = 8, **options: Any
+        self, inputs: Inputs | Sample | list | dict[str, Tensor] | None = None, max_new_tokens: int = 8, **options: Any
     ) -> Int[Tensor, "batch new"]:
         """Generate as Hugging Face does, with hooks firing at the prefill and at every decode step.
 
         Args:
-            inputs: what `prepare` made, or the Hugging Face model's tensors.
+            inputs: what `prepare` made, samples, or the Hugging Face model's tensors.
             max_new_tokens: how many tokens at the most.
             options: handed to Hugging Face's `generate` (do_sample, temperature, cache_implementation …).
 
@@ -280,7 +279,7 @@ class HookedMLLM(LensModel):
             kwargs: all of `forward`'s.
         """
         batch = args[0] if args else kwargs.get("inputs")
-        if remove_batch_dim and isinstance(batch, Inputs) and len(batch) > 1:
+        if remove_batch_dim and isinstance(batch, Inputs | list) and len(batch) > 1:
             raise CorelensError(f"remove_batch_dim with {len(batch)} samples", "one sample", "leave it off")
         if incl_bwd:
             raise CorelensError(
@@ -382,7 +381,7 @@ class HookedMLLM(LensModel):
         by_hand = {} if isinstance(inputs, Inputs) or not isinstance(inputs, Mapping) else inputs
         self._check([*by_hand, *tensors], *through)
         if isinstance(inputs, Sample) or (isinstance(inputs, list) and inputs and isinstance(inputs[0], Sample)):
-            raise CorelensError("a Sample", "inputs", "run the model on model.prepare(sample)")
+            inputs = self.prepare(inputs)
         if inputs is not None and not isinstance(inputs, (Inputs, Mapping)):
             raise CorelensError(
                 f"a {type(inputs).__name__} to run on",

@@ -20,6 +20,7 @@ def load(name: str | Path, dtype: Any, device_map: Any, **options: Any) -> tuple
         raise CorelensError(
             f"the folder {str(name)!r}", "a folder with a config.json, as save_pretrained writes it", "check the path"
         )
+    options.setdefault("trust_remote_code", False)  # (left out, transformers asks on standard input)
     shared = {key: options[key] for key in SHARED if key in options}
     try:
         hf = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, device_map=device_map, **options)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from corelens.errors import CorelensError
+from corelens.heads.disk import write_whole
 from corelens.hooks.points import Hook, HookPoint
 
 
@@ -131,7 +132,7 @@ class DiskDict(MutableMapping[str, Tensor]):
 
     def __setitem__(self, name: str, x: Tensor) -> None:
         """Write one tensor."""
-        save_file({name: x.detach().cpu().contiguous()}, self._path(name))
+        write_whole(self._path(name), save({name: x.detach().cpu().contiguous()}))
 
     def __delitem__(self, name: str) -> None:
         """Remove one tensor's file."""
@@ -147,7 +148,7 @@ class DiskDict(MutableMapping[str, Tensor]):
 
     def note(self, **facts: Any) -> None:
         """Write facts about the run beside the tensors."""
-        (self.folder / "cache.json").write_text(json.dumps(facts, indent=2))
+        write_whole(self.folder / "cache.json", json.dumps(facts, indent=2))
 
     def facts(self) -> dict[str, Any]:
         """What `note` wrote."""

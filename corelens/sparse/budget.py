@@ -27,7 +27,8 @@ class KVBudget:
 
         capacity = round(s · (B − m) · L · n + m) + window
 
-    Capacity above the prompt's length is given back to the other heads, in proportion to their scores.
+    Capacity above the prompt's length is given back to the other heads, in proportion to their scores; with
+    `give_back=False` it is dropped, as in the paper's own code, and the mean is then less than `budget`.
 
     Args:
         scores: of every query head (or from a file of KV heads' scores), none negative; None: all heads alike, which
@@ -40,6 +41,7 @@ class KVBudget:
             than the share `alpha` of B each), "pyramidkv" (arXiv 2406.02069: falling in equal steps from the first
             layer to the last, which has B / `beta`).
         seed: of "random".
+        give_back: share out what is above the prompt's length; False drops it.
     """
 
     scores: HeadScores | Any = None
@@ -50,6 +52,7 @@ class KVBudget:
     seed: int = 0
     alpha: float = 0.2
     beta: int = 20
+    give_back: bool = True
 
     def __post_init__(self) -> None:
         at_least("window", self.window, 1, "the last tokens of the prompt choose which others are kept")
@@ -105,7 +108,11 @@ class KVBudget:
             wanted = np.rint(shares / shares.sum() * (spread - least) * shares.size + least)
         found = np.zeros((n_layers, n_kv_heads), dtype=np.int64)
         whole = length <= self.budget  # (rounding could cost the mean a key)
-        found[chosen] = length if whole else give_back(wanted.astype(np.int64) + self.window, shares, length)
+        wanted = wanted.astype(np.int64) + self.window
+        if not self.give_back:
+            found[chosen] = np.minimum(wanted, length)
+        else:
+            found[chosen] = length if whole else give_back(wanted, shares, length)
         return found
 
     def _shares(self, n_layers: int, n_heads: int, n_kv_heads: int) -> Float[np.ndarray, "layer kv_head"]:

@@ -43,6 +43,22 @@ class Streaming:
     window: int = 1024
     last: int = 0
 
+    @classmethod
+    def of(cls, scores: Any) -> "Streaming":
+        """The sink and window that scores were made for: those of DuoAttention's config.json.
+
+        Raises:
+            CorelensError: scores that do not say it.
+        """
+        sizes = scores.meta.get("streaming")
+        if sizes is None:
+            raise CorelensError(
+                "scores that say nothing of a sink and window",
+                "HeadScores.from_duo_attention of a folder with its config.json",
+                "give them: cl.Streaming(sink=128, window=1024)",
+            )
+        return cls(sizes["sink"], sizes["window"])
+
     def __post_init__(self) -> None:
         at_least("sink", self.sink, 0, "0 leaves the first tokens to the window")
         at_least("window", self.window, 1, "a row sees itself at the least: window=1; to leave heads out use cl.Pruned")

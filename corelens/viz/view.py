@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from corelens.errors import CorelensError
+from corelens.heads.disk import write_whole
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class View:
 
     def save(self, path: str | Path) -> None:
         """Write the page."""
-        Path(path).write_text(self.page(), encoding="utf-8")
+        write_whole(path, self.page())
 
 
 class LiveFigure(Figure):

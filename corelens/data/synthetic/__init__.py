@@ -10,8 +10,8 @@ from corelens.data.synthetic.hop import hop
 from corelens.data.synthetic.refer import refer
 from corelens.data.synthetic.refer_hard import refer_hard
 from corelens.data.synthetic.video import video
-from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.errors import CorelensError, did_you_mean
+from corelens.inputs.sample import Sample
 
 WORLDS: dict[str, Callable[..., list[Sample]]] = {
     "compare": compare,
@@ -48,7 +48,11 @@ def synthetic(world: str, n: int, seed: int = 0, **options: Any) -> list[Sample]
         CorelensError: for an unknown world, a negative n or seed, an unknown option or an impossible scene.
     """
     if world not in WORLDS:
-        raise CorelensError(f"synthetic world {world!r}", f"one of {', '.join(worlds())}", "name one of these worlds")
+        raise CorelensError(
+            f"synthetic world {world!r}",
+            f"one of {', '.join(worlds())}",
+            did_you_mean(world, worlds(), "name one of these worlds"),
+        )
     if n < 0 or seed < 0:
         raise CorelensError(
             f"n={n}, seed={seed}", "whole numbers from 0", "ask for a number and seed that are not negative"

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from corelens.data.synthetic.drawing import Number, Query, draw_number, font, smallest
 from corelens.data.synthetic.refer import draw_size, stream
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box
 
 KEYS = ("Total", "Invoice", "Order", "Date", "Name", "Amount", "Account", "Ticket", "Room", "Price", "Tax")

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from corelens.data.synthetic.refer import COLOURS, KINDS, Shape
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box, Region
 
 DIGITS = "0123456789"

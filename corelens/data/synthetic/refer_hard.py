@@ -34,7 +34,7 @@ from corelens.data.synthetic.drawing import (
 )
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_size, stream
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box
 
 SIZES = {"small": (20, 24), "large": (32, 38)}

@@ -13,7 +13,7 @@ from corelens.data.synthetic import synthetic, worlds
 from corelens.data.synthetic.drawing import font
 from corelens.errors import CorelensError
 from corelens.inputs.pictures import read_picture, read_video
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box, Mask, Region, Tube
 
 PAPER, INK, SOFT = (255, 255, 255), (34, 38, 43), (107, 113, 119)

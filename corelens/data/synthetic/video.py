@@ -28,7 +28,7 @@ from corelens.data.synthetic.drawing import (
 )
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_size, stream
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Tube
 
 QUESTION = "What digit is shown on the {colour} {kind}?"
