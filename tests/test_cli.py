@@ -167,7 +167,7 @@ def test_what_needs_no_model_waits_for_none(tmp_path, line):
         ("score qwen3vl-x refer", "did you mean 'qwen3vl-s'"),
         ("score qwen3vl-s reffer", "did you mean 'refer'"),
         ("score qwen3vl-s refer --metric rma", "did you mean 'ram'"),
-        ("score qwen3vl-s refer --metric 'ram[row=last]'", "did you mean 'rows'? options: rows, reduce"),
+        ("score qwen3vl-s refer --metric 'ram[row=last]'", "did you mean 'rows'? options: rows, "),
         ("score qwen3vl-s nothing_there", "the data 'nothing_there'"),
         ("score nowhere/at/all own --limit 0", "nowhere"),
         ("ablate qwen3vl-s refer --heads L99H0", "heads of another model"),
