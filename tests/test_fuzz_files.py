@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -44,6 +46,16 @@ def test_500_changed_score_files(tmp_path):
         np.testing.assert_array_equal(scores.per_sample, SCORES)
         assert scores.meta == {"metric": "ram", "samples": list("abcdef")}
     assert loaded < 25  # (a change that puts the same bytes there)
+
+
+def test_the_same_scores_are_the_same_bytes_in_every_process(tmp_path):
+    script = (
+        "import sys, numpy as np, corelens as cl; cl.HeadScores(np.ones((2, 2)), meta={'a': 'é'}).save(sys.argv[1])"
+    )
+    for i in range(6):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / str(i))], check=True)
+    assert len({(tmp_path / str(i)).read_bytes() for i in range(6)}) == 1
+    assert cl.HeadScores.load(tmp_path / "0").meta == {"a": "é"}
 
 
 def test_every_flipped_byte_of_a_score_file_is_noticed(tmp_path):

@@ -108,9 +108,19 @@ def sealed(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
     It is taken of the whole file with zeros in the digest's place.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    blob = save(arrays, metadata={**metadata, CHECKSUM: UNSET})
+    blob = _ordered(save(arrays, metadata={**metadata, CHECKSUM: UNSET}))
     place = _place(blob, UNSET)
     return blob[:place] + hashlib.sha256(blob).hexdigest().encode() + blob[place + len(UNSET) :]
+
+
+def _ordered(blob: bytes) -> bytes:
+    """The same file with its metadata in alphabetical order: safetensors writes it in another one in each process."""
+    size = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header.pop("__metadata__").items()))
+    words = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    words += b" " * (-len(words) % 8)  # (tensors begin at a multiple of 8)
+    return len(words).to_bytes(8, "little") + words + blob[8 + size :]
 
 
 def open_sealed(
