@@ -18,7 +18,7 @@ import corelens as cl
 from corelens.heads import disk
 from corelens.metrics.runs import RunFolder
 from families import tiny
-from test_score import mixed, video
+from test_score import mixed
 
 METRICS = ["ram", "lift", "calibrated_ram", "value_mass", "visual_head"]
 TESTS = Path(__file__).parent
@@ -166,7 +166,7 @@ def test_other_samples_are_refused_whatever_makes_them_so(model, tmp_path, kind)
         "drawn": lambda: (opened(tmp_path, False), lambda: opened(tmp_path, True)),
         "file": lambda: (at_path(tmp_path, None), lambda: at_path(tmp_path, "red")),
         "chat": lambda: (chat("What digit is it?"), lambda: chat("What color is it?")),
-        "fps": lambda: ([video(0)], lambda: [replace(video(0), meta={"fps": 1.0})]),
+        "fps": lambda: ([base()], lambda: [replace(base(), meta={"fps": 1.0})]),
         "answer": lambda: ([base()], lambda: [replace(base(), answer="8")]),
     }[kind]()
     cl.score_heads(model, first, ["ram"], out=tmp_path / "run")
