@@ -343,7 +343,7 @@ def options(row):
     return tuples(row.get("options", {}))
 
 
-@pytest.mark.parametrize("name", list_demos())
+@pytest.mark.parametrize("name", sorted({*list_demos()} - {"smol-vlm"}))  # it has tests of its own
 def test_bundled_model_answers_fresh_scenes(name):
     folder = checkpoint(name)
     net = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32", local_files_only=True).eval()

@@ -41,18 +41,18 @@ def draw_chat(seed: int, step: int, row: int, level: int) -> Chat:
     width = height = 256
     if rng.random() < 0.5:
         width, height = (int(x) for x in rng.choice(_SIDES, 2))
-    worlds = ["caption", "refer"]
-    if level >= 4:
-        worlds += ["hard", "compare"]
+    worlds = ["caption", "refer", "refer"]
     if level >= 5:
-        worlds += ["compare", "hop", "hop"]
+        worlds += ["hard"]
+    if level >= 6:
+        worlds += ["compare", "compare", "hop", "hop"]
     world = worlds[(step + row) % len(worlds)]
     objects = level if rng.random() < 0.75 else int(rng.integers(1, level + 1))
     jitter = float(rng.choice([0, 8]))
     if world in ("caption", "refer"):
         colours = 8 if level < 5 or rng.random() < 0.5 else int(rng.integers(2, 4))
         scene = draw_scene(rng, width, height, objects, jitter, colours=colours)
-        turns = _caption(scene, rng) if world == "caption" else _digits(scene, rng, 3)
+        turns = _caption(scene, rng) if world == "caption" else _digits(scene, rng, 4)
         return Chat(squeeze(scene.image), turns, world)
     wording = "plain" if rng.random() < 0.5 else "varied"
     if world == "hard":

@@ -67,15 +67,12 @@ def heads(model: Any, world: str, scored: int, tested: int, rows: str = "questio
     }
 
 
-def rows_that_read(model: Any, world: str, n: int) -> dict[str, float]:
-    """Accuracy with the evidence cut, in all heads, from the rows of one group."""
-    samples = cl.synthetic(world, n, seed=TEST_SEED + 2)
-    every = cl.HeadSet((layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads))
-    shares = {"none": float(cl.evaluate(model, samples, batch_size=25).accuracy)}
-    for rows in ("question", "last", "question+last"):
-        hooks = cl.knockout(every, rows=rows, columns="region")
-        shares[rows] = float(cl.evaluate(model, samples, hooks=hooks, batch_size=25).accuracy)
-    return shares
+def rows_that_read(model: Any, world: str, n: int) -> dict[str, Any]:
+    """What it costs to cut the evidence off, in all heads, from groups of rows: [points lost, interval]."""
+    costs = cl.where_read(model, cl.synthetic(world, n, seed=TEST_SEED + 2), tokens=False, batch_size=25)
+    groups = ("question", "template", "last", "answer", "all")
+    parts = {name: [costs.costs[name].difference, *costs.costs[name].ci] for name in groups if name in costs.costs}
+    return {"world": world, "n": n, "clean": costs.clean.value, "reads": costs.rows, "cost": parts}
 
 
 def _right(model: Any, samples: Sequence[cl.Sample]) -> list[bool]:
