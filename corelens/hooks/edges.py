@@ -16,6 +16,11 @@ from corelens.tokens.positions import Where, member, resolve, within
 ROW_CHUNK_ELEMENTS = 1 << 25  # scores of edited rows are built in chunks of at most this many numbers (128 MB)
 
 
+def every_edges(name: str) -> bool:
+    """Stands for `attn.hook_edges` of every layer, of which functions of names are not asked otherwise."""
+    return name.endswith("attn.hook_edges")
+
+
 class Edges:
     """The edges of one layer in one step, handed to the functions at `attn.hook_edges`.
 

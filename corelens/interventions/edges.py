@@ -5,6 +5,7 @@ from typing import Any
 
 from corelens.heads.head_set import HeadSet
 from corelens.hooks.attention_function import Edges
+from corelens.hooks.edges import every_edges
 from corelens.hooks.points import Hook
 from corelens.interventions.ablate import Heads
 from corelens.tokens.positions import Where, check_where
@@ -55,6 +56,6 @@ def _hooks(heads: Heads | None, edit: Callable[[Edges, list[int] | None], None],
         return hook_function
 
     if heads is None:
-        return [(lambda point: point.endswith("attn.hook_edges"), on(None))]
+        return [(every_edges, on(None))]
     chosen = heads if isinstance(heads, HeadSet) else HeadSet(heads)
     return [(f"blocks.{layer}.attn.hook_edges", on(numbers)) for layer, numbers in chosen.by_layer().items()]

@@ -7,6 +7,7 @@ tensors. Vision points, whose shapes are others, and `hook_edges`, which holds n
 from collections.abc import Callable, Iterable, Sequence
 
 from corelens.errors import CorelensError
+from corelens.hooks.edges import every_edges
 from corelens.hooks.points import Hook
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
@@ -28,6 +29,8 @@ def kept_by_default(name: str) -> bool:
 def matching(names: Iterable[str], means: Callable[[str], bool]) -> list[str]:
     """The decoder's names for which a function is true; an error where it is true for other points only."""
     names = list(names)
+    if means is every_edges:
+        return [name for name in names if every_edges(name)]
     matched = [name for name in names if seen_by_functions(name) and means(name)]
     if not matched and (others := [name for name in names if not seen_by_functions(name) and means(name)]):
         raise CorelensError(
