@@ -81,3 +81,25 @@ def test_f1_of_answerable_questions():
 def test_boxes_and_pages():
     assert iou([0, 0, 2, 2], [1, 1, 3, 3]) == pytest.approx(1 / 7) and iou([0, 0, 1, 1], [2, 2, 3, 3]) == 0
     assert recall_at([4, 2, 9], [2, 5], 2) == 0.5 and recall_at([4], [], 1) == 0
+
+
+def test_evaluate_uses_the_rule_of_the_set_and_refuses_what_needs_a_judge():
+    model = cl.load_demo("qwen3vl-s")
+    samples = cl.synthetic("refer", 3, seed=4)
+    plain = cl.evaluate(model, samples)
+    assert plain.accuracy == 1 and plain.per_sample[0].score is None
+    digit = samples[0].answer
+    samples[0].meta |= {"scoring": "anls", "answers": [f"{digit}x", "other"]}  # one of two characters is written
+    samples[1].meta |= {"scoring": "exact_match", "answers": ["none", samples[1].answer]}
+    for evaluation in (cl.evaluate(model, samples), cl.evaluate(model, samples, batch_size=2)):
+        assert [answer.score for answer in evaluation.per_sample] == [0.0, 1.0, None]  # ANLS: 0.5 is not above 0.5
+        assert evaluation.accuracy == pytest.approx(2 / 3) and evaluation.per_sample[0].given == digit
+    samples[0].meta["answers"] = [f"{digit}.", digit]
+    assert cl.evaluate(model, samples).accuracy == 1
+    blind = cl.evaluate(model, samples, cl.knockout(None, rows="question+last+answer", columns="visual"))
+    assert blind.per_sample[1].score == 0  # written under the same hooks
+    sparse = cl.evaluate(model, samples, sparse=cl.SparseInference(cl.HeadSet([(0, 0)]), cl.Streaming(4, 64)), rounds=0)
+    assert sparse.per_sample[1].score in (0.0, 1.0)
+    samples[2].meta["scoring"] = "gpt-4"
+    with pytest.raises(cl.CorelensError, match="GPT-4 judge"):
+        cl.evaluate(model, samples)

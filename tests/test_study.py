@@ -1,4 +1,4 @@
-"""The study on the bundled model: its numbers are those of the tools it is made of, and it survives what happens."""
+"""The study on the bundled model and on hand-built ones: its rules, its numbers, and what happens when it is stopped."""
 
 import errno
 import json
@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,26 +14,70 @@ from typer.testing import CliRunner
 
 import corelens as cl
 import published
+from corelens import testbed
 from corelens.cli.app import app
 from corelens.cli.study import default_worlds
-from corelens.findings import setting
-from corelens.findings.options import CONTROLLED, RANKINGS
-from corelens.findings.zoo import zoo
-from corelens.heads import disk
+from corelens.findings import files, world
+from corelens.findings.faithfulness import known_circuit
+from corelens.findings.options import LAST
+from corelens.findings.result import FINDINGS, Study
+from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED
 from families import tiny
 
 OPTIONS = {
-    "draws": 2,
-    "kinds": ("zero", "knockout"),
-    "fractions": (0.05,),
-    "sweep_kinds": ("knockout",),
-    "kept": (0.05,),
-    "score_share": 20 / 44,
-    "scenes": 2,
-    "windows": 1,
-    "sparse_samples": 8,
-    "progress": False,
-}
+    "draws": 2, "curve_draws": 1, "kinds": ("zero", "knockout"), "shares": (0.05,), "score_share": 20 / 44,
+    "effect_samples": 4, "sparse_samples": 8, "progress": False,
+}  # fmt: skip
+RULES = OPTIONS | {"draws": 20, "curve_draws": 20, "kinds": ("zero",), "score_share": 10 / 50, "effect_samples": 0}
+JUDGED = ["F1", "F2", "F4", "F5", "F6"]
+
+
+# --- the test of the rules: models whose mechanism is known -----------------------------------------------------------
+
+
+def hand_built(model, worlds=2):
+    samples = {f"boards {seed}": testbed.samples(50, seed=seed) for seed in range(worlds)}
+    study = cl.study({"hand-built": model}, samples, out=None, findings=JUDGED, **RULES)
+    return study, {finding.id: finding.verdict for finding in study.findings}
+
+
+def test_an_ideal_core_model_passes():
+    study, verdicts = hand_built(testbed.core_model())
+    assert verdicts == dict.fromkeys(JUDGED, REPRODUCED)
+    assert study.data["models"]["hand-built"]["reading"]["published"]
+    (k,) = {part["numbers"]["F5"]["ram"]["k"] for part in study.data["models"]["hand-built"]["worlds"].values()}
+    assert k == 2
+
+
+def test_a_model_with_retrieval_spread_evenly_over_its_heads_fails():
+    _, verdicts = hand_built(testbed.spread_model(), worlds=1)
+    assert {id: verdicts[id] for id in ("F1", "F5", "F6")} == dict.fromkeys(("F1", "F5", "F6"), NOT_REPRODUCED)
+
+
+def test_nothing_is_reproduced_for_a_model_that_never_looks():
+    study, verdicts = hand_built(testbed.blind_model(), worlds=1)
+    assert verdicts == dict.fromkeys(JUDGED, CANNOT)
+    assert "answers 0%" in study.finding("F5").overall.reason
+
+
+def test_a_right_answer_that_does_not_hang_on_the_evidence_reproduces_nothing():
+    """A model that is right without looking: every answer is the one that it always gives."""
+    model, samples = testbed.blind_model(), testbed.samples(20, seed=3)
+    given = cl.evaluate(model, samples[:1]).per_sample[0].given.rstrip("…")
+    for sample in samples:
+        sample.answer = given or "0"
+    study = cl.study(model, samples, out=None, findings=JUDGED, **RULES)
+    assert not {finding.verdict for finding in study.findings} & {REPRODUCED}
+
+
+def test_published_ram_finds_the_known_circuit_and_visual_mass_does_not():
+    readers = cl.HeadSet([(0, 0), (0, 1)])
+    keys = [cl.metric("ram", reduce="mean"), cl.metric("visual_mass", reduce="mean")]
+    ram, visual_mass = list(known_circuit(testbed.core_model(), testbed.samples(6, seed=1), readers, keys).values())
+    assert ram == 1.0 > visual_mass
+
+
+# --- the bundled model ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -55,132 +98,158 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(model, out):
-    return cl.study(model, {"refer": scenes()}, out=out, command="corelens study <me>", **OPTIONS)
+    return cl.study(model, {"<script>alert(2)": scenes()}, out=out, command="corelens study <me>", **OPTIONS)
+
+
+def part(study):
+    return next(iter(next(iter(study.data["models"].values()))["worlds"].values()))
 
 
 def test_the_numbers_are_those_of_the_tools_it_is_made_of(model, result):
-    samples, numbers = scenes(), result.measured["refer"]
-    mine = result.settings[0]
-    assert (len(mine.to_score), len(mine.to_test)) == (20, 24)
-    scores = cl.score_heads(model, samples[:20], list(RANKINGS.values()))
-    for key in RANKINGS.values():
-        np.testing.assert_allclose(mine.scores[key].values, scores[key].values, atol=1e-6)
-    top = scores["ram[rows=last]"].top(0.05)
-    line = next(x for x in numbers["table"] if (x["role"], x["ranking"]) == ("top", CONTROLLED[1]))
-    assert line["ablations"]["zero"]["heads"] == [top.to_json()]
+    samples, measured = scenes(), part(result)
+    assert (measured["scored"], measured["tested"]) == (20, 24)
+    scores = cl.score_heads(model, samples[:20], [cl.metric("ram", reduce="mean", rows="last")])
+    (last,) = scores.values()
+    np.testing.assert_allclose(measured["scores"][LAST], last.values, atol=2e-6)
+    necessity, top = measured["numbers"]["F5"], last.top(0.05)
+    assert necessity["judged"] == LAST and necessity[LAST]["top"]["heads"] == top.to_json()
     clean = cl.evaluate(model, samples[20:])
-    assert mine.clean.accuracy == clean.accuracy
+    assert measured["clean"]["value"] == clean.accuracy
     for kind, hooks in (("zero", cl.ablate(top, "zero")), ("knockout", cl.knockout(top))):
         by_hand = cl.evaluate(model, samples[20:], hooks)
-        assert line["ablations"][kind]["accuracy"]["value"] == pytest.approx(by_hand.accuracy)
-        assert line["ablations"][kind]["drop"]["value"] == pytest.approx(clean.accuracy - by_hand.accuracy)
-    cut = cl.evaluate(model, samples[20:], cl.knockout(None, rows="last+answer", columns="region"))
-    assert numbers["readers"]["last+answer"]["accuracy"]["value"] == pytest.approx(cut.accuracy)
+        assert necessity[LAST]["top"][kind]["accuracy"] == pytest.approx(by_hand.accuracy)
+        assert necessity[LAST]["top"][kind]["value"] == pytest.approx(clean.accuracy - by_hand.accuracy)
     others = cl.HeadSet([(i, j) for i in range(8) for j in range(12)]) - top
     blind = cl.evaluate(model, samples[20:], cl.knockout(others, rows="text", columns="visual"))
-    kept = numbers["sufficiency"]["lines"][f"top, {CONTROLLED[1]}"][0]
-    assert kept["accuracy"]["value"] == pytest.approx(blind.accuracy)
-    tops = {tuple(head) for x in numbers["table"] if x["role"] == "top" for head in x["ablations"]["zero"]["heads"][0]}
-    random = next(x for x in numbers["table"] if x["role"] == "random")["ablations"]["zero"]["heads"]
-    assert len(random) == 2 and not tops & {tuple(head) for draw in random for head in draw}
+    assert measured["numbers"]["F6"]["alone"]["value"] == pytest.approx(blind.accuracy)
+    scored = cl.evaluate(model, samples[:20])
+    cut = cl.evaluate(model, samples[:20], cl.knockout(None, rows="last", columns="region"))
+    assert measured["row_costs"]["last"]["value"] == pytest.approx(scored.accuracy - cut.accuracy)
 
 
-def test_every_finding_is_there_with_claim_criterion_and_verdict(result):
-    assert [finding.id for finding in result.findings] == [f"F{i}" for i in range(1, 9)]
+def test_every_finding_has_a_verdict_in_the_words_of_the_study(result):
+    assert [finding.id for finding in result.findings] == list(FINDINGS)
     for finding in result.findings:
-        assert finding.claim.criterion and finding.claim.source and finding.measured
-        assert finding.verdict in ("reproduced", "not reproduced", "not judged")
-    assert result.finding("F2").verdict == "not judged"  # one world alone
-    assert result.finding("F5").verdict == "reproduced" and "last row" in result.finding("F5").scope
-    what = [row[0] for row in result.beside]
-    assert "cost of the top 5%" in what and "speed-up with the top heads full" in what
+        assert finding.verdict in (REPRODUCED, NOT_REPRODUCED, CANNOT, NOT_JUDGED)
+    assert result.finding("F2").verdict == CANNOT  # one world alone
+    assert str(result.finding("F5").overall) == "not judged (n = 24)"  # two random sets have no 95% quantile
+    assert "too short" in result.finding("F7").overall.reason
+    assert "one token" in result.finding("F8").overall.reason
+    with pytest.raises(cl.CorelensError, match="F9"):
+        result.finding("F9")
 
 
-def test_the_report_is_one_offline_file_that_escapes_what_it_shows(result, out):
+def test_the_report_opens_with_the_mechanism_and_the_result_in_few_words(result):
     page = result.report.read_text()
-    assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page and "study &lt;me&gt;" in page
+    words = re.sub(r"<style.*?</style>|<svg.*?</svg>|<[^>]+>", " ", page, flags=re.DOTALL)
+    assert len(words.split()) < 1500
+    first = page.index("does not read the evidence as the paper has it")
+    assert first < page.index("F1 Functional sparsity") < page.index("<details>")
+    assert page.count("<details>") >= 5 and page.count('class="small ink"><svg') >= 4
+
+
+def test_the_report_is_one_offline_file_that_escapes_what_it_shows(result):
+    page = result.report.read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert(2)" in page and "study &lt;me&gt;" in page
     links = [link for link in re.findall(r'(?:src|href)="([^"]*)"', page) if not link.startswith(("data:", "#"))]
-    assert links == []
-    anchors = set(re.findall(r'id="([^"]*)"', page))
-    assert {link[1:] for link in re.findall(r'href="(#f\d[^"]*)"', page)} <= anchors
-    assert page.count("<figure") >= 8 and len(page) < 5_000_000
-    written = json.loads((out / "report.json").read_text())
-    assert written == json.loads(json.dumps(result.to_json()))
-    drawn = {path.name for path in (out / "figures").iterdir()}
-    assert {"F5-ablation-refer-knockout.svg", "F5-ablation-refer-knockout.png"} <= drawn
-    assert result._repr_html_().count("<tr>") == 9
+    assert links == [] and len(page) < 500_000
+    assert result._repr_html_().count("<tr>") == 9 and result.plot("F1").axes
+
+
+def test_an_old_report_is_judged_and_drawn_again_from_its_json_alone(result, out, tmp_path):
+    again = Study.load(out)
+    assert [f.overall for f in again.findings] == [f.overall for f in result.findings]
+    again.write(tmp_path)
+    assert (tmp_path / "report.html").read_text() == result.report.read_text()
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads((out / "report.json").read_text())
+    with pytest.raises(cl.CorelensError, match="twice"):
+        Study.join([again, result])
+    other = Study(json.loads(json.dumps(again.data)))
+    other.data["models"] = {"second": next(iter(other.data["models"].values()))}
+    joint = Study.join([again, other])
+    joint.write(tmp_path / "joint")
+    assert joint.finding("F1").verdicts.keys() == {"qwen3vl-s", "second"}
+    assert "Details of second" in joint.report.read_text()
 
 
 def test_a_finished_study_is_not_run_again_and_another_one_is_refused(model, result, out, monkeypatch):
-    monkeypatch.setattr(setting, "evaluate", None)
-    monkeypatch.setattr(setting, "batches", None)
-    again = cl.study(model, {"refer": scenes()}, out=out, **OPTIONS)
-    assert [f.verdict for f in again.findings] == [f.verdict for f in result.findings]
+    monkeypatch.setattr(world, "evaluate", None)
+    monkeypatch.setattr(world, "batches", None)
+    again = cl.study(model, {"<script>alert(2)": scenes()}, out=out, command="corelens study <me>", **OPTIONS)
+    assert [f.overall for f in again.findings] == [f.overall for f in result.findings]
     with pytest.raises(cl.CorelensError, match="another study|other options"):
-        cl.study(model, {"refer": scenes()}, out=out, **OPTIONS | {"draws": 3})
+        cl.study(model, {"<script>alert(2)": scenes()}, out=out, **OPTIONS | {"draws": 3})
+
+
+def test_a_folder_of_an_older_version_is_named_and_kept(model, tmp_path):
+    (tmp_path / "a" / "work").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "work" / "study.json").write_text('{"models": {}}')
+    (tmp_path / "b" / "report.json").write_text('{"format": "corelens-study/2"}')
+    for folder in ("a", "b"):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(cl.CorelensError, match="corelens-study/2"):
+            cl.study(model, {"refer": scenes()}, out=tmp_path / folder, **OPTIONS)
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(cl.CorelensError, match="corelens-study/2"):
+        Study.load(tmp_path / "b")
+    with pytest.raises(cl.CorelensError, match="not there"):
+        Study.load(tmp_path / "a")
 
 
 def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
     samples = {"refer": scenes()[:24]}
-    calls, real = [], setting.Setting.correct
+    calls, real = [], world.World.correct
 
     def dies(self, key, hooks):
         if len(self._runs) == 3:
             raise KeyboardInterrupt
         return real(self, key, hooks)
 
-    monkeypatch.setattr(setting.Setting, "correct", dies)
-    options = OPTIONS | {"findings": ["F1", "F5"], "score_share": 0.5}
+    monkeypatch.setattr(world.World, "correct", dies)
+    options = OPTIONS | {"findings": ["F1", "F5"], "score_share": 0.5, "effect_samples": 0}
     with pytest.raises(KeyboardInterrupt):
         cl.study(model, samples, out=tmp_path, **options)
     assert not (tmp_path / "report.html").exists()
-    (tmp_path / "work" / "refer" / "runs.jsonl").open("a").write('{"key": "torn')
+    (runs,) = (tmp_path / "work").rglob("runs.jsonl")
+    with runs.open("a") as file:
+        file.write('{"key": "torn')
 
     def counts(self, key, hooks):
         calls.append(key not in self._runs)
         return real(self, key, hooks)
 
-    monkeypatch.setattr(setting.Setting, "correct", counts)
+    monkeypatch.setattr(world.World, "correct", counts)
     cl.study(model, samples, out=tmp_path, **options)
     assert calls[:4] == [False, False, False, True]
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(model, tmp_path, monkeypatch):
-    real = disk.os.replace
+    real = files.os.replace
 
     def full(a, b):
         if str(b).endswith("F1.json"):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(a, b)
 
-    monkeypatch.setattr(disk.os, "replace", full)
+    options = OPTIONS | {"effect_samples": 0, "findings": ["F1"]}
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(cl.CorelensError, match="no room left"):
-        cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, findings=["F1"], **OPTIONS)
+        cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, **options)
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert not [name for name in left if name.startswith((".", "report", "F1"))]
     monkeypatch.undo()  # there is room again: it goes on from there
-    again = cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, findings=["F1"], **OPTIONS)
+    again = cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, **options)
     assert again.report.exists()
-
-
-def test_a_model_that_answers_nothing_right_is_not_ablated(model, tmp_path):
-    samples = cl.synthetic("refer", 12, seed=3)
-    for sample in samples:
-        sample.answer = "a giraffe"
-    found = cl.study(model, samples, out=tmp_path, **OPTIONS)
-    assert {f.id: f.verdict for f in found.findings}["F5"] == "not judged"
-    assert "no ablation can cost" in found.finding("F5").skipped["samples"]
-    assert "Ablation cannot be judged" in found.report.read_text()
-    assert "concentration" in found.measured["samples"] and "table" not in found.measured["samples"]
 
 
 def test_samples_without_regions_or_pictures(model, tmp_path):
     samples = cl.synthetic("refer", 24, seed=3)
     for sample in samples:
         sample.regions = []
-    found = cl.study(model, {"plain": samples}, out=None, **OPTIONS)
-    assert {f.verdict for f in found.findings} == {"not judged"} and found.report is None
-    assert found.finding("F1").skipped == {"plain": "the samples have no regions"}
+    study = cl.study(model, {"plain": samples}, out=None, **OPTIONS)
+    assert {finding.verdict for finding in study.findings} == {CANNOT} and study.report is None
+    assert "the samples have no regions" in study.finding("F1").overall.reason
     samples = cl.synthetic("refer", 24, seed=3)
     (tmp_path / "broken.png").write_bytes(b"no picture")
     samples[0].images = [tmp_path / "broken.png"]
@@ -188,8 +257,8 @@ def test_samples_without_regions_or_pictures(model, tmp_path):
         cl.study(model, samples, out=None, **OPTIONS)
     with pytest.raises(cl.CorelensError, match="10 or more"):
         cl.study(model, samples[:5], out=None)
-    with pytest.raises(cl.CorelensError, match="knockout among them"):
-        cl.study(model, samples, out=None, kinds=("zero",))
+    with pytest.raises(cl.CorelensError, match="zero among them"):
+        cl.study(model, samples, out=None, kinds=("knockout",))
     with pytest.raises(cl.CorelensError, match="F1, F2"):
         cl.study(model, samples, out=None, findings=["F9"])
 
@@ -197,17 +266,19 @@ def test_samples_without_regions_or_pictures(model, tmp_path):
 def test_a_few_pictures_that_cannot_be_read_are_left_out_counted_and_listed(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "plain.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    samples = [
-        cl.Sample(
-            images=[tmp_path / "plain.png"], question="What?", answer="7", regions=[cl.Box(0, 0, 9, 9)], id=str(i)
+    samples = []
+    for i in range(101):
+        box = cl.Box(0, 0, 9, 9)
+        samples.append(
+            cl.Sample(images=[tmp_path / "plain.png"], question="What?", answer="7", regions=[box], id=str(i))
         )
-        for i in range(101)
-    ]
     samples[7].images = [tmp_path / "broken.png"]
-    tiny_model = cl.HookedMLLM(*tiny("qwen3_vl"))
-    found = cl.study(tiny_model, {"own": samples}, out=tmp_path / "out", findings=["F1"], **OPTIONS)
-    assert len(found.settings[0].samples) == 100 and len(found.unreadable["own"]) == 1
-    assert "1 samples of own were left out" in found.report.read_text() and "broken.png" in found.report.read_text()
+    study = cl.study(
+        cl.HookedMLLM(*tiny("qwen3_vl")), {"own": samples}, out=tmp_path / "out", findings=["F1"], **OPTIONS
+    )
+    assert part(study)["scored"] + part(study)["tested"] == 100 and len(study.data["unreadable"]["own"]) == 1
+    page = study.report.read_text()
+    assert "1 samples of own were left out" in page and "broken.png" in page
 
 
 def test_half_a_data_folder_and_a_wrong_one_are_named_before_a_model_is_opened(tmp_path, monkeypatch):
@@ -221,28 +292,20 @@ def test_half_a_data_folder_and_a_wrong_one_are_named_before_a_model_is_opened(t
         assert isinstance(done.exception, cl.CorelensError) and said in str(done.exception)
 
 
-def test_the_zoo_gives_each_model_a_folder_and_long_prompts_fewer_samples(tmp_path):
-    calls = []
-
-    def study(models, worlds, out, **settings):
-        calls.append((list(models), {world: len(samples) for world, samples in worlds.items()}, out))
-        assert settings["command"] == f"corelens study {'folder/' * (out.name == 'b')}{out.name} --zoo --n 9 --seed 3"
-
-    class Model:
-        def prepare(self, samples):
-            return SimpleNamespace(token_maps=[SimpleNamespace(all=range(int(one.question))) for one in samples])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["corelens.findings"], "study", study)
-        lengths = {"short": "100", "longer": "512", "long": "4000"}
-        worlds = {name: [cl.Sample(images=["a.png"], question=said)] * 240 for name, said in lengths.items()}
-        list(zoo(["a", "folder/b"], lambda name: Model(), lambda name: worlds, tmp_path, " --n 9", seed=3))
-    counts = {"short": 240, "longer": 120, "long": 40}
-    assert calls == [(["a"], counts, tmp_path / "a"), (["b"], counts, tmp_path / "b")]
-
-
 def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "corelens", *arguments], capture_output=True, text=True, timeout=300)
+
+
+def test_the_zoo_gives_each_model_its_own_folder_and_worlds_and_one_joint_report(tmp_path):
+    options = ["--zoo", "--quick", "--n", "12", "--only", "F3", "--out", str(tmp_path), "--json"]
+    done = CliRunner().invoke(app, ["study", "qwen3vl-s", "internvl-s", *options])
+    report = json.loads(done.stdout)
+    assert list(report["models"]) == ["qwen3vl-s", "internvl-s"]
+    assert {name: next(iter(model["worlds"])) for name, model in report["models"].items()} == {
+        "qwen3vl-s": "refer", "internvl-s": default_worlds(["internvl-s"])[0]
+    }  # fmt: skip
+    folders = [tmp_path / name for name in ("qwen3vl-s", "internvl-s")]
+    assert all((folder / "report.html").exists() for folder in (tmp_path, *folders))
 
 
 def test_command_line_mistakes_are_one_message_without_a_trace():

@@ -2,10 +2,11 @@
 
 import json
 import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from corelens.findings.result import FINDINGS as STUDIED
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
@@ -29,11 +30,10 @@ def test_they_are_numbered_without_a_gap():
 def test_each_finding_of_the_study_has_its_notebook_which_says_what_the_study_says():
     modules = sorted((ROOT / "corelens/findings").glob("f[1-8]_*.py"))
     assert [path.stem for path in FINDINGS] == [path.stem for path in modules]
-    for path in FINDINGS:
-        claim = import_module(f"corelens.findings.{path.stem}").CLAIM
+    for path, finding in zip(FINDINGS, STUDIED.values(), strict=True):
         first = source(json.loads(path.read_text())["cells"][0])
-        assert first.startswith(f"# {claim.id}. {claim.title}\n"), path.stem
-        assert claim.claim in first and claim.criterion in first, path.stem
+        assert first.startswith(f"# {finding.id}. {finding.title}\n"), path.stem
+        assert finding.claim in first and finding.criterion in first, path.stem
 
 
 def test_none_is_heavy():

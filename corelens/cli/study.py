@@ -13,17 +13,21 @@ from rich.table import Table
 
 from corelens.demo import DEFAULT
 from corelens.errors import CorelensError
+from corelens.findings.finding import points
 
 console = Console()
-Out = Annotated[Path, typer.Option(help="Folder for report.html, report.json and figures/.")]
+Out = Annotated[Path, typer.Option(help="Folder for report.html and report.json.")]
 Seed = Annotated[int, typer.Option(help="Of the scenes and of the random controls.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")]
 
-DEMO = {"draws": 2, "fractions": (0.02, 0.05, 0.1), "sweep_kinds": ("mean",), "score_share": 60 / 160}
-DEMO_KINDS = ("zero", "mean", "knockout")
-QUICK = {
-    "draws": 2, "kinds": DEMO_KINDS, "fractions": (0.05, 0.1), "sweep_kinds": ("knockout",), "kept": (0.05, 0.2),
-    "windows": 2, "scenes": 3, "score_share": 40 / 100, "sparse_samples": 40,
+DEMO: dict[str, Any] = {
+    "draws": 20, "curve_draws": 3, "shares": (0.05, 0.1), "kinds": ("zero", "knockout"), "effect_samples": 0,
+    "score_share": 60 / 160,
+}  # fmt: skip
+FULL: dict[str, Any] = {"effect_samples": 0, "score_share": 400 / 1400}
+QUICK: dict[str, Any] = {
+    "draws": 20, "curve_draws": 5, "shares": (0.05, 0.1), "kinds": ("zero", "knockout"), "effect_samples": 16,
+    "score_share": 40 / 100, "sparse_samples": 20,
 }  # fmt: skip
 CAPTIONS = "captions"  # of the pictures of `refer`: a question that takes a long answer
 
@@ -47,26 +51,19 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
         from corelens.demo import load_demo
         from corelens.findings import study
 
-        hooked = load_demo(model)
         options = f"{' --full' if full else ''} --seed {seed}" + (f" --model {model}" if model != DEFAULT else "")
-        settings: dict[str, Any] = {"kinds": DEMO_KINDS, "seed": seed, **({} if full else DEMO)}
-        if full:
-            settings |= {"sweep_kinds": DEMO_KINDS, "score_share": 400 / 1400}
         result = study(
-            hooked,
+            load_demo(model),
             {"refer": synthetic("refer", 1400 if full else 160, seed=seed)},
             out=out,
             findings=["F1", "F3", "F4", "F5"],
             resume=False,
             command=f"corelens demo{options}",
             progress=not json,
-            **settings,
+            seed=seed,
+            **(FULL if full else DEMO),
         )
-        if json:
-            typer.echo(json_module.dumps(result.to_json()))
-            return
-        _ablations(result)
-        _verdicts(result)
+        _show(result, json)
 
     @app.command()
     def study(
@@ -81,12 +78,10 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
             ),
         ] = None,
         out: Out = Path("study"),
-        n: Annotated[
-            int | None, typer.Option(help="Samples of each world. [default: 700; quick: 100; zoo: 240]", min=10)
-        ] = None,
-        quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, draws and curves: two minutes.")] = False,
+        n: Annotated[int | None, typer.Option(help="Samples of each world. [default: 300; quick: 100]", min=10)] = None,
+        quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and draws: a few minutes.")] = False,
         zoo: Annotated[
-            bool, typer.Option("--zoo", help="A study of each model on its own worlds, and a page that compares them.")
+            bool, typer.Option("--zoo", help="Each model on its own worlds, in its own folder; then one joint report.")
         ] = False,
         only: Annotated[list[str] | None, typer.Option(help="Once for each finding, F1 to F8; all.")] = None,
         seed: Seed = 1,
@@ -106,43 +101,29 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
         from corelens.demo import list_demos
         from corelens.findings import study as run
 
-        if zoo:
-            _zoo(list(models or list_demos()), data, out, n or 240, seed, only, open_model, open_data, not json)
-            return
-        names, worlds = list(models or list_demos()), list(data or default_worlds(models or list_demos()))
-        n = n or (100 if quick else 700)
-        samples = {Path(name).name: _samples(name, n, seed, open_data) for name in worlds}
-        hooked = {Path(name).name if Path(name).exists() else name: open_model(name) for name in names}
-        settings: dict[str, Any] = QUICK if quick else {"score_share": 200 / 700}
-        given = [*names, *(f"--data {name}" for name in worlds), f"--n {n}", f"--seed {seed}"]
-        given += ["--quick"] * quick + [f"--only {name}" for name in only or ()]
-        result = run(
-            hooked, samples, out=out, findings=only or None, command=f"corelens study {' '.join(given)}",
-            progress=not json, seed=seed, **settings,
-        )  # fmt: skip
-        if json:
-            typer.echo(json_module.dumps(result.to_json()))
-        else:
-            _verdicts(result)
+        names, n = list(models or list_demos()), n or (100 if quick else 300)
+        asked = [*(f"--data {name}" for name in data or ()), f"--n {n}", f"--seed {seed}"]
+        asked += ["--quick"] * quick + [f"--only {name}" for name in only or ()]
+
+        def studied(some: list[str], folder: Path) -> Any:
+            worlds = {Path(name).name: _samples(name, n, seed, open_data) for name in data or default_worlds(some)}
+            hooked = {Path(name).name if Path(name).exists() else name: open_model(name) for name in some}
+            command = " ".join(["corelens study", *some, *asked])
+            return run(
+                hooked, worlds, out=folder, findings=only or None, command=command, progress=not json, seed=seed,
+                **(QUICK if quick else {}),
+            )  # fmt: skip
+
+        _show(_joined(studied, names, out) if zoo else studied(names, out), json)
 
 
-def _zoo(
-    models: list[str], data: list[str] | None, out: Path, n: int, seed: int, only: list[str] | None,
-    open_model: Callable[[str], Any], open_data: Callable[..., Any], progress: bool,
-) -> None:  # fmt: skip
-    """Study each model, then compare what lies in `out`."""
-    from corelens.findings.compare import compare
-    from corelens.findings.zoo import zoo
+def _joined(studied: Callable[..., Any], names: list[str], out: Path) -> Any:
+    """Each model's study in a folder of its own, the models in memory one at a time; then all of them as one report."""
+    from corelens.findings.result import Study
 
-    def worlds(model: str) -> dict[str, Any]:
-        return {Path(name).name: _samples(name, n, seed, open_data) for name in data or default_worlds([model])}
-
-    asked = "".join(
-        [*(f" --data {name}" for name in data or ()), f" --n {n}", *(f" --only {name}" for name in only or ())]
-    )
-    for _ in zoo(models, open_model, worlds, out, asked, findings=only or None, seed=seed, progress=progress):
-        page = compare(out).write(out)
-        console.print(f"report: {page}", highlight=False)
+    joint = Study.join([studied([name], out / Path(name).name) for name in names])
+    joint.write(out)
+    return joint
 
 
 def default_worlds(models: list[str]) -> list[str]:
@@ -184,39 +165,55 @@ def _samples(name: str, n: int, seed: int, open_data: Callable[..., Any]) -> Any
     return open_data(name, n, seed)[:n]
 
 
-def _ablations(result: Any) -> None:
-    """What ablating heads costs, and who reads the evidence."""
-    from corelens.findings.finding import cell
-    from corelens.findings.options import READERS
-
-    for setting in result.settings:
-        numbers = result.measured[setting.label]
-        if "table" not in numbers:
-            continue
-        table = Table(
-            title=f"{len(setting.to_test)} fresh scenes of {setting.label!r}; clean accuracy "
-            + escape(cell(setting.clean.interval)),
-            caption="accuracy with 95% bootstrap intervals; heads were scored on other scenes",
-        )
-        table.add_column("heads ablated")
-        for kind in result.options.kinds:
-            table.add_column(kind, justify="right", no_wrap=True)
-        for one in numbers["table"]:
-            cells = [escape(cell(one["ablations"][kind]["accuracy"])) for kind in result.options.kinds]
-            name = one["selection"].replace("top:", f"top {result.options.fraction:.0%}:")
-            table.add_row(name, *cells, style="bold" if one["role"] == "top" else None)
-        console.print(table)
-        for rows, point in numbers["readers"].items():
-            console.print(
-                f"all heads, {READERS[rows]} cut from the evidence: accuracy {escape(cell(point['accuracy']))}",
-                highlight=False,
-            )
-
-
-def _verdicts(result: Any) -> None:
-    table = Table("finding", "measured", "verdict", show_lines=True)
-    for finding in result.findings:
-        said = f"{finding.verdict}, {finding.scope}" if finding.scope else finding.verdict
-        table.add_row(f"{finding.id} {finding.claim.title}", escape("\n".join(finding.measured)), escape(said))
-    console.print(table)
+def _show(result: Any, json: bool) -> None:
+    """The verdicts, after what they rest on: the rows that the answer hangs on, and what heads cost."""
+    if json:
+        typer.echo(json_module.dumps(result.to_json()))
+        return
+    for name, model in result.data["models"].items():
+        console.print(f"{name}: {_reading(model)}", highlight=False)
+        for world, part in model["worlds"].items():
+            if "F5" in part["numbers"]:
+                console.print(_costs(f"{name}, {world}", part))
+    verdicts = Table("finding", "number", "verdict", show_lines=True)
+    for concluded in result.findings:
+        overall = concluded.overall
+        words = f"{overall}: {overall.reason}" if overall.reason else str(overall)
+        verdicts.add_row(f"{concluded.id} {concluded.finding.title}", escape(overall.number), escape(words))
+    console.print(verdicts)
     console.print(f"report: {result.report}", highlight=False)
+
+
+def _reading(model: dict[str, Any]) -> str:
+    """Which heads are judged, and what cutting the evidence from each group of rows costs."""
+    reading = model["reading"]
+    costs = []
+    for world, part in model["worlds"].items():
+        if part["row_costs"]:
+            lost = ", ".join(f"{rows} {100 * cost['value'] + 0.0:.0f}" for rows, cost in part["row_costs"].items())
+            costs.append(f"cutting the evidence costs in {world}, by rows (points): {lost}")
+    judged = f"judged by {reading['words']}" if reading["key"] else f"no ranking can be judged: {reading['reason']}"
+    return "; ".join([judged, *costs])
+
+
+def _costs(title: str, part: dict[str, Any]) -> Table:
+    """Points lost by the top, the bottom and random heads, under each intervention."""
+    numbers = part["numbers"]["F5"]
+    kinds = list(numbers["random"])
+    clean, tested = part["clean"]["value"], part["tested"]
+    table = Table(
+        title=f"{title}: points lost of {100 * clean:.0f} on {tested} samples",
+        caption="exact 95% intervals; heads were scored on other samples",
+    )
+    table.add_column("heads")
+    for kind in kinds:
+        table.add_column(kind, justify="right", no_wrap=True)
+    for key in (key for key in part["scores"] if key in numbers):
+        for role in ("top", "bottom"):
+            cells = [escape(points(numbers[key][role][kind])) for kind in kinds]
+            table.add_row(
+                escape(f"{role} {numbers[key]['k']} by {key}"), *cells, style="bold" if role == "top" else None
+            )
+    highest = [f"up to {100 * clean * max(numbers['random'][kind], default=0.0):.0f}" for kind in kinds]
+    table.add_row(f"{len(numbers['random']['zero'])} random sets", *highest)
+    return table

@@ -1,8 +1,8 @@
 """How each public set scores an answer: exact match, ANLS, multiple choice, overlap of boxes.
 
 A loader writes the rule's name into `sample.meta["scoring"]`, and what else the rule needs beside it; `score(sample,
-text)` applies it to the text that a model wrote (`cl.evaluate` asks something stricter: whether greedy decoding writes
-`sample.answer` token by token).
+text)` applies it to the text that a model wrote (`cl.evaluate` does so where a
+sample names a rule, and asks else whether greedy decoding writes `sample.answer` token by token).
 """
 
 import ast

@@ -29,6 +29,8 @@ class Answer:
         correct: whether greedy decoding gives the gold answer and then stops.
         logprob: log-probability of the gold answer's tokens, summed (natural logarithm).
         asked: a digest of the sample, where it had no name and its id is its place in the list.
+        score: what the sample's own set gives for the text that the model writes, 0 to 1; None where the set has no
+            rule of its own (`sample.meta["scoring"]`). `given` is that text then.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Answer:
     correct: bool
     logprob: float
     asked: str = ""
+    score: float | None = None
 
 
 @dataclass
@@ -49,12 +52,12 @@ class Evaluation:
 
     @property
     def correct(self) -> Float[np.ndarray, " sample"]:
-        """1.0 where the answer is right."""
-        return np.array([float(answer.correct) for answer in self.per_sample])
+        """1.0 where the answer is right; the set's own score, 0 to 1, where it has a rule of its own."""
+        return np.array([float(a.correct if a.score is None else a.score) for a in self.per_sample])
 
     @property
     def accuracy(self) -> float:
-        """Share of samples answered exactly."""
+        """Share of samples answered exactly, or the mean of the sets' own scores."""
         return float(self.correct.mean())
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.evaluation.answers import Answer, Evaluation, named, paired
 from corelens.evaluation.decoding import read
+from corelens.evaluation.own_scoring import has_rule, scored_by_rule
 from corelens.evaluation.sparse_run import compare
 from corelens.heads.head_set import HeadSet
 from corelens.heads.intervals import (
@@ -85,6 +86,9 @@ def evaluate(
     one of its tokens is the argmax after the gold tokens before it, and the end-of-sequence token after the last.
     Under sparse inference answers are decoded step by step instead (`corelens.evaluation.decoding` says why).
 
+    A sample whose set has a rule of its own (`sample.meta["scoring"]`: ANLS, overlap of boxes, MMLongBench-Doc's rules)
+    is scored by that rule on the text that the model writes; `Answer.score` holds it, and accuracy is the mean.
+
     Args:
         model: a HookedMLLM.
         samples: questions with gold answers, or what `batches` made of them.
@@ -93,6 +97,9 @@ def evaluate(
         rounds: how often dense and sparse are timed, in turns, on each of four samples; 0: answers only, no report.
         on_error: "raise" at a sample that cannot be prepared (a region that the processor crops away, a picture that is
             broken), or "skip" it: a warning counts those left out, `.meta["skipped"]` is {id: reason}.
+
+    Raises:
+        CorelensError: a sample without an answer; a rule that is not known, or one that needs a judge model.
     """
     some = [samples] if isinstance(samples, Sample | Inputs) else samples
     given = [one for one in some if isinstance(one, Inputs)]
@@ -100,6 +107,7 @@ def evaluate(
     questions, skipped = usable(questions, partial(model.prepare, answer=True), on_error)
     prepared = given or batches(model, questions, batch_size)
     meta = {"skipped": skipped} if skipped else {}
+    scored = has_rule([sample for inputs in prepared for sample in inputs.samples])
     if sparse is not None:
         compared = compare(model, prepared, sparse, hook_list(hooks), rounds)
         return replace(compared, meta=compared.meta | meta)
@@ -108,6 +116,8 @@ def evaluate(
         for inputs in prepared:
             logits = model.run_with_hooks(inputs, fwd_hooks=hook_list(hooks), logits_to_keep=answer_rows(inputs))
             answers += read_batch(model, inputs, logits)
+    if scored:
+        answers = scored_by_rule(model, prepared, answers, hook_list(hooks))
     return Evaluation(named(answers, [sample for inputs in prepared for sample in inputs.samples]), meta)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from corelens.evaluation.answers import Answer, Evaluation
 from corelens.evaluation.evaluate import answer_rows, evaluate, read_batch
+from corelens.evaluation.own_scoring import has_rule
 from corelens.heads.head_set import HeadSet
 from corelens.inputs.prepare import Inputs
 from corelens.interventions.edges import knockout
@@ -30,6 +31,7 @@ class Knockouts:
 
     def __init__(self, model: Any, prepared: Sequence[Inputs]):
         self.model, self.prepared = model, list(prepared)
+        self._scored = has_rule([sample for inputs in prepared for sample in inputs.samples])  # of written texts
 
     @cached_property
     def _base(self) -> list[Replay] | None:
@@ -55,7 +57,7 @@ class Knockouts:
             first = _first_cut(inputs, own_rows, columns)
             if first is None:  # no row stands behind a column: nothing is cut
                 answers += self.clean.per_sample[len(answers) : len(answers) + len(inputs)]
-            elif self._base is None:
+            elif self._scored or self._base is None:
                 answers += evaluate(self.model, [inputs], hooks).per_sample
             else:
                 base = self._base[number]

@@ -12,6 +12,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.evaluation.answers import Answer, Evaluation, named, paired
 from corelens.evaluation.decoding import Asked, ask, decoded
+from corelens.evaluation.own_scoring import has_rule, rule_scores
 from corelens.evaluation.sparse_account import described, left_pairs, remarks
 from corelens.evaluation.speed_report import Side, SpeedReport
 from corelens.evaluation.timing import Timed, chosen, time_in_turns
@@ -51,7 +52,11 @@ def answered_under(
     model: Any, asked: Sequence[Asked], sparse: SparseInference | None = None, hooks: Sequence[Hook] = ()
 ) -> Evaluation:
     """The answers alone, nothing timed; None answers densely, by the same steps."""
-    return _evaluation([answer for answer, _ in decoded(model, asked, hooks, sparse)], asked)
+    answers: list[Answer] = []
+    for batch in asked:
+        read = [answer for answer, _ in decoded(model, [batch], hooks, sparse)]
+        answers += rule_scores(model, batch, read, hooks, sparse) if has_rule(batch.inputs.samples) else read
+    return _evaluation(answers, asked)
 
 
 def compare(
@@ -72,6 +77,8 @@ def compare(
     pairs = list(zip(decoded(model, asked, hooks), decoded(model, asked, hooks, sparse), strict=True))
     dense = _evaluation([a for (a, _), _ in pairs], asked)
     under = _evaluation([b for _, (b, _) in pairs], asked)
+    if has_rule([sample for batch in asked for sample in batch.inputs.samples]):
+        dense, under = answered_under(model, asked, None, hooks), answered_under(model, asked, sparse, hooks)
     kl = np.array([float(_kl(p, q).mean()) for (_, p), (_, q) in pairs])
     same = np.array([float(a.given == b.given) for (a, _), (b, _) in pairs])
     under.meta["sparse"] = described(sparse)

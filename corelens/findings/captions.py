@@ -11,7 +11,10 @@ def captioned(sample: Sample) -> Sample:
     objects = sorted(sample.meta["objects"], key=lambda o: (o["box"][0] + o["box"][2], o["box"][1] + o["box"][3]))
     names = [f"{o['colour']} {o['kind']} {o['digit']}" for o in objects]
     regions: list[Region] = []
-    for one, name in zip(objects, names, strict=True):
-        x0, y0, x1, y1 = one["box"]
+    for shape, name in zip(objects, names, strict=True):
+        x0, y0, x1, y1 = shape["box"]
         regions.append(Box(x0, y0, x1, y1, text=name))
-    return Sample(images=sample.images, question=QUESTION, answer=", ".join(names) + ".", regions=regions, id=sample.id)
+    answer = ", ".join(names) + "."
+    return Sample(
+        images=sample.images, question=QUESTION, answer=answer, regions=regions, id=sample.id, meta={"serves": ["F8"]}
+    )

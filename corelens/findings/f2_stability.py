@@ -1,123 +1,109 @@
-"""F2, the same heads: in other worlds, and from other samples of the same world."""
+"""F2, the same heads in other worlds: rank correlation, and heads of one world knocked out in another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from corelens.findings.finding import NOT_JUDGED, REPRODUCED, Claim, Finding, judge
-from corelens.findings.options import RANKINGS
-from corelens.findings.setting import Setting
-from corelens.heads.scores import HeadScores
-
-LEAST_SPEARMAN = 0.5
-SPLITS = 20
-CLAIM = Claim(
-    "F2",
-    "The same heads everywhere",
-    "The division between the specialised heads and the rest is seen across diverse visual domains.",
-    "arXiv 2606.05843, abstract (its data: RefCOCOg, VidSTG, MMDocIR, MMLongBench)",
-    f"Between every two worlds that a model answers, the rank correlation of the heads' RAM is at least "
-    f"{LEAST_SPEARMAN}, and their top sets overlap more than 95% of random pairs of sets do.",
-)
+from corelens.findings.criteria import CORE, SPEARMAN, TOP, TRANSFER
+from corelens.findings.finding import Finding, Numbers
+from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict
+from corelens.findings.world import World, number_rows
+from corelens.heads.stats import spearman
 
 
-def measure(setting: Setting) -> dict[str, Any]:
-    """How well the ranking repeats on other samples of the same world."""
-    found = {}
-    for name, key in RANKINGS.items():
-        pairs = [_halves(setting.scores[key], seed) for seed in range(SPLITS)]
-        agreed = [a.agreement(b, setting.options.fraction) for a, b in pairs]
-        found[name] = {
-            "spearman": float(np.nanmean([one.spearman for one in agreed])),
-            "jaccard": float(np.mean([one.jaccard for one in agreed])),
+@dataclass(frozen=True)
+class Stability(Finding):
+    """F2: the heads' RAM is ranked alike in all worlds, and one world's heads are needed in the others."""
+
+    least_spearman: float = SPEARMAN.value
+    least_transfer: float = TRANSFER.value
+
+    id: ClassVar[str] = "F2"
+    title: ClassVar[str] = "The same heads everywhere"
+    claim: ClassVar[str] = "The specialised heads are the same across diverse visual domains."
+    source: ClassVar[str] = f"{CORE}, abstract; correlations between its four sets as summaries give them"
+    criterion: ClassVar[str] = (
+        f"Between every two worlds that the model answers, Spearman's ρ of the heads' RAM is at least "
+        f"{SPEARMAN.value}; and the top {TOP.value:.0%} of each world, knocked out in another, cost at least "
+        f"{TRANSFER.value:.0%} of what that world's own top heads cost."
+    )
+    if_reproduced: ClassVar[str] = "The heads that fetch evidence do not depend on what the picture shows."
+    if_not: ClassVar[str] = "Which heads lead depends on the data: heads found on one set must be tested on yours."
+
+    def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
+        """The ranking, how well it repeats, and what the top heads of every world cost here."""
+        scores = world.scores[reading]
+        transfer = {}
+        for other in worlds:
+            changed = world.knocked(other.top(reading, TOP.value))
+            transfer[other.name] = world.costs(changed)
+        values = number_rows(scores.values)
+        return {"values": values, "split_half": scores.split_half(), "transfer": transfer, "n": len(world.to_score)}
+
+    def conclude(self, model: Mapping[str, Any]) -> Verdict:
+        """The verdict over all pairs of worlds that the model answers."""
+        if not model["reading"]["key"]:
+            return Verdict(CANNOT, reason=model["reading"]["reason"])
+        worlds = {
+            name: world["numbers"]["F2"]
+            for name, world in model["worlds"].items()
+            if world["why_not"] is None and "F2" in world["numbers"]
         }
-    return {"repeats": found}
+        if len(worlds) < 2:
+            return Verdict(CANNOT, reason="fewer than two worlds are answered")
+        pairs = self.pairs(worlds)
+        correlations = [pair["spearman"] for pair in pairs]
+        lowest = min(correlations)
+        transfers = [share for pair in pairs for share in pair["transfer"]]
+        number = f"ρ = {lowest:.2f} to {max(correlations):.2f}" if len(pairs) > 1 else f"ρ = {lowest:.2f}"
+        number += f"; another world's heads cost {100 * min(transfers):.0f}% or more of its own"
+        if lowest >= self.least_spearman and min(transfers) >= self.least_transfer:
+            return Verdict(REPRODUCED, number)
+        reasons = []
+        if lowest < self.least_spearman:
+            reasons.append("the rankings agree too little")
+        if min(transfers) < self.least_transfer:
+            reasons.append("heads of one world are not needed in another")
+        attainable = min(pair["ceiling"] for pair in pairs)
+        if min(transfers) >= self.least_transfer and attainable < self.least_spearman:
+            reason = f"rankings from so few samples can agree by ρ = {attainable:.2f} at the most"
+            return Verdict(NOT_JUDGED, number, reason, min(world["n"] for world in worlds.values()))
+        return Verdict(NOT_REPRODUCED, number, "; ".join(reasons))
+
+    def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
+        """One world alone says nothing."""
+        return Verdict(CANNOT, reason="fewer than two worlds are answered")
+
+    def pairs(self, worlds: Mapping[str, Numbers]) -> list[dict[str, Any]]:
+        """For every two worlds: ρ, ρ corrected for reliability, the ceiling, and the transfer in both directions.
+
+        The ceiling of ρ is √(r_a r_b), with r the reliability of a ranking: its split-half correlation, raised to the
+        full number of samples by the Spearman-Brown formula. The corrected ρ is divided by the ceiling.
+        """
+        pairs = []
+        for a, b in combinations(worlds, 2):
+            first, second = worlds[a], worlds[b]
+            rho = spearman(np.array(first["values"], dtype=float), np.array(second["values"], dtype=float))
+            rho = 0.0 if np.isnan(rho) else rho
+            ceiling = float(np.sqrt(reliability(first["split_half"]) * reliability(second["split_half"])))
+            transfer = [_share(first, a, b), _share(second, b, a)]
+            pairs.append(
+                {"worlds": [a, b], "spearman": rho, "ceiling": ceiling, "transfer": transfer}
+                | {"corrected": min(1.0, rho / ceiling) if ceiling > 0 else None}
+            )
+        return pairs
 
 
-def _halves(scores: HeadScores, seed: int) -> tuple[HeadScores, HeadScores]:
-    assert scores.per_sample is not None
-    order = np.random.default_rng(seed).permutation(len(scores.per_sample))
-    half = len(order) // 2
-    return HeadScores(per_sample=scores.per_sample[order[:half]]), HeadScores(
-        per_sample=scores.per_sample[order[half:]]
-    )
+def reliability(split_half: float) -> float:
+    """The reliability of a ranking from all samples, from the correlation of its halves (Spearman-Brown)."""
+    r = 0.0 if np.isnan(split_half) else max(split_half, 0.0)
+    return 2 * r / (1 + r)
 
 
-def chance(n: int, k: int) -> tuple[float, float]:
-    """Jaccard overlap of two random sets of k of n heads: expected, and what 95% of pairs do not exceed."""
-    from scipy.stats import hypergeom
-
-    shared = np.arange(k + 1)
-    jaccard = shared / (2 * k - shared)
-    law = hypergeom(n, k, k)
-    most = int(law.ppf(0.95))
-    return float((law.pmf(shared) * jaccard).sum()), most / (2 * k - most)
-
-
-def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
-    """The verdict over all models; worlds that a model does not answer are shown and do not count."""
-    from corelens.viz import page
-    from corelens.viz.study_figures import overlap
-
-    outcomes: dict[str, dict[str, bool]] = {}
-    measured, figures, rows = [], [], []
-    pairs: list[dict[str, Any]] = []
-    for model in dict.fromkeys(setting.model_name for setting, _ in runs):
-        mine = [(setting, numbers) for setting, numbers in runs if setting.model_name == model]
-        counted = {setting.world for setting, _ in mine if setting.lacks(("regions", "accuracy")) is None}
-        fraction = mine[0][0].options.fraction
-        n, k = mine[0][0].scores["ram"].values.size, len(mine[0][0].scores["ram"].top(fraction))
-        expected, most = chance(n, k)
-        for name, key in RANKINGS.items():
-            of = {setting.world: setting.scores[key] for setting, _ in mine}
-            for setting, numbers in mine:
-                again = numbers["repeats"][name]
-                rows.append([model, f"{setting.world}, other samples", name, f"{again['spearman']:.2f}",
-                             f"{again['jaccard']:.2f}", f"{expected:.2f}", f"{most:.2f}", "ceiling"])  # fmt: skip
-            met = []
-            for a, b in combinations(of, 2):
-                found = of[a].agreement(of[b], fraction)
-                ok, counts = found.spearman >= LEAST_SPEARMAN and found.jaccard > most, {a, b} <= counted
-                met += [ok] if counts else []
-                pairs.append({"model": model, "worlds": [a, b], "ranking": name, "counts": counts}
-                             | {"spearman": found.spearman, "jaccard": found.jaccard, "chance": most})  # fmt: skip
-                rows.append([model, f"{a} – {b}", name, f"{found.spearman:.2f}", f"{found.jaccard:.2f}",
-                             f"{expected:.2f}", f"{most:.2f}", "yes" if counts else "not answered"])  # fmt: skip
-            if met:
-                outcomes.setdefault(model, {})[name] = all(met)
-            if len(of) > 2:  # of two worlds the table says all
-                figures.append((f"overlap-{model}-{key}", overlap(of, fraction, most), f"{model}, {name}"))
-        repeat = [float(numbers["repeats"][name]["spearman"]) for name in RANKINGS for _, numbers in mine]
-        said = f"from two halves of the samples of one world ρ = {min(repeat):.2f} to {max(repeat):.2f}"
-        between = [float(one["spearman"]) for one in pairs if one["model"] == model and one["counts"]]
-        if between:
-            said += f"; between worlds that it answers ρ = {min(between):.2f} to {max(between):.2f}"
-        measured.append(f"{model}: {said}; it answers {', '.join(sorted(counted)) or 'none of the worlds'}.")
-    verdict, scope = judge(outcomes)
-    why = {
-        NOT_JUDGED: "One world that the model answers has no other to be compared with: RAM in a world that it does "
-        "not answer is attention without retrieval. Over samples of one world the ranking is as stable as the ceiling "
-        "says.",
-        REPRODUCED: "The heads that look at the evidence are the same ones whatever the picture shows.",
-    }
-    finding = Finding(CLAIM, verdict, measured, scope=scope, numbers={"pairs": pairs})
-    finding.explanation = why.get(verdict, "Which heads look at the evidence depends on what the picture shows.")
-    for start in range(0, len(figures), 3):
-        drawn = [
-            finding.draw(name, figure, f"Rank correlation of RAM (upper right) and Jaccard overlap of the top heads "
-                         f"(lower left) between worlds: {words}.")
-            for name, figure, words in figures[start : start + 3]
-        ]  # fmt: skip
-        finding.add(page.pair(*drawn))
-    finding.add(
-        page.table(
-            ["model", "worlds", "reading of RAM", "Spearman ρ", "Jaccard", "by chance", "95% of chance", "counts"],
-            rows,
-            f"Agreement of the heads' RAM. Jaccard: overlap of the top sets; by chance: of random sets as large. "
-            f"“Other samples” is the agreement of two halves of one world's samples (mean of {SPLITS} splits): no pair "
-            f"of worlds can be expected to exceed it.",
-        )
-    )
-    return finding
+def _share(world: Numbers, own: str, other: str) -> float:
+    """What the other world's heads cost here, as a share of what this world's own cost; 0 if these cost nothing."""
+    own_cost = world["transfer"][own]["value"]
+    return world["transfer"][other]["value"] / own_cost if own_cost > 0 else 0.0

@@ -1,104 +1,84 @@
-"""F3, where they sit: the layer profile, and how it moves with scale."""
+"""F3, middle to late layers: how deep the top heads sit, and how that changes with the size of the model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Float
 
-from corelens.findings.f1_sparsity import resampled
-from corelens.findings.finding import NOT_JUDGED, REPRODUCED, Brief, Claim, Finding, cell, judge
-from corelens.findings.options import CONTROLLED, RANKINGS
-from corelens.findings.setting import Setting
-
-MIDDLE = 0.5
-CLAIM = Claim(
-    "F3",
-    "Middle to late layers",
-    "With scale, the specialised heads concentrate in the middle to late layers.",
-    "arXiv 2606.05843, as secondary sources sum it up; its scales: 4B, 8B and 32B of one family, and others",
-    f"The mean relative depth of the top heads (0: first layer, 1: last) exceeds {MIDDLE}, its 95% interval too. "
-    "Scale is not judged: models of several scales are shown side by side where they are given.",
-)
+from corelens.findings.criteria import CORE, DEPTH, SIZES, TOP
+from corelens.findings.finding import Finding, Numbers
+from corelens.findings.options import READINGS
+from corelens.findings.verdict import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict
+from corelens.findings.world import World, interval, resampled
 
 
-def measure(setting: Setting) -> dict[str, Any]:
-    """RAM by layer, and the depth of the top heads."""
-    found = {}
-    for name, key in RANKINGS.items():
-        scores = setting.scores[key]
-        top = scores.top(setting.options.fraction)
-        layers = scores.values.shape[0]
-        boot = resampled(scores, setting.options.seed).reshape(200, -1)
-        at = np.argsort(-boot, axis=1)[:, : len(top)] // scores.values.shape[1]
-        mine = float(np.mean([head.layer for head in top]) / max(layers - 1, 1))
-        depths = at.mean(1) / max(layers - 1, 1)
-        found[name] = {
-            "profile": [round(float(x), 6) for x in scores.by_layer()],
-            "top": [sum(head.layer == layer for head in top) for layer in range(layers)],
-            "depth": (mine, *np.quantile(depths, [0.025, 0.975])),
-        }  # fmt: skip
-    return {"layers": found}
+@dataclass(frozen=True)
+class Layers(Finding):
+    """F3: the top heads sit in the second half of the layers, and deeper in larger models."""
 
+    least_depth: float = DEPTH.value
+    least_sizes: int = int(SIZES.value)
 
-def brief(numbers: Mapping[str, Any]) -> Brief:
-    """The numbers that a comparison of models shows."""
-    return {name: {"mean depth of the top": numbers["layers"][name]["depth"]} for name in CONTROLLED}
-
-
-def conclude(runs: Sequence[tuple[Setting, dict[str, Any]]]) -> Finding:
-    """The verdict over all models and worlds that are answered."""
-    from corelens.viz import page
-    from corelens.viz.head_grid import head_grid_html
-    from corelens.viz.study_figures import layer_profile
-
-    outcomes: dict[str, dict[str, bool]] = {}
-    rows, measured = [], []
-    for setting, numbers in runs:
-        answered = setting.lacks(("regions", "accuracy")) is None
-        for name, one in numbers["layers"].items():
-            if answered:
-                outcomes.setdefault(setting.label, {})[name] = one["depth"][1] > MIDDLE
-            where = ", ".join(f"L{layer}: {count}" for layer, count in enumerate(one["top"]) if count)
-            rows.append([setting.label, name, cell(one["depth"]), where, "yes" if answered else "not answered"])
-        if answered:
-            said = ", ".join(f"{cell(numbers['layers'][name]['depth'])} by {name}" for name in CONTROLLED)
-            measured.append(f"{setting.label}: mean relative depth of the top heads {said}.")
-    verdict, scope = judge(outcomes)
-    models = list(dict.fromkeys(setting.model_name for setting, _ in runs))
-    finding = Finding(CLAIM, verdict, measured, scope=scope)
-    finding.explanation = {
-        NOT_JUDGED: "No world is answered well enough to call a head a retrieval head.",
-        REPRODUCED: "Deep enough: what the question asks for has to be known before it can be fetched.",
-    }.get(
-        verdict,
-        "Retrieval can begin as soon as the question is in the row that asks. A model of a few layers and short "
-        "questions has that after a layer or two; large models spend more layers on it.",
-    ) + ("" if len(models) > 1 else " One model says nothing of scale.")
-    for setting, numbers in runs:
-        if setting.lacks(("regions", "accuracy")) is not None:
-            continue
-        for name in CONTROLLED:
-            scores = setting.scores[RANKINGS[name]]
-            grid = page.html(head_grid_html(scores, scores.top(setting.options.fraction)))
-            finding.add(
-                page.figure(
-                    grid,
-                    f"{name} of every head, {setting.label}, mean over {len(setting.to_score)} samples; the top "
-                    f"{setting.options.fraction:.0%} outlined. Hover a head for its number and its 95% interval.",
-                )
-            )
-        drawn = layer_profile({name: one["profile"] for name, one in numbers["layers"].items()},
-                              {name: one["top"] for name, one in numbers["layers"].items()})  # fmt: skip
-        finding.add(
-            finding.draw(f"layers-{setting.label}", drawn,
-                         f"{setting.label}: mean RAM of each layer's heads (lines), and how many of the top heads it "
-                         "holds (bars), by each reading.")
-        )  # fmt: skip
-    finding.add(
-        page.table(
-            ["model and world", "reading of RAM", "mean depth of the top", "where they are", "counts"],
-            rows,
-            "Relative depth: layer / (layers − 1). Intervals: 95%, ranking again in 200 bootstrap samples.",
-        )
+    id: ClassVar[str] = "F3"
+    title: ClassVar[str] = "Middle to late layers"
+    claim: ClassVar[str] = "With scale, the specialised heads concentrate in the middle to late layers."
+    source: ClassVar[str] = f"{CORE}, abstract"
+    criterion: ClassVar[str] = (
+        f"The mean relative depth (0: first layer, 1: last) of the top {TOP.value:.0%} of the heads is at least "
+        f"{DEPTH.value}, the 95% interval included; and where models of {int(SIZES.value)} sizes are studied "
+        "together, the slope of that depth over their sizes is above zero."
     )
-    return finding
+    if_reproduced: ClassVar[str] = "Evidence is fetched in the second half of the model, as in the paper's models."
+    if_not: ClassVar[str] = "Evidence is fetched early here: where the heads sit is not settled by the paper's models."
+    needs: ClassVar[tuple[str, ...]] = ("regions",)
+
+    def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
+        """For every reading: the mean depth of the top heads, and how many of them each layer holds."""
+        measured: Numbers = {"judged": reading}
+        for key in READINGS:
+            scores = world.scores[key]
+            k = len(scores.top(TOP.value))
+            counts = [sum(head.layer == layer for head in scores.top(k=k)) for layer in range(len(scores.values))]
+            draws = [depth(values, k) for values in resampled(scores, world.options.seed)]
+            measured[key] = {
+                "depth": interval(depth(scores.values, k), draws), "layers": counts, "n": len(world.to_score)
+            }  # fmt: skip
+        return measured
+
+    def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
+        """Reproduced if the whole interval lies at or above the threshold, not if it lies below it."""
+        measured = numbers[numbers["judged"]]
+        value = measured["depth"]
+        number = f"mean depth {value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+        if value["low"] >= self.least_depth:
+            return Verdict(REPRODUCED, number)
+        if value["high"] < self.least_depth:
+            return Verdict(NOT_REPRODUCED, number)
+        return Verdict(NOT_JUDGED, number, "the interval contains the threshold", measured["n"])
+
+    def conclude(self, model: Mapping[str, Any]) -> Verdict:
+        """The verdict on a model; "sizes", where several were studied: [number of parameters, depth] of each."""
+        verdict = super().conclude(model)
+        sizes = model.get("sizes") or []
+        if verdict.word != REPRODUCED or len({size for size, _ in sizes}) < self.least_sizes:
+            return verdict
+        slope = slope_over_sizes(sizes)
+        number = f"{verdict.number}; slope over {len(sizes)} sizes {slope:+.2f} a tenfold size"
+        if slope > 0:
+            return Verdict(REPRODUCED, number, worlds=verdict.worlds)
+        return Verdict(NOT_REPRODUCED, number, "larger models do not have them deeper", worlds=verdict.worlds)
+
+
+def depth(values: Float[np.ndarray, "layer head"], k: int) -> float:
+    """The mean relative depth of the k heads of the highest values."""
+    layers, heads = values.shape
+    top = np.argsort(-values.ravel(), kind="stable")[:k] // heads
+    return float(top.mean() / max(layers - 1, 1))
+
+
+def slope_over_sizes(sizes: Sequence[Sequence[float]]) -> float:
+    """The least-squares slope of depth over log₁₀ of the number of parameters."""
+    x, y = np.array(sizes, dtype=float).T
+    return float(np.polyfit(np.log10(x), y, 1)[0])

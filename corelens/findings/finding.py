@@ -1,130 +1,81 @@
-"""A finding: what was claimed, the criterion it is judged by, what was measured, the verdict, and the best explanation.
+"""A finding: what a paper claims, what is measured on a model and a world, and how the numbers are judged.
 
-The criterion is a sentence beside the code that applies it, in the file of the finding; it does not look at results.
+`measure` runs the model and returns JSON. `judge` and `conclude` read that JSON and nothing else, so that an old
+report can be judged and drawn again. None of them knows the page.
 """
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from markupsafe import Markup
+from corelens.findings.verdict import CANNOT, NOT_REPRODUCED, REPRODUCED, Verdict, combine
 
-Brief = dict[str, dict[str, Any]]  # {reading of the score: {what: an interval, a number or a word}}
-REPRODUCED, NOT_REPRODUCED, NOT_JUDGED = "reproduced", "not reproduced", "not judged"
+if TYPE_CHECKING:
+    from corelens.findings.world import World
+
+Numbers = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Claim:
-    """What a paper says, and when this study calls it reproduced.
+class Finding(ABC):
+    """One claim of the papers and its test. Each of F1 to F8 is a subclass in a file of its own."""
 
-    Args:
-        id: "F1" to "F8".
-        title: in a few words.
-        claim: in a sentence.
-        source: paper, and where in it as far as it is known to us.
-        criterion: when it counts as reproduced.
-        needs: "regions" (samples that say where the evidence is), "accuracy" (a model that answers well enough to lose
-            something), "text" (regions that say what is written in them).
-    """
+    id: ClassVar[str]
+    title: ClassVar[str]
+    claim: ClassVar[str]
+    source: ClassVar[str]
+    criterion: ClassVar[str]
+    if_reproduced: ClassVar[str]  # what a reader should conclude about the paper
+    if_not: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ("regions", "answers")  # what samples must have: "regions", "answers", "text"
+    needs_rows: ClassVar[bool] = True  # only heads read at rows that the answer hangs on can be judged
 
-    id: str
-    title: str
-    claim: str
-    source: str
-    criterion: str
-    needs: tuple[str, ...] = ("regions",)
+    @abstractmethod
+    def measure(self, world: "World", worlds: Sequence["World"], reading: str) -> Numbers:
+        """The numbers of this world.
 
+        Args:
+            world: the model on these samples.
+            worlds: all worlds of the study that count, this one among them.
+            reading: the key of the score whose heads are judged.
+        """
 
-@dataclass
-class Finding:
-    """What a study found on one claim.
+    @abstractmethod
+    def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
+        """The verdict of one world, from what `measure` returned and the world's own JSON."""
 
-    Args:
-        claim: which.
-        verdict: "reproduced", "not reproduced" or "not judged".
-        scope: where the verdict holds and where not, in a few words; "" if it holds throughout.
-        measured: the numbers that it rests on, in sentences.
-        explanation: what the measurements say about why.
-        numbers: of the judgement, JSON; what was measured on each model and world stands in Study.worlds.
-        parts: tables and figures for the page.
-        figures: {name: matplotlib figure}, for papers.
-        skipped: {model and world: why nothing was measured there}.
-    """
+    def conclude(self, model: Mapping[str, Any]) -> Verdict:
+        """The verdict on a model, from its part of report.json."""
+        if self.needs_rows and not model["reading"]["key"]:
+            return Verdict(CANNOT, reason=model["reading"]["reason"])
+        verdicts = {}
+        for name, world in model["worlds"].items():
+            if self.id in world["serves"]:
+                verdicts[name] = self._in_world(world)
+        return combine(verdicts) if verdicts else Verdict(CANNOT, reason="no world of this study serves it")
 
-    claim: Claim
-    verdict: str
-    measured: list[str]
-    explanation: str = ""
-    scope: str = ""
-    numbers: dict[str, Any] = field(default_factory=dict)
-    parts: list[Markup] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+    def _in_world(self, world: Mapping[str, Any]) -> Verdict:
+        reason = world["skipped"].get(self.id) or world["why_not"]
+        if reason or self.id not in world["numbers"]:
+            return Verdict(CANNOT, reason=reason or "it was not measured")
+        return self.judge(world["numbers"][self.id], world)
 
-    @property
-    def id(self) -> str:
-        """ "F1" to "F8"."""
-        return self.claim.id
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the pictures."""
-        told = {name: getattr(self.claim, name) for name in ("id", "title", "claim", "source", "criterion")}
-        mine = ("verdict", "scope", "measured", "explanation", "numbers", "skipped")
-        return told | {name: getattr(self, name) for name in mine}
-
-    def add(self, *parts: Markup) -> None:
-        """More for the page."""
-        self.parts += parts
-
-    def draw(self, name: str, figure: Any, caption: str) -> Markup:
-        """Keep a figure under its name; returns it as a part of the page (not added yet)."""
-        from corelens.viz import page
-
-        key = re.sub(r"[^\w.]+", "-", f"{self.id}-{name}").strip("-")
-        self.figures[key] = figure
-        return page.figure(figure, caption)
+    def lesson(self, verdict: Verdict) -> str:
+        """One sentence: what a reader should conclude about the paper."""
+        if verdict.word == REPRODUCED:
+            return self.if_reproduced
+        if verdict.word == NOT_REPRODUCED:
+            return self.if_not
+        return "This report says nothing about the claim."
 
 
-def judge(outcomes: Mapping[str, Mapping[str, bool]]) -> tuple[str, str]:
-    """(verdict, scope) from {model and world: {reading of the score: whether it meets the criterion}}.
-
-    Reproduced: in every model and world that was judged, at least one of the readings meets the criterion; the scope
-    names those that do everywhere, those that do in some, and those that do nowhere.
-    """
-    if not outcomes:
-        return NOT_JUDGED, ""
-    yes = [where for where, readings in outcomes.items() if any(readings.values())]
-    verdict = REPRODUCED if len(yes) == len(outcomes) else NOT_REPRODUCED
-    if yes and len(yes) < len(outcomes):
-        return verdict, f"met in {', '.join(yes)}; not in {', '.join(w for w in outcomes if w not in yes)}"
-    met = {reading: [where for where, r in outcomes.items() if r.get(reading)] for reading in _readings(outcomes)}
-    if not yes or len(met) < 2 or all(len(places) == len(outcomes) for places in met.values()):
-        return verdict, ""
-    everywhere = [reading for reading, places in met.items() if len(places) == len(outcomes)]
-    nowhere = [reading for reading, places in met.items() if not places]
-    said = [f"by {' and '.join(everywhere)}"] if everywhere else []
-    said += [f"by {name} only in {', '.join(met[name])}" for name in met if name not in everywhere + nowhere]
-    said += [f"not by {' or '.join(nowhere)}"] if nowhere else []
-    return verdict, "; ".join(said)
-
-
-def _readings(outcomes: Mapping[str, Mapping[str, bool]]) -> list[str]:
-    return list(dict.fromkeys(reading for readings in outcomes.values() for reading in readings))
-
-
-def percent(x: float) -> str:
+def percent(x: float, digits: int = 0) -> str:
     """0.123 → "12%"."""
-    return f"{100 * x:.0f}%"
+    return f"{100 * x:.{digits}f}%"
 
 
-def points(interval: Iterable[float]) -> str:
-    """(0.88, 0.86, 0.90) → "88 [86, 90] points"."""
-    value, low, high = (round(100 * x) + 0.0 for x in interval)  # (no −0)
-    return f"{value:.0f} [{low:.0f}, {high:.0f}] points"
-
-
-def cell(interval: Any, digits: int = 2) -> str:
-    """An interval as a table's cell: "0.42 [0.38, 0.47]"; takes (value, low, high) or a dictionary of these."""
-    value, low, high = interval.values() if isinstance(interval, Mapping) else interval
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+def points(interval: Mapping[str, float]) -> str:
+    """{"value": 0.88, "low": 0.86, "high": 0.9} → "88 [86, 90]"."""
+    value, low, high = (round(100 * interval[name]) + 0.0 for name in ("value", "low", "high"))  # (no −0)
+    return f"{value:.0f} [{low:.0f}, {high:.0f}]"

@@ -1,114 +1,196 @@
-"""What a study found, and the files it writes."""
+"""The result of a study: report.json in memory, its verdicts, and the files that it writes."""
 
-import io
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from corelens.errors import CorelensError
-from corelens.findings.files import write_whole
+from corelens.findings.criteria import THRESHOLDS
+from corelens.findings.f1_sparsity import Sparsity
+from corelens.findings.f2_stability import Stability
+from corelens.findings.f3_layers import Layers
+from corelens.findings.f4_localise import Localisation
+from corelens.findings.f5_necessity import Necessity
+from corelens.findings.f6_sufficiency import Sufficiency
+from corelens.findings.f7_acceleration import Acceleration
+from corelens.findings.f8_sparsemm import SparseMM
 from corelens.findings.finding import Finding
-from corelens.findings.options import Options
-from corelens.findings.papers import beside_the_papers
-from corelens.findings.setting import Setting
+from corelens.findings.verdict import Verdict, combine
+from corelens.heads.disk import write_whole
 
-FORMAT = "corelens-study/2"
+FORMAT = "corelens-study/3"
+FINDINGS: dict[str, Finding] = {
+    finding.id: finding
+    for finding in (
+        Sparsity(), Stability(), Layers(), Localisation(), Necessity(), Sufficiency(), Acceleration(), SparseMM()
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Concluded:
+    """One finding with its verdict on each model.
+
+    Args:
+        finding: what was tested.
+        verdicts: {model: verdict}.
+    """
+
+    finding: Finding
+    verdicts: dict[str, Verdict]
+
+    @property
+    def id(self) -> str:
+        """ "F1" to "F8"."""
+        return self.finding.id
+
+    @property
+    def overall(self) -> Verdict:
+        """The verdict itself where there is one model; else reproduced only if it is on every model judged."""
+        if len(self.verdicts) == 1:
+            return next(iter(self.verdicts.values()))
+        return combine(self.verdicts)
+
+    @property
+    def verdict(self) -> str:
+        """The overall verdict's word."""
+        return self.overall.word
+
+    def to_json(self) -> dict[str, Any]:
+        """As report.json carries it."""
+        finding = {name: getattr(self.finding, name) for name in ("id", "title", "claim", "source", "criterion")}
+        verdicts = {model: verdict.to_json() for model, verdict in self.verdicts.items()}
+        overall = self.overall
+        return finding | {
+            "verdict": overall.word, "number": overall.number, "reason": overall.reason,
+            "lesson": self.finding.lesson(overall), "models": verdicts,
+        }  # fmt: skip
 
 
 @dataclass
 class Study:
-    """What a study found.
+    """What a study measured and concluded. All of it is `data`, which report.json holds.
 
     Args:
-        settings: the models and worlds, with their scores.
-        measured: {model and world: what was measured there, JSON}.
-        findings: the verdicts.
-        options: how thorough it was.
-        meta: models, versions, command.
-        unreadable: {world: what is wrong with the samples that were left out}.
-        report: the page it wrote, if it wrote one.
+        data: the numbers and how they were made, see docs/findings.md.
+        report: the page, if one was written.
     """
 
-    settings: list[Setting]
-    measured: dict[str, dict[str, Any]]
-    findings: list[Finding]
-    options: Options
-    meta: dict[str, Any]
-    unreadable: dict[str, list[str]] = field(default_factory=dict)
+    data: dict[str, Any]
     report: Path | None = None
 
     @property
-    def beside(self) -> list[list[str]]:
-        """The papers' figures beside these: what, published, here, whether it can be compared."""
-        return beside_the_papers(self.settings, self.measured)
+    def findings(self) -> list[Concluded]:
+        """The verdicts, concluded from the numbers."""
+        return [
+            Concluded(FINDINGS[id], {name: FINDINGS[id].conclude(model) for name, model in self._models().items()})
+            for id in self.data["studied"]
+        ]
 
-    def finding(self, id: str) -> Finding:
+    def _models(self) -> dict[str, dict[str, Any]]:
+        """Each model's numbers, with the sizes of all where there are several."""
+        sizes = []
+        for model in self.data["models"].values():
+            depths = []
+            for world in model["worlds"].values():
+                if "F3" in world["numbers"] and world["why_not"] is None:
+                    layers = world["numbers"]["F3"]
+                    depths.append(layers[layers["judged"]]["depth"]["value"])
+            if depths:
+                sizes.append([model["about"]["parameters"], sum(depths) / len(depths)])
+        return {name: model | {"sizes": sizes} for name, model in self.data["models"].items()}
+
+    def finding(self, id: str) -> Concluded:
         """The finding "F1" to "F8"."""
-        return next(one for one in self.findings if one.id == id)
+        for concluded in self.findings:
+            if concluded.id == id:
+                return concluded
+        raise CorelensError(f"the finding {id!r}", f"one of {', '.join(self.data['studied'])}", "study it")
 
     def to_json(self) -> dict[str, Any]:
-        """Every number of the report."""
-        told = {"format": FORMAT, "fraction": self.options.fraction, **self.meta, "options": self.options.to_json()}
-        worlds = {}
-        for setting in self.settings:
-            numbers = {name: x for name, x in self.measured[setting.label].items() if name != "scenes"}
-            worlds[setting.label] = _about(setting) | numbers
-        return told | {
-            "unreadable": self.unreadable,
-            "beside_the_papers": self.beside,
-            "findings": [finding.to_json() for finding in self.findings],
-            "worlds": worlds,
-        }
+        """What report.json holds: the verdicts first, then every number."""
+        findings = [concluded.to_json() for concluded in self.findings]
+        criteria = [asdict(threshold) for threshold in THRESHOLDS]
+        return {"format": FORMAT, "findings": findings, "criteria": criteria} | self.data
 
     def write(self, out: Path) -> None:
-        """report.html, report.json and figures/; each file appears whole or not at all."""
+        """report.html and report.json; each file appears whole or not at all."""
         from corelens.viz.study_page import study_page
 
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-        for finding in self.findings:
-            for name, figure in finding.figures.items():
-                for kind in ("svg", "png"):
-                    buffer = io.BytesIO()
-                    figure.savefig(
-                        buffer, format=kind, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None
-                    )
-                    write_whole(out / "figures" / f"{name}.{kind}", buffer.getvalue())
-        write_whole(out / "report.json", json.dumps(self.to_json(), ensure_ascii=False))
-        write_whole(out / "report.html", study_page(self))
+        out.mkdir(parents=True, exist_ok=True)
+        report = self.to_json()
+        write_whole(out / "report.json", json.dumps(report, ensure_ascii=False))
+        write_whole(out / "report.html", study_page(report))
         self.report = out / "report.html"
 
-    def plot(self, finding: str | None = None) -> Any:
-        """The first figure of a finding ("F5"), or of the first finding that has one; all are in its `figures`."""
-        chosen = self.findings if finding is None else [one for one in self.findings if one.id == finding]
-        for one in chosen:
-            for figure in one.figures.values():
+    @classmethod
+    def load(cls, path: str | Path) -> "Study":
+        """A study from its report.json: judged again from the numbers, and ready to be written and drawn again."""
+        file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
+        return cls(_without_verdicts(read_report(file)))
+
+    @classmethod
+    def join(cls, studies: Sequence["Study"]) -> "Study":
+        """Several studies as one report, each model with its own worlds.
+
+        Raises:
+            CorelensError: none, or two that have a model of the same name.
+        """
+        models: dict[str, Any] = {}
+        for study in studies:
+            twice = sorted(set(models) & set(study.data["models"]))
+            if twice:
+                raise CorelensError(f"the model {twice[0]!r} twice", "each model once", "name the models differently")
+            models |= study.data["models"]
+        if not models:
+            raise CorelensError("no studies", "one or more", "give folders that hold a report.json")
+        studied = [id for id in FINDINGS if any(id in study.data["studied"] for study in studies)]
+        return cls(studies[0].data | {"models": models, "studied": studied, "command": None})
+
+    def plot(self, finding: str = "F5") -> Any:
+        """The figure of a finding on the first model that has one."""
+        from corelens.viz.finding_figures import drawn_thresholds, finding_figure
+
+        thresholds = drawn_thresholds([asdict(threshold) for threshold in THRESHOLDS])
+        for model in self.data["models"].values():
+            figure = finding_figure(finding, model, thresholds)
+            if figure is not None:
                 return figure
-        drawn = ", ".join(one.id for one in self.findings if one.figures) or "nothing"
-        raise CorelensError(
-            f"a figure of {finding or 'this study'}", f"a finding that drew one: {drawn}", "study more of it"
-        )
+        raise CorelensError(f"a figure of {finding!r}", "a finding that was measured", "study it")
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{concluded.id} {concluded.overall}" for concluded in self.findings)
+        return f"Study({', '.join(self.data['models'])}: {words})"
 
     def _repr_html_(self) -> str:
         from corelens.viz.study_page import summary
 
-        return str(summary(self))
+        return str(summary(self.to_json()))
 
 
-def _about(setting: Setting) -> dict[str, Any]:
-    """How much was scored and tested, the clean accuracy, and the scores."""
-    clean = None if setting.lacks(("answers",)) else setting.clean
-    return {
-        "model": setting.model_name,
-        "world": setting.world,
-        "scored": len(setting.to_score),
-        "evaluated": len(setting.to_test),
-        "without_region": setting.without_region,
-        "clean": clean and clean.interval._asdict(),
-        "answer_logprob": clean and clean.answer_logprob,
-        "scores": {
-            key: [[round(float(x), 6) for x in row] for row in scores.values] for key, scores in setting.scores.items()
-        }
-        if setting.lacks(("regions",)) is None
-        else {},
-    }
+def read_report(file: Path) -> dict[str, Any]:
+    """A report.json of this version.
+
+    Raises:
+        CorelensError: it is not there, no JSON, or of another version, which is named and left as it is.
+    """
+    try:
+        report: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CorelensError(
+            f"{file}, which is not there", "a study's report.json", "give the study's folder"
+        ) from error
+    except ValueError as error:
+        raise CorelensError(f"{file}, which is no JSON", "a study's report.json", "study it again") from error
+    if report.get("format") != FORMAT:
+        raise CorelensError(
+            f"{file}, of the version {report.get('format')!r}", repr(FORMAT),
+            "keep it: its verdicts follow other rules. Study the model again, in another folder",
+        )  # fmt: skip
+    return dict(report)
+
+
+def _without_verdicts(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in report.items() if key not in ("format", "findings", "criteria")}

@@ -1,5 +1,7 @@
 """The study as a whole: every finding on every model and world, one after the other, kept as it goes."""
 
+import json
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,36 +15,21 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from corelens.errors import CorelensError
-from corelens.findings import (
-    f1_sparsity,
-    f2_stability,
-    f3_layers,
-    f4_localise,
-    f5_necessity,
-    f6_sufficiency,
-    f7_acceleration,
-    f8_sparsemm,
-)
-from corelens.findings.cards import trained
-from corelens.findings.files import full_disk_is_said
-from corelens.findings.finding import NOT_JUDGED, Finding
-from corelens.findings.options import Options
+from corelens.findings import exact
+from corelens.findings.criteria import ACCURACY
+from corelens.findings.faithfulness import faithfulness
+from corelens.findings.files import full_disk_is_said, write_whole
+from corelens.findings.options import READINGS, Options
 from corelens.findings.readable import readable
-from corelens.findings.result import Study
-from corelens.findings.setting import Setting
-from corelens.heads.disk import file_name
+from corelens.findings.reading import judged_reading
+from corelens.findings.repeats import agreement_over_n
+from corelens.findings.result import FINDINGS, FORMAT, Study, read_report
+from corelens.findings.world import World, number_rows
 from corelens.inputs.prepare import Sample
 from corelens.metrics.provenance import about, model_identity, refuse_active, sample_hash
-from corelens.metrics.runs import RunFolder, run_folder
 
-FINDINGS: dict[str, Any] = {
-    one.CLAIM.id: one
-    for one in (
-        *(f1_sparsity, f2_stability, f3_layers, f4_localise),
-        *(f5_necessity, f6_sufficiency, f7_acceleration, f8_sparsemm),
-    )
-}
 LEAST_SAMPLES = 10
+Numbers = dict[str, Any]
 
 
 def run_study(
@@ -56,20 +43,14 @@ def run_study(
     progress: bool,
 ) -> Study:
     """See `corelens.findings.study`."""
-    chosen = _chosen(findings)
-    for name, given in worlds.items():
-        if len(given) < LEAST_SAMPLES:
-            raise CorelensError(
-                f"{len(given)} samples in {name!r}",
-                f"{LEAST_SAMPLES} or more: some to score heads on, others to test them on",
-                "give more",
-            )
-    if not models or not worlds:
-        raise CorelensError(f"{len(models)} models and {len(worlds)} worlds", "one of each or more", "give them")
-    checked = {name: readable(name, given) for name, given in worlds.items()}
-    told = {name: about(model) | _training(model) for name, model in models.items()}
-    for one in told.values():
-        del one["date"]  # the same study is the same bytes whenever it is made
+    studied = _studied(findings)
+    _check_enough(models, worlds)
+    if out is not None and (out / "report.json").exists():
+        read_report(out / "report.json")  # one of another version is named and kept
+    usable = {name: readable(name, samples) for name, samples in worlds.items()}
+    descriptions = {name: about(model) | _size(model) for name, model in models.items()}
+    for description in descriptions.values():
+        del description["date"]  # the same study is the same bytes whenever it is made
     with ExitStack() as stack:
         for model in models.values():
             refuse_active(model)
@@ -79,76 +60,144 @@ def run_study(
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corelens-study-")))
         stack.enter_context(full_disk_is_said(work if out is None else out))
         identity = {
-            "models": {name: model_identity(model, told[name]) for name, model in models.items()},
-            "worlds": {name: sample_hash(good) for name, (good, _) in checked.items()},
+            "format": FORMAT,
+            "models": {name: model_identity(model, descriptions[name]) for name, model in models.items()},
+            "worlds": {name: sample_hash(samples) for name, (samples, _) in usable.items()},
             "options": options.to_json(),
         }
-        stack.enter_context(run_folder(work, identity))
+        _same_study(work, identity)
         line = stack.enter_context(_progress(progress))
-        settings, measured = [], {}
-        for model_name, model in models.items():
-            for world, (samples, _) in checked.items():
-                label = world if len(models) == 1 else f"{model_name} / {world}"
-                folder = RunFolder(work / file_name(label), identity | {"label": label})
-                setting = Setting(label, model_name, world, model, samples, options, folder, line.step)
-                measured[label] = _measure(setting, chosen, line)
-                settings.append(setting)
-                setting.release()
-        found = [_conclude(module, settings, measured) for module in chosen.values()]
-        one = next(iter(told.values()))
-        meta = (one if len(told) == 1 else {"versions": one["versions"]}) | {"models": told}
-        meta |= {"seed": options.seed, "draws": options.draws, "command": command}
-        unreadable = {name: wrong for name, (_, wrong) in checked.items() if wrong}
-        result = Study(settings, measured, found, options, meta, unreadable)
+        measured = {}
+        for name, model in models.items():
+            folder = work / re.sub(r"[^\w.-]+", "-", name)
+            measured[name] = {"about": descriptions[name]} | _measure_model(
+                model, {world: samples for world, (samples, _) in usable.items()}, options, studied, folder, line
+            )
+        first = next(iter(descriptions.values()))
+        study = Study(
+            {
+                "command": command, "versions": first["versions"], "studied": studied,
+                "options": options.to_json(), "models": measured,
+                "unreadable": {name: wrong for name, (_, wrong) in usable.items() if wrong},
+            }
+        )  # fmt: skip
         if out is not None:
             line.step("writing the report")
-            result.write(out)
-    return result
+            study.write(out)
+    return study
 
 
-def _training(model: Any) -> dict[str, Any]:
-    found = trained(str(getattr(model.hf.config, "_name_or_path", "") or ""))
-    return {"training": found} if found else {}
+def _measure_model(
+    model: Any, samples: Mapping[str, Sequence[Sample]], options: Options, studied: Sequence[str], folder: Path,
+    line: "_Line",
+) -> Numbers:  # fmt: skip
+    """Which worlds count, which reading is judged, then every finding in every world."""
+    worlds = []
+    for name, of_world in samples.items():
+        worlds.append(World(name, model, of_world, options, folder / re.sub(r"[^\w.-]+", "-", name), line.step))
+    parts = {}
+    for world in worlds:
+        line.begin(f"scores and clean answers, {world.name}")
+        parts[world.name] = _about_world(world)
+        line.end(parts[world.name]["why_not"] or "it counts")
+    counting = [world for world in worlds if parts[world.name]["why_not"] is None and len(world.serves) > 1]
+    reading = judged_reading({world.name: parts[world.name]["row_costs"] for world in counting})
+    if not counting:
+        reading["reason"] = "; ".join(f"{name}: {part['why_not']}" for name, part in parts.items() if part["why_not"])
+    for id in studied:
+        finding = FINDINGS[id]
+        for world in worlds:
+            part = parts[world.name]
+            part["skipped"][id] = world.lacks(finding.needs)
+            if part["skipped"][id] or part["why_not"] or id not in world.serves:
+                continue
+            if finding.needs_rows and reading["key"] is None:
+                continue
+            start = time.perf_counter()
+            line.begin(f"{id} {finding.title}, {world.name}")
+            key = reading["key"] or "ram"
+            others = counting if world in counting else [world]
+            part["numbers"][id] = world.stored(id, partial(finding.measure, world, others, key))
+            line.end(f"{time.perf_counter() - start:.0f} s")
+    for world in counting:
+        if options.effect_samples and world.lacks(("regions", "answers")) is None:
+            parts[world.name]["faithfulness"] = world.stored("faithfulness", partial(faithfulness, world))
+        world.release()
+    return {"reading": reading, "worlds": parts}
 
 
-def _chosen(findings: Sequence[str] | None) -> dict[str, Any]:
+def _about_world(world: World) -> Numbers:
+    """How much was scored and tested, whether the world counts, the rows the answer hangs on, and the scores."""
+    part: Numbers = {
+        "serves": list(world.serves), "scored": len(world.to_score), "tested": len(world.to_test),
+        "without_region": world.without_region, "clean": None, "why_not": None, "row_costs": None, "scores": {},
+        "agreement_over_n": {}, "skipped": {}, "numbers": {}, "faithfulness": None,
+    }  # fmt: skip
+    missing = world.lacks(("regions",)) or world.lacks(("answers",))
+    if missing:
+        return part | {"why_not": missing}
+    part["clean"] = exact.accuracy(world.clean.correct)._asdict()
+    if len(world.serves) == 1:
+        return part
+    for key in READINGS:
+        part["scores"][key] = number_rows(world.scores[key].values)
+        part["agreement_over_n"][key] = agreement_over_n(world.scores[key], world.options.seed)
+    part["row_costs"] = world.row_costs
+    if world.clean.accuracy < ACCURACY.value:
+        part["why_not"] = f"the model answers {world.clean.accuracy:.0%}: less than {ACCURACY.value:.0%}"
+    return part
+
+
+def _size(model: Any) -> dict[str, int]:
+    return {"parameters": sum(parameter.numel() for parameter in model.hf.parameters())}
+
+
+def _studied(findings: Sequence[str] | None) -> list[str]:
     wanted = list(FINDINGS) if findings is None else list(findings)
-    unknown = [name for name in wanted if name not in FINDINGS]
+    unknown = [id for id in wanted if id not in FINDINGS]
     if unknown or not wanted:
         raise CorelensError(
             f"findings {unknown or wanted}", f"some of {', '.join(FINDINGS)}", "name these, or none for all"
         )
-    return {name: FINDINGS[name] for name in FINDINGS if name in wanted}
+    return [id for id in FINDINGS if id in wanted]
 
 
-def _measure(setting: Setting, chosen: Mapping[str, Any], line: "_Line") -> dict[str, Any]:
-    """What every finding measures here; {} of those that cannot be."""
-    measured: dict[str, Any] = {}
-    for name, module in chosen.items():
-        start = time.perf_counter()
-        line.begin(f"{name} {module.CLAIM.title}, {setting.label}")
-        why = setting.lacks(module.CLAIM.needs)
-        if why is None:
-            measured |= setting.kept(name, partial(module.measure, setting))
-        line.end(why or f"{time.perf_counter() - start:.0f} s")
-    return measured
+def _check_enough(models: Mapping[str, Any], worlds: Mapping[str, Sequence[Sample]]) -> None:
+    if not models or not worlds:
+        raise CorelensError(f"{len(models)} models and {len(worlds)} worlds", "one of each or more", "give them")
+    for name, samples in worlds.items():
+        if len(samples) < LEAST_SAMPLES:
+            raise CorelensError(
+                f"{len(samples)} samples in {name!r}",
+                f"{LEAST_SAMPLES} or more: some to score heads on, others to test them on",
+                "give more; a published table needs 100 scored and 200 tested",
+            )
 
 
-def _conclude(module: Any, settings: Sequence[Setting], measured: Mapping[str, dict[str, Any]]) -> Finding:
-    claim = module.CLAIM
-    skipped = {setting.label: setting.lacks(claim.needs) for setting in settings}
-    runs = [(setting, measured[setting.label]) for setting in settings if skipped[setting.label] is None]
-    finding = module.conclude(runs) if runs else Finding(claim, NOT_JUDGED, [])
-    finding.skipped = {label: why for label, why in skipped.items() if why is not None}
-    if not finding.measured:
-        unanswered = {setting.label: setting.lacks(("accuracy",)) for setting, _ in runs}
-        why_not = {**finding.skipped, **unanswered}
-        finding.measured = [f"{label}: {why}." for label, why in why_not.items() if why]
-    return finding
+def _same_study(work: Path, identity: dict[str, Any]) -> None:
+    """Refuse a folder that holds the work of another study or version: nothing of it would fit."""
+    work.mkdir(parents=True, exist_ok=True)
+    header, identity = work / "study.json", json.loads(json.dumps(identity))
+    if not header.exists():
+        write_whole(header, json.dumps(identity, indent=1))
+        return
+    there = json.loads(header.read_text(encoding="utf-8"))
+    differs = [key for key in identity if there.get(key) != identity[key]]
+    if "format" in differs:
+        raise CorelensError(
+            f"{work}, the work of a study of another version ({there.get('format', 'corelens-study/2 or older')})",
+            f"{FORMAT}, or an empty folder", "keep it, and choose another folder: the two are not mixed",
+        )  # fmt: skip
+    if differs:
+        raise CorelensError(
+            f"{work}, which holds a study with other {' and '.join(differs)}",
+            "an empty folder, or one with the same models, samples and options, which then goes on",
+            "choose another folder, or delete this one",
+        )
 
 
 class _Line:
-    """One line a finding, and while it runs what it does."""
+    """One line a step, and while it runs what it does."""
 
     def __init__(self, console: Console, bar: Progress):
         self.console, self.bar, self.runs, self.name = console, bar, 0, ""

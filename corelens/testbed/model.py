@@ -33,6 +33,7 @@ FLAGS = [
     *(f"found:{i}" for i in range(CELLS)), "have",  # what the where head writes: the marked cell, and that it is known
     *(f"other:{i}" for i in range(CELLS)), *(f"junk:{i}" for i in range(10)),  # what decoys write; nobody reads junk
     *(f"out:{i}" for i in range(10)),  # what the copy head writes, and the unembedding reads
+    "asks", *(f"carried:{i}" for i in range(10)),  # the question mark; what readers write at their rows
 ]  # fmt: skip
 SEEN = FLAGS[: 10 + len(FRAMES) + CELLS]  # those that the vision tower finds in the pixels
 WIDTH, HEAD, VISION = 128, 64, 32
@@ -48,10 +49,12 @@ class Kind:
     Args:
         asks: (flag of the query's token, flag of the key's token, score) triples.
         writes: (flag of the key's token, flag it becomes) pairs.
+        strength: how much of the flag is written.
     """
 
     asks: tuple[tuple[str, str, float], ...] = ()
     writes: tuple[tuple[str, str], ...] = ()
+    strength: float = 1.0
 
 
 def _each(a: str, b: str, n: int) -> tuple[tuple[str, str], ...]:
@@ -64,23 +67,31 @@ _TELLS = (*_each("cell", "found", CELLS), ("visual", "have"))
 KINDS: dict[str, Kind] = {
     "target": Kind(_FINDS),
     "distractor": Kind((("text", "frame:distractor", SURE), *_RESTS), _each("cell", "other", CELLS)),
+    "bystander": Kind((("text", "frame:distractor", SURE), *_RESTS)),
     "uniform": Kind(),
     "sink": Kind((("visual", "first", SURE), ("text", "first", SURE))),
     "where": Kind(_FINDS, _TELLS),
     "backup": Kind((*_FINDS, ("have", "frame:marked", NEVER)), _TELLS),
     "copy": Kind((*((a, b, SURE) for a, b in _each("found", "cell", CELLS)), *_RESTS), _each("digit", "out", 10)),
     "decoy": Kind((*((a, b, SURE) for a, b in _each("other", "cell", CELLS)), *_RESTS), _each("digit", "junk", 10)),
+    "reader": Kind(_FINDS, _each("digit", "carried", 10), strength=1 / 4),
+    "murmur": Kind(_FINDS, _each("digit", "carried", 10), strength=1 / 32),
+    "collector": Kind((("text", "asks", SURE),), _each("carried", "out", 10), strength=1 / 2),
 }
 """The heads that a plan can name.
 
 target      always looks at the red cell, writes nothing
 distractor  always looks at the blue cell, writes where that is into flags that only a decoy reads
+bystander   always looks at the blue cell, writes nothing
 uniform     looks equally at everything
 sink        always looks at the first token
 where       looks at the red cell and writes which cell it is
 backup      does the same, but only where nobody has done it before; else it looks at the first token
 copy        looks at the cell that the where head (or the backup) wrote, and moves its digit to the output
 decoy       looks at the cell that the distractor head wrote, and moves its digit to where nobody reads it
+reader      looks at the red cell from every text token and writes its digit there
+murmur      does the same, so faintly that it takes many of them
+collector   looks at the question mark, and moves the digit that readers wrote there to the output
 """
 
 LOOKING = (("target", "distractor", "uniform", "sink"),)
@@ -89,6 +100,29 @@ CIRCUIT = (
     ("uniform", "backup", "distractor", "sink"),
     ("sink", "decoy", "copy", "uniform"),
 )
+_IDLE = ("uniform", "sink", "bystander", "sink") * 4
+CORE = (("reader",) * 2 + _IDLE[2:], ("collector",) * 2 + _IDLE[2:])
+SPREAD = (("murmur",) * 16, ("collector",) * 2 + ("murmur",) * 14)
+BLIND = (_IDLE, ("collector",) * 2 + _IDLE[2:])
+
+
+def core_model() -> HookedMLLM:
+    """Retrieval as the CoRe paper describes it: two of 32 heads fetch the digit at the question's tokens.
+
+    L0H0 and L0H1 (readers) write the red cell's digit into the question's tokens; L1H0 and L1H1 (collectors) carry
+    it from the question mark to the last row. All other heads look at everything, at the blue cell or nowhere.
+    """
+    return build(CORE)
+
+
+def spread_model() -> HookedMLLM:
+    """The same answers without specialised heads: 30 of 32 heads fetch the digit, each a little of it."""
+    return build(SPREAD)
+
+
+def blind_model() -> HookedMLLM:
+    """The same model without readers: nobody looks for the red cell, and nothing is answered."""
+    return build(BLIND)
 
 
 def looking_model() -> HookedMLLM:
@@ -208,12 +242,15 @@ def _set_embeddings(hf: Any, tokenizer: PreTrainedTokenizerFast) -> None:
         token = tokenizer.convert_tokens_to_ids(str(digit))
         embed[token, _at("is digit")], embed[token, _at("rest")] = 1, 2**0.5
         unembed[token, _at(f"out:{digit}")] = 2
+    asks = tokenizer.convert_tokens_to_ids("?")
+    embed[asks, _at("asks")], embed[asks, _at("rest")] = 1, 2**0.5
     unembed[tokenizer.eos_token_id, _at("is digit")] = 6  # after a digit the answer ends
 
 
 def _set_attention(attn: Any, kinds: Sequence[Kind]) -> None:
-    keys = [*(f"frame:{name}" for name in FRAMES), *(f"cell:{i}" for i in range(CELLS)), "first"]
+    keys = [*(f"frame:{name}" for name in FRAMES), *(f"cell:{i}" for i in range(CELLS)), "first", "asks"]
     values = [*(f"digit:{i}" for i in range(10)), *(f"cell:{i}" for i in range(CELLS)), "visual"]
+    values += [f"carried:{i}" for i in range(10)]
     place = dict(zip(keys, UNROTATED, strict=False))
     q, k, v, o = (_split(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
     for group in range(len(k)):
@@ -225,7 +262,7 @@ def _set_attention(attn: Any, kinds: Sequence[Kind]) -> None:
         for mine, theirs, score in kind.asks:
             q[head, place[theirs], _at(mine)] = score * HEAD**0.5 / UNIT**2
         for source, target in kind.writes:
-            o[head, values.index(source), _at(target)] = 1
+            o[head, values.index(source), _at(target)] = kind.strength
     attn.q_proj.weight.copy_(q.flatten(0, 1))
     attn.k_proj.weight.copy_(k.flatten(0, 1))
     attn.v_proj.weight.copy_(v.flatten(0, 1))

@@ -60,6 +60,12 @@ def heading(title: str) -> Markup:
     return Markup("<h3>{}</h3>").format(title)
 
 
+def folded(summary: str, *parts: Markup | str) -> Markup:
+    """Parts behind a line that opens them: what few readers need."""
+    inside = Markup("").join(part if isinstance(part, Markup) else text(part) for part in parts)
+    return Markup("<details><summary>{}</summary>{}</details>").format(_inline(summary), inside)
+
+
 def note(*paragraphs: str) -> Markup:
     """A remark that must not be overlooked: a caveat, a warning, what a control does not show."""
     return Markup('<aside class="note">{}</aside>').format(text(*paragraphs))

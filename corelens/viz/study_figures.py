@@ -1,4 +1,4 @@
-"""Figures of the study that no other report draws: overlaps, layer profiles, clouds of heads, what kept heads keep."""
+"""Figures of the findings' notebooks: overlaps, depth profiles, clouds of heads, what kept heads keep."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from corelens.heads.scores import HeadScores
 from corelens.viz import style
@@ -47,30 +47,6 @@ def overlap(scores: Mapping[str, HeadScores], fraction: float, chance: float, ax
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         ax.set_title("ρ above, Jaccard below the diagonal", fontweight="normal", fontsize=8.5, color=style.SOFT)
-    return style.figure_of(ax)
-
-
-def layer_profile(
-    profiles: Mapping[str, Sequence[float]], tops: Mapping[str, Sequence[int]], ax: Axes | None = None
-) -> Figure:
-    """Mean score of each layer's heads (lines) and how many of the top heads the layer holds (bars), by reading."""
-    with style.axes(ax, 6.4, 2.9) as ax:
-        layers = np.arange(len(next(iter(profiles.values()))))
-        counts = ax.twinx()
-        width = 0.8 / len(tops)
-        for i, (name, top) in enumerate(tops.items()):
-            at = layers + (i - (len(tops) - 1) / 2) * width
-            counts.bar(at, top, width * 0.9, color=COLOURS[i], alpha=0.35, linewidth=0)
-            ax.plot(layers, profiles[name], color=COLOURS[i], marker=MARKERS[i], markersize=5, label=name)
-        ax.set_zorder(counts.get_zorder() + 1)
-        ax.patch.set_visible(False)
-        counts.spines["right"].set_visible(True)
-        counts.yaxis.set_major_locator(MaxNLocator(integer=True))
-        counts.set_ylabel("top heads in the layer (bars)")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set(xlabel="layer", ylabel="mean RAM (lines)")
-        ax.set_ylim(0)
-        ax.legend(loc="upper right")
     return style.figure_of(ax)
 
 

@@ -1,169 +1,236 @@
-"""The report of a study: the verdicts first, then each finding, what the papers published, and how it was done."""
+"""The report of a study, drawn from report.json alone: the result first, one row a finding, details folded."""
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from markupsafe import Markup
 
 from corelens.viz import page as p
+from corelens.viz.finding_figures import drawn_thresholds, finding_figure
 
-if TYPE_CHECKING:
-    from corelens.findings.finding import Finding
-    from corelens.findings.result import Study
-
-SIGNS = {"reproduced": ("yes", "✓"), "not reproduced": ("no", "✗"), "not judged": ("open", "–")}
-METHODS = (
-    "**RAM**(l, h) = mean over samples of max over rows i of Σ_{j∈G} A_ij, where A is the post-softmax attention of "
-    "head h in layer l and G the visual tokens that the evidence's region touches. Raw mass, not normalised. The "
-    "papers leave rows and reduction open, and the ranking moves with them, so three readings are kept apart: rows of "
-    "the question (max or mean over them) and the last row, which predicts the first token of the answer.",
-    "**Precision** is M_G/M_V, the share of the attention on the picture that lies on the evidence; **lift** divides "
-    "it by |G|/|V|. Both are ratios of means over samples.",
-    "**Ablations.** zero: the head's output z is set to 0. mean: to its mean over the scoring samples and all their "
-    "positions. uniform: its rotated query is set to 0, so that it looks equally at all it may see. knockout: the "
-    "edges from the question's, last and answer's rows to the region are removed before the softmax, and what is left "
-    "is renormalised.",
-    "**Controls.** bottom: as many heads of the lowest RAM. random: drawn outside every top set. layer-matched: drawn "
-    "outside the top, as many in each layer. A drawn control's accuracy is averaged over its draws, sample by sample.",
-    "**Accuracy** is greedy exact match: the gold answer and then the end. Intervals are 95% percentile bootstraps "
-    "over samples; differences are paired by sample.",
+Numbers = Mapping[str, Any]
+SIGNS = {
+    "reproduced": ("yes", "✓"), "not reproduced": ("no", "✗"), "cannot be judged here": ("open", "–"),
+    "not judged": ("open", "–"),
+}  # fmt: skip
+READS = {"question": "the question's tokens", "template": "the template", "last": "the last row",
+         "answer": "the answer's other rows", "all": "all of these"}  # fmt: skip
+METHOD = (
+    "**RAM** is the mean over the question's tokens of the attention on the evidence's visual tokens (arXiv "
+    "2606.05843); **excess** is RAM minus what an even spread of the head's visual mass would put there. The last row "
+    "is the one that predicts the answer's first token. Heads are scored on other samples than those tested.",
+    "**zero**: the head's output is set to 0. **knockout**: its edges to the evidence are removed before the softmax. "
+    "Random sets are drawn from all heads outside the judged ranking's top. Accuracies and their differences have "
+    "exact 95% intervals; scores have bootstrap intervals over samples.",
 )
 
 
-def study_page(study: "Study") -> str:
+def study_page(report: Numbers) -> str:
     """The whole report as one offline HTML document."""
-    models = list(study.meta["models"].values())
-    names = list(dict.fromkeys(setting.model_name for setting in study.settings))
-    shapes = ", ".join(f"{one['n_layers']} layers × {one['n_heads']} heads" for one in models)
-    sections = [
-        p.section("What was found", _opening(study), summary(study), *_left_out(study)),
-        *([_beside(study.beside)] if study.beside else []),
-        *(_finding(finding) for finding in study.findings),
-        p.section("How it was done", *METHODS, _options(study), *_command(study)),
-    ]
-    return p.page(
-        f"The heads that fetch the evidence: {', '.join(names)}",
-        sections,
-        _meta(study),
-        subtitle=f"What the papers claim of retrieval heads in multimodal models, measured on {shapes}",
-    )
+    names = list(report["models"])
+    sections = [p.section("", *_opening(report), summary(report))]
+    for name, model in report["models"].items():
+        title = "Details" if len(names) == 1 else f"Details of {name}"
+        sections.append(p.section(title, *_details(report, name, model)))
+    sections.append(p.section("How it was done", *METHOD, *_how(report)))
+    return p.page(f"The heads that fetch the evidence: {', '.join(names)}", sections, _meta(report))
 
 
-def _opening(study: "Study") -> Markup:
-    """The verdicts counted, and accuracy of each model on each world."""
-    count = {verdict: sum(one.verdict == verdict for one in study.findings) for verdict in SIGNS}
-    numbers = [(verdict, str(n), "of the claims") for verdict, n in count.items()]
-    for setting in study.settings[:3]:
-        if setting.lacks(("answers",)) is None:
-            low, high = setting.clean.ci
-            numbers.append(
-                (f"clean accuracy, {setting.label}", f"{setting.clean.accuracy:.0%}", f"95% CI {low:.0%} to {high:.0%}")
+def summary(report: Numbers) -> Markup:
+    """One row a finding: verdict, number, small figure, what to conclude. Of several models: one column each."""
+    if len(report["models"]) > 1:
+        return _matrix(report)
+    name, model = next(iter(report["models"].items()))
+    thresholds = drawn_thresholds(report["criteria"])
+    rows = []
+    for finding in report["findings"]:
+        figure = finding_figure(finding["id"], model, thresholds)
+        small = p.svg(figure, f"{finding['id']} {finding['title']}, {name}") if figure is not None else ""
+        rows.append(
+            Markup(
+                '<tr><th scope="row">{} {}</th><td>{}</td><td>{}<span class="lesson">{}</span></td>'
+                '<td class="small ink">{}</td></tr>'
+            ).format(
+                finding["id"], finding["title"], verdict(finding["models"][name]), finding["number"] or "–",
+                finding["lesson"], small,
             )
-    return p.tiles(numbers)
-
-
-def summary(study: "Study") -> Markup:
-    """The table of findings: claimed, measured, verdict."""
-    rows = Markup("").join(_row(finding) for finding in study.findings)
+        )  # fmt: skip
     return Markup(
-        '<div class="scroll"><table class="claims"><thead><tr><th scope="col">finding</th><th scope="col">claimed</th>'
-        '<th scope="col">measured here</th><th scope="col">verdict</th></tr></thead><tbody>{}</tbody></table></div>'
-    ).format(rows)
+        '<div class="scroll"><table class="claims"><thead><tr><th scope="col">finding</th><th scope="col">verdict</th>'
+        '<th scope="col">number, and what it says of the paper</th><th scope="col"></th></tr></thead>'
+        "<tbody>{}</tbody></table></div>"
+    ).format(Markup("").join(rows))
 
 
-def _row(finding: "Finding") -> Markup:
-    return Markup('<tr><th scope="row"><a href="#{}">{} {}</a></th><td>{}</td><td>{}</td><td>{}</td></tr>').format(
-        _anchor(finding), finding.id, finding.claim.title, finding.claim.claim,
-        Markup("<br>").join(finding.measured) or "nothing", verdict(finding),
-    )  # fmt: skip
+def verdict(judged: Numbers) -> Markup:
+    """The verdict as a badge: a sign and words, so that its colour is not needed; the reason below it."""
+    kind, sign = SIGNS[judged["word"]]
+    reason = Markup('<span class="scope">{}</span>').format(judged["reason"]) if judged["reason"] else ""
+    return Markup('<span class="verdict {}">{} {}</span>{}').format(kind, sign, judged["shown"], reason)
 
 
-def verdict(finding: "Finding") -> Markup:
-    """The verdict as a badge: a sign and a word, so that its colour is not needed."""
-    kind, sign = SIGNS[finding.verdict]
-    scope = Markup('<span class="scope">{}</span>').format(finding.scope) if finding.scope else ""
-    return Markup('<span class="verdict {}">{} {}</span>{}').format(kind, sign, finding.verdict, scope)
+def _matrix(report: Numbers) -> Markup:
+    names = list(report["models"])
+    rows = []
+    for finding in report["findings"]:
+        cells = []
+        for name in names:
+            kind, sign = SIGNS[finding["models"][name]["word"]]
+            shown = finding["models"][name]["shown"]
+            cells.append(Markup('<td><span class="verdict {}">{} {}</span></td>').format(kind, sign, shown))
+        heading = Markup('<th scope="row">{} {}</th>').format(finding["id"], finding["title"])
+        rows.append(Markup("<tr>{}{}</tr>").format(heading, Markup("").join(cells)))
+    head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in ("finding", *names))
+    table = '<div class="scroll bleed"><table class="claims"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+    return Markup(table).format(head, Markup("").join(rows))
 
 
-def _beside(rows: list[list[str]]) -> p.Section:
-    return p.section(
-        "Beside the papers",
-        p.table(["what", "published", "here", "comparable?"], rows, "The papers' published figures beside these."),
-    )
-
-
-def _anchor(finding: "Finding") -> str:
-    return p.section(_title(finding)).anchor
-
-
-def _title(finding: "Finding") -> str:
-    return f"{finding.id} {finding.claim.title}"
-
-
-def _finding(finding: "Finding") -> p.Section:
-    claim = finding.claim
-    skipped = [p.note(*(f"Not measured on {label}: {why}." for label, why in finding.skipped.items()))]
-    return p.section(
-        _title(finding),
-        Markup('<p class="judged">{}</p>').format(verdict(finding)),
-        _terms(
-            {
-                "claimed": f"{claim.claim} ({claim.source})",
-                "counts as reproduced if": claim.criterion,
-                "measured here": finding.measured,
-                "best explanation": finding.explanation,
-            }
-        ),
-        *finding.parts,
-        *(skipped if finding.skipped else []),
-    )
-
-
-def _terms(told: Mapping[str, str | Iterable[str]]) -> Markup:
-    made = []
-    for name, words in told.items():
-        lines = [words] if isinstance(words, str) else list(words)
-        if any(lines):
-            said = Markup("<br>").join(lines)
-            made.append(Markup("<dt>{}</dt><dd>{}</dd>").format(name, said))
-    return Markup('<dl class="terms">{}</dl>').format(Markup("").join(made))
-
-
-def _left_out(study: "Study") -> list[Markup]:
-    said = []
-    for world, wrong in study.unreadable.items():
-        said.append(
+def _opening(report: Numbers) -> list[Markup]:
+    """Where each model reads, before any verdict; and what was left out."""
+    sentences = [_reads(name, model) for name, model in report["models"].items()]
+    for world, wrong in report["unreadable"].items():
+        sentences.append(
             f"{len(wrong)} samples of {world} were left out because a picture cannot be read: {'; '.join(wrong)}."
         )
-    for setting in study.settings:
-        if setting.without_region and setting.samples[0].regions:
-            said.append(f"{setting.without_region} samples of {setting.label} have no region and were left out.")
-        if setting.lacks(("answers",)) is None and setting.lacks(("accuracy",)) is not None:
-            said.append(
-                f"**Ablation cannot be judged on {setting.label}**: {setting.lacks(('accuracy',))}. Nor is its "
-                "attention retrieval: the numbers of F1 to F4 and F8 there mean nothing for the papers' claims."
-            )
-    return [p.note(*said)] if said else []
+    return [p.note(*sentences)]
 
 
-def _options(study: "Study") -> Markup:
-    rows = [[name.replace("_", " "), _words(value)] for name, value in study.options.to_json().items()]
-    rows += [[f"samples of {s.label}", f"{len(s.to_score)} scored, {len(s.to_test)} tested"] for s in study.settings]
-    return p.table(["setting", "value"], rows, "What this study was run with.")
+def _reads(name: str, model: Numbers) -> str:
+    worlds, reading = model["worlds"], model["reading"]
+    tested = ", ".join(f"{world} {_clean(part)}" for world, part in worlds.items() if part["clean"])
+    answers = f" Accuracy: {tested}." if tested else ""
+    if reading["key"] is None:
+        return f"**No ranking of {name}'s heads can be judged**: {reading['reason']}.{answers}"
+    if reading["published"]:
+        return f"**{name} reads the evidence at the question's tokens**, as the paper has it: RAM is judged.{answers}"
+    costs = [part["row_costs"]["question"] for part in worlds.values() if part["row_costs"] and not part["why_not"]]
+    lost = " to ".join(dict.fromkeys(f"{100 * value:.0f}" for value in (min(_values(costs)), max(_values(costs)))))
+    return (
+        f"**{name} does not read the evidence as the paper has it**: cutting it from the question's tokens in all "
+        f"heads costs {lost} points. It reads at the last row, so the heads judged are those of RAM at the last row, a "
+        f"reading of ours; a verdict speaks of them.{answers}"
+    )
+
+
+def _values(costs: list[Numbers]) -> list[float]:
+    return [cost["value"] + 0.0 for cost in costs]
+
+
+def _clean(part: Numbers) -> str:
+    return f"{100 * part['clean']['value']:.0f}% of {part['tested']}"
+
+
+def _details(report: Numbers, name: str, model: Numbers) -> list[Markup]:
+    parts = []
+    if len(report["models"]) > 1:
+        rows = []
+        for finding in report["findings"]:
+            judged = finding["models"][name]
+            rows.append([finding["id"], judged["shown"], judged["number"] or "–", judged["reason"] or "–"])
+        parts.append(p.folded("Verdicts", p.table(["finding", "verdict", "number", "reason"], rows)))
+    left_out = [[world, part["why_not"]] for world, part in model["worlds"].items() if part["why_not"]]
+    if left_out:
+        parts.append(p.folded("Worlds that do not count", p.table(["world", "why"], left_out)))
+    return [*parts, *_rows(model), *_interventions(model), *_faithfulness(model), *_over_n(model)]
+
+
+def _rows(model: Numbers) -> list[Markup]:
+    rows = []
+    for world, part in model["worlds"].items():
+        if part["row_costs"]:
+            cells = [_points(part["row_costs"][group]) if group in part["row_costs"] else "–" for group in READS]
+            rows.append([world, *cells])
+    if not rows:
+        return []
+    caption = "Points lost when the evidence is cut from these rows in all heads, on the scoring samples."
+    return [p.folded("Which rows the answer hangs on", p.table(["world", *READS.values()], rows, caption))]
+
+
+def _interventions(model: Numbers) -> list[Markup]:
+    rows = []
+    for world, part in model["worlds"].items():
+        numbers = part["numbers"].get("F5")
+        if numbers is None:
+            continue
+        for key in (key for key in part["scores"] if key in numbers):
+            for role in ("top", "bottom"):
+                costs = numbers[key][role]
+                kinds = [_points(costs[kind]) if kind in costs else "–" for kind in ("zero", "uniform", "knockout")]
+                rows.append([f"{world}: {role} by {key}", *kinds])
+        spread = [_quantile(numbers["random"].get(kind)) for kind in ("zero", "uniform", "knockout")]
+        rows.append([f"{world}: random, 95% quantile", *spread])
+    if not rows:
+        return []
+    caption = "Points lost without the output (zero), with even attention (uniform), or without sight of the evidence."
+    return [p.folded("What the heads cost", p.table(["heads", "zero", "uniform", "knockout"], rows, caption))]
+
+
+def _quantile(relative: list[float] | None) -> str:
+    if not relative:
+        return "–"
+    ordered = sorted(relative)
+    return f"{100 * ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]:.0f}% of clean"
+
+
+def _faithfulness(model: Numbers) -> list[Markup]:
+    rows = []
+    for world, part in model["worlds"].items():
+        for ranking, areas in (part["faithfulness"] or {}).items():
+            if isinstance(areas, dict):
+                rows.append([f"{world}: {ranking}", f"{areas['cpr']:.2f}", f"{areas['cmd']:.2f}"])
+    if not rows:
+        return []
+    caption = "CPR (higher is better) and CMD (lower is better) of MIB, arXiv 2504.13151, by interchange of heads."
+    return [p.folded("Faithfulness of the rankings", p.table(["ranking", "CPR", "CMD"], rows, caption))]
+
+
+def _over_n(model: Numbers) -> list[Markup]:
+    rows = []
+    for world, part in model["worlds"].items():
+        for key, agreement in part["agreement_over_n"].items():
+            for row in agreement:
+                rows.append([f"{world}: {key}", row["n"], f"{row['spearman']:.2f}", f"{row['jaccard']:.2f}"])
+    if not rows:
+        return []
+    caption = "Two rankings from n samples each, none in common: rank correlation, and overlap of their top 5%."
+    columns = ["ranking", "n", "Spearman ρ", "Jaccard"]
+    return [p.folded("How many samples a ranking needs", p.table(columns, rows, caption))]
+
+
+def _how(report: Numbers) -> list[Markup]:
+    claims = [[finding["id"], finding["claim"], finding["criterion"]] for finding in report["findings"]]
+    sources = dict.fromkeys(criterion["source"] for criterion in report["criteria"])
+    options = [[name.replace("_", " "), _words(value)] for name, value in report["options"].items()]
+    for name, model in report["models"].items():
+        for world, part in model["worlds"].items():
+            options.append([f"{name}, {world}", f"{part['scored']} scored, {part['tested']} tested"])
+            if part["without_region"]:
+                options[-1][1] += f", {part['without_region']} without a region left out"
+    parts = [
+        p.folded("Claims and criteria", p.table(["", "claimed", "reproduced if"], claims)),
+        p.folded(
+            "Options and samples", p.table(["setting", "value"], options), f"Thresholds from: {'; '.join(sources)}."
+        ),
+    ]
+    if report.get("command"):
+        parts.append(p.text(f"Made by `{report['command']}`."))
+    return parts
 
 
 def _words(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _command(study: "Study") -> list[str]:
-    return [f"Made by `{study.meta['command']}`."] if study.meta.get("command") else []
+def _points(cost: Numbers) -> str:
+    value, low, high = (round(100 * cost[name]) + 0.0 for name in ("value", "low", "high"))
+    return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 
 
-def _meta(study: "Study") -> dict[str, Any]:
-    told: dict[str, Any] = {}
-    for name, one in study.meta["models"].items():
-        told[name] = f"{one['family']}, {one['dtype']}, weights {one['weight_hash']}"
-    told["versions"] = ", ".join(f"{name} {number}" for name, number in study.meta["versions"].items())
-    told |= {key: study.meta[key] for key in ("seed", "date", "command") if study.meta.get(key) not in (None, "")}
-    return told
+def _meta(report: Numbers) -> dict[str, Any]:
+    meta: dict[str, Any] = {}
+    for name, model in report["models"].items():
+        about = model["about"]
+        shape = f"{about['n_layers']} layers × {about['n_heads']} heads"
+        meta[name] = f"{about['family']}, {shape}, {about['dtype']}, weights {about['weight_hash']}"
+    meta["versions"] = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    return meta

@@ -1,0 +1,70 @@
+"""A verdict: one of three words, or "not judged" where the test has no power; and how worlds combine into one."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
+CANNOT = "cannot be judged here"
+NOT_JUDGED = "not judged"  # the test has no power with this many samples
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a finding concludes from its numbers.
+
+    Args:
+        word: REPRODUCED, NOT_REPRODUCED, CANNOT or NOT_JUDGED.
+        number: the number that the verdict rests on, in words; "" where nothing was measured.
+        reason: why it could not be judged, or which part of the criterion was missed; "" if there is nothing to say.
+        n: the samples that were there, for NOT_JUDGED.
+        worlds: {world: the word there}, where several worlds were combined.
+    """
+
+    word: str
+    number: str = ""
+    reason: str = ""
+    n: int | None = None
+    worlds: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.word} (n = {self.n})" if self.word == NOT_JUDGED and self.n is not None else self.word
+
+    def to_json(self) -> dict[str, Any]:
+        """As report.json carries it, with the word as it is shown."""
+        return asdict(self) | {"shown": str(self)}
+
+
+def combine(verdicts: Mapping[str, Verdict]) -> Verdict:
+    """One verdict for a model from those of its worlds.
+
+    Reproduced: in every world in which it could be judged, and there is such a world. Not reproduced: in one world or
+    more it is not. Where no world could be judged: "not judged" if one had only too few samples, else "cannot be
+    judged here".
+    """
+    words = {world: str(verdict) for world, verdict in verdicts.items()}
+    judged = {world: v for world, v in verdicts.items() if v.word in (REPRODUCED, NOT_REPRODUCED)}
+    failed = {world: v for world, v in judged.items() if v.word == NOT_REPRODUCED}
+    if not judged:
+        weak = next((v for v in verdicts.values() if v.word == NOT_JUDGED), None)
+        reasons = "; ".join(dict.fromkeys(_reasons(verdicts)))
+        word = NOT_JUDGED if weak else CANNOT
+        numbers = _numbers({world: v for world, v in verdicts.items() if v.number})
+        return Verdict(word, numbers, reasons, weak.n if weak else None, words)
+    shown = failed or judged
+    reasons = "; ".join(_reasons(failed)) if failed else ""
+    if failed and len(failed) < len(judged):
+        passed = ", ".join(world for world in judged if world not in failed)
+        reasons = f"{reasons}; reproduced in {passed}"
+    return Verdict(NOT_REPRODUCED if failed else REPRODUCED, _numbers(shown), reasons, None, words)
+
+
+def _numbers(verdicts: Mapping[str, Verdict]) -> str:
+    if len(verdicts) < 2:
+        return next((verdict.number for verdict in verdicts.values()), "")
+    return "; ".join(f"{world}: {verdict.number}" for world, verdict in verdicts.items())
+
+
+def _reasons(verdicts: Mapping[str, Verdict]) -> list[str]:
+    several = len(verdicts) > 1
+    return [f"{world}: {v.reason}" if several else v.reason for world, v in verdicts.items() if v.reason]

@@ -1,0 +1,230 @@
+"""One model on one set of samples: the scores, prepared batches and runs that the findings share.
+
+Whatever takes time is kept in a folder as soon as it is there (scores batch by batch, answers run by run), so that a
+study that was stopped goes on where it stood.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from corelens.evaluation.answers import Answer, Evaluation
+from corelens.evaluation.evaluate import batches, evaluate
+from corelens.evaluation.knockouts import Knockouts
+from corelens.evaluation.where_read import where_read
+from corelens.findings import exact
+from corelens.findings.options import LARGE, LARGE_SAMPLES, LAST, PUBLISHED, READINGS, Options
+from corelens.heads.disk import write_whole
+from corelens.heads.head_set import HeadSet
+from corelens.heads.scores import HeadScores
+from corelens.inputs.prepare import Inputs, Sample
+from corelens.interventions.ablate import ablate
+from corelens.interventions.edges import QUESTION_ON
+from corelens.metrics.score import score_heads
+
+Correct = Float[np.ndarray, " sample"]
+EVERY = ("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8")
+
+
+class World:
+    """One model on one set of samples.
+
+    Args:
+        name: what reports call it.
+        model: a HookedMLLM.
+        samples: the first part scores heads, the rest tests them. If only some have regions, the others are left out.
+        options: how thorough.
+        folder: where its work is kept.
+        advance: called with a few words at every step.
+    """
+
+    def __init__(
+        self, name: str, model: Any, samples: Sequence[Sample], options: Options, folder: Path,
+        advance: Callable[[str], None] = lambda words: None,
+    ):  # fmt: skip
+        self.name, self.model, self.options, self.folder, self.advance = name, model, options, folder, advance
+        marked = [sample for sample in samples if sample.regions]
+        self.without_region = len(samples) - len(marked)
+        self.samples = marked or list(samples)
+        cut = min(max(round(len(self.samples) * options.score_share), 2), len(self.samples) - 2)
+        self.to_score, self.to_test = self.samples[:cut], self.samples[cut:]
+        parameters = sum(parameter.numel() for parameter in model.hf.parameters())
+        if parameters > LARGE:
+            self.to_test = self.to_test[:LARGE_SAMPLES]
+        self.serves = tuple(self.samples[0].meta.get("serves", EVERY))
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def lacks(self, needs: Sequence[str]) -> str | None:
+        """Why a finding that needs these ("regions", "answers", "text") cannot be measured here; None if it can."""
+        if "regions" in needs and not self.samples[0].regions:
+            return "the samples have no regions"
+        if "text" in needs and not all(region.text for sample in self.samples for region in sample.regions):
+            return "the regions do not say what is written in them (text=)"
+        if "answers" in needs and any(sample.answer is None for sample in self.samples):
+            return "there are samples without answers"
+        return None
+
+    # --- what is scored ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def scores(self) -> dict[str, HeadScores]:
+        """RAM, its excess over an even spread, visual mass and precision at both groups of rows."""
+        self.advance("scoring all heads")
+        names = ("ram", "ram_excess", "visual_mass", "precision")
+        keys = [f"{name}[rows=last]" if key == LAST else name for key in READINGS for name in names]
+        return score_heads(
+            self.model, self.to_score, keys, batch_size=self.options.batch_size, out=self.folder / "scores"
+        )
+
+    def score(self, name: str, reading: str) -> HeadScores:
+        """The score of this name at the rows of a reading."""
+        return self.scores[f"{name}[rows=last]" if reading == LAST else name]
+
+    def top(self, reading: str, share: float) -> HeadSet:
+        """The top heads of a reading."""
+        return self.scores[reading].top(share)
+
+    def every(self) -> HeadSet:
+        """All heads that exist: layers may have fewer heads than others, or none."""
+        return self.scores[PUBLISHED].top(1.0)
+
+    def random_sets(self, reading: str, k: int, draws: int) -> list[HeadSet]:
+        """Sets of k heads, drawn from all heads outside the reading's top k."""
+        scores, seed = self.scores[reading], self.options.seed
+        taken = scores.top(k=k)
+        if 2 * k > len(self.every()):
+            return []
+        return [scores.random(k=k, seed=seed + draw, exclude=taken) for draw in range(draws)]
+
+    # --- what is run -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def prepared(self) -> list[Inputs]:
+        """The tested samples as batches, their pictures encoded once."""
+        self.advance("encoding the pictures")
+        return batches(self.model, self.to_test, self.options.batch_size)
+
+    @cached_property
+    def knockouts(self) -> Knockouts:
+        """The tested samples, to be run under knockouts."""
+        return Knockouts(self.model, self.prepared)
+
+    @cached_property
+    def clean(self) -> Evaluation:
+        """The tested answers without any intervention."""
+
+        def answers() -> list[dict[str, Any]]:
+            self.advance("clean accuracy")
+            return [asdict(answer) for answer in evaluate(self.model, self.prepared).per_sample]
+
+        return Evaluation([Answer(**answer) for answer in self.stored("clean", answers)])
+
+    @cached_property
+    def row_costs(self) -> dict[str, Any]:
+        """What cutting the evidence off from each group of rows in all heads costs, on the scoring samples."""
+
+        def measured() -> dict[str, Any]:
+            self.advance("which rows the answer hangs on")
+            costs = where_read(self.model, self.to_score, tokens=False, batch_size=self.options.batch_size).costs
+            return {rows: {"value": x.difference, "low": x.ci.low, "high": x.ci.high} for rows, x in costs.items()}
+
+        return self.stored("row_costs", measured)
+
+    def correct(self, key: str, run: Callable[[], Evaluation]) -> Correct:
+        """1 where a tested sample is answered in this run, or its set's score; no run of the same key is repeated."""
+        if key not in self._runs:
+            self.advance("intervening")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*lost every edge.*")  # the point of a knockout
+                values = run().correct
+            self._runs[key] = values
+            line = json.dumps({"key": key, "correct": [round(float(value), 6) for value in values]})
+            with (self.folder / "runs.jsonl").open("a", encoding="utf-8") as file:
+                file.write(f"\n{line}\n")  # (a line torn by a kill ends here)
+        return self._runs[key]
+
+    @cached_property
+    def _runs(self) -> dict[str, Correct]:
+        file = self.folder / "runs.jsonl"
+        runs = {}
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            try:
+                record = json.loads(line)
+            except ValueError:  # torn: the process ended while writing it
+                continue
+            runs[record["key"]] = np.array(record["correct"], dtype=float)
+        return runs
+
+    def knocked(self, heads: HeadSet | None, rows: str = QUESTION_ON, columns: str = "region") -> Correct:
+        """The answers with the edges from `rows` to `columns` cut in these heads (all if None)."""
+        key = f"knockout {rows} {columns} {'all' if heads is None else sorted(heads.to_json())}"
+        return self.correct(key, lambda: self.knockouts.evaluate(heads, rows, columns))
+
+    def only_seeing(self, heads: HeadSet) -> Correct:
+        """The answers with the picture cut from every text token in all heads but these."""
+        return self.knocked(self.every() - heads, "text", "visual")
+
+    def changed(self, heads: HeadSet, kind: str) -> Correct:
+        """The answers under an intervention on these heads: "zero", "uniform" or "knockout"."""
+        if kind == "knockout":
+            return self.knocked(heads)
+        key = f"{kind} {sorted(heads.to_json())}"
+        return self.correct(key, lambda: evaluate(self.model, self.prepared, ablate(heads, kind)))
+
+    def costs(self, changed: Correct) -> dict[str, float]:
+        """Accuracy under an intervention and what it costs, with exact intervals; `relative` to clean accuracy."""
+        cost = exact.cost(self.clean.correct, changed)
+        clean = self.clean.accuracy
+        return {"accuracy": float(changed.mean()), **cost._asdict(), "relative": cost.value / clean if clean else 0.0}
+
+    @cached_property
+    def tokens(self) -> int:
+        """The median length of a prompt, in tokens."""
+        inputs = self.model.prepare(self.to_test[:8])
+        return int(np.median([len(token_map.all) for token_map in inputs.token_maps]))
+
+    def release(self) -> None:
+        """Let go of what takes memory; it is made again when it is asked for."""
+        for name in ("prepared", "knockouts"):
+            self.__dict__.pop(name, None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    # --- what is kept ------------------------------------------------------------------------------------------------
+
+    def stored(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns (JSON), made once: it lies in the folder, whole or not at all."""
+        file = self.folder / f"{name}.json"
+        if file.exists():
+            return json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(json.dumps(make()))
+        write_whole(file, json.dumps(value, ensure_ascii=False))
+        return value
+
+
+def resampled(scores: HeadScores, seed: int, draws: int = 400) -> Float[np.ndarray, "draw layer head"]:
+    """The heads' mean scores in bootstrap samples."""
+    assert scores.per_sample is not None
+    n = len(scores.per_sample)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
+    means = np.einsum("dn,nlh->dlh", counts, np.nan_to_num(scores.per_sample))
+    return np.where(np.isnan(scores.values), np.nan, means)
+
+
+def interval(value: float, draws: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """A value with the central 95% of its bootstrap draws."""
+    low, high = np.quantile(np.asarray(draws, dtype=float), [0.025, 0.975])
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def number_rows(values: Float[np.ndarray, "layer head"]) -> list[list[float | None]]:
+    """The values of every layer as JSON, rounded; None for a head that does not exist."""
+    return [[None if np.isnan(value) else round(float(value), 6) for value in row] for row in values]
