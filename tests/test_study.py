@@ -19,7 +19,8 @@ from corelens.cli.app import app
 from corelens.cli.study import default_worlds
 from corelens.findings import files, world
 from corelens.findings.faithfulness import known_circuit
-from corelens.findings.options import LAST
+from corelens.findings.feeders import feeders
+from corelens.findings.options import LAST, Options
 from corelens.findings.result import FINDINGS, Study
 from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED
 from families import tiny
@@ -125,6 +126,13 @@ def test_the_numbers_are_those_of_the_tools_it_is_made_of(model, result):
     scored = cl.evaluate(model, samples[:20])
     cut = cl.evaluate(model, samples[:20], cl.knockout(None, rows="last", columns="region"))
     assert measured["row_costs"]["last"]["value"] == pytest.approx(scored.accuracy - cut.accuracy)
+
+
+def test_feeders_are_the_heads_that_path_patching_is_known_to_find(model, tmp_path):
+    """As benchmarks/core_paths.py finds them: L0H6 and L0H4 tell the heads of layer 1 where to look."""
+    samples = cl.synthetic("refer", 40, seed=21)
+    of_model = world.World("refer", model, samples, Options(score_share=0.6), tmp_path)
+    assert set(feeders(of_model, of_model.top(LAST, 0.05))) == set(cl.HeadSet([(0, 6), (0, 4)]))
 
 
 def test_every_finding_has_a_verdict_in_the_words_of_the_study(result):

@@ -1,17 +1,19 @@
 """The heads that tell other heads where to look: path patching from earlier heads into their queries."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.findings.world import World
 from corelens.heads.head_set import HeadSet
 from corelens.inputs.prepare import Sample
 from corelens.interventions.counterfactual import counterfactual
-from corelens.interventions.metrics import answer_logprob
 from corelens.interventions.path import path_patch
 
 PAIRS = 16  # questions exchanged, of the scoring samples
@@ -22,8 +24,8 @@ def feeders(world: World, top: HeadSet) -> HeadSet:
     """Heads below the top heads whose output, exchanged for that under another question, misleads their queries.
 
     The question is exchanged for another sample's of as many tokens. A head is a feeder if the direct paths from it
-    into the top heads' queries carry LEAST_SHARE or more of what the exchange costs in log-probability, its 95%
-    interval below zero. At most as many as there are top heads; none where no two questions are of one length.
+    into the top heads' queries carry LEAST_SHARE or more of what the exchange costs in log-odds of the right answer,
+    its 95% interval below zero. At most as many as there are top heads; none where no two questions are of one length.
     """
     world.advance("who feeds these heads")
     clean, twins = exchanged(world.model, world.to_score)
@@ -32,7 +34,7 @@ def feeders(world: World, top: HeadSet) -> HeadSet:
         return HeadSet([])
     senders = [head for head in world.every() if head.layer < last]
     queries = [f"blocks.{head.layer}.attn.head.{head.head}.hook_q" for head in top]
-    metric = answer_logprob(_first_tokens(world.model, [str(sample.answer) for sample in clean]))
+    metric = log_odds(_first_tokens(world.model, [str(sample.answer) for sample in clean]))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*cannot be reached.*")
         try:
@@ -46,6 +48,18 @@ def feeders(world: World, top: HeadSet) -> HeadSet:
     feeding = (carried + error < 0) & (carried <= LEAST_SHARE * whole)
     order = [i for i in np.argsort(carried) if feeding[i]]
     return HeadSet([senders[i] for i in order[: len(top)]])
+
+
+def log_odds(tokens: Sequence[int]) -> Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]:
+    """A metric: log p − log(1 − p) of each sample's token after the prompt; unlike log p it does not level off at 1."""
+
+    def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
+        row = logits[:, -1].float()
+        right = torch.tensor(tokens, device=row.device)[:, None]
+        rest = row.scatter(1, right, -torch.inf).logsumexp(-1)
+        return row.gather(1, right)[:, 0] - rest
+
+    return metric
 
 
 def exchanged(model: Any, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:

@@ -123,9 +123,10 @@ def _sufficiency(model: Numbers, threshold: float | None) -> Panel:
         clean = numbers["clean"] or 1.0
         for which in ("alone", "with feeders"):
             if numbers[which] is not None:
-                values = [numbers[which][end] / clean for end in ("value", "low", "high")]
+                value, low, high = (numbers[which][end] / clean for end in ("value", "low", "high"))
+                random = [accuracy / clean for accuracy in numbers[which]["random"]]
                 label = name if which == "alone" else f"{name}, fed"
-                marks.append(Mark(label, *values, [value / clean for value in numbers[which]["random"]]))
+                marks.append(Mark(label, value, low, high, random))
     return Panel(marks, threshold, "share kept; ticks: random")
 
 
