@@ -46,7 +46,7 @@ class Sufficiency(Finding):
             heads = world.top(reading, share)
             curve.append([len(heads) / len(world.every()), float(world.only_seeing(heads).mean())])
         random = world.random_sets(reading, len(top), options.draws)
-        measured = {
+        measured: Numbers = {
             "k": len(top),
             "n": len(world.to_test),
             "clean": world.clean.accuracy,

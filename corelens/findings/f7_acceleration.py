@@ -86,8 +86,8 @@ class Acceleration(Finding):
                 sparse = SparseInference(top, pattern)
                 speed = evaluate(world.model, world.to_test[:TIMED_SAMPLES], sparse=sparse, rounds=ROUNDS).speed
                 assert speed is not None
-                measured["speed"] = {"window": plan["window"], **speed.speedup("prefill")._asdict()}
-                measured["speed"]["allows"] = plan["allows"]
+                ratio = speed.speedup("prefill")._asdict()
+                measured["speed"] = {"window": plan["window"], "allows": plan["allows"], **ratio}
         return measured
 
     def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
