@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 import corelens as cl
 from corelens.demo import CHECKPOINTS, checkpoint, list_demos, load_demo, smol
 from corelens.errors import CorelensError
-from training.smol.adapters import SCALE, HeadDropout, adapt
+from training.blind import HeadDropout
+from training.smol.adapters import SCALE, adapt
 from training.smol.export import build_config, build_processor
 from training.smol.tower import build_tower, features
 

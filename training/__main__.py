@@ -8,6 +8,7 @@ import torch
 import typer
 
 from training.export import export_demo
+from training.smol.run import export_smol, train_smol
 from training.train import place, train_demo
 
 
@@ -25,11 +26,17 @@ def main(
 
     Example: `python -m training qwen3vl-s --seed 0 --out runs/mine --export models`
     """
+    machine = platform.processor() or platform.machine()
+    if name == "smol-vlm":
+        run = train_smol(out or Path(f"runs/{name}-{seed}"), seed, steps)
+        print(f"trained: {run}")
+        if export is not None:
+            export_smol(run, machine, export)
+        return
     where = place(device)
     run = train_demo(name, seed=seed, out=out, steps=steps, device=str(where))
     print(f"trained: {run}")
     if export is not None:
-        machine = platform.processor() or platform.machine()
         if where.type == "cuda":
             machine = torch.cuda.get_device_name(where)
         card = export_demo(run, machine=machine, root=export)

@@ -80,6 +80,8 @@ PRESETS["qwen3vl-l"] = PRESETS["qwen3vl-m"] | {
     "text": PRESETS["qwen3vl-s"]["text"]
     | {"intermediate_size": 256, "num_hidden_layers": 16, "num_attention_heads": 16}
 }
+# The same shape, made to read at the question's rows.
+PRESETS["qwen3vl-q"] = PRESETS["qwen3vl-l"]
 # The same model, trained on to longer contexts.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s"]
 """One entry a model: its family, the sizes that differ from the family's small defaults, which tokens of a picture of

@@ -7,6 +7,7 @@ On a GPU attention is in bfloat16, too.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,13 +23,21 @@ _NAME = "corelens_demo_training"
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    allowed: Callable[[], Tensor | None] = lambda: None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal in the decoder, whose batches are padded on the right only, so that causality masks the padding;
-    everywhere in a tower."""
+    everywhere in a tower. `allowed` may give a mask for the decoder, True where a row sees a column."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-    out = _fused(query, key, value, is_causal=module.is_causal, scale=kwargs.get("scaling"))
+    mask = allowed() if module.is_causal else None
+    causal = module.is_causal and mask is None
+    out = _fused(query, key, value, attn_mask=mask, is_causal=causal, scale=kwargs.get("scaling"))
     return out.transpose(1, 2), None
 
 
@@ -89,12 +98,16 @@ def _swaps(model: Any) -> list[tuple[Any, Callable]]:
 
 
 @contextmanager
-def fast_training(model: Any) -> Iterator[None]:
+def fast_training(model: Any, allowed: Callable[[], Tensor | None] = lambda: None) -> Iterator[None]:
     """Within it, `model` takes what `families.py` makes of a batch of equally large pictures or videos, text
-    padded on the right and no attention mask, and trains faster. Everything is as before afterwards."""
+    padded on the right and no attention mask, and trains faster. Everything is as before afterwards.
+
+    `allowed` gives the decoder's mask of the batch that runs [batch, 1, row, column], True where a row sees a column;
+    None: causality alone.
+    """
     before = {key: attention_name(getattr(model.config, key)) for key in ("text_config", "vision_config")}
     swapped, during = _swaps(model), dict.fromkeys(before, _NAME)
-    AttentionInterface.register(_NAME, _attention)
+    AttentionInterface.register(_NAME, partial(_attention, allowed=allowed))
     try:
         model.set_attn_implementation(during)
         for module, forward in swapped:

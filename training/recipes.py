@@ -61,6 +61,10 @@ class Recipe:
     `logits`: the limit of QK-clip, 0 without; `dense`: the share of stage B's batches with dense labels, lest the tower
     forgets what no answer asks for yet.
 
+    `blind`: the share of stage B's batches of questions in which the rows behind a question do not see the picture
+    (see `blind.py`) until step `opens` of it; from there on it falls, to none at step `opened`. `dropped`: the share of
+    heads that are left out of a sample.
+
     `start`: the bundled model whose weights training begins with; `start_tower`: whose tower, which then stays as it
     is; `rests`: the step of stage B from which one's own tower stays, too (None: never). `seeing`: what stage A is
     shown instead of small scenes of `refer`, with jitter that grows over its first `ramp` steps. With a `mix`, stage B
@@ -96,6 +100,10 @@ class Recipe:
     anew: tuple[tuple[int, float], ...] = ()
     mix: tuple[Slice, ...] = ()
     checks: tuple[Check, ...] = ()
+    blind: float = 0.0
+    opens: int = 0
+    opened: int = 0
+    dropped: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -191,6 +199,24 @@ RECIPES["qwen3vl-s-all"] = replace(
     stage_b=SAID + RELATED + 2800,
     anew=tuple((SAID + step, 1e-3) for step in (0, MANY, LATE, RELATED + 300)),
     mix=in_turn((SEEN, SAID), (RELATING + ALONE, 0)),
+)
+# Made to read at the question's rows, behind qwen3vl-m's tower: 16 × 16 heads from random weights.
+RECIPES["qwen3vl-q"] = Recipe(
+    start_tower="qwen3vl-m",
+    stage_a=0,
+    stage_b=900,
+    batch=16,
+    last_batch=12,
+    rate=1e-3,
+    warmup=50,
+    check_every=150,
+    twins=0.25,
+    muon=5.0,
+    blind=0.9,
+    opens=600,
+    opened=800,
+    dropped=0.05,
+    checks=(Check(150, {}),),
 )
 """One entry a preset of `training.build`."""
 

@@ -32,6 +32,7 @@ from corelens.demo import checkpoint
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import Sample
 from training.batches import Plan, draw_batch
+from training.blind import HeadDropout, Sight, is_blind, share_blind
 from training.build import build_model, build_processor
 from training.dense import IGNORED, LABELS
 from training.families import family_of
@@ -82,7 +83,7 @@ def train_demo(
         torch.set_num_threads(1)
         os.sched_setaffinity(0, {cores[0]})
     torch.manual_seed(seed)
-    processor = build_processor(name)
+    processor: Any = build_processor(name)
     model = build_model(name, processor)
     if recipe.start:
         _begin_with(model, checkpoint(recipe.start))
@@ -105,6 +106,9 @@ def train_demo(
     learns = 0 if recipe.start_tower else recipe.stage_b if recipe.rests is None else recipe.rests
     still = recipe.stage_a + learns  # from this step on the tower stays as it is
     qk_clip = QKClip(model, recipe.logits) if recipe.logits else None
+    sight = Sight(processor.tokenizer, processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+    text: Any = model.config.text_config
+    dropout = HeadDropout(model.model.language_model, text.num_attention_heads, recipe.dropped)
     end = min(recipe.steps, stop_after or recipe.steps)
     scenes = validation_scenes(recipe, seed)
     drawer = ProcessPoolExecutor(1, get_context("spawn"), _settle, (cores[1], os.getpid())) if cores else None
@@ -123,9 +127,9 @@ def train_demo(
             stop = min(end, step - step % recipe.check_every + recipe.check_every)
             stop = min(turn for turn in (recipe.stage_a, still, stop) if turn > step)
             model.train()
-            with fast_training(model):
+            with fast_training(model, sight.mask):
                 for _ in range(step, stop):
-                    _step(modules, optimizer, next(batches), progress, recipe, out, started)
+                    _step(modules, optimizer, next(batches), progress, recipe, out, started, sight)
                     if qk_clip:
                         qk_clip.step()
                     bar.advance(task)
@@ -136,6 +140,7 @@ def train_demo(
             save_state(state, modules, optimizer, progress)
     finally:
         bar.stop()
+        dropout.close()
         if qk_clip:
             qk_clip.close()
         if drawer:
@@ -219,15 +224,21 @@ def _step(
     recipe: Recipe,
     out: Path,
     started: float,
+    sight: Sight,
 ) -> None:
     """One step of training; writes the log every 25 steps."""
     plan, batch = planned
     step = progress["step"]
     where = modules["model"].device
     tensors = {key: torch.from_numpy(value).to(where) for key, value in batch.items()}
+    sight.open()
+    share = share_blind(step - recipe.stage_a, recipe.blind, recipe.opens, recipe.opened)
+    if plan.form == "questions" and is_blind(step, progress["seed"], share):
+        sight.close(tensors["input_ids"])
     with torch.autocast(where.type, torch.bfloat16):
         loss, marks = (_dense_loss if plan.form == "dense" else _text_loss)(modules, tensors)
     loss.backward()
+    sight.open()
     optimizer.step(learning_rate(step, recipe), recipe.clip)
     progress["step"] = step + 1
     if plan.form != "dense":

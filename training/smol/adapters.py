@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) of a decoder's projections, and head dropout."""
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) of a decoder's projections."""
 
 import math
 from typing import Any
@@ -36,19 +36,3 @@ def adapt(decoder: Any) -> nn.ModuleDict:
                     setattr(part, name, adapted)
                     adapters[f"{i}:{name}"] = adapted
     return adapters
-
-
-class HeadDropout:
-    """Whole heads whose output is left out of a sample, `share` of them, the others scaled up; `share` may change."""
-
-    def __init__(self, decoder: Any, heads: int) -> None:
-        self.share, self._heads = 0.0, heads
-        for layer in decoder.layers:
-            layer.self_attn.o_proj.register_forward_pre_hook(self._drop)
-
-    def _drop(self, module: Any, args: tuple[Tensor]) -> tuple[Tensor] | None:
-        if not self.share or not torch.is_grad_enabled():
-            return None
-        (z,) = args
-        kept = (torch.rand(len(z), 1, self._heads, 1) >= self.share).to(z.dtype) / (1 - self.share)
-        return ((z.unflatten(-1, (self._heads, -1)) * kept).flatten(-2),)

@@ -8,9 +8,10 @@ from corelens.demo import load_demo
 from corelens.demo.files import sha256
 from corelens.demo.smol import SCALE, TRAINED
 from corelens.demo.smol import SHA256 as DECODER
-from training.smol import measure
+from training import measure
 from training.smol.adapters import ADAPTED, RANK
 from training.smol.export import log_of
+from training.smol.speak import CHECKED
 
 _TEXTS = (".json", ".jinja", ".safetensors")
 
@@ -37,7 +38,7 @@ def write_card(run: Path, folder: Path, facts: dict[str, Any]) -> dict[str, Any]
             "sha256": DECODER,
         },
         "training": {
-            "worlds": list(measure.CHECKED),
+            "worlds": list(CHECKED),
             "seed": 0,
             "steps": best["step"],
             "recipe": {
@@ -67,7 +68,7 @@ def measured(folder: Path, n: int, scored: int, tested: int, worlds: tuple[str, 
     card = json.loads((folder / "card.json").read_text())
     model = load_demo(folder.name, dtype="bfloat16")
     card["parameters"] = sum(weight.numel() for weight in model.hf.parameters())
-    card["held_out"], card["controls"] = measure.answers(model, n)
+    card["held_out"], card["controls"] = measure.answers(model, CHECKED, n)
     card["reads"] = [measure.rows_that_read(model, world, 30) for world in worlds]
     card["zeroed"] = [
         measure.heads(model, world, scored, tested, rows) for world in worlds for rows in ("question", "last")

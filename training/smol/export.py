@@ -44,7 +44,6 @@ def build_config() -> Idefics3Config:
         text_config=LlamaConfig(**_DECODER).to_dict(),
         scale_factor=MERGE,
         image_token_id=49152 + TOKENS.index("<image>"),
-        pad_token_id=0,  # type: ignore[call-arg]
         tie_word_embeddings=True,
     )
     config.architectures = ["Idefics3ForConditionalGeneration"]

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from corelens.data import synthetic
-from training.smol.adapters import HeadDropout, adapt
+from training.blind import HeadDropout
+from training.smol.adapters import adapt
 from training.smol.asked import Chat, draw_chat
 from training.smol.see import squeeze
 from training.smol.tower import build_tower, features, pixels_of

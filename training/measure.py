@@ -1,6 +1,6 @@
-"""What smol-vlm's card says, measured on the assembled model: answers on test scenes, controls, and which heads matter.
+"""What a card says beyond exact match: whether a model looks, which rows its answers hang on, which heads matter.
 
-The model runs in bfloat16 here, as it was trained. Nothing of this had a part in the choice of the checkpoint.
+Nothing of this has a part in the choice of a checkpoint.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,16 @@ from PIL import Image
 
 import corelens as cl
 from training.export import _by_form, _measured
-from training.smol.speak import CHECKED
 
 TEST_SEED = 3
 _DRAWS = 20
 
 
-def answers(model: Any, n: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def answers(model: Any, worlds: Sequence[str], n: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Exact match on `n` test scenes of each world, by form; and with blank pictures, with another answer in the
     picture (right: it follows), and where a question starts from a shape, with that one hidden."""
     held_out, controls = [], []
-    for world in CHECKED:
+    for world in worlds:
         samples = cl.synthetic(world, n, seed=TEST_SEED)
         right = _right(model, samples)
         held_out.append(

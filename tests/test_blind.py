@@ -1,0 +1,63 @@
+"""Training that makes question rows read: which rows see the picture, and when."""
+
+import numpy as np
+import pytest
+import torch
+
+from training.batches import Plan, draw_batch
+from training.blind import Sight, is_blind, share_blind
+from training.build import build_model, build_processor
+from training.families import family_of
+from training.fast import fast_training
+
+NAME = "qwen3vl-q"
+
+
+@pytest.fixture(scope="module")
+def built():
+    processor = build_processor(NAME)
+    torch.manual_seed(0)
+    return processor, build_model(NAME, processor).eval()
+
+
+def sight_of(processor):
+    return Sight(processor.tokenizer, processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+
+
+def test_the_words_of_every_question_are_marked_and_nothing_else(built):
+    processor, _ = built
+    batch = draw_batch(Plan(NAME, "questions", 0, 3, 2, 3, (160, 160), questions=2))
+    ids = torch.from_numpy(batch["input_ids"])
+    marks = sight_of(processor).asked(ids)
+    text = processor.tokenizer.decode(ids[0][marks[0]]).replace("<|vision_start|><|vision_end|>", "")
+    assert text.count("What digit is on the ") == 2 == text.count("?") and "assistant" not in text
+    assert not any(char.isdigit() for char in text)
+
+
+def test_where_blind_only_the_question_s_rows_depend_on_the_picture(built):
+    processor, model = built
+    sight = sight_of(processor)
+    batch = draw_batch(Plan(NAME, "questions", 0, 3, 1, 3, (160, 160), questions=2))
+    ids = torch.from_numpy(batch["input_ids"])
+    first = torch.from_numpy(batch["images"])
+    layer = model.model.language_model.layers[0]
+    rows = []
+    layer.self_attn.register_forward_hook(lambda module, args, out: rows.append(out[0]))
+    with torch.no_grad(), fast_training(model, sight.mask):
+        for close in (sight.open, lambda: sight.close(ids)):
+            close()
+            for images in (first, 255 - first):
+                model.model(**family_of(model).inputs(model, ids, images), use_cache=False)
+    moved = [(a - b).abs().amax(-1)[0] > 1e-6 for a, b in (rows[:2], rows[2:])]
+    behind = torch.arange(ids.shape[1]) > int((ids[0] == model.config.image_token_id).nonzero().max())
+    asked = sight.asked(ids)[0]
+    assert moved[0][behind].all()  # as always: every row behind the picture reads it
+    assert torch.equal(moved[1][behind], asked[behind])
+
+
+def test_blindness_falls_to_nothing_and_is_the_same_after_a_resumed_start():
+    shares = [share_blind(step, 0.8, 100, 200) for step in (0, 99, 100, 150, 199, 200, 999)]
+    assert shares == pytest.approx([0.8, 0.8, 0.8, 0.4, 0.008, 0, 0])
+    drawn = [is_blind(step, 0, 0.8) for step in range(500)]
+    assert 0.7 < np.mean(drawn) < 0.9 and drawn == [is_blind(step, 0, 0.8) for step in range(500)]
+    assert not any(is_blind(step, 0, 0.0) for step in range(100))
