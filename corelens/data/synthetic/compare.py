@@ -29,7 +29,7 @@ from corelens.data.synthetic.drawing import (
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_size, stream
 from corelens.data.synthetic.refer_hard import SIZES, Scene, describe, paint, region
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 
 FORMS = ("larger", "smaller", "same", "sum")
 MINIMUM = {"objects": 6, "side": 256}

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from corelens.data.synthetic.drawing import DIGITS, Number, Query, draw_number, smallest
 from corelens.data.synthetic.refer import draw_size, stream
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box
 
 _WORDS = """

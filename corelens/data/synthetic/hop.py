@@ -19,7 +19,7 @@ from corelens.data.synthetic.compare import checked, draw_shapes, wordings
 from corelens.data.synthetic.drawing import DIGITS, Number, Query, draw_number, smallest
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_size, stream
 from corelens.data.synthetic.refer_hard import Scene, describe, paint, region
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 
 FORMS = ("colour", "kind")
 MINIMUM = {"objects": 6, "side": 256}
