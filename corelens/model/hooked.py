@@ -31,6 +31,7 @@ from corelens.model.filters import NamesFilter, kept_by_default, matching, named
 from corelens.model.hooked_run import hooked_run
 from corelens.model.lens import LensModel
 from corelens.model.loading import load
+from corelens.model.parts import parts_of
 from corelens.model.probing import measured
 from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, of_whole_prompt
 from corelens.model.stop import residual_before
@@ -60,21 +61,22 @@ class HookedMLLM(LensModel):
         object.__setattr__(self, "hf", hf_model)
         self.processor = processor
         self.layout = measured(layout_for(getattr(hf_model, "config", hf_model)).fitted(hf_model), hf_model)
-        self._cfg = config_of(hf_model, self.layout)
+        parts = parts_of(hf_model, self.layout)
+        self._cfg = config_of(hf_model, self.layout, parts)
 
         c, decoder = self.cfg, self.layout.decoder(hf_model)
         self.vision, missing = vision_points(hf_model, self.layout)
         self.embed = Embed(hf_model.get_input_embeddings())
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(
-            Block(self.layout, layer, c.n_heads, c.n_kv_heads, number < c.n_deepstack)
+            Block(parts[number], layer, number < c.n_deepstack)
             for number, layer in enumerate(decoder.layers)  # type: ignore[arg-type]
         )
-        self.ln_final = Norm(decoder.norm, self.layout.norm_weight_offset)  # type: ignore[arg-type]
+        self.ln_final = Norm(self.layout.final_norm(decoder), self.layout.norm_weight_offset)
         self.unembed = Unembed(hf_model.get_output_embeddings())
         self.hook_logits = HookPoint()
         for number, (block, layer) in enumerate(zip(self.blocks, decoder.layers, strict=True)):  # type: ignore[arg-type]
-            gone = absent(self.layout, block, layer)  # type: ignore[arg-type]
+            gone = absent(block, layer)  # type: ignore[arg-type]
             missing |= {f"blocks.{number}.{name}": reason for name, reason in gone.items()}
         self._missing = missing
         self.checked = not check
@@ -188,7 +190,9 @@ class HookedMLLM(LensModel):
         arguments = {"use_cache": False, **batch.tensors}
         with hooked_run(self, batch, self._rows):
             if stop_at_layer is not None:
-                return residual_before(self.hf, self.layout.decoder(self.hf), stop_at_layer, arguments)
+                return residual_before(
+                    self.hf, self.layout.decoder(self.hf), self.ln_final.norm, stop_at_layer, arguments
+                )
             if return_type is None and not self.hook_logits.active:
                 self.hf.base_model(**arguments)  # type: ignore[operator]
                 return None
