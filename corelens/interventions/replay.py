@@ -53,6 +53,7 @@ class Replay:
         self.decoder = model.layout.decoder(model.hf)
         layers = range(model.cfg.n_layers)
         wanted = ["hook_embed", *(f"blocks.{layer}.hook_resid_pre" for layer in layers)]
+        rows = rows and all(model.cfg.heads)  # what other mixers carry from row to row is not kept
         if rows:
             wanted += [f"blocks.{layer}.attn.{point}" for layer in layers for point in ("hook_rot_k", "hook_v")]
         caching = [*dict.fromkeys([*wanted, *names])]
@@ -67,6 +68,9 @@ class Replay:
             handle.remove()
         self.cache: dict[str, Tensor] = cache
         self.length = self.cache["hook_embed"].shape[1]
+        # (layers that use the keys of an earlier one need it to run)
+        parts = [block.parts for block in model.blocks]
+        self._own_keys = all(p.k_proj or not (p.attention and p.q_proj) for p in parts)
         self.suffixes = rows and self._causal()
 
     def _capture(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -84,6 +88,7 @@ class Replay:
     def begin(self, layer: int, row: int, runs: int = 1) -> Start:
         """The latest exact start at or before this layer and row."""
         row = row if self.suffixes and row >= self.length * LEAST_PREFIX else 0
+        layer = layer if self._own_keys else 0
         return Start(max(0, min(layer, self.model.cfg.n_layers - 1)), min(row, self.length - 1), runs)
 
     def run(
