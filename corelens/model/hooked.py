@@ -16,7 +16,7 @@ from corelens.hooks.points import Hook, HookDict, HookPoint, all_points, hook_li
 from corelens.hooks.running import turn
 from corelens.inputs.encode import encode
 from corelens.inputs.prepare import Inputs, Sample, prepare
-from corelens.inputs.tensors import check_has_media, from_tensors
+from corelens.inputs.tensors import check_has_media, from_tensors, widened
 from corelens.layouts import layout_for
 from corelens.model.arguments import (
     check_forward,
@@ -64,12 +64,12 @@ class HookedMLLM(LensModel):
         parts = parts_of(hf_model, self.layout)
         self._cfg = config_of(hf_model, self.layout, parts)
 
-        c, decoder = self.cfg, self.layout.decoder(hf_model)
+        decoder, deep = self.layout.decoder(hf_model), self.cfg.n_deepstack
         self.vision, missing = vision_points(hf_model, self.layout)
         self.embed = Embed(hf_model.get_input_embeddings())
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(
-            Block(parts[number], layer, number < c.n_deepstack)
+            Block(parts[number], layer, number < deep)
             for number, layer in enumerate(decoder.layers)  # type: ignore[arg-type]
         )
         self.ln_final = Norm(self.layout.final_norm(decoder), self.layout.norm_weight_offset)
@@ -150,6 +150,7 @@ class HookedMLLM(LensModel):
         """Turn a sample, or a list of them, into one batch on the model's device. See `corelens.inputs.prepare`."""
         batch = [samples] if isinstance(samples, Sample) else list(samples)
         inputs = prepare(batch, self.processor, self.layout, self.hf.config, **options)
+        inputs = widened(inputs, self.cfg.dtype)
         return with_positions(inputs, self.layout.first_position).to(self.device)
 
     def inputs(self, **tensors: Tensor) -> Inputs:
@@ -190,9 +191,8 @@ class HookedMLLM(LensModel):
         arguments = {"use_cache": False, **batch.tensors}
         with hooked_run(self, batch, self._rows):
             if stop_at_layer is not None:
-                return residual_before(
-                    self.hf, self.layout.decoder(self.hf), self.ln_final.norm, stop_at_layer, arguments
-                )
+                decoder = self.layout.decoder(self.hf)
+                return residual_before(self.hf, decoder, self.ln_final.norm, stop_at_layer, arguments)
             if return_type is None and not self.hook_logits.active:
                 self.hf.base_model(**arguments)  # type: ignore[operator]
                 return None
@@ -334,8 +334,7 @@ class HookedMLLM(LensModel):
         if names_filter is None or callable(names_filter):
             names: Sequence[str] = matching(self.hook_dict, names_filter or kept_by_default)
             return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
-        names = [names_filter] if isinstance(names_filter, str) else names_filter
-        return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
+        return {n: self.hook_dict[n] for n in ([names_filter] if isinstance(names_filter, str) else names_filter)}  # type: ignore[misc]
 
     @contextmanager
     def pattern_rows(self, rows: Where) -> Iterator["HookedMLLM"]:

@@ -26,6 +26,17 @@ def norm_eps(norm: nn.Module) -> float:
     return float(norm.eps if eps is None else eps)  # type: ignore[arg-type]
 
 
+def centres(norm: nn.Module) -> bool:
+    """Whether a norm takes the mean off its input (LayerNorm), and does not only scale it: measured on one vector."""
+    weight = readable(norm, "weight")
+    if isinstance(norm, nn.LayerNorm) or weight is None or weight.device.type == "meta":
+        return isinstance(norm, nn.LayerNorm)
+    x = torch.linspace(-1, 1, weight.shape[-1], dtype=torch.float32, device=weight.device).to(weight.dtype)
+    with torch.no_grad():
+        moved, still = norm(x[None] + 1).float(), norm(x[None]).float()
+    return bool((moved - still).abs().max() <= 0.05 * still.abs().max())
+
+
 def norm_weight(norm: nn.Module, offset: float) -> Float[Tensor, " d_model"]:
     """What a norm multiplies by: its weight, or 1 + weight where the family's norms do that."""
     weight = readable(norm, "weight")
@@ -45,6 +56,7 @@ class Norm(NormPoints):
         super().__init__()
         object.__setattr__(self, "norm", norm)  # not a submodule: the weights stay the wrapped model's
         self.offset = offset
+        self.centres = norm is not None and centres(norm)
 
     @property
     def w(self) -> Float[Tensor, " d_model"]:

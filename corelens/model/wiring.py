@@ -18,7 +18,7 @@ from corelens.errors import CorelensError
 from corelens.hf import cache_in, checkpointing_off, unknown_caches
 from corelens.hooks.attention_function import attention
 from corelens.hooks.exchange import exchanged
-from corelens.hooks.points import HookPoint, NormPoints
+from corelens.hooks.points import HookPoint
 from corelens.hooks.running import Running, Step, edits_before_caching, running
 from corelens.layouts.base import Layout
 from corelens.model.module_hooks import on_input, on_output
@@ -277,21 +277,21 @@ def _half(number: int) -> Callable[..., Callable[..., Any]]:
 
 def _place_norm(run: Running, points: Norm) -> Iterator[Any]:
     if points.hook_scale.active or points.hook_normalized.active:
-        yield points.norm.register_forward_hook(_on_norm(run, points, points.offset))
+        yield points.norm.register_forward_hook(_on_norm(run, points))
 
 
-def _on_norm(run: Running, points: NormPoints, offset: float) -> Callable[..., Any]:
+def _on_norm(run: Running, points: Norm) -> Callable[..., Any]:
     """What a norm does, taken apart: x / scale = normalized, normalized · weight (+ bias) = output."""
 
     def hook(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         x = args[0].float()
-        if isinstance(norm, nn.LayerNorm):
+        if points.centres:
             x = x - x.mean(-1, keepdim=True)
         scale, scaled = run.fire_watched(points.hook_scale, (x.pow(2).mean(-1, keepdim=True) + norm_eps(norm)).sqrt())
         normalized, edited = run.fire_watched(points.hook_normalized, (x / scale).to(output.dtype))
         if not (scaled or edited):
             return None
-        edited_output = normalized * norm_weight(norm, offset)
+        edited_output = normalized * norm_weight(norm, points.offset)
         bias = readable(norm, "bias")
         return (edited_output if bias is None else edited_output + bias).to(output.dtype)
 
