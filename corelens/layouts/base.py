@@ -78,6 +78,8 @@ class Layout:
         """The norm behind the decoder's last layer: `.norm`, or the last of its own modules with a vector of weights."""
         if (norm := getattr(decoder, "norm", None)) is not None:
             return norm  # type: ignore[return-value]
+        if not hasattr(getattr(decoder, "config", None), "vocab_size"):  # a tower, not a decoder of text
+            return None
         vectors = [m for m in decoder.children() if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim == 1]
         return vectors[-1] if vectors else None
 

@@ -174,8 +174,8 @@ class Record:
             self._finish()
             if int(hook.ctx["positions"][0]) == 0:
                 places = Places(hook, self.metrics)
-                masses_read = Masses(places.token_maps, self._columns, self._sinks)
-                self._batch = _Batch(places, masses_read, hook.ctx["heads"])
+                read = Masses(places.token_maps, self._columns, self._sinks)
+                self._batch = _Batch(places, read, hook.ctx["heads"])
         batch = self._batch
         if batch is None:  # a decode step: what is scored is the prompt
             return
@@ -250,7 +250,7 @@ class Record:
 
 
 def _stacked(layers: list[Tensor], head_axis: int) -> Tensor:
-    """The layers' tensors as one, on the CPU, in one transfer; layers with fewer heads are filled up with 0."""
+    """The layers' tensors as one, on the CPU, in one transfer; fewer heads are filled up with 0."""
     most = max(layer.shape[head_axis] for layer in layers)
     after = [0, 0] * (layers[0].ndim - head_axis - 1)
     filled = [torch.nn.functional.pad(layer, [*after, 0, most - layer.shape[head_axis]]) for layer in layers]
@@ -378,9 +378,8 @@ def _argmax(row: Float[Tensor, "batch head key"]) -> Int[Tensor, "batch head"]:
 def record(metrics: Iterable[AnyMetric]) -> Record:
     """A record of several metrics from the same rows of the same runs (those that need rows alone)."""
     chosen = [metric(wanted) for wanted in metrics]
-    for m in chosen:
-        if not m.needs_rows_alone:
-            raise CorelensError(f"{m.key} in a record", "metrics of attention rows alone", "use cl.score_heads")
+    if more := [m.key for m in chosen if not m.needs_rows_alone]:
+        raise CorelensError(f"{more[0]} in a record", "metrics of attention rows alone", "use cl.score_heads")
     return Record(chosen)
 
 

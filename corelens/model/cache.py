@@ -73,7 +73,8 @@ class ActivationCache(LensCache):
         apply_ln: bool = False, pos_slice: Any = None, incl_embeds: bool = True, return_labels: bool = False,
     ) -> Any:  # fmt: skip
         """As in TransformerLens, with what DeepStack adds after a layer behind that layer's MLP (mode "all")."""
-        self._check_sums(self._depth(layer))
+        if mode == "all":
+            self._check_sums(self._depth(layer))
         parts: Any
         labels: Any
         parts, labels = super().decompose_resid(
@@ -213,6 +214,12 @@ class ActivationCache(LensCache):
         """What is added after the layers before `layer`, and its label."""
         count = min(layer, self.model.cfg.n_deepstack)  # type: ignore[attr-defined]
         held = [(self[f"blocks.{number}.hook_deepstack"], f"{number}_deepstack") for number in range(count)]
+        for number in range(count, min(layer, self.model.cfg.n_layers - 1)):  # of a family that has no point for it
+            before, after = f"blocks.{number}.hook_resid_post", f"blocks.{number + 1}.hook_resid_pre"
+            if before in self.cache_dict and after in self.cache_dict:
+                added = self[after] - self[before].to(self[after].device)
+                if bool(added.any()):
+                    held.append((added, f"{number}_deepstack"))
         return [(_slice(pos_slice).apply(added, dim=-2), label) for added, label in held]
 
     def _result(self, layer: int) -> Tensor:

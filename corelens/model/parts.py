@@ -117,8 +117,6 @@ def parts_of(hf: nn.Module, layout: Layout) -> list[Parts]:
     if type(layout) is not Layout:
         return by_names
     calls = _first_call(hf, layout, layers)
-    if calls is None:
-        return by_names
     return [_measured(*one) for one in zip(layers, by_names, calls, strict=True)]
 
 
@@ -164,8 +162,8 @@ class LayerCall:
         }
 
 
-def _first_call(hf: nn.Module, layout: Layout, layers: list[nn.Module]) -> list[LayerCall] | None:
-    """One forward over a few tokens of text; None where the model does not run on text alone."""
+def _first_call(hf: nn.Module, layout: Layout, layers: list[nn.Module]) -> list[LayerCall | None]:
+    """One forward over a few tokens of text; None for a layer that does not run on text alone."""
     calls = [LayerCall() for _ in layers]
     vision: dict[nn.Module, Any] = {}
     decoder: Any = layout.decoder(hf)
@@ -185,10 +183,10 @@ def _first_call(hf: nn.Module, layout: Layout, layers: list[nn.Module]) -> list[
         stack.enter_context(torch.no_grad())
         tokens = torch.tensor([ids], device=device if device.type != "meta" else None)
         try:
-            hf(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+            hf.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)  # type: ignore[operator]
         except Exception:  # noqa: S110 (whatever it raises: if layers have not run by then, their names must do)
             pass
-    return calls if all(hasattr(call, "out") for call in calls) else None
+    return [call if hasattr(call, "out") else None for call in calls]
 
 
 def _watch(call: LayerCall, layer: nn.Module, vision: dict[nn.Module, Any]) -> Iterator[Any]:
@@ -219,8 +217,10 @@ def _watch(call: LayerCall, layer: nn.Module, vision: dict[nn.Module, Any]) -> I
 # --- what it shows ------------------------------------------------------------------------------------------------------
 
 
-def _measured(layer: nn.Module, named: Parts, call: LayerCall) -> Parts:
+def _measured(layer: nn.Module, named: Parts, call: LayerCall | None) -> Parts:
     """The parts of one layer as its call shows them; what cannot be told stays as its name says."""
+    if call is None:
+        return replace(named, unsummed="it does not run on text alone, so what it adds could not be measured")
     parts = _with_sums(layer, named, call)
     parts = _with_heads(layer, parts, call)
     if parts.ln1 is not None:
