@@ -75,7 +75,7 @@ class Layout:
         return held
 
     def final_norm(self, decoder: nn.Module) -> nn.Module | None:
-        """The norm behind the decoder's last layer: `.norm`, or the last of its own modules with a vector of weights."""
+        """The norm behind the last layer: `.norm`, or the last of the decoder's modules with a vector of weights."""
         if (norm := getattr(decoder, "norm", None)) is not None:
             return norm  # type: ignore[return-value]
         if not hasattr(getattr(decoder, "config", None), "vocab_size"):  # a tower, not a decoder of text

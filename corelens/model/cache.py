@@ -179,7 +179,7 @@ class ActivationCache(LensCache):
             if why:
                 raise CorelensError(
                     f"a sum of what layer {number} and the layers before add to the residual stream: {why}",
-                    "layers whose attention and MLP outputs are all that is added (measured when the model was wrapped)",
+                    "layers whose attention and MLP outputs are all that is added (measured at wrap time)",
                     "take accumulated_resid or logit_lens, which read the stream itself, or an earlier layer",
                 )
 

@@ -18,8 +18,8 @@ class Config:
 
     Layers may differ: `heads` are the query heads of each layer (0: its mixer has none), `n_heads`, `n_kv_heads` and
     `d_head` those of the layer with most; `model.blocks[l].attn` has a layer's own. `d_mlp` is None where layers differ
-    or are mixtures of experts. `normalization_type` is "RMS" or "LN"; `n_vision_layers` is 0 where the tower's layers are not
-    known; `n_deepstack` counts the decoder layers after which visual features are added again.
+    or are mixtures of experts. `normalization_type` is "RMS" or "LN"; `n_vision_layers` is 0 where the tower's layers
+    are not known; `n_deepstack` counts the decoder layers after which visual features are added again.
     """
 
     n_layers: int

@@ -226,7 +226,7 @@ def _without_head(n_heads: int, d_head: int) -> Callable[..., Any]:
 
 def head_results(subject: Subject) -> Identity:
     """Σ_h hook_result + bias is what the output projection returns."""
-    model, names = subject.model, subject.names("attn.hook_result")
+    names = subject.names("attn.hook_result")
     summed: dict[str, Tensor] = {}
     returned: dict[str, Tensor] = {}
     title = "sum of hook_result + bias = output of o_proj"

@@ -6,9 +6,8 @@ many heads; which modules' outputs are added to the residual stream; which norm 
 layer does not have is None.
 """
 
-import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -80,7 +79,7 @@ class Parts:
         """As a layout and a text config say, without what this layer has not."""
         names = ("attention", "q_proj", "k_proj", "v_proj", "o_proj", "ln1", "ln2", "attn_out", "mlp_out", "mlp",
                  "mlp_gate", "mlp_up", "mlp_down")  # fmt: skip
-        paths = {name: path if has(layer, path := getattr(layout, name)) else None for name in names}
+        paths: dict[str, Any] = {n: path if has(layer, path := getattr(layout, n)) else None for n in names}
         n_heads = text.num_attention_heads
         return cls(
             mixer=paths["attention"], **paths, norm_weight_offset=layout.norm_weight_offset, n_heads=n_heads,
@@ -120,7 +119,7 @@ def parts_of(hf: nn.Module, layout: Layout) -> list[Parts]:
     return [_measured(*one) for one in zip(layers, by_names, calls, strict=True)]
 
 
-# --- one forward --------------------------------------------------------------------------------------------------------
+# --- one forward -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -169,7 +168,7 @@ def _first_call(hf: nn.Module, layout: Layout, layers: list[nn.Module]) -> list[
     decoder: Any = layout.decoder(hf)
     device = hf.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
     special = set(layout.placeholders(hf.config))
-    ids = [token for token in range(10, 10 + TOKENS + len(special)) if token not in special][:TOKENS]
+    ids = [token for token in range(3, 3 + TOKENS + len(special)) if token not in special][:TOKENS]
     with ExitStack() as stack:
         for call, layer in zip(calls, layers, strict=True):
             for handle in _watch(call, layer, vision):
@@ -182,10 +181,8 @@ def _first_call(hf: nn.Module, layout: Layout, layers: list[nn.Module]) -> list[
         stack.enter_context(evaluating(hf))
         stack.enter_context(torch.no_grad())
         tokens = torch.tensor([ids], device=device if device.type != "meta" else None)
-        try:
+        with suppress(Exception):  # whatever it raises: layers that have not run by then are taken by their names
             hf.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)  # type: ignore[operator]
-        except Exception:  # noqa: S110 (whatever it raises: if layers have not run by then, their names must do)
-            pass
     return [call if hasattr(call, "out") else None for call in calls]
 
 
@@ -214,7 +211,7 @@ def _watch(call: LayerCall, layer: nn.Module, vision: dict[nn.Module, Any]) -> I
             yield module.register_forward_hook(partial(after, path))
 
 
-# --- what it shows ------------------------------------------------------------------------------------------------------
+# --- what it shows ---------------------------------------------------------------------------------------------------
 
 
 def _measured(layer: nn.Module, named: Parts, call: LayerCall | None) -> Parts:
@@ -289,24 +286,25 @@ def _with_heads(layer: nn.Module, parts: Parts, call: LayerCall) -> Parts:
     if not call.attends:
         if parts.attention is not None and mixer == parts.attention:
             return parts  # it attends without the attention function: as its names say, until a run finds it silent
-        none = {"attention": None, "q_proj": None, "k_proj": None, "v_proj": None, "o_proj": None}
+        none: dict[str, Any] = {"attention": None, "q_proj": None, "k_proj": None, "v_proj": None, "o_proj": None}
         return replace(parts, mixer=mixer, **none, n_heads=0, n_kv_heads=0, d_head=0)
     path, query, key = call.attends[0]
     n_heads, n_kv_heads, d_head = query[1], key[1], query[3]
     below = {other: module for other, module in layer.named_modules() if other.startswith(f"{path}.")}
-    names = {name: f"{path}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
-    parts = replace(
-        parts, mixer=mixer or path, attention=path, n_heads=n_heads, n_kv_heads=n_kv_heads, d_head=d_head,
-        **{name: where if where in below else None for name, where in names.items()},
-    )  # fmt: skip
+    named: dict[str, Any] = {name: f"{path}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    named = {name: where if where in below else None for name, where in named.items()}
+    sizes: dict[str, Any] = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_head": d_head}
+    parts = replace(parts, mixer=mixer or path, attention=path, **sizes, **named)
     if parts.o_proj is None:  # the last module below that gives what the attention module gives
-        last = [other for other in call.outputs if other in below and call.equal(call.outputs[other], call.outputs[path])]
+        last = [
+            other for other in call.outputs if other in below and call.equal(call.outputs[other], call.outputs[path])
+        ]
         parts = replace(parts, o_proj=last[-1] if last else None)
     width = _width(call, parts.q_proj)
     if width == 2 * n_heads * d_head and _gate_is_second(layer, parts, call):
         return replace(parts, gated=True)
     q_proj = parts.q_proj if width == n_heads * d_head else None
-    fits = {n: w if _width(call, w) == n_kv_heads * d_head else None
+    fits: dict[str, Any] = {n: w if _width(call, w) == n_kv_heads * d_head else None
             for n, w in (("k_proj", parts.k_proj), ("v_proj", parts.v_proj))}  # fmt: skip
     return replace(parts, q_proj=q_proj, **fits)
 
@@ -321,29 +319,33 @@ def _gate_is_second(layer: nn.Module, parts: Parts, call: LayerCall) -> bool:
     Measured: the attention module runs again with the second of the two changed, and q stays as it was.
     """
     assert parts.q_proj is not None and parts.attention is not None
-    module, seen = layer.get_submodule(parts.attention), []
+    module, q_proj = layer.get_submodule(parts.attention), layer.get_submodule(parts.q_proj)
+    args, kwargs = call.arguments[parts.attention]
 
-    def change(projection: nn.Module, args: Any, output: Tensor) -> Tensor:
-        halves = rearrange(output, "... (head two d) -> ... head two d", two=2, d=parts.d_head).clone()
-        halves[..., seen_before % 2, :] += 1
-        return rearrange(halves, "... head two d -> ... (head two d)")
+    def query_with_added(which: int | None) -> Tensor:
+        seen: list[Tensor] = []
 
-    def keep(query: Tensor, key: Tensor, value: Tensor, of: Call) -> Tensor:
-        seen.append(query.clone())
-        return plain_z(query, key, value, of)
+        def change(projection: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            halves = rearrange(output, "... (head two d) -> ... head two d", two=2, d=parts.d_head).clone()
+            if which is not None:
+                halves[..., which, :] += 1
+            return rearrange(halves, "... head two d -> ... (head two d)")
 
-    args, kwargs = copy.copy(call.arguments[parts.attention])
-    handle = layer.get_submodule(parts.q_proj).register_forward_hook(change)
-    try:
-        with torch.no_grad(), exchanged(attention, [module.config]), running(Running(vision={module: keep})):  # type: ignore[list-item]
-            for seen_before in (1, 0):
+        def keep(query: Tensor, key: Tensor, value: Tensor, of: Call) -> Tensor:
+            seen.append(query.clone())
+            return plain_z(query, key, value, of)
+
+        handle = q_proj.register_forward_hook(change)
+        config: Any = module.config
+        try:
+            with torch.no_grad(), exchanged(attention, [config]), running(Running(vision={module: keep})):
                 module(*args, **kwargs)
+        finally:
             handle.remove()
-            module(*args, **kwargs)
-    finally:
-        handle.remove()
-    gate_changed, query_changed, query = seen
-    return torch.equal(gate_changed, query) and not torch.equal(query_changed, query)
+        return seen[0]
+
+    query = query_with_added(None)
+    return torch.equal(query_with_added(1), query) and not torch.equal(query_with_added(0), query)
 
 
 def _with_mlp(layer: nn.Module, parts: Parts, call: LayerCall) -> Parts:
@@ -353,7 +355,7 @@ def _with_mlp(layer: nn.Module, parts: Parts, call: LayerCall) -> Parts:
         return replace(parts, mlp=None, mlp_gate=None, mlp_up=None, mlp_down=None, d_mlp=None)
     names = {part: f"{mlp}.{name}" for part, name in
              (("mlp_gate", "gate_proj"), ("mlp_up", "up_proj"), ("mlp_down", "down_proj"))}  # fmt: skip
-    paths = {part: path if path in call.inputs else None for part, path in names.items()}
+    paths: dict[str, Any] = {part: path if path in call.inputs else None for part, path in names.items()}
     below = [path for path in call.outputs if path.startswith(f"{mlp}.")]
     if paths["mlp_down"] is None:
         last = [path for path in below if call.equal(call.outputs[path], call.outputs[mlp]) and path in call.inputs]

@@ -169,6 +169,8 @@ class Block(BlockPoints):
     hook_out_is_single_residual_stream = True  # TransformerLens's logit lens asks for it
 
     parts: Parts
+    ln1: Norm
+    ln2: Norm
 
     def __init__(self, parts: Parts, layer: nn.Module, deepstack: bool):
         super().__init__(parts.n_heads, parts.n_kv_heads, deepstack, parts.gated)
