@@ -168,7 +168,15 @@ def llama4() -> tuple[nn.Module, Any]:
     )  # fmt: skip
     images = Llama4ImageProcessor(size={"height": 56, "width": 56}, max_patches=4, resize_to_max_canvas=False)
     processor = Llama4Processor(images, tokenizer, patch_size=14, chat_template=chatml("<|image|>", ""))
-    return Llama4ForConditionalGeneration(config), processor
+    hf = Llama4ForConditionalGeneration(config)
+    hf.language_model.register_forward_hook(_without_image_outputs)
+    return hf, processor
+
+
+def _without_image_outputs(module: nn.Module, args: Any, output: Any) -> None:
+    """transformers 5.24's Llama 4 reads this of its decoder's output, which has no such field: a plain run raises."""
+    if not hasattr(output, "image_outputs"):
+        object.__setattr__(output, "image_outputs", None)
 
 
 def gemma4() -> tuple[nn.Module, Any]:

@@ -224,7 +224,7 @@ def test_reports_are_read_back_and_shown(tmp_path, capsys):
 
 def test_pairs_are_counted_as_the_plan_masks():
     """Against the plan's own mask, over patterns, layers and lengths."""
-    cfg = SimpleNamespace(n_layers=3, n_heads=4, n_kv_heads=2)
+    cfg = SimpleNamespace(n_layers=3, n_heads=4, n_kv_heads=2, heads=(4, 4, 4))
 
     def odd(b, h, q, k):
         return (q - k) % (h + 2) == 0

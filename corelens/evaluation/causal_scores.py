@@ -80,10 +80,11 @@ def _knockouts(
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     runs = Knockouts(model, batches(model, samples, batch_size))
     clean = _logprobs(runs.clean)
-    lost = np.zeros((len(samples), n_layers, n_heads), dtype=np.float32)
+    lost = np.full((len(samples), n_layers, n_heads), np.nan, dtype=np.float32)
+    every = [(layer, head) for layer, count in enumerate(model.cfg.heads) for head in range(count)]
     with Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task("knocking out", total=n_layers * n_heads)
-        for layer, head in np.ndindex(n_layers, n_heads):
+        task = bar.add_task("knocking out", total=len(every))
+        for layer, head in every:
             lost[:, layer, head] = clean - _logprobs(runs.evaluate(HeadSet([(layer, head)]), rows, columns))
             bar.advance(task)
     return lost

@@ -24,15 +24,17 @@ def left_pairs(sparse: SparseInference, cfg: Any, tokens: Sequence[int]) -> floa
     left = whole = 0.0
     for length in tokens:
         every = length * (length + 1) / 2
-        for layer in range(cfg.n_layers):
+        for layer, n_heads in enumerate(cfg.heads):
+            if not n_heads:
+                continue
             full = int(plan.full[layer].sum())
             pattern = plan.pattern(layer)
-            sparse_heads = torch.from_numpy(~plan.full[layer]).nonzero()[:, 0]
-            seen = every if pattern is None or full == cfg.n_heads else _seen(pattern, length, sparse_heads)
+            sparse_heads = torch.from_numpy(~plan.full[layer, :n_heads]).nonzero()[:, 0]
+            seen = every if pattern is None or full == n_heads else _seen(pattern, length, sparse_heads)
             if seen is None:
                 return None
-            left += full * every + (cfg.n_heads - full) * seen
-            whole += cfg.n_heads * every
+            left += full * every + (n_heads - full) * seen
+            whole += n_heads * every
     return left / whole
 
 
@@ -115,7 +117,7 @@ def remarks(sparse: SparseInference, cfg: Any, inputs: Sequence[Any]) -> list[st
     patterns = {layer: plan.pattern(layer) for layer in range(cfg.n_layers)}
     patterns = {layer: pattern for layer, pattern in patterns.items() if pattern is not None}
     full, longest = int(plan.full.sum()), max(len(token_map.all) for token_map in maps)
-    if patterns and full == cfg.n_layers * cfg.n_heads:
+    if patterns and full == sum(cfg.heads):
         said.append("All heads are full: the prefill leaves nothing out, and is the dense one.")
     elif patterns and full == 0:
         said.append(

@@ -112,7 +112,10 @@ class _Clock:
 
     def __init__(self, model: Any):
         self.decoder, self.head = model.layout.decoder(model.hf), model.hf.get_output_embeddings()
-        self.attention_of = {layer.get_submodule(model.layout.attention) for layer in self.decoder.layers}
+        attends = [
+            (layer, block.parts.attention) for layer, block in zip(self.decoder.layers, model.blocks, strict=True)
+        ]
+        self.attention_of = {layer.get_submodule(path) for layer, path in attends if path is not None}
         self.devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
         self.decoders: list[float] = []
         self.heads: list[float] = []

@@ -109,6 +109,11 @@ def _parts(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor, Call]:
     return inputs.query, inputs.key, inputs.value, inputs.call
 
 
+def plain_z(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Float[Tensor, "batch pos head d"]:
+    """What attention gives for these, soft caps and sinks included, without points."""
+    return _kernel(AttentionInputs(query, key, value, call), None)
+
+
 # --- q, k and v -------------------------------------------------------------------------------------------------------
 
 
@@ -233,4 +238,4 @@ def _within_step(rows: Int[Tensor, "batch row"], step: Step) -> Int[Tensor, "bat
     return (rows - step.positions[0]).clamp(min=0)
 
 
-__all__ = ["AttentionInputs", "Edges", "attention"]
+__all__ = ["AttentionInputs", "Edges", "attention", "plain_z"]

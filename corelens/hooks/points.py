@@ -229,16 +229,22 @@ class NormPoints(nn.Module):
 
 
 class AttentionPoints(nn.Module):
-    """The points of one layer's attention; shapes as in TransformerLens, k and v with KV heads."""
+    """The points of one layer's attention; shapes as in TransformerLens, k and v with KV heads.
 
-    def __init__(self, n_heads: int, n_kv_heads: int):
+    `hook_gate` [batch, pos, head, d_head] is there only where q_proj also gives a gate by which z is multiplied (after
+    an activation of the family's). A layer without attention heads has the names, each refused with the reason.
+    """
+
+    def __init__(self, n_heads: int, n_kv_heads: int, gated: bool = False):
         super().__init__()
-        group = n_heads // n_kv_heads
+        group = n_heads // max(n_kv_heads, 1)
         self.hook_q, self.hook_rot_q = HookPoint(2, n_heads), HookPoint(2, n_heads)
         self.hook_k, self.hook_rot_k, self.hook_v = (HookPoint(2, n_kv_heads, group) for _ in range(3))
         self.hook_edges = HookPoint()
         self.hook_attn_scores, self.hook_pattern, self.hook_pattern_rows = (HookPoint(1, n_heads) for _ in range(3))
         self.hook_z, self.hook_result = HookPoint(2, n_heads), HookPoint(2, n_heads)
+        if gated:
+            self.hook_gate = HookPoint(2, n_heads)
 
     @property
     def in_function(self) -> tuple[HookPoint, ...]:
@@ -263,11 +269,11 @@ class BlockPoints(nn.Module):
     `hook_deepstack` is there only on layers after which visual features are added again.
     """
 
-    def __init__(self, n_heads: int, n_kv_heads: int, deepstack: bool):
+    def __init__(self, n_heads: int, n_kv_heads: int, deepstack: bool, gated: bool = False):
         super().__init__()
         self.hook_resid_pre = HookPoint()
         self.ln1 = NormPoints()
-        self.attn = AttentionPoints(n_heads, n_kv_heads)
+        self.attn = AttentionPoints(n_heads, n_kv_heads, gated)
         self.hook_attn_out, self.hook_resid_mid = HookPoint(), HookPoint()
         self.ln2 = NormPoints()
         self.mlp = MLPPoints()

@@ -58,6 +58,7 @@ class Running:
         stored: the layers whose new k and v have passed their hooks on the way into the cache, in this step.
         generating: tokens are generated: the decoder is called once a token.
         points: the names of the points that were wired when the run began.
+        heads: how many query heads each layer of the decoder has.
     """
 
     inputs: Any = None
@@ -69,11 +70,12 @@ class Running:
     stored: set[int] = field(default_factory=set)
     generating: bool = False
     points: frozenset[str] = frozenset()
+    heads: tuple[int, ...] = ()
 
     @property
     def ctx(self) -> dict[str, Any]:
         """What a hook function finds in `hook.ctx`."""
-        return self.step.ctx if self.step else {"inputs": self.inputs}
+        return {"heads": self.heads, **(self.step.ctx if self.step else {"inputs": self.inputs})}
 
     @property
     def live(self) -> bool:

@@ -1,6 +1,7 @@
 """Inputs made of tensors that the user prepared: what can be known of their tokens, and what must be among them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,6 +65,16 @@ def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> 
             f"pixel_values (or pixel_values_videos, {ENCODED}, inputs_embeds) beside them",
             "pass inputs whole, as model.prepare or the processor made them",
         )
+
+
+def widened(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """The batch with tensors that a processor made in a narrower type than the model's in the model's own."""
+    narrow = {
+        name: x.to(dtype)
+        for name, x in inputs.tensors.items()
+        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype.itemsize < dtype.itemsize
+    }
+    return replace(inputs, tensors=inputs.tensors | narrow)
 
 
 def _placeholders(

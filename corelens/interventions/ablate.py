@@ -173,7 +173,7 @@ def mean_z(
         hooks: to run under.
 
     Returns:
-        {layer: [1 or role, head, d_head]} in float32 on the CPU; summed in float64.
+        {layer: [1 or role, head, d_head]} of the layers with attention heads, in float32 on the CPU; summed in float64.
     """
     sums: dict[int, Tensor] = {}
     counts: dict[int, Tensor] = {}
@@ -192,7 +192,7 @@ def mean_z(
 
     if not samples:
         raise CorelensError("no samples", "a reference set of one sample or more", "give samples to average over")
-    reading: list[Hook] = [(f"blocks.{layer}.attn.hook_z", add) for layer in range(model.cfg.n_layers)]
+    reading: list[Hook] = [(f"blocks.{layer}.attn.hook_z", add) for layer, heads in enumerate(model.cfg.heads) if heads]
     with torch.no_grad():
         for start in range(0, len(samples), batch_size):
             inputs = model.prepare(samples[start : start + batch_size])

@@ -67,7 +67,10 @@ def attribution_patch(
         for name, gradient in _gradients(model, base, names, measure, hooks, mixed if share else {}).items():
             total[name] = total.get(name, 0) + gradient / len(shares)
     scores = {name: (there[name].float() - here[name].float()) * total[name].float() for name in names}
-    values = [near + sum(_share_of(job, name, scores[name]) for name in job.names) for job in jobs]
+    nowhere = torch.full_like(near, torch.nan)  # a layer without attention
+    values = [
+        near + sum(_share_of(job, name, scores[name]) for name in job.names) if job.names else nowhere for job in jobs
+    ]
     return result_of(values, near, far, axes, base, meta)
 
 

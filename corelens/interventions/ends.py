@@ -1,7 +1,7 @@
 """The two ends of a path: what can send, what can receive, and which comes before which."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,11 @@ from corelens.tokens.positions import member, resolve
 # the points of a layer in the order of computation
 ORDER = (
     "hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
-    "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z",
+    "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_gate", "attn.hook_z",
     "attn.hook_result", "hook_attn_out", "hook_resid_mid", "ln2.hook_scale", "ln2.hook_normalized", "mlp.hook_pre",
     "mlp.hook_post", "hook_mlp_out", "hook_resid_post", "hook_deepstack",
 )  # fmt: skip
-FROZEN = ("attn.hook_z", "attn.hook_result", "hook_attn_out")  # in the path run
+FROZEN = ("attn.hook_gate", "attn.hook_z", "attn.hook_result", "hook_attn_out")  # in the path run
 ALIASES = {"hook_mlp_in": "ln2.hook_normalized", "hook_attn_in": "ln1.hook_normalized"}  # before the norm's weight
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _HEAD = re.compile(r"blocks\.(\d+)\.attn\.(head|kv_head)\.(\d+)\.(hook_\w+)")
@@ -99,13 +99,15 @@ class Receiver:
 # --- reading what was given ------------------------------------------------------------------------------------------
 
 
-def parse_senders(given: Any, n_layers: int, n_heads: int, deepstack: Sequence[str]) -> list[Sender]:
+def parse_senders(given: Any, n_layers: int, n_heads: int, names: Iterable[str]) -> list[Sender]:
     """Senders from a HeadSet, heads, hook names or "visual", or a list of these.
 
     Args:
         n_layers, n_heads: the model's, to refuse heads of another.
-        deepstack: the names of the points at which visual features are added again.
+        names: the model's hook points: what DeepStack adds belongs to "visual", a gate to its head.
     """
+    gates = {name for name in names if name.endswith("hook_gate")}
+    deepstack = [name for name in names if name.endswith("hook_deepstack")]
     single = isinstance(given, str | Head) or (
         isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], int)
     )
@@ -115,7 +117,7 @@ def parse_senders(given: Any, n_layers: int, n_heads: int, deepstack: Sequence[s
         if one in ("visual", "vision.hook_out"):
             found.append(Sender("visual", ("hook_embed", *deepstack), visual=True))
         elif head and head[2] == "head" and head[4] == "hook_z":
-            found.append(_head(Head(int(head[1]), int(head[3])), n_layers, n_heads))
+            found.append(_head(Head(int(head[1]), int(head[3])), n_layers, n_heads, gates))
         elif isinstance(one, str) and (one == "hook_embed" or _BLOCK.fullmatch(one)):
             point = "" if one == "hook_embed" else _BLOCK.fullmatch(one)[2]  # type: ignore[index]
             if one != "hook_embed" and (point not in ORDER or point.endswith(("scores", "pattern", "scale"))):
@@ -124,17 +126,37 @@ def parse_senders(given: Any, n_layers: int, n_heads: int, deepstack: Sequence[s
                     "what writes to the residual stream: heads, hook_mlp_out, hook_embed, hook_deepstack, 'visual'",
                     "for a head write (layer, head) or 'L3H5'",
                 )
-            found.append(Sender(one, (one,)))
+            found.append(Sender(one, (one, *_gate(one, gates))))
         else:
-            found.append(_head(Head.of(one), n_layers, n_heads))
+            found.append(_head(Head.of(one), n_layers, n_heads, gates))
     if not found:
         raise CorelensError("no senders", "one or more", "for instance senders=[(3, 5)]")
     return found
 
 
-def _head(head: Head, n_layers: int, n_heads: int) -> Sender:
+def _head(head: Head, n_layers: int, n_heads: int, gates: set[str]) -> Sender:
     HeadSet([head]).check(n_layers, n_heads)
-    return Sender(str(head), (f"blocks.{head.layer}.attn.hook_z",), head.head)
+    z = f"blocks.{head.layer}.attn.hook_z"
+    return Sender(str(head), (z, *_gate(z, gates)), head.head)
+
+
+def _gate(name: str, gates: set[str]) -> list[str]:
+    """The gate by which this z is multiplied before it is projected, where there is one."""
+    gate = name.replace("hook_z", "hook_gate")
+    return [gate] if name.endswith("hook_z") and gate in gates else []
+
+
+def mixing(layer: int, names: Container[str], written: Container[str] = ()) -> list[str]:
+    """The points that freeze what a layer carries between tokens: its heads, or else its mixer's output.
+
+    Args:
+        names: the points that the base run's cache holds, or that the model has.
+        written: those that senders write: they are never frozen as a whole.
+    """
+    z, gate, out = (f"blocks.{layer}.{point}" for point in ("attn.hook_z", "attn.hook_gate", "hook_attn_out"))
+    if z in names or z in written or out not in names:
+        return [z, gate] if gate in names else [z]
+    return [out]
 
 
 def parse_receivers(given: Iterable[str] | str, model: Any) -> list[Receiver]:

@@ -146,6 +146,8 @@ def activation_patch(
             16,384 elsewhere; one patch is always run whole.
         fast: False: one whole forward a patch, as you would write it yourself; slower, the same numbers.
 
+    A place that the model does not have (a head of a layer without attention) has the value NaN.
+
     Errors: grids that differ; a metric of the wrong shape; a site without such an axis.
     """
     clean, corrupted, measure, base, other, site_meta = prepare_runs(
@@ -212,6 +214,9 @@ def _one_by_one(
         near = measure(model.run_with_hooks(base, fwd_hooks=list(hooks), logits_to_keep=measure.keep))
         values = []
         for job in jobs:
+            if not job.names:
+                values.append(torch.full_like(near, torch.nan))
+                continue
             put = [(name, write([job], name, source[name])) for name in job.names]
             values.append(measure(model.run_with_hooks(base, fwd_hooks=[*hooks, *put], logits_to_keep=measure.keep)))
             bar.advance(task)
@@ -228,6 +233,9 @@ def _together(
     values: list[Tensor | None] = [None] * len(jobs)
     groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for number, job in enumerate(jobs):
+        if not job.names:
+            values[number] = torch.full_like(near, torch.nan)
+            continue
         row = first_row(job, replay.cache, source)
         if row is None:  # the two runs agree wherever this patch writes
             values[number] = near

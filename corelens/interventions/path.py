@@ -19,7 +19,7 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
-from corelens.interventions.ends import Receiver, Sender, parse_receivers, parse_senders, rank, reaches
+from corelens.interventions.ends import Receiver, Sender, mixing, parse_receivers, parse_senders, rank, reaches
 from corelens.interventions.patch import Direction, prepare_runs, result_of, share
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
@@ -43,7 +43,8 @@ def path_hooks(
     Args:
         senders: heads (a HeadSet, pairs, names "L3H5"), hook names ("blocks.3.hook_mlp_out", "hook_embed",
             "blocks.3.attn.hook_z" for all heads of a layer), or "visual".
-        base: the base run's cache, with `hook_z` of all layers (and `hook_mlp_out`, if MLPs are frozen).
+        base: the base run's cache, with `hook_z` of all layers (and `hook_gate` where heads are gated; `hook_attn_out`
+            of layers without attention, whose mixers are frozen as heads are; and `hook_mlp_out`, if MLPs are frozen).
         source: the other run's cache, with what the senders write.
         freeze_mlps: freeze MLPs that are no senders at their base value too.
         positions: senders carry the change only there; elsewhere they are frozen at the base value.
@@ -51,9 +52,9 @@ def path_hooks(
     if positions is not None:
         check_where(positions)
     held, other = getattr(base, "cache_dict", base), getattr(source, "cache_dict", source)
-    layers = 1 + max((layer_of(name) for name in held if name.endswith("attn.hook_z")), default=-1)
-    heads = held[f"blocks.{layers - 1}.attn.hook_z"].shape[2] if layers else 0
-    chosen = parse_senders(senders, layers, heads, [name for name in other if name.endswith("hook_deepstack")])
+    of_heads = [name for name in held if name.endswith("attn.hook_z")]
+    layers = 1 + max((layer_of(name) for name in held if name.endswith(("attn.hook_z", "hook_attn_out"))), default=-1)
+    chosen = parse_senders(senders, layers, max((held[name].shape[2] for name in of_heads), default=0), [*other])
 
     def where(inputs: Any, here: Tensor, batch: int) -> list[Tensor | None]:
         if positions is None:
@@ -74,7 +75,7 @@ def _path_hooks(
             for name in sender.names:
                 written.setdefault(name, []).append((run, sender))
     first = max(0, min((layer_of(name) for name in written), default=0))
-    frozen = [f"blocks.{layer}.attn.hook_z" for layer in range(first, n_layers)]
+    frozen = [name for layer in range(first, n_layers) for name in mixing(layer, base, written)]
     if freeze_mlps:
         frozen += [f"blocks.{layer}.hook_mlp_out" for layer in range(first, n_layers)]
     for name in {*frozen, *written}:
@@ -169,7 +170,7 @@ def path_patch(
         raise CorelensError(
             f"per={per}", f"axes among sender, receiver, and one of {', '.join(PLACES)}", "leave out the rest"
         )
-    all_senders = parse_senders(senders, cfg.n_layers, cfg.n_heads, model.hook_names("hook_deepstack"))
+    all_senders = parse_senders(senders, cfg.n_layers, cfg.n_heads, model.hook_names())
     all_receivers = parse_receivers(receivers, model)
     meta["receivers"] = [receiver.name for receiver in all_receivers]
     tables, place_labels = places(base, per, positions)
@@ -190,7 +191,7 @@ def path_patch(
             other, names_filter=names, logits_to_keep=measure.keep, return_cache_object=False
         )
     far = measure(logits)
-    keep = names + [f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)]
+    keep = names + [name for layer in range(cfg.n_layers) for name in mixing(layer, model.hook_dict)]
     keep += [f"blocks.{layer}.hook_mlp_out" for layer in range(cfg.n_layers)] if freeze_mlps else []
     replay = Replay(model, base, hooks, names=keep, keep=measure.keep)
     near = measure(replay.logits)

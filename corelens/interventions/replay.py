@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -53,6 +53,7 @@ class Replay:
         self.decoder = model.layout.decoder(model.hf)
         layers = range(model.cfg.n_layers)
         wanted = ["hook_embed", *(f"blocks.{layer}.hook_resid_pre" for layer in layers)]
+        rows = rows and all(model.cfg.heads)  # what other mixers carry from row to row is not kept
         if rows:
             wanted += [f"blocks.{layer}.attn.{point}" for layer in layers for point in ("hook_rot_k", "hook_v")]
         caching = [*dict.fromkeys([*wanted, *names])]
@@ -67,6 +68,9 @@ class Replay:
             handle.remove()
         self.cache: dict[str, Tensor] = cache
         self.length = self.cache["hook_embed"].shape[1]
+        # (layers that use the keys of an earlier one need it to run)
+        parts = [block.parts for block in model.blocks]
+        self._own_keys = all(p.k_proj or not (p.attention and p.q_proj) for p in parts)
         self.suffixes = rows and self._causal()
 
     def _capture(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -84,6 +88,7 @@ class Replay:
     def begin(self, layer: int, row: int, runs: int = 1) -> Start:
         """The latest exact start at or before this layer and row."""
         row = row if self.suffixes and row >= self.length * LEAST_PREFIX else 0
+        layer = layer if self._own_keys else 0
         return Start(max(0, min(layer, self.model.cfg.n_layers - 1)), min(row, self.length - 1), runs)
 
     def run(
@@ -107,6 +112,8 @@ class Replay:
         kwargs = self._called_with(start)
         # (without position ids some models make their own, from what they remember of the last batch)
         tensors = {name: kwargs[name] for name in ("inputs_embeds", "position_ids") if kwargs.get(name) is not None}
+        if self._needs_ids():
+            tensors["input_ids"] = self._any_text(tensors.pop("inputs_embeds"))
         batch = Inputs(tensors, self.inputs.token_maps, self.inputs.samples)
         kept = [(_later(name, start), function) for name, function in self.hooks if _fires(name, start)]
         every = [*kept, *hooks, *(reading or {}).items()]
@@ -126,6 +133,19 @@ class Replay:
 
     def _embeds(self, start: Start) -> Tensor:
         return _repeat(self.cache["hook_embed"], start)
+
+    def _needs_ids(self) -> bool:
+        """Whether the model makes the decoder more than embeddings of the ids: embeddings alone do not call it then."""
+        n = len(self.cache["hook_embed"])
+        more = (x for name, x in self._kwargs.items() if name not in CALL and isinstance(x, Tensor))
+        made = any(x.is_floating_point() and x.shape[:2] == (n, self.length) for x in more)
+        return made and self._kwargs.get("input_ids") is None
+
+    def _any_text(self, embeds: Tensor) -> Int[Tensor, "batch pos"]:
+        """Ids that stand for no picture; what the decoder gets for them is replaced."""
+        pictures = self.model.layout.placeholders(self.model.hf.config)
+        token = next(token for token in range(len(pictures) + 1) if token not in pictures)
+        return torch.full(embeds.shape[:2], token, device=embeds.device)
 
     @contextmanager
     def _begun(self, start: Start, kwargs: dict[str, Any]) -> Iterator[None]:

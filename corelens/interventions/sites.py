@@ -49,7 +49,7 @@ class Patch:
     """One patch: these points at once, of each this part, at these positions.
 
     Args:
-        names: hook points.
+        names: hook points; none where the model has nothing at this place (a layer without attention).
         part: which heads, KV heads or neurons; None: all.
         where: True at the positions that are patched; None: all.
     """
@@ -95,7 +95,10 @@ def patches(
                 size, step = _extent(model, name, block)
                 part = slice(at[name] * step, min((at[name] + 1) * step, size))
         place = next((along_places[at[name]] for name in PLACES if name in at), along_places[0])
-        found.append(Patch(_names(model, site, at.get("layer")), part, place))
+        names = _names(model, site, at.get("layer"))
+        found.append(Patch(_with_part(model, names, part), part, place))
+    if all(not job.names for job in found):  # nowhere: the first layer says why
+        model.hook_dict[f"blocks.0.{SITES[site][0]}"]
     return axes, found
 
 
@@ -115,7 +118,7 @@ def _check(site: str, per: tuple[str, ...]) -> None:
 
 def _extent(model: Any, axis: str, block: int) -> tuple[int, int]:
     if axis == "neuron":
-        return model.cfg.d_mlp, block
+        return model.cfg.d_mlp or max(block.parts.d_mlp or 0 for block in model.blocks), block
     return (model.cfg.n_heads if axis == "head" else model.cfg.n_kv_heads), 1
 
 
@@ -125,7 +128,15 @@ def _names(model: Any, site: str, layer: int | None) -> tuple[str, ...]:
     if site == "visual":
         return ("hook_embed", *(name for name in model.hook_names("hook_deepstack")))
     layers = range(model.cfg.n_layers) if layer is None else [layer]
-    return tuple(f"blocks.{at}.{SITES[site][0]}" for at in layers)
+    return tuple(name for at in layers if (name := f"blocks.{at}.{SITES[site][0]}") in model.hook_dict)
+
+
+def _with_part(model: Any, names: tuple[str, ...], part: slice | None) -> tuple[str, ...]:
+    """Those of these points that have these heads: layers may have fewer than others."""
+    if part is None:
+        return names
+    counts = {name: model.hook_dict[name].n_heads for name in names}
+    return tuple(name for name, count in counts.items() if not count or part.start < count)
 
 
 def table(where: Where, inputs: Inputs) -> Bool[Tensor, "sample pos"]:

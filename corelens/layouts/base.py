@@ -50,34 +50,38 @@ class Layout:
         if hasattr(layer, "post_feedforward_layernorm"):  # norms after attention and MLP
             self.ln2 = "pre_feedforward_layernorm"
             self.attn_out, self.mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"
-        norm: Any = getattr(layer, self.ln1, None)
-        weight = getattr(norm, "weight", None)
-        if isinstance(weight, Tensor) and weight.device.type == "meta":
-            weight = offloaded(norm, "weight")
-        if isinstance(weight, Tensor):
-            x = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)
-            with torch.no_grad():
-                times = x / x.float().pow(2).mean().sqrt()  # what it multiplies by its weight, or by 1 + weight
-                off = [(norm(x) - times * (offset + weight)).abs().sum() for offset in (0.0, 1.0)]
-            self.norm_weight_offset = float(off[1] < off[0])
+        norm = getattr(layer, self.ln1, None)
+        if norm is not None:
+            self.norm_weight_offset = weight_offset(norm)
         return self
 
     # --- where things are -------------------------------------------------------------------------------------------
 
     def decoder(self, hf: nn.Module) -> nn.Module:
-        """The text decoder: it takes `inputs_embeds` with the visual features merged in, and has `.layers`, `.norm`."""
+        """The text decoder: it takes `inputs_embeds` with the visual features merged in, and has `.layers`."""
         inner = getattr(hf, "model", hf)
         find = getattr(inner, "get_decoder", None) or getattr(hf, "get_decoder", None)
-        decoder = find() if find else None
-        if decoder is None or not (hasattr(decoder, "layers") and hasattr(decoder, "norm")):
+        decoder = held = find() if find else None
+        while held is not None and not hasattr(held, "layers"):  # some return what holds the decoder and its head
+            held = getattr(held, "model", None)
+        if held is None or self.final_norm(held) is None:
             returned = "there is no get_decoder()" if find is None else f"it returns a {type(decoder).__name__}"
             raise CorelensError(
                 f"a model of class {type(hf).__name__}, in which no decoder was found: looked for what get_decoder() "
-                f"of {type(inner).__name__} or {type(hf).__name__} returns, with `.layers` and `.norm`; {returned}",
+                f"of {type(inner).__name__} or {type(hf).__name__} returns, with `.layers` and a norm; {returned}",
                 "a transformers vision-language model whose get_decoder() returns its text decoder",
                 "write a Layout for it with `decoder(hf)` overridden and register it: cl.register_layout(MyLayout)",
             )
-        return decoder
+        return held
+
+    def final_norm(self, decoder: nn.Module) -> nn.Module | None:
+        """The norm behind the last layer: `.norm`, or the last of the decoder's modules with a vector of weights."""
+        if (norm := getattr(decoder, "norm", None)) is not None:
+            return norm  # type: ignore[return-value]
+        if not hasattr(getattr(decoder, "config", None), "vocab_size"):  # a tower, not a decoder of text
+            return None
+        vectors = [m for m in decoder.children() if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim == 1]
+        return vectors[-1] if vectors else None
 
     def vision_layers(self, hf: nn.Module) -> list[nn.Module]:
         """The layers of the vision tower, in order; empty if none are found."""
@@ -91,7 +95,8 @@ class Layout:
 
     def visual_features(self, hf: nn.Module) -> nn.Module | None:
         """The object whose `get_image_features` and `get_video_features` give the projector's output."""
-        return getattr(hf, "model", None)
+        inner = getattr(hf, "model", None)
+        return hf if not hasattr(inner, "get_image_features") and hasattr(hf, "get_image_features") else inner
 
     def deepstack(
         self, decoder: nn.Module, fire: Callable[[int, Tensor], Tensor], n_layers: int = 0
@@ -170,6 +175,20 @@ class Layout:
             frames=frames.repeat_interleave(len(cells.visual), dim=0),
             shrunk=cells.shrunk,
         )
+
+
+def weight_offset(norm: nn.Module) -> float:
+    """1.0 if a norm multiplies by 1 + weight, 0.0 if by its weight: measured on one vector."""
+    weight = getattr(norm, "weight", None)
+    if isinstance(weight, Tensor) and weight.device.type == "meta":
+        weight = offloaded(norm, "weight")
+    if not isinstance(weight, Tensor):
+        return 0.0
+    x = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)
+    with torch.no_grad():
+        times = x / x.float().pow(2).mean().sqrt()  # what it multiplies by its weight, or by 1 + weight
+        off = [(norm(x) - times * (offset + weight)).abs().sum() for offset in (0.0, 1.0)]
+    return float(off[1] < off[0])
 
 
 def grid_cells(processor: Any, config: Any, thw: list[int], size: tuple[int, int]) -> Cells:

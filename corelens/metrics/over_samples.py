@@ -17,6 +17,9 @@ def head_scores(metric: Metric, raw: Float[np.ndarray, "sample part layer head"]
     `per_sample` is what is averaged: the scores themselves ("mean", "median"), the ranks within each sample
     ("rank_mean"), or the votes ("vote").
     """
+    exists = np.isfinite(raw).any(axis=(0, 1))
+    if not exists.all():  # layers without attention, or with fewer heads: the others are ranked among themselves
+        return _of_those(metric, raw, exists, meta)
     if metric.finish is not None:
         return HeadScores(per_sample=metric.finish(raw.swapaxes(0, 1)), meta=meta)
     if metric.ratio:
@@ -29,6 +32,22 @@ def head_scores(metric: Metric, raw: Float[np.ndarray, "sample part layer head"]
     if metric.samples == "vote":
         return HeadScores(per_sample=votes(scores), meta=meta)
     return HeadScores(per_sample=scores, meta=meta)
+
+
+def _of_those(metric: Metric, raw: np.ndarray, exists: np.ndarray, meta: dict[str, Any]) -> HeadScores:
+    """Scores of the heads that exist, NaN elsewhere."""
+    alone = head_scores(metric, raw[:, :, exists][:, :, None], meta)
+
+    def spread(values: np.ndarray | None) -> np.ndarray | None:
+        if values is None:
+            return None
+        every = np.full((*values.shape[:-2], *exists.shape), np.nan, dtype=values.dtype)
+        every[..., exists] = values[..., 0, :]
+        return every
+
+    if alone.parts is not None:
+        return HeadScores(parts=tuple(spread(part) for part in alone.parts), meta=meta)  # type: ignore[arg-type]
+    return HeadScores(spread(alone.values), spread(alone.per_sample), meta)
 
 
 def ranks(scores: Float[np.ndarray, "sample layer head"]) -> Float[np.ndarray, "sample layer head"]:

@@ -95,7 +95,7 @@ class Masses:
             variants["left_out"] = [without(*of_sample) for of_sample in zip(token_maps, sinks, strict=True)]
         each = [key_weights(variants[variant], [column]) for variant, column in self._columns]
         self._weights = {torch.device("cpu"): torch.cat(each, dim=-1)} if each else {}
-        self._of_layer: dict[int, Float[Tensor, "batch head row column"]] = {}
+        self._of_layer: dict[int, Float[Tensor, "batch head row column"]] = {}  # layers without heads are not there
 
     def read(self, layer: int, pattern: Float[Tensor, "batch head row key"]) -> None:
         """Take the masses of one layer's rows."""
@@ -110,7 +110,7 @@ class Masses:
         """The masses of all layers, on the CPU: the one place that waits for the device."""
         if not self._of_layer:
             return {}
-        stacked = _stacked([self._of_layer[layer] for layer in sorted(self._of_layer)])
+        stacked = _stacked([self._of_layer[layer] for layer in sorted(self._of_layer)], 1)
         return dict(zip(self._columns, stacked.unbind(-1), strict=True))
 
 
@@ -121,11 +121,13 @@ class _Batch:
     Args:
         places: of the rows.
         masses: what the rows put on the sets of keys.
+        heads: how many heads each layer has.
         scores: by layer and sample, {key: [part, head]} of the metrics that need more than masses.
     """
 
     places: Places
     masses: Masses
+    heads: tuple[int, ...]
     scores: dict[int, list[dict[str, Float[Tensor, "part head"]]]] = field(default_factory=dict)
 
 
@@ -172,7 +174,8 @@ class Record:
             self._finish()
             if int(hook.ctx["positions"][0]) == 0:
                 places = Places(hook, self.metrics)
-                self._batch = _Batch(places, Masses(places.token_maps, self._columns, self._sinks))
+                read = Masses(places.token_maps, self._columns, self._sinks)
+                self._batch = _Batch(places, read, hook.ctx["heads"])
         batch = self._batch
         if batch is None:  # a decode step: what is scored is the prompt
             return
@@ -213,7 +216,7 @@ class Record:
             return
         of_rows = batch.masses.fetch()
         more = {
-            m.key: _stacked([torch.stack([s[m.key] for s in batch.scores[layer]]) for layer in sorted(batch.scores)])
+            m.key: _stacked([torch.stack([s[m.key] for s in batch.scores[layer]]) for layer in sorted(batch.scores)], 2)
             for m in self._of_layer
         }
         for i, token_map in enumerate(batch.places.token_maps):
@@ -229,9 +232,7 @@ class Record:
                     parts = torch.stack(score if isinstance(score, tuple) else (score,))  # [part, layer, head]
                 else:
                     parts = more[m.key][:, i].transpose(0, 1)
-                for part in parts:
-                    check_finite(part, m, token_map.id)
-                self._done[m.key].append(parts.numpy())
+                self._done[m.key].append(in_all_layers(parts, batch.heads, m, token_map.id))
             self._samples.append(token_map.id)
 
     def per_sample(self, metric: Metric) -> Float[np.ndarray, "sample part layer head"]:
@@ -248,9 +249,33 @@ class Record:
         return {m.key: head_scores(m, raw[m.key], describe(m) | about) for m in self.metrics}
 
 
-def _stacked(layers: list[Tensor]) -> Tensor:
-    """The layers' tensors as one, on the CPU, in one transfer."""
-    return torch.stack([layer.to(layers[0].device) for layer in layers]).cpu()
+def _stacked(layers: list[Tensor], head_axis: int) -> Tensor:
+    """The layers' tensors as one, on the CPU, in one transfer; fewer heads are filled up with 0."""
+    most = max(layer.shape[head_axis] for layer in layers)
+    after = [0, 0] * (layers[0].ndim - head_axis - 1)
+    filled = [torch.nn.functional.pad(layer, [*after, 0, most - layer.shape[head_axis]]) for layer in layers]
+    return torch.stack([layer.to(layers[0].device) for layer in filled]).cpu()
+
+
+def in_all_layers(
+    parts: Float[Tensor, "part some head"], heads: Sequence[int], metric: Metric, sample: str
+) -> Float[np.ndarray, "part layer head"]:
+    """Scores of the layers that have heads, put where these layers stand; NaN where there is no head.
+
+    Args:
+        parts: the layers with heads, in their order.
+        heads: how many heads each layer of the model has.
+
+    Raises CorelensError if a head that exists has no finite score.
+    """
+    exists = torch.arange(parts.shape[2]) < torch.tensor(heads)[:, None]
+    every = parts.new_zeros(len(parts), *exists.shape)
+    every[:, exists.any(1)] = parts
+    every[:, ~exists] = 0
+    for part in every:
+        check_finite(part, metric, sample)
+    every[:, ~exists] = torch.nan
+    return every.numpy()
 
 
 def describe(metric: Metric) -> dict[str, Any]:
@@ -342,7 +367,7 @@ class LookedAt:
 
     def keys(self) -> Int[Tensor, "layer batch head step"]:
         """Positions in the padded row; −1 where attention is not finite."""
-        return _stacked([torch.stack(self._keys[layer], dim=-1) for layer in sorted(self._keys)])
+        return _stacked([torch.stack(self._keys[layer], dim=-1) for layer in sorted(self._keys)], 1)
 
 
 def _argmax(row: Float[Tensor, "batch head key"]) -> Int[Tensor, "batch head"]:
@@ -353,9 +378,8 @@ def _argmax(row: Float[Tensor, "batch head key"]) -> Int[Tensor, "batch head"]:
 def record(metrics: Iterable[AnyMetric]) -> Record:
     """A record of several metrics from the same rows of the same runs (those that need rows alone)."""
     chosen = [metric(wanted) for wanted in metrics]
-    for m in chosen:
-        if not m.needs_rows_alone:
-            raise CorelensError(f"{m.key} in a record", "metrics of attention rows alone", "use cl.score_heads")
+    if more := [m.key for m in chosen if not m.needs_rows_alone]:
+        raise CorelensError(f"{more[0]} in a record", "metrics of attention rows alone", "use cl.score_heads")
     return Record(chosen)
 
 

@@ -36,7 +36,7 @@ from corelens.metrics.provenance import (
     refuse_active,
     sample_hash,
 )
-from corelens.metrics.record import AnyMetric, LookedAt, NullRows, Record, describe
+from corelens.metrics.record import AnyMetric, LookedAt, NullRows, Record, describe, in_all_layers
 from corelens.metrics.registry import metric
 from corelens.metrics.runs import run_folder
 from corelens.metrics.sinks import visual_sinks
@@ -235,7 +235,8 @@ def _score_steps(
             for of_layer in keys[:, i, :, : len(steps)]:
                 score = m(None, token_map, looked=of_layer, steps=steps, texts=texts)
                 layers.append(torch.stack(score if isinstance(score, tuple) else (score,)))
-            per_metric[m.key].append(torch.stack(layers, dim=1).float().numpy())
+            scored = torch.stack(layers, dim=1).float()
+            per_metric[m.key].append(in_all_layers(scored, model.cfg.heads, m, sample.id))
     return {key: np.stack(values) for key, values in per_metric.items()}
 
 

@@ -73,6 +73,8 @@ class ActivationCache(LensCache):
         apply_ln: bool = False, pos_slice: Any = None, incl_embeds: bool = True, return_labels: bool = False,
     ) -> Any:  # fmt: skip
         """As in TransformerLens, with what DeepStack adds after a layer behind that layer's MLP (mode "all")."""
+        if mode == "all":
+            self._check_sums(self._depth(layer))
         parts: Any
         labels: Any
         parts, labels = super().decompose_resid(
@@ -92,7 +94,14 @@ class ActivationCache(LensCache):
         self, layer: int = -1, return_labels: bool = False, incl_remainder: bool = False, pos_slice: Any = None,
         apply_ln: bool = False,
     ) -> Any:  # fmt: skip
-        """As in TransformerLens; behind a norm after attention, what of each head reaches the residual stream."""
+        """As in TransformerLens; behind a norm after attention, what of each head reaches the residual stream.
+
+        Layers without attention heads, and heads that a layer lacks, are left out: their output is in the remainder.
+        """
+        if len(set(self.model.cfg.heads)) > 1:  # type: ignore[attr-defined]
+            return self._stack_of_some(layer, return_labels, incl_remainder, pos_slice, apply_ln)
+        for number, block in enumerate(self.model.blocks):
+            self._check_gate(number, block)
         there = self
         if any(block.attn_post_norm is not None for block in self.model.blocks):
             there = copy.copy(self)
@@ -139,6 +148,7 @@ class ActivationCache(LensCache):
     ) -> Any:  # fmt: skip
         """As in TransformerLens, with what DeepStack adds as the last components."""
         depth = self._depth(layer)
+        self._check_sums(depth, every_head=True)
         if expand_neurons:
             self._check_neurons(depth)
         parts: Any
@@ -160,10 +170,56 @@ class ActivationCache(LensCache):
     def _depth(self, layer: int | None) -> int:
         return self.model.cfg.n_layers if layer is None or layer == -1 else layer
 
+    def _check_sums(self, depth: int, every_head: bool = False) -> None:
+        """Raise where the residual stream before layer `depth` is not the sum of its parts."""
+        for number, block in enumerate(list(self.model.blocks)[:depth]):
+            why = block.parts.unsummed
+            if not why and every_head and block.parts.attention is None:
+                why = "it has no attention heads to take apart: decompose_resid adds up its mixer's output as a whole"
+            if why:
+                raise CorelensError(
+                    f"a sum of what layer {number} and the layers before add to the residual stream: {why}",
+                    "layers whose attention and MLP outputs are all that is added (measured at wrap time)",
+                    "take accumulated_resid or logit_lens, which read the stream itself, or an earlier layer",
+                )
+
+    def _check_gate(self, number: int, block: Any) -> None:
+        if block.parts.gated and f"blocks.{number}.attn.hook_result" not in self.cache_dict:
+            raise CorelensError(
+                f"head results of layer {number}, whose z is gated, without hook_result",
+                "a cache that holds it: z · W_O leaves the gate out",
+                "name blocks.{l}.attn.hook_result in names_filter beside what is kept",
+            )
+
+    def _stack_of_some(
+        self, layer: int, return_labels: bool, incl_remainder: bool, pos_slice: Any, apply_ln: bool
+    ) -> Any:
+        """stack_head_results of a model whose layers differ in how many heads they have."""
+        depth, at = self._depth(layer), _slice(pos_slice)
+        parts, labels = [], []
+        for number, count in enumerate(self.model.cfg.heads[:depth]):  # type: ignore[attr-defined]
+            if count:
+                self._check_gate(number, self.model.blocks[number])
+                parts += [at.apply(x, dim=-2) for x in self._result(number).unbind(-2)]
+                labels += [f"L{number}H{head}" for head in range(count)]
+        like = at.apply(self["resid_post", depth - 1] if depth else self["hook_embed"], dim=-2)
+        stack = torch.stack(parts) if parts else like.new_zeros(0, *like.shape)
+        if incl_remainder:
+            stack, labels = torch.cat([stack, (like - stack.sum(0))[None]]), [*labels, "remainder"]
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, depth, pos_slice=pos_slice)
+        return (stack, labels) if return_labels else stack
+
     def _deepstack(self, layer: int, pos_slice: Any) -> list[tuple[Tensor, str]]:
         """What is added after the layers before `layer`, and its label."""
         count = min(layer, self.model.cfg.n_deepstack)  # type: ignore[attr-defined]
         held = [(self[f"blocks.{number}.hook_deepstack"], f"{number}_deepstack") for number in range(count)]
+        for number in range(count, min(layer, self.model.cfg.n_layers - 1)):  # of a family that has no point for it
+            before, after = f"blocks.{number}.hook_resid_post", f"blocks.{number + 1}.hook_resid_pre"
+            if before in self.cache_dict and after in self.cache_dict:
+                added = self[after] - self[before].to(self[after].device)
+                if bool(added.any()):
+                    held.append((added, f"{number}_deepstack"))
         return [(_slice(pos_slice).apply(added, dim=-2), label) for added, label in held]
 
     def _result(self, layer: int) -> Tensor:

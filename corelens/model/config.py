@@ -1,30 +1,34 @@
 """The model's shape, under TransformerLens's names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from corelens.layouts.base import Layout
+from corelens.model.parts import Parts
 from corelens.model.projections import home
-from corelens.model.weights import norm_eps
+from corelens.model.weights import centres, norm_eps
 
 
 @dataclass
 class Config:
     """The model's shape under TransformerLens's names.
 
-    `normalization_type` is "RMS" or "LN"; `n_vision_layers` is 0 where the tower's layers are not known; `n_deepstack`
-    counts the decoder layers after which visual features are added again.
+    Layers may differ: `heads` are the query heads of each layer (0: its mixer has none), `n_heads`, `n_kv_heads` and
+    `d_head` those of the layer with most; `model.blocks[l].attn` has a layer's own. `d_mlp` is None where layers differ
+    or are mixtures of experts. `normalization_type` is "RMS" or "LN"; `n_vision_layers` is 0 where the tower's layers
+    are not known; `n_deepstack` counts the decoder layers after which visual features are added again.
     """
 
     n_layers: int
     n_heads: int
     n_kv_heads: int
     d_head: int
+    heads: tuple[int, ...]
     d_model: int
-    d_mlp: int
+    d_mlp: int | None
     d_vocab: int
     family: str
     device: torch.device
@@ -45,20 +49,22 @@ class Config:
         return self.n_kv_heads
 
 
-def config_of(hf: Any, layout: Layout) -> Config:
-    """Read the shape off a Hugging Face model."""
+def config_of(hf: Any, layout: Layout, parts: Sequence[Parts]) -> Config:
+    """Read the shape off a Hugging Face model and the parts of its layers."""
     decoder = layout.decoder(hf)
     text: Any = decoder.config
-    n_heads = text.num_attention_heads
+    widest = max(parts, key=lambda of_layer: (of_layer.n_heads, of_layer.n_kv_heads * of_layer.d_head))
+    widths = {of_layer.d_mlp for of_layer in parts}
     embeddings = hf.get_input_embeddings()
-    norm: Any = decoder.norm
+    norm: Any = layout.final_norm(decoder)
     return Config(
-        n_layers=text.num_hidden_layers,
-        n_heads=n_heads,
-        n_kv_heads=getattr(text, "num_key_value_heads", None) or n_heads,
-        d_head=getattr(text, "head_dim", None) or text.hidden_size // n_heads,
+        n_layers=len(parts),
+        n_heads=widest.n_heads,
+        n_kv_heads=widest.n_kv_heads,
+        d_head=widest.d_head,
+        heads=tuple(of_layer.n_heads for of_layer in parts),
         d_model=text.hidden_size,
-        d_mlp=text.intermediate_size,
+        d_mlp=widths.pop() if len(widths) == 1 else None,
         d_vocab=text.vocab_size,
         family=hf.config.model_type,
         device=home(embeddings),
@@ -67,7 +73,7 @@ def config_of(hf: Any, layout: Layout) -> Config:
         n_ctx=getattr(text, "max_position_embeddings", 0),
         model_name=getattr(hf.config, "_name_or_path", "") or hf.config.model_type,
         act_fn=getattr(text, "hidden_act", None) or getattr(text, "hidden_activation", None) or "",
-        normalization_type="LN" if isinstance(norm, nn.LayerNorm) else "RMS",
+        normalization_type="LN" if centres(norm) else "RMS",
         n_vision_layers=len(layout.vision_layers(hf)),
         n_deepstack=layout.deepstack_layers(hf),
     )

@@ -16,7 +16,7 @@ from corelens.hooks.points import Hook, HookDict, HookPoint, all_points, hook_li
 from corelens.hooks.running import turn
 from corelens.inputs.encode import encode
 from corelens.inputs.prepare import Inputs, Sample, prepare
-from corelens.inputs.tensors import check_has_media, from_tensors
+from corelens.inputs.tensors import check_has_media, from_tensors, widened
 from corelens.layouts import layout_for
 from corelens.model.arguments import (
     check_forward,
@@ -31,6 +31,7 @@ from corelens.model.filters import NamesFilter, kept_by_default, matching, named
 from corelens.model.hooked_run import hooked_run
 from corelens.model.lens import LensModel
 from corelens.model.loading import load
+from corelens.model.parts import parts_of
 from corelens.model.probing import measured
 from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, of_whole_prompt
 from corelens.model.stop import residual_before
@@ -60,21 +61,22 @@ class HookedMLLM(LensModel):
         object.__setattr__(self, "hf", hf_model)
         self.processor = processor
         self.layout = measured(layout_for(getattr(hf_model, "config", hf_model)).fitted(hf_model), hf_model)
-        self._cfg = config_of(hf_model, self.layout)
+        parts = parts_of(hf_model, self.layout)
+        self._cfg = config_of(hf_model, self.layout, parts)
 
-        c, decoder = self.cfg, self.layout.decoder(hf_model)
+        decoder, deep = self.layout.decoder(hf_model), self.cfg.n_deepstack
         self.vision, missing = vision_points(hf_model, self.layout)
         self.embed = Embed(hf_model.get_input_embeddings())
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(
-            Block(self.layout, layer, c.n_heads, c.n_kv_heads, number < c.n_deepstack)
+            Block(parts[number], layer, number < deep)
             for number, layer in enumerate(decoder.layers)  # type: ignore[arg-type]
         )
-        self.ln_final = Norm(decoder.norm, self.layout.norm_weight_offset)  # type: ignore[arg-type]
+        self.ln_final = Norm(self.layout.final_norm(decoder), self.layout.norm_weight_offset)
         self.unembed = Unembed(hf_model.get_output_embeddings())
         self.hook_logits = HookPoint()
         for number, (block, layer) in enumerate(zip(self.blocks, decoder.layers, strict=True)):  # type: ignore[arg-type]
-            gone = absent(self.layout, block, layer)  # type: ignore[arg-type]
+            gone = absent(block, layer)  # type: ignore[arg-type]
             missing |= {f"blocks.{number}.{name}": reason for name, reason in gone.items()}
         self._missing = missing
         self.checked = not check
@@ -148,6 +150,7 @@ class HookedMLLM(LensModel):
         """Turn a sample, or a list of them, into one batch on the model's device. See `corelens.inputs.prepare`."""
         batch = [samples] if isinstance(samples, Sample) else list(samples)
         inputs = prepare(batch, self.processor, self.layout, self.hf.config, **options)
+        inputs = widened(inputs, self.cfg.dtype)
         return with_positions(inputs, self.layout.first_position).to(self.device)
 
     def inputs(self, **tensors: Tensor) -> Inputs:
@@ -188,7 +191,8 @@ class HookedMLLM(LensModel):
         arguments = {"use_cache": False, **batch.tensors}
         with hooked_run(self, batch, self._rows):
             if stop_at_layer is not None:
-                return residual_before(self.hf, self.layout.decoder(self.hf), stop_at_layer, arguments)
+                decoder = self.layout.decoder(self.hf)
+                return residual_before(self.hf, decoder, self.ln_final.norm, stop_at_layer, arguments)
             if return_type is None and not self.hook_logits.active:
                 self.hf.base_model(**arguments)  # type: ignore[operator]
                 return None
@@ -330,8 +334,7 @@ class HookedMLLM(LensModel):
         if names_filter is None or callable(names_filter):
             names: Sequence[str] = matching(self.hook_dict, names_filter or kept_by_default)
             return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
-        names = [names_filter] if isinstance(names_filter, str) else names_filter
-        return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
+        return {n: self.hook_dict[n] for n in ([names_filter] if isinstance(names_filter, str) else names_filter)}  # type: ignore[misc]
 
     @contextmanager
     def pattern_rows(self, rows: Where) -> Iterator["HookedMLLM"]:

@@ -28,7 +28,7 @@ def hooked_run(model: Any, batch: Inputs, rows: Where | None, generating: bool =
     """
     with turn(model.hf):
         active = [point for point in model.hook_points() if point.active]
-        run = Running(batch, plan=model.sparse_plan(), generating=generating)
+        run = Running(batch, plan=model.sparse_plan(), generating=generating, heads=model.cfg.heads)
         if not active and run.plan is None:
             yield run
             return

@@ -89,6 +89,11 @@ class Subject:
         single = next(self.model.hf.parameters()).dtype in (torch.float32, torch.float64)
         return pair[0] if single else pair[1]
 
+    def o_proj(self, name: str) -> nn.Module:
+        """The output projection of the layer whose point this is."""
+        layer = int(name.split(".")[1])
+        return self.layers[layer].get_submodule(self.model.blocks[layer].parts.o_proj)
+
     def names(self, point: str) -> list[str]:
         """The names of one point in the layers that have it."""
         every = (f"blocks.{layer}.{point}" for layer in range(self.model.cfg.n_layers))
@@ -142,7 +147,7 @@ def patterns(subject: Subject) -> Identity:
         stack.enter_context(_eager(subject))
         for number, layer in enumerate(layers):
             if f"blocks.{number}.attn.hook_pattern" in names:
-                attention = layer.get_submodule(subject.model.layout.attention)
+                attention = layer.get_submodule(subject.model.blocks[number].parts.attention)
                 stack.callback(attention.register_forward_hook(keep(number)).remove)
         logits = subject.forward()
     allowed = subject.limit((OTHER_KERNEL, 0.1))
@@ -184,7 +189,7 @@ def zeroed_heads(subject: Subject) -> Identity:
     def error_of(chosen: Sequence[str]) -> float:
         with ExitStack() as stack:
             for name in chosen:
-                o_proj = subject.layers[int(name.split(".")[1])].get_submodule(model.layout.o_proj)
+                o_proj = subject.o_proj(name)
                 stack.callback(o_proj.register_forward_pre_hook(_without_head(*widths[name])).remove)
             wanted = subject.forward()
         return subject.of_all_rows(subject.hooked([(name, _zero(last)) for name in chosen]), wanted)
@@ -221,7 +226,7 @@ def _without_head(n_heads: int, d_head: int) -> Callable[..., Any]:
 
 def head_results(subject: Subject) -> Identity:
     """Σ_h hook_result + bias is what the output projection returns."""
-    model, names = subject.model, subject.names("attn.hook_result")
+    names = subject.names("attn.hook_result")
     summed: dict[str, Tensor] = {}
     returned: dict[str, Tensor] = {}
     title = "sum of hook_result + bias = output of o_proj"
@@ -231,7 +236,7 @@ def head_results(subject: Subject) -> Identity:
 
     with ExitStack() as stack:
         for name in names:
-            o_proj = subject.layers[int(name.split(".")[1])].get_submodule(model.layout.o_proj)
+            o_proj = subject.o_proj(name)
 
             def keep(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
                 bias = readable(module, "bias")

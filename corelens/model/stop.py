@@ -17,12 +17,13 @@ class _Stopped(Exception):
 
 
 def residual_before(
-    hf: Any, decoder: nn.Module, layer: int, arguments: dict[str, Any]
+    hf: Any, decoder: nn.Module, norm: nn.Module, layer: int, arguments: dict[str, Any]
 ) -> Float[Tensor, "batch pos d_model"]:
     """The residual stream that enters a layer; neither that layer nor what follows is run.
 
     Args:
-        decoder: the text decoder, with its `layers` and the final `norm`.
+        decoder: the text decoder, with its `layers`.
+        norm: the norm behind them.
         layer: as TransformerLens's `stop_at_layer`: 0 stops before the first layer, n_layers before the final norm,
             −1 before the last layer.
         arguments: what the model is called with.
@@ -32,7 +33,7 @@ def residual_before(
         raise CorelensError(
             f"stop_at_layer={layer}", f"{-len(layers)} to {len(layers)}", "take a layer that the model has"
         )
-    places = [*layers, decoder.norm]
+    places = [*layers, norm]
     place: Any = places[layer if layer >= 0 else len(layers) + layer]
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from corelens.errors import CorelensError
 from corelens.hf import FactoredMatrix
 from corelens.hooks.points import AttentionPoints, BlockPoints, MLPPoints, NormPoints
-from corelens.layouts.base import Layout
+from corelens.model.parts import Parts
 from corelens.model.projections import embedding, projection, projection_bias, readable
 
 
@@ -24,6 +24,17 @@ def norm_eps(norm: nn.Module) -> float:
     """A norm's ε, under either of the names it has."""
     eps = getattr(norm, "variance_epsilon", None)
     return float(norm.eps if eps is None else eps)  # type: ignore[arg-type]
+
+
+def centres(norm: nn.Module) -> bool:
+    """Whether a norm takes the mean off its input (LayerNorm), and does not only scale it: measured on one vector."""
+    weight = readable(norm, "weight")
+    if isinstance(norm, nn.LayerNorm) or weight is None or weight.device.type == "meta":
+        return isinstance(norm, nn.LayerNorm)
+    x = torch.linspace(-1, 1, weight.shape[-1], dtype=torch.float32, device=weight.device).to(weight.dtype)
+    with torch.no_grad():
+        moved, still = norm(x[None] + 1).float(), norm(x[None]).float()
+    return bool((moved - still).abs().max() <= 0.05 * still.abs().max())
 
 
 def norm_weight(norm: nn.Module, offset: float) -> Float[Tensor, " d_model"]:
@@ -45,6 +56,7 @@ class Norm(NormPoints):
         super().__init__()
         object.__setattr__(self, "norm", norm)  # not a submodule: the weights stay the wrapped model's
         self.offset = offset
+        self.centres = norm is not None and centres(norm)
 
     @property
     def w(self) -> Float[Tensor, " d_model"]:
@@ -56,17 +68,22 @@ class Norm(NormPoints):
         return self.norm(x)  # type: ignore[operator]
 
 
-def _module(of: tuple[Layout, nn.Module], name: str) -> nn.Module:
-    """A layer's module by the name of the layout's attribute that says where it is."""
-    layout, layer = of
-    try:
-        return layer.get_submodule(getattr(layout, name))
-    except AttributeError:
+def _module(of: tuple[Parts, nn.Module], name: str) -> nn.Module:
+    """A layer's module by the name of the attribute of its parts that says where it is."""
+    parts, layer = of
+    if (path := getattr(parts, name)) is None:
+        attends = parts.attention is not None or name.startswith("mlp")
         raise CorelensError(
-            f"weights of a layer without {getattr(layout, name)!r}",
+            f"weights of a layer without a module for {name!r}" if attends
+            else f"{name!r} of a layer without attention heads: its mixer is a {_mixer(parts, layer)}",
             "a layer with one MLP and a projection each for q, k, v and z",
-            "read the weights of experts and of fused projections from model.hf",
-        ) from None
+            "read the weights of experts, of fused projections and of other mixers from model.hf",
+        )  # fmt: skip
+    return layer.get_submodule(path)
+
+
+def _mixer(parts: Parts, layer: nn.Module) -> str:
+    return "unknown module" if parts.mixer is None else type(layer.get_submodule(parts.mixer)).__name__
 
 
 def _bias(module: nn.Module) -> Float[Tensor, " out"]:
@@ -81,12 +98,12 @@ def _bias(module: nn.Module) -> Float[Tensor, " out"]:
 class Attention(AttentionPoints):
     """The points of one layer's attention, and its weights."""
 
-    _of: tuple[Layout, nn.Module]
+    _of: tuple[Parts, nn.Module]
 
-    def __init__(self, layout: Layout, layer: nn.Module, n_heads: int, n_kv_heads: int):
-        super().__init__(n_heads, n_kv_heads)
-        object.__setattr__(self, "_of", (layout, layer))
-        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
+    def __init__(self, parts: Parts, layer: nn.Module):
+        super().__init__(parts.n_heads, parts.n_kv_heads, parts.gated)
+        object.__setattr__(self, "_of", (parts, layer))
+        self.n_heads, self.n_kv_heads, self.d_head = parts.n_heads, parts.n_kv_heads, parts.d_head
 
     def module(self, name: str) -> nn.Module:
         """One of the layer's modules: "q_proj", "k_proj", "v_proj", "o_proj"."""
@@ -98,10 +115,17 @@ class Attention(AttentionPoints):
     def _b(self, name: str, heads: int) -> Float[Tensor, "head d_head"]:
         return rearrange(_bias(self.module(name)), "(head d) -> head d", head=heads)
 
-    W_Q = property(lambda self: self._in("q_proj", self.n_heads), doc="[head, d_model, d_head]")
+    @property
+    def W_gate(self) -> Float[Tensor, "head d_model d_head"]:
+        """What makes `hook_gate`, in layers whose q_proj gives a gate beside the query."""
+        if not self._of[0].gated:
+            raise CorelensError("W_gate of a layer without a gate", "a layer with gated attention", "see hook_gate")
+        return self._in("q_proj", self.n_heads)[..., self.d_head :]
+
+    W_Q = property(lambda self: self._in("q_proj", self.n_heads)[..., : self.d_head], doc="[head, d_model, d_head]")
     W_K = property(lambda self: self._in("k_proj", self.n_kv_heads), doc="[kv_head, d_model, d_head]")
     W_V = property(lambda self: self._in("v_proj", self.n_kv_heads), doc="[kv_head, d_model, d_head]")
-    b_Q = property(lambda self: self._b("q_proj", self.n_heads), doc="[head, d_head]")
+    b_Q = property(lambda self: self._b("q_proj", self.n_heads)[:, : self.d_head], doc="[head, d_head]")
     b_K = property(lambda self: self._b("k_proj", self.n_kv_heads), doc="[kv_head, d_head]")
     b_V = property(lambda self: self._b("v_proj", self.n_kv_heads), doc="[kv_head, d_head]")
     b_O = property(lambda self: _bias(self.module("o_proj")), doc="[d_model]")
@@ -128,9 +152,9 @@ class Attention(AttentionPoints):
 class MLP(MLPPoints):
     """The points of one layer's MLP, and its weights (a mixture of experts has none of these)."""
 
-    def __init__(self, layout: Layout, layer: nn.Module):
+    def __init__(self, parts: Parts, layer: nn.Module):
         super().__init__()
-        object.__setattr__(self, "_of", (layout, layer))
+        object.__setattr__(self, "_of", (parts, layer))
 
     W_gate = property(lambda self: projection(_module(self._of, "mlp_gate")).T, doc="[d_model, d_mlp]")
     W_in = property(lambda self: projection(_module(self._of, "mlp_up")).T, doc="[d_model, d_mlp]")
@@ -144,22 +168,24 @@ class Block(BlockPoints):
 
     hook_out_is_single_residual_stream = True  # TransformerLens's logit lens asks for it
 
-    def __init__(self, layout: Layout, layer: nn.Module, n_heads: int, n_kv_heads: int, deepstack: bool):
-        super().__init__(n_heads, n_kv_heads, deepstack)
-        self.attn = Attention(layout, layer, n_heads, n_kv_heads)
-        self.mlp = MLP(layout, layer)
-        self.ln1, self.ln2 = (Norm(_find(layer, path), layout.norm_weight_offset) for path in (layout.ln1, layout.ln2))
-        for name, path, body in (("attn", layout.attn_out, layout.attention), ("mlp", layout.mlp_out, layout.mlp)):
+    parts: Parts
+    ln1: Norm
+    ln2: Norm
+
+    def __init__(self, parts: Parts, layer: nn.Module, deepstack: bool):
+        super().__init__(parts.n_heads, parts.n_kv_heads, deepstack, parts.gated)
+        self.parts = parts
+        self.attn = Attention(parts, layer)
+        self.mlp = MLP(parts, layer)
+        self.ln1, self.ln2 = (Norm(_find(layer, path), parts.norm_weight_offset) for path in (parts.ln1, parts.ln2))
+        for name, path, body in (("attn", parts.attn_out, parts.mixer), ("mlp", parts.mlp_out, parts.mlp)):
             # a norm between a sublayer and the residual stream, where the family has one
             object.__setattr__(self, f"{name}_post_norm", _find(layer, path) if path != body else None)
-        self.norm_weight_offset = layout.norm_weight_offset
+        self.norm_weight_offset = parts.norm_weight_offset
 
 
-def _find(layer: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return layer.get_submodule(path)
-    except AttributeError:
-        return None
+def _find(layer: nn.Module, path: str | None) -> nn.Module | None:
+    return None if path is None else layer.get_submodule(path)
 
 
 class Embed(nn.Module):

@@ -18,13 +18,14 @@ from corelens.errors import CorelensError
 from corelens.hf import cache_in, checkpointing_off, unknown_caches
 from corelens.hooks.attention_function import attention
 from corelens.hooks.exchange import exchanged
-from corelens.hooks.points import BlockPoints, HookPoint, NormPoints
+from corelens.hooks.points import HookPoint
 from corelens.hooks.running import Running, Step, edits_before_caching, running
 from corelens.layouts.base import Layout
 from corelens.model.module_hooks import on_input, on_output
+from corelens.model.parts import Parts
 from corelens.model.projections import head_results, projection_bias, readable
 from corelens.model.vision import wired_vision
-from corelens.model.weights import norm_eps, norm_weight
+from corelens.model.weights import Block, Norm, norm_eps, norm_weight
 
 # begin(the new tokens: ids [batch, pos] or embeddings, how many tokens came before, whether there is a cache)
 Begin = Callable[[Tensor, int, bool], Step]
@@ -58,11 +59,12 @@ def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) 
             # At the first layer, not at the decoder: some decoders merge the pictures in themselves, by the ids.
             place(layers[0].register_forward_pre_hook(on_input(run, root.hook_embed), with_kwargs=True))
         for points, layer in zip(root.blocks, layers, strict=True):
-            for handle in _place_block(run, layout, points, layer):
+            for handle in _place_block(run, points, layer):
                 place(handle)
-            if run.plan is not None or any(point.active for point in points.attn.in_function):
-                run.sites[layer.get_submodule(layout.attention)] = points.attn
-        for handle in _place_norm(run, layout, root.ln_final, decoder, "norm"):
+            attends = points.parts.attention is not None
+            if attends and (run.plan is not None or any(point.active for point in points.attn.in_function)):
+                run.sites[layer.get_submodule(points.parts.attention)] = points.attn
+        for handle in _place_norm(run, root.ln_final):
             place(handle)
         if root.hook_logits.active:
             place(hf.register_forward_hook(_on_logits(run, root.hook_logits)))
@@ -154,67 +156,69 @@ def _cache_of_step(run: Running, decoder: nn.Module, kwargs: dict[str, Any], new
     return cache
 
 
-def absent(layout: Layout, points: BlockPoints, layer: nn.Module) -> dict[str, str]:
+def absent(points: Block, layer: nn.Module) -> dict[str, str]:
     """The names, below this layer's, of points that the layer cannot have, each with the reason."""
-    needs = {name: path for name, _, path, _ in (*_before(layout, points), *_after(layout, points))}
-    for name, path in (("ln1", layout.ln1), ("ln2", layout.ln2)):
+    parts = points.parts
+    needs = {name: path for name, _, path, _ in (*_before(points), *_after(points))}
+    for name, path in (("ln1", parts.ln1), ("ln2", parts.ln2)):
         needs |= {f"{name}.hook_scale": path, f"{name}.hook_normalized": path}
     for name, _ in points.attn.named_children():
-        needs.setdefault(f"attn.{name}", layout.attention)
-    missing = {}
-    for name, path in needs.items():
-        if not _has(layer, path):
-            experts = name.startswith("mlp.") and _has(layer, layout.mlp)
-            what = "a mixture of experts, not one MLP" if experts else "no module of its own for this"
-            missing[name] = f"it has {what} ({path!r} is not there)"
-    return missing
+        needs.setdefault(f"attn.{name}", parts.attention)
+    return {name: _reason(parts, layer, name) for name, path in needs.items() if path is None}
 
 
-def _has(layer: nn.Module, path: str) -> bool:
-    try:
-        layer.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
+def _reason(parts: Parts, layer: nn.Module, name: str) -> str:
+    """Why a layer has no point of this name."""
+    if name.startswith("attn.") and parts.attention is None:
+        mixer = None if parts.mixer is None else layer.get_submodule(parts.mixer)
+        what = "no attention" if mixer is None else f"a {type(mixer).__name__} ({parts.mixer!r}) and no attention"
+        return f"it has {what}, so there are no heads; hook_attn_out is its output"
+    if name.startswith("mlp.") and parts.mlp is not None:
+        return "it has a mixture of experts, or projections that are fused, not one MLP of three"
+    return "it has no module of its own for this"
 
 
-# A point, by its name below the layer; the module at which it fires; and what is placed there.
-Places = list[tuple[str, HookPoint, str, Callable[..., Callable[..., Any]]]]
+# A point, by its name below the layer; the module at which it fires (None: there is none); and what is placed there.
+Places = list[tuple[str, HookPoint, str | None, Callable[..., Callable[..., Any]]]]
 
 
-def _before(layout: Layout, points: BlockPoints) -> Places:
+def _before(points: Block) -> Places:
     """Points whose tensor goes into a module."""
     return [
         ("hook_resid_pre", points.hook_resid_pre, "", on_input),
-        ("hook_resid_mid", points.hook_resid_mid, layout.ln2, _on_shared_input),
-        ("mlp.hook_post", points.mlp.hook_post, layout.mlp_down, on_input),
+        ("hook_resid_mid", points.hook_resid_mid, points.parts.ln2, _on_shared_input),
+        ("mlp.hook_post", points.mlp.hook_post, points.parts.mlp_down, on_input),
     ]
 
 
-def _after(layout: Layout, points: BlockPoints) -> Places:
+def _after(points: Block) -> Places:
     """Points whose tensor comes out of a module."""
-    attn = points.attn
-    return [
-        ("attn.hook_q", attn.hook_q, layout.q_proj, on_output),
-        ("attn.hook_k", attn.hook_k, layout.k_proj, on_output),
-        ("attn.hook_result", attn.hook_result, layout.o_proj, _on_result),
-        ("hook_attn_out", points.hook_attn_out, layout.attn_out, on_output),
-        ("mlp.hook_pre", points.mlp.hook_pre, layout.mlp_gate, on_output),
-        ("hook_mlp_out", points.hook_mlp_out, layout.mlp_out, on_output),
+    attn, parts = points.attn, points.parts
+    places: Places = [
+        ("attn.hook_q", attn.hook_q, parts.q_proj, on_output),
+        ("attn.hook_k", attn.hook_k, parts.k_proj, on_output),
+        ("attn.hook_result", attn.hook_result, parts.o_proj, _on_result),
+        ("hook_attn_out", points.hook_attn_out, parts.attn_out, _on_added),
+        ("mlp.hook_pre", points.mlp.hook_pre, parts.mlp_gate, on_output),
+        ("hook_mlp_out", points.hook_mlp_out, parts.mlp_out, _on_added),
         ("hook_resid_post", points.hook_resid_post, "", on_output),
     ]
+    if parts.gated:
+        places[0] = ("attn.hook_q", attn.hook_q, parts.q_proj, _half(0))
+        places.append(("attn.hook_gate", attn.hook_gate, parts.q_proj, _half(1)))
+    return places
 
 
-def _place_block(run: Running, layout: Layout, points: BlockPoints, layer: nn.Module) -> Iterator[Any]:
-    for _, point, path, make in _before(layout, points):
-        if point.active:
+def _place_block(run: Running, points: Block, layer: nn.Module) -> Iterator[Any]:
+    for _, point, path, make in _before(points):
+        if point.active and path is not None:
             yield layer.get_submodule(path).register_forward_pre_hook(make(run, point), with_kwargs=True)
-    for _, point, path, make in _after(layout, points):
-        if point.active:
+    for _, point, path, make in _after(points):
+        if point.active and path is not None:
             # first of all hooks there: what transformers records as hidden states is what the hooks leave
             yield layer.get_submodule(path).register_forward_hook(make(run, point), prepend=True)
-    yield from _place_norm(run, layout, points.ln1, layer, layout.ln1)
-    yield from _place_norm(run, layout, points.ln2, layer, layout.ln2)
+    yield from _place_norm(run, points.ln1)
+    yield from _place_norm(run, points.ln2)
 
 
 # --- what hangs on a module -------------------------------------------------------------------------------------------
@@ -236,23 +240,58 @@ def _on_shared_input(run: Running, point: HookPoint) -> Callable[..., Any]:
     return hook
 
 
-def _place_norm(run: Running, layout: Layout, points: NormPoints, parent: nn.Module, path: str) -> Iterator[Any]:
+def _on_added(run: Running, point: HookPoint) -> Callable[..., Any]:
+    """The module's output is added to the residual stream; experts may give it without a batch axis."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        x = output[0] if isinstance(output, tuple) else output
+        if not run.live or run.step is None:
+            return None
+        seen = x if x.ndim > 2 else x.reshape(-1, len(run.step.positions), x.shape[-1])
+        edited = run.fire(point, seen)
+        if edited is seen:
+            return None
+        edited = edited.reshape(x.shape)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    return hook
+
+
+def _half(number: int) -> Callable[..., Callable[..., Any]]:
+    """The query (0) or the gate (1) of a projection that gives each head both, side by side."""
+
+    def make(run: Running, point: HookPoint) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+            halves = rearrange(output, "... (head two d) -> ... head two d", head=point.n_heads, two=2)
+            edited, changed = run.fire_watched(point, halves[..., number, :].clone())
+            if not changed:
+                return None
+            both = [halves[..., 0, :], halves[..., 1, :]]
+            both[number] = edited
+            return rearrange(torch.stack(both, dim=-2), "... head two d -> ... (head two d)")
+
+        return hook
+
+    return make
+
+
+def _place_norm(run: Running, points: Norm) -> Iterator[Any]:
     if points.hook_scale.active or points.hook_normalized.active:
-        yield parent.get_submodule(path).register_forward_hook(_on_norm(run, points, layout.norm_weight_offset))
+        yield points.norm.register_forward_hook(_on_norm(run, points))
 
 
-def _on_norm(run: Running, points: NormPoints, offset: float) -> Callable[..., Any]:
+def _on_norm(run: Running, points: Norm) -> Callable[..., Any]:
     """What a norm does, taken apart: x / scale = normalized, normalized · weight (+ bias) = output."""
 
     def hook(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         x = args[0].float()
-        if isinstance(norm, nn.LayerNorm):
+        if points.centres:
             x = x - x.mean(-1, keepdim=True)
         scale, scaled = run.fire_watched(points.hook_scale, (x.pow(2).mean(-1, keepdim=True) + norm_eps(norm)).sqrt())
         normalized, edited = run.fire_watched(points.hook_normalized, (x / scale).to(output.dtype))
         if not (scaled or edited):
             return None
-        edited_output = normalized * norm_weight(norm, offset)
+        edited_output = normalized * norm_weight(norm, points.offset)
         bias = readable(norm, "bias")
         return (edited_output if bias is None else edited_output + bias).to(output.dtype)
 

@@ -126,6 +126,12 @@ class Plan:
         self.sparse, self.cfg = sparse, cfg
         assert isinstance(sparse.heads, HeadSet)
         self.full: np.ndarray = sparse.heads.mask(cfg.n_layers, cfg.n_heads)  # bool [layer, head]
+        if gone := [head for head in sparse.heads if head.head >= cfg.heads[head.layer]]:
+            raise CorelensError(
+                f"heads that are to stay full, {', '.join(map(str, gone[:5]))}, which do not exist",
+                f"heads of the layers with attention; each layer has {list(cfg.heads)}",
+                "take heads from scores of this model: top() names those that exist",
+            )
         for layer in sparse.layers:
             if not (isinstance(layer, int) and 0 <= layer < cfg.n_layers):
                 raise CorelensError(f"a pattern for layer {layer!r}", f"layers 0 to {cfg.n_layers - 1}", "take one")
