@@ -1,12 +1,12 @@
 """The README's number: what a model loses when its best heads no longer see the evidence, and when others do not.
 
-    python benchmarks/knockout.py                                       # 100 scenes score the heads, 250 others test them
+    python benchmarks/knockout.py                                       # 100 scenes score, 250 others test
     python benchmarks/knockout.py --scored 20 --answered 30 --draws 3   # a look
 
-The evidence (the tokens of the asked shape) is cut off from heads at the question's tokens, the last row and the answer's
-rows (`cl.knockout`): from the top 5% by RAM of the last row, the top 5% by RAM as published (question rows), and 100
-seeded draws of as many heads outside the first. Before any head is ranked, `cl.where_read` says at which rows the
-evidence is read, on the scenes that score. Accuracies with their 95% intervals.
+The evidence (the tokens of the asked shape) is cut off from heads at the question's tokens, the last row and the
+answer's rows (`cl.knockout`): from the top 5% by RAM of the last row, the top 5% by RAM as published (question rows),
+and 100 seeded draws of as many heads outside the first. Before any head is ranked, `cl.where_read` says at which rows
+the evidence is read, on the scenes that score. Accuracies with their 95% intervals.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Make the explorer's example page and its picture: `python docs/_build/explorer.py` (needs Chromium for the picture)."""
+"""Make the explorer's example page and, by Chromium, its picture: `python docs/_build/explorer.py`."""
 
 import shutil
 import subprocess

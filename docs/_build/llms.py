@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference import DOCS, defined_in, public_names  # noqa: E402
+from reference import DOCS, defined_in, public_names
 
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -22,7 +22,8 @@ def llms_txt() -> str:
     code = CODE.findall((DOCS / "cheat-sheet.md").read_text(encoding="utf-8"))
     parts = [f"# CoreLens\n\n> {lead}", "## How it is used\n\n```python\n" + "\n".join(code) + "```"]
     pages = [page for page in sorted(DOCS.rglob("*.md")) if "reference" not in page.parts]
-    parts.append("## Pages\n\n" + "\n".join(f"- [{title}]({path}): {first}" for title, path, first in map(_page, pages)))
+    lines = [f"- [{title}]({path}): {first}" for title, path, first in map(_page, pages)]
+    parts.append("## Pages\n\n" + "\n".join(lines))
     names = [f"- `cl.{name}`: {_first_line(name, module)}" for name, module in public_names().items()]
     parts.append("## Public names\n\n" + "\n".join(names))
     return "\n\n".join(parts) + "\n"

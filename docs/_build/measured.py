@@ -64,18 +64,21 @@ def speed() -> str:
         words = f"patching sweep over {sweep['sweep']}, {sweep['tokens']:,} tokens, against one forward a patch"
         rows.append([words, f"{sweep['speed_up']:.1f}x faster", f"{sweep['allowed']:.1f}x"])
     cut = patching["knockout"]
-    rows.append([f"a knockout at {cut['tokens']:,} tokens, against a plain forward", f"{cut['ratio']:.2f}x the time", ""])
+    words = f"a knockout at {cut['tokens']:,} tokens, against a plain forward"
+    rows.append([words, f"{cut['ratio']:.2f}x the time", ""])
     attention = prefill["attention"]
-    rows.append(
-        [f"attention of a prompt of {prefill['tokens']:,} tokens at the Qwen3-VL-4B shape, {prefill['full_heads']} of "
-         f"{prefill['heads']} heads full, sink {prefill['sink']}, window {prefill['window']:,}, against transformers' dense call",
-         f"{attention['speedup']['median']:.1f}x faster ({attention['speedup over laid out']['median']:.1f}x than a dense "
-         "call on keys laid out for it)", f"{attention['limit']:.1f}x"]
-    )  # fmt: skip
+    words = (
+        f"attention of a prompt of {prefill['tokens']:,} tokens at the Qwen3-VL-4B shape, {prefill['full_heads']} of "
+        f"{prefill['heads']} heads full, sink {prefill['sink']}, window {prefill['window']:,}, against the dense call"
+    )
+    laid_out = f"{attention['speedup over laid out']['median']:.1f}x than a dense call on keys laid out for it"
+    rows.append([words, f"{attention['speedup']['median']:.1f}x faster ({laid_out})", f"{attention['limit']:.1f}x"])
     for cell in decode:
         kept = cell["kv_bytes"]["budget"] / cell["kv_bytes"]["dense"]
-        words = f"a decoded token at that shape (2 layers), {cell['tokens']:,} tokens × {cell['batch']}, KV budget {cell['budget']} a head"
-        rows.append([words, f"{cell['eager']['speedup']:.2f}x faster, KV memory {kept:.1%}", f"{cell['limit_by_bytes']:.2f}x"])
+        words = f"a decoded token at that shape (2 layers), {cell['tokens']:,} tokens × {cell['batch']} samples"
+        words += f", KV budget {cell['budget']} a head"
+        factor = f"{cell['eager']['speedup']:.2f}x faster, KV memory {kept:.1%}"
+        rows.append([words, factor, f"{cell['limit_by_bytes']:.2f}x"])
     return markdown(rows)
 
 
@@ -86,12 +89,13 @@ def knockout() -> str:
     rows = [["heads that no longer see the evidence", "accuracy"], ["none", interval(run["clean"])]]
     rows.append(["top 5% by RAM of the last row", interval(run["top"]["ram[rows=last]"])])
     rows.append(["top 5% by RAM as published (question rows)", interval(run["top"]["ram"])])
-    rows.append([f"random, {len(draws)} draws: lowest, median, highest", "{:.3f}, {:.3f}, {:.3f}".format(*spread(draws))])
+    lowest, median, highest = draws[0], draws[len(draws) // 2], draws[-1]
+    rows.append([f"random, {len(draws)} draws: lowest, median, highest", f"{lowest:.3f}, {median:.3f}, {highest:.3f}"])
     return markdown(rows)
 
 
 def metrics() -> str:
-    """Accuracy without the top heads by each score. The file was measured when RAM's default took the maximum over rows."""
+    """Accuracy without the top heads by each score."""
     rows = [["score", "mean ablation", "knockout of the evidence"]]
     for key, line in read("metrics_compared")["scores"].items():
         cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*line[kind]["accuracy"]) for kind in ("mean", "knockout")]
@@ -129,27 +133,26 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
         yield page, "the evidence from {} of {} heads and accuracy falls from {} to {}", [*counts, *right]
         yield page, "hide it from {} random heads and it stays between {} and {} ({} draws, {} scenes)", [
             counts[0], f"{draws[0]:.3f}", f"{draws[-1]:.3f}", str(len(draws)), str(run["answered"])]  # fmt: skip
-    yield "README.md", "the top heads by the published score cost nothing ({})", [f"{run['top']['ram']['accuracy']:.3f}"]
-    cell = results["8192"]
-    yield "README.md", "a run without hooks takes {} of transformers' own time at 8k tokens, z of all heads {}", [
-        f"{cell[key]['time_ratio']['median']:.2f}x" for key in ("CoreLens, no hook", "CoreLens, z of all heads")]  # fmt: skip
-    runs = read("scores")["runs"]
-    yield "README.md", "scoring all heads {} of a plain forward", [
-        f"{runs['small 8192']['time_ratio']['scores']['processor'][0]:.2f}x"]  # fmt: skip
+    published = f"{run['top']['ram']['accuracy']:.3f}"
+    yield "README.md", "the top heads by the published score cost nothing ({})", [published]
+    hooked = [results["8192"][key]["time_ratio"]["median"] for key in ("CoreLens, no hook", "CoreLens, z of all heads")]
+    words = "a run without hooks takes {} of transformers' own time at 8k tokens, z of all heads {}"
+    yield "README.md", words, [f"{ratio:.2f}x" for ratio in hooked]
+    scored = read("scores")["runs"]["4b 8192"]["time_ratio"]["scores"]["processor"][0]
+    yield "README.md", "scoring all heads {} of a plain forward", [f"{scored:.2f}x"]
     (prefill,) = read("prefill-cpu")["cells"]
-    yield "README.md", "{} faster attention on a prompt of 16k tokens with {} of {} heads full", [
-        f"{prefill['attention']['speedup']['median']:.1f}x", str(prefill["full_heads"]), str(prefill["heads"])]  # fmt: skip
+    speedup = f"{prefill['attention']['speedup']['median']:.1f}x"
+    words = "{} faster attention on a prompt of 16k tokens with {} of {} heads full"
+    yield "README.md", words, [speedup, str(prefill["full_heads"]), str(prefill["heads"])]
 
 
 def interval(part: dict[str, Any]) -> str:
     """ "0.084 [0.052, 0.120]"; of an accuracy with `ci`, or of a value with `low` and `high`."""
-    value, low, high = (part["accuracy"], *part["ci"]) if "ci" in part else (part[key] for key in ("value", "low", "high"))
+    if "ci" in part:
+        value, (low, high) = part["accuracy"], part["ci"]
+    else:
+        value, low, high = part["value"], part["low"], part["high"]
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def spread(ordered: list[float]) -> tuple[float, float, float]:
-    """Lowest, median and highest."""
-    return ordered[0], ordered[len(ordered) // 2], ordered[-1]
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -168,7 +171,9 @@ def renewed(page: str, text: str) -> str:
         if owner != page:
             continue
         parts = [r"\s+".join(map(re.escape, part.split(" "))) for part in words.split("{}")]
-        pattern = re.compile("".join(f"({part})" + r"([\d.,]+[x%]?)" for part in parts[:-1]) + f"({parts[-1]})")
+        pattern = re.compile(
+            "".join(f"({part})" + r"(\d[\d.,]*\d[x%]?|\d[x%]?)" for part in parts[:-1]) + f"({parts[-1]})"
+        )
         match = pattern.search(text)
         if match is None:
             raise SystemExit(f"{page} does not say: {words}")
