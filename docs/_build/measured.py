@@ -1,22 +1,11 @@
-"""Numbers of the README and of docs/benchmarks.md, made of the JSON in benchmarks/results that measured them.
-
-    python docs/_build/measured.py            # write them
-    python docs/_build/measured.py --check    # write nothing; say which page differs from its JSON, and fail
-
-A table stands between `<!-- measured: NAME -->` and `<!-- end of measured -->`. A sentence is known by its words: those
-of `sentences()` are looked for whatever numbers stand in them, and a page that lacks one is an error.
-"""
+"""Tables and sentences whose numbers are those of benchmarks/results; docs/_build/tables.py writes them into pages."""
 
 import json
-import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks/results"
-PLACE = re.compile(r"(<!-- measured: (\w+) -->\n)(.*?)(<!-- end of measured -->)", re.DOTALL)
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 HOOKED = {
     "CoreLens, no hook": "CoreLens, no hook", "CoreLens, z of all heads": "z of all heads",
     "CoreLens, 32 rows of all layers": "32 rows of all layers", "CoreLens, one pattern": "one pattern",
@@ -136,7 +125,7 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     published = f"{run['top']['ram']['accuracy']:.3f}"
     yield "README.md", "the top heads by the published score cost nothing ({})", [published]
     hooked = [results["8192"][key]["time_ratio"]["median"] for key in ("CoreLens, no hook", "CoreLens, z of all heads")]
-    words = "a run without hooks takes {} of transformers' own time at 8k tokens, z of all heads {}"
+    words = "run without hooks takes {} of transformers' own time at 8k tokens, z of all heads {}"
     yield "README.md", words, [f"{ratio:.2f}x" for ratio in hooked]
     scored = read("scores")["runs"]["4b 8192"]["time_ratio"]["scores"]["processor"][0]
     yield "README.md", "scoring all heads {} of a plain forward", [f"{scored:.2f}x"]
@@ -162,40 +151,3 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 TABLES = {table.__name__: table for table in (hooks, scores, speed, knockout, metrics, contrast)}
-
-
-def renewed(page: str, text: str) -> str:
-    """The text of a page with its tables and sentences made anew; a sentence that it lacks is an error."""
-    text = PLACE.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text)
-    for owner, words, numbers in sentences():
-        if owner != page:
-            continue
-        parts = [r"\s+".join(map(re.escape, part.split(" "))) for part in words.split("{}")]
-        pattern = re.compile(
-            "".join(f"({part})" + r"(\d[\d.,]*\d[x%]?|\d[x%]?)" for part in parts[:-1]) + f"({parts[-1]})"
-        )
-        match = pattern.search(text)
-        if match is None:
-            raise SystemExit(f"{page} does not say: {words}")
-        pieces = match.groups()
-        sentence = "".join(piece + number for piece, number in zip(pieces[::2], [*numbers, ""], strict=True))
-        text = text[: match.start()] + sentence + text[match.end() :]
-    return text
-
-
-def main(check: bool) -> int:
-    """Renew the pages, or say which are not what the JSON gives."""
-    stale = []
-    for page in ("README.md", "docs/index.md", "docs/benchmarks.md"):
-        text = (ROOT / page).read_text(encoding="utf-8")
-        if (new := renewed(page, text)) != text:
-            stale.append(page)
-            if not check:
-                (ROOT / page).write_text(new, encoding="utf-8")
-    if check and stale:
-        print(f"{', '.join(stale)}: numbers are not those of benchmarks/results; run python docs/_build/measured.py")
-    return int(check and bool(stale))
-
-
-if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv))
