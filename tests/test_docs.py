@@ -83,6 +83,20 @@ def test_the_reference_holds_every_public_name(monkeypatch):
         assert getattr(import_module(module), name) is getattr(cl, name), name
 
 
+def test_llms_txt_is_made_of_the_docs(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_build")
+    sys.modules.pop("llms", None)
+    import llms
+
+    text = llms.llms_txt()
+    for page in DOCS.rglob("*.md"):
+        link = f"({page.relative_to(DOCS).with_suffix('.html').as_posix()}): "
+        assert (link in text) == ("reference" not in page.parts), page
+    described = dict(re.findall(r"^- `cl\.(\w+)`: (.*)$", text, flags=re.M))
+    assert described.keys() == set(cl.__all__) and all(described.values())
+    compile(re.search(r"```python\n(.*?)```", text, flags=re.S)[1], "llms.txt", "exec")
+
+
 def test_the_version_is_everywhere_the_same():
     written = {file: (ROOT / file).read_text() for file in ("pyproject.toml", "CITATION.cff", "README.md")}
     assert re.search(r'^version = "(.+)"$', written["pyproject.toml"], flags=re.M)[1] == cl.__version__

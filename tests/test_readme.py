@@ -1,33 +1,45 @@
-"""The README's code runs as it stands there."""
+"""The README's code runs as it stands there; it is one page, and its links lead somewhere."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+COMMAND = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt "
 
 
 def test_the_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    first, hub, third = BLOCKS
-    space: dict = {}
-    exec(compile(first, "README, ten lines", "exec"), space)
+    first, hub = BLOCKS
+    exec(compile(first, "README, ten lines", "exec"), {})
     assert (tmp_path / "overlay.png").stat().st_size > 10_000
-    assert "Evaluation(accuracy" in capsys.readouterr().out
-    exec(compile(third, "README, a hook function", "exec"), space)
-    assert space["ids"].shape[0] == 1
+    assert "<!doctype html>" in (tmp_path / "explorer.html").read_text(encoding="utf-8")
+    printed = capsys.readouterr().out
+    assert "Evaluation(accuracy" in printed and "the answer hangs on rows=last" in printed
     compile(hub, "README, a model from the Hub", "exec")
 
 
 @pytest.mark.parametrize("name", ["demo", "test"])
 def test_the_commands_are_marked_for_the_ci(name):
-    found = re.findall(rf"<!-- command: {name} -->\n```bash\n(.*?)```", README, flags=re.S)
-    assert len(found) == 1 and found[0].strip().startswith(
-        "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt "
-    )
+    marked = re.findall(rf"<!-- command: {name} -->\n```bash\n(.*?)```", README, flags=re.S)
+    assert len(marked) == 1 and marked[0].strip().startswith(COMMAND)
 
 
-def test_no_placeholder_is_left():
-    assert "NUMBERS" not in README
+def test_it_is_one_page():
+    prose = re.sub(r"```.*?```|<!--.*?-->|\]\([^)]*\)", "", README, flags=re.S)
+    assert 600 <= len(prose.split()) <= 900
+
+
+def test_every_link_leads_to_a_file():
+    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if not link.startswith("https://")]
+    assert len(links) > 20 and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_tree_is_the_repositorys():
+    tree = README.split("```\ncorelens/\n")[1].split("```")[0]
+    rooms = set(re.findall(r"^  (\w+)/", tree, flags=re.M))
+    assert rooms == {path.parent.name for path in (ROOT / "corelens").glob("*/__init__.py")}
+    assert all((ROOT / name).is_dir() for name in re.findall(r"^(\w+)/", tree, flags=re.M))

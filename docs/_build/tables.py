@@ -1,7 +1,8 @@
-"""Tables of the README and the documentation that are made from committed JSON: `python docs/_build/tables.py`.
+"""Numbers of the README and the documentation that are made from committed JSON: `python docs/_build/tables.py`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. With --check nothing is written, and a table
-that is not what its JSON gives is an error.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. A sentence is known by its words: those of
+`measured.sentences` are looked for, whatever numbers stand in them. With --check nothing is written, and a page that
+says something else than its JSON is an error; a page that lacks a sentence always is.
 """
 
 import json
@@ -9,9 +10,11 @@ import re
 import sys
 from pathlib import Path
 
+import measured
+
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "docs/study"  # report.json: all models, by `corelens study --zoo`; demo.json: `corelens demo`
-PAGES = ("README.md", "docs/findings.md")
+PAGES = ("README.md", "docs/index.md", "docs/findings.md", "docs/benchmarks.md")
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 
@@ -69,25 +72,45 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 TABLES = {"verdicts": verdicts, "costs": costs, "criteria": criteria}
+NUMBER = r"(\d[\d.,]*\d[x%]?|\d[x%]?)"
 
 
-def filled(text: str, report: dict) -> str:
-    """The text with its tables made anew."""
-    return PLACE.sub(lambda match: match[1] + TABLES[match[2]](report) + match[4], text)
+def table(name: str, report: dict) -> str:
+    """A table by its name: of the study, or of a benchmark."""
+    return TABLES[name](report) if name in TABLES else measured.TABLES[name]()
+
+
+def filled(page: str, text: str, report: dict) -> str:
+    """The text of a page with its tables and sentences made anew."""
+    text = PLACE.sub(lambda match: match[1] + table(match[2], report) + match[4], text)
+    for owner, words, numbers in measured.sentences():
+        text = stated(page, text, words, numbers) if owner == page else text
+    return text
+
+
+def stated(page: str, text: str, words: str, numbers: list[str]) -> str:
+    """The text with the numbers of one sentence made anew; lines may break anywhere in it."""
+    parts = [r"\s+".join(map(re.escape, part.split(" "))) for part in words.split("{}")]
+    match = re.search("".join(f"({part}){NUMBER}" for part in parts[:-1]) + f"({parts[-1]})", text)
+    if match is None:
+        raise SystemExit(f"{page} does not say: {words}")
+    pieces = match.groups()[::2]
+    sentence = "".join(piece + number for piece, number in zip(pieces, [*numbers, ""], strict=True))
+    return text[: match.start()] + sentence + text[match.end() :]
 
 
 def main(check: bool) -> int:
-    """Fill the tables, or say which are not what the JSON gives."""
+    """Renew the pages, or say which are not what the JSON gives."""
     file = STUDY / "report.json" if (STUDY / "report.json").exists() else STUDY / "demo.json"
     report, stale = json.loads(file.read_text(encoding="utf-8")), []
     for name in PAGES:
         text = (ROOT / name).read_text(encoding="utf-8")
-        if filled(text, report) != text:
+        if (renewed := filled(name, text, report)) != text:
             stale.append(name)
             if not check:
-                (ROOT / name).write_text(filled(text, report), encoding="utf-8")
+                (ROOT / name).write_text(renewed, encoding="utf-8")
     if check and stale:
-        print(f"tables in {', '.join(stale)} are not those of {file}: run python docs/_build/tables.py")
+        print(f"numbers in {', '.join(stale)} are not those of the committed JSON: run python docs/_build/tables.py")
     return int(check and bool(stale))
 
 
