@@ -14,7 +14,6 @@ import corelens as cl
 from training.export import _by_form, _measured
 
 TEST_SEED = 3
-_DRAWS = 20
 
 
 def answers(model: Any, worlds: Sequence[str], n: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -40,7 +39,7 @@ def answers(model: Any, worlds: Sequence[str], n: int) -> tuple[list[dict[str, A
     return held_out, controls
 
 
-def heads(model: Any, world: str, scored: int, tested: int, rows: str = "question") -> dict[str, Any]:
+def heads(model: Any, world: str, scored: int, tested: int, rows: str = "question", draws: int = 20) -> dict[str, Any]:
     """Heads ranked by RAM at `rows` on some scenes; on others whole heads zeroed: top, bottom and random 5%."""
     samples = cl.synthetic(world, scored + tested, seed=TEST_SEED + 1)
     name = "ram" if rows == "question" else f"ram[rows={rows}]"
@@ -52,7 +51,7 @@ def heads(model: Any, world: str, scored: int, tested: int, rows: str = "questio
 
     top, bottom = scores.top(0.05), scores.bottom(0.05)
     zeroed = {"top": accuracy(cl.ablate(top, "zero")), "bottom": accuracy(cl.ablate(bottom, "zero"))}
-    draws = [accuracy(cl.ablate(scores.random(k=len(top), seed=i, exclude=top), "zero")) for i in range(_DRAWS)]
+    random = [accuracy(cl.ablate(scores.random(k=len(top), seed=i, exclude=top), "zero")) for i in range(draws)]
     return {
         "world": world,
         "rows": rows,
@@ -60,7 +59,7 @@ def heads(model: Any, world: str, scored: int, tested: int, rows: str = "questio
         "tested": tested,
         "heads": len(top),
         "clean": accuracy(),
-        "zeroed": zeroed | {"random": sorted(draws)},
+        "zeroed": zeroed | {"random": sorted(random)},
         "top": [str(head) for head in top],
         "depth": float(np.mean([head.layer for head in top]) / (model.cfg.n_layers - 1)),
     }
