@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from training.batches import Plan, draw_batch
-from training.blind import Sight, is_blind, share_blind
+from training.blind import Sight, answered_at, is_blind, share_blind
 from training.build import build_model, build_processor
 from training.families import family_of
 from training.fast import fast_training
@@ -29,7 +29,7 @@ def test_the_words_of_every_question_are_marked_and_nothing_else(built):
     batch = draw_batch(Plan(NAME, "questions", 0, 3, 2, 3, (160, 160), questions=2))
     ids = torch.from_numpy(batch["input_ids"])
     marks = sight_of(processor).asked(ids)
-    text = processor.tokenizer.decode(ids[0][marks[0]]).replace("<|vision_start|><|vision_end|>", "")
+    text = processor.tokenizer.decode(ids[0][marks[0]]).replace("<|vision_end|>", "")
     assert text.count("What digit is on the ") == 2 == text.count("?") and "assistant" not in text
     assert not any(char.isdigit() for char in text)
 
@@ -61,3 +61,15 @@ def test_blindness_falls_to_nothing_and_is_the_same_after_a_resumed_start():
     drawn = [is_blind(step, 0, 0.8) for step in range(500)]
     assert 0.7 < np.mean(drawn) < 0.9 and drawn == [is_blind(step, 0, 0.8) for step in range(500)]
     assert not any(is_blind(step, 0, 0.0) for step in range(100))
+
+
+def test_the_last_token_of_a_question_is_asked_for_its_own_answer(built):
+    processor, _ = built
+    batch = draw_batch(Plan(NAME, "questions", 0, 3, 2, 3, (160, 160), questions=2))
+    ids, answers = torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["answers"])
+    rows, positions, golds = answered_at(sight_of(processor).asked(ids), answers)
+    assert rows.tolist() == [0, 0, 1, 1]
+    assert {processor.tokenizer.decode(ids[row, i]) for row, i in zip(rows, positions, strict=True)} == {"?"}
+    said = [processor.tokenizer.decode(ids[row, i]) for row, i in zip(rows, golds, strict=True)]
+    assert all(word.isdigit() for word in said) and (golds > positions).all()
+    assert golds.tolist() == [i for row in answers for i in row.nonzero()[:, 0].tolist()]

@@ -1,7 +1,8 @@
 """Pressure to read at the question's rows: the rows behind a question do not see the picture, so that its own tokens
 have to fetch what is asked. And head dropout, so that no single head does it all.
 
-It is a cause of what is then found in the model, and its card says so.
+A blind batch also asks the question's last token for the answer, which its other losses alone do not make it hold for
+hundreds of steps. All this is a cause of what is then found in the model, and its card says so.
 """
 
 from typing import Any
@@ -40,7 +41,7 @@ class Sight:
         self._mask = (causal & ~hides)[:, None]
 
     def asked(self, ids: Tensor) -> Tensor:
-        """[batch, pos]: True at the words of the user's turns."""
+        """[batch, pos]: True at the words of the user's turns, behind the picture."""
         marks = torch.zeros_like(ids, dtype=torch.bool)
         for row, tokens in enumerate(ids.tolist()):
             inside = False
@@ -48,9 +49,27 @@ class Sight:
                 if token == self._end:
                     inside = False
                 marks[row, i] = inside and token != self._visual
+                if token == self._visual:  # what stood before the picture asks nothing
+                    marks[row, :i] = False
                 if i and tokens[i - 1] == self._start:
                     inside = token == self._user
         return marks
+
+
+def answered_at(asked: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For the last token of every question, its row in the batch, its position, and the position of its answer.
+
+    Args:
+        asked: [batch, pos], as `Sight.asked` gives it. answers: [batch, pos], True where an answer stands.
+    """
+    ends = asked & ~torch.nn.functional.pad(asked[:, 1:], (0, 1))
+    found = []
+    for row, position in ends.nonzero().tolist():
+        behind = answers[row, position:].nonzero()
+        if len(behind):
+            found.append((row, position, position + int(behind[0])))
+    rows, positions, golds = torch.tensor(found, dtype=torch.long, device=asked.device).view(-1, 3).unbind(1)
+    return rows, positions, golds
 
 
 def share_blind(step: int, share: float, opens: int, opened: int) -> float:

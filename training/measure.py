@@ -14,35 +14,42 @@ import corelens as cl
 from training.export import _by_form, _measured
 
 TEST_SEED = 3
-_DRAWS = 20
 
 
-def answers(model: Any, worlds: Sequence[str], n: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+World = tuple[str, dict[str, Any]]
+"""A world and its options."""
+
+
+def answers(model: Any, worlds: Sequence[World], n: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Exact match on `n` test scenes of each world, by form; and with blank pictures, with another answer in the
     picture (right: it follows), and where a question starts from a shape, with that one hidden."""
     held_out, controls = [], []
-    for world in worlds:
-        samples = cl.synthetic(world, n, seed=TEST_SEED)
+    for world, options in worlds:
+        samples = cl.synthetic(world, n, seed=TEST_SEED, **options)
+        where = {"world": world} | ({"options": options} if options else {})
         right = _right(model, samples)
-        held_out.append(
-            {"world": world, "split": "test", "seed": TEST_SEED} | _measured(right) | _by_form(samples, right)
-        )
+        shares = _measured(right) | _by_form(samples, right)
+        held_out.append(where | {"split": "test", "seed": TEST_SEED} | shares)
         few = samples[: n // 2]
         blank = [replace(s, images=[Image.new("RGB", x.size, (128, 128, 128)) for x in s.images]) for s in few]
-        turned = cl.synthetic(world, len(few), seed=TEST_SEED, turn=3)
+        turned = cl.synthetic(world, len(few), seed=TEST_SEED, turn=3, **options)
         stays = [replace(t, answer=s.answer) for t, s in zip(turned, few, strict=True)]
-        row: dict[str, Any] = {"world": world, "n": len(few)}
+        row: dict[str, Any] = where | {"n": len(few)}
         for name, scenes in (("blank", blank), ("follows", turned), ("stays", stays)):
             row[name] = float(np.mean(_right(model, scenes)))
         if world == "hop":
-            row["anchor_hidden"] = _measured(_right(model, cl.synthetic(world, len(few), seed=TEST_SEED, hide=True)))
+            hidden = cl.synthetic(world, len(few), seed=TEST_SEED, hide=True, **options)
+            row["anchor_hidden"] = _measured(_right(model, hidden))
         controls.append(row)
     return held_out, controls
 
 
-def heads(model: Any, world: str, scored: int, tested: int, rows: str = "question") -> dict[str, Any]:
+def heads(
+    model: Any, place: World, scored: int, tested: int, rows: str = "question", draws: int = 20
+) -> dict[str, Any]:
     """Heads ranked by RAM at `rows` on some scenes; on others whole heads zeroed: top, bottom and random 5%."""
-    samples = cl.synthetic(world, scored + tested, seed=TEST_SEED + 1)
+    world, options = place
+    samples = cl.synthetic(world, scored + tested, seed=TEST_SEED + 1, **options)
     name = "ram" if rows == "question" else f"ram[rows={rows}]"
     scores = cl.score_heads(model, samples[:scored], [name])[name]
     inputs = [model.prepare(samples[i : i + 25], answer=True) for i in range(scored, scored + tested, 25)]
@@ -52,26 +59,28 @@ def heads(model: Any, world: str, scored: int, tested: int, rows: str = "questio
 
     top, bottom = scores.top(0.05), scores.bottom(0.05)
     zeroed = {"top": accuracy(cl.ablate(top, "zero")), "bottom": accuracy(cl.ablate(bottom, "zero"))}
-    draws = [accuracy(cl.ablate(scores.random(k=len(top), seed=i, exclude=top), "zero")) for i in range(_DRAWS)]
+    random = [accuracy(cl.ablate(scores.random(k=len(top), seed=i, exclude=top), "zero")) for i in range(draws)]
     return {
         "world": world,
+        "options": options,
         "rows": rows,
         "scored": scored,
         "tested": tested,
         "heads": len(top),
         "clean": accuracy(),
-        "zeroed": zeroed | {"random": sorted(draws)},
+        "zeroed": zeroed | {"random": sorted(random)},
         "top": [str(head) for head in top],
         "depth": float(np.mean([head.layer for head in top]) / (model.cfg.n_layers - 1)),
     }
 
 
-def rows_that_read(model: Any, world: str, n: int) -> dict[str, Any]:
-    """What it costs to cut the evidence off, in all heads, from groups of rows: [points lost, interval]."""
-    costs = cl.where_read(model, cl.synthetic(world, n, seed=TEST_SEED + 2), tokens=False, batch_size=25)
+def rows_that_read(model: Any, place: World, n: int) -> dict[str, Any]:
+    """What it costs to cut the evidence off, in all heads, from groups of rows: [share of answers lost, interval]."""
+    world, options = place
+    costs = cl.where_read(model, cl.synthetic(world, n, seed=TEST_SEED + 2, **options), tokens=False, batch_size=25)
     groups = ("question", "template", "last", "answer", "all")
     parts = {name: [costs.costs[name].difference, *costs.costs[name].ci] for name in groups if name in costs.costs}
-    return {"world": world, "n": n, "clean": costs.clean.value, "reads": costs.rows, "cost": parts}
+    return {"world": world, "options": options, "n": n, "clean": costs.clean.value, "reads": costs.rows, "cost": parts}
 
 
 def _right(model: Any, samples: Sequence[cl.Sample]) -> list[bool]:

@@ -36,7 +36,8 @@ class Chat:
 
 
 def draw_chat(seed: int, step: int, row: int, level: int) -> Chat:
-    """A chat of training: of `refer` while few objects are known (`level`), then of all worlds."""
+    """A chat of training: of `refer` while few objects are known (`level`), then of all worlds. Of two objects only one
+    is asked for: the other's digit could be had by leaving out the first."""
     rng = stream("train", _STREAM, seed, step, row)
     width = height = 256
     if rng.random() < 0.5:
@@ -52,7 +53,7 @@ def draw_chat(seed: int, step: int, row: int, level: int) -> Chat:
     if world in ("caption", "refer"):
         colours = 8 if level < 5 or rng.random() < 0.5 else int(rng.integers(2, 4))
         scene = draw_scene(rng, width, height, objects, jitter, colours=colours)
-        turns = _caption(scene, rng) if world == "caption" else _digits(scene, rng, 4)
+        turns = _caption(scene, rng) if world == "caption" else _digits(scene, rng, max(1, min(4, level - 1)))
         return Chat(squeeze(scene.image), turns, world)
     wording = "plain" if rng.random() < 0.5 else "varied"
     if world == "hard":

@@ -41,7 +41,7 @@ def export_smol(run: Path, machine: str, root: Path = CHECKPOINTS) -> dict[str, 
     folder = root / "smol-vlm"
     write_trained(run, folder)
     card = write_card(run, folder, {"machine": machine})
-    return measured(folder, 200, 60, 100, ("refer",)) if root == CHECKPOINTS else card
+    return measured(folder, 200, 60, 100) if root == CHECKPOINTS else card
 
 
 def open_decoder() -> tuple[Any, Any]:

@@ -139,7 +139,7 @@ def speak(
     adapters = [w for name, w in trained.items() if not name.startswith("connector")]
     groups = [{"params": connector, "factor": 3.0}, {"params": adapters, "factor": 1.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "level": 2, "caption": [], "refer": [], "best": -1.0}
+    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "level": 2, "caption": [], "first": [], "best": -1.0}
     state = out / "state.safetensors"
     if state.exists():
         with safe_open(state, "pt") as file:
@@ -171,12 +171,15 @@ def speak(
             mine = torch.tensor([chats[i].world == world for i in row.tolist()])
             if mine.any():
                 shares[world] = right[mine].float().mean().item()
-        for form in ("caption", "refer"):
+        # What counts is the first answer of a chat: later ones can be had by leaving out earlier ones.
+        firsts = [int((row == i).nonzero()[0]) for i in range(batch) if chats[i].world == "refer"]
+        shares["first"] = right[firsts].float().mean().item()
+        for form in ("caption", "first"):
             if form in shares:
-                progress[form] = [*progress[form], shares[form]][-4:]
-        bars = {"caption": 0.74, "refer": 0.86}  # of all words said, the ends of turns among them
-        if level < _LEVELS and all(len(progress[k]) >= 4 and np.mean(progress[k]) > bar for k, bar in bars.items()):
-            progress |= {"level": level + 1, "caption": [], "refer": []}
+                progress[form] = [*progress[form], shares[form]][-8:]
+        bars = {"caption": 0.74, "first": 0.85}
+        if level < _LEVELS and all(len(progress[k]) == 8 and np.mean(progress[k]) > bar for k, bar in bars.items()):
+            progress |= {"level": level + 1, "caption": [], "first": []}
         if step % 10 == 0:
             line = {"step": step + 1, "level": level, "loss": loss.item(), "norm": norm.item(), **shares}
             _log(out, line | {"seconds": progress["seconds"]})
