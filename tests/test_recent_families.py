@@ -225,6 +225,9 @@ def test_layers_without_attention_say_so_and_have_their_mixers_output(family):
         _ = model.blocks[0].attn.W_O
     with pytest.raises(CorelensError, match="L0H1"):
         cl.evaluate(model, [sample()], sparse=cl.SparseInference([(0, 1)], pattern=cl.Streaming(4, 8)))
+    evicting = cl.SparseInference(HEADS, pattern=cl.Streaming(4, 8), decode="streaming")
+    with pytest.raises(CorelensError, match=r"layers \[0, 2\] keep a state"):
+        cl.evaluate(model, [sample()], sparse=evicting)
 
 
 @pytest.mark.parametrize("family", MIXERS)

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from corelens.hf import CACHE_ARGUMENTS, cache_argument, replaced_forward
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs
+from corelens.model.filters import named
 
 CALL = ("inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks")  # each has its own way to be cut
 LEAST_PREFIX = 1 / 8  # of the rows: below that, an explicit mask costs more than is saved
@@ -49,7 +50,7 @@ class Replay:
         self, model: Any, inputs: Inputs, hooks: Sequence[Hook] = (), names: Sequence[str] = (),
         keep: int | None = None, rows: bool = True,
     ):  # fmt: skip
-        self.model, self.inputs, self.hooks, self.keep = model, inputs, list(hooks), keep
+        self.model, self.inputs, self.hooks, self.keep = model, inputs, named(model.hook_dict, hooks), keep
         self.decoder = model.layout.decoder(model.hf)
         layers = range(model.cfg.n_layers)
         wanted = ["hook_embed", *(f"blocks.{layer}.hook_resid_pre" for layer in layers)]
@@ -115,7 +116,7 @@ class Replay:
         if self._needs_ids():
             tensors["input_ids"] = self._any_text(tensors.pop("inputs_embeds"))
         batch = Inputs(tensors, self.inputs.token_maps, self.inputs.samples)
-        kept = [(_later(name, start), function) for name, function in self.hooks if _fires(name, start)]
+        kept = [(name, function) for name, function in self.hooks if _fires(str(name), start)]
         every = [*kept, *hooks, *(reading or {}).items()]
         length = self.length - start.row
         wanted = self.length if self.keep is None else self.keep
@@ -267,16 +268,8 @@ def layer_of(name: str, n_layers: int = 1 << 30) -> int:
     return -1 if name == "hook_embed" or name.startswith("vision.") else n_layers
 
 
-def _name_fires(name: str, start: Start) -> bool:
+def _fires(name: str, start: Start) -> bool:
     """Whether a base hook still has to fire: what it did before the start is in the base run's values."""
     if layer_of(name) < 0:
         return False
     return start.layer == 0 or (layer_of(name) >= start.layer and name != f"blocks.{start.layer}.hook_resid_pre")
-
-
-def _fires(name: Any, start: Start) -> bool:
-    return callable(name) or _name_fires(name, start)
-
-
-def _later(name: Any, start: Start) -> Any:
-    return (lambda one: name(one) and _name_fires(one, start)) if callable(name) else name

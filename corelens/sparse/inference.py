@@ -163,6 +163,12 @@ class Plan:
         prunes = any("pruned" in self.roles(layer) for layer in range(self.cfg.n_layers))
         if self.sparse.decode == "full" and self.sparse.kv_budget is None and not prunes:
             return None
+        if without := [layer for layer, heads in enumerate(self.cfg.heads) if not heads]:
+            raise CorelensError(
+                f"a cache that lets go of tokens, in a model whose layers {without} keep a state and no keys",
+                "layers with attention heads, all of them",
+                'decode with a full cache: decode="full", no kv_budget, nothing pruned',
+            )
         from corelens.sparse.cache import RaggedCache
 
         return RaggedCache(self)
