@@ -330,8 +330,8 @@ def test_folders_that_hold_none_or_two(copies, tmp_path):
     shutil.copytree(copies["mmdocir"], both, dirs_exist_ok=True)
     with pytest.raises(cl.CorelensError, match="mmdocir and mlvu"):
         cl.load_data(both)
-    for given in ("refcoco", tmp_path / "gone"):
-        with pytest.raises(cl.CorelensError, match="check the name"):
+    for given, advice in (("refcoco", "did you mean"), (tmp_path / "gone", "check the name")):
+        with pytest.raises(cl.CorelensError, match=advice):
             cl.load_data(given)
     assert len(cl.load_data("refer", n=2)) == 2
 

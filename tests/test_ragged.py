@@ -452,7 +452,7 @@ def test_what_a_cache_cannot_do(watched):
         for refused in (lambda: cache.crop(-1), lambda: cache.reorder_cache(torch.tensor([1, 0])), cache.reset):
             with pytest.raises(CorelensError, match="fresh cache"):
                 refused()
-        with pytest.raises(CorelensError, match="padding on the right"):
+        with pytest.raises(CorelensError, match="padded on the right"):
             model.generate(model.prepare(SAMPLES, padding_side="right"), max_new_tokens=2)
         with pytest.raises(CorelensError, match="last 2 tokens of a prompt in parts"):
             model.generate(inputs, max_new_tokens=2, prefill_chunk_size=inputs.tensors["input_ids"].shape[1] - 2)

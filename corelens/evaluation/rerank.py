@@ -6,6 +6,7 @@ measure is the recall of evidence pages among the first k.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,19 @@ class PageRanking:
     def chance(self) -> float:
         """Recall@1 of a page drawn at random."""
         return float(np.mean([1 / len(pages) for pages in self.ranked]))
+
+    def plot(self) -> Any:
+        """A matplotlib figure: recall@k over k, beside that of pages drawn at random."""
+        from corelens.viz.curves import recall_curve
+
+        most = max(len(pages) for pages in self.ranked)
+        random = [float(np.mean([min(1.0, k / len(pages)) for pages in self.ranked])) for k in range(1, most + 1)]
+        return recall_curve([tuple(self.recall(k)) for k in range(1, most + 1)], random)
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.view import image_html
+
+        return f"{image_html(self.plot(), 'recall at k')}<p>{escape(repr(self))}</p>"
 
     def __repr__(self) -> str:
         return f"PageRanking({len(self.ranked)} questions: recall@1 {self.recall()}, chance {self.chance:.3f})"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample
 
 if TYPE_CHECKING:
     from corelens.findings.options import Options

@@ -31,6 +31,7 @@ from corelens.hf import attention_name
 from corelens.inputs.pictures import Later
 from corelens.inputs.prepare import Sample
 from corelens.metrics.digest import Digest, digest, source
+from corelens.model.projections import readable, readable_parameters
 
 # --- models -------------------------------------------------------------------------------------
 
@@ -47,21 +48,12 @@ def weight_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
 
 def all_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and kept buffer by its name; those that are offloaded are read from where they lie."""
+    yield from readable_parameters(module)
     kept = set(module.state_dict(keep_vars=True))
-    for prefix, part in module.named_modules(remove_duplicate=False):
-        own = {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False))}
-        names = {name: f"{prefix}.{name}".lstrip(".") for name in own}
-        with _in_place(part, own.values()):
-            yield from [(full, getattr(part, name)) for name, full in names.items() if full in kept]
-
-
-def _in_place(part: nn.Module, tensors: Iterable[Tensor]) -> Any:
-    """A context in which a module's own weights are there: those that are offloaded are read to the CPU."""
-    if not any(tensor.is_meta for tensor in tensors):
-        return nullcontext()
-    from accelerate.utils import align_module_device
-
-    return align_module_device(part, torch.device("cpu"))
+    for prefix, part in module.named_modules():
+        for name, _ in part.named_buffers(recurse=False):
+            if (full := f"{prefix}.{name}".lstrip(".")) in kept and (buffer := readable(part, name)) is not None:
+                yield full, buffer
 
 
 def processor_hash(processor: Any) -> str:

@@ -48,6 +48,19 @@ def sorted_scores(scores: HeadScores, fraction: float = 0.05, ax: Axes | None = 
     return style.figure_of(ax)
 
 
+def recall_curve(recall: Sequence[tuple[float, float, float]], random: Sequence[float]) -> Figure:
+    """Recall at k = 1, 2, …: (value, low, high) each, and what pages in random order give."""
+    value, low, high = np.array(recall).T
+    k = np.arange(1, len(value) + 1)
+    with style.axes(None, 3.6, 2.7) as ax:
+        ax.fill_between(k, low, high, color=style.HOT, alpha=0.2, linewidth=0, label="95% CI")
+        ax.plot(k, value, color=style.HOT, marker="o", markersize=4, label="pages by the heads' attention")
+        ax.plot(k, random, color=style.GREY, linestyle="--", label="pages in random order")
+        ax.set(xlabel="k, pages read", ylabel="recall of evidence pages at k", xticks=k, ylim=(0, 1.05))
+        ax.legend(loc="lower right")
+    return style.figure_of(ax)
+
+
 def _name(ax: Axes, names: list[str], values: np.ndarray) -> None:
     """Write names beside the first points, pushed down where two would stand on one another."""
     points = 72 / style.figure_of(ax).dpi
