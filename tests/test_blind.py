@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+import corelens as cl
+from corelens.demo import read_card
 from training.batches import Plan, draw_batch
 from training.blind import Sight, answered_at, is_blind, share_blind
 from training.build import build_model, build_processor
@@ -73,3 +75,12 @@ def test_the_last_token_of_a_question_is_asked_for_its_own_answer(built):
     said = [processor.tokenizer.decode(ids[row, i]) for row, i in zip(rows, golds, strict=True)]
     assert all(word.isdigit() for word in said) and (golds > positions).all()
     assert golds.tolist() == [i for row in answers for i in row.nonzero()[:, 0].tolist()]
+
+
+def test_the_checkpoint_does_what_its_card_says():
+    card, model = read_card(NAME), cl.load_demo(NAME)
+    (test,) = [row for row in card["held_out"] if row["split"] == "test"]
+    share = cl.evaluate(model, cl.synthetic("refer", 60, seed=77)).accuracy
+    assert abs(float(share) - test["accuracy"]) < 0.25 and card["controls"][0]["blank"] < 0.2
+    assert (model.cfg.n_layers, model.cfg.n_heads) == (16, 16)
+    assert {row["rows"] for row in card["zeroed"]} == {"question", "last"}

@@ -201,20 +201,21 @@ RECIPES["qwen3vl-s-all"] = replace(
     mix=in_turn((SEEN, SAID), (RELATING + ALONE, 0)),
 )
 # Made to read at the question's rows, behind qwen3vl-m's tower: 16 × 16 heads from random weights.
+# The one in training/models was stopped on the way: its card has the lengths that it was trained with.
 RECIPES["qwen3vl-q"] = Recipe(
     start_tower="qwen3vl-m",
     stage_a=0,
-    stage_b=770,
+    stage_b=1500,
     batch=16,
     last_batch=12,
     rate=1e-3,
     warmup=50,
-    check_every=85,
+    check_every=100,
     twins=0.25,
     muon=5.0,
     blind=0.9,
-    opens=620,
-    opened=730,
+    opens=1100,
+    opened=1300,
     dropped=0.05,
     checks=(Check(150, {}),),
 )

@@ -65,7 +65,13 @@ def write_card(run: Path, folder: Path, facts: dict[str, Any]) -> dict[str, Any]
     return card
 
 
-TESTED: tuple[measure.World, ...] = (("refer", {"objects": 2}), ("refer", {}), ("compare", {}), ("hop", {}))
+TESTED: tuple[measure.World, ...] = (
+    ("refer", {"objects": 1}),
+    ("refer", {"objects": 2}),
+    ("refer", {}),
+    ("compare", {}),
+    ("hop", {}),
+)
 
 
 def measured(folder: Path, n: int, scored: int, tested: int, draws: int = 10) -> dict[str, Any]:
