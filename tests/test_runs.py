@@ -57,7 +57,7 @@ def many() -> list[cl.Sample]:
 
 @pytest.fixture(scope="module")
 def model():
-    return cl.HookedMLLM(*tiny("qwen3_vl"))
+    return cl.HookedMLLM(*tiny.__wrapped__("qwen3_vl"))  # as another process builds it: nothing of other tests is on it
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_other_samples_are_refused_whatever_makes_them_so(model, tmp_path, kind)
 
 
 def test_another_processor_is_refused(tmp_path):
-    model = cl.HookedMLLM(*tiny("qwen3_vl"))
+    model = cl.HookedMLLM(*tiny.__wrapped__("qwen3_vl"))  # its own: other tests share the cached one
     cl.score_heads(model, [base()], ["ram"], out=tmp_path)
     model.processor.image_processor.size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
     with pytest.raises(cl.CorelensError, match="another processor"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,11 @@ class VisualSinks:
         cells = [token_map.cell(int(token_map.visual[i])) for i in self.tokens[number]]
         of_video = any(picture.frames is not None for picture in token_map.pictures or [])
         return [Box(*cell[1:], image=0 if of_video else cell[0]) for cell in cells if cell[3] > cell[1]]
+
+    def _repr_html_(self) -> str:
+        from corelens.viz.view import image_html
+
+        return f"{image_html(self.plot(), 'visual sinks')}<p>{escape(repr(self))}</p>"
 
     def plot(self, number: int = 0) -> Any:
         """The first picture of a sample with the strengths on it and its sinks outlined, a matplotlib figure."""
