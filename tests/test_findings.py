@@ -281,6 +281,7 @@ def test_the_allowed_speed_up_is_that_of_the_operation_count():
     class Shape:
         n_layers, n_heads, n_kv_heads, n_key_value_heads = 36, 32, 8, 8
         d_head, d_model, d_mlp = 128, 2560, 9728
+        heads = (32,) * 36
 
     heads = cl.HeadSet([(layer, head) for layer in range(36) for head in range(32)][::20])  # 5%
     plan = SparseInference(heads, Streaming(sink=128, window=1024))

@@ -17,12 +17,13 @@ import published
 from corelens import testbed
 from corelens.cli.app import app
 from corelens.cli.study import default_worlds
-from corelens.findings import files, world
+from corelens.findings import world
 from corelens.findings.faithfulness import known_circuit
 from corelens.findings.feeders import feeders
 from corelens.findings.options import LAST, Options
 from corelens.findings.result import FINDINGS, Study
 from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED
+from corelens.heads import disk
 from families import tiny
 
 OPTIONS = {
@@ -233,7 +234,7 @@ def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(model, tmp_path, monkeypatch):
-    real = files.os.replace
+    real = disk.os.replace
 
     def full(a, b):
         if str(b).endswith("F1.json"):
@@ -241,11 +242,11 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(model, tmp_path, mo
         return real(a, b)
 
     options = OPTIONS | {"effect_samples": 0, "findings": ["F1"]}
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(disk.os, "replace", full)
     with pytest.raises(cl.CorelensError, match="no room left"):
         cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, **options)
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [name for name in left if name.startswith((".", "report", "F1"))]
+    assert not [name for name in left if name != ".lock" and name.startswith((".", "report", "F1"))]
     monkeypatch.undo()  # there is room again: it goes on from there
     again = cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, **options)
     assert again.report.exists()

@@ -100,6 +100,13 @@ class RowCosts:
         except CorelensError:
             return metric("ram", rows=self.rows).key
 
+    def plot(self) -> Any:
+        """A matplotlib figure: a bar a group of rows, what cutting it costs in accuracy, with its interval."""
+        from corelens.viz.curves import cost_bars
+
+        labels = [f"{group}  {self.texts[group]!r}" if group in self.texts else group for group in self.costs]
+        return cost_bars(labels, [(cost.difference, *cost.ci) for cost in self.costs.values()])
+
     def to_json(self) -> dict[str, Any]:
         """All numbers."""
         return {

@@ -48,6 +48,19 @@ def sorted_scores(scores: HeadScores, fraction: float = 0.05, ax: Axes | None = 
     return style.figure_of(ax)
 
 
+def cost_bars(labels: Sequence[str], costs: Sequence[tuple[float, float, float]]) -> Figure:
+    """What each group of rows costs when the evidence is cut off from it: (accuracy lost, low, high), one bar each."""
+    value, low, high = np.array(costs).T
+    at = np.arange(len(labels))[::-1]
+    with style.axes(None, 4.6, 0.6 + 0.24 * len(labels)) as ax:
+        errors = np.clip([value - low, high - value], 0, None)
+        ax.barh(at, value, xerr=errors, color=style.HOT, ecolor=style.INK, height=0.62, error_kw={"linewidth": 0.9})
+        ax.set(yticks=at, yticklabels=labels, xlabel="accuracy lost, 95% interval")
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        ax.axvline(0, color=style.SOFT, linewidth=0.7)
+    return style.figure_of(ax)
+
+
 def recall_curve(recall: Sequence[tuple[float, float, float]], random: Sequence[float]) -> Figure:
     """Recall at k = 1, 2, …: (value, low, high) each, and what pages in random order give."""
     value, low, high = np.array(recall).T
