@@ -19,6 +19,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.knockouts import Knockouts
+from corelens.heads.disk import write_whole
 from corelens.heads.intervals import CI, Difference, Interval, accuracy_difference, mean_interval
 from corelens.inputs.prepare import Sample
 from corelens.metrics.registry import metric
@@ -119,7 +120,7 @@ class RowCosts:
 
     def save(self, path: str | Path) -> None:
         """Write the numbers as JSON."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+        write_whole(path, json.dumps(self.to_json(), indent=1, ensure_ascii=False))
 
     @classmethod
     def load(cls, path: str | Path) -> "RowCosts":
