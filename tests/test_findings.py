@@ -22,6 +22,7 @@ from corelens.findings.repeats import agreement_over_n
 from corelens.findings.result import FINDINGS
 from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict, combine
 from corelens.findings.world import resampled
+from corelens.heads.intervals import clopper_pearson
 from corelens.heads.scores import HeadScores
 from corelens.sparse import SparseInference, Streaming
 from families import FAMILIES, tiny
@@ -220,8 +221,8 @@ def test_the_reading_is_the_one_whose_rows_the_answer_hangs_on():
 
 
 def test_exact_intervals_are_those_of_the_binomial():
-    assert exact.share(0, 20)[1:] == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
-    assert exact.share(20, 20)[1:] == pytest.approx((0.025 ** (1 / 20), 1.0))
+    assert clopper_pearson(0, 20)[1:] == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
+    assert clopper_pearson(20, 20)[1:] == pytest.approx((0.025 ** (1 / 20), 1.0))
     clean, changed = np.ones(50), np.array([0.0] * 10 + [1.0] * 40)
     cost = exact.cost(clean, changed)
     assert cost.value == 0.2 and 0 < cost.low < 0.2 < cost.high

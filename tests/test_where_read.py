@@ -65,6 +65,10 @@ def test_the_circuit_reads_at_the_last_row():
     model, boards = circuit_model(), samples(24, seed=5)
     costs = cl.where_read(model, boards)
     assert costs.rows == "last" and costs.clean.value == 1
+    clean = cl.evaluate(model, boards)
+    for rows in ("question", "last"):  # a cost of nothing in 24 samples is not known to the point
+        assert costs.costs[rows] == cl.paired(clean, cl.evaluate(model, boards, cl.knockout(None, rows=rows)))
+        assert costs.costs[rows].ci.low < costs.costs[rows].difference
     assert costs.costs["question"].difference == 0 and costs.costs["all"].ci.low > 0.5
     assert costs.hurts("last") and costs.hurts("question+last") and costs.hurts("all")
     assert not costs.hurts("question") and not costs.hurts("template")

@@ -40,18 +40,18 @@ def add_rows(app: typer.Typer) -> None:
         """
         from corelens.evaluation.where_read import where_read
 
+        ranking = None if scores is None else open_scores(scores, None)
         hooked = open_model(model, dtype)
         costs = where_read(hooked, open_data(data, n, seed)[:n], tokens, batch_size)
         costs.meta |= {"model": model, "data": data, "seed": seed}
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
             costs.save(out)
         if json:
             typer.echo(json_module.dumps(costs.to_json()))
             return
         print_costs(costs)
-        if scores is not None:
-            print_advice(costs, [open_scores(scores, None)])
+        if ranking is not None:
+            print_advice(costs, [ranking])
         if out is not None:
             Console().print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
 

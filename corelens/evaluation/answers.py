@@ -61,9 +61,14 @@ class Evaluation:
         return float(self.correct.mean())
 
     @property
+    def logprobs(self) -> Float[np.ndarray, " sample"]:
+        """Log-probability of each gold answer (nats)."""
+        return np.array([answer.logprob for answer in self.per_sample])
+
+    @property
     def answer_logprob(self) -> float:
         """Mean log-probability of the gold answer (nats)."""
-        return float(np.mean([answer.logprob for answer in self.per_sample]))
+        return float(self.logprobs.mean())
 
     @cached_property
     def interval(self) -> Interval:

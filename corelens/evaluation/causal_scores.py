@@ -9,7 +9,6 @@ from jaxtyping import Float
 from rich.progress import Progress
 
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import Evaluation
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.knockouts import Knockouts
 from corelens.heads.head_set import HeadSet
@@ -79,13 +78,13 @@ def _knockouts(
 ) -> Float[np.ndarray, "sample layer head"]:
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     runs = Knockouts(model, batches(model, samples, batch_size))
-    clean = _logprobs(runs.clean)
+    clean = runs.clean.logprobs
     lost = np.full((len(samples), n_layers, n_heads), np.nan, dtype=np.float32)
     every = [(layer, head) for layer, count in enumerate(model.cfg.heads) for head in range(count)]
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("knocking out", total=len(every))
         for layer, head in every:
-            lost[:, layer, head] = clean - _logprobs(runs.evaluate(HeadSet([(layer, head)]), rows, columns))
+            lost[:, layer, head] = clean - runs.evaluate(HeadSet([(layer, head)]), rows, columns).logprobs
             bar.advance(task)
     return lost
 
@@ -110,7 +109,3 @@ def _without_evidence(sample: Sample, kind: str) -> Sample:
     for number in range(len(sample.regions)):
         sample = counterfactual(sample, kind, region=number)
     return sample
-
-
-def _logprobs(evaluation: Evaluation) -> Float[np.ndarray, " sample"]:
-    return np.array([answer.logprob for answer in evaluation.per_sample])

@@ -300,7 +300,7 @@ def _selections(ranked: Mapping[str, HeadScores], fraction: float, draws: int, s
 
 def _kept(line: str, share: float | None, x: int, runs: list[Evaluation], sets: Sequence[HeadSet]) -> Kept:
     correct = np.mean([run.correct for run in runs], axis=0)
-    logprob = np.mean([[answer.logprob for answer in run.per_sample] for run in runs], axis=0)
+    logprob = np.mean([run.logprobs for run in runs], axis=0)
     return Kept(line, share, x, correct, logprob, [run.accuracy for run in runs], [one.to_json() for one in sets])
 
 

@@ -211,7 +211,7 @@ def conditions(
 
 
 def hooks_of(kind: str, heads: HeadSet, reference: Any = None) -> list[Hook]:
-    """An ablation by its name: "zero", "mean", "resample", "uniform", or "knockout" (question rows → region)."""
+    """An ablation by its name: "zero" … as `ablate` has them, or "knockout" (question, last, answer rows → region)."""
     if kind == "knockout":
         return knockout(heads)
     return ablate(heads, kind, reference=reference if kind in ("mean", "resample") else None)

@@ -153,13 +153,9 @@ def head_profile(
             profile.ablations[kind] = Ablation(
                 run.interval,
                 accuracy_difference(clean.correct, run.correct),
-                mean_interval(_logprobs(clean) - _logprobs(run)),
+                mean_interval(clean.logprobs - run.logprobs),
             )
     return profile
-
-
-def _logprobs(evaluation: Evaluation) -> Float[np.ndarray, " sample"]:
-    return np.array([answer.logprob for answer in evaluation.per_sample])
 
 
 def _attention(

@@ -55,7 +55,7 @@ class PageRanking:
 
         most = max(len(pages) for pages in self.ranked)
         random = [float(np.mean([min(1.0, k / len(pages)) for pages in self.ranked])) for k in range(1, most + 1)]
-        return recall_curve([tuple(self.recall(k)) for k in range(1, most + 1)], random)
+        return recall_curve([self.recall(k) for k in range(1, most + 1)], random)
 
     def _repr_html_(self) -> str:
         from corelens.viz.view import image_html

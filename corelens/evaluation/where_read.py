@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import Evaluation
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.knockouts import Knockouts
-from corelens.heads.intervals import CI, Difference, Interval, mean_interval
+from corelens.heads.disk import write_whole
+from corelens.heads.intervals import CI, Difference, Interval, accuracy_difference, mean_interval
 from corelens.inputs.prepare import Sample
 from corelens.metrics.registry import metric
 from corelens.tokens.token_map import TokenMap
@@ -38,8 +38,8 @@ class RowCosts:
     rows that predict the answer's other tokens; absent where answers have one token), and "all" of them.
 
     Args:
-        costs: {group: accuracy lost}, paired by sample, with a 95% interval.
-        logprob_costs: {group: log-probability of the gold answer lost} (nats), likewise.
+        costs: {group: accuracy lost}, paired by sample, with its 95% interval (Newcombe's, as `cl.paired`).
+        logprob_costs: {group: log-probability of the gold answer lost} (nats), with a bootstrap interval.
         counts: {group: how many samples have such rows}; the others are left out of the group.
         texts: {group: the token's text}, for single tokens ("…" behind it where samples differ).
         clean: accuracy without any cut.
@@ -127,7 +127,7 @@ class RowCosts:
 
     def save(self, path: str | Path) -> None:
         """Write the numbers as JSON."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+        write_whole(path, json.dumps(self.to_json(), indent=1, ensure_ascii=False))
 
     @classmethod
     def load(cls, path: str | Path) -> "RowCosts":
@@ -220,8 +220,8 @@ def where_read(
     for group, rows in groups.items():
         has = np.array([len(of_sample) > 0 for of_sample in rows])
         cut = runs.evaluate(None, _by_batch(rows, [len(inputs) for inputs in prepared]), columns)
-        costs[group] = _difference((clean.correct - cut.correct)[has])
-        logprob_costs[group] = _difference((_logprobs(clean) - _logprobs(cut))[has])
+        costs[group] = _difference(accuracy_difference(clean.correct[has], cut.correct[has]))
+        logprob_costs[group] = _difference(mean_interval((clean.logprobs - cut.logprobs)[has]))
     return RowCosts(
         costs,
         logprob_costs,
@@ -270,10 +270,5 @@ def _texts(model: Any, prepared: Sequence[Any], groups: dict[str, list[Tensor]])
     return texts
 
 
-def _logprobs(evaluation: Evaluation) -> Float[np.ndarray, " sample"]:
-    return np.array([answer.logprob for answer in evaluation.per_sample])
-
-
-def _difference(lost: Float[np.ndarray, " sample"]) -> Difference:
-    interval = mean_interval(lost)
+def _difference(interval: Interval) -> Difference:
     return Difference(interval.value, interval.ci)

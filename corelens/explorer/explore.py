@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from corelens.errors import CorelensError
 from corelens.explorer.recording import BUDGET, record
+from corelens.heads.disk import write_whole
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample
@@ -86,15 +87,8 @@ class Explorer:
 
     def save(self, path: str | Path) -> Path:
         """Write the page; returns its path."""
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.page(), encoding="utf-8")
-        except OSError as error:
-            raise CorelensError(
-                f"the path {str(path)!r} ({error})", "a file that can be written", "name another path"
-            ) from error
-        return path
+        write_whole(path, self.page())
+        return Path(path)
 
     @property
     def widget(self) -> Any:

@@ -1,26 +1,9 @@
-"""Exact intervals of shares and of paired differences of right and wrong answers."""
+"""Exact intervals of paired differences of right and wrong answers."""
 
 import numpy as np
 from jaxtyping import Float
 
-from corelens.heads.intervals import Interval, bootstrap_mean
-
-
-def share(hits: int, n: int, level: float = 0.95) -> Interval:
-    """hits / n with its exact interval (Clopper and Pearson 1934)."""
-    from scipy.stats import beta  # its import takes a second
-
-    tail = (1 - level) / 2
-    low = float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
-    return Interval(hits / n, low, high)
-
-
-def accuracy(correct: Float[np.ndarray, " sample"]) -> Interval:
-    """The share of right answers, exact; scores between 0 and 1 (ANLS) have a bootstrap interval instead."""
-    if not _binary(correct):
-        return bootstrap_mean(correct)
-    return share(int(correct.sum()), len(correct))
+from corelens.heads.intervals import Interval, bootstrap_mean, clopper_pearson
 
 
 def cost(clean: Float[np.ndarray, " sample"], changed: Float[np.ndarray, " sample"], level: float = 0.95) -> Interval:
@@ -33,7 +16,7 @@ def cost(clean: Float[np.ndarray, " sample"], changed: Float[np.ndarray, " sampl
         return bootstrap_mean(clean - changed, level)
     lost, won = int((clean > changed).sum()), int((clean < changed).sum())
     half = (1 + level) / 2
-    losses, wins = share(lost, len(clean), half), share(won, len(clean), half)
+    losses, wins = clopper_pearson(lost, len(clean), half), clopper_pearson(won, len(clean), half)
     return Interval((lost - won) / len(clean), losses.low - wins.high, losses.high - wins.low)
 
 

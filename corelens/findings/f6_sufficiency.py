@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from corelens.findings import exact
 from corelens.findings.criteria import CORE, DRAWS, QUANTILE, SUFFICIENT, TOP, enough_samples
 from corelens.findings.feeders import feeders
 from corelens.findings.finding import Finding, Numbers
 from corelens.findings.verdict import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict
 from corelens.findings.world import World
 from corelens.heads.head_set import HeadSet
+from corelens.heads.intervals import accuracy_interval
 
 NOTHING: HeadSet = HeadSet([])
 
@@ -89,6 +89,6 @@ class Sufficiency(Finding):
 
 
 def _seeing(world: World, top: HeadSet, random: Sequence[HeadSet], fed_by: HeadSet) -> Numbers:
-    accuracy = exact.accuracy(world.only_seeing(top | fed_by))
+    accuracy = accuracy_interval(world.only_seeing(top | fed_by))
     controls = [float(world.only_seeing(heads | fed_by).mean()) for heads in random]
     return {**accuracy._asdict(), "random": controls, "feeders": fed_by.to_json()}

@@ -15,8 +15,9 @@ def judged_reading(row_costs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
         row_costs: {world: {group of rows: what cutting the region from them in all heads costs}}; of the worlds that
             count, measured on the scoring samples.
 
-    A reading qualifies if cutting the evidence from its rows costs something in every world (the exact 95% interval
-    above zero). Of those that qualify the one whose rows cost most is judged; the published one if they cost the same.
+    A reading qualifies if cutting the evidence from its rows costs something in every world (Newcombe's 95%
+    interval above zero). Of those that qualify the one whose rows cost most is judged; the published one if they cost
+    the same.
 
     Returns:
         {"key", or None if no reading can be judged; "words", "published", "reason"}.

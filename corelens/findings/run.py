@@ -15,7 +15,6 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from corelens.errors import CorelensError
-from corelens.findings import exact
 from corelens.findings.criteria import ACCURACY
 from corelens.findings.faithfulness import faithfulness
 from corelens.findings.files import full_disk_is_said, write_whole
@@ -25,6 +24,7 @@ from corelens.findings.reading import judged_reading
 from corelens.findings.repeats import agreement_over_n
 from corelens.findings.result import FINDINGS, FORMAT, Study, read_report
 from corelens.findings.world import World, number_rows
+from corelens.heads.intervals import accuracy_interval
 from corelens.inputs.prepare import Sample
 from corelens.metrics.provenance import about, model_identity, refuse_active, sample_hash
 
@@ -136,7 +136,7 @@ def _about_world(world: World) -> Numbers:
     missing = world.lacks(("regions",)) or world.lacks(("answers",))
     if missing:
         return part | {"why_not": missing}
-    part["clean"] = exact.accuracy(world.clean.correct)._asdict()
+    part["clean"] = accuracy_interval(world.clean.correct)._asdict()
     if len(world.serves) == 1:
         return part
     for key in READINGS:

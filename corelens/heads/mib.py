@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from corelens.errors import CorelensError
+from corelens.heads.disk import write_whole
 from corelens.heads.head_set import HeadSet
 
 
@@ -37,7 +38,7 @@ def write_nodes(
         nodes[f"m{layer}"] = {"in_graph": True}
     nodes["logits"] = {"in_graph": True}
     cfg = {"n_layers": n_layers, "n_heads": n_heads, "parallel_attn_mlp": False, "d_model": d_model}
-    Path(path).write_text(json.dumps({"cfg": cfg, "nodes": nodes, "edges": {}}), encoding="utf-8")
+    write_whole(path, json.dumps({"cfg": cfg, "nodes": nodes, "edges": {}}))
 
 
 def read_nodes(path: str | os.PathLike) -> tuple[Float[np.ndarray, "layer head"], dict[str, Any]]:

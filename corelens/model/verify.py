@@ -119,8 +119,8 @@ def verify(model: Any, inputs: Any = None) -> Verification:
 
 
 def _samples() -> list[Sample]:
-    """Two questions of different length about one picture."""
-    return [Sample(images=[_picture()], question=question) for question in QUESTIONS]
+    """Two questions of different length about one picture, which is drawn here: no model warns that it is foreign."""
+    return [Sample(images=[_picture()], question=question, meta={"world": "noise"}) for question in QUESTIONS]
 
 
 def _picture() -> Any:

@@ -18,7 +18,7 @@ def answer_histogram(evaluation: Any, ax: Axes | None = None) -> Figure:
     Args:
         evaluation: an Evaluation.
     """
-    values = np.array([answer.logprob for answer in evaluation.per_sample])
+    values = evaluation.logprobs
     right = evaluation.correct.astype(bool)
     with style.axes(ax, 4.4, 2.6) as ax:
         # the sides differ in colour and in hatching: print may be grey

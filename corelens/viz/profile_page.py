@@ -126,8 +126,9 @@ def _lost(profile: "HeadProfile") -> Markup:
     columns = ["ablated: this head alone", "accuracy", "accuracy lost", "log-probability lost (nats)"]
     return p.table(
         columns, lines,
-        f"What {len(profile.samples)} samples lose without {profile.head}; means with 95% bootstrap intervals over "
-        "samples. Other heads may take over: a head that costs nothing alone may matter in a group.",
+        f"What {len(profile.samples)} samples lose without {profile.head}; 95% intervals over samples (accuracy: "
+        "Clopper–Pearson; lost: Newcombe; log-probability: bootstrap). Other heads may take over: a head that "
+        "costs nothing alone may matter in a group.",
     )  # fmt: skip
 
 

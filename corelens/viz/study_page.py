@@ -142,7 +142,10 @@ def _rows(model: Numbers) -> list[Markup]:
             rows.append([world, *cells])
     if not rows:
         return []
-    caption = "Points lost when the evidence is cut from these rows in all heads, on the scoring samples."
+    caption = (
+        "Points lost when the evidence is cut from these rows in all heads, on the scoring samples, with Newcombe's "
+        "95% intervals."
+    )
     return [p.folded("Which rows the answer hangs on", p.table(["world", *READS.values()], rows, caption))]
 
 

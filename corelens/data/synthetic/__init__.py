@@ -42,7 +42,7 @@ def synthetic(world: str, n: int, seed: int = 0, **options: Any) -> list[Sample]
         n: how many samples.
         seed: any whole number from 0.
         options: the world's difficulty, for instance `objects=8`; see the function of that name in
-            `corelens.data.synthetic`. Each module's `LONG` holds the options of a long context.
+            `corelens.data.synthetic`. `LONG` of `doc`, `video` and `refer_hard` there: options of a long context.
 
     Raises:
         CorelensError: for an unknown world, a negative n or seed, an unknown option or an impossible scene.

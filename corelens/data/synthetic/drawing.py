@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from corelens.data.synthetic.refer import COLOURS, KINDS, Shape
+from corelens.data.synthetic.refer import COLOURS, KINDS, Shape, muted
 from corelens.errors import CorelensError
 from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box, Region
@@ -179,18 +179,18 @@ def paint_clutter(seed: int, width: int, height: int, amount: int) -> Image.Imag
     """
     rng = np.random.default_rng(seed)
     base = int(rng.integers(90, 145))
-    image = Image.new("RGB", (width, height), _muted(rng, base))
+    image = Image.new("RGB", (width, height), muted(rng, base))
     draw = ImageDraw.Draw(image)
     for _ in range(amount // 2):
         x, y, a, b = rng.uniform(0, width), rng.uniform(0, height), *rng.uniform(12, 60, 2)
-        draw.ellipse((x - a, y - b, x + a, y + b), fill=_muted(rng, base))
+        draw.ellipse((x - a, y - b, x + a, y + b), fill=muted(rng, base))
     for _ in range(amount):
         ends = [(float(rng.uniform(0, width)), float(rng.uniform(0, height))) for _ in range(2)]
-        draw.line(ends, fill=_muted(rng, int(rng.integers(40, 220))), width=int(rng.integers(1, 4)))
+        draw.line(ends, fill=muted(rng, int(rng.integers(40, 220))), width=int(rng.integers(1, 4)))
     for _ in range(amount // 2):
         place = float(rng.uniform(0, width)), float(rng.uniform(0, height))
         shape = Shape("", str(rng.choice(KINDS[1:])), 0, *place, float(rng.uniform(14, 36)))
-        draw.polygon(shape.outline, outline=_muted(rng, int(rng.integers(50, 210))))
+        draw.polygon(shape.outline, outline=muted(rng, int(rng.integers(50, 210))))
     return image
 
 
@@ -207,8 +207,3 @@ def font(size: int) -> ImageFont.FreeTypeFont:
             "a Pillow without FreeType", "a Pillow that can draw its own font", "pip install --force-reinstall pillow"
         )
     return loaded
-
-
-def _muted(rng: np.random.Generator, base: int) -> tuple[int, int, int]:
-    red, green, blue = np.clip(base + rng.integers(-18, 19, 3), 0, 255)
-    return int(red), int(green), int(blue)

@@ -236,14 +236,14 @@ def _centres(
 
 def _paint(rng: np.random.Generator, width: int, height: int, shapes: list[Shape], clutter: int) -> Image.Image:
     base = int(rng.integers(70, 190))
-    image = Image.new("RGB", (width, height), _muted(rng, base))
+    image = Image.new("RGB", (width, height), muted(rng, base))
     draw = ImageDraw.Draw(image)
     for _ in range(clutter // 2):
         x, y, a, b = rng.uniform(0, width), rng.uniform(0, height), *rng.uniform(12, 60, 2)
-        draw.ellipse((x - a, y - b, x + a, y + b), fill=_muted(rng, base))
+        draw.ellipse((x - a, y - b, x + a, y + b), fill=muted(rng, base))
     for _ in range(clutter):
         ends = [(float(rng.uniform(0, width)), float(rng.uniform(0, height))) for _ in range(2)]
-        draw.line(ends, fill=_muted(rng, int(rng.integers(40, 220))), width=int(rng.integers(1, 4)))
+        draw.line(ends, fill=muted(rng, int(rng.integers(40, 220))), width=int(rng.integers(1, 4)))
     for shape in shapes:
         red, green, blue = (int(np.clip(c + rng.integers(-14, 15), 0, 255)) for c in COLOURS[shape.colour])
         if shape.kind == "circle":
@@ -256,7 +256,8 @@ def _paint(rng: np.random.Generator, width: int, height: int, shapes: list[Shape
     return image
 
 
-def _muted(rng: np.random.Generator, base: int) -> tuple[int, int, int]:
+def muted(rng: np.random.Generator, base: int) -> tuple[int, int, int]:
+    """A colour of clutter: a grey, each channel up to 18 off."""
     red, green, blue = np.clip(base + rng.integers(-18, 19, 3), 0, 255)
     return int(red), int(green), int(blue)
 
