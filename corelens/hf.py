@@ -374,7 +374,8 @@ class LensCache(ActivationCache):
     def norm_of(self, layer: int, mlp_input: bool, pos_slice: Slice) -> tuple[Tensor, bool]:
         """The scale [batch, pos, 1] of the norm that reads the residual stream at a layer, and whether it centres."""
         scale = self._get_cached_ln_scale(layer, mlp_input=mlp_input, pos_slice=pos_slice)
-        return scale, self._uses_ln_centering(layer)
+        centring = getattr(self, "_uses_ln_centering", None)  # TransformerLens 4.2 asks its config alone
+        return scale, self.model.cfg.normalization_type in ("LN", "LNPre") if centring is None else centring(layer)
 
 
 def newest_handle(handles: list[Any]) -> Any:

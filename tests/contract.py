@@ -28,9 +28,15 @@ SUITE = {
     "sparse": ["test_sparse.py", "test_ragged.py"],
 }
 OURS = ["test_the_installed_versions_are_in_the_tested_range"]  # speak of the project, not of what is installed
-# What a transformers itself cannot run, unhooked: {the start of its version: (family, why)}.
+# What a transformers itself cannot run, unhooked: {the start of its version: {family or test: why}}.
+IN_PARTS = "it loses the positions of a Qwen-VL prompt that generate() takes in parts"
 BROKEN = {
-    "5.20.": ("smolvlm", "it cuts the tokens of all tiles into rows of patch_size, which our tiles of 4 do not fill")
+    "5.17.": {
+        "softcap": "its SDPA drops the cap on attention logits, which the self-check refuses",
+        "test_a_prompt_may_come_in_parts": IN_PARTS,
+        "test_what_a_cache_cannot_do": IN_PARTS,
+    },
+    "5.20.": {"smolvlm": "it cuts the tokens of all tiles into rows of patch_size, which our tiles of 4 do not fill"},
 }
 # tokenizers' lowest is that of the lowest transformers
 LOWEST = {"transformers": "5.17.0", "tokenizers": "0.23.1", "transformer-lens": "4.2.0"}
@@ -67,10 +73,10 @@ def run(python: Path, options: list[str], limit: float | None = None) -> int:
     files = [str(ROOT / "tests" / name) for part in SUITE.values() for name in part]
     installed = _ask(python, "from importlib.metadata import version; print(version('transformers'))")
     left_out = list(OURS)
-    for start, (family, why) in BROKEN.items():
-        if installed.startswith(start):
-            left_out.append(family)
-            print(f"  left out: {family}, which this transformers cannot run unhooked ({why})", flush=True)
+    for start, cases in BROKEN.items():
+        for name, why in cases.items() if installed.startswith(start) else ():
+            left_out.append(name)
+            print(f"  left out: {name}, which this transformers cannot run unhooked ({why})", flush=True)
     leave = " and ".join(f"not {name}" for name in left_out)
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-k", leave, *options, *files]
     # (the package itself comes from this checkout, wherever an installed one lies)
