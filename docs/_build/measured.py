@@ -134,13 +134,13 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
             counts[0], f"{draws[0]:.3f}", f"{draws[-1]:.3f}", str(len(draws)), str(run["answered"])]  # fmt: skip
     published = f"{run['top']['ram']['accuracy']:.3f}"
     yield "README.md", "the top heads by the published score cost nothing ({})", [published]
-    card = json.loads((RESULTS.parents[1] / "training/models/qwen3vl-q/card.json").read_text(encoding="utf-8"))
-    masked = next(part for part in card["zeroed"] if part["rows"] == "question")
-    numbers = [masked["clean"], masked["zeroed"]["top"], min(masked["zeroed"]["random"] + [masked["zeroed"]["bottom"]])]
-    words = "With whole heads masked, its top 5% by RAM take {} of answers right to {}; the bottom 5% and {} random sets"
-    words += " leave {} or more ({} scenes)"
-    words = words.replace("and {} random", f"and {len(masked['zeroed']['random'])} random")
-    yield "README.md", words, [*(f"{x:.2f}" for x in numbers), str(masked["tested"])]
+    masked = read("masked_heads")
+    random = sorted(draw["accuracy"] for draw in masked["random"])
+    words = "With whole heads masked, its top 5% by RAM leave {} of answers right, the bottom 5% {} and "
+    words += f"{len(random)} random sets " + "{} to {} (clean {}, {} scenes)"
+    numbers = [masked["top"]["accuracy"], masked["bottom"]["accuracy"], random[0], random[-1]]
+    numbers = [f"{x:.3f}" for x in [*numbers, masked["clean"]["accuracy"]]]
+    yield "README.md", words, [*numbers, str(masked["tested"])]
     hooked = [results["8192"][key]["time_ratio"]["median"] for key in ("CoreLens, no hook", "CoreLens, z of all heads")]
     words = "run without hooks takes {} of transformers' own time at 8k tokens, z of all heads {}"
     yield "README.md", words, [f"{ratio:.2f}x" for ratio in hooked]
