@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,8 @@ def record(
     if len(rows_kept) < (seeing := int((token_map.text > token_map.visual.min()).sum())):
         left_out.append(f"The last {len(rows_kept)} of {seeing} text tokens behind the picture are rows here.")
     return {
-        "model": str(model.cfg.model_name or model.cfg.family), "shape": [model.cfg.n_layers, model.cfg.n_heads],
+        "model": Path(str(model.cfg.model_name or model.cfg.family)).name,  # of a folder its name alone
+        "shape": [model.cfg.n_layers, model.cfg.n_heads],
         "question": sample.question or "", "id": sample.id,
         "answer": answer.as_dict(),
         "tokens": _tokens(model, inputs, token_map, text, rows[rows_kept]),
