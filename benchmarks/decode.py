@@ -1,24 +1,27 @@
-"""What a KV budget saves at decoding: the time of a token and the memory of keys and values, dense against evicted.
+"""What a KV budget saves at decoding: the time of a token and the memory of keys and values, dense
+against evicted.
 
-    python benchmarks/decode.py                                  # 8k to 32k tokens; some minutes on one core
-    python benchmarks/decode.py --device cuda --layers 36 --tokens 8192 32768 131072 --batch 1 4 16
-    python benchmarks/decode.py --tokens 1024 --batch 2 --repeats 3 --out look.json
+    python benchmarks/decode.py                                  # 8k to 32k tokens; some minutes on
+    one core python benchmarks/decode.py --device cuda --layers 36 --tokens 8192 32768 131072
+    --batch 1 4 16 python benchmarks/decode.py --tokens 1024 --batch 2 --repeats 3 --out look.json
 
-Decoder layers of a real model's shape with random weights (a vocabulary of 512: no language-model head to speak of),
-and a cache filled with random keys and values, as a prompt of that length leaves it. One forward is one token of every
-sample of the batch. Sides, taken in turns after warming up:
+Decoder layers of a real model's shape with random weights (a vocabulary of 512: no language-model
+head to speak of), and a cache filled with random keys and values, as a prompt of that length leaves
+it. One forward is one token of every sample of the batch. Sides, taken in turns after warming up:
 
-    dense     transformers' own cache and SDPA: what generate does (the cache is copied to take a token)
-    whole     corelens' cache, nothing evicted: the same keys and values, read where they lie
-    budget    the same cache under KVBudget(scores, budget), capacities of all sizes (scores are random numbers to the
+    dense     transformers' own cache and SDPA: what generate does (the cache is copied to take a
+    token) whole     corelens' cache, nothing evicted: the same keys and values, read where they lie
+    budget    the same cache under KVBudget(scores, budget), capacities of all sizes (scores are
+    random numbers to the
               eighth power), keys chosen by SnapKV's rule
     short     a cache of 64 tokens: what a token costs without reading keys and values
 
-The speed-up is against the faster of dense and whole. Two limits: by bytes, (weights + keys and values) of dense over
-those of budget; by time, if what dense takes above short shrank as the bytes of keys and values do. `kv_share` is the
-share of the dense token's time that keys and values take, 1 − short / dense; below a half a token is mostly weights.
-On CUDA everything is measured eagerly and again with MLPs, norms and projections compiled, and then beside
-transformers' static cache with the whole forward compiled.
+The speed-up is against the faster of dense and whole. Two limits: by bytes, (weights + keys and
+values) of dense over those of budget; by time, if what dense takes above short shrank as the bytes
+of keys and values do. `kv_share` is the share of the dense token's time that keys and values take,
+1 − short / dense; below a half a token is mostly weights. On CUDA everything is measured eagerly
+and again with MLPs, norms and projections compiled, and then beside transformers' static cache with
+the whole forward compiled.
 """
 
 import argparse
@@ -42,7 +45,13 @@ from corelens.inputs.prepare import Inputs
 from corelens.sparse.prompt import Prompt
 
 RESULTS = Path(__file__).parent / "results"
-WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+WIDTHS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
 SHAPES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "qwen3vl-4b": (Qwen3ForCausalLM, (2560, 9728, 32, 8, 128)),
     "qwen3vl-8b": (Qwen3ForCausalLM, (4096, 12288, 32, 8, 128)),  # InternVL3.5-8B's too
@@ -56,7 +65,9 @@ def make(shape: str, layers: int, device: str, dtype: torch.dtype) -> cl.HookedM
     """Decoder layers of this shape, random."""
     build, widths = SHAPES[shape]
     options = dict(zip(WIDTHS, widths, strict=True))
-    config = build.config_class(**options, num_hidden_layers=layers, vocab_size=512, max_position_embeddings=1 << 18)
+    config = build.config_class(
+        **options, num_hidden_layers=layers, vocab_size=512, max_position_embeddings=1 << 18
+    )
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     with torch.device(device):
@@ -76,7 +87,9 @@ class Side:
         sparse: what evicts them; None: all stay in `cache`.
     """
 
-    def __init__(self, model: cl.HookedMLLM, batch: int, tokens: int, sparse: Any = None, cache: Any = None):
+    def __init__(
+        self, model: cl.HookedMLLM, batch: int, tokens: int, sparse: Any = None, cache: Any = None
+    ):
         self.model, self.sparse, self.cache = model, sparse, cache
         self.forward = model.hf.forward
         cfg = model.cfg
@@ -86,17 +99,27 @@ class Side:
             self.cache = self.plan.new_cache()
             first = self.ids[:, 0]
             self.plan.prompt = Prompt(first, first + tokens, tokens)
-        random = {"generator": torch.Generator(cfg.device).manual_seed(1), "device": cfg.device, "dtype": cfg.dtype}
+        random = {
+            "generator": torch.Generator(cfg.device).manual_seed(1),
+            "device": cfg.device,
+            "dtype": cfg.dtype,
+        }
         self.evict_seconds: list[float] = []
         for number, block in enumerate(model.layout.decoder(model.hf).layers):  # type: ignore[arg-type]
-            key, value = (torch.randn(batch, cfg.n_kv_heads, tokens, cfg.d_head, **random) for _ in range(2))
+            key, value = (
+                torch.randn(batch, cfg.n_kv_heads, tokens, cfg.d_head, **random) for _ in range(2)
+            )
             self.cache.update(key, value, number)
             if sparse is not None:
                 # the last rows alone, without causality among them: it moves no bytes
-                query = torch.randn(batch, cfg.n_heads, sparse.kv_budget.window, cfg.d_head, **random)
+                query = torch.randn(
+                    batch, cfg.n_heads, sparse.kv_budget.window, cfg.d_head, **random
+                )
                 module = block.get_submodule(model.layout.attention)
                 began = clock(cfg.device), time.process_time()
-                self.cache.evict(number, query, Call(module, None, cfg.d_head**-0.5, False, None, None, None))
+                self.cache.evict(
+                    number, query, Call(module, None, cfg.d_head**-0.5, False, None, None, None)
+                )
                 taken = clock(cfg.device) - began[0], time.process_time() - began[1]
                 self.evict_seconds.append(taken[0 if cfg.device.type == "cuda" else 1])
 
@@ -105,7 +128,9 @@ class Side:
         with ExitStack() as stack:
             if self.sparse is not None:
                 stack.enter_context(self.model.sparse(self.sparse))
-                run = stack.enter_context(self.model._hooked(Inputs({"input_ids": self.ids}, [], [])))
+                run = stack.enter_context(
+                    self.model._hooked(Inputs({"input_ids": self.ids}, [], []))
+                )
                 run.plan = self.plan  # the one that has the cache
             began, used = clock(self.model.device), time.process_time()
             self.forward(input_ids=self.ids, past_key_values=self.cache, use_cache=True)
@@ -115,7 +140,11 @@ class Side:
     def nbytes(self) -> int:
         """Of the keys and values that it holds."""
         said = getattr(self.cache, "nbytes", None)
-        return sum(x.keys.nbytes + x.values.nbytes for x in self.cache.layers) if said is None else said
+        return (
+            sum(x.keys.nbytes + x.values.nbytes for x in self.cache.layers)
+            if said is None
+            else said
+        )
 
 
 def clock(device: Any) -> float:
@@ -138,13 +167,17 @@ def measure(sides: dict[str, Side], repeats: int) -> dict[str, dict[str, dict[st
         quartiles = np.quantile(each, [0.25, 0.5, 0.75], axis=0).T * 1e3
         found[name] = {
             kind: {"low": round(low, 3), "median": round(middle, 3), "high": round(high, 3)}
-            for kind, (low, middle, high) in zip(("clock_ms", "processor_ms"), quartiles.tolist(), strict=True)
+            for kind, (low, middle, high) in zip(
+                ("clock_ms", "processor_ms"), quartiles.tolist(), strict=True
+            )
         }
     return found
 
 
 @torch.inference_mode()
-def cell(model: cl.HookedMLLM, tokens: int, batch: int, budget: int, repeats: int, compiled: bool) -> dict[str, Any]:
+def cell(
+    model: cl.HookedMLLM, tokens: int, batch: int, budget: int, repeats: int, compiled: bool
+) -> dict[str, Any]:
     """One prompt length and batch size."""
     cfg, config = model.cfg, model.hf.config
     scores = cl.HeadScores(np.random.default_rng(0).random((cfg.n_layers, cfg.n_heads)) ** 8)
@@ -157,9 +190,14 @@ def cell(model: cl.HookedMLLM, tokens: int, batch: int, budget: int, repeats: in
     }
     held = {name: side.nbytes for name, side in sides.items()}
     lengths = [
-        len(kept) for layer in range(cfg.n_layers) for line in sides["budget"].cache.positions(layer) for kept in line
+        len(kept)
+        for layer in range(cfg.n_layers)
+        for line in sides["budget"].cache.positions(layer)
+        for kept in line
     ]
-    weights = sum(p.nbytes for layer in model.layout.decoder(model.hf).layers for p in layer.parameters())  # type: ignore[union-attr]
+    weights = sum(
+        p.nbytes for layer in model.layout.decoder(model.hf).layers for p in layer.parameters()
+    )  # type: ignore[union-attr]
     found: dict[str, Any] = {
         "tokens": tokens, "batch": batch, "budget": budget, "weight_bytes": weights, "kv_bytes": held,
         "kept": {"mean": round(float(np.mean(lengths)), 1), "min": min(lengths), "max": max(lengths)},
@@ -168,7 +206,12 @@ def cell(model: cl.HookedMLLM, tokens: int, batch: int, budget: int, repeats: in
         "eager": measure(sides, repeats),
     }  # fmt: skip
     if compiled:
-        static = Side(model, batch, tokens, cache=StaticCache(config=config, max_cache_len=tokens + repeats + 8))
+        static = Side(
+            model,
+            batch,
+            tokens,
+            cache=StaticCache(config=config, max_cache_len=tokens + repeats + 8),
+        )
         static.forward = torch.compile(model.hf.forward)
         with compiled_parts(model):
             found["compiled"] = measure(sides | {"static": static}, repeats)
@@ -178,7 +221,9 @@ def cell(model: cl.HookedMLLM, tokens: int, batch: int, budget: int, repeats: in
             middle = {name: side[kind]["median"] for name, side in found[mode].items()}
             best = min(middle[name] for name in ("dense", "whole", "static") if name in middle)
             speedup = best / middle["budget"]
-            allowed = best / (middle["short"] + (best - middle["short"]) * held["budget"] / held["dense"])
+            allowed = best / (
+                middle["short"] + (best - middle["short"]) * held["budget"] / held["dense"]
+            )
             found[mode] |= {
                 "kv_share": round(1 - middle["short"] / best, 3), "speedup": round(speedup, 3),
                 "speedup_over_transformers": round(middle["dense"] / middle["budget"], 3),
@@ -190,7 +235,8 @@ def cell(model: cl.HookedMLLM, tokens: int, batch: int, budget: int, repeats: in
 
 @contextmanager
 def compiled_parts(model: cl.HookedMLLM) -> Iterator[None]:
-    """Within this context MLPs, norms and projections run compiled; attention's bookkeeping stays as it is."""
+    """Within this context MLPs, norms and projections run compiled; attention's bookkeeping stays
+    as it is."""
     kinds = ("MLP", "RMSNorm", "Linear")
     parts = [module for module in model.hf.modules() if type(module).__name__.endswith(kinds)]
     try:
@@ -206,15 +252,27 @@ def machine(device: str) -> dict[str, Any]:
     """What it ran on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-    found = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    found |= {"transformers": transformers.__version__, "load_at_start": [round(x, 1) for x in os.getloadavg()]}
+    cpu = next(
+        (line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor()
+    )
+    found = {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    found |= {
+        "transformers": transformers.__version__,
+        "load_at_start": [round(x, 1) for x in os.getloadavg()],
+    }
     return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
 
 
 def main() -> None:
     """Measure, print a line a cell, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=SHAPES, default="qwen3vl-4b")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 16384, 32768])
@@ -222,7 +280,9 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="by default on CUDA")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="by default on CUDA"
+    )
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     compiled = given.device == "cuda" if given.compile is None else given.compile
@@ -251,7 +311,10 @@ def line(one: dict[str, Any], kind: str) -> str:
     for mode in ("eager", "compiled"):
         if mode in one:
             found = one[mode]
-            times = "".join(f"{found[name][kind]['median']:9.1f}" for name in ("dense", "whole", "budget", "short"))
+            times = "".join(
+                f"{found[name][kind]['median']:9.1f}"
+                for name in ("dense", "whole", "budget", "short")
+            )
             rows.append(
                 f"{one['tokens'] // 1024:>4}k × {one['batch']:<7}{found['kv_share']:9.2f}{times}{'':14}"
                 f"{found['speedup']:.2f}x"

@@ -1,11 +1,13 @@
-"""What hooks cost: time and peak memory against a plain forward pass with SDPA, and the time `import corelens` takes.
+"""What hooks cost: time and peak memory against a plain forward pass with SDPA, and the time
+`import corelens` takes.
 
     python benchmarks/hooks.py                      # 1k to 8k tokens: some 20 minutes on one core
     python benchmarks/hooks.py --tokens 256 --repeats 2
 
-One model of fixed shape (a LLaVA with random weights), one prompt that begins with a picture. All ways of running it
-take turns within each repeat, in random order; medians, with the quartiles as spread. Memory is the peak during a run
-over what was held before it. Prints a table of ratios and writes JSON to benchmarks/results/.
+One model of fixed shape (a LLaVA with random weights), one prompt that begins with a picture. All
+ways of running it take turns within each repeat, in random order; medians, with the quartiles as
+spread. Memory is the peak during a run over what was held before it. Prints a table of ratios and
+writes JSON to benchmarks/results/.
 """
 
 import argparse
@@ -25,12 +27,27 @@ from typing import Any
 
 import torch
 
-SHAPE = {"layers": 4, "heads": 8, "kv_heads": 4, "d_head": 64, "d_model": 512, "d_mlp": 1408, "vocabulary": 1024}
+SHAPE = {
+    "layers": 4,
+    "heads": 8,
+    "kv_heads": 4,
+    "d_head": 64,
+    "d_model": 512,
+    "d_mlp": 1408,
+    "vocabulary": 1024,
+}
 IMAGE_TOKENS, IMAGE_ID, ROWS = 64, 1000, 32
 PLAIN = "Hugging Face, SDPA"
-TARGETS = {"CoreLens, no hook": 1.02, "CoreLens, z of all heads": 1.05, "CoreLens, 32 rows of all layers": 1.10}
+TARGETS = {
+    "CoreLens, no hook": 1.02,
+    "CoreLens, z of all heads": 1.05,
+    "CoreLens, 32 rows of all layers": 1.10,
+}
 Ways = dict[str, Callable[[dict[str, Any]], Any]]
-IMPORTS = {"transformer_lens + transformers": "import transformer_lens, transformers", "corelens": "import corelens"}
+IMPORTS = {
+    "transformer_lens + transformers": "import transformer_lens, transformers",
+    "corelens": "import corelens",
+}
 
 
 def build(attention: str = "sdpa") -> Any:
@@ -38,11 +55,24 @@ def build(attention: str = "sdpa") -> Any:
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     torch.manual_seed(0)
-    vision = {"model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+    }
     vision |= {"num_attention_heads": 2, "patch_size": 14, "image_size": 112}
-    text = {"model_type": "llama", "hidden_size": SHAPE["d_model"], "intermediate_size": SHAPE["d_mlp"]}
+    text = {
+        "model_type": "llama",
+        "hidden_size": SHAPE["d_model"],
+        "intermediate_size": SHAPE["d_mlp"],
+    }
     text |= {"num_hidden_layers": SHAPE["layers"], "num_attention_heads": SHAPE["heads"]}
-    text |= {"num_key_value_heads": SHAPE["kv_heads"], "head_dim": SHAPE["d_head"], "vocab_size": SHAPE["vocabulary"]}
+    text |= {
+        "num_key_value_heads": SHAPE["kv_heads"],
+        "head_dim": SHAPE["d_head"],
+        "vocab_size": SHAPE["vocabulary"],
+    }
     config = LlavaConfig(
         text_config=text | {"max_position_embeddings": 65536}, vision_config=vision, image_token_index=IMAGE_ID,
         image_seq_length=IMAGE_TOKENS, architectures=["LlavaForConditionalGeneration"],
@@ -85,15 +115,21 @@ def ways_to_run(device: str, dtype: torch.dtype) -> tuple[Ways, dict[str, str]]:
         "CoreLens, no hook": model,
         "CoreLens, z of all heads": lambda tensors: model.run_with_cache(tensors, names_filter=z),
         "CoreLens, 32 rows of all layers": some_rows,
-        "CoreLens, one pattern": lambda tensors: model.run_with_cache(tensors, names_filter=patterns[1]),
-        "CoreLens, all patterns": lambda tensors: model.run_with_cache(tensors, names_filter=patterns),
+        "CoreLens, one pattern": lambda tensors: model.run_with_cache(
+            tensors, names_filter=patterns[1]
+        ),
+        "CoreLens, all patterns": lambda tensors: model.run_with_cache(
+            tensors, names_filter=patterns
+        ),
     }
     missing = {}
     for name, make in (("TransformerBridge", _bridge), ("nnsight", _nnsight)):
         try:
             found |= make(device, dtype)
         except Exception as error:  # the others are measured without it
-            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            missing[name] = (
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
     return found, missing
 
 
@@ -130,7 +166,9 @@ def _words() -> Any:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2, "a": 3}, unk_token="<unk>"))
+    words = Tokenizer(
+        models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2, "a": 3}, unk_token="<unk>")
+    )
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=words, **names)
 
@@ -151,7 +189,7 @@ def _nnsight(device: str, dtype: torch.dtype) -> Ways:
     return {"nnsight, z of all heads": z}
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
+# --- measuring
 
 
 def seconds_of(run: Callable[[dict[str, Any]], Any], tensors: dict[str, Any], device: str) -> float:
@@ -175,7 +213,8 @@ def memory_of(run: Callable[[dict[str, Any]], Any], tensors: dict[str, Any], dev
         before = torch.cuda.memory_allocated()
     else:
         _libc().malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak of resident memory so far
+        # Linux: forget the peak of resident memory so far
+        Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
     with torch.no_grad():
         kept = run(tensors)
@@ -189,12 +228,17 @@ def _libc() -> Any:
 
 
 def give_back_memory() -> None:
-    """From now on every larger tensor is given back when it is freed: peaks can be told apart, but times suffer."""
+    """From now on every larger tensor is given back when it is freed: peaks can be told apart, but
+    times suffer."""
     _libc().mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD; setting it also keeps it from growing
 
 
 def _status(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -215,15 +259,27 @@ def compare_times(ways: Ways, tokens: int, repeats: int, device: str) -> dict[st
         random.Random(number).shuffle(order)
         for name in order:
             seconds[name].append(seconds_of(ways[name], tensors, device))
-    ratios = {name: [a / b for a, b in zip(seconds[name], seconds[PLAIN], strict=True)] for name in ways}
-    return {name: {"seconds": summary(seconds[name]), "time_ratio": summary(ratios[name])} for name in ways}
+    ratios = {
+        name: [a / b for a, b in zip(seconds[name], seconds[PLAIN], strict=True)] for name in ways
+    }
+    return {
+        name: {"seconds": summary(seconds[name]), "time_ratio": summary(ratios[name])}
+        for name in ways
+    }
 
 
 def compare_memory(ways: Ways, tokens: int, device: str) -> dict[str, dict[str, float]]:
-    """Peak memory of every way at one length (the median of three runs), and its ratio to plain SDPA's."""
+    """Peak memory of every way at one length (the median of three runs), and its ratio to plain
+    SDPA's."""
     tensors = prompt(tokens, device)
-    peaks = {name: statistics.median(memory_of(run, tensors, device) for _ in range(3)) for name, run in ways.items()}
-    return {name: {"memory_mb": peak, "memory_ratio": peak / max(peaks[PLAIN], 1e-9)} for name, peak in peaks.items()}
+    peaks = {
+        name: statistics.median(memory_of(run, tensors, device) for _ in range(3))
+        for name, run in ways.items()
+    }
+    return {
+        name: {"memory_mb": peak, "memory_ratio": peak / max(peaks[PLAIN], 1e-9)}
+        for name, peak in peaks.items()
+    }
 
 
 def import_times(repeats: int) -> dict[str, dict[str, float]]:
@@ -246,9 +302,25 @@ def machine(device: str) -> dict[str, Any]:
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    found = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    found |= {"transformers": transformers.__version__, "device": device, "python": platform.python_version()}
+        cpu = next(
+            (
+                line.split(":")[1].strip()
+                for line in info.read_text().splitlines()
+                if "model name" in line
+            ),
+            cpu,
+        )
+    found = {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    found |= {
+        "transformers": transformers.__version__,
+        "device": device,
+        "python": platform.python_version(),
+    }
     found["transformer_lens"] = getattr(transformer_lens, "__version__", "4")
     if device != "cpu":
         found["gpu"] = torch.cuda.get_device_name()
@@ -259,7 +331,10 @@ def show(results: dict[int, dict[str, dict[str, Any]]]) -> None:
     """The table: time × and memory × of plain SDPA, a column a length."""
     names = list(next(iter(results.values())))
     width = max(len(name) for name in names)
-    print(f"{'time × / memory × of plain SDPA':<{width}}" + "".join(f"{f'{n} tokens':>24}" for n in results))
+    print(
+        f"{'time × / memory × of plain SDPA':<{width}}"
+        + "".join(f"{f'{n} tokens':>24}" for n in results)
+    )
     for name in names:
         cells = []
         for one in results.values():
@@ -274,12 +349,16 @@ def show(results: dict[int, dict[str, dict[str, Any]]]) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--imports", type=int, default=5, help="repeats of the import times; 0 leaves them out")
+    parser.add_argument(
+        "--imports", type=int, default=5, help="repeats of the import times; 0 leaves them out"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     found, missing = ways_to_run(options.device, getattr(torch, options.dtype))
@@ -292,7 +371,12 @@ def main() -> None:
     show(results)
     for name, reason in missing.items():
         print(f"{name} was not measured: {reason}")
-    report = {"machine": machine(options.device), "shape": SHAPE, "dtype": options.dtype, "repeats": options.repeats}
+    report = {
+        "machine": machine(options.device),
+        "shape": SHAPE,
+        "dtype": options.dtype,
+        "repeats": options.repeats,
+    }
     report |= {"results": results, "missing": missing, "targets": TARGETS}
     if options.imports:
         report["imports"] = import_times(options.imports)

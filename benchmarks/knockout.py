@@ -1,12 +1,14 @@
-"""The README's number: what a model loses when its best heads no longer see the evidence, and when others do not.
+"""The README's number: what a model loses when its best heads no longer see the evidence, and when
+others do not.
 
-    python benchmarks/knockout.py                                       # 100 scenes score, 250 others test
-    python benchmarks/knockout.py --scored 20 --answered 30 --draws 3   # a look
+    python benchmarks/knockout.py                                       # 100 scenes score, 250
+    others test python benchmarks/knockout.py --scored 20 --answered 30 --draws 3   # a look
 
-The evidence (the tokens of the asked shape) is cut off from heads at the question's tokens, the last row and the
-answer's rows (`cl.knockout`): from the top 5% by RAM of the last row, the top 5% by RAM as published (question rows),
-and 100 seeded draws of as many heads outside the first. Before any head is ranked, `cl.where_read` says at which rows
-the evidence is read, on the scenes that score. Accuracies with their 95% intervals.
+The evidence (the tokens of the asked shape) is cut off from heads at the question's tokens, the
+last row and the answer's rows (`cl.knockout`): from the top 5% by RAM of the last row, the top 5%
+by RAM as published (question rows), and 100 seeded draws of as many heads outside the first. Before
+any head is ranked, `cl.where_read` says at which rows the evidence is read, on the scenes that
+score. Accuracies with their 95% intervals.
 """
 
 import argparse
@@ -26,7 +28,9 @@ RESULTS = Path(__file__).parent / "results" / "knockout.json"
 
 def main() -> None:
     """Score, cut, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="qwen3vl-s")
     parser.add_argument("--world", default="refer")
     parser.add_argument("--scored", type=int, default=100)
@@ -44,7 +48,11 @@ def main() -> None:
 
     def without(heads: cl.HeadSet) -> dict[str, Any]:
         evaluation = cl.evaluate(model, prepared, hooks=cl.knockout(heads))
-        return {"heads": list(map(str, heads)), "accuracy": evaluation.accuracy, "ci": list(evaluation.ci)}
+        return {
+            "heads": list(map(str, heads)),
+            "accuracy": evaluation.accuracy,
+            "ci": list(evaluation.ci),
+        }
 
     clean = cl.evaluate(model, prepared)
     result: dict[str, Any] = {

@@ -1,4 +1,5 @@
-"""Whole heads masked, as the paper does: accuracy without the top, the bottom and random heads by published RAM.
+"""Whole heads masked, as the paper does: accuracy without the top, the bottom and random heads by
+published RAM.
 
     python benchmarks/masked_heads.py            # qwen3vl-q in `refer`: about a minute on two cores
 
@@ -36,7 +37,9 @@ def main(model_name: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="qwen3vl-q")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()

@@ -1,12 +1,14 @@
-"""Which score finds the heads that matter most? Every metric's own top 5% ablated, on a bundled demo model.
+"""Which score finds the heads that matter most? Every metric's own top 5% ablated, on a bundled
+demo model.
 
-    python benchmarks/metrics_compared.py                            # 200 scenes scored, 300 others answered: minutes
-    python benchmarks/metrics_compared.py --scored 40 --answered 60  # a look
+    python benchmarks/metrics_compared.py                            # 200 scenes scored, 300 others
+    answered: minutes python benchmarks/metrics_compared.py --scored 40 --answered 60  # a look
 
-Each line: a score, how many of its top heads RAM's default ranking has too, the rank correlation with it over all
-heads, and the accuracy on other scenes when these heads are mean-ablated, and when their edges from the question, the
-last row and the answer to the evidence are knocked out, each with the difference to the clean run and its 95% interval
-(bootstrap over scenes, paired). `random`: as many heads outside RAM's top, the mean over several draws.
+Each line: a score, how many of its top heads RAM's default ranking has too, the rank correlation
+with it over all heads, and the accuracy on other scenes when these heads are mean-ablated, and when
+their edges from the question, the last row and the answer to the evidence are knocked out, each
+with the difference to the clean run and its 95% interval (bootstrap over scenes, paired). `random`:
+as many heads outside RAM's top, the mean over several draws.
 """
 
 import argparse
@@ -36,7 +38,9 @@ RIVALS = [
 
 def main() -> None:
     """Score, ablate, print the table, write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="qwen3vl-s")
     parser.add_argument("--world", default="refer")
     parser.add_argument("--scored", type=int, default=200)
@@ -51,7 +55,10 @@ def main() -> None:
     samples = cl.synthetic(given.world, given.scored + given.answered, seed=given.seed)
     scored, answered = samples[: given.scored], samples[given.scored :]
     scores = cl.score_heads(model, scored, RAM + RIVALS, batch_size=20, max_new_tokens=4)
-    print(f"scored {len(scored)} scenes, {len(scores)} metrics: {time.perf_counter() - start:.0f} s", flush=True)
+    print(
+        f"scored {len(scored)} scenes, {len(scores)} metrics: {time.perf_counter() - start:.0f} s",
+        flush=True,
+    )
     mean, prepared = cl.mean_z(model, scored), batches(model, answered)
     clean = evaluate(model, prepared).correct
     known: dict[tuple[str, frozenset], np.ndarray] = {}
@@ -59,12 +66,17 @@ def main() -> None:
     def correct(kind: str, heads: cl.HeadSet) -> np.ndarray:
         key = kind, frozenset(heads)
         if key not in known:
-            hooks = cl.ablate(heads, "mean", reference=mean) if kind == "mean" else cl.knockout(heads)
+            hooks = (
+                cl.ablate(heads, "mean", reference=mean) if kind == "mean" else cl.knockout(heads)
+            )
             known[key] = evaluate(model, prepared, hooks).correct
         return known[key]
 
     def cost(sets: list[cl.HeadSet]) -> dict[str, Any]:
-        runs = {kind: np.mean([correct(kind, heads) for heads in sets], axis=0) for kind in ("mean", "knockout")}
+        runs = {
+            kind: np.mean([correct(kind, heads) for heads in sets], axis=0)
+            for kind in ("mean", "knockout")
+        }
         return {
             kind: {"accuracy": bootstrap_mean(run), "difference": bootstrap_mean(run - clean)}
             for kind, run in runs.items()
@@ -76,11 +88,17 @@ def main() -> None:
         agreement = ram.agreement(score, given.fraction)
         top = score.top(given.fraction)
         shared = len(top & ram.top(given.fraction))
-        lines[key] = {"heads": list(map(str, top)), "shared_with_ram": shared, "spearman": agreement.spearman}
+        lines[key] = {
+            "heads": list(map(str, top)),
+            "shared_with_ram": shared,
+            "spearman": agreement.spearman,
+        }
         lines[key] |= cost([top])
         print(line(key, lines[key]), flush=True)
     k = len(ram.top(given.fraction))
-    lines["random"] = {"draws": given.draws} | cost([ram.random(k=k, seed=seed) for seed in range(given.draws)])
+    lines["random"] = {"draws": given.draws} | cost(
+        [ram.random(k=k, seed=seed) for seed in range(given.draws)]
+    )
     print(line("random", lines["random"]))
     result = {
         "benchmark": "metrics_compared", "model": given.model, "weight_hash": ram.meta["weight_hash"],
@@ -91,7 +109,9 @@ def main() -> None:
     }  # fmt: skip
     given.out.parent.mkdir(exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False, default=str))
-    print(f"\nclean accuracy {result['clean']}; by accuracy after mean-ablating each score's own top {k} heads:\n")
+    print(
+        f"\nclean accuracy {result['clean']}; by accuracy after mean-ablating each score's own top {k} heads:\n"
+    )
     for key, found in result["scores"].items():
         print(line(key, found))
 
@@ -99,10 +119,16 @@ def main() -> None:
 def line(key: str, found: dict[str, Any]) -> str:
     """One row of the table."""
     cells = [f"{key:<36}"]
-    cells.append(f"{found['shared_with_ram']} shared, ρ {found['spearman']:+.2f}" if "spearman" in found else " " * 16)
+    cells.append(
+        f"{found['shared_with_ram']} shared, ρ {found['spearman']:+.2f}"
+        if "spearman" in found
+        else " " * 16
+    )
     for kind in ("mean", "knockout"):
         value, low, high = found[kind]["difference"]
-        cells.append(f"{kind} {found[kind]['accuracy'].value:.3f} ({value:+.3f} [{low:+.3f}, {high:+.3f}])")
+        cells.append(
+            f"{kind} {found[kind]['accuracy'].value:.3f} ({value:+.3f} [{low:+.3f}, {high:+.3f}])"
+        )
     return " | ".join(cells)
 
 

@@ -1,18 +1,19 @@
 """How fast sweeps of patches are, against one whole forward a patch; and what a knockout costs.
 
-    python benchmarks/patching.py                 # 12 layers, width 512, 1,024 visual tokens: some minutes on one core
-    python benchmarks/patching.py --quick         # a small shape, seconds
+    python benchmarks/patching.py                 # 12 layers, width 512, 1,024 visual tokens: some
+    minutes on one core python benchmarks/patching.py --quick         # a small shape, seconds
 
 Three sweeps over every head, and over head × region:
 
-    all rows        z patched everywhere, the pictures differ in one region: a run begins at the layer and at the region
-    head × region   z patched in one region after another
-    text rows       the questions differ, the picture does not: a run is the rows after the picture
+    all rows        z patched everywhere, the pictures differ in one region: a run begins at the
+    layer and at the region head × region   z patched in one region after another text rows
+    the questions differ, the picture does not: a run is the rows after the picture
 
-The loop is timed on some patches spread over the layers (its cost does not depend on the patch), some before and some
-after the sweep, in seconds of processor time, so that a busy machine does not matter. Both get pictures that are
-already encoded; what a loop that runs the vision tower too would cost stands beside it. `allowed` is the speed-up that
-counting operations gives: the rows and layers that a patch can change, against all.
+The loop is timed on some patches spread over the layers (its cost does not depend on the patch),
+some before and some after the sweep, in seconds of processor time, so that a busy machine does not
+matter. Both get pictures that are already encoded; what a loop that runs the vision tower too would
+cost stands beside it. `allowed` is the speed-up that counting operations gives: the rows and layers
+that a patch can change, against all.
 """
 
 import argparse
@@ -66,13 +67,19 @@ def make(layers: int, width: int, heads: int) -> cl.HookedMLLM:
 
 
 def scene(side: int) -> cl.Sample:
-    """A picture of side × side visual tokens (32 pixels each) with two regions in its lower half."""
+    """A picture of side × side visual tokens (32 pixels each) with two regions in its lower
+    half."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (32 * side, 32 * side, 3), dtype=np.uint8)
     edge, low = 32 * side, 32 * (side * 3 // 4)
-    regions = [Box(0, low, edge // 4, low + edge // 8), Box(edge // 2, low, edge * 3 // 4, low + edge // 8)]
+    regions = [
+        Box(0, low, edge // 4, low + edge // 8),
+        Box(edge // 2, low, edge * 3 // 4, low + edge // 8),
+    ]
     question = "What digit is on the red circle?"
-    return cl.Sample(images=[Image.fromarray(pixels)], question=question, answer="7", regions=regions)
+    return cl.Sample(
+        images=[Image.fromarray(pixels)], question=question, answer="7", regions=regions
+    )
 
 
 def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
@@ -88,36 +95,53 @@ def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
 def operations(model: cl.HookedMLLM, length: int, layer: int, row: int) -> float:
     """Multiplications of a forward of the rows from `row` on through the layers from `layer` on."""
     cfg, rows = model.cfg, length - row
-    projections = cfg.d_model * cfg.d_head * (2 * cfg.n_heads + 2 * cfg.n_kv_heads) + 3 * cfg.d_model * cfg.d_mlp
+    projections = (
+        cfg.d_model * cfg.d_head * (2 * cfg.n_heads + 2 * cfg.n_kv_heads)
+        + 3 * cfg.d_model * cfg.d_mlp
+    )
     seen = (length + row) / 2  # keys a row sees, on average
     return (cfg.n_layers - layer) * rows * (projections + 2 * seen * cfg.n_heads * cfg.d_head)
 
 
-def allowed(model: cl.HookedMLLM, base: Any, source: Any, per: Sequence[str], positions: Any) -> float:
+def allowed(
+    model: cl.HookedMLLM, base: Any, source: Any, per: Sequence[str], positions: Any
+) -> float:
     """Operations of the loop over those that the patches need (one base run included)."""
     _, jobs = patches(model, base, "z", per, positions)
     names = sorted({name for job in jobs for name in job.names})
     with torch.no_grad():
-        here, there = (model.run_with_cache(x, names_filter=names)[1].cache_dict for x in (base, source))
+        here, there = (
+            model.run_with_cache(x, names_filter=names)[1].cache_dict for x in (base, source)
+        )
     whole = operations(model, base.length, 0, 0)
     needed = 0.0
     for job in jobs:
         row = first_row(job, here, there)
         if row is not None:
             layer = int(job.names[0].split(".")[1])
-            needed += operations(model, base.length, layer, row if row >= LEAST_PREFIX * base.length else 0)
+            needed += operations(
+                model, base.length, layer, row if row >= LEAST_PREFIX * base.length else 0
+            )
     return (len(jobs) + 2) * whole / (needed + 2 * whole)
 
 
 def sweep(
-    model: cl.HookedMLLM, name: str, clean: Any, corrupted: Any, per: Sequence[str], positions: Any, some: int
+    model: cl.HookedMLLM,
+    name: str,
+    clean: Any,
+    corrupted: Any,
+    per: Sequence[str],
+    positions: Any,
+    some: int,
 ) -> dict[str, Any]:
     """One sweep, timed, against the loop."""
     base, source = model.encode(corrupted), model.encode(clean)
     _, jobs = patches(model, base, "z", per, positions)
     a, b = model.to_single_token("7"), model.to_single_token("3")
     with torch.no_grad():
-        _, cache = model.run_with_cache(source, names_filter=sorted({name for job in jobs for name in job.names}))
+        _, cache = model.run_with_cache(
+            source, names_filter=sorted({name for job in jobs for name in job.names})
+        )
     loop: list[float] = []
     found: list[float] = []
 
@@ -130,7 +154,9 @@ def sweep(
     with torch.no_grad():
         loop += [seconds(lambda number=number: one(number)) for number in chosen[: some // 2]]
         start = time.process_time()
-        result = activation_patch(model, source, base, "z", logit_diff("7", "3"), per, positions=positions)
+        result = activation_patch(
+            model, source, base, "z", logit_diff("7", "3"), per, positions=positions
+        )
         ours = time.process_time() - start
         loop += [seconds(lambda number=number: one(number)) for number in chosen[some // 2 :]]
         tower = seconds(lambda: model.encode(corrupted))
@@ -146,23 +172,34 @@ def sweep(
 
 
 def knocked_out(model: cl.HookedMLLM, tokens: int, repeats: int) -> dict[str, Any]:
-    """A forward under a knockout (all heads, 20 rows → 100 columns) against a plain one, in turns."""
+    """A forward under a knockout (all heads, 20 rows → 100 columns) against a plain one, in
+    turns."""
     torch.manual_seed(0)
     inputs = model.inputs(
-        inputs_embeds=torch.randn(1, tokens, model.cfg.d_model), attention_mask=torch.ones(1, tokens, dtype=torch.long)
+        inputs_embeds=torch.randn(1, tokens, model.cfg.d_model),
+        attention_mask=torch.ones(1, tokens, dtype=torch.long),
     )
     hooks = knockout(None, rows=list(range(tokens - 20, tokens)), columns=list(range(500, 600)))
     plain, cut = [], []
     with torch.no_grad():
         for _ in range(repeats):
             plain.append(seconds(lambda: model(inputs, return_type=None)))
-            cut.append(seconds(lambda: model.run_with_hooks(inputs, fwd_hooks=hooks, return_type=None)))
-    return {"tokens": tokens, "plain_s": min(plain), "knockout_s": min(cut), "ratio": min(cut) / min(plain)}
+            cut.append(
+                seconds(lambda: model.run_with_hooks(inputs, fwd_hooks=hooks, return_type=None))
+            )
+    return {
+        "tokens": tokens,
+        "plain_s": min(plain),
+        "knockout_s": min(cut),
+        "ratio": min(cut) / min(plain),
+    }
 
 
 def main() -> None:
     """Print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a small shape")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=512)
@@ -172,7 +209,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/patching.json"))
     given = parser.parse_args()
     if given.quick:
-        given.layers, given.width, given.heads, given.side, given.knockout_tokens = 4, 64, 4, 8, 1024
+        given.layers, given.width, given.heads, given.side, given.knockout_tokens = (
+            4,
+            64,
+            4,
+            8,
+            1024,
+        )
     model = make(given.layers, given.width, given.heads)
     print(model)
     sample = scene(given.side)
@@ -194,12 +237,27 @@ def main() -> None:
             f"×{row['allowed']:.1f} allowed ({row['of_allowed']:.0%}); largest error {row['largest_error']:.1e} "
             f"(largest effect {row['effect']:.1e})"
         )
-    cut = knocked_out(make(min(given.layers, 4), given.width, given.heads), given.knockout_tokens, 3)
-    print(f"knockout at {cut['tokens']} tokens: {cut['ratio']:.3f} of a plain forward ({cut['plain_s']:.2f} s)")
-    shape = {"layers": given.layers, "width": given.width, "heads": given.heads, "visual_tokens": given.side**2}
-    about = {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
+    cut = knocked_out(
+        make(min(given.layers, 4), given.width, given.heads), given.knockout_tokens, 3
+    )
+    print(
+        f"knockout at {cut['tokens']} tokens: {cut['ratio']:.3f} of a plain forward ({cut['plain_s']:.2f} s)"
+    )
+    shape = {
+        "layers": given.layers,
+        "width": given.width,
+        "heads": given.heads,
+        "visual_tokens": given.side**2,
+    }
+    about = {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps({"shape": shape, "sweeps": rows, "knockout": cut, "about": about}, indent=1))
+    given.out.write_text(
+        json.dumps({"shape": shape, "sweeps": rows, "knockout": cut, "about": about}, indent=1)
+    )
 
 
 if __name__ == "__main__":

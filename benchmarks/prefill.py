@@ -1,19 +1,24 @@
-"""What sparse heads save at prefill: attention alone, and whole decoder layers, dense against sparse.
+"""What sparse heads save at prefill: attention alone, and whole decoder layers, dense against
+sparse.
 
-    python benchmarks/prefill.py                                              # 16k tokens on a CPU, one shape
-    python benchmarks/prefill.py --device cuda --layers 4 --decoder --tokens 4096 16384 32768 65536 131072 \
+    python benchmarks/prefill.py                                              # 16k tokens on a CPU,
+    one shape python benchmarks/prefill.py --device cuda --layers 4 --decoder --tokens 4096 16384
+    32768 65536 131072 \
         --shapes qwen3vl-4b qwen3vl-8b qwen3vl-32b llava-onevision-7b
-    python benchmarks/prefill.py --tokens 512 --window 64 --sink 16 --repeats 2 --decoder --out look.json
+    python benchmarks/prefill.py --tokens 512 --window 64 --sink 16 --repeats 2 --decoder --out
+    look.json
 
-Layers of a real model's shape with random weights; 5% of the heads of these layers, drawn at random, attend fully, the
-others under Streaming(sink=128, window=1024). Dense is transformers' own call of SDPA (FlashAttention where torch has
-it), `laid out` the same on keys and values copied into one piece a head first, which a CPU prefers; sparse is what the
-attention function does under the plan. All get the same q, k and v as a model leaves them, and take turns when warm. On
-a CPU processor time stands beside clock time, and ratios are of processor time where threads are one.
+Layers of a real model's shape with random weights; 5% of the heads of these layers, drawn at
+random, attend fully, the others under Streaming(sink=128, window=1024). Dense is transformers' own
+call of SDPA (FlashAttention where torch has it), `laid out` the same on keys and values copied into
+one piece a head first, which a CPU prefers; sparse is what the attention function does under the
+plan. All get the same q, k and v as a model leaves them, and take turns when warm. On a CPU
+processor time stands beside clock time, and ratios are of processor time where threads are one.
 
-`limit` is what the operation count allows: pairs of query and key of the dense run over those that are left. For whole
-decoder layers only attention shrinks, so the limit is Amdahl's: with the dense attention's measured share s of the
-dense time, 1 / (1 − s + s / limit). `share` is the speed-up reached over the limit.
+`limit` is what the operation count allows: pairs of query and key of the dense run over those that
+are left. For whole decoder layers only attention shrinks, so the limit is Amdahl's: with the dense
+attention's measured share s of the dense time, 1 / (1 − s + s / limit). `share` is the speed-up
+reached over the limit.
 """
 
 import argparse
@@ -67,15 +72,23 @@ def some_heads(cfg: Any, share: float) -> cl.HeadSet:
     return cl.HeadSet(random.Random(0).sample(every, round(share * len(every))))
 
 
-def attention_sides(cfg: Any, sparse: cl.SparseInference, tokens: int, device: str, dtype: torch.dtype) -> Any:
+def attention_sides(
+    cfg: Any, sparse: cl.SparseInference, tokens: int, device: str, dtype: torch.dtype
+) -> Any:
     """{side: a run of the attention of all layers}, on the same random q, k and v."""
     generator = torch.Generator(device).manual_seed(tokens)
     q, k, v = (
-        torch.randn(1, tokens, heads, cfg.d_head, generator=generator, device=device, dtype=dtype).transpose(1, 2)
+        torch.randn(
+            1, tokens, heads, cfg.d_head, generator=generator, device=device, dtype=dtype
+        ).transpose(1, 2)
         for heads in (cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads)
     )
     layers = [Layer(number, cfg.n_heads // cfg.n_kv_heads) for number in range(cfg.n_layers)]
-    points, scaling, sdpa = AttentionPoints(cfg.n_heads, cfg.n_kv_heads), cfg.d_head**-0.5, AttentionInterface()["sdpa"]
+    points, scaling, sdpa = (
+        AttentionPoints(cfg.n_heads, cfg.n_kv_heads),
+        cfg.d_head**-0.5,
+        AttentionInterface()["sdpa"],
+    )
 
     def dense() -> None:
         for layer in layers:
@@ -89,7 +102,9 @@ def attention_sides(cfg: Any, sparse: cl.SparseInference, tokens: int, device: s
         plan = sparse.plan(cfg)
         plan.begin(None, 0, tokens, 1, q.device, None)
         for layer in layers:
-            key, value, call = plan.restrict(q, k, v, Call(layer, None, scaling, True, None, None, None), points)
+            key, value, call = plan.restrict(
+                q, k, v, Call(layer, None, scaling, True, None, None, None), points
+            )
             if plan.attend(q, key, value, call) is None:  # every head of this layer is full
                 sdpa(layer, q, k, v, None, scaling=scaling)
 
@@ -98,7 +113,9 @@ def attention_sides(cfg: Any, sparse: cl.SparseInference, tokens: int, device: s
 
 def decoder_sides(model: cl.HookedMLLM, sparse: cl.SparseInference, tokens: int) -> Any:
     """{side: a forward of the decoder}."""
-    ids = torch.randint(512, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
+    ids = torch.randint(512, (1, tokens), generator=torch.Generator().manual_seed(0)).to(
+        model.device
+    )
 
     def dense() -> None:
         model(input_ids=ids, logits_to_keep=1)
@@ -111,7 +128,8 @@ def decoder_sides(model: cl.HookedMLLM, sparse: cl.SparseInference, tokens: int)
 
 
 def measure(sides: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, Any]:
-    """Seconds of each side, in turns; the speed-up is the median of each turn's own. On CUDA a first turn warms up."""
+    """Seconds of each side, in turns; the speed-up is the median of each turn's own. On CUDA a
+    first turn warms up."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for turn in range(-1 if device == "cuda" else 0, repeats):
         for name in list(sides)[:: 1 if turn % 2 else -1]:
@@ -128,7 +146,9 @@ def measure(sides: dict[str, Callable[[], None]], repeats: int, device: str) -> 
     by = 1 if device == "cpu" and torch.get_num_threads() == 1 else 0
     found["timed_by"] = kinds[by]
     for name in taken.keys() - {"sparse"}:
-        ratios = [dense[by] / other[by] for dense, other in zip(taken[name], taken["sparse"], strict=True)]
+        ratios = [
+            dense[by] / other[by] for dense, other in zip(taken[name], taken["sparse"], strict=True)
+        ]
         found["speedup" if name == "dense" else f"speedup over {name}"] = spread(ratios, 3)
     return found
 
@@ -140,7 +160,9 @@ def spread(values: list[float], digits: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def cell(given: argparse.Namespace, name: str, tokens: int, model: cl.HookedMLLM | None) -> dict[str, Any]:
+def cell(
+    given: argparse.Namespace, name: str, tokens: int, model: cl.HookedMLLM | None
+) -> dict[str, Any]:
     """One shape at one length."""
     cfg, dtype = shape_of(name, given.layers), getattr(torch, given.dtype)
     heads = some_heads(cfg, given.full)
@@ -152,10 +174,15 @@ def cell(given: argparse.Namespace, name: str, tokens: int, model: cl.HookedMLLM
         "shape": name, "tokens": tokens, "full_heads": len(heads), "heads": cfg.n_layers * cfg.n_heads,
         "sink": given.sink, "window": given.window, "engine": engine_for(given.engine, torch.device(given.device)),
     }  # fmt: skip
-    if given.device == "cpu":  # kernels and memory pools need no more than a short prompt to be warm
-        for run in attention_sides(cfg, sparse, max(tokens // 8, 256), given.device, dtype).values():
+    # kernels and memory pools need no more than a short prompt to be warm
+    if given.device == "cpu":
+        for run in attention_sides(
+            cfg, sparse, max(tokens // 8, 256), given.device, dtype
+        ).values():
             run()
-    attention = measure(attention_sides(cfg, sparse, tokens, given.device, dtype), given.repeats, given.device)
+    attention = measure(
+        attention_sides(cfg, sparse, tokens, given.device, dtype), given.repeats, given.device
+    )
     found["attention"] = attention | against(attention, 1 / left)
     if model is not None:
         decoder = measure(decoder_sides(model, sparse, tokens), given.repeats, given.device)
@@ -168,13 +195,19 @@ def cell(given: argparse.Namespace, name: str, tokens: int, model: cl.HookedMLLM
 
 def against(found: dict[str, Any], limit: float) -> dict[str, float]:
     """The limit, and the share of it that was reached."""
-    shares = {name.replace("speedup", "share"): found[name]["median"] / limit for name in found if "speedup" in name}
+    shares = {
+        name.replace("speedup", "share"): found[name]["median"] / limit
+        for name in found
+        if "speedup" in name
+    }
     return {"limit": round(limit, 3)} | {name: round(share, 3) for name, share in shares.items()}
 
 
 def main() -> None:
     """Measure, print a line a cell, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=["qwen3vl-4b"])
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[16384])
@@ -196,7 +229,11 @@ def main() -> None:
     }  # fmt: skip
     print(f"{'':28}{'dense':>10}{'sparse':>10}   speed-up (quartiles) of limit = share")
     for name in given.shapes:
-        model = make(name, given.layers, given.device, getattr(torch, given.dtype)) if given.decoder else None
+        model = (
+            make(name, given.layers, given.device, getattr(torch, given.dtype))
+            if given.decoder
+            else None
+        )
         for tokens in given.tokens:
             one = cell(given, name, tokens, model)
             results["cells"].append(one)
@@ -215,7 +252,11 @@ def line(name: str, tokens: int, part: str, found: dict[str, Any]) -> str:
     return (
         f"{name:<18}{tokens:>7} {part:<9}{dense:>9.3f}s{sparse:>9.3f}s   {gain['median']:.2f}x"
         f" ({gain['low']:.2f}–{gain['high']:.2f}) of {found['limit']:.2f}x = {found['share']:.0%}"
-        + (f" ({found['share over laid out']:.0%} over keys laid out)" if "share over laid out" in found else "")
+        + (
+            f" ({found['share over laid out']:.0%} over keys laid out)"
+            if "share over laid out" in found
+            else ""
+        )
     )
 
 

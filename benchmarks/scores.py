@@ -1,17 +1,20 @@
-"""What scoring costs: every metric of one forward together, against that forward alone, and against output_attentions.
+"""What scoring costs: every metric of one forward together, against that forward alone, and against
+output_attentions.
 
-    python benchmarks/scores.py                      # both shapes, 1k to 16k tokens: about an hour on one core
-    python benchmarks/scores.py --tokens 1024 2048   # some minutes
-    python benchmarks/scores.py --tokens 32768 --repeats 1 --shape small
+    python benchmarks/scores.py                      # both shapes, 1k to 16k tokens: about an hour
+    on one core python benchmarks/scores.py --tokens 1024 2048   # some minutes python
+    benchmarks/scores.py --tokens 32768 --repeats 1 --shape small
 
-    forward   the model without CoreLens: SDPA, no cache, no language-model head, the vision tower's output given
-    scores    the same forward under HookedMLLM with a Record of all metrics below, fetched: as score_heads runs it
-    eager     the same forward with output_attentions=True; only where its patterns leave room in memory
+    forward   the model without CoreLens: SDPA, no cache, no language-model head, the vision tower's
+    output given scores    the same forward under HookedMLLM with a Record of all metrics below,
+    fetched: as score_heads runs it eager     the same forward with output_attentions=True; only
+    where its patterns leave room in memory
 
-Times are taken in turns in one process, after one round of warming up: on the clock, and as processor time, which
-leaves out what other programs took meanwhile. Peak memory is taken in a process of its own for each: the highest
-resident size during the forward, less what was resident before it (weights, inputs, libraries), and beside it the
-whole process. Pictures of 1,024 tokens each, one question, and the evidence in the last of them.
+Times are taken in turns in one process, after one round of warming up: on the clock, and as
+processor time, which leaves out what other programs took meanwhile. Peak memory is taken in a
+process of its own for each: the highest resident size during the forward, less what was resident
+before it (weights, inputs, libraries), and beside it the whole process. Pictures of 1,024 tokens
+each, one question, and the evidence in the last of them.
 """
 
 import argparse
@@ -44,7 +47,13 @@ METRICS = [
     "ram", "ram[reduce=max]", "ram[rows=last]", "ram[rows=answer]", "ram[rows=answer,reduce=max]", "visual_mass",
     "visual_mass[rows=last]", "precision", "lift", "lift[rows=last]", "gaze", "random", "value_mass", "localization",
 ]  # fmt: skip
-VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "deepstack_visual_indexes": [0]}
+VISION = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "deepstack_visual_indexes": [0],
+}
 SHAPES = {
     "small": ("12 layers × 16 heads, width 512", {
         "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 16,
@@ -59,7 +68,8 @@ MODES = ("forward", "scores", "eager")
 
 
 def make(shape: str) -> cl.HookedMLLM:
-    """A random model of this shape in float32, through transformers' Qwen3-VL classes, and its real processor."""
+    """A random model of this shape in float32, through transformers' Qwen3-VL classes, and its real
+    processor."""
     PRESETS["benchmark"] = {"family": "qwen3_vl", "text": SHAPES[shape][1], "vision": VISION}
     processor = build_processor("benchmark")
     torch.manual_seed(0)
@@ -69,11 +79,13 @@ def make(shape: str) -> cl.HookedMLLM:
 
 
 def inputs_of(model: cl.HookedMLLM, tokens: int) -> cl.Inputs:
-    """One question about pictures of 1,024 tokens, as many as make about this many tokens, encoded."""
+    """One question about pictures of 1,024 tokens, as many as make about this many tokens,
+    encoded."""
     noise = np.random.default_rng(0)
     side = 1024 if tokens >= 1024 else 128
     pages = [
-        Image.fromarray(noise.integers(0, 255, (side, side, 3), dtype=np.uint8)) for _ in range(max(1, tokens // 1024))
+        Image.fromarray(noise.integers(0, 255, (side, side, 3), dtype=np.uint8))
+        for _ in range(max(1, tokens // 1024))
     ]
     region = cl.Box(side // 4, side // 4, side // 2, side // 2, image=len(pages) - 1)
     question = "What digit is on the small red circle in the last of these pictures, left of the blue star?"
@@ -98,7 +110,9 @@ def runs(model: cl.HookedMLLM, inputs: cl.Inputs) -> dict[str, Callable[[], Any]
     def eager() -> Any:
         model.hf.set_attn_implementation("eager")
         try:
-            return model.hf.base_model(**inputs.tensors, use_cache=False, output_attentions=True).attentions
+            return model.hf.base_model(
+                **inputs.tensors, use_cache=False, output_attentions=True
+            ).attentions
         finally:
             model.hf.set_attn_implementation("sdpa")
 
@@ -118,7 +132,9 @@ def times(shape: str, tokens: int, repeats: int, modes: list[str]) -> dict[str, 
     inputs = inputs_of(model, tokens)
     todo = runs(model, inputs)
     clocks = {"clock": time.perf_counter, "processor": time.process_time}
-    found: dict[str, dict[str, list[float]]] = {clock: {mode: [] for mode in modes} for clock in clocks}
+    found: dict[str, dict[str, list[float]]] = {
+        clock: {mode: [] for mode in modes} for clock in clocks
+    }
     for number in range(repeats + 1):
         for mode in modes if number % 2 else reversed(modes):
             start = {clock: now() for clock, now in clocks.items()}
@@ -126,13 +142,20 @@ def times(shape: str, tokens: int, repeats: int, modes: list[str]) -> dict[str, 
             if number:
                 for clock, now in clocks.items():
                     found[clock][mode].append(now() - start[clock])
-    rows = len(torch.unique(torch.cat([inputs.token_maps[0].positions(r, rows=True) for r in ("question", "answer")])))
+    rows = len(
+        torch.unique(
+            torch.cat(
+                [inputs.token_maps[0].positions(r, rows=True) for r in ("question", "answer")]
+            )
+        )
+    )
     return {"length": inputs.length, "rows": rows, "seconds": found}
 
 
 @torch.no_grad()
 def peak(shape: str, tokens: int, mode: str) -> dict[str, int]:
-    """Bytes: the highest resident size during one run, above what was resident before it, and altogether."""
+    """Bytes: the highest resident size during one run, above what was resident before it, and
+    altogether."""
     model = make(shape)
     runs(model, inputs_of(model, 64))[mode]()  # libraries and kernels are loaded
     run = runs(model, inputs_of(model, tokens))[mode]
@@ -143,15 +166,22 @@ def peak(shape: str, tokens: int, mode: str) -> dict[str, int]:
 
 
 def _status(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1]) * 1024
 
 
 def in_a_process(shape: str, tokens: int, mode: str) -> dict[str, int]:
-    """`peak` in a fresh process that gives freed memory back at once, so that resident is what is in use."""
+    """`peak` in a fresh process that gives freed memory back at once, so that resident is what is
+    in use."""
     given = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
     command = [sys.executable, __file__, "--peak", mode, "--shape", shape, "--tokens", str(tokens)]
-    return json.loads(subprocess.run(command, env=given, check=True, capture_output=True, text=True).stdout)
+    return json.loads(
+        subprocess.run(command, env=given, check=True, capture_output=True, text=True).stdout
+    )
 
 
 def ratio(above: list[float], below: list[float]) -> list[float]:
@@ -172,7 +202,9 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print a line each, and add the results to those that are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=SHAPES, nargs="+", default=list(SHAPES))
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--repeats", type=int, default=5)
@@ -185,7 +217,11 @@ def main() -> None:
         print(json.dumps(peak(given.shape[0], given.tokens[0], given.peak)))
         return
     given.out.parent.mkdir(exist_ok=True)
-    results = json.loads(given.out.read_text()) if given.out.exists() else {"benchmark": "scores", "metrics": METRICS}
+    results = (
+        json.loads(given.out.read_text())
+        if given.out.exists()
+        else {"benchmark": "scores", "metrics": METRICS}
+    )
     for shape in given.shape:
         for tokens in given.tokens:
             fits = patterns_bytes(shape, tokens) < given.room * 1e9
@@ -217,11 +253,15 @@ def line(found: dict[str, Any]) -> str:
         if mode in found.get("time_ratio", {}):
             median, low, high = found["time_ratio"][mode]["clock"]
             processor = found["time_ratio"][mode]["processor"][0]
-            cells.append(f"{mode}: time {median:.3f}x [{low:.3f}, {high:.3f}], processor {processor:.3f}x")
+            cells.append(
+                f"{mode}: time {median:.3f}x [{low:.3f}, {high:.3f}], processor {processor:.3f}x"
+            )
         if mode in found.get("memory_ratio", {}):
             memory = found["memory_ratio"][mode]
             size = found["peak_bytes"][mode]["above"] / 1e9
-            cells.append(f"{mode}: memory {memory['above']:.3f}x ({size:.2f} GB; whole process {memory['whole']:.3f}x)")
+            cells.append(
+                f"{mode}: memory {memory['above']:.3f}x ({size:.2f} GB; whole process {memory['whole']:.3f}x)"
+            )
     return " | ".join(cells)
 
 

@@ -1,19 +1,24 @@
-"""Are the CoRe heads the ones that sparse inference must keep? The top heads full, against as many others full.
+"""Are the CoRe heads the ones that sparse inference must keep? The top heads full, against as many
+others full.
 
-    python benchmarks/sparse_contrast.py                               # the whole of it: an hour on one slow core
-    python benchmarks/sparse_contrast.py --answered 24 --captioned 8   # a look
-    python benchmarks/sparse_contrast.py --model qwen3vl-s-long --name sparse_contrast_long --sides 960 1024 \\
-        --objects 24 --scored 30 --answered 80 --captioned 0 --fractions 0.05 --windows 16 64 256 --sink 4 \\
-        --batch-size 8                                                 # about 1,000 visual tokens
+    python benchmarks/sparse_contrast.py                               # the whole of it: an hour on
+    one slow core python benchmarks/sparse_contrast.py --answered 24 --captioned 8   # a look python
+    benchmarks/sparse_contrast.py --model qwen3vl-s-long --name sparse_contrast_long --sides 960
+    1024 \\
+        --objects 24 --scored 30 --answered 80 --captioned 0 --fractions 0.05 --windows 16 64 256
+        --sink 4 \\ --batch-size 8                                                 # about 1,000
+        visual tokens
 
-Part 1, `pattern`: questions of the world `refer`. Heads are ranked by RAM at the question's rows and at the last row,
-on other scenes; the top share attends fully, the others see the first `sink` tokens and a window, no row of the prompt
-excepted (`last=0`). Controls: bottom heads, random heads (several draws), random heads of the same layers, none.
+Part 1, `pattern`: questions of the world `refer`. Heads are ranked by RAM at the question's rows
+and at the last row, on other scenes; the top share attends fully, the others see the first `sink`
+tokens and a window, no row of the prompt excepted (`last=0`). Controls: bottom heads, random heads
+(several draws), random heads of the same layers, none.
 
-Part 2, `kv_budget`: every head attends fully over the prompt, then each KV head keeps its share of the keys while a
-caption ("List every object.") is written: its first token is predicted before anything is evicted, so answers of one
-token could not show anything. Shares by RAM, by visual-head score, even, and dealt to other heads; as many keys in all.
-The measure is the log-probability of the gold caption (this model writes few captions without a slip).
+Part 2, `kv_budget`: every head attends fully over the prompt, then each KV head keeps its share of
+the keys while a caption ("List every object.") is written: its first token is predicted before
+anything is evicted, so answers of one token could not show anything. Shares by RAM, by visual-head
+score, even, and dealt to other heads; as many keys in all. The measure is the log-probability of
+the gold caption (this model writes few captions without a slip).
 
 Writes the numbers, every paired difference with its 95% interval, and a picture of both.
 """
@@ -35,9 +40,13 @@ RANKINGS = {"RAM (question rows)": "ram", "RAM (last row)": "ram[rows=last]"}
 
 def main() -> None:
     """Score, keep, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="qwen3vl-s")
-    parser.add_argument("--sides", type=int, nargs=2, help="smallest and largest side of a scene, in pixels")
+    parser.add_argument(
+        "--sides", type=int, nargs=2, help="smallest and largest side of a scene, in pixels"
+    )
     parser.add_argument("--objects", type=int, default=6)
     parser.add_argument("--scored", type=int, default=100)
     parser.add_argument("--answered", type=int, default=200)
@@ -58,7 +67,12 @@ def main() -> None:
     scored, answered = samples[: given.scored], samples[given.scored :]
     scores = cl.score_heads(model, scored, list(RANKINGS.values()), batch_size=given.batch_size)
     print(f"scored: {time.perf_counter() - start:.0f} s", flush=True)
-    result = {"benchmark": "sparse_contrast", "model": given.model, "world": "refer", "seed": given.seed}
+    result = {
+        "benchmark": "sparse_contrast",
+        "model": given.model,
+        "world": "refer",
+        "seed": given.seed,
+    }
     result |= {"scenes": scenes, "scored": len(scored), "visual_tokens": _range(model, answered)}
 
     def done(part: SparseContrast, metric: str, picture: str) -> None:
@@ -82,14 +96,23 @@ def main() -> None:
         return
     captions = [captioned(sample) for sample in scored]
     asked_to_list = [captioned(sample) for sample in answered[: given.captioned]]
-    of_captions = cl.score_heads(model, captions, ["ram[rows=answer]", "visual_head"], batch_size=20, max_new_tokens=48)
+    of_captions = cl.score_heads(
+        model, captions, ["ram[rows=answer]", "visual_head"], batch_size=20, max_new_tokens=48
+    )
     shares = {
         "RAM (last row, questions)": scores["ram[rows=last]"],
         "RAM (answer rows)": of_captions["ram[rows=answer]"],
         "visual head": of_captions["visual_head"],
     }
     budgets = budget_contrast(
-        model, asked_to_list, shares, given.budgets, window=8, draws=given.draws, seed=given.seed, progress=True
+        model,
+        asked_to_list,
+        shares,
+        given.budgets,
+        window=8,
+        draws=given.draws,
+        seed=given.seed,
+        progress=True,
     )
     done(budgets, "answer_logprob", f"{given.name}_kv")
 
@@ -102,7 +125,9 @@ def _range(model: cl.HookedMLLM, samples: list[cl.Sample]) -> list[int]:
 
 def captioned(sample: cl.Sample) -> cl.Sample:
     """The same picture with the question that this model was trained to answer at length."""
-    objects = sorted(sample.meta["objects"], key=lambda o: (o["box"][0] + o["box"][2], o["box"][1] + o["box"][3]))
+    objects = sorted(
+        sample.meta["objects"], key=lambda o: (o["box"][0] + o["box"][2], o["box"][1] + o["box"][3])
+    )
     names = [f"{o['colour']} {o['kind']} {o['digit']}" for o in objects]
     regions = [cl.Box(*o["box"], text=name) for o, name in zip(objects, names, strict=True)]
     return cl.Sample(

@@ -1,7 +1,7 @@
 """CoreLens: mechanistic interpretability for multimodal LLMs.
 
-Hooks on every attention head of a Hugging Face vision-language model, the heads that fetch visual evidence (CoRe
-heads), causal tests of them, and what they save. See the README for a first hour.
+Hooks on every attention head of a Hugging Face vision-language model, the heads that fetch visual
+evidence (CoRe heads), causal tests of them, and what they save. See the README for a first hour.
 """
 
 from importlib import import_module
@@ -53,7 +53,15 @@ if TYPE_CHECKING:
     from corelens.sparse import BlockSparse, KVBudget, Pruned, SparseInference, Streaming
     from corelens.tokens.regions import Box, Mask, Tube
     from corelens.tokens.token_map import TokenMap
-    from corelens.viz import ablation_curves, head_grid, logit_lens, overlay, patch_heatmap, sorted_scores, token_view
+    from corelens.viz import (
+        ablation_curves,
+        head_grid,
+        logit_lens,
+        overlay,
+        patch_heatmap,
+        sorted_scores,
+        token_view,
+    )
 
 __version__ = "0.1.0"
 

@@ -22,6 +22,7 @@ class CorelensError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """ "did you mean 'ram'?" with the nearest of the known names, or what else to do where none is near."""
+    """ "did you mean 'ram'?" with the nearest of the known names, or what else to do where none is
+    near."""
     near = get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise

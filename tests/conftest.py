@@ -10,7 +10,8 @@ import subprocess
 
 from jaxtyping import install_import_hook
 
-os.environ.setdefault("MKL_CBWR", "AUTO")  # on every CPU the same product has the same bits, wherever it lies in memory
+# on every CPU the same product has the same bits, wherever it lies in memory
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 install_import_hook("corelens", "typecheck.checker").__enter__()
 
@@ -25,16 +26,21 @@ def _reproducible():
 
 @pytest.fixture(scope="session")
 def chromium():
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if not found:
-        pytest.skip("headless Chromium is missing: install Debian's package `chromium` (apt-get install chromium)")
+        pytest.skip(
+            "headless Chromium is missing: install Debian's package `chromium` (apt-get install chromium)"
+        )
     return found
 
 
 @pytest.fixture
 def browse(chromium, tmp_path):
     def browse(markup: str, script: str = "''") -> tuple[str, list[str], list[str]]:
-        """(what the script's last value was, lines of the console, addresses that the page asked for)."""
+        """(what the script's last value was, lines of the console, addresses that the page asked
+        for)."""
         probe = (
             "<script>addEventListener('load', () => setTimeout(async () => {"
             "const wait = (ms) => new Promise((done) => setTimeout(done, ms));"
@@ -55,7 +61,8 @@ def browse(chromium, tmp_path):
         assert said, done.stdout[:2000] + done.stderr[-2000:]
         console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
         events = (event.get("params", {}) for event in json.loads(log.read_text())["events"])
-        # (Chromium's own requests, for updates and the like, have "not an origin" as their initiator)
+        # (Chromium's own requests, for updates and the like, have "not an origin" as their
+        # initiator)
         asked = {e["url"] for e in events if e.get("initiator", "not an origin") != "not an origin"}
         network = sorted(url for url in asked if not url.startswith(("file:", "data:", "blob:")))
         return html.unescape(said[1]), console, network
@@ -63,7 +70,9 @@ def browse(chromium, tmp_path):
     return browse
 
 
-ANNOUNCED = re.compile(r"deprecat|will be removed|in a future version|will become the default", re.IGNORECASE)
+ANNOUNCED = re.compile(
+    r"deprecat|will be removed|in a future version|will become the default", re.IGNORECASE
+)
 
 
 class _Announcements(logging.Handler):
@@ -75,7 +84,8 @@ class _Announcements(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        # (`cap_pixels_per_frame` is an option of a test model's own video processor, not of a call of ours)
+        # (`cap_pixels_per_frame` is an option of a test model's own video processor, not of a call
+        # of ours)
         if ANNOUNCED.search(text) and "cap_pixels_per_frame" not in text:
             self.texts.append(text)
 

@@ -1,11 +1,14 @@
-"""The contract suite: what CoreLens needs of transformers, tokenizers and TransformerLens, over all families' tiny models.
+"""The contract suite: what CoreLens needs of transformers, tokenizers and TransformerLens, over all
+families' tiny models.
 
     python tests/contract.py --transformers 5.17.0      # also --tokenizers and --transformer-lens
-    python tests/contract.py --lowest                   # the lowest versions that pyproject.toml allows
-    python tests/contract.py --newer                    # what the registry has above our cap: news, never an error
+    python tests/contract.py --lowest                   # the lowest versions that pyproject.toml
+    allows python tests/contract.py --newer                    # what the registry has above our
+    cap: news, never an error
 
-It makes an environment of its own, which holds these packages and borrows all others, torch among them, from the
-environment that runs it, and runs there the tests named below. What else is given is handed to pytest (-n 2, -k …).
+It makes an environment of its own, which holds these packages and borrows all others, torch among
+them, from the environment that runs it, and runs there the tests named below. What else is given is
+handed to pytest (-n 2, -k …).
 """
 
 import argparse
@@ -27,8 +30,10 @@ SUITE = {
     "replay": ["test_patching.py"],
     "sparse": ["test_sparse.py", "test_ragged.py"],
 }
-OURS = ["test_the_installed_versions_are_in_the_tested_range"]  # speak of the project, not of what is installed
-# What a transformers itself cannot run, unhooked: {the start of its version: {family or test: why}}.
+# speak of the project, not of what is installed
+OURS = ["test_the_installed_versions_are_in_the_tested_range"]
+# What a transformers itself cannot run, unhooked: {the start of its version: {family or test:
+# why}}.
 IN_PARTS = "it loses the positions of a Qwen-VL prompt that generate() takes in parts"
 SOFTCAP = "its SDPA drops the cap on attention logits, which the self-check refuses"
 BROKEN = {
@@ -53,12 +58,23 @@ class Refused(Exception):
 
 
 def environment(folder: Path, wanted: list[str], *options: str) -> Path:
-    """A new environment with these requirements and all of ours; its Python. Refused, with pip's last line, if it fails."""
+    """A new environment with these requirements and all of ours; its Python. Refused, with pip's
+    last line, if it fails."""
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     own = Path(_ask(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     own.joinpath("borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", *options, *wanted]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        *options,
+        *wanted,
+    ]
     done = subprocess.run(command, cwd=folder, timeout=LIMIT, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise Refused(done.stderr.strip().rsplit("\n", 1)[-1])
@@ -66,7 +82,9 @@ def environment(folder: Path, wanted: list[str], *options: str) -> Path:
 
 
 def _ask(python: Path, code: str) -> str:
-    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [python, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def run(python: Path, options: list[str], limit: float | None = None) -> int:
@@ -76,16 +94,24 @@ def run(python: Path, options: list[str], limit: float | None = None) -> int:
     print(f"contract with {_ask(python, code)}", flush=True)
     print("\n".join(f"  {part}: {', '.join(files)}" for part, files in SUITE.items()), flush=True)
     files = [str(ROOT / "tests" / name) for part in SUITE.values() for name in part]
-    installed = _ask(python, "from importlib.metadata import version; print(version('transformers'))")
+    installed = _ask(
+        python, "from importlib.metadata import version; print(version('transformers'))"
+    )
     left_out = list(OURS)
     for start, cases in BROKEN.items():
         for name, why in cases.items() if installed.startswith(start) else ():
             left_out.append(name)
-            print(f"  left out: {name}, which this transformers cannot run unhooked ({why})", flush=True)
+            print(
+                f"  left out: {name}, which this transformers cannot run unhooked ({why})",
+                flush=True,
+            )
     leave = " and ".join(f"not {name}" for name in left_out)
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-k", leave, *options, *files]
     # (the package itself comes from this checkout, wherever an installed one lies)
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    variables = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
     return subprocess.run(command, cwd=ROOT, env=variables, timeout=limit).returncode
 
 
@@ -96,10 +122,13 @@ def cap() -> str:
 
 
 def news(options: list[str]) -> None:
-    """The suite with the newest transformers above the cap, if there is one; whatever comes of it is printed."""
+    """The suite with the newest transformers above the cap, if there is one; whatever comes of it
+    is printed."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            python = environment(Path(folder), [f"transformers>={cap()}"], "--retries", "1", "--timeout", "30")
+            python = environment(
+                Path(folder), [f"transformers>={cap()}"], "--retries", "1", "--timeout", "30"
+            )
         except (Refused, subprocess.SubprocessError, OSError) as error:
             print(f"news: no transformers {cap()} or later can be installed from here ({error})")
             return
@@ -108,12 +137,16 @@ def news(options: list[str]) -> None:
         except (subprocess.SubprocessError, OSError) as error:
             print(f"news: the contract suite did not end ({type(error).__name__})")
         else:
-            print(f"news: above the cap the contract {'holds: lift it' if code == 0 else 'is broken, see above'}")
+            print(
+                f"news: above the cap the contract {'holds: lift it' if code == 0 else 'is broken, see above'}"
+            )
 
 
 def main() -> int:
     """Run it as the command line says; pytest's exit code, and 0 for what is only news."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for package in LOWEST:
         parser.add_argument(f"--{package}", metavar="VERSION")
     parser.add_argument("--lowest", action="store_true")
@@ -130,7 +163,9 @@ def main() -> int:
         parser.error("name a version: --transformers 5.17.0, --lowest or --newer")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            python = environment(Path(folder), [f"{package}=={version}" for package, version in versions.items()])
+            python = environment(
+                Path(folder), [f"{package}=={version}" for package, version in versions.items()]
+            )
         except Refused as error:
             sys.exit(f"pip: {error}")
         return run(python, options)

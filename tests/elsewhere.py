@@ -1,7 +1,7 @@
 """A device that is not there: tensors that say they lie on it and hold their numbers on the CPU.
 
-What mixes devices fails on it as on a GPU, and what does not computes the CPU's numbers; no GPU is needed. (Its type is
-"meta", the one type besides the CPU's whose kernels torch never has to start.)
+What mixes devices fails on it as on a GPU, and what does not computes the CPU's numbers; no GPU is
+needed. (Its type is "meta", the one type besides the CPU's whose kernels torch never has to start.)
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("meta")
-_MAY_MIX = ("aten::_to_copy", "aten::copy_", "aten::index")  # as on a GPU: copies, and a CPU's index
+# as on a GPU: copies, and a CPU's index
+_MAY_MIX = ("aten::_to_copy", "aten::copy_", "aten::index")
 
 
 class Elsewhere(Tensor):
@@ -25,7 +26,11 @@ class Elsewhere(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> "Elsewhere":
-        like = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
+        like = {
+            "strides": held.stride(),
+            "storage_offset": held.storage_offset(),
+            "dtype": held.dtype,
+        }
         made = Tensor._make_wrapper_subclass(cls, held.size(), device=DEVICE, **like)  # type: ignore[attr-defined]
         made.held = held
         return made
@@ -45,15 +50,20 @@ class _Kernels(TorchDispatchMode):
         there = [isinstance(x, Elsewhere) for x in given]
         name = func._schema.name
         if any(there) and name not in _MAY_MIX:
-            assert all(lies or x.ndim == 0 for x, lies in zip(given, there, strict=True)), f"{name} mixes devices"
+            assert all(lies or x.ndim == 0 for x, lies in zip(given, there, strict=True)), (
+                f"{name} mixes devices"
+            )
         place = kwargs.get("device")
         if place is None:
             leaves = bool(there) and there[0]
         else:
             leaves, kwargs["device"] = place == DEVICE, "cpu"
         out = func(*_held(args), **_held(kwargs))
-        same = {id(x.held): x for x in given if isinstance(x, Elsewhere)}  # an operation in place gives what it got
-        return tree_map(lambda x: same.get(id(x), Elsewhere(x)) if leaves and isinstance(x, Tensor) else x, out)
+        # an operation in place gives what it got
+        same = {id(x.held): x for x in given if isinstance(x, Elsewhere)}
+        return tree_map(
+            lambda x: same.get(id(x), Elsewhere(x)) if leaves and isinstance(x, Tensor) else x, out
+        )
 
 
 class _Calls(TorchFunctionMode):
@@ -69,10 +79,13 @@ class _Calls(TorchFunctionMode):
 
 @contextmanager
 def elsewhere(module: nn.Module) -> Iterator[None]:
-    """Moves a module to `DEVICE`, for good; within, torch computes there. Nothing there can be trained."""
+    """Moves a module to `DEVICE`, for good; within, torch computes there. Nothing there can be
+    trained."""
     for part in module.modules():
         for name, weight in part.named_parameters(recurse=False):
-            part.register_parameter(name, nn.Parameter(Elsewhere(weight.detach()), requires_grad=False))
+            part.register_parameter(
+                name, nn.Parameter(Elsewhere(weight.detach()), requires_grad=False)
+            )
         for name, buffer in part.named_buffers(recurse=False):
             setattr(part, name, Elsewhere(buffer))
     with torch.no_grad(), _Kernels(), _Calls():

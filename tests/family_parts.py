@@ -19,8 +19,11 @@ CORPUS = [
 ]
 
 
-def build_tokenizer(special: list[str], adds_bos: bool = False, **kwargs: Any) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over a few sentences: any text goes in, tokens are one to several characters long."""
+def build_tokenizer(
+    special: list[str], adds_bos: bool = False, **kwargs: Any
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over a few sentences: any text goes in, tokens are one to several characters
+    long."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,14 +37,21 @@ def build_tokenizer(special: list[str], adds_bos: bool = False, **kwargs: Any) -
     if adds_bos:
         bos = kwargs["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+            single=f"{bos} $A",
+            pair=f"{bos} $A $B",
+            special_tokens=[(bos, tokenizer.token_to_id(bos))],
         )
-    kwargs.setdefault("extra_special_tokens", [token for token in special if token not in kwargs.values()])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **kwargs)
+    kwargs.setdefault(
+        "extra_special_tokens", [token for token in special if token not in kwargs.values()]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **kwargs
+    )
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill every parameter with seeded noise at a scale that keeps activations near 1; float32, eval mode."""
+    """Fill every parameter with seeded noise at a scale that keeps activations near 1; float32,
+    eval mode."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     with torch.no_grad():
@@ -60,7 +70,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def chatml(image: str, video: str, system: str = "", bos: str = "") -> str:
     """A ChatML template that writes `image` and `video` where a message holds one."""
-    start = f"{{%- if messages[0].role != 'system' -%}}{{{{- {system!r} -}}}}{{%- endif -%}}" if system else ""
+    start = (
+        f"{{%- if messages[0].role != 'system' -%}}{{{{- {system!r} -}}}}{{%- endif -%}}"
+        if system
+        else ""
+    )
     return (
         f"{bos}{start}"
         "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\n' -}}"

@@ -26,7 +26,9 @@ QWEN_TEMPLATE = chatml(
 
 
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
-    return build_tokenizer(QWEN_SPECIAL, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left")
+    return build_tokenizer(
+        QWEN_SPECIAL, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+    )
 
 
 def qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
@@ -40,12 +42,14 @@ def _mrope() -> dict[str, Any]:
 
 
 def qwen3_vl() -> tuple[nn.Module, Any]:
-    """DeepStack after two of three vision layers; a picture has 4 to 256 tokens of 32 × 32 pixels."""
+    """DeepStack after two of three vision layers; a picture has 4 to 256 tokens of 32 × 32
+    pixels."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     tokenizer = qwen_tokenizer()
     config = Qwen3VLConfig(
-        text_config=text_config(tokenizer, head_dim=8, rope_parameters=_mrope()), **_qwen3_rest(tokenizer)
+        text_config=text_config(tokenizer, head_dim=8, rope_parameters=_mrope()),
+        **_qwen3_rest(tokenizer),
     )
     return Qwen3VLForConditionalGeneration(config), _qwen3_processor(tokenizer)
 
@@ -55,14 +59,25 @@ def qwen3_vl_moe() -> tuple[nn.Module, Any]:
     from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
     tokenizer = qwen_tokenizer()
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1]}
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "mlp_only_layers": [1],
+    }
     text = text_config(tokenizer, head_dim=8, rope_parameters=_mrope(), **experts)
     config = Qwen3VLMoeConfig(text_config=text, **_qwen3_rest(tokenizer))
     return Qwen3VLMoeForConditionalGeneration(config), _qwen3_processor(tokenizer)
 
 
 def _qwen3_rest(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "num_position_embeddings": 64}
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "num_position_embeddings": 64,
+    }
     vision |= {"patch_size": 16, "out_hidden_size": 32, "deepstack_visual_indexes": [0, 2]}
     return {"vision_config": vision, "tie_word_embeddings": False, **qwen_ids(tokenizer)}
 
@@ -78,9 +93,13 @@ def _qwen3_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
         "merge_size": 2,
     }
     return Qwen3VLProcessor(
-        Qwen2VLImageProcessor(**half, size={"shortest_edge": 4 * 32 * 32, "longest_edge": 256 * 32 * 32}),
+        Qwen2VLImageProcessor(
+            **half, size={"shortest_edge": 4 * 32 * 32, "longest_edge": 256 * 32 * 32}
+        ),
         tokenizer,
-        Qwen3VLVideoProcessor(**half, size={"shortest_edge": 8 * 32 * 32, "longest_edge": 256 * 32 * 32}),
+        Qwen3VLVideoProcessor(
+            **half, size={"shortest_edge": 8 * 32 * 32, "longest_edge": 256 * 32 * 32}
+        ),
         chat_template=QWEN_TEMPLATE,
     )
 
@@ -90,7 +109,14 @@ def qwen2_vl() -> tuple[nn.Module, Any]:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
     tokenizer = qwen_tokenizer()
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": 14,
+    }
     text = text_config(tokenizer, rope_parameters=_mrope())
     config = Qwen2VLConfig(text_config=text, vision_config=vision, **qwen_ids(tokenizer))
     return Qwen2VLForConditionalGeneration(config), _qwen2_processor(Qwen2VLProcessor, tokenizer)
@@ -98,14 +124,26 @@ def qwen2_vl() -> tuple[nn.Module, Any]:
 
 def qwen2_5_vl() -> tuple[nn.Module, Any]:
     """As Qwen2-VL; the tower attends in windows of 2 × 2 tokens in all layers but its second."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+    )
 
     tokenizer = qwen_tokenizer()
-    vision = {"depth": 3, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "out_hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+    }
     vision |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
     text = text_config(tokenizer, rope_parameters=_mrope())
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **qwen_ids(tokenizer))
-    return Qwen2_5_VLForConditionalGeneration(config), _qwen2_processor(Qwen2_5_VLProcessor, tokenizer)
+    return Qwen2_5_VLForConditionalGeneration(config), _qwen2_processor(
+        Qwen2_5_VLProcessor, tokenizer
+    )
 
 
 def _qwen2_processor(cls: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -113,5 +151,8 @@ def _qwen2_processor(cls: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
 
     size = {"shortest_edge": 4 * 28 * 28, "longest_edge": 256 * 28 * 28}
     return cls(
-        Qwen2VLImageProcessor(size=size), tokenizer, Qwen2VLVideoProcessor(size=size), chat_template=QWEN_TEMPLATE
+        Qwen2VLImageProcessor(size=size),
+        tokenizer,
+        Qwen2VLVideoProcessor(size=size),
+        chat_template=QWEN_TEMPLATE,
     )

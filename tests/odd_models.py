@@ -1,4 +1,5 @@
-"""Tiny random models of two types whose hooked runs were wrong in silence: what they branch on is kept here whole."""
+"""Tiny random models of two types whose hooked runs were wrong in silence: what they branch on is
+kept here whole."""
 
 from typing import Any
 
@@ -10,7 +11,12 @@ from torch import nn
 from family_parts import randomise
 
 IMAGE = 60
-TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
 TEXT |= {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
@@ -21,7 +27,8 @@ def _class(name: str) -> Any:
 
 
 def merges_by_ids() -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """Its decoder merges the picture itself, by the ids: without ids it runs without its picture."""
+    """Its decoder merges the picture itself, by the ids: without ids it runs without its
+    picture."""
     config = _class("Phi4MultimodalConfig")(
         **TEXT, num_key_value_heads=2,
         vision_config={
@@ -39,23 +46,61 @@ def merges_by_ids() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     ids = torch.randint(3, 50, (1, 557), generator=torch.Generator().manual_seed(0))
     ids[:, 6:551] = IMAGE
     pixels = torch.randn(1, 2, 3, 448, 448, generator=torch.Generator().manual_seed(1))
-    tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_pixel_values": pixels}
-    tensors |= {"image_sizes": torch.tensor([[448, 448]]), "image_attention_mask": torch.ones(1, 2, 32, 32)}
+    tensors = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "image_pixel_values": pixels,
+    }
+    tensors |= {
+        "image_sizes": torch.tensor([[448, 448]]),
+        "image_attention_mask": torch.ones(1, 2, 32, 32),
+    }
     return hf, tensors
 
 
 def masks_by_name() -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """It builds the mask of its sparse layers only if the implementation is called "eager" or "sdpa"."""
-    text = TEXT | {"num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 1}
-    text |= {"topk_group": 1, "num_experts_per_tok": 2, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 8}
-    text |= {"qk_nope_head_dim": 8, "head_dim": 8, "index_topk": 4, "index_head_dim": 8, "index_n_heads": 2}
-    text |= {"layer_types": ["indexed_attention"] * 3, "indexer_types": ["full"] * 3, "no_rope_layers": [1, 1, 0]}
+    """It builds the mask of its sparse layers only if the implementation is called "eager" or
+    "sdpa"."""
+    text = TEXT | {
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 4,
+        "n_group": 1,
+    }
+    text |= {
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+    }
+    text |= {
+        "qk_nope_head_dim": 8,
+        "head_dim": 8,
+        "index_topk": 4,
+        "index_head_dim": 8,
+        "index_n_heads": 2,
+    }
+    text |= {
+        "layer_types": ["indexed_attention"] * 3,
+        "indexer_types": ["full"] * 3,
+        "no_rope_layers": [1, 1, 0],
+    }
     text |= {"mlp_layer_types": ["dense", "sparse", "sparse"], "kv_source_layers": [0, 1, 2]}
     text |= {"model_type": "mistral_large4_text"}
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     vision |= {"image_size": 56, "patch_size": 14, "head_dim": 16, "model_type": "pixtral"}
     config = _class("MistralLarge4Config")(
-        text_config=text, vision_config=vision, image_token_index=IMAGE, vision_feature_layer=-1, spatial_merge_size=2
+        text_config=text,
+        vision_config=vision,
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        spatial_merge_size=2,
     )
     hf = randomise(_class("MistralLarge4ForConditionalGeneration")(config))
     ids = torch.randint(3, 50, (1, 24), generator=torch.Generator().manual_seed(0))

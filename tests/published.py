@@ -1,4 +1,5 @@
-"""Small made files in the exact published format of each public set; pictures are noise, videos count their frames."""
+"""Small made files in the exact published format of each public set; pictures are noise, videos
+count their frames."""
 
 import json
 from io import BytesIO
@@ -57,7 +58,8 @@ def python2_pickle(value: Any) -> bytes:
 
 
 def refcocog(root: Path, count: int = 2) -> Path:
-    """`count` pictures with one object and two expressions each; the last object is in "test", the others in "val"."""
+    """`count` pictures with one object and two expressions each; the last object is in "test", the
+    others in "val"."""
     images, annotations, refs = [], [], []
     for i in range(count):
         name = f"COCO_train2014_{i:012d}.jpg"
@@ -77,7 +79,13 @@ def refcocog(root: Path, count: int = 2) -> Path:
             "file_name": f"COCO_train2014_{i:012d}_{100 + i}.jpg", "sent_ids": [10 * i, 10 * i + 1], "sentences": sentences,
         })  # fmt: skip
     categories = [{"id": 1, "name": "person", "supercategory": "person"}]
-    content = {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+    content = {
+        "info": {},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
     write_json(root / "refcocog/instances.json", content)
     (root / "refcocog/refs(umd).p").write_bytes(python2_pickle(refs))
     google = [ref | {"split": "val"} for ref in refs]
@@ -86,7 +94,8 @@ def refcocog(root: Path, count: int = 2) -> Path:
 
 
 def vidstg(root: Path) -> Path:
-    """One video of 30 frames; the target moves two pixels to the right in each frame from 12 to 20."""
+    """One video of 30 frames; the target moves two pixels to the right in each frame from 12 to
+    20."""
     write_video(root / "video/0000/2401075277.mp4", 30)
     record = {
         "vid": "2401075277", "fps": 10.0, "frame_count": 30, "width": 64, "height": 48,
@@ -105,7 +114,9 @@ def vidstg(root: Path) -> Path:
     def seen(frame: int) -> list[dict[str, Any]]:
         box = {"xmin": 2 * frame - 20, "ymin": 10, "xmax": 2 * frame, "ymax": 30}
         return (
-            [{"tid": tid, "bbox": box, "generated": 0, "tracker": "none"} for tid in (0, 1)] if 12 <= frame < 21 else []
+            [{"tid": tid, "bbox": box, "generated": 0, "tracker": "none"} for tid in (0, 1)]
+            if 12 <= frame < 21
+            else []
         )
 
     annotation = {
@@ -128,9 +139,16 @@ def mmdocir(root: Path) -> Path:
 
     def asked(words: str, pages: list[int], boxes: list[list[float]]) -> dict[str, Any]:
         mapping = [
-            {"page": page, "page_size": [60.0, 80.0], "bbox": box} for page, box in zip(pages, boxes, strict=True)
+            {"page": page, "page_size": [60.0, 80.0], "bbox": box}
+            for page, box in zip(pages, boxes, strict=True)
         ]
-        return {"Q": words, "A": "42", "page_id": sorted(set(pages)), "type": "['Chart']", "layout_mapping": mapping}
+        return {
+            "Q": words,
+            "A": "42",
+            "page_id": sorted(set(pages)),
+            "type": "['Chart']",
+            "layout_mapping": mapping,
+        }
 
     first = [
         asked("What is the total?", [4], [[10, 20, 30, 40.5]]),
@@ -161,7 +179,9 @@ def mmlongbench_doc(root: Path) -> Path:
     """One document of four pages of 50 × 70.5 points."""
     pages = [picture(i, (100, 141)) for i in range(4)]
     (root / "documents").mkdir(parents=True, exist_ok=True)
-    pages[0].save(root / "documents/report.pdf", save_all=True, append_images=pages[1:], resolution=144)
+    pages[0].save(
+        root / "documents/report.pdf", save_all=True, append_images=pages[1:], resolution=144
+    )
 
     def asked(words: str, answer: str, pages: str, form: str) -> dict[str, str]:
         return {
@@ -179,7 +199,9 @@ def mmlongbench_doc(root: Path) -> Path:
 def mmlongbench(root: Path) -> Path:
     """One file or more of each of the five kinds, at 8K."""
     data, images = root / "mmlb_data", root / "mmlb_image"
-    names = [f"mmlongbench-doc/abc/abc_page{i}.jpg" for i in (3, 4)] + ["mmlongbench-doc/xyz/xyz_page4.jpg"]
+    names = [f"mmlongbench-doc/abc/abc_page{i}.jpg" for i in (3, 4)] + [
+        "mmlongbench-doc/xyz/xyz_page4.jpg"
+    ]
     slides = [f"slideVQA/deck/deck-{i}-1024.jpg" for i in (1, 2)]
     needles, choices = ["mm-niah/a.jpg", "mm-niah/b.jpg"], ["mm-niah/c.jpg", "mm-niah/d.jpg"]
     more = [
@@ -225,7 +247,8 @@ def mmlongbench(root: Path) -> Path:
 
 
 def mlvu(root: Path) -> Path:
-    """One video and two multiple-choice questions (one whose answer is no candidate), and a summary."""
+    """One video and two multiple-choice questions (one whose answer is no candidate), and a
+    summary."""
     write_video(root / "video/2_needle/needle_32.mp4", 30)
     write_video(root / "video/9_summary/217.mp4", 12)
     asked = {"video": "needle_32.mp4", "duration": 3.0, "question": "What does the hand do?", "question_type": "findNeedle",
@@ -242,4 +265,6 @@ def mlvu(root: Path) -> Path:
     return root
 
 
-MAKERS = {make.__name__: make for make in (refcocog, vidstg, mmdocir, mmlongbench_doc, mmlongbench, mlvu)}
+MAKERS = {
+    make.__name__: make for make in (refcocog, vidstg, mmdocir, mmlongbench_doc, mmlongbench, mlvu)
+}

@@ -33,7 +33,11 @@ def test_a_keyword_that_nothing_reads_is_refused_with_the_nearest(family):
             call()
     with pytest.raises(CorelensError, match="pixel_values"):
         model.inputs(**batch.tensors, pixel_valuse=torch.ones(1))
-    for keyword, where in {"prepend_bos": "template", "past_kv_cache": "generate", "tokens": "bind"}.items():
+    for keyword, where in {
+        "prepend_bos": "template",
+        "past_kv_cache": "generate",
+        "tokens": "bind",
+    }.items():
         with pytest.raises(CorelensError, match=where):
             model(batch, **{keyword: None})
     assert not any(point.active for point in model.hook_points())
@@ -45,7 +49,9 @@ def test_what_the_processor_makes_and_the_model_takes_is_accepted(family):
     """As keywords, as a dict and as Inputs: the same run; options of transformers pass through."""
     model, batch = hooked(family), alone(family, 0)
     plain = model(batch)
-    assert torch.equal(model(**batch.tensors), plain) and torch.equal(model(dict(batch.tensors)), plain)
+    assert torch.equal(model(**batch.tensors), plain) and torch.equal(
+        model(dict(batch.tensors)), plain
+    )
     assert torch.equal(model(batch, output_hidden_states=True), plain)
     encoded = model.encode(batch)
     torch.testing.assert_close(model(**encoded.tensors), plain, atol=1e-5, rtol=1e-5)
@@ -57,7 +63,8 @@ def test_what_the_processor_makes_and_the_model_takes_is_accepted(family):
 @torch.no_grad()
 @over_families
 def test_stop_at_layer(family):
-    """What enters the layer, after edits and DeepStack; later layers are not run, and nothing stays behind."""
+    """What enters the layer, after edits and DeepStack; later layers are not run, and nothing stays
+    behind."""
     model, batch = hooked(family), batch_of(family)
     names = [f"blocks.{n}.hook_resid_pre" for n in range(4)]
     logits, cached = model.run_with_cache(batch, names_filter=[*names, "ln_final.hook_scale"])
@@ -68,7 +75,11 @@ def test_stop_at_layer(family):
     torch.testing.assert_close(model.unembed(model.ln_final(last)), logits, atol=1e-4, rtol=1e-4)
     residual, part = model.run_with_cache(batch, stop_at_layer=2, return_type=None)
     assert torch.equal(residual, cached[names[2]])
-    assert "blocks.1.hook_resid_post" in part and "blocks.2.hook_resid_pre" not in part and "hook_logits" not in part
+    assert (
+        "blocks.1.hook_resid_post" in part
+        and "blocks.2.hook_resid_pre" not in part
+        and "hook_logits" not in part
+    )
     halved = [("blocks.1.hook_resid_post", lambda x, hook: x * 0.5)]
     _, wanted = model.run_with_cache(batch, names_filter=names[2])
     with model.hooks(fwd_hooks=halved):
@@ -86,7 +97,10 @@ def test_gradients_flow_through_a_stopped_run():
     model, batch = HookedMLLM(copy.deepcopy(tiny("llava")[0]), tiny("llava")[1]), alone("llava", 0)
     model(batch, stop_at_layer=2).sum().backward()
     layers = model.layout.decoder(model.hf).layers
-    assert layers[1].self_attn.o_proj.weight.grad is not None and layers[2].self_attn.o_proj.weight.grad is None
+    assert (
+        layers[1].self_attn.o_proj.weight.grad is not None
+        and layers[2].self_attn.o_proj.weight.grad is None
+    )
 
 
 @torch.no_grad()
@@ -104,7 +118,9 @@ def test_loss_is_the_cross_entropy_of_words(family):
         logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), reduction="none"
     ).view_as(each)
     torch.testing.assert_close(each, wanted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(loss, wanted.sum() / (targets[:, 1:] != -100).sum(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        loss, wanted.sum() / (targets[:, 1:] != -100).sum(), atol=1e-5, rtol=1e-5
+    )
     assert torch.equal(model(batch, return_type="loss"), loss)
     assert torch.equal(model.loss_fn(logits, ids, mask), loss)
     for options in ({"return_type": "loss", "logits_to_keep": 1}, {"loss_per_token": True}):

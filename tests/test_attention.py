@@ -1,4 +1,5 @@
-"""The attention function on calls made by hand: soft caps, sinks, biases, every kind of mask, against the book."""
+"""The attention function on calls made by hand: soft caps, sinks, biases, every kind of mask,
+against the book."""
 
 import pytest
 import torch
@@ -63,7 +64,12 @@ def run(site, q, k, v, mask, names, functions=None, **kwargs):
         return attention(site, q, k, v, mask, scaling=0.3, **kwargs)[0], seen
 
 
-OPTIONS = {"plain": {}, "softcap": {"softcap": 1.5}, "sinks": {"s_aux": None}, "bias": {"position_bias": None}}
+OPTIONS = {
+    "plain": {},
+    "softcap": {"softcap": 1.5},
+    "sinks": {"s_aux": None},
+    "bias": {"position_bias": None},
+}
 
 
 @torch.no_grad()
@@ -74,7 +80,11 @@ def test_every_way_through_the_function_is_the_definition(mask, option, form):
     site, (q, k, v) = Site(), qkv()
     allowed = masks()[mask]
     given = allowed if form == "boolean" or allowed is None else additive(allowed)
-    allowed = torch.ones(POS, POS, dtype=torch.bool).tril().expand(BATCH, 1, POS, POS) if allowed is None else allowed
+    allowed = (
+        torch.ones(POS, POS, dtype=torch.bool).tril().expand(BATCH, 1, POS, POS)
+        if allowed is None
+        else allowed
+    )
     kwargs = dict(OPTIONS[option])
     scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2) * 0.3
     if option == "bias":
@@ -104,8 +114,12 @@ def test_every_way_through_the_function_is_the_definition(mask, option, form):
                 torch.testing.assert_close(seen["hook_attn_scores"][real], scores[real], **close)
                 assert (seen["hook_attn_scores"][~real] == -torch.inf).all()
         if "hook_pattern_rows" in seen:
-            torch.testing.assert_close(seen["hook_pattern_rows"][0], pattern[0][:, [1, 4, 6]], **close)
-            torch.testing.assert_close(seen["hook_pattern_rows"][1][:, :2], pattern[1][:, [5, 6]], **close)
+            torch.testing.assert_close(
+                seen["hook_pattern_rows"][0], pattern[0][:, [1, 4, 6]], **close
+            )
+            torch.testing.assert_close(
+                seen["hook_pattern_rows"][1][:, :2], pattern[1][:, [5, 6]], **close
+            )
             assert (seen["hook_pattern_rows"][1][:, 2] == 0).all()
 
 

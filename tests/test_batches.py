@@ -1,4 +1,5 @@
-"""Batches: each row is what the sample alone would be, maps and logits, or the batch is refused with a reason."""
+"""Batches: each row is what the sample alone would be, maps and logits, or the batch is refused
+with a reason."""
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ def ready(family: str, samples, **options) -> Inputs:
     return prepare(samples, processor, layout_for(model.config), model.config, **options)
 
 
-def check_rows(family: str, samples: list[Sample], side: str = "left", names: tuple[str, ...] = NAMES) -> None:
+def check_rows(
+    family: str, samples: list[Sample], side: str = "left", names: tuple[str, ...] = NAMES
+) -> None:
     model, _ = tiny(family)
     answer = samples[0].answer is not None
     batch = ready(family, samples, answer=answer, padding_side=side)
@@ -49,7 +52,13 @@ def check_rows(family: str, samples: list[Sample], side: str = "left", names: tu
 def test_mixed_sizes_and_numbers_of_images(family, side):
     two, box = [noise(64, 128, 2), noise(90, 60, 3)], Box(5, 5, 40, 40, image=1)
     samples = [
-        Sample([noise(100, 90, 1)], "What digit is on the red circle?", "7", [Box(20, 20, 50, 50)], id="a"),
+        Sample(
+            [noise(100, 90, 1)],
+            "What digit is on the red circle?",
+            "7",
+            [Box(20, 20, 50, 50)],
+            id="a",
+        ),
         Sample(two, "Is it?", "yes", [box], choices=["yes", "no"], id="b"),
     ]
     check_rows(family, samples, side)
@@ -57,16 +66,24 @@ def test_mixed_sizes_and_numbers_of_images(family, side):
 
 IMAGE, TEXT = Sample([noise(100, 70)], "Is it?"), Sample(question="What is 3 + 4?")
 FRAMES = [noise(64, 64, seed) for seed in range(4)]
-VIDEO, SHORT = Sample(video=FRAMES, question="Which?"), Sample(video=FRAMES[:3], question="Which one?")
+VIDEO, SHORT = (
+    Sample(video=FRAMES, question="Which?"),
+    Sample(video=FRAMES[:3], question="Which one?"),
+)
 MIXED = {"image and text": [IMAGE, TEXT], "text first": [TEXT, IMAGE], "text": [TEXT, TEXT]}
 MIXED |= {"video and image": [VIDEO, IMAGE], "all": [IMAGE, VIDEO, TEXT], "lengths": [VIDEO, SHORT]}
-REFUSED = {"lengths": {"llava_onevision", "internvl", "smolvlm"}, "video and image": {"smolvlm"}, "all": {"smolvlm"}}
+REFUSED = {
+    "lengths": {"llava_onevision", "internvl", "smolvlm"},
+    "video and image": {"smolvlm"},
+    "all": {"smolvlm"},
+}
 
 
 @pytest.mark.parametrize("kind", MIXED)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mixed_kinds(family, kind):
-    """Samples without pictures, with images and with videos in one batch, as far as the family takes them."""
+    """Samples without pictures, with images and with videos in one batch, as far as the family
+    takes them."""
     takes_video = getattr(tiny(family)[1], "video_processor", None) is not None
     needs_video = any(sample.video is not None for sample in MIXED[kind])
     needs_image = family == "paligemma" and "text" in kind

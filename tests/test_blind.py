@@ -23,7 +23,9 @@ def built():
 
 
 def sight_of(processor):
-    return Sight(processor.tokenizer, processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+    return Sight(
+        processor.tokenizer, processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    )
 
 
 def test_the_words_of_every_question_are_marked_and_nothing_else(built):
@@ -51,7 +53,9 @@ def test_where_blind_only_the_question_s_rows_depend_on_the_picture(built):
             for images in (first, 255 - first):
                 model.model(**family_of(model).inputs(model, ids, images), use_cache=False)
     moved = [(a - b).abs().amax(-1)[0] > 1e-6 for a, b in (rows[:2], rows[2:])]
-    behind = torch.arange(ids.shape[1]) > int((ids[0] == model.config.image_token_id).nonzero().max())
+    behind = torch.arange(ids.shape[1]) > int(
+        (ids[0] == model.config.image_token_id).nonzero().max()
+    )
     asked = sight.asked(ids)[0]
     assert moved[0][behind].all()  # as always: every row behind the picture reads it
     assert torch.equal(moved[1][behind], asked[behind])
@@ -71,7 +75,9 @@ def test_the_last_token_of_a_question_is_asked_for_its_own_answer(built):
     ids, answers = torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["answers"])
     rows, positions, golds = answered_at(sight_of(processor).asked(ids), answers)
     assert rows.tolist() == [0, 0, 1, 1]
-    assert {processor.tokenizer.decode(ids[row, i]) for row, i in zip(rows, positions, strict=True)} == {"?"}
+    assert {
+        processor.tokenizer.decode(ids[row, i]) for row, i in zip(rows, positions, strict=True)
+    } == {"?"}
     said = [processor.tokenizer.decode(ids[row, i]) for row, i in zip(rows, golds, strict=True)]
     assert all(word.isdigit() for word in said) and (golds > positions).all()
     assert golds.tolist() == [i for row in answers for i in row.nonzero()[:, 0].tolist()]

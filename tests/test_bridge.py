@@ -1,7 +1,9 @@
-"""The same tiny weights in TransformerLens's own TransformerBridge: same names, same numbers, where it can wrap them.
+"""The same tiny weights in TransformerLens's own TransformerBridge: same names, same numbers, where
+it can wrap them.
 
-It knows no Qwen2-VL, InternVL, SmolVLM and PaliGemma; on Qwen-VL it has no rotated q and k. Its `hook_embed` sits before
-the picture is merged in, everywhere, and its hidden scores are the dtype's lowest number where ours are −inf.
+It knows no Qwen2-VL, InternVL, SmolVLM and PaliGemma; on Qwen-VL it has no rotated q and k. Its
+`hook_embed` sits before the picture is merged in, everywhere, and its hidden scores are the dtype's
+lowest number where ours are −inf.
 """
 
 import copy
@@ -14,14 +16,23 @@ from transformers import AutoTokenizer
 from families import tiny
 from test_families_hooks import alone, hooked
 
-POINTS = [f"attn.hook_{n}" for n in ("q", "k", "v", "rot_q", "rot_k", "z", "pattern", "attn_scores")]
+POINTS = [
+    f"attn.hook_{n}" for n in ("q", "k", "v", "rot_q", "rot_k", "z", "pattern", "attn_scores")
+]
 POINTS += [f"hook_{n}" for n in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")]
-POINTS += ["mlp.hook_pre", "mlp.hook_post", "ln1.hook_scale", "ln1.hook_normalized", "ln2.hook_normalized"]
+POINTS += [
+    "mlp.hook_pre",
+    "mlp.hook_post",
+    "ln1.hook_scale",
+    "ln1.hook_normalized",
+    "ln2.hook_normalized",
+]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "family", ["llava", "llava_next", "llava_onevision", "gemma3", "idefics3", "qwen2_5_vl", "qwen3_vl"]
+    "family",
+    ["llava", "llava_next", "llava_onevision", "gemma3", "idefics3", "qwen2_5_vl", "qwen3_vl"],
 )
 def test_the_bridge_sees_the_same(family, tmp_path):
     hf, processor = tiny(family)
@@ -30,7 +41,9 @@ def test_the_bridge_sees_the_same(family, tmp_path):
     theirs = copy.deepcopy(hf)
     theirs.set_attn_implementation("eager")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    bridge = TransformerBridge.boot_transformers(str(tmp_path), hf_model=theirs, tokenizer=tokenizer, device="cpu")
+    bridge = TransformerBridge.boot_transformers(
+        str(tmp_path), hf_model=theirs, tokenizer=tokenizer, device="cpu"
+    )
     model, batch = hooked(family), alone(family, 0)
     names = [f"blocks.{layer}.{point}" for layer in range(4) for point in POINTS]
     if family.startswith("qwen"):

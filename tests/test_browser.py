@@ -1,6 +1,8 @@
-"""Pages in headless Chromium, cut off from the network: no error in the console, no request, and hover works.
+"""Pages in headless Chromium, cut off from the network: no error in the console, no request, and
+hover works.
 
-Each page is opened once, as a copy with a few lines of script that hover and write what they saw into the title.
+Each page is opened once, as a copy with a few lines of script that hover and write what they saw
+into the title.
 """
 
 from pathlib import Path
@@ -39,7 +41,9 @@ def test_an_interactive_grid_says_head_score_and_interval(browse, tmp_path):
     rng = np.random.default_rng(0)
     scores = cl.HeadScores(per_sample=rng.random((20, 3, 5)), meta={"metric": "ram", "key": "ram"})
     cl.head_grid(scores, scores.top(k=2)).save_html(tmp_path / "grid.html")
-    said, console, network = browse((tmp_path / "grid.html").read_text(), HOVER.format(".cl-grid rect", 8))
+    said, console, network = browse(
+        (tmp_path / "grid.html").read_text(), HOVER.format(".cl-grid rect", 8)
+    )
     low, high = scores.ci()
     assert said == f"L1H3  RAM {scores.values[1, 3]:.3g} [{low[1, 3]:.3g}, {high[1, 3]:.3g}]"
     assert not console and not network
@@ -88,7 +92,9 @@ def test_tokens_cannot_break_out_of_a_token_view(browse):
         '<img src=x onerror="document.body.dataset.bad = 1">',
     ]
     body = drawn(torch.eye(2)[None], evil, cl.HeadSet("L0H0"))
-    script = "await wait(300); return all('h3').length + ' ' + (document.body.dataset.bad || 'good');"
+    script = (
+        "await wait(300); return all('h3').length + ' ' + (document.body.dataset.bad || 'good');"
+    )
     said, console, network = browse(View("evil", body, "").page(), script)
     assert said == "2 good"
     assert not console and not network

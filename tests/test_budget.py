@@ -1,4 +1,5 @@
-"""Capacities against their formulas, and against the total that every allocation has to share out."""
+"""Capacities against their formulas, and against the total that every allocation has to share
+out."""
 
 import dataclasses
 
@@ -16,7 +17,9 @@ def scores(power: float = 6, seed: int = 0, shape: tuple[int, int] = SHAPE[:2]) 
     return HeadScores(np.random.default_rng(seed).random(shape) ** power)
 
 
-def slow_capacity(values: np.ndarray, layer: int, kv: int, budget: int, rho: float, window: int) -> int:
+def slow_capacity(
+    values: np.ndarray, layer: int, kv: int, budget: int, rho: float, window: int
+) -> int:
     """The formula of SparseMM for one KV head, number by number."""
     n_layers, n_heads, n_kv = SHAPE
     group = n_heads // n_kv
@@ -27,13 +30,19 @@ def slow_capacity(values: np.ndarray, layer: int, kv: int, budget: int, rho: flo
     return round(share * (spread - least) * n_layers * n_kv + least) + window
 
 
-@pytest.mark.parametrize("budget, rho, window", [(256, 0.1, 32), (64, 0.0, 16), (100, 0.5, 7), (1000, 1.0, 32)])
+@pytest.mark.parametrize(
+    "budget, rho, window", [(256, 0.1, 32), (64, 0.0, 16), (100, 0.5, 7), (1000, 1.0, 32)]
+)
 def test_capacities_are_the_formula(budget, rho, window):
     given = scores()
     found = KVBudget(given, budget=budget, rho=rho, window=window).capacities(*SHAPE, LONG)
-    wanted = [[slow_capacity(given.values, layer, kv, budget, rho, window) for kv in range(4)] for layer in range(6)]
+    wanted = [
+        [slow_capacity(given.values, layer, kv, budget, rho, window) for kv in range(4)]
+        for layer in range(6)
+    ]
     assert found.tolist() == wanted
-    assert abs(found.sum() - budget * 24) <= 12  # each of 24 heads is rounded by half a key at the most
+    # each of 24 heads is rounded by half a key at the most
+    assert abs(found.sum() - budget * 24) <= 12
     assert found.min() >= int(rho * (budget - window)) + window
 
 
@@ -63,7 +72,8 @@ def test_a_short_prompt_is_kept_whole():
 def test_what_is_given_back_goes_by_score():
     wanted, shares = np.array([[90, 10, 10, 10]]), np.array([[0.7, 0.2, 0.1, 0.0]])
     assert give_back(wanted, shares, 60).tolist() == [[60, 30, 20, 10]]
-    # 61 to give away: two parts in three and one, until the first is full; the head of score 0 is the last resort
+    # 61 to give away: two parts in three and one, until the first is full; the head of score 0 is
+    # the last resort
     assert give_back(np.array([[100, 10, 10, 0]]), shares, 39).tolist() == [[39, 39, 39, 3]]
     assert give_back(np.array([[100, 10, 10, 0]]), shares, 30).tolist() == [[30, 30, 30, 30]]
 
@@ -71,7 +81,10 @@ def test_what_is_given_back_goes_by_score():
 def test_random_deals_the_same_capacities_to_other_heads():
     given = scores()
     real = KVBudget(given, 256).capacities(*SHAPE, LONG)
-    draws = [KVBudget(given, 256, allocation="random", seed=seed).capacities(*SHAPE, LONG) for seed in (0, 1)]
+    draws = [
+        KVBudget(given, 256, allocation="random", seed=seed).capacities(*SHAPE, LONG)
+        for seed in (0, 1)
+    ]
     for dealt in draws:
         assert sorted(dealt.ravel()) == sorted(real.ravel()) and (dealt != real).any()
     assert (draws[0] != draws[1]).any()
@@ -85,7 +98,8 @@ def test_pyramid_falls_in_equal_steps():
     assert found[:, 0].tolist() == [390 + 32, 314 + 32, 238 + 32, 162 + 32, 86 + 32, 10 + 32]
     assert (found == found[:, :1]).all()
     flat = KVBudget(None, 232, window=32, allocation="pyramidkv").capacities(*SHAPE, 332)
-    assert flat[:, 0].tolist() == [332, 292, 252, 212, 172, 132]  # no layer has more than the prompt
+    # no layer has more than the prompt
+    assert flat[:, 0].tolist() == [332, 292, 252, 212, 172, 132]
 
 
 def test_layers_that_a_budget_does_not_speak_of():

@@ -1,4 +1,5 @@
-"""TransformerLens's analyses on a cache from here, each against a direct computation, on image positions too."""
+"""TransformerLens's analyses on a cache from here, each against a direct computation, on image
+positions too."""
 
 import pytest
 import torch
@@ -28,24 +29,35 @@ def test_weight_views_make_the_activations(family):
     for layer, block in enumerate(model.blocks):
         x = cached[f"blocks.{layer}.ln1.hook_normalized"] * block.ln1.w
         for name, heads in (("q", c.n_heads), ("k", c.n_kv_heads), ("v", c.n_kv_heads)):
-            weight, bias = getattr(block.attn, f"W_{name.upper()}"), getattr(block.attn, f"b_{name.upper()}")
+            weight, bias = (
+                getattr(block.attn, f"W_{name.upper()}"),
+                getattr(block.attn, f"b_{name.upper()}"),
+            )
             assert weight.shape == (heads, c.d_model, c.d_head) and bias.shape == (heads, c.d_head)
             close(torch.einsum("bpm,hmd->bphd", x, weight) + bias, cached[name, layer])
         assert block.attn.W_O.shape == (c.n_heads, c.d_head, c.d_model)
         o_proj = model.layout.decoder(model.hf).layers[layer].get_submodule(model.layout.o_proj)
-        assert block.attn.W_O.untyped_storage().data_ptr() == o_proj.weight.untyped_storage().data_ptr()
+        assert (
+            block.attn.W_O.untyped_storage().data_ptr()
+            == o_proj.weight.untyped_storage().data_ptr()
+        )
         if f"blocks.{layer}.mlp.hook_post" in model.hook_dict:
             x = cached[f"blocks.{layer}.ln2.hook_normalized"] * block.ln2.w
             close(x @ block.mlp.W_gate, cached["pre", layer])
             out = cached["post", layer] @ block.mlp.W_out + block.mlp.b_out
-            close(out if block.mlp_post_norm is None else block.mlp_post_norm(out), cached["mlp_out", layer])
+            close(
+                out if block.mlp_post_norm is None else block.mlp_post_norm(out),
+                cached["mlp_out", layer],
+            )
         else:
             with pytest.raises(CorelensError, match="experts"):
                 _ = block.mlp.W_out
     assert model.W_Q.shape == (c.n_layers, c.n_heads, c.d_model, c.d_head)
     assert model.W_E.shape == (c.d_vocab, c.d_model) and model.W_U.shape == (c.d_model, c.d_vocab)
     close(
-        cached["ln_final.hook_normalized"] * (model.layout.decoder(model.hf).norm.weight + offset) @ model.W_U
+        cached["ln_final.hook_normalized"]
+        * (model.layout.decoder(model.hf).norm.weight + offset)
+        @ model.W_U
         + model.b_U,
         reference(family),
     )
@@ -63,7 +75,9 @@ def test_the_residual_stream_taken_apart(family):
         parts, labels = cached.decompose_resid(layer, return_labels=True)
         assert len(parts) == len(labels) == 1 + 2 * layer + min(layer, model.cfg.n_deepstack)
         close(parts.sum(0), whole)
-        parts, labels = cached.get_full_resid_decomposition(layer, expand_neurons=False, return_labels=True)
+        parts, labels = cached.get_full_resid_decomposition(
+            layer, expand_neurons=False, return_labels=True
+        )
         assert len(parts) == len(labels)
         close(parts.sum(0), whole)
     parts, labels = cached.decompose_resid(apply_ln=True, pos_slice=-1, return_labels=True)
@@ -93,7 +107,10 @@ def test_neurons(family):
     assert labels[4 * 4] == "L0N0"
     direction = torch.randn(model.cfg.d_model)
     for apply_ln in (False, True):
-        whole = cached.get_full_resid_decomposition(apply_ln=apply_ln, pos_slice=slice(0, 6)) @ direction
+        whole = (
+            cached.get_full_resid_decomposition(apply_ln=apply_ln, pos_slice=slice(0, 6))
+            @ direction
+        )
         projected = cached.get_full_resid_decomposition(
             apply_ln=apply_ln, pos_slice=slice(0, 6), project_output_onto=direction
         )
@@ -108,10 +125,14 @@ def test_logit_attributions_sum_to_the_logit(family):
     parts = cached.decompose_resid()
     right, wrong = model.to_single_token("7"), torch.tensor(5)
     close(cached.logit_attrs(parts, right).sum(0), logits[..., right])
-    close(cached.logit_attrs(parts, "7", incorrect_tokens=wrong).sum(0), logits[..., right] - logits[..., 5])
+    close(
+        cached.logit_attrs(parts, "7", incorrect_tokens=wrong).sum(0),
+        logits[..., right] - logits[..., 5],
+    )
     each = torch.tensor([right, 5])
     wanted = torch.stack([logits[0, :, right], logits[1, :, 5]])
-    close(cached.logit_attrs(parts, each).sum(0), wanted)  # at every position, image positions among them
+    # at every position, image positions among them
+    close(cached.logit_attrs(parts, each).sum(0), wanted)
 
 
 @every_family
@@ -121,7 +142,9 @@ def test_the_logit_lens(family):
     logits, cached = model.run_with_cache(batch)
     norm, head = model.layout.decoder(model.hf).norm, model.hf.get_output_embeddings()
     lens = cached.accumulated_resid(apply_ln=True)
-    wanted = torch.stack([norm(cached["resid_pre", n]) for n in range(4)] + [norm(cached["resid_post", 3])])
+    wanted = torch.stack(
+        [norm(cached["resid_pre", n]) for n in range(4)] + [norm(cached["resid_post", 3])]
+    )
     close(lens, wanted)
     close(lens[-1] @ model.W_U + model.b_U, logits)
     close(cached.logit_lens(positions=None).values, head(wanted))
@@ -174,13 +197,17 @@ def test_caching_over_generate_appends_steps(family, kind):
              "blocks.2.attn.hook_pattern", "blocks.0.attn.hook_attn_scores", "blocks.3.hook_resid_post"]  # fmt: skip
     held, forward_hooks, _ = model.get_caching_hooks(names)
     with model.hooks(forward_hooks):
-        ids = model.generate(batch, max_new_tokens=5, min_new_tokens=5, do_sample=False, cache_implementation=kind)
+        ids = model.generate(
+            batch, max_new_tokens=5, min_new_tokens=5, do_sample=False, cache_implementation=kind
+        )
     longer = dict(batch.tensors)
     longer["input_ids"] = torch.cat([longer["input_ids"], ids[:, :-1]], 1)
     for key, value in (("attention_mask", 1), ("mm_token_type_ids", 0), ("token_type_ids", 0)):
         if key in longer:
             longer[key] = torch.cat([longer[key], torch.full((1, 4), value)], 1)
-    _, wanted = model.run_with_cache(Inputs(longer, batch.token_maps, batch.samples), names_filter=names)
+    _, wanted = model.run_with_cache(
+        Inputs(longer, batch.token_maps, batch.samples), names_filter=names
+    )
     for name in names:
         close(held[name], wanted[name])
     with model.hooks(forward_hooks):
@@ -224,7 +251,7 @@ def test_the_first_point_that_is_not_finite_is_named():
     assert not any(point.active for point in model.hook_points())
 
 
-# --- bound models -----------------------------------------------------------------------------------------------------
+# --- bound models
 
 
 @torch.no_grad()
@@ -247,17 +274,26 @@ def test_transformer_lens_patches_with_the_picture(encoded):
         return metric(model.run_with_hooks(corrupted, fwd_hooks=[(name, put)]))
 
     heads = patching.get_act_patch_attn_head_out_all_pos(bound, bound.tokens, cache, metric)
-    wanted = [[patched(f"blocks.{n}.attn.hook_z", (slice(None), slice(None), h)) for h in range(4)] for n in range(4)]
+    wanted = [
+        [patched(f"blocks.{n}.attn.hook_z", (slice(None), slice(None), h)) for h in range(4)]
+        for n in range(4)
+    ]
     close(heads, torch.tensor(wanted))
     values = patching.get_act_patch_attn_head_v_all_pos(bound, bound.tokens, cache, metric)
-    wanted = [[patched(f"blocks.{n}.attn.hook_v", (slice(None), slice(None), h)) for h in range(2)] for n in range(4)]
+    wanted = [
+        [patched(f"blocks.{n}.attn.hook_v", (slice(None), slice(None), h)) for h in range(2)]
+        for n in range(4)
+    ]
     close(values, torch.tensor(wanted))
     if encoded:
         stream = patching.get_act_patch_resid_pre(bound, bound.tokens, cache, metric)
         assert stream.shape == (4, corrupted.length)
         first, last = int(corrupted.token_maps[0].visual[0]), corrupted.length - 1
         for layer, position in ((0, first), (2, last), (3, 1)):
-            close(stream[layer, position], patched(f"blocks.{layer}.hook_resid_pre", (slice(None), position)))
+            close(
+                stream[layer, position],
+                patched(f"blocks.{layer}.hook_resid_pre", (slice(None), position)),
+            )
         assert (stream[0] - metric(model(corrupted))).abs().max() > 1e-4  # the picture is seen
     with pytest.raises(CorelensError, match="not the bound ones"):
         bound.run_with_hooks(torch.zeros_like(bound.tokens))

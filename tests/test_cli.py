@@ -1,4 +1,5 @@
-"""The commands that test heads causally say what the library says, write what they are asked for, and explain mistakes."""
+"""The commands that test heads causally say what the library says, write what they are asked for,
+and explain mistakes."""
 
 import json
 import shlex
@@ -27,7 +28,9 @@ def corelens(model, tmp_path, monkeypatch):
     """Runs a line of the command line in an empty folder; the model is loaded once."""
     monkeypatch.chdir(tmp_path)
     for command in ("ablate", "patch", "rows", "app"):
-        monkeypatch.setattr(f"corelens.cli.{command}.open_model", lambda name, dtype, device=None: model)
+        monkeypatch.setattr(
+            f"corelens.cli.{command}.open_model", lambda name, dtype, device=None: model
+        )
 
     def run(line, fails=False):
         done = CliRunner().invoke(cli.app, shlex.split(line))
@@ -41,16 +44,27 @@ def scores(folder, heads=HEADS):
     values = np.random.default_rng(0).random((8, 12)).astype(np.float32)
     for rank, head in enumerate(heads):
         values[head] = 3.0 - rank
-    meta = {"key": "ram", "metric": "ram", "data": "refer", "samples": [s.id for s in cl.synthetic("refer", 3, seed=2)]}
+    meta = {
+        "key": "ram",
+        "metric": "ram",
+        "data": "refer",
+        "samples": [s.id for s in cl.synthetic("refer", 3, seed=2)],
+    }
     cl.HeadScores(values, meta=meta).save(folder / "ram.safetensors")
 
 
 def test_ablate_says_what_evaluate_says(corelens, model, tmp_path):
-    told = json.loads(corelens("ablate qwen3vl-s refer --heads L1H5,L1H4 --kind knockout --n 8 --draws 2 --json"))
+    told = json.loads(
+        corelens("ablate qwen3vl-s refer --heads L1H5,L1H4 --kind knockout --n 8 --draws 2 --json")
+    )
     samples = cl.synthetic("refer", 8, seed=2)
     clean, cut = cl.evaluate(model, samples), cl.evaluate(model, samples, hooks=cl.knockout(HEADS))
     point = told["curves"]["given"][0]
-    assert point["heads"] == [HEADS.to_json()] and point["k"] == 2 and told["clean"]["value"] == clean.accuracy
+    assert (
+        point["heads"] == [HEADS.to_json()]
+        and point["k"] == 2
+        and told["clean"]["value"] == clean.accuracy
+    )
     assert point["accuracy"]["value"] == cut.accuracy < clean.accuracy
     lost = cl.paired(clean, cut)
     assert [*point["drop"].values()] == pytest.approx([lost.difference, *lost.ci])
@@ -66,10 +80,19 @@ def test_ablate_takes_the_top_of_scores_and_writes(corelens, model, tmp_path):
     scores(tmp_path)
     start = "ablate qwen3vl-s refer --scores ram.safetensors --n 3 --draws 1"
     said = corelens(f"{start} --top 0.02 --top 0.05 --kind zero --out made/cut.html")
-    assert "zero ablation (their output set to zero), top by ram; 3 samples" in said and "layer-matched" in said
-    assert "2.0% of the heads: L1H5, L1H4\n" in said and "scored on 3 of these samples" in " ".join(said.split())
+    assert (
+        "zero ablation (their output set to zero), top by ram; 3 samples" in said
+        and "layer-matched" in said
+    )
+    assert "2.0% of the heads: L1H5, L1H4\n" in said and "scored on 3 of these samples" in " ".join(
+        said.split()
+    )
     page = (tmp_path / "made/cut.html").read_text(encoding="utf-8")
-    assert "<h1>Without the top heads</h1>" in page and page.count("<tr class=") == 8 and "<svg role" in page
+    assert (
+        "<h1>Without the top heads</h1>" in page
+        and page.count("<tr class=") == 8
+        and "<svg role" in page
+    )
     corelens(f"{start} --top 0.02 --kind resample --out cut.json")
     resampled = json.loads((tmp_path / "cut.json").read_text())
     others = model.prepare(cl.synthetic("refer", 8, seed=3))
@@ -80,13 +103,23 @@ def test_ablate_takes_the_top_of_scores_and_writes(corelens, model, tmp_path):
 
 
 def test_score_and_ablate_say_when_a_ranking_is_read_where_a_cut_costs_nothing(corelens, tmp_path):
-    said = " ".join(corelens("score qwen3vl-s refer --n 8 --metric ram --metric 'ram[rows=last]' --out run").split())
+    said = " ".join(
+        corelens(
+            "score qwen3vl-s refer --n 8 --metric ram --metric 'ram[rows=last]' --out run"
+        ).split()
+    )
     assert "costs: question 0 points, template 0 points, last 100 points (n=8" in said
-    assert "note: ram: these heads look, and the answer does not need it (cutting rows=question off from it" in said
+    assert (
+        "note: ram: these heads look, and the answer does not need it (cutting rows=question off from it"
+        in said
+    )
     assert "rows=last costs 100 points: try 'ram[rows=last]'" in said and said.count("note:") == 1
     cut = "ablate qwen3vl-s refer --scores run --n 3 --draws 1 --kind zero"
     said = " ".join(corelens(cut).split())
-    assert "ram: these heads look, and the answer does not need it" in said and "last 100 points" in said
+    assert (
+        "ram: these heads look, and the answer does not need it" in said
+        and "last 100 points" in said
+    )
     told = json.loads(corelens(f"{cut} --metric 'ram[rows=last]' --json"))
     assert "note" not in told and told["row_costs"]["last"][0] == 1
     corelens("score qwen3vl-s refer --n 4 --no-rows --out bare")
@@ -96,7 +129,9 @@ def test_score_and_ablate_say_when_a_ranking_is_read_where_a_cut_costs_nothing(c
 
 
 def test_rows_says_what_where_read_says(corelens, model, tmp_path):
-    told = json.loads(corelens("rows qwen3vl-s refer --n 4 --no-tokens --out made/rows.json --json"))
+    told = json.loads(
+        corelens("rows qwen3vl-s refer --n 4 --no-tokens --out made/rows.json --json")
+    )
     wanted = cl.where_read(model, cl.synthetic("refer", 4, seed=1), tokens=False)
     assert told["rows"] == wanted.rows == "last" and list(told["groups"]) == list(wanted.costs)
     assert told["groups"]["last"]["cost"][0] == wanted.costs["last"].difference
@@ -105,23 +140,40 @@ def test_rows_says_what_where_read_says(corelens, model, tmp_path):
 
 
 def test_patch_says_what_activation_patch_says(corelens, model, tmp_path):
-    told = json.loads(corelens("patch qwen3vl-s refer --n 2 --batch-size 1 --top 2 --out heads.safetensors --json"))
+    told = json.loads(
+        corelens(
+            "patch qwen3vl-s refer --n 2 --batch-size 1 --top 2 --out heads.safetensors --json"
+        )
+    )
     clean, twins = (cl.synthetic("refer", 2, seed=2, turn=turn) for turn in (0, 3))
     wanted = cl.activation_patch(model, clean, twins, site="z", metric=cl.logit_diff())
     assert np.allclose(told["effect"], wanted.effect.mean(0), atol=1e-3)
     assert told["twin"] == "refer, turn=3" and told["metric"] == "logit difference"
     assert [f"L{one['layer']}H{one['head']}" for one in told["top"]] == ["L1H4", "L1H5"]
     kept = PatchResult.load(tmp_path / "heads.safetensors")
-    assert np.allclose(kept.values, wanted.values, atol=1e-3) and kept.samples == [sample.id for sample in clean]
+    assert np.allclose(kept.values, wanted.values, atol=1e-3) and kept.samples == [
+        sample.id for sample in clean
+    ]
 
 
 def test_patch_draws_heads_positions_and_roles(corelens, tmp_path):
     said = corelens("patch qwen3vl-s refer --n 2 --attribution --out heads.html")
-    assert "L1H4" in said and "attribution patching, denoising, z; logit difference: corrupted run -" in said
+    assert (
+        "L1H4" in said
+        and "attribution patching, denoising, z; logit difference: corrupted run -" in said
+    )
     page = (tmp_path / "heads.html").read_text(encoding="utf-8")
-    assert page.count("<rect") > 96 and page.count("<img") == 4 and "effect of denoising z (logit difference)" in page
+    assert (
+        page.count("<rect") > 96
+        and page.count("<img") == 4
+        and "effect of denoising z (logit difference)" in page
+    )
     said = corelens("patch qwen3vl-s refer --n 1 --site resid_post --twin blur --out where.png")
-    assert "(1 pair, twin: blur)" in said and "(patch)" in said and "log-probability of the answer (nats)" in said
+    assert (
+        "(1 pair, twin: blur)" in said
+        and "(patch)" in said
+        and "log-probability of the answer (nats)" in said
+    )
     assert Image.open(tmp_path / "where.png").width > 600
     said = corelens(
         "patch qwen3vl-s refer --n 2 --site resid_post --per role --twin replace --metric kl --direction noising"
@@ -132,9 +184,15 @@ def test_patch_draws_heads_positions_and_roles(corelens, tmp_path):
 def test_patch_takes_twins_from_a_folder(corelens, tmp_path):
     samples = cl.synthetic("refer", 2, seed=5)
     cl.save_samples(samples, tmp_path / "mine")
-    cl.save_samples(cl.pair(samples, "noise")[0][1:] + cl.pair(samples, "noise")[1][1:], tmp_path / "twins")
+    cl.save_samples(
+        cl.pair(samples, "noise")[0][1:] + cl.pair(samples, "noise")[1][1:], tmp_path / "twins"
+    )
     told = json.loads(corelens("patch qwen3vl-s mine --twin twins --site v --per kv_head --json"))
-    assert told["axes"].keys() == {"kv_head"} and told["samples"] == 2 and told["metric"].startswith("log-probability")
+    assert (
+        told["axes"].keys() == {"kv_head"}
+        and told["samples"] == 2
+        and told["metric"].startswith("log-probability")
+    )
     assert told["base"] < told["other"]
 
 
@@ -155,9 +213,15 @@ def test_what_needs_no_model_waits_for_none(tmp_path, line):
     scores(tmp_path)
     cl.save_samples(cl.synthetic("refer", 2, seed=1), tmp_path / "own")
     done = subprocess.run(
-        [sys.executable, "-c", MODEL_LESS.format(line=shlex.split(line))], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", MODEL_LESS.format(line=shlex.split(line))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 0 and done.stdout.strip().endswith("[]"), (done.stdout, done.stderr[-2000:])
+    assert done.returncode == 0 and done.stdout.strip().endswith("[]"), (
+        done.stdout,
+        done.stderr[-2000:],
+    )
     assert line != "--version" or done.stdout.startswith(f"corelens {cl.__version__}")
 
 
@@ -186,24 +250,35 @@ def test_mistakes_are_told_before_a_model_is_loaded(tmp_path, monkeypatch, line,
     scores(tmp_path)
     (tmp_path / "run").mkdir()
     done = CliRunner().invoke(cli.app, shlex.split(line))
-    if done.exit_code == 2 and not isinstance(done.exception, cl.CorelensError):  # (typer's own: a range)
+    # (typer's own: a range)
+    if done.exit_code == 2 and not isinstance(done.exception, cl.CorelensError):
         return
-    assert isinstance(done.exception, cl.CorelensError) and words in str(done.exception), done.exception
+    assert isinstance(done.exception, cl.CorelensError) and words in str(done.exception), (
+        done.exception
+    )
 
 
 def test_score_takes_part_of_a_folder_and_runs_are_compared(corelens, tmp_path):
     cl.save_samples(cl.synthetic("refer", 5, seed=1), tmp_path / "own")
     for out in ("one", "two"):
         corelens(f"score qwen3vl-s own --limit 3 --metric ram --metric lift --out {out} --json")
-    assert len(cl.HeadScores.load(tmp_path / "one" / "scores" / "ram.safetensors").meta["samples"]) == 3
+    assert (
+        len(cl.HeadScores.load(tmp_path / "one" / "scores" / "ram.safetensors").meta["samples"])
+        == 3
+    )
     for line in ("compare one two --metrics ram,lift --json", "compare one two --json"):
         told = json.loads(corelens(line))
-        assert told.keys() == {"ram", "lift"} and told["ram"]["spearman"] == 1 == told["lift"]["jaccard"]
+        assert (
+            told.keys() == {"ram", "lift"}
+            and told["ram"]["spearman"] == 1 == told["lift"]["jaccard"]
+        )
     assert json.loads(corelens("compare one two --metric lift --json"))["rbo"] == pytest.approx(1)
     assert "did you mean 'ram'" in str(corelens("compare one two --metrics rma", fails=True))
 
 
-def test_speed_takes_its_window_from_the_prompts_and_refuses_what_leaves_nothing_out(corelens, tmp_path, monkeypatch):
+def test_speed_takes_its_window_from_the_prompts_and_refuses_what_leaves_nothing_out(
+    corelens, tmp_path, monkeypatch
+):
     scores(tmp_path)
     line = "speed qwen3vl-s refer --scores ram.safetensors --n 2 --rounds 1 --json"
     told = json.loads(corelens(line))
@@ -247,11 +322,13 @@ def test_a_mistake_is_explained(corelens, tmp_path, line, words):
 
 
 def test_every_command_shows_an_example_and_loses_no_brackets():
-    """Help is set as Markdown: as rich markup, "[rows=last]" and "[default: …]" would vanish from it."""
+    """Help is set as Markdown: as rich markup, "[rows=last]" and "[default: …]" would vanish from
+    it."""
     commands = [["--help"]]
     for group, app in (([], cli.app), (["data"], cli.data_app)):
         commands += [
-            [*group, one.name or one.callback.__name__.replace("_", "-"), "--help"] for one in app.registered_commands
+            [*group, one.name or one.callback.__name__.replace("_", "-"), "--help"]
+            for one in app.registered_commands
         ]
     assert {line[0] for line in commands} >= {"ablate", "patch", "speed", "study", "show", "data"}
     for line in commands:

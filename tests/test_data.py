@@ -10,11 +10,20 @@ from corelens.errors import CorelensError
 
 def same(a, b) -> bool:
     pictures = np.array_equal(np.asarray(a.images[0]), np.asarray(b.images[0]))
-    return pictures and (a.question, a.answer, a.regions, a.id) == (b.question, b.answer, b.regions, b.id)
+    return pictures and (a.question, a.answer, a.regions, a.id) == (
+        b.question,
+        b.answer,
+        b.regions,
+        b.id,
+    )
 
 
 def test_same_seed_gives_the_same_samples_whatever_n():
-    first, again, longer = synthetic("refer", 3, seed=5), synthetic("refer", 3, seed=5), synthetic("refer", 6, seed=5)
+    first, again, longer = (
+        synthetic("refer", 3, seed=5),
+        synthetic("refer", 3, seed=5),
+        synthetic("refer", 6, seed=5),
+    )
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
     assert all(same(a, b) for a, b in zip(first, longer, strict=False))
     assert not same(first[0], first[1])
@@ -36,7 +45,9 @@ def test_default_scenes_are_of_the_published_difficulty():
         objects, asked = sample.meta["objects"], sample.meta["objects"][sample.meta["asked"]]
         names = [(o["colour"], o["kind"]) for o in objects]
         assert len(objects) >= MINIMUM["objects"] and len(set(names)) == len(names)
-        assert any((o["colour"] == asked["colour"]) != (o["kind"] == asked["kind"]) for o in objects)
+        assert any(
+            (o["colour"] == asked["colour"]) != (o["kind"] == asked["kind"]) for o in objects
+        )
         assert sample.question == f"What digit is on the {asked['colour']} {asked['kind']}?"
         assert sample.answer == str(asked["digit"]) and sample.meta["published"]
         assert min(sample.images[0].size) >= MINIMUM["side"]
@@ -77,13 +88,23 @@ def test_region_is_where_the_shape_is_and_nowhere_else(jitter):
                 assert not inside[(y0 + y1) // 2, (x0 + x1) // 2]
         tight = inside & near  # the box is tight: the shape's colour reaches all four of its edges
         rows, columns = np.flatnonzero(tight.any(1)), np.flatnonzero(tight.any(0))
-        edges = (columns[0] - box.x0, rows[0] - box.y0, box.x1 - 1 - columns[-1], box.y1 - 1 - rows[-1])
+        edges = (
+            columns[0] - box.x0,
+            rows[0] - box.y0,
+            box.x1 - 1 - columns[-1],
+            box.y1 - 1 - rows[-1],
+        )
         assert max(edges) <= 2
 
 
 def test_centres_lie_on_the_patch_grid_unless_jittered():
     def centres(**options):
-        boxes = [o["box"] for s in synthetic("refer", 5, **options) for o in s.meta["objects"] if o["kind"] == "circle"]
+        boxes = [
+            o["box"]
+            for s in synthetic("refer", 5, **options)
+            for o in s.meta["objects"]
+            if o["kind"] == "circle"
+        ]
         return [((x0 + x1) / 2 % 16, (y0 + y1) / 2 % 16) for x0, y0, x1, y1 in boxes]
 
     def off(x):

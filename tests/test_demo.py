@@ -1,4 +1,5 @@
-"""The demo models: processor, training that resumes exactly, checkpoints that are checked, answers that are right."""
+"""The demo models: processor, training that resumes exactly, checkpoints that are checked, answers
+that are right."""
 
 import json
 import shutil
@@ -14,7 +15,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from corelens.data import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_scene
 from corelens.data.synthetic.video import LONG
-from corelens.demo import CHECKPOINTS, ELSEWHERE, REPOSITORY, checkpoint, list_demos, load_demo, read_card
+from corelens.demo import (
+    CHECKPOINTS,
+    ELSEWHERE,
+    REPOSITORY,
+    checkpoint,
+    list_demos,
+    load_demo,
+    read_card,
+)
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import Sample, prepare
 from corelens.layouts import layout_for
@@ -40,7 +49,8 @@ from training.train import train_demo
 
 NAME = "qwen3vl-s"
 EARLY = {"smol-vlm", "qwen3vl-q"}
-"""Checkpoints that are not trained to their end, as their cards say; they have tests of their own."""
+"""Checkpoints that are not trained to their end, as their cards say; they have tests of their
+own."""
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +65,17 @@ def model(processor):
 
 
 def prompt(processor, samples):
-    chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": s.question}]}] for s in samples]
-    texts = [processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
-    return processor(text=texts, images=[s.images for s in samples], return_tensors="pt", padding=True)
+    chats = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": s.question}]}]
+        for s in samples
+    ]
+    texts = [
+        processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        for chat in chats
+    ]
+    return processor(
+        text=texts, images=[s.images for s in samples], return_tensors="pt", padding=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +107,10 @@ def test_words_of_the_worlds_and_digits_are_single_tokens(processor):
 def test_chat_template_takes_system_images_and_video(processor):
     chat = [
         {"role": "system", "content": "You are a helpful assistant."},
-        {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}],
+        },
         {"role": "assistant", "content": [{"type": "text", "text": "7"}]},
         {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When?"}]},
     ]
@@ -107,7 +128,12 @@ def test_pictures_are_not_resized_and_videos_run(processor, model):
     inputs = prompt(processor, [sample])
     assert inputs["image_grid_thw"].tolist() == [[1, 16, 16]]
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 64
-    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What digit is shown?"}]}]
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "video"}, {"type": "text", "text": "What digit is shown?"}],
+        }
+    ]
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     frames = [np.asarray(sample.images[0])] * 4
     video = processor(text=[text], videos=[frames], return_tensors="pt", do_sample_frames=False)
@@ -119,19 +145,25 @@ def test_pictures_are_not_resized_and_videos_run(processor, model):
 def test_long_videos_are_not_shrunk(processor):
     (sample,) = synthetic("video", 1, **LONG)
     frames, (width, height) = len(sample.video), sample.video[0].size
-    grid = processor(text=["<|video_pad|>"], videos=[np.stack(sample.video)], do_sample_frames=False)["video_grid_thw"]
+    grid = processor(
+        text=["<|video_pad|>"], videos=[np.stack(sample.video)], do_sample_frames=False
+    )["video_grid_thw"]
     assert np.array(grid).tolist() == [[frames // 2, height // 16, width // 16]]
 
 
 def test_training_sequences_begin_with_the_prompt_that_users_give(processor):
     samples = synthetic("refer", 1, sides=(256, 256))
-    batch = draw_batch(Plan(NAME, "questions", seed=0, step=3, batch=2, objects=3, sides=(160, 160)))
+    batch = draw_batch(
+        Plan(NAME, "questions", seed=0, step=3, batch=2, objects=3, sides=(160, 160))
+    )
     said = [processor.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
     assert all(text.count("<|im_end|>") == 3 and text[0].isdigit() for text in said)
     assert batch["answers"].sum(1).tolist() == [3, 3]
 
     colour, kind = samples[0].question.rstrip("?").split()[-2:]
-    scene = Scene(samples[0].images[0], [Shape(colour, kind, int(samples[0].answer), 64, 64, 30)], asked=0)
+    scene = Scene(
+        samples[0].images[0], [Shape(colour, kind, int(samples[0].answer), 64, 64, 30)], asked=0
+    )
     chat = question_chat(scene, np.random.default_rng(0), 1)
     ours = tokenize(processor, [chat], picture_tokens(NAME, 256, 256)[0])["input_ids"][0].tolist()
     theirs = prompt(processor, samples)["input_ids"][0].tolist()
@@ -141,7 +173,9 @@ def test_training_sequences_begin_with_the_prompt_that_users_give(processor):
 
 def test_dense_labels_name_the_object_at_a_token():
     scene = draw_scene(np.random.default_rng(0), 192, 160, 2)
-    labels = shape_labels(scene.shapes, picture_tokens(NAME, 192, 160)[1]).reshape(5, 6, -1)[..., :3]
+    labels = shape_labels(scene.shapes, picture_tokens(NAME, 192, 160)[1]).reshape(5, 6, -1)[
+        ..., :3
+    ]
     for shape in scene.shapes:
         row, column = int(shape.y - 1) // 32, int(shape.x - 1) // 32
         expected = [list(COLOURS).index(shape.colour), KINDS.index(shape.kind), shape.digit]
@@ -153,7 +187,11 @@ def test_fast_training_computes_what_transformers_computes(processor, model):
     samples = synthetic("refer", 2, sides=(256, 256), seed=9)
     inputs = prompt(processor, samples)
     images = torch.from_numpy(np.stack([np.asarray(s.images[0]) for s in samples]))
-    assert torch.allclose(patches_of(images), inputs["pixel_values"].view(-1, 3, 2, 256)[:, :, 1].flatten(1), atol=1e-6)
+    assert torch.allclose(
+        patches_of(images),
+        inputs["pixel_values"].view(-1, 3, 2, 256)[:, :, 1].flatten(1),
+        atol=1e-6,
+    )
     positions, _ = model.model.get_rope_index(
         inputs["input_ids"],
         mm_token_type_ids=inputs["mm_token_type_ids"],
@@ -180,7 +218,12 @@ def test_fast_training_computes_what_transformers_computes_on_videos(processor, 
     assert torch.allclose(patches_of(clip), inputs["pixel_values_videos"], atol=1e-6)
     ids = inputs["input_ids"]
     ours = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": samples[0].question}]}],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "video"}, {"type": "text", "text": samples[0].question}],
+            }
+        ],
         tokenize=False,
         add_generation_prompt=True,
     )
@@ -193,7 +236,10 @@ def test_fast_training_computes_what_transformers_computes_on_videos(processor, 
         slow = model(**inputs).logits
         with fast_training(model):
             quick = model(
-                input_ids=ids, pixel_values_videos=patches_of(clip), video_grid_thw=grid, position_ids=positions
+                input_ids=ids,
+                pixel_values_videos=patches_of(clip),
+                video_grid_thw=grid,
+                position_ids=positions,
             ).logits
     assert (slow - quick).abs().max() < 1e-5
 
@@ -205,7 +251,10 @@ def test_a_mix_adds_long_slices_later_and_draws_only_scenes_that_exist(tmp_path)
     late = [plan_step(step, progress, recipe) for step in range(500, 700)]
     assert early == {part.sides for part in recipe.mix if not part.joins}
     assert {plan.sides for plan in late} == {part.sides for part in recipe.mix}
-    assert all(plan.objects <= 6 * plan.colours and plan.objects <= plan.sides[0] ** 2 // 8000 for plan in late)
+    assert all(
+        plan.objects <= 6 * plan.colours and plan.objects <= plan.sides[0] ** 2 // 8000
+        for plan in late
+    )
     assert any(plan.colours <= 3 for plan in late) and any(plan.form == "caption" for plan in late)
 
 
@@ -214,14 +263,24 @@ def test_training_goes_on_from_a_bundled_model(tmp_path):
         Slice(0.5, 2, (160, 192), (1, 2), captions=0.5),
         Slice(0.5, 2, (160, 192), (2, 2), world="video", frames=(2, 4)),
     )
-    checks = (Check(2, {"sides": (128, 160), "objects": 2}), Check(2, {"frames": 4, "grid": 16}, "video"))
-    recipe = Recipe(start=NAME, stage_a=0, stage_b=4, check_every=2, mix=mix, checks=checks, rate=0.0)
+    checks = (
+        Check(2, {"sides": (128, 160), "objects": 2}),
+        Check(2, {"frames": 4, "grid": 16}, "video"),
+    )
+    recipe = Recipe(
+        start=NAME, stage_a=0, stage_b=4, check_every=2, mix=mix, checks=checks, rate=0.0
+    )
     run = train_demo(NAME, out=tmp_path, recipe=recipe)
-    began, ended = load_file(checkpoint(NAME) / "model.safetensors"), load_file(run / "best.safetensors")
+    began, ended = (
+        load_file(checkpoint(NAME) / "model.safetensors"),
+        load_file(run / "best.safetensors"),
+    )
     assert all(torch.equal(began[key].float(), ended[key]) for key in ended)
     log = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
     judged = [line for line in log if line["form"] == "validation"]
-    assert [line["step"] for line in judged] == [2, 4] and judged[0]["accuracy"] == sum(judged[0]["each"]) / 2
+    assert [line["step"] for line in judged] == [2, 4] and judged[0]["accuracy"] == sum(
+        judged[0]["each"]
+    ) / 2
 
 
 def test_a_recipe_survives_a_card():
@@ -231,7 +290,9 @@ def test_a_recipe_survives_a_card():
 
 @pytest.mark.parametrize("muon", [0.0, 5.0])
 def test_training_resumes_to_the_same_weights(tmp_path, muon):
-    recipe = Recipe(stage_a=2, stage_b=2, batch=2, last_batch=2, check_every=2, check_scenes=0, muon=muon)
+    recipe = Recipe(
+        stage_a=2, stage_b=2, batch=2, last_batch=2, check_every=2, check_scenes=0, muon=muon
+    )
     whole = train_demo(NAME, out=tmp_path / "whole", recipe=recipe)
     for stop in (1, 3, None):
         parts = train_demo(NAME, out=tmp_path / "parts", recipe=recipe, stop_after=stop)
@@ -244,34 +305,52 @@ def test_training_resumes_to_the_same_weights(tmp_path, muon):
 
 def test_export_writes_what_the_loader_accepts(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("training.export.synthetic", lambda *of, **o: drawn.append(o["seed"]) or synthetic(*of, **o))
+    monkeypatch.setattr(
+        "training.export.synthetic", lambda *of, **o: drawn.append(o["seed"]) or synthetic(*of, **o)
+    )
     checks = (Check(2, {}), Check(1, {"forms": ("relation",)}, "refer-hard"))
-    recipe = Recipe(stage_a=1, stage_b=1, batch=2, last_batch=2, check_every=1, first_level=4, checks=checks)
+    recipe = Recipe(
+        stage_a=1, stage_b=1, batch=2, last_batch=2, check_every=1, first_level=4, checks=checks
+    )
     run = train_demo(NAME, out=tmp_path / "run", recipe=recipe)
     card = export_demo(run, machine="a test", n=4, root=tmp_path, test_seed=7)
     control, related = card["controls"]
     assert related["anchor_hidden"]["n"] == 4 and "anchor_hidden" not in control
-    assert control["n"] == 4 and 0 <= control["blank"] <= 1 and control["follows"] + control["stays"] <= 1
+    assert (
+        control["n"] == 4
+        and 0 <= control["blank"] <= 1
+        and control["follows"] + control["stays"] <= 1
+    )
     assert checkpoint(NAME, tmp_path) == tmp_path / NAME
-    assert json.loads(json.dumps(card)) == read_card(NAME, tmp_path) and card["training"]["steps"] == 2
+    assert (
+        json.loads(json.dumps(card)) == read_card(NAME, tmp_path) and card["training"]["steps"] == 2
+    )
     page = (tmp_path / NAME / "README.md").read_text()
     assert "4 |" in page and "seed=7" in page and "](training.png)" in page
     with Image.open(tmp_path / NAME / "training.png") as picture:
         assert min(picture.size) > 300 and len(picture.getcolors() or []) > 10
     assert {row["seed"] for row in card["held_out"] if row["split"] == "test"} == {7}
-    assert set(drawn) == {7} and len(drawn) == 2 * (1 + 2)  # a check's scenes, and its controls' as they are and turned
+    # a check's scenes, and its controls' as they are and turned
+    assert set(drawn) == {7} and len(drawn) == 2 * (1 + 2)
 
 
 def test_the_curve_tells_forms_apart_and_breaks_where_a_form_paused():
-    log = [{"step": 10 * i, "form": "dense" if i < 30 else "questions", "loss": 1.0 / (1 + i)} for i in range(60)]
+    log = [
+        {"step": 10 * i, "form": "dense" if i < 30 else "questions", "loss": 1.0 / (1 + i)}
+        for i in range(60)
+    ]
     log += [line | {"step": 2000 + line["step"]} for line in log if line["form"] == "questions"]
-    log += [{"step": s, "form": "validation", "accuracy": 0.5, "each": [0.2, 0.8][: s // 100]} for s in (100, 200)]
+    log += [
+        {"step": s, "form": "validation", "accuracy": 0.5, "each": [0.2, 0.8][: s // 100]}
+        for s in (100, 200)
+    ]
     log += [{"step": 300, "form": "validation", "accuracy": 0.7}]  # of one world alone
     above, below = training_curve(log, ["refer", "doc"]).axes
     lines = [line for line in above.lines if line.get_linestyle() == "-" and len(line.get_xdata())]
     assert [line.get_label()[:5] for line in lines] == ["dense", "_chil", "quest"]
     assert [len(line.get_xdata()) for line in lines] == [30, 30, 30]
-    assert lines[0].get_ydata()[10] == log[10]["loss"]  # the median of nine falling numbers is the fifth
+    # the median of nine falling numbers is the fifth
+    assert lines[0].get_ydata()[10] == log[10]["loss"]
     found = {line.get_label(): list(line.get_ydata()) for line in below.lines}
     assert found == {"refer": [0.2], "doc": [0.8], "mean": [0.5, 0.5, 0.7]}
 
@@ -279,18 +358,26 @@ def test_the_curve_tells_forms_apart_and_breaks_where_a_form_paused():
 def test_a_card_tells_the_forms_of_question_apart():
     samples = synthetic("refer-hard", 30)
     found = _by_form(samples, [sample.meta["form"] == "relation" for sample in samples])["forms"]
-    assert {form: part["accuracy"] for form, part in found.items()} == {"attribute": 0, "relation": 1, "size": 0}
+    assert {form: part["accuracy"] for form, part in found.items()} == {
+        "attribute": 0,
+        "relation": 1,
+        "size": 0,
+    }
     assert sum(part["n"] for part in found.values()) == 30
     assert not _by_form(synthetic("refer", 3), [True] * 3)
     card = read_card(NAME)
     card["held_out"][-1]["forms"] = found
-    assert f"| | of these: relation | test | {found['relation']['n']} | 100.0 % |" in model_card(card)
+    assert f"| | of these: relation | test | {found['relation']['n']} | 100.0 % |" in model_card(
+        card
+    )
 
 
 def test_a_card_tells_what_is_right_without_the_anchor():
     (sample,) = synthetic("refer-hard", 1, forms=("relation",))
     x0, y0, x1, y1 = (round(side) for side in sample.meta["objects"][sample.meta["anchor"]]["box"])
-    before, after = (np.asarray(one.images[0]).astype(int) for one in (sample, _hide_anchor(sample)))
+    before, after = (
+        np.asarray(one.images[0]).astype(int) for one in (sample, _hide_anchor(sample))
+    )
     assert (after[y0 + 1 : y1, x0 + 1 : x1] == 128).all()
     after[y0 - 1 : y1 + 2, x0 - 1 : x1 + 2] = before[y0 - 1 : y1 + 2, x0 - 1 : x1 + 2]
     assert (after == before).all()
@@ -302,21 +389,39 @@ def test_a_card_tells_what_is_right_without_the_anchor():
 
 def test_a_tower_may_be_a_bundled_ones_stays_as_it_is_and_is_stored_once(tmp_path):
     checks = (Check(1, {"sides": (128, 160), "objects": 2}),)
-    recipe = replace(RECIPES["qwen3vl-l"], stage_b=2, batch=2, ahead=1, first_level=4, check_every=2, checks=checks)
+    recipe = replace(
+        RECIPES["qwen3vl-l"],
+        stage_b=2,
+        batch=2,
+        ahead=1,
+        first_level=4,
+        check_every=2,
+        checks=checks,
+    )
     run = train_demo("qwen3vl-l", out=tmp_path, recipe=recipe)
     owner = checkpoint(recipe.start_tower)
     bundled, learned = stored_weights(owner), load_file(run / "best.safetensors")
     tower = {name for name in bundled if name.startswith("model.visual.")}
-    assert len(tower) > 50 and all(torch.equal(learned[name], bundled[name].float()) for name in tower)
+    assert len(tower) > 50 and all(
+        torch.equal(learned[name], bundled[name].float()) for name in tower
+    )
     moved = "model.language_model.layers.0.self_attn.o_proj.weight"
-    before = train_demo("qwen3vl-l", out=tmp_path / "first", recipe=recipe, stop_after=1) / "state.safetensors"
+    before = (
+        train_demo("qwen3vl-l", out=tmp_path / "first", recipe=recipe, stop_after=1)
+        / "state.safetensors"
+    )
     assert not torch.equal(learned[moved], load_file(before)[f"weight/model.{moved}"])
 
     shutil.copytree(owner, tmp_path / "zoo" / owner.name)
     card = export_demo(run, machine="a test", n=1, root=tmp_path / "zoo")
     folder = checkpoint("qwen3vl-l", tmp_path / "zoo")
-    assert f"../{owner.name}/tower.safetensors" in card["sha256"] and not (folder / "model.safetensors").exists()
-    opened = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32", local_files_only=True)
+    assert (
+        f"../{owner.name}/tower.safetensors" in card["sha256"]
+        and not (folder / "model.safetensors").exists()
+    )
+    opened = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype="float32", local_files_only=True
+    )
     stored = getattr(torch, card["stored_dtype"])
     for name, weight in opened.named_parameters():
         assert torch.equal(weight, learned[name].to(stored).float())
@@ -348,13 +453,24 @@ def options(row):
 @pytest.mark.parametrize("name", sorted({*list_demos()} - EARLY))
 def test_bundled_model_answers_fresh_scenes(name):
     folder = checkpoint(name)
-    net = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32", local_files_only=True).eval()
+    net = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype="float32", local_files_only=True
+    ).eval()
     processor, card = AutoProcessor.from_pretrained(folder, local_files_only=True), read_card(name)
     tests = [row for row in card["held_out"] if row["split"] == "test"]
     least = 0.95 if card["architecture"].startswith("Qwen") else 0.85
-    assert accuracy(net, processor, synthetic("refer", 50, seed=77, **options(tests[0]))) >= least - 0.15
-    assert card["layers"] * card["heads"] == net.config.text_config.num_hidden_layers * card["heads"]
-    assert tests[0]["accuracy"] >= least and tests[0]["n"] == 1000 and all(row["n"] >= 60 for row in tests)
+    assert (
+        accuracy(net, processor, synthetic("refer", 50, seed=77, **options(tests[0])))
+        >= least - 0.15
+    )
+    assert (
+        card["layers"] * card["heads"] == net.config.text_config.num_hidden_layers * card["heads"]
+    )
+    assert (
+        tests[0]["accuracy"] >= least
+        and tests[0]["n"] == 1000
+        and all(row["n"] >= 60 for row in tests)
+    )
     for row in tests[1:]:
         assert row["accuracy"] >= (least if row["world"] == "refer-hard" else 0.9)
         assert accuracy(net, processor, synthetic(row["world"], 4, seed=77, **options(row))) >= 0.75
@@ -368,19 +484,29 @@ def test_the_answer_sheet_shows_wrong_answers_first_and_at_most_half(monkeypatch
     shown = []
     blank = Image.new("RGB", (8, 8))
     monkeypatch.setattr(
-        "training.answered.contact_sheet", lambda x: shown.append([f"{s.id}: {s.answer}" for s in x]) or blank
+        "training.answered.contact_sheet",
+        lambda x: shown.append([f"{s.id}: {s.answer}" for s in x]) or blank,
     )
     samples = [Sample(question="?", answer="7", id=str(i)) for i in range(6)]
     answer_sheet(samples, list("777771"), shown=4)
     answer_sheet(samples, list("123456"), shown=4)
-    assert shown == [["5: 7, said: 1", "0: 7, right", "1: 7, right", "2: 7, right"], ["0: 7, said: 1", "1: 7, said: 2"]]
+    assert shown == [
+        ["5: 7, said: 1", "0: 7, right", "1: 7, right", "2: 7, right"],
+        ["0: 7, said: 1", "1: 7, said: 2"],
+    ]
 
 
 def test_the_answer_sheet_is_of_the_card_s_test_scenes(tmp_path, monkeypatch):
-    rows = [{"world": "refer", "split": "validation"}, {"world": "refer", "split": "test", "seed": 7}]
+    rows = [
+        {"world": "refer", "split": "validation"},
+        {"world": "refer", "split": "test", "seed": 7},
+    ]
     monkeypatch.setattr("training.answered.read_card", lambda name: {"held_out": rows})
     shown = []
-    monkeypatch.setattr("training.answered.contact_sheet", lambda x, **o: shown.extend(x) or Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(
+        "training.answered.contact_sheet",
+        lambda x, **o: shown.extend(x) or Image.new("RGB", (8, 8)),
+    )
     (file,) = save_answers(NAME, tmp_path, n=2)
     assert file.name == f"answers-{NAME}-refer.png" and file.exists()
     assert {s.question for s in shown} == {s.question for s in synthetic("refer", 2, seed=7)}
@@ -393,8 +519,13 @@ def test_load_demo_wraps_the_readme_s_model_where_no_name_is_given():
     assert wrapped.cfg.n_layers == read_card(NAME)["layers"]
 
 
-def test_models_of_the_repository_are_listed_in_a_checkout_and_named_by_the_error_elsewhere(tmp_path, monkeypatch):
-    assert set(ELSEWHERE) - {"smol-vlm"} < set(list_demos()) and checkpoint("qwen3vl-m").parent == REPOSITORY
+def test_models_of_the_repository_are_listed_in_a_checkout_and_named_by_the_error_elsewhere(
+    tmp_path, monkeypatch
+):
+    assert (
+        set(ELSEWHERE) - {"smol-vlm"} < set(list_demos())
+        and checkpoint("qwen3vl-m").parent == REPOSITORY
+    )
     monkeypatch.setattr("corelens.demo.REPOSITORY", tmp_path)
     assert not set(ELSEWHERE) & set(list_demos()) and NAME in list_demos()
     for name in ELSEWHERE:
@@ -403,7 +534,8 @@ def test_models_of_the_repository_are_listed_in_a_checkout_and_named_by_the_erro
 
 
 def test_the_wheel_stays_small():
-    """20 MB of models at most, as the wheel is downloaded by everyone; the repository's further models, 40."""
+    """20 MB of models at most, as the wheel is downloaded by everyone; the repository's further
+    models, 40."""
     for root, most in ((CHECKPOINTS, 20e6), (REPOSITORY, 40e6)):
         assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) < most
     assert sum(path.stat().st_size for path in (CHECKPOINTS / NAME).iterdir()) < 7e6

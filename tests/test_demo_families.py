@@ -1,4 +1,5 @@
-"""Demo models that cut pictures into tiles: what training makes of a picture is what the real processor makes of it."""
+"""Demo models that cut pictures into tiles: what training makes of a picture is what the real
+processor makes of it."""
 
 from collections import Counter
 
@@ -43,7 +44,9 @@ def test_a_batch_is_what_the_processor_gives(built, size):
     rng = np.random.default_rng(3)
     scenes = [draw_scene(rng, width, height, 2) for _ in range(2)]
     prompt = processor.image_token + "What digit is on the red star?"
-    real = processor(text=[prompt] * 2, images=[[scene.image] for scene in scenes], return_tensors="pt")
+    real = processor(
+        text=[prompt] * 2, images=[[scene.image] for scene in scenes], return_tensors="pt"
+    )
     images = torch.from_numpy(np.stack([np.asarray(scene.image) for scene in scenes]))
     ours = family_of(model).inputs(model, real["input_ids"], images)
     assert torch.allclose(ours["pixel_values"], real["pixel_values"], atol=1e-6)
@@ -54,14 +57,17 @@ def test_a_batch_is_what_the_processor_gives(built, size):
 
 
 def test_tiles_pooling_newlines_and_thumbnail_occur():
-    """64 + 8 · (8 + 1) tokens for LLaVA, all labelled but the newlines; (4 + 1) · 16 for InternVL, the tiles' labelled."""
+    """64 + 8 · (8 + 1) tokens for LLaVA, all labelled but the newlines; (4 + 1) · 16 for InternVL,
+    the tiles' labelled."""
     for name, tokens, seen in (("llava-ov-s", 136, 2), ("internvl-s", 80, 1)):
         pads, cells = picture_tokens(name, 256, 256)
         assert len(cells.box) == tokens and cells.visual.sum() == 64 * seen
         placeholder, text = next(iter(pads.items()))
         assert text.count(placeholder) == tokens
         boxes = cells.box[cells.visual]
-        assert torch.equal(boxes[:, 2:] - boxes[:, :2], torch.full((64 * seen, 2), 32.0, dtype=boxes.dtype))
+        assert torch.equal(
+            boxes[:, 2:] - boxes[:, :2], torch.full((64 * seen, 2), 32.0, dtype=boxes.dtype)
+        )
         assert sorted(Counter(tuple(box) for box in boxes.tolist()).values()) == [seen] * 64
 
 
@@ -92,21 +98,31 @@ def test_labels_stand_on_the_tiles(built):
     _, cells = picture_tokens(name, 256, 256)
     labels = shape_labels(scene.shapes, cells)
     assert ((labels == IGNORED).all(1) == ~cells.visual.numpy()).all()
-    named = {(list(COLOURS)[c], KINDS[k], d) for c, k, d in labels[labels[:, 2] >= 0][:, :3].tolist() if d < 10}
+    named = {
+        (list(COLOURS)[c], KINDS[k], d)
+        for c, k, d in labels[labels[:, 2] >= 0][:, :3].tolist()
+        if d < 10
+    }
     assert named == {(s.colour, s.kind, s.digit) for s in scene.shapes}
 
 
 def test_captions_name_every_object_from_left_to_right_or_in_any_order():
     scene = draw_scene(np.random.default_rng(1), 256, 256, 6)
-    plain, shuffled = (caption_chat(scene, rng)[1]["content"] for rng in (None, np.random.default_rng(0)))
-    objects = [f"{s.colour} {s.kind} {s.digit}" for s in sorted(scene.shapes, key=lambda s: (s.x, s.y))]
+    plain, shuffled = (
+        caption_chat(scene, rng)[1]["content"] for rng in (None, np.random.default_rng(0))
+    )
+    objects = [
+        f"{s.colour} {s.kind} {s.digit}" for s in sorted(scene.shapes, key=lambda s: (s.x, s.y))
+    ]
     assert plain == ", ".join(objects) + "."
     assert shuffled != plain and sorted(shuffled[:-1].split(", ")) == sorted(objects)
 
 
 def test_a_training_batch_of_questions_is_what_the_model_takes(built):
     name, processor, model = built
-    batch = draw_batch(Plan(name, "questions", seed=0, step=1, batch=2, objects=3, sides=(256, 256)))
+    batch = draw_batch(
+        Plan(name, "questions", seed=0, step=1, batch=2, objects=3, sides=(256, 256))
+    )
     said = [processor.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
     assert all(text.count("<|im_end|>") == 3 and text[0].isdigit() for text in said)
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
@@ -124,7 +140,11 @@ def test_dense_labels_train_the_tower_and_projector_alone(built):
     for weight in model.parameters():
         weight.grad = torch.ones_like(weight)
     _optimizer(modules, RECIPES[name], step=0).step(rate=1e-3, clip=1.0)
-    changed = {key.split(".")[1] for key, weight in model.named_parameters() if not torch.equal(weight, before[key])}
+    changed = {
+        key.split(".")[1]
+        for key, weight in model.named_parameters()
+        if not torch.equal(weight, before[key])
+    }
     assert changed == {"vision_tower", "multi_modal_projector"}
     with torch.no_grad():
         for key, weight in model.named_parameters():
@@ -134,7 +154,9 @@ def test_dense_labels_train_the_tower_and_projector_alone(built):
 
 def test_qk_clip_holds_logits_where_no_norm_does(built):
     name, _, model = built
-    batch = draw_batch(Plan(name, "questions", seed=0, step=1, batch=2, objects=3, sides=(256, 256)))
+    batch = draw_batch(
+        Plan(name, "questions", seed=0, step=1, batch=2, objects=3, sides=(256, 256))
+    )
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
     attention = model.model.language_model.layers[2].self_attn
     kept, clip = attention.q_proj.weight.detach().clone(), QKClip(model, limit=5.0)
@@ -153,7 +175,9 @@ def test_qk_clip_holds_logits_where_no_norm_does(built):
             attention.q_proj.weight.mul_(1000)
         family = family_of(model)
         for _ in range(3):
-            model.model(**family.inputs(model, tensors["input_ids"], tensors["images"]), use_cache=False)
+            model.model(
+                **family.inputs(model, tensors["input_ids"], tensors["images"]), use_cache=False
+            )
             clip.step()
         scaled = not torch.equal(attention.q_proj.weight, kept * 1000)
         assert scaled == (name == "llava-ov-s")
@@ -170,21 +194,30 @@ def test_qk_clip_holds_logits_where_no_norm_does(built):
 @pytest.mark.parametrize("form", ["dense", "questions"])
 @pytest.mark.parametrize(
     ("name", "world"),
-    [("qwen3vl-s", "refer"), ("qwen3vl-s", "video"), ("llava-ov-s", "refer"), ("internvl-s", "refer")],
+    [
+        ("qwen3vl-s", "refer"),
+        ("qwen3vl-s", "video"),
+        ("llava-ov-s", "refer"),
+        ("internvl-s", "refer"),
+    ],
 )
 def test_the_losses_of_training_are_the_same_on_another_device(name, world, form):
     drawn = draw_batch(Plan(name, form, 0, 5, 2, 4, (256, 256), world=world, frames=4))
     batch = {key: torch.from_numpy(value) for key, value in drawn.items()}
     torch.manual_seed(0)
     model = build_model(name, build_processor(name))
-    probes = nn.ModuleDict({label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()})
+    probes = nn.ModuleDict(
+        {label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()}
+    )
     modules = nn.ModuleDict({"model": model, "probes": probes})
     losses = _dense_loss if form == "dense" else _text_loss
     with torch.no_grad(), fast_training(model):
         expected = losses(modules, batch)[0].item()
     with elsewhere(modules), fast_training(model):
         loss, _ = losses(modules, {key: Elsewhere(value) for key, value in batch.items()})
-    assert model.device == loss.device == DEVICE and loss.held.item() == pytest.approx(expected, rel=1e-6)
+    assert model.device == loss.device == DEVICE and loss.held.item() == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_another_device_refuses_what_mixes_the_two():

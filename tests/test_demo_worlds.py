@@ -1,4 +1,5 @@
-"""What teaches demo models to read anywhere and in every world: dense labels, documents, and the optimizer."""
+"""What teaches demo models to read anywhere and in every world: dense labels, documents, and the
+optimizer."""
 
 import json
 import re
@@ -81,8 +82,13 @@ def test_a_token_knows_its_place_and_the_letter_or_digit_and_the_size_of_its_sha
     labels = grid(figure_labels(scene.figures, cells), cells)
     assert (labels[..., 3:6] == IGNORED).all()
     for figure in scene.figures:
-        colour, kind, digit, *_, letter, size, column, row = labels[int(figure.y // 32), int(figure.x // 32)]
-        assert (column, row) == (int((figure.x // 32 + 0.5) / 10 * 8), int((figure.y // 32 + 0.5) / 11 * 8))
+        colour, kind, digit, *_, letter, size, column, row = labels[
+            int(figure.y // 32), int(figure.x // 32)
+        ]
+        assert (column, row) == (
+            int((figure.x // 32 + 0.5) / 10 * 8),
+            int((figure.y // 32 + 0.5) / 11 * 8),
+        )
         assert (list(COLOURS)[colour], KINDS[kind]) == (figure.colour, figure.kind)
         assert (DIGITS + " ")[digit].strip() + (LETTERS + " ")[letter].strip() == figure.symbol
         assert list(SIZES)[size] == size_of(figure)
@@ -95,7 +101,9 @@ def test_training_asks_refer_hard_in_every_form_and_lists_it_in_any_order(proces
         for form in ("questions", "caption")
     )
     text = processor.tokenizer.decode(asked["input_ids"].flatten())
-    assert all(words in text for words in (" left of the ", " the small ", " letter is ", " symbol is "))
+    assert all(
+        words in text for words in (" left of the ", " the small ", " letter is ", " symbol is ")
+    )
     for row in range(6):
         own = stream("train", HARD, 0, 2, row)
         word = str(own.choice(["symbol", "symbol", "digit", "letter"]))
@@ -103,9 +111,13 @@ def test_training_asks_refer_hard_in_every_form_and_lists_it_in_any_order(proces
         answers = {query.question: query.answer for query in questions(scene)}
         said = processor.tokenizer.decode(asked["input_ids"][row]).split("<|im_start|>user\n")[1:]
         for turn in said:
-            question, answer = (part.split("<|im_end|>")[0] for part in turn.split("<|im_start|>assistant\n"))
+            question, answer = (
+                part.split("<|im_end|>")[0] for part in turn.split("<|im_start|>assistant\n")
+            )
             assert answers[question.rpartition(">")[2]] == answer
-        caption = processor.tokenizer.decode(listed["labels"][row][listed["labels"][row] != IGNORED])
+        caption = processor.tokenizer.decode(
+            listed["labels"][row][listed["labels"][row] != IGNORED]
+        )
         names = [f"{size_of(f)} {f.colour} {f.kind} {f.symbol}" for f in scene.figures]
         assert sorted(caption.partition(".")[0].split(", ")) == sorted(names)
         assert listed["answers"][row].sum() == len(names)
@@ -116,7 +128,9 @@ def test_training_asks_refer_hard_in_the_forms_that_a_slice_names(processor):
     plan = Plan(NAME, "questions", 0, 2, 6, 4, (192, 224), world="refer-hard", forms=("relation",))
     batch = draw_batch(Plan.from_json(json.loads(json.dumps(plan.to_json()))))
     turns = processor.tokenizer.decode(batch["input_ids"].flatten()).split("<|im_start|>user\n")[1:]
-    assert len(turns) > 6 and all(re.search(" (left of|right of|above|below) the ", turn) for turn in turns)
+    assert len(turns) > 6 and all(
+        re.search(" (left of|right of|above|below) the ", turn) for turn in turns
+    )
 
 
 @pytest.mark.parametrize("jitter", [0, 8])
@@ -129,7 +143,8 @@ def test_a_sheet_s_symbols_stand_where_its_labels_say(jitter):
     assert 6 <= there.sum() <= 30 and (digits < 10).any() and (letters < 14).any()
     assert not ((digits < 10) & (letters < 14)).any()
     paper = np.asarray(image)[0, 0] if jitter == 0 else None
-    if paper is not None:  # on the grid every symbol stands on its own token, and empty tokens are bare
+    # on the grid every symbol stands on its own token, and empty tokens are bare
+    if paper is not None:
         bare = (np.asarray(image) == paper).all(-1).reshape(5, 32, 6, 32).all((1, 3))
         assert (bare == ~there).all()
 
@@ -141,7 +156,11 @@ def test_every_world_s_batches_are_what_the_model_takes(processor, model):
         plan = plan_step(step, progress, recipe)
         drawn.setdefault((plan.world, plan.form), plan)
     climbing = plan_step(recipe.stage_a + 950, progress | {"level": 3}, recipe)
-    assert (climbing.world, climbing.jitter, climbing.batch) == ("refer", 8, 32) and climbing.objects <= 3
+    assert (climbing.world, climbing.jitter, climbing.batch) == (
+        "refer",
+        8,
+        32,
+    ) and climbing.objects <= 3
     forms = {("sheet", "dense")} | {
         (w, f) for w in ("refer", "doc", "video") for f in ("dense", "caption", "questions")
     }
@@ -151,17 +170,32 @@ def test_every_world_s_batches_are_what_the_model_takes(processor, model):
         images = torch.from_numpy(batch["images"])
         with torch.no_grad(), fast_training(model):
             if form == "dense":
-                assert family_of(model).features(model, images).shape[0] == batch["labels"][..., 0].size
+                assert (
+                    family_of(model).features(model, images).shape[0]
+                    == batch["labels"][..., 0].size
+                )
                 assert (batch["labels"] != IGNORED).any() and (batch["labels"] <= NONE).all()
             else:
-                inputs = family_of(model).inputs(model, torch.from_numpy(batch["input_ids"]), images)
+                inputs = family_of(model).inputs(
+                    model, torch.from_numpy(batch["input_ids"]), images
+                )
                 hidden = model.model(**inputs, use_cache=False).last_hidden_state
                 assert hidden.isfinite().all() and hidden.shape[:2] == batch["input_ids"].shape
                 assert batch["answers"].sum(1).min() >= (2 if world == "doc" else 1)
 
 
 def test_documents_in_training_are_what_a_user_s_sample_becomes(processor, model):
-    plan = Plan(NAME, "questions", seed=0, step=1, batch=2, objects=5, sides=(224, 224), world="doc", pages=2)
+    plan = Plan(
+        NAME,
+        "questions",
+        seed=0,
+        step=1,
+        batch=2,
+        objects=5,
+        sides=(224, 224),
+        world="doc",
+        pages=2,
+    )
     batch = draw_batch(plan)
     text = processor.tokenizer.decode(batch["input_ids"][0])
     question = text.split("<|vision_end|>")[-1].split("<|im_end|>")[0]
@@ -186,17 +220,27 @@ def test_lists_of_a_page_are_in_any_order(processor):
         said = processor.tokenizer.decode(labels[labels != IGNORED])
         own = stream("train", DOC, plan.seed, plan.step, row)
         (page,), _ = draw_document(own, *batch["images"].shape[2:0:-1], 1, 4)
-        places = [said.index(f"{line.key} {line.value}") for line in sorted(page.lines, key=lambda x: x.y)]
+        places = [
+            said.index(f"{line.key} {line.value}") for line in sorted(page.lines, key=lambda x: x.y)
+        ]
         orders.append(tuple(np.argsort(places)))
     assert len(set(orders)) > 3
 
 
 def test_dense_labels_in_stage_b_train_the_tower_and_leave_probes_and_decoder(tmp_path):
     mix = (Slice(1.0, 2, (224, 224), (6, 6), dense=True, world="doc"),)
-    recipe = Recipe(start="qwen3vl-s", stage_a=0, stage_b=2, check_every=1, mix=mix, checks=(Check(0, {}),))
-    before = load_file(train_demo("qwen3vl-s", out=tmp_path, recipe=recipe, stop_after=1) / "state.safetensors")
+    recipe = Recipe(
+        start="qwen3vl-s", stage_a=0, stage_b=2, check_every=1, mix=mix, checks=(Check(0, {}),)
+    )
+    before = load_file(
+        train_demo("qwen3vl-s", out=tmp_path, recipe=recipe, stop_after=1) / "state.safetensors"
+    )
     after = load_file(train_demo("qwen3vl-s", out=tmp_path, recipe=recipe) / "state.safetensors")
-    changed = {key for key in before if key.startswith("weight/") and not torch.equal(before[key], after[key])}
+    changed = {
+        key
+        for key in before
+        if key.startswith("weight/") and not torch.equal(before[key], after[key])
+    }
     assert changed and all(key.startswith("weight/model.model.visual.") for key in changed)
 
 
@@ -205,14 +249,23 @@ def test_one_s_own_tower_may_rest_from_a_step_of_stage_b_on(tmp_path, rests):
     recipe = Recipe(stage_a=1, stage_b=2, batch=2, check_every=4, check_scenes=0, rests=rests)
 
     def until(step):
-        return load_file(train_demo("qwen3vl-s", out=tmp_path, recipe=recipe, stop_after=step) / "state.safetensors")
+        return load_file(
+            train_demo("qwen3vl-s", out=tmp_path, recipe=recipe, stop_after=step)
+            / "state.safetensors"
+        )
 
     states = [until(step) for step in (1, 2, 3)]
     for before, after, sees in zip(states, states[1:], (rests != 0, rests is None), strict=False):
-        changed = {key for key in before if key.startswith("weight/") and not torch.equal(before[key], after[key])}
+        changed = {
+            key
+            for key in before
+            if key.startswith("weight/") and not torch.equal(before[key], after[key])
+        }
         assert any(".language_model." in key for key in changed)
         assert any(".visual." in key for key in changed) == sees
-    whole = load_file(train_demo("qwen3vl-s", out=tmp_path / "whole", recipe=recipe) / "state.safetensors")
+    whole = load_file(
+        train_demo("qwen3vl-s", out=tmp_path / "whole", recipe=recipe) / "state.safetensors"
+    )
     assert all(torch.equal(whole[key], weight) for key, weight in states[-1].items())
 
 
@@ -221,7 +274,11 @@ def test_mixes_follow_one_another(name):
     recipe, worlds = RECIPES[name], {"refer", "refer-hard", "doc", "video"}
 
     def at(step):
-        return [part for part in recipe.mix if part.joins <= step and (step < part.leaves or not part.leaves)]
+        return [
+            part
+            for part in recipe.mix
+            if part.joins <= step and (step < part.leaves or not part.leaves)
+        ]
 
     turn, *again = [part.joins for part in recipe.mix if part.forms == ("relation",)]
     more = {"qwen3vl-m": [3000, 3600], "qwen3vl-l": [3700]}[name]  # steps: relations alone again
@@ -231,10 +288,13 @@ def test_mixes_follow_one_another(name):
     assert not set(before) & set(at(turn))
     if name == "qwen3vl-m":  # all of its tower's part has dense labels, and nothing else has
         assert {part.dense for part in before} == {True} and recipe.rests == turn == 9900
-        assert {part.world for part in before} == {*worlds, "sheet"} and before == at(6900) != at(6899)
+        assert {part.world for part in before} == {*worlds, "sheet"} and before == at(6900) != at(
+            6899
+        )
     else:
         assert {part.world for part in before} == worlds - {"refer-hard"}
-    for step in (recipe.stage_b - 1, recipe.stage_b, 10 * recipe.stage_b):  # training may go on for longer
+    # training may go on for longer
+    for step in (recipe.stage_b - 1, recipe.stage_b, 10 * recipe.stage_b):
         assert {part.world for part in at(step)} == worlds
         assert [part.joins for part in at(step) if part.forms == ("relation",)] == again[-1:]
 
@@ -256,7 +316,10 @@ def test_the_rate_starts_again_within_stage_b():
 
 
 def test_answers_of_two_digits_are_both_to_be_predicted(processor):
-    chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}, {"role": "assistant", "content": "47"}]
+    chat = [
+        {"role": "user", "content": [{"type": "text", "text": "?"}]},
+        {"role": "assistant", "content": "47"},
+    ]
     batch = tokenize(processor, [chat], {})
     assert processor.tokenizer.decode(batch["input_ids"][batch["answers"]]) == "47"
 
@@ -265,7 +328,12 @@ def test_muon_moves_matrices_along_the_nearest_orthogonal_matrix():
     """Of filters too, as if they were flat; embeddings, biases and the spared are AdamW's."""
     torch.manual_seed(0)
     parts = nn.ModuleDict(
-        {"conv": nn.Conv2d(3, 8, 4), "linear": nn.Linear(6, 5), "table": nn.Embedding(7, 4), "probe": nn.Linear(5, 3)}
+        {
+            "conv": nn.Conv2d(3, 8, 4),
+            "linear": nn.Linear(6, 5),
+            "table": nn.Embedding(7, 4),
+            "probe": nn.Linear(5, 3),
+        }
     )
     start = {name: weight.detach().clone() for name, weight in parts.named_parameters()}
     optimizer = Optimizer(parts, muon=5.0, spared=parts["probe"])
@@ -274,12 +342,20 @@ def test_muon_moves_matrices_along_the_nearest_orthogonal_matrix():
     optimizer.step(rate=1e-2, clip=1e9)
     for name, weight in parts.named_parameters():
         matrix = name in ("conv.weight", "linear.weight")
-        change = weight.detach() - start[name] * (1 - 0.01 * (5e-2 if matrix else 1e-2))  # without weight decay
+        # without weight decay
+        change = weight.detach() - start[name] * (1 - 0.01 * (5e-2 if matrix else 1e-2))
         if matrix:
             flat = change.flatten(1)
             reach = torch.linalg.svdvals(flat / (5e-2 * 0.2 * max(flat.shape) ** 0.5))
-            assert ((reach > 0.6) & (reach < 1.3)).all(), name  # Newton and Schulz come near 1, not closer
+            # Newton and Schulz come near 1, not closer
+            assert ((reach > 0.6) & (reach < 1.3)).all(), name
         else:
             assert torch.allclose(change.abs(), torch.full_like(change, 1e-2), rtol=1e-3), name
-    kinds = {key.split("/")[0] for key in optimizer.moments() if key.endswith(("conv.weight", "linear.weight"))}
-    assert kinds == {"momentum_buffer"} and all(weight.grad is None for weight in parts.parameters())
+    kinds = {
+        key.split("/")[0]
+        for key in optimizer.moments()
+        if key.endswith(("conv.weight", "linear.weight"))
+    }
+    assert kinds == {"momentum_buffer"} and all(
+        weight.grad is None for weight in parts.parameters()
+    )

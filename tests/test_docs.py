@@ -1,4 +1,5 @@
-"""The documentation says what the code does: its Python runs, its tables are the model's, it names every public name."""
+"""The documentation says what the code does: its Python runs, its tables are the model's, it names
+every public name."""
 
 import re
 import sys
@@ -16,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PYTHON = re.compile(r"^( *)```python[^\n]*\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
 BLOCKS = {
-    str(page.relative_to(DOCS)): [textwrap.dedent(code) for _, code in PYTHON.findall(page.read_text())]
+    str(page.relative_to(DOCS)): [
+        textwrap.dedent(code) for _, code in PYTHON.findall(page.read_text())
+    ]
     for page in sorted(DOCS.rglob("*.md"))
 }
 ROW = re.compile(r"^\| `([^`]*hook_[^`]*)` \| (?:`Edges`|\[([^\]]+)\])", flags=re.MULTILINE)
@@ -55,8 +58,20 @@ def test_the_table_of_hook_names_is_the_models(everything):
 def test_the_table_of_hook_names_has_their_shapes(everything):
     model, inputs, cache = everything
     c, vision = model.cfg, model.hf.config.vision_config
-    sizes = {"batch": 1, "image": 1, "head": c.n_heads, "kv_head": c.n_kv_heads, "d_head": c.d_head, "1": 1}
-    sizes |= {"d_model": c.d_model, "d_mlp": c.d_mlp, "d_vocab": c.d_vocab, "d_vision": vision.hidden_size}
+    sizes = {
+        "batch": 1,
+        "image": 1,
+        "head": c.n_heads,
+        "kv_head": c.n_kv_heads,
+        "d_head": c.d_head,
+        "1": 1,
+    }
+    sizes |= {
+        "d_model": c.d_model,
+        "d_mlp": c.d_mlp,
+        "d_vocab": c.d_vocab,
+        "d_vision": vision.hidden_size,
+    }
     sizes |= dict.fromkeys(("pos", "query", "key"), inputs.length)
     sizes |= {"row": len(inputs.token_maps[0].question)}
     in_tower = sizes | dict.fromkeys(("pos", "query", "key"), len(inputs.tensors["pixel_values"]))
@@ -67,7 +82,11 @@ def test_the_table_of_hook_names_has_their_shapes(everything):
         if name == "vision.hook_out":
             continue
         at = name.replace("{l}", "0").replace("{h}", "2").replace("{g}", "1")
-        held = cache[at] if at in cache.cache_dict else model.run_with_cache(inputs, names_filter=[at])[1][at]
+        held = (
+            cache[at]
+            if at in cache.cache_dict
+            else model.run_with_cache(inputs, names_filter=[at])[1][at]
+        )
         known = in_tower if name.startswith("vision.") else sizes
         assert list(held.shape) == [known[axis] for axis in shape.split(", ")], name
 
@@ -98,7 +117,11 @@ def test_llms_txt_is_made_of_the_docs(monkeypatch):
 
 
 def test_the_version_is_everywhere_the_same():
-    written = {file: (ROOT / file).read_text() for file in ("pyproject.toml", "CITATION.cff", "README.md")}
-    assert re.search(r'^version = "(.+)"$', written["pyproject.toml"], flags=re.M)[1] == cl.__version__
+    written = {
+        file: (ROOT / file).read_text() for file in ("pyproject.toml", "CITATION.cff", "README.md")
+    }
+    assert (
+        re.search(r'^version = "(.+)"$', written["pyproject.toml"], flags=re.M)[1] == cl.__version__
+    )
     assert re.search(r"^version: (.+)$", written["CITATION.cff"], flags=re.M)[1] == cl.__version__
     assert f"Version {cl.__version__}" in written["README.md"]

@@ -26,7 +26,8 @@ def answered(model):
 
 @torch.no_grad()
 def test_one_forward_gives_what_generation_gives(model):
-    """Exact match and log-probability against greedy decoding, token by token, in a batch and alone.
+    """Exact match and log-probability against greedy decoding, token by token, in a batch and
+    alone.
 
     Under a hook that makes the random model speak in digits alone, one of which ends its answers.
     """
@@ -53,9 +54,15 @@ def test_one_forward_gives_what_generation_gives(model):
         for one, answer in zip(samples, ev.per_sample, strict=True):
             gold = model.prepare(one, answer=True)
             wanted = gold.tensors["input_ids"][0, gold.token_maps[0].answer]
-            logits = model.run_with_hooks(gold, fwd_hooks=speak)[0, gold.token_maps[0].answer - 1].log_softmax(-1)
-            assert answer.logprob == pytest.approx(float(logits.gather(1, wanted[:, None]).sum()), abs=1e-4)
-            assert answer.correct == (says(one, len(wanted) + 1) == [*wanted.tolist(), end]), one.answer
+            logits = model.run_with_hooks(gold, fwd_hooks=speak)[
+                0, gold.token_maps[0].answer - 1
+            ].log_softmax(-1)
+            assert answer.logprob == pytest.approx(
+                float(logits.gather(1, wanted[:, None]).sum()), abs=1e-4
+            )
+            assert answer.correct == (says(one, len(wanted) + 1) == [*wanted.tolist(), end]), (
+                one.answer
+            )
         assert 0 < ev.accuracy < 1
     finally:
         model.hf.generation_config.eos_token_id = before
@@ -66,7 +73,9 @@ def test_evaluation_under_hooks_is_evaluation_of_the_edited_model(model, answere
     ev = cl.evaluate(model, answered, hooks)
     prepared = batches(model, answered, batch_size=3)
     again = cl.evaluate(model, prepared, hooks)
-    np.testing.assert_allclose([a.logprob for a in ev.per_sample], [a.logprob for a in again.per_sample], atol=1e-4)
+    np.testing.assert_allclose(
+        [a.logprob for a in ev.per_sample], [a.logprob for a in again.per_sample], atol=1e-4
+    )
     one = model.prepare(answered[0], answer=True)
     with torch.no_grad():
         logits = model.run_with_hooks(one, fwd_hooks=hooks)[0]
@@ -85,10 +94,14 @@ def test_intervals_and_pairs():
     bits = rng.random(400) < 0.8
     ev = evaluation(bits)
     assert ev.ci.low < ev.accuracy < ev.ci.high
-    assert ev.ci.high - ev.ci.low == pytest.approx(2 * 1.96 * np.sqrt(0.16 / 400), rel=0.2)  # the normal interval
+    # the normal interval
+    assert ev.ci.high - ev.ci.low == pytest.approx(2 * 1.96 * np.sqrt(0.16 / 400), rel=0.2)
     worse = evaluation(bits & (rng.random(400) < 0.9))
     difference = cl.paired(ev, worse)
-    assert difference.difference == pytest.approx(ev.accuracy - worse.accuracy) and difference.ci.low > 0
+    assert (
+        difference.difference == pytest.approx(ev.accuracy - worse.accuracy)
+        and difference.ci.low > 0
+    )
     unpaired = np.sqrt(0.16 / 400 * 2) * 2 * 1.96
     assert difference.ci.high - difference.ci.low < 0.8 * unpaired  # pairing is worth something
     with pytest.raises(cl.CorelensError, match="same samples"):

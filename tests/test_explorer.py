@@ -1,4 +1,5 @@
-"""The explorer: what it records is the model's attention, its page answers to clicks, keys and drags, its live form runs."""
+"""The explorer: what it records is the model's attention, its page answers to clicks, keys and
+drags, its live form runs."""
 
 import base64
 from dataclasses import replace
@@ -31,14 +32,17 @@ def array(text, dtype):
 
 
 def dense(model, sample, recording):
-    """The slow way: the whole pattern of every layer, cut to the recorded rows. [row, layer, head, key]"""
+    """The slow way: the whole pattern of every layer, cut to the recorded rows. [row, layer, head,
+    key]"""
     inputs = model.prepare(replace(sample, answer=recording["answer"]["text"]), answer=True)
     token_map = inputs.token_maps[0]
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     with torch.no_grad():
         _, cache = model.run_with_cache(inputs, names_filter=names)
     rows = token_map.text[token_map.text > token_map.visual.min()]
-    return torch.stack([cache[name][0][:, rows].transpose(0, 1) for name in names], dim=1).numpy(), token_map
+    return torch.stack(
+        [cache[name][0][:, rows].transpose(0, 1) for name in names], dim=1
+    ).numpy(), token_map
 
 
 def test_masses_and_maps_are_the_models_attention(model, sample, recording):
@@ -50,14 +54,19 @@ def test_masses_and_maps_are_the_models_attention(model, sample, recording):
     assert len(heads) == model.cfg.n_layers * model.cfg.n_heads and not recording["left_out"]
     keys = torch.cat([token_map.visual, token_map.text])
     peaks = array(recording["maps"]["peak"], "<f4").reshape(len(pattern), len(heads))
-    levels = array(recording["maps"]["bytes"], np.uint8).reshape(len(pattern), len(heads), len(keys)) / 255
+    levels = (
+        array(recording["maps"]["bytes"], np.uint8).reshape(len(pattern), len(heads), len(keys))
+        / 255
+    )
     true = np.stack([pattern[:, layer, head][:, keys] for layer, head in heads], axis=1)
     assert (np.abs(peaks[..., None] * levels**2 - true) <= peaks[..., None] / 255 + 1e-7).all()
 
 
 def test_the_answer_is_what_generate_gives(model, sample, recording):
     ids = model.generate(model.prepare(sample), max_new_tokens=8)[0]
-    assert recording["answer"]["text"] == model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert (
+        recording["answer"]["text"] == model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    )
     assert recording["answer"]["p"][0] > 0.9
     assert recording["model"] == "qwen3vl-s"  # no path of the machine that made the page
 
@@ -66,7 +75,9 @@ def test_a_budget_leaves_maps_out_and_says_so(model, sample):
     small = record(model, sample, first=[(7, 11)], budget=20_000)
     assert len(base64.b64decode(small["maps"]["bytes"])) <= 20_000
     assert [7, 11] in small["heads"] and len(small["heads"]) < 96
-    assert small["left_out"][0].startswith(f"Maps are kept for the {len(small['heads'])} of 96 heads")
+    assert small["left_out"][0].startswith(
+        f"Maps are kept for the {len(small['heads'])} of 96 heads"
+    )
 
 
 def test_without_region_without_picture(model, sample):
@@ -114,7 +125,9 @@ def test_the_page_answers_to_clicks_keys_and_drags(model, sample, browse, tmp_pa
     return seen.join() + '|' + took;
     """
     )
-    page = cl.explore(model, replace(sample, question="<script>alert(1)</script>What digit is on the red star?")).page()
+    page = cl.explore(
+        model, replace(sample, question="<script>alert(1)</script>What digit is on the red star?")
+    ).page()
     assert "<script>alert" not in page
     said, console, network = browse(page, script)
     flags, took = said.split("|")
@@ -127,10 +140,14 @@ def test_a_link_reproduces_the_view(model, sample, browse):
     page = (
         cl.explore(model, sample)
         .page()
-        .replace("recall();\n", "location.hash = '#rows=2&head=17&pins=3.17&by=picture'; recall();\n")
+        .replace(
+            "recall();\n", "location.hash = '#rows=2&head=17&pins=3.17&by=picture'; recall();\n"
+        )
     )
     said, console, _ = browse(
-        page, WATCH + "return [reading(), all('.pinned figure').length, root.querySelector('select').value].join('|')"
+        page,
+        WATCH
+        + "return [reading(), all('.pinned figure').length, root.querySelector('select').value].join('|')",
     )
     assert said.startswith("L1H5, from") and said.endswith("|2|picture") and not console
 
@@ -153,11 +170,13 @@ def test_live(model, sample, recording):
     explorer = cl.explore(model, sample)
     widget = explorer.widget
     widget.receive({"pins": [[1, 5], [1, 9], [3, 10]]})
-    widget.receive({"box": {"view": 0, "image": 0, "frame": None, "x0": 1, "y0": 2, "x1": 60.04, "y1": 70}})
-    widget.receive({"run": {"question": sample.question, "kind": "knockout", "value": 4}})
-    assert explorer.value["heads"] == cl.HeadSet([(1, 5), (1, 9), (3, 10)]) and explorer.value["box"] == cl.Box(
-        1, 2, 60.0, 70
+    widget.receive(
+        {"box": {"view": 0, "image": 0, "frame": None, "x0": 1, "y0": 2, "x1": 60.04, "y1": 70}}
     )
+    widget.receive({"run": {"question": sample.question, "kind": "knockout", "value": 4}})
+    assert explorer.value["heads"] == cl.HeadSet([(1, 5), (1, 9), (3, 10)]) and explorer.value[
+        "box"
+    ] == cl.Box(1, 2, 60.0, 70)
     assert widget.recording["clean"]["text"] == recording["answer"]["text"]
     names = {"cl": cl, "sample": replace(sample)}
     exec(explorer.value["code"], names)

@@ -1,4 +1,5 @@
-"""The tiny models keep what they promise: random throughout, grouped heads, and a round trip through files, offline."""
+"""The tiny models keep what they promise: random throughout, grouped heads, and a round trip
+through files, offline."""
 
 import pytest
 import torch
@@ -32,8 +33,13 @@ def test_round_trip_through_files(family, tmp_path, monkeypatch):
     model, processor = tiny(family)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval(), AutoProcessor.from_pretrained(tmp_path)
-    sample = Sample([Image.linear_gradient("L").resize((150, 90))], "What digit is on the red circle?", "7")
+    loaded = (
+        AutoModelForImageTextToText.from_pretrained(tmp_path).eval(),
+        AutoProcessor.from_pretrained(tmp_path),
+    )
+    sample = Sample(
+        [Image.linear_gradient("L").resize((150, 90))], "What digit is on the red circle?", "7"
+    )
     runs = []
     for hf, made in ((model, processor), loaded):
         inputs = prepare(sample, made, layout_for(hf.config), hf.config, answer=True)

@@ -1,4 +1,5 @@
-"""Findings: each criterion at its threshold on made numbers, the statistics against closed forms, every family."""
+"""Findings: each criterion at its threshold on made numbers, the statistics against closed forms,
+every family."""
 
 import json
 import warnings
@@ -12,7 +13,15 @@ import published
 from corelens.evaluation import knockouts
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.knockouts import Knockouts
-from corelens.findings import criteria, exact, f1_sparsity, f2_stability, f3_layers, f4_localise, run
+from corelens.findings import (
+    criteria,
+    exact,
+    f1_sparsity,
+    f2_stability,
+    f3_layers,
+    f4_localise,
+    run,
+)
 from corelens.findings.criteria import enough_samples
 from corelens.findings.f7_acceleration import allowed_speedup
 from corelens.findings.faithfulness import areas, auroc
@@ -20,7 +29,14 @@ from corelens.findings.options import LAST
 from corelens.findings.reading import judged_reading
 from corelens.findings.repeats import agreement_over_n
 from corelens.findings.result import FINDINGS
-from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict, combine
+from corelens.findings.verdict import (
+    CANNOT,
+    NOT_JUDGED,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    Verdict,
+    combine,
+)
 from corelens.findings.world import resampled
 from corelens.heads.intervals import clopper_pearson
 from corelens.heads.scores import HeadScores
@@ -39,13 +55,19 @@ def concluded(id, numbers, **changed):
     return FINDINGS[id].conclude(one_world(id, numbers, **changed))
 
 
-# --- each criterion at its threshold -----------------------------------------------------------------------------
+# --- each criterion at its threshold
 
 
 def test_findings_are_frozen_dataclasses_whose_words_name_their_thresholds():
     assert list(FINDINGS) == [f"F{i}" for i in range(1, 9)]
     for id, finding in FINDINGS.items():
-        assert finding.claim and finding.source and finding.criterion and finding.if_reproduced and finding.if_not
+        assert (
+            finding.claim
+            and finding.source
+            and finding.criterion
+            and finding.if_reproduced
+            and finding.if_not
+        )
         with pytest.raises(FrozenInstanceError):
             finding.quantile = 0.5
         assert id == finding.id
@@ -66,7 +88,8 @@ def test_f1_at_its_threshold():
 
 def f2(rho_of_second, cost=0.5):
     first, second = np.arange(101.0), np.arange(101.0)
-    if rho_of_second < 1:  # Spearman's ρ is 1 − Σd² · 6 / (n (n² − 1)): swap far ends until it is as low as wanted
+    # Spearman's ρ is 1 − Σd² · 6 / (n (n² − 1)): swap far ends until it is as low as wanted
+    if rho_of_second < 1:
         rng = np.random.default_rng(0)
         while np.corrcoef(first, second)[0, 1] > rho_of_second:
             i, j = rng.choice(101, 2, replace=False)
@@ -75,7 +98,12 @@ def f2(rho_of_second, cost=0.5):
     for name, values in (("a", first), ("b", second)):
         transfer = {other: {"value": 1.0 if other == name else cost} for other in "ab"}
         numbers = {"values": [values.tolist()], "split_half": 0.9, "transfer": transfer, "n": 100}
-        worlds[name] = {"serves": ["F2"], "skipped": {}, "why_not": None, "numbers": {"F2": numbers}}
+        worlds[name] = {
+            "serves": ["F2"],
+            "skipped": {},
+            "why_not": None,
+            "numbers": {"F2": numbers},
+        }
     return {"reading": {"key": RAM, "reason": ""}, "worlds": worlds}
 
 
@@ -84,18 +112,24 @@ def test_f2_at_its_thresholds():
     assert finding.conclude(f2(1.0, 0.5)).word == REPRODUCED
     assert finding.conclude(f2(1.0, 0.49)).word == NOT_REPRODUCED
     low = f2(0.79)
-    rho = finding.pairs({name: world["numbers"]["F2"] for name, world in low["worlds"].items()})[0]["spearman"]
+    rho = finding.pairs({name: world["numbers"]["F2"] for name, world in low["worlds"].items()})[0][
+        "spearman"
+    ]
     assert replace(finding, least_spearman=rho).conclude(low).word == REPRODUCED
     assert rho < 0.79 and finding.conclude(low).word == NOT_REPRODUCED
     for world in low["worlds"].values():
-        world["numbers"]["F2"]["split_half"] = 0.6  # a reliability of 0.75: no ρ of 0.79 can be seen
+        # a reliability of 0.75: no ρ of 0.79 can be seen
+        world["numbers"]["F2"]["split_half"] = 0.6
     assert finding.conclude(low).word == NOT_JUDGED
     low["worlds"]["b"]["why_not"] = "not answered"
     assert finding.conclude(low).word == CANNOT
 
 
 def f3(low, high):
-    return {"judged": RAM, RAM: {"depth": {"value": 0.5, "low": low, "high": high}, "layers": [], "n": 9}}
+    return {
+        "judged": RAM,
+        RAM: {"depth": {"value": 0.5, "low": low, "high": high}, "layers": [], "n": 9},
+    }
 
 
 def test_f3_at_its_threshold_and_by_its_slope():
@@ -106,13 +140,17 @@ def test_f3_at_its_threshold_and_by_its_slope():
     for depths, word in (((0.5, 0.6, 0.7), REPRODUCED), ((0.7, 0.6, 0.5), NOT_REPRODUCED)):
         sizes = [[10.0**i, depth] for i, depth in zip((6, 7, 8), depths, strict=True)]
         assert finding.conclude(deep | {"sizes": sizes}).word == word
-        assert finding.conclude(deep | {"sizes": sizes[:2]}).word == REPRODUCED  # two sizes have no slope
+        # two sizes have no slope
+        assert finding.conclude(deep | {"sizes": sizes[:2]}).word == REPRODUCED
     assert f3_layers.slope_over_sizes([[1e6, 0.5], [1e7, 0.6], [1e8, 0.7]]) == pytest.approx(0.1)
 
 
 def test_f4_at_its_threshold():
     def f4(precision, n=100):
-        return {"judged": RAM, RAM: {"precision": precision, "matched": [i / 100 for i in range(n)], "n": 10}}
+        return {
+            "judged": RAM,
+            RAM: {"precision": precision, "matched": [i / 100 for i in range(n)], "n": 10},
+        }
 
     limit = float(np.quantile([i / 100 for i in range(100)], 0.95))
     assert concluded("F4", f4(limit + 1e-9)).word == REPRODUCED
@@ -124,7 +162,11 @@ def f5(top=0.2, bottom=0.05, random=(0.0,) * 100, n=100):
     def cost(x):
         return {"relative": x, "value": x, "low": x, "high": x}
 
-    judged = {"k": 2, "top": {"zero": cost(top)}, "bottom": {"zero": cost(bottom), "heads": [[0, 1], [2, 3]]}}
+    judged = {
+        "k": 2,
+        "top": {"zero": cost(top)},
+        "bottom": {"zero": cost(bottom), "heads": [[0, 1], [2, 3]]},
+    }
     return {"judged": RAM, "n": n, RAM: judged, "random": {"zero": list(random)}}
 
 
@@ -160,7 +202,14 @@ def test_f6_at_its_thresholds():
 
 
 def f7(value=0.01, high=0.03, allows=1.2, median=0.84, random=0.5):
-    plan = {"window": 1024, "allows": allows, "value": value, "low": 0.0, "high": high, "random": [random] * 20}
+    plan = {
+        "window": 1024,
+        "allows": allows,
+        "value": value,
+        "low": 0.0,
+        "high": high,
+        "random": [random] * 20,
+    }
     speed = {"median": median, "allows": allows, "window": 1024}
     return {"tokens": 16000, "n": 200, "plans": [plan], "speed": speed}
 
@@ -177,7 +226,12 @@ def test_f7_at_its_thresholds():
 
 def f8(low=0.001, half=0.05):
     gain = {"keys": 24, "value": 1.0, "low": low, "high": 2.0}
-    return {"half_in": {"value": half, "low": half, "high": half}, "budgets": [gain], "tested": 60, "n": 60}
+    return {
+        "half_in": {"value": half, "low": half, "high": half},
+        "budgets": [gain],
+        "tested": 60,
+        "n": 60,
+    }
 
 
 def test_f8_at_its_thresholds():
@@ -197,7 +251,7 @@ def test_a_world_that_is_not_answered_and_a_reading_whose_rows_do_not_matter_jud
     assert FINDINGS["F5"].conclude(model) == Verdict(CANNOT, reason="cutting costs nothing")
 
 
-# --- what verdicts are made of ------------------------------------------------------------------------------------
+# --- what verdicts are made of
 
 
 def test_worlds_combine_into_one_verdict():
@@ -206,7 +260,10 @@ def test_worlds_combine_into_one_verdict():
     assert combine({"a": yes, "b": cannot}).word == REPRODUCED
     mixed = combine({"a": yes, "b": no})
     assert mixed.word == NOT_REPRODUCED and mixed.reason == "missed; reproduced in a"
-    assert combine({"a": cannot, "b": few}).word == NOT_JUDGED and combine({"a": cannot}).word == CANNOT
+    assert (
+        combine({"a": cannot, "b": few}).word == NOT_JUDGED
+        and combine({"a": cannot}).word == CANNOT
+    )
 
 
 def test_the_reading_is_the_one_whose_rows_the_answer_hangs_on():
@@ -217,7 +274,9 @@ def test_the_reading_is_the_one_whose_rows_the_answer_hangs_on():
     assert judged_reading({"a": costs(0.9, 0.9)})["key"] == RAM
     assert judged_reading({"a": costs(0.3, 0.9)})["key"] == LAST
     assert judged_reading({"a": costs(0.9, 0.0), "b": costs(0.5, 0.9)})["key"] == RAM
-    assert judged_reading({"a": costs(0.0, 0.0)})["key"] is None and judged_reading({})["key"] is None
+    assert (
+        judged_reading({"a": costs(0.0, 0.0)})["key"] is None and judged_reading({})["key"] is None
+    )
 
 
 def test_exact_intervals_are_those_of_the_binomial():
@@ -237,9 +296,11 @@ def test_exact_intervals_are_those_of_the_binomial():
 def test_half_of_the_excess_is_counted_in_heads():
     assert f1_sparsity.half_in(np.array([[1.0, 0.0], [0.0, 0.0]])) == 0.25
     assert f1_sparsity.half_in(np.ones((4, 5))) == 0.5
-    assert f1_sparsity.half_in(np.array([[3.0, 2.0], [-5.0, 1.0]])) == 0.25  # negative values hold nothing
+    # negative values hold nothing
+    assert f1_sparsity.half_in(np.array([[3.0, 2.0], [-5.0, 1.0]])) == 0.25
     assert f1_sparsity.half_in(np.zeros((2, 2))) == 1.0
-    assert f1_sparsity.half_in(np.array([[1.0, 0.0], [np.nan, np.nan]])) == 0.5  # of the heads that exist
+    # of the heads that exist
+    assert f1_sparsity.half_in(np.array([[1.0, 0.0], [np.nan, np.nan]])) == 0.5
 
 
 def test_resampled_scores_have_the_spread_of_a_mean():
@@ -261,12 +322,16 @@ def test_matched_sets_have_the_visual_mass_of_the_top_and_none_of_its_heads():
 
 
 def test_reliability_and_faithfulness_have_their_closed_forms():
-    assert f2_stability.reliability(0.5) == pytest.approx(2 / 3) and f2_stability.reliability(float("nan")) == 0
+    assert (
+        f2_stability.reliability(0.5) == pytest.approx(2 / 3)
+        and f2_stability.reliability(float("nan")) == 0
+    )
     assert areas([0.0, 1.0], [0.0, 1.0]) == {"cpr": 0.5, "cmd": 0.5}
     assert areas([0.0, 0.5, 1.0], [1.0, 2.0, 1.0]) == {"cpr": 1.5, "cmd": 0.5}
     values = np.array([[0.9, 0.1], [0.5, 0.5]])
     assert auroc(values, cl.HeadSet([(0, 0)])) == 1.0
-    assert auroc(values, cl.HeadSet([(1, 0)])) == pytest.approx(0.5)  # above one, below one, beside one
+    # above one, below one, beside one
+    assert auroc(values, cl.HeadSet([(1, 0)])) == pytest.approx(0.5)
 
 
 def test_agreement_grows_with_the_samples():
@@ -291,7 +356,7 @@ def test_the_allowed_speed_up_is_that_of_the_operation_count():
         assert allowed_speedup(Shape, tokens, plan) == pytest.approx(allowed, abs=0.015)
 
 
-# --- every family, every public set ---------------------------------------------------------------------------------
+# --- every family, every public set
 
 SMALL = {
     "draws": 1, "curve_draws": 1, "shares": (0.1,), "kinds": ("zero", "knockout"), "effect_samples": 2,
@@ -304,7 +369,9 @@ def every_world_counts(monkeypatch):
     """Random weights answer nothing: let their worlds count, read at the last row."""
     monkeypatch.setattr(run, "ACCURACY", criteria.Threshold("all", 0.0, ""))
     last = {"words": "", "published": False, "reason": ""}
-    monkeypatch.setattr(run, "judged_reading", lambda costs: last | {"key": LAST if costs else None})
+    monkeypatch.setattr(
+        run, "judged_reading", lambda costs: last | {"key": LAST if costs else None}
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -313,8 +380,14 @@ def test_the_study_runs_on_every_family(family, every_world_counts):
     study = cl.study(model, {"refer": cl.synthetic("refer", 10, seed=2)}, out=None, **SMALL)
     (part,) = next(iter(study.data["models"].values()))["worlds"].values()
     assert set(part["numbers"]) == set(FINDINGS) and part["faithfulness"]["n"] == 2
-    assert {finding.verdict for finding in study.findings} <= {NOT_REPRODUCED, CANNOT, NOT_JUDGED, REPRODUCED}
-    assert json.loads(json.dumps(study.to_json()))["findings"][4]["verdict"] == NOT_JUDGED  # one random set
+    assert {finding.verdict for finding in study.findings} <= {
+        NOT_REPRODUCED,
+        CANNOT,
+        NOT_JUDGED,
+        REPRODUCED,
+    }
+    # one random set
+    assert json.loads(json.dumps(study.to_json()))["findings"][4]["verdict"] == NOT_JUDGED
 
 
 @pytest.mark.parametrize("name", published.MAKERS)
@@ -323,10 +396,20 @@ def test_the_study_runs_on_every_public_set(name, tmp_path, every_world_counts):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # questions without an answer to compare are left out
         loaded = cl.load_data(made)
-    samples = [replace(sample, id=f"{sample.id} {i}") for i in range(10) for sample in loaded if sample.answer][:10]
-    samples = [replace(sample, meta={k: v for k, v in sample.meta.items() if k != "scoring"}) for sample in samples]
+    samples = [
+        replace(sample, id=f"{sample.id} {i}")
+        for i in range(10)
+        for sample in loaded
+        if sample.answer
+    ][:10]
+    samples = [
+        replace(sample, meta={k: v for k, v in sample.meta.items() if k != "scoring"})
+        for sample in samples
+    ]
     model = cl.HookedMLLM(*tiny("qwen3_vl"))
-    study = cl.study(model, {name: samples}, out=tmp_path / "out", findings=["F1", "F4", "F6"], **SMALL)
+    study = cl.study(
+        model, {name: samples}, out=tmp_path / "out", findings=["F1", "F4", "F6"], **SMALL
+    )
     (part,) = next(iter(study.data["models"].values()))["worlds"].values()
     if any(sample.regions for sample in samples):
         assert set(part["numbers"]) == {"F1", "F4", "F6"}
@@ -340,11 +423,17 @@ def test_the_study_runs_on_every_public_set(name, tmp_path, every_world_counts):
 def test_knockouts_begun_late_give_what_whole_forwards_give(family, monkeypatch):
     model = cl.HookedMLLM(*tiny(family))
     prepared = batches(model, cl.synthetic("refer", 3, seed=2), 2)  # of unequal sizes
-    cases = [(None, "text", "visual"), (cl.HeadSet([(1, 0), (1, 1)]), "question+last+answer", "region")]
+    cases = [
+        (None, "text", "visual"),
+        (cl.HeadSet([(1, 0), (1, 1)]), "question+last+answer", "region"),
+    ]
     late = [Knockouts(model, prepared).evaluate(*case) for case in cases]
     whole = [cl.evaluate(model, prepared, cl.knockout(*case)) for case in cases]
     for a, b in zip(late, whole, strict=True):
-        assert [x.logprob for x in a.per_sample] == pytest.approx([x.logprob for x in b.per_sample], abs=1e-5)
-    assert abs(late[0].answer_logprob - cl.evaluate(model, prepared).answer_logprob) > 1e-4  # the cut is seen
+        assert [x.logprob for x in a.per_sample] == pytest.approx(
+            [x.logprob for x in b.per_sample], abs=1e-5
+        )
+    # the cut is seen
+    assert abs(late[0].answer_logprob - cl.evaluate(model, prepared).answer_logprob) > 1e-4
     monkeypatch.setattr(knockouts, "MOST_BYTES", 0)
     assert Knockouts(model, prepared).evaluate(*cases[1]).answer_logprob == whole[1].answer_logprob

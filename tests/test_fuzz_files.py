@@ -1,4 +1,5 @@
-"""Files that somebody or something has changed: only the right load or a CorelensError, and in no time."""
+"""Files that somebody or something has changed: only the right load or a CorelensError, and in no
+time."""
 
 import json
 import random
@@ -49,9 +50,7 @@ def test_500_changed_score_files(tmp_path):
 
 
 def test_the_same_scores_are_the_same_bytes_in_every_process(tmp_path):
-    script = (
-        "import sys, numpy as np, corelens as cl; cl.HeadScores(np.ones((2, 2)), meta={'a': 'é'}).save(sys.argv[1])"
-    )
+    script = "import sys, numpy as np, corelens as cl; cl.HeadScores(np.ones((2, 2)), meta={'a': 'é'}).save(sys.argv[1])"
     for i in range(6):
         subprocess.run([sys.executable, "-c", script, str(tmp_path / str(i))], check=True)
     assert len({(tmp_path / str(i)).read_bytes() for i in range(6)}) == 1
@@ -146,7 +145,13 @@ def test_duo_attentions_sizes_are_a_streaming(tmp_path):
         assert cl.Streaming.of(scores) == cl.Streaming(sink=64, window=256)
     scores.save(tmp_path / "s")
     assert cl.Streaming.of(cl.HeadScores.load(tmp_path / "s")) == cl.Streaming(sink=64, window=256)
-    for wrong in ('{"sink_size": -1, "recent_size": 256}', '{"sink_size": 1}', "[]", "{", '{"sink_size": true}'):
+    for wrong in (
+        '{"sink_size": -1, "recent_size": 256}',
+        '{"sink_size": 1}',
+        "[]",
+        "{",
+        '{"sink_size": true}',
+    ):
         (tmp_path / "config.json").write_text(wrong)
         with pytest.raises(cl.CorelensError, match=r"config\.json"):
             cl.HeadScores.from_duo_attention(tmp_path)
@@ -162,5 +167,9 @@ def test_capacity_above_the_prompt_is_dropped_as_the_papers_code_does():
     # s · (B − m) · L · n + m + window, by hand: B 90, m 9
     plain = np.rint(np.array([[9, 2], [2, 2]]) / 15 * 81 * 4 + 9).astype(int) + 10
     np.testing.assert_array_equal(dropped.capacities(**shape, length=120), np.minimum(plain, 120))
-    assert kept.capacities(**shape, length=120).sum() == plain.sum() > dropped.capacities(**shape, length=120).sum()
+    assert (
+        kept.capacities(**shape, length=120).sum()
+        == plain.sum()
+        > dropped.capacities(**shape, length=120).sum()
+    )
     np.testing.assert_array_equal(dropped.capacities(**shape, length=40), np.minimum(plain, 40))

@@ -1,4 +1,5 @@
-"""Each part of transformers, accelerate and TransformerLens that nothing promises us, by name, and the tested range.
+"""Each part of transformers, accelerate and TransformerLens that nothing promises us, by name, and
+the tested range.
 
 A test that fails here says which part of `corelens/hf.py` the installed versions no longer have.
 """
@@ -30,7 +31,7 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
 
 
-# --- the KV cache -----------------------------------------------------------------------------------------------------
+# --- the KV cache
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -38,7 +39,9 @@ def test_decoders_take_their_cache_under_a_name_that_we_know(family):
     model, _ = tiny(family)
     decoder = cl.HookedMLLM(model).layout.decoder(model)
     for module in (decoder, model):
-        assert set(hf.CACHE_ARGUMENTS) & set(inspect.signature(type(module).forward).parameters), type(module).__name__
+        assert set(hf.CACHE_ARGUMENTS) & set(inspect.signature(type(module).forward).parameters), (
+            type(module).__name__
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,7 +68,10 @@ def test_decoders_are_called_with_their_cache_under_that_name_and_outputs_hold_i
 
 def test_cache_in_reads_either_name_and_no_other():
     held = DynamicCache()
-    assert all(hf.cache_in({name: held, "use_cache": True}) is held for name in ("cache", "past_key_values"))
+    assert all(
+        hf.cache_in({name: held, "use_cache": True}) is held
+        for name in ("cache", "past_key_values")
+    )
     assert hf.cache_in({"cache": None, "past_key_values": held}) is held
     assert hf.cache_in({"caches": held}) is None
 
@@ -92,7 +98,7 @@ def test_cache_layers_ask_for_nothing_that_ours_do_not_have():
     assert list(inspect.signature(Cache.update).parameters)[:4] == wanted
 
 
-# --- attention --------------------------------------------------------------------------------------------------------
+# --- attention
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,7 +155,7 @@ def test_deepstack_is_added_by_a_method_of_the_decoder():
     assert "_deepstack_process" not in vars(decoder)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -159,7 +165,11 @@ def test_encoded_pictures_are_taken_or_the_batch_stays_as_it_is(family):
     features = model.layout.visual_features(model.hf)
     batch = model.prepare(cl.Sample(images=[picture()], question="What?"))
     encoded = model.encode(batch)
-    assert hf.takes_encoded(features) == (hf.ENCODED in encoded.tensors) == ("pixel_values" not in encoded.tensors)
+    assert (
+        hf.takes_encoded(features)
+        == (hf.ENCODED in encoded.tensors)
+        == ("pixel_values" not in encoded.tensors)
+    )
     with torch.no_grad():
         plain = model(batch)
         torch.testing.assert_close(model(encoded), plain, atol=rounding(plain), rtol=0)
@@ -186,7 +196,9 @@ def test_encoders_return_pooler_output_and_deepstack_features(family):
         output = call(**{name: x for name, x in batch.items() if name in takes}, return_dict=True)
     features = hf.visual_features(output)
     assert len(features) == 1 + model.cfg.n_deepstack
-    hf.set_visual_features(output, doubled := [features[0], *[[2 * x for x in f] for f in features[1:]]])
+    hf.set_visual_features(
+        output, doubled := [features[0], *[[2 * x for x in f] for f in features[1:]]]
+    )
     assert hf.visual_features(output) == doubled
 
 
@@ -194,7 +206,7 @@ def test_processors_keep_their_own_options_for_images_on_their_type_or_on_themse
     assert any("do_pan_and_scan" in options for options in hf.image_defaults(tiny("gemma3")[1]))
 
 
-# --- accelerate -------------------------------------------------------------------------------------------------------
+# --- accelerate
 
 
 def test_accelerate_keeps_offloaded_weights_in_its_hook():
@@ -221,19 +233,25 @@ def test_accelerate_puts_its_forward_on_the_module_itself():
     assert vars(model[0])["forward"] is theirs and model(torch.ones(1, 2)).shape == (1, 3)
 
 
-# --- TransformerLens --------------------------------------------------------------------------------------------------
+# --- TransformerLens
 
 
 def test_transformer_lens_slice():
-    assert torch.equal(hf.Slice.unwrap(hf.Slice((1, 3))).apply(torch.arange(5), dim=0), torch.tensor([1, 2]))
+    assert torch.equal(
+        hf.Slice.unwrap(hf.Slice((1, 3))).apply(torch.arange(5), dim=0), torch.tensor([1, 2])
+    )
 
 
 def test_transformer_lens_hooked_root_module():
-    assert {"setup", "hooks", "run_with_hooks", "run_with_cache", "get_caching_hooks"} <= set(dir(hf.HookedRootModule))
+    assert {"setup", "hooks", "run_with_hooks", "run_with_cache", "get_caching_hooks"} <= set(
+        dir(hf.HookedRootModule)
+    )
 
 
 def test_transformer_lens_projects_neurons_in_a_step_of_its_own():
-    step = inspect.signature(super(hf.LensCache, hf.LensCache)._stack_neuron_results_apply_ln_projected)
+    step = inspect.signature(
+        super(hf.LensCache, hf.LensCache)._stack_neuron_results_apply_ln_projected
+    )
     assert list(step.parameters)[:5] == ["self", "layer", "pos_slice", "neuron_slice", "project_2d"]
 
 
@@ -248,7 +266,7 @@ def test_transformer_lens_handles_hold_torch_handles(direction):
     assert sorted(map(hf.hung_as, handles)) == [hf.hung_as(handle) for handle in handles]
 
 
-# --- versions ---------------------------------------------------------------------------------------------------------
+# --- versions
 
 
 def test_the_project_file_names_the_tested_range():
@@ -261,7 +279,9 @@ def test_the_contract_begins_at_the_lowest_versions():
     import contract
 
     assert all(
-        contract.LOWEST[package].startswith(hf.TESTED[package][0]) for package in hf.TESTED if package != "torch"
+        contract.LOWEST[package].startswith(hf.TESTED[package][0])
+        for package in hf.TESTED
+        if package != "torch"
     )
     assert contract.cap() == hf.TESTED["transformers"][1]
 
@@ -270,7 +290,11 @@ def test_constraints_are_names_and_versions_inside_the_range():
     """Of every package that the README's commands ask for, and without an address."""
     lines = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line) for line in lines if not line.startswith("#"))
+    assert all(
+        re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)
+        for line in lines
+        if not line.startswith("#")
+    )
     pinned = {re.sub(r"[-_.]+", "-", name).lower(): Version(text) for name, text in pins.items()}
     extras = PROJECT["optional-dependencies"]
     for text in (*PROJECT["dependencies"], *extras["dev"], *extras["data"]):
@@ -285,11 +309,22 @@ def test_the_installed_versions_are_in_the_tested_range():
 
 @pytest.mark.parametrize(
     ("installed", "outside"),
-    [("5.16.1", True), ("5.17.0", False), ("5.24.3", False), ("5.25.0.dev0", True), ("5.25.0", True), ("6.0", True)],
+    [
+        ("5.16.1", True),
+        ("5.17.0", False),
+        ("5.24.3", False),
+        ("5.25.0.dev0", True),
+        ("5.25.0", True),
+        ("6.0", True),
+    ],
 )
-def test_a_version_outside_the_range_warns_once_and_names_the_range_and_doctor(monkeypatch, installed, outside):
+def test_a_version_outside_the_range_warns_once_and_names_the_range_and_doctor(
+    monkeypatch, installed, outside
+):
     real = hf.version
-    monkeypatch.setattr(hf, "version", lambda name: installed if name == "transformers" else real(name))
+    monkeypatch.setattr(
+        hf, "version", lambda name: installed if name == "transformers" else real(name)
+    )
     hf.warn_if_untested.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -313,7 +348,7 @@ def test_a_package_that_says_no_version_is_not_judged(monkeypatch):
     assert hf.untested() == []
 
 
-# --- announced changes ------------------------------------------------------------------------------------------------
+# --- announced changes
 
 
 def test_a_processor_with_an_option_that_transformers_has_dropped_still_loads(tmp_path):
@@ -333,8 +368,12 @@ def test_a_processor_with_an_option_that_transformers_has_dropped_still_loads(tm
     (tmp_path / "processor_config.json").write_text(json.dumps(settings))
     processor = AutoProcessor.from_pretrained(tmp_path)
     frames = torch.zeros(1, 4, 3, 64, 64, dtype=torch.uint8)
-    options = {"video_metadata": [{"total_num_frames": 4, "fps": 2.0, "frames_indices": [0, 1, 2, 3]}]}
-    output = processor.video_processor(frames, return_tensors="pt", do_sample_frames=False, **options)
+    options = {
+        "video_metadata": [{"total_num_frames": 4, "fps": 2.0, "frames_indices": [0, 1, 2, 3]}]
+    }
+    output = processor.video_processor(
+        frames, return_tensors="pt", do_sample_frames=False, **options
+    )
     assert output["video_grid_thw"].tolist() == [[2, 4, 4]]
 
 
@@ -344,7 +383,7 @@ def test_nothing_reads_image_hidden_states():
     assert not [path.name for path in sources if "image_hidden_states" in path.read_text()]
 
 
-# --- a hooked run -----------------------------------------------------------------------------------------------------
+# --- a hooked run
 
 
 def test_a_config_answers_by_the_condition_and_keeps_its_own_name():
@@ -362,7 +401,11 @@ def test_caches_that_are_not_understood_are_named():
     class PagedAttentionCache:
         pass
 
-    caches = {"other_cache": DynamicCache(), "cache": DynamicCache(), "hidden_states": torch.zeros(1)}
+    caches = {
+        "other_cache": DynamicCache(),
+        "cache": DynamicCache(),
+        "hidden_states": torch.zeros(1),
+    }
     assert list(hf.unknown_caches(caches)) == ["other_cache"]
     assert list(hf.unknown_caches({"cache": PagedAttentionCache()})) == ["cache"]
     assert not hf.unknown_caches({"cache": None, "past_key_values": None})
@@ -376,7 +419,9 @@ def test_layers_say_whether_they_are_checkpointed():
         layer.gradient_checkpointing = True
     with hf.checkpointing_off(model):
         assert not any(layer.gradient_checkpointing for layer in layers)
-    assert [layer.gradient_checkpointing for layer in layers] == [True] * 2 + [False] * (len(layers) - 2)
+    assert [layer.gradient_checkpointing for layer in layers] == [True] * 2 + [False] * (
+        len(layers) - 2
+    )
     for layer in layers:
         layer.gradient_checkpointing = False
 
@@ -387,4 +432,6 @@ def hf_layers(model):
 
 def test_arguments_of_a_forward_are_found_behind_its_wrappers():
     model, _ = tiny("llava")
-    assert hf.takes_argument(model, "logits_to_keep") and not hf.takes_argument(model, "logits_to_kepp")
+    assert hf.takes_argument(model, "logits_to_keep") and not hf.takes_argument(
+        model, "logits_to_kepp"
+    )

@@ -1,4 +1,5 @@
-"""The house rules: imports point down, no two files import each other, families are named in their layouts only."""
+"""The house rules: imports point down, no two files import each other, families are named in their
+layouts only."""
 
 import ast
 import re
@@ -9,10 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "corelens"
 FILES = {
-    ".".join(("corelens", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    ".".join(("corelens", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
     for path in sorted(ROOT.rglob("*.py"))
 }
-FAMILY = re.compile(r"qwen|llava|onevision|internvl|gemma|idefics|smolvlm|deepseek|mllama|pixtral", re.IGNORECASE)
+FAMILY = re.compile(
+    r"qwen|llava|onevision|internvl|gemma|idefics|smolvlm|deepseek|mllama|pixtral", re.IGNORECASE
+)
 
 
 def parsed(module: str) -> ast.Module:
@@ -21,7 +26,8 @@ def parsed(module: str) -> ast.Module:
 
 @cache
 def imports(module: str) -> frozenset[str]:
-    """The files of the package that a file imports when it is imported (not inside functions, not for types only)."""
+    """The files of the package that a file imports when it is imported (not inside functions, not
+    for types only)."""
     found = set()
 
     def visit(nodes):
@@ -99,7 +105,11 @@ def test_imports_point_down(room):
 def test_what_stands_beside_imports_no_model(room):
     for module in FILES:
         if part(module) == room:
-            wrong = [n for n in imports(module) if part(n) not in {room, "errors", "tokens", "heads", "inputs", "data"}]
+            wrong = [
+                n
+                for n in imports(module)
+                if part(n) not in {room, "errors", "tokens", "heads", "inputs", "data"}
+            ]
             assert not wrong, f"{module} imports {wrong}"
 
 
@@ -110,7 +120,11 @@ def test_metrics_import_no_model_but_the_runner():
 
 
 def test_nothing_imports_the_command_line():
-    assert not [module for module in FILES if module != "corelens.__main__" and "corelens.cli.app" in imports(module)]
+    assert not [
+        module
+        for module in FILES
+        if module != "corelens.__main__" and "corelens.cli.app" in imports(module)
+    ]
 
 
 def test_no_two_files_import_each_other():
@@ -123,16 +137,25 @@ def named_families(module: str) -> list[str]:
     tree = parsed(module)
     docstrings = set()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            and node.body
+        ):
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 docstrings.add(id(first.value))
     words = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in docstrings
+        ):
             words.append(node.value)
         words += [
-            str(getattr(node, field)) for field in ("id", "attr", "name", "module", "arg") if hasattr(node, field)
+            str(getattr(node, field))
+            for field in ("id", "attr", "name", "module", "arg")
+            if hasattr(node, field)
         ]
     return [word for word in words if FAMILY.search(word)]
 
@@ -144,11 +167,16 @@ def test_families_are_named_in_layouts_demo_and_testbed_only():
 
 
 def test_no_file_holds_two_ideas():
-    assert not {module: n for module, path in FILES.items() if (n := len(path.read_text().splitlines())) > 400}
+    assert not {
+        module: n
+        for module, path in FILES.items()
+        if (n := len(path.read_text().splitlines())) > 400
+    }
 
 
 def test_the_package_needs_nothing_that_is_not_in_its_wheel():
-    """`training/` is how the demo models were made; it stands beside the package and is not installed with it."""
+    """`training/` is how the demo models were made; it stands beside the package and is not
+    installed with it."""
     for module in FILES:
         for node in ast.walk(parsed(module)):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -157,11 +185,15 @@ def test_the_package_needs_nothing_that_is_not_in_its_wheel():
 
 
 def test_nothing_is_left_to_do():
-    assert not [module for module, path in FILES.items() if re.search(r"\b(TODO|FIXME|XXX)\b", path.read_text())]
+    assert not [
+        module
+        for module, path in FILES.items()
+        if re.search(r"\b(TODO|FIXME|XXX)\b", path.read_text())
+    ]
 
 
-# What transformers, accelerate and TransformerLens do not document; `corelens/hf.py` alone touches it. (The names of
-# arguments and of output fields are strings there too.)
+# What transformers, accelerate and TransformerLens do not document; `corelens/hf.py` alone touches
+# it. (The names of arguments and of output fields are strings there too.)
 PRIVATE = re.compile(
     r"_attn_implementation|_local_mapping|_global_mapping|ALL_ATTENTION_FUNCTIONS|past_key_values|mm_encoder_outputs"
     r"|_deepstack_process|pooler_output|deepstack_features|valid_processor_kwargs|\b_defaults\b|DynamicSlidingWindowLayer"
@@ -174,13 +206,19 @@ def private_parts(text: str) -> list[str]:
     """Undocumented parts that code touches, comments and docstrings aside."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node, clean=False
+        ):
             node.body[0] = ast.Pass()
     return PRIVATE.findall(ast.unparse(tree).replace("set_attn_implementation", ""))
 
 
 def test_private_parts_of_others_are_touched_in_hf_only():
-    assert not {m: parts for m in FILES if m != "corelens.hf" and (parts := private_parts(FILES[m].read_text()))}
+    assert not {
+        m: parts
+        for m in FILES
+        if m != "corelens.hf" and (parts := private_parts(FILES[m].read_text()))
+    }
     assert len(set(private_parts(FILES["corelens.hf"].read_text()))) > 10  # the test can see them
 
 

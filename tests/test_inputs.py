@@ -1,4 +1,5 @@
-"""Samples to batches: the question found exactly, answers appended, batches like single rows, and what is refused."""
+"""Samples to batches: the question found exactly, answers appended, batches like single rows, and
+what is refused."""
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ QUESTION = "What digit is on the red circle?"
 
 
 def picture(width: int = 120, height: int = 80, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    )
 
 
 FRAMES = [picture(64, 64, seed) for seed in range(4)]
@@ -32,10 +35,12 @@ def read(family: str, inputs: Inputs, positions: torch.Tensor, row: int = 0) -> 
     return tiny(family)[1].tokenizer.decode(inputs.tensors["input_ids"][row, positions])
 
 
-# --- the question -----------------------------------------------------------------------------------------------------
+# --- the question
 
 
-@pytest.mark.parametrize("text", [QUESTION, "Où est l'œuf — 日本語 🙂?", "a", '{{ 1 }} <b> 100% \\n "x"', "is"])
+@pytest.mark.parametrize(
+    "text", [QUESTION, "Où est l'œuf — 日本語 🙂?", "a", '{{ 1 }} <b> 100% \\n "x"', "is"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_question_is_found(family, text):
     """Its tokens cover its characters; tokens may stick out at its ends only."""
@@ -43,7 +48,9 @@ def test_the_question_is_found(family, text):
     question = inputs.token_maps[0].question
     found = read(family, inputs, question)
     assert text in found and len(found) <= len(text) + 2
-    assert text not in read(family, inputs, question[1:]) and text not in read(family, inputs, question[:-1])
+    assert text not in read(family, inputs, question[1:]) and text not in read(
+        family, inputs, question[:-1]
+    )
     assert torch.equal(question, torch.arange(int(question[0]), int(question[-1]) + 1))
 
 
@@ -58,7 +65,8 @@ def test_the_question_is_told_from_the_same_words_elsewhere(family):
         {"role": "assistant", "content": [text(f"{QUESTION} 7.")]},
         {"role": "user", "content": [text(QUESTION)]},
     ]
-    if family == "gemma3":  # its template has roles of its own; a system turn renders like any other here
+    # its template has roles of its own; a system turn renders like any other here
+    if family == "gemma3":
         messages[0]["role"] = "user"
     inputs = ready(family, Sample(messages=messages, choices=[QUESTION, "none"]))
     tm = inputs.token_maps[0]
@@ -72,7 +80,10 @@ def test_the_question_is_told_from_the_same_words_elsewhere(family):
 def test_a_question_that_names_a_part_of_the_turn():
     instruction = {"type": "text", "text": "Answer in one word: "}
     image = {"type": "image", "image": picture()}
-    whole = {"role": "user", "content": [image, {"type": "text", "text": f"Look. {QUESTION} Be brief."}]}
+    whole = {
+        "role": "user",
+        "content": [image, {"type": "text", "text": f"Look. {QUESTION} Be brief."}],
+    }
     parts = {"role": "user", "content": [image, instruction, {"type": "text", "text": QUESTION}]}
     for message in (whole, parts, {"role": "user", "content": f"Look. {QUESTION} Be brief."}):
         inputs = ready("qwen3_vl", Sample(messages=[message], question=QUESTION))
@@ -89,7 +100,9 @@ def test_all_text_of_the_last_turn_is_the_question_of_messages():
         {"type": "image", "image": picture()},
         {"type": "text", "text": "Which?"},
     ]
-    inputs = ready("qwen3_vl", Sample(messages=[{"role": "user", "content": content}], choices=["x", "y"]))
+    inputs = ready(
+        "qwen3_vl", Sample(messages=[{"role": "user", "content": content}], choices=["x", "y"])
+    )
     tm = inputs.token_maps[0]
     found = read("qwen3_vl", inputs, tm.question)
     assert found.startswith("Here:") and found.endswith("Which?")
@@ -108,12 +121,13 @@ def test_without_a_question():
         _ = tm.question
 
 
-# --- the row ----------------------------------------------------------------------------------------------------------
+# --- the row
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_the_processor_itself_would(family):
-    """The same tensors as the ordinary path: apply_chat_template(tokenize=True), and so BOS once where there is one."""
+    """The same tensors as the ordinary path: apply_chat_template(tokenize=True), and so BOS once
+    where there is one."""
     _, processor = tiny(family)
     image = picture(100, 70)
     inputs = ready(family, Sample(images=[image], question=QUESTION))
@@ -150,15 +164,24 @@ def test_the_answer(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_teacher_forced_answer_is_predicted_as_in_generation(family):
-    """The prompt's rows do not see the answer, and its rows give what decoding step by step gives."""
+    """The prompt's rows do not see the answer, and its rows give what decoding step by step
+    gives."""
     model, processor = tiny(family)
     sample = Sample([picture()], QUESTION, "a blue star")
     prompt, inputs = ready(family, sample), ready(family, sample, answer=True)
     tm = inputs.token_maps[0]
-    special = {*processor.tokenizer.all_special_ids, *layout_for(model.config).placeholders(model.config)}
+    special = {
+        *processor.tokenizer.all_special_ids,
+        *layout_for(model.config).placeholders(model.config),
+    }
     never, count = sorted(special - {-1}), len(tm.answer)
     with torch.no_grad():
-        options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "suppress_tokens": never}
+        options = {
+            "max_new_tokens": count,
+            "min_new_tokens": count,
+            "do_sample": False,
+            "suppress_tokens": never,
+        }
         new = model.generate(**prompt.tensors, **options)[0, -count:]
         inputs.tensors["input_ids"][0, tm.answer] = new
         logits, before = (model(**made.tensors).logits[0] for made in (inputs, prompt))
@@ -170,20 +193,29 @@ def test_a_teacher_forced_answer_is_predicted_as_in_generation(family):
 
 def test_images_and_a_video_in_one_chat():
     frames = [picture(64, 64, seed) for seed in range(4)]
-    content = [{"type": "video", "video": frames}, {"type": "image"}, {"type": "text", "text": "Which?"}]
+    content = [
+        {"type": "video", "video": frames},
+        {"type": "image"},
+        {"type": "text", "text": "Which?"},
+    ]
     regions = [Tube({3: Box(0, 0, 10, 10)}), Box(0, 0, 10, 10)]
     sample = Sample([picture()], messages=[{"role": "user", "content": content}], regions=regions)
     tm = ready("qwen3_vl", sample).token_maps[0]
     image, video = tm.images  # images come first, whatever stands first in the prompt
     assert video.max() < image.min() and tm.cell(int(image[0]))[0] == 0
-    assert set(tm.regions[0].tolist()) < set(video.tolist()) and set(tm.regions[1].tolist()) < set(image.tolist())
+    assert set(tm.regions[0].tolist()) < set(video.tolist()) and set(tm.regions[1].tolist()) < set(
+        image.tolist()
+    )
 
 
 def test_to_and_len():
     inputs = ready("qwen3_vl", [Sample([picture()], QUESTION), Sample([picture()], "Is it?")])
     half = inputs.to("cpu", dtype=torch.bfloat16)
     assert len(half) == 2 and half.length == inputs.length == inputs.tensors["input_ids"].shape[1]
-    assert half.tensors["pixel_values"].dtype == torch.bfloat16 and half.tensors["input_ids"].dtype == torch.long
+    assert (
+        half.tensors["pixel_values"].dtype == torch.bfloat16
+        and half.tensors["input_ids"].dtype == torch.long
+    )
     assert inputs.tensors["pixel_values"].dtype == torch.float32
 
 
@@ -216,38 +248,50 @@ def test_a_file_is_turned_upright(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6  # to be turned by a quarter
     image.save(tmp_path / "turned.png", exif=exif)
-    inputs = ready("qwen3_vl", Sample([tmp_path / "turned.png"], QUESTION, regions=[Box(0, 90, 60, 96)]))
+    inputs = ready(
+        "qwen3_vl", Sample([tmp_path / "turned.png"], QUESTION, regions=[Box(0, 90, 60, 96)])
+    )
     assert inputs.pictures[0][0].size == (64, 96)
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava_next", "internvl"])
 def test_show(family):
     sample = Sample(
-        [picture(), picture(60, 90)], QUESTION, regions=[Box(5, 5, 30, 30), Mask(np.ones((90, 60), bool), 1)]
+        [picture(), picture(60, 90)],
+        QUESTION,
+        regions=[Box(5, 5, 30, 30), Mask(np.ones((90, 60), bool), 1)],
     )
     figure = ready(family, sample).show()
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
-    assert sum("image 0" in title for title in titles) >= 1 and sum("image 1" in title for title in titles) >= 1
+    assert (
+        sum("image 0" in title for title in titles) >= 1
+        and sum("image 1" in title for title in titles) >= 1
+    )
 
 
 def test_show_a_video():
     sample = Sample(
-        video=[picture(64, 64, s) for s in range(5)], question="Which?", regions=[Tube({1: Box(0, 0, 9, 9)})]
+        video=[picture(64, 64, s) for s in range(5)],
+        question="Which?",
+        regions=[Tube({1: Box(0, 0, 9, 9)})],
     )
     assert len([ax for ax in ready("qwen3_vl", sample).show().axes if ax.axison]) == 5
 
 
-# --- tensors made by hand ---------------------------------------------------------------------------------------------
+# --- tensors made by hand
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("options", [True, False])
 def test_visual_means_the_same_for_tensors_made_by_hand(family, options):
-    """Patches, without newlines and separators: with the processor's options, or with the config's alone."""
+    """Patches, without newlines and separators: with the processor's options, or with the config's
+    alone."""
     model, processor = tiny(family)
     layout = layout_for(model.config)
     batches = [[Sample([picture(300, 90)], QUESTION)]]
-    batches += [[Sample([picture(40, 200), picture(64, 64)], QUESTION), Sample([picture()], QUESTION)]]
+    batches += [
+        [Sample([picture(40, 200), picture(64, 64)], QUESTION), Sample([picture()], QUESTION)]
+    ]
     if getattr(processor, "video_processor", None) is not None and family.startswith("llava"):
         batches += [[Sample(video=[picture(60, 60, k) for k in range(4)], question=QUESTION)]]
     for samples in batches:
@@ -294,7 +338,7 @@ def test_image_tokens_without_an_image_are_refused(family):
     check_has_media({**text, "inputs_embeds": torch.zeros(1)}, layout, model.config)
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- refusals
 
 
 def turn(*content, role: str = "user"):
@@ -308,20 +352,35 @@ def turn(*content, role: str = "user"):
             Sample([picture()], QUESTION, regions=[Box(100, 60, 140, 70)], id="x"),
             "sample 'x': .*outside its picture of 120 × 80",
         ),
-        (Sample([picture()], QUESTION, regions=[Box(0, 0, 9, 9, image=1)]), "on image 1; the sample has 1 images"),
+        (
+            Sample([picture()], QUESTION, regions=[Box(0, 0, 9, 9, image=1)]),
+            "on image 1; the sample has 1 images",
+        ),
         (Sample([picture()], QUESTION, regions=[Box(0, 0, 9, 9, image=-1)]), "on image -1"),
         (Sample([picture()], QUESTION, regions=[Tube({0: Box(0, 0, 9, 9)})]), "Tube on video 0"),
         (Sample(video=FRAMES, question=QUESTION, regions=[Box(0, 0, 9, 9)]), "Box on image 0"),
-        (Sample(video=FRAMES, question=QUESTION, regions=[Tube({4: Box(0, 0, 9, 9)})]), "video of 4 frames"),
-        (Sample([picture()], QUESTION, regions=[Mask(np.ones((120, 80), bool))]), "80 × 120 pixels on a picture"),
+        (
+            Sample(video=FRAMES, question=QUESTION, regions=[Tube({4: Box(0, 0, 9, 9)})]),
+            "video of 4 frames",
+        ),
+        (
+            Sample([picture()], QUESTION, regions=[Mask(np.ones((120, 80), bool))]),
+            "80 × 120 pixels on a picture",
+        ),
         (Sample(["nowhere.png"], QUESTION), "there is no such file: .nowhere.png"),
         (Sample(["http://example.org/a.png"], QUESTION), "is the address"),
         (Sample([np.zeros((5, 5))], QUESTION), "float64"),
         (Sample([picture(4001, 10)], QUESTION), "refused the batch.*aspect ratio"),
         (Sample(video=[picture(64, 64), picture(32, 64)], question=QUESTION), "frames of sizes"),
         (Sample(video=[], question=QUESTION), "a list of frames"),
-        (Sample([picture()], "<|image_pad|>?"), "its text holds .<.image_pad.>.*replaces by a picture"),
-        (Sample([picture()], QUESTION, messages=[turn({"type": "text", "text": "a"})]), "2 more|1 more pictures"),
+        (
+            Sample([picture()], "<|image_pad|>?"),
+            "its text holds .<.image_pad.>.*replaces by a picture",
+        ),
+        (
+            Sample([picture()], QUESTION, messages=[turn({"type": "text", "text": "a"})]),
+            "2 more|1 more pictures",
+        ),
         (Sample(messages=[turn({"type": "image"})]), "no image left"),
         (Sample(messages=[turn(role="assistant")]), "end with the assistant"),
         (Sample(messages=[turn(role="system")]), "without a user's turn"),
@@ -350,7 +409,8 @@ def test_a_region_that_is_cropped_away():
 
 
 def test_a_picture_beyond_the_limit():
-    """Qwen's limit here is 256 tokens of 32 × 32 pixels: the message says what became of the picture."""
+    """Qwen's limit here is 256 tokens of 32 × 32 pixels: the message says what became of the
+    picture."""
     with pytest.warns(UserWarning, match="800 × 600 pixels is beyond .* shrunk to 576 × 416"):
         ready("qwen3_vl", Sample([picture(800, 600)], QUESTION))
 
@@ -376,8 +436,12 @@ def test_other_refusals():
 
 def test_a_question_before_its_image():
     content = [{"type": "text", "text": QUESTION}, {"type": "image", "image": picture()}]
-    tm = ready("qwen3_vl", Sample(messages=[turn(*content)], regions=[Box(0, 0, 20, 20)], id="x")).token_maps[0]
+    tm = ready(
+        "qwen3_vl", Sample(messages=[turn(*content)], regions=[Box(0, 0, 20, 20)], id="x")
+    ).token_maps[0]
     assert isinstance(tm, TokenMap) and tm.question.max() < tm.visual.min()
-    with pytest.raises(CorelensError, match=r"sample 'x': the question rows .* before the evidence"):
+    with pytest.raises(
+        CorelensError, match=r"sample 'x': the question rows .* before the evidence"
+    ):
         tm.evidence_rows("question")
     assert len(tm.evidence_rows("last")) == 1

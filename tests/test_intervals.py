@@ -1,4 +1,5 @@
-"""Intervals against scipy's, against published numbers, and by how often they cover what is true."""
+"""Intervals against scipy's, against published numbers, and by how often they cover what is
+true."""
 
 import numpy as np
 import pytest
@@ -29,7 +30,9 @@ def test_proportions_have_scipys_exact_interval(level):
     for n in (1, 2, 7, 36, 100):
         for k in {0, 1, n // 2, n - 1, n}:
             exact = stats.binomtest(k, n).proportion_ci(level, method="exact")
-            assert clopper_pearson(k, n, level) == pytest.approx((k / n, exact.low, exact.high), abs=1e-12)
+            assert clopper_pearson(k, n, level) == pytest.approx(
+                (k / n, exact.low, exact.high), abs=1e-12
+            )
 
 
 def test_nothing_of_36_is_not_nothing():
@@ -75,21 +78,35 @@ def test_newcombe_covers_the_true_difference_and_is_antisymmetric():
 def test_the_bootstrap_is_scipys(level):
     x = np.random.default_rng(1).gamma(2.0, size=80)
     wanted = stats.bootstrap(
-        (x,), np.mean, confidence_level=level, method="percentile", n_resamples=20_000, rng=np.random.default_rng(2)
+        (x,),
+        np.mean,
+        confidence_level=level,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(2),
     ).confidence_interval
     ours = bootstrap_mean(x, level, draws=20_000)
     spread = wanted.high - wanted.low
-    assert abs(ours.low - wanted.low) < 0.04 * spread and abs(ours.high - wanted.high) < 0.04 * spread
+    assert (
+        abs(ours.low - wanted.low) < 0.04 * spread and abs(ours.high - wanted.high) < 0.04 * spread
+    )
 
 
 def test_scores_have_scipys_bootstrap_at_their_level():
     x = np.random.default_rng(3).normal(size=(60, 1, 1)).astype(np.float32)
     wanted = stats.bootstrap(
-        (x[:, 0, 0],), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(4)
+        (x[:, 0, 0],),
+        np.mean,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(4),
     ).confidence_interval
     low, high = cl.HeadScores(per_sample=x).ci(n_boot=20_000)
     spread = wanted.high - wanted.low
-    assert abs(low.item() - wanted.low) < 0.04 * spread and abs(high.item() - wanted.high) < 0.04 * spread
+    assert (
+        abs(low.item() - wanted.low) < 0.04 * spread
+        and abs(high.item() - wanted.high) < 0.04 * spread
+    )
 
 
 def test_one_sample_has_no_bootstrap():
@@ -111,7 +128,9 @@ def test_means_over_draws_are_bootstrapped_and_answers_are_not():
 
 def evaluation(ids, bits, asked=None):
     asked = asked or [""] * len(ids)
-    return Evaluation([Answer(i, "7", "7", bool(b), -1.0, q) for i, b, q in zip(ids, bits, asked, strict=True)])
+    return Evaluation(
+        [Answer(i, "7", "7", bool(b), -1.0, q) for i, b, q in zip(ids, bits, asked, strict=True)]
+    )
 
 
 def test_pairs_need_ids_that_are_there_unique_and_of_the_same_samples():
@@ -135,7 +154,11 @@ def test_samples_without_ids_are_told_apart_by_what_they_ask():
     for sample in samples:
         sample.id = ""
     ours = cl.evaluate(model, samples)
-    assert [answer.id for answer in ours.per_sample] == ["sample-0000", "sample-0001", "sample-0002"]
+    assert [answer.id for answer in ours.per_sample] == [
+        "sample-0000",
+        "sample-0001",
+        "sample-0002",
+    ]
     assert cl.paired(ours, cl.evaluate(model, samples, batch_size=1)).difference == 0
     with pytest.raises(cl.CorelensError, match="what is asked differs"):
         cl.paired(ours, cl.evaluate(model, samples[::-1]))
@@ -145,7 +168,9 @@ def test_kl_is_scipys_relative_entropy_from_the_clean_run():
     model = cl.load_demo("qwen3vl-s")
     sample = cl.synthetic("refer", 1, seed=1)[0]
     clean, other = model.prepare(sample), model.prepare(cl.counterfactual(sample, "noise"))
-    found = cl.activation_patch(model, clean, other, site="resid_post", metric=cl.kl(), per=("layer",))
+    found = cl.activation_patch(
+        model, clean, other, site="resid_post", metric=cl.kl(), per=("layer",)
+    )
     p, q = (model(inputs)[0, -1].float().softmax(-1).detach().numpy() for inputs in (clean, other))
     assert stats.entropy(p, q) != pytest.approx(stats.entropy(q, p), rel=0.05)
     assert float(found.base[0]) == pytest.approx(stats.entropy(p, q), rel=1e-3)

@@ -1,4 +1,5 @@
-"""Ablations and edge edits: each equals its definition, over families that differ in what surrounds attention."""
+"""Ablations and edge edits: each equals its definition, over families that differ in what surrounds
+attention."""
 
 from functools import cache
 
@@ -13,8 +14,8 @@ from corelens.model.hooked import HookedMLLM
 from corelens.tokens.regions import Box
 from families import rounding, tiny
 
-# m-RoPE + QK-norm + DeepStack; plain Llama with newline tokens; sliding layers, two-way images, norms after attention;
-# a prompt that attends both ways
+# m-RoPE + QK-norm + DeepStack; plain Llama with newline tokens; sliding layers, two-way images,
+# norms after attention; a prompt that attends both ways
 FAMILIES = ["qwen3_vl", "llava_next", "gemma3", "paligemma"]
 CAUSAL = ["qwen3_vl", "llava_next"]
 
@@ -26,7 +27,13 @@ def picture(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
 
 
 def sample(seed: int, question: str = "What digit is on the red circle?") -> Sample:
-    return Sample(images=[picture(seed)], question=question, answer="7", regions=[Box(10, 10, 60, 40)], id=str(seed))
+    return Sample(
+        images=[picture(seed)],
+        question=question,
+        answer="7",
+        regions=[Box(10, 10, 60, 40)],
+        id=str(seed),
+    )
 
 
 SAMPLES = [sample(0), sample(1, "Which colour?")]
@@ -56,7 +63,9 @@ def test_zero_is_a_projection_without_those_columns(family):
         got = model.run_with_hooks(batch, fwd_hooks=ablate([(1, 0), (1, 3), (2, 2)]))
         d, handles = model.cfg.d_head, []
         for layer, heads in {1: [0, 3], 2: [2]}.items():
-            projection = model.layout.decoder(model.hf).layers[layer].get_submodule(model.layout.o_proj)
+            projection = (
+                model.layout.decoder(model.hf).layers[layer].get_submodule(model.layout.o_proj)
+            )
             weight = projection.weight.clone()
             for head in heads:
                 weight[:, head * d : (head + 1) * d] = 0
@@ -79,7 +88,9 @@ def test_uniform_is_the_running_mean_of_v(family):
     z = z_under(model, batch, ablate([(layer, head)], "uniform"), layer)
     with torch.no_grad():
         v = model.run_with_cache(batch, names_filter=f"blocks.{layer}.attn.hook_v")[1]["v", layer]
-        plain = model.run_with_cache(batch, names_filter=f"blocks.{layer}.attn.hook_z")[1]["z", layer]
+        plain = model.run_with_cache(batch, names_filter=f"blocks.{layer}.attn.hook_z")[1][
+            "z", layer
+        ]
     group = model.cfg.n_heads // model.cfg.n_kv_heads
     for i, token_map in enumerate(batch.token_maps):
         own = v[i, token_map.real, head // group]
@@ -98,7 +109,9 @@ def test_uniform_is_the_mean_over_every_key_that_may_be_seen(family):
     real = torch.stack([token_map.real for token_map in batch.token_maps])
     rows = pattern[:, 2][real]
     seen = rows > 0
-    torch.testing.assert_close(rows[seen], (1 / seen.sum(-1, keepdim=True)).expand_as(rows)[seen], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        rows[seen], (1 / seen.sum(-1, keepdim=True)).expand_as(rows)[seen], atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -108,12 +121,21 @@ def test_mean_over_one_sample_and_one_position_is_itself(family):
     mean = mean_z(model, SAMPLES[:1], positions="last")
     with torch.no_grad():
         plain, cache_ = model.run_with_cache(inputs)
-        assert all(mean[layer].shape == (1, model.cfg.n_heads, model.cfg.d_head) for layer in range(model.cfg.n_layers))
+        assert all(
+            mean[layer].shape == (1, model.cfg.n_heads, model.cfg.d_head)
+            for layer in range(model.cfg.n_layers)
+        )
         last = inputs.token_maps[0].last
         for layer in range(model.cfg.n_layers):
             torch.testing.assert_close(mean[layer], cache_["z", layer][0, last], atol=1e-6, rtol=0)
-        everywhere = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
-        same = model.run_with_hooks(inputs, fwd_hooks=ablate(everywhere, "mean", reference=mean, positions="last"))
+        everywhere = [
+            (layer, head)
+            for layer in range(model.cfg.n_layers)
+            for head in range(model.cfg.n_heads)
+        ]
+        same = model.run_with_hooks(
+            inputs, fwd_hooks=ablate(everywhere, "mean", reference=mean, positions="last")
+        )
         other = model.run_with_hooks(inputs, fwd_hooks=ablate(everywhere, "mean", reference=mean))
     torch.testing.assert_close(same, plain, atol=1e-5, rtol=0)
     assert (other - plain).abs().max() > 1e-3
@@ -130,9 +152,15 @@ def test_mean_counts_real_positions_once_whatever_the_batch():
         torch.testing.assert_close(together[layer], apart[layer], atol=1e-6, rtol=0)
         z = torch.cat([c["z", layer][0] for c in seen])
         torch.testing.assert_close(together[layer][0], z.mean(0), atol=1e-6, rtol=0)
-        visual = torch.cat([c["z", layer][0, tm.visual] for c, tm in zip(seen, maps, strict=True)]).mean(0)
-        question = torch.cat([c["z", layer][0, tm.question] for c, tm in zip(seen, maps, strict=True)]).mean(0)
-        torch.testing.assert_close(by_role[layer][:2], torch.stack([visual, question]), atol=1e-6, rtol=0)
+        visual = torch.cat(
+            [c["z", layer][0, tm.visual] for c, tm in zip(seen, maps, strict=True)]
+        ).mean(0)
+        question = torch.cat(
+            [c["z", layer][0, tm.question] for c, tm in zip(seen, maps, strict=True)]
+        ).mean(0)
+        torch.testing.assert_close(
+            by_role[layer][:2], torch.stack([visual, question]), atol=1e-6, rtol=0
+        )
     z = z_under(model, batch_of("qwen3_vl"), ablate([(2, 1)], "mean", reference=by_role), 2)
     token_map = batch_of("qwen3_vl").token_maps[1]
     torch.testing.assert_close(z[1, token_map.visual[5], 1], by_role[2][0, 1])
@@ -151,13 +179,18 @@ def test_resample_puts_another_run_in_the_place(family):
     assert torch.equal(z[:, :, 2], other["z", 1][:, :, 2])
     assert torch.equal(z[:, :, [0, 1, 3]], plain[:, :, [0, 1, 3]])
     single = other.cache_dict["blocks.1.attn.hook_z"][:1]
-    z = z_under(model, batch, ablate([(1, 2)], "resample", reference={"blocks.1.attn.hook_z": single}), 1)
+    z = z_under(
+        model, batch, ablate([(1, 2)], "resample", reference={"blocks.1.attn.hook_z": single}), 1
+    )
     assert torch.equal(z[1, :, 2], single[0, :, 2])
 
 
 def test_resample_of_another_length_is_drawn_by_role_or_refused():
     model, batch = hooked("qwen3_vl"), batch_of("qwen3_vl")
-    for question in ("What digit is on the red circle, and what letter is on the blue one?", "Which?"):
+    for question in (
+        "What digit is on the red circle, and what letter is on the blue one?",
+        "Which?",
+    ):
         longer = model.prepare(sample(5, question))
         with torch.no_grad():
             _, other = model.run_with_cache(longer)
@@ -183,7 +216,9 @@ def test_ablations_hold_while_generating():
     for kind in ("zero", "mean", "resample", "uniform"):
         seen = []
         hooks = ablate(heads, kind, reference=reference.get(kind))
-        hooks.append(("blocks.2.attn.head.3.hook_z", lambda z, hook, seen=seen: seen.append(z.clone())))
+        hooks.append(
+            ("blocks.2.attn.head.3.hook_z", lambda z, hook, seen=seen: seen.append(z.clone()))
+        )
         with model.hooks(fwd_hooks=hooks):
             model.generate(batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)
         assert [z.shape[1] for z in seen] == [batch.length, 1, 1]
@@ -195,7 +230,7 @@ def test_ablations_hold_while_generating():
             assert torch.equal(seen[2][:, 0], other["z", 2][:, -1, 3])
 
 
-# --- edges -----------------------------------------------------------------------------------------------------------
+# --- edges
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -210,13 +245,16 @@ def test_knockout_of_all_edges_but_one_is_that_value(family):
         v = model.run_with_cache(batch, names_filter="blocks.0.attn.hook_v")[1]["v", 0]
     group = model.cfg.n_heads // model.cfg.n_kv_heads
     for i, token_map in enumerate(token_maps):
-        torch.testing.assert_close(z[i, token_map.last[0], 3], v[i, kept[i, 0], 3 // group], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            z[i, token_map.last[0], 3], v[i, kept[i, 0], 3 // group], atol=1e-6, rtol=0
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["knockout", "edge_bias"])
 def test_edge_edits_are_the_same_mask_in_dense_scores(family, kind):
-    """The edited pattern equals eager attention's softmax of the edited scores, and so do the logits."""
+    """The edited pattern equals eager attention's softmax of the edited scores, and so do the
+    logits."""
     model, batch = hooked(family), batch_of(family)
     heads = [(0, 1), (2, 0), (2, 3)]
     make = knockout if kind == "knockout" else edge_bias
@@ -228,7 +266,9 @@ def test_edge_edits_are_the_same_mask_in_dense_scores(family, kind):
             rows = torch.cat([token_map.question, token_map.last])
             for head in {0: [1], 2: [0, 3]}[hook.layer()]:
                 for row in rows:
-                    scores[i, head, row, token_map.region] += -torch.inf if kind == "knockout" else 2.5
+                    scores[i, head, row, token_map.region] += (
+                        -torch.inf if kind == "knockout" else 2.5
+                    )
 
     slow_hooks = [(f"blocks.{layer}.attn.hook_attn_scores", dense) for layer in (0, 2)]
     with torch.no_grad():
@@ -268,7 +308,9 @@ def test_edge_bias_moves_mass_and_nothing_else():
     for i, token_map in enumerate(batch.token_maps):
         row = plain[i, 2, token_map.last[0]].clone()
         row[token_map.region] *= torch.tensor(4.0).exp()
-        torch.testing.assert_close(biased[i, 2, token_map.last[0]], row / row.sum(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            biased[i, 2, token_map.last[0]], row / row.sum(), atol=1e-6, rtol=1e-5
+        )
     rest = torch.ones_like(plain, dtype=torch.bool)
     rest[:, 2] = False
     assert torch.equal(biased[rest], plain[rest])

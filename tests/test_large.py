@@ -1,4 +1,5 @@
-"""What large models bring: weights spread over CPU and disk, half precision, compiled and quantised modules."""
+"""What large models bring: weights spread over CPU and disk, half precision, compiled and quantised
+modules."""
 
 import copy
 from dataclasses import replace
@@ -18,11 +19,21 @@ from corelens.tokens.regions import Box
 from families import tiny
 from test_families_hooks import SAMPLES, alone, batch_of, hooked, reference
 
-EVERYTHING = ["hook_embed", "vision.hook_out", "hook_logits", "blocks.0.hook_deepstack", "ln_final.hook_scale"]
+EVERYTHING = [
+    "hook_embed",
+    "vision.hook_out",
+    "hook_logits",
+    "blocks.0.hook_deepstack",
+    "ln_final.hook_scale",
+]
 for n in range(4):
-    EVERYTHING += [f"blocks.{n}.attn.{p}" for p in ("hook_q", "hook_rot_k", "hook_v", "hook_pattern", "hook_result")]
     EVERYTHING += [
-        f"blocks.{n}.{p}" for p in ("ln1.hook_scale", "ln2.hook_normalized", "mlp.hook_post", "hook_resid_post")
+        f"blocks.{n}.attn.{p}"
+        for p in ("hook_q", "hook_rot_k", "hook_v", "hook_pattern", "hook_result")
+    ]
+    EVERYTHING += [
+        f"blocks.{n}.{p}"
+        for p in ("ln1.hook_scale", "ln2.hook_normalized", "mlp.hook_post", "hook_resid_post")
     ]
 
 
@@ -37,12 +48,15 @@ def folder(tmp_path_factory):
 
 @torch.no_grad()
 def test_a_model_split_over_cpu_and_disk(folder, tmp_path):
-    """Half of the decoder lies on disk: reads, writes, weights and generation are those of the whole model."""
+    """Half of the decoder lies on disk: reads, writes, weights and generation are those of the
+    whole model."""
     whole, batch = hooked("qwen3_vl"), batch_of("qwen3_vl")
     places = {"model.visual": "cpu", "lm_head": "cpu", "model.language_model.embed_tokens": "cpu"}
     places |= {"model.language_model.norm": "cpu", "model.language_model.rotary_emb": "cpu"}
     places |= {f"model.language_model.layers.{n}": "cpu" if n < 2 else "disk" for n in range(4)}
-    model = HookedMLLM.from_pretrained(folder, dtype="float32", device_map=places, offload_folder=tmp_path)
+    model = HookedMLLM.from_pretrained(
+        folder, dtype="float32", device_map=places, offload_folder=tmp_path
+    )
     assert next(model.layout.decoder(model.hf).layers[3].parameters()).device.type == "meta"
     assert torch.equal(model(batch), reference("qwen3_vl"))
     _, cached = model.run_with_cache(batch, names_filter=EVERYTHING)
@@ -50,16 +64,26 @@ def test_a_model_split_over_cpu_and_disk(folder, tmp_path):
     for name in EVERYTHING:
         assert cached[name].device.type == "cpu"
         torch.testing.assert_close(cached[name], wanted[name], atol=1e-6, rtol=1e-6)
-    for name in ("blocks.3.attn.hook_result", "blocks.3.ln1.hook_scale", "blocks.2.attn.head.1.hook_z"):
+    for name in (
+        "blocks.3.attn.hook_result",
+        "blocks.3.ln1.hook_scale",
+        "blocks.2.attn.head.1.hook_z",
+    ):
         hooks = [(name, lambda x, hook: x * 1.5)]
-        got, plain = model.run_with_hooks(batch, fwd_hooks=hooks), whole.run_with_hooks(batch, fwd_hooks=hooks)
+        got, plain = (
+            model.run_with_hooks(batch, fwd_hooks=hooks),
+            whole.run_with_hooks(batch, fwd_hooks=hooks),
+        )
         torch.testing.assert_close(got, plain, atol=1e-5, rtol=1e-5)
     for name in ("W_Q", "W_O", "b_O"):
         assert torch.equal(getattr(model.blocks[3].attn, name), getattr(whole.blocks[3].attn, name))
     assert torch.equal(model.W_out, whole.W_out)
     _, cached = model.run_with_cache(batch)
     torch.testing.assert_close(
-        cached.stack_head_results().sum(0), sum(cached["attn_out", n] for n in range(4)), atol=1e-5, rtol=1e-5
+        cached.stack_head_results().sum(0),
+        sum(cached["attn_out", n] for n in range(4)),
+        atol=1e-5,
+        rtol=1e-5,
     )
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     with model.hooks(fwd_hooks=[("blocks.3.attn.hook_v", lambda x, hook: x * 0.5)]):
@@ -72,7 +96,8 @@ def test_a_model_split_over_cpu_and_disk(folder, tmp_path):
 @pytest.mark.parametrize("where", ["embedding", "everything"])
 @pytest.mark.parametrize("family", ["qwen3_vl", "gemma3", "llava_onevision"])
 def test_scores_and_answers_of_a_model_on_disk(family, where, tmp_path):
-    """The embedding on disk, or all of it: the device is the one that computes; weights and their hash are the same."""
+    """The embedding on disk, or all of it: the device is the one that computes; weights and their
+    hash are the same."""
     hf, processor = copy.deepcopy(tiny(family)[0]), tiny(family)[1]
     if where == "everything":
         disk_offload(hf, tmp_path, execution_device=torch.device("cpu"))
@@ -80,9 +105,13 @@ def test_scores_and_answers_of_a_model_on_disk(family, where, tmp_path):
         disk_offload(hf.get_input_embeddings(), tmp_path, execution_device=torch.device("cpu"))
     model, whole = HookedMLLM(hf, processor), hooked(family)
     assert hf.get_input_embeddings().weight.device.type == "meta"
-    assert model.device == model.cfg.device == torch.device("cpu") and model.cfg.dtype == torch.float32
+    assert (
+        model.device == model.cfg.device == torch.device("cpu") and model.cfg.dtype == torch.float32
+    )
     sample = replace(SAMPLES[0], regions=[Box(0, 0, 40, 40)], id="0")
-    assert torch.equal(model.prepare(sample).tensors["input_ids"], whole.prepare(sample).tensors["input_ids"])
+    assert torch.equal(
+        model.prepare(sample).tensors["input_ids"], whole.prepare(sample).tensors["input_ids"]
+    )
     got, wanted = (score_heads(m, [sample], ("ram", "value_mass")) for m in (model, whole))
     for name in ("ram", "value_mass"):
         assert (got[name].values == wanted[name].values).all()
@@ -108,7 +137,9 @@ def test_adapters_of_a_model_on_disk(tmp_path):
     peft = pytest.importorskip("peft")
     hf = copy.deepcopy(tiny("qwen2_vl")[0])
     for kind, dora in (("lora", False), ("dora", True)):
-        config = peft.LoraConfig(r=4, target_modules=["o_proj"], init_lora_weights=False, use_dora=dora)
+        config = peft.LoraConfig(
+            r=4, target_modules=["o_proj"], init_lora_weights=False, use_dora=dora
+        )
         adapted = peft.inject_adapter_in_model(config, copy.deepcopy(hf)).eval()
         whole = HookedMLLM(copy.deepcopy(adapted), tiny("qwen2_vl")[1])
         disk_offload(adapted, tmp_path / kind, execution_device=torch.device("cpu"))
@@ -116,7 +147,8 @@ def test_adapters_of_a_model_on_disk(tmp_path):
         try:
             weight = model.blocks[1].attn.W_O
         except (CorelensError, NotImplementedError, RuntimeError):
-            assert kind == "dora"  # which reads its own weights where accelerate has not loaded them
+            # which reads its own weights where accelerate has not loaded them
+            assert kind == "dora"
             continue
         torch.testing.assert_close(weight, whole.blocks[1].attn.W_O, atol=1e-6, rtol=1e-6)
 
@@ -142,7 +174,12 @@ def test_half_precision(family, dtype):
     names += ["blocks.1.ln1.hook_normalized", "blocks.1.mlp.hook_post", "vision.hook_out"]
     wide = [
         f"blocks.1.{n}"
-        for n in ("attn.hook_pattern", "attn.hook_pattern_rows", "attn.hook_attn_scores", "ln1.hook_scale")
+        for n in (
+            "attn.hook_pattern",
+            "attn.hook_pattern_rows",
+            "attn.hook_attn_scores",
+            "ln1.hook_scale",
+        )
     ]
     _, cached = model.run_with_cache(batch, names_filter=names)
     assert {x.dtype for x in cached.values()} == {dtype}
@@ -155,7 +192,9 @@ def test_half_precision(family, dtype):
             return x.clone()
 
         edited = model.run_with_hooks(batch, fwd_hooks=[(name, identity)])
-        assert edited.dtype == dtype and (edited - plain).abs().max() < 0.1 * plain.abs().max(), name
+        assert edited.dtype == dtype and (edited - plain).abs().max() < 0.1 * plain.abs().max(), (
+            name
+        )
     ids = model.generate(batch, max_new_tokens=2, min_new_tokens=2)
     assert ids.shape == (2, 2)
 
@@ -169,8 +208,12 @@ def test_a_compiled_model_runs_without_hooks_and_with():
     for layer in model.layout.decoder(hf).layers:
         layer.compile(backend="eager")
     torch.testing.assert_close(model(batch), plain, atol=1e-5, rtol=1e-5)
-    hooked_run = model.run_with_hooks(batch, fwd_hooks=[("blocks.1.attn.head.2.hook_z", lambda z, hook: z * 0)])
-    wanted = hooked("llava").run_with_hooks(batch, fwd_hooks=[("blocks.1.attn.head.2.hook_z", lambda z, hook: z * 0)])
+    hooked_run = model.run_with_hooks(
+        batch, fwd_hooks=[("blocks.1.attn.head.2.hook_z", lambda z, hook: z * 0)]
+    )
+    wanted = hooked("llava").run_with_hooks(
+        batch, fwd_hooks=[("blocks.1.attn.head.2.hook_z", lambda z, hook: z * 0)]
+    )
     torch.testing.assert_close(hooked_run, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model(batch), plain, atol=1e-5, rtol=1e-5)
 
@@ -181,7 +224,9 @@ class Packed(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.inner = [linear]
-        self.weight = nn.Parameter(linear.weight.detach().to(torch.int8).flatten(), requires_grad=False)
+        self.weight = nn.Parameter(
+            linear.weight.detach().to(torch.int8).flatten(), requires_grad=False
+        )
         self.bias = linear.bias
 
     def forward(self, x):

@@ -1,7 +1,8 @@
 """Token maps proven by experiment: paint pixels, and see which merged embeddings change.
 
-The tower's attention is switched off (its output zeroed), so that what a token holds comes from its own patches alone;
-the embeddings are taken where the decoder receives them, so merging, tiling, newlines and scattering are the model's.
+The tower's attention is switched off (its output zeroed), so that what a token holds comes from its
+own patches alone; the embeddings are taken where the decoder receives them, so merging, tiling,
+newlines and scattering are the model's.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,10 +30,12 @@ NATIVE = {  # a size (width, height) that passes unresized, at least in one view
     "gemma3": (112, 112), "idefics3": (336, 168), "smolvlm": (256, 128), "paligemma": (112, 112),
 }  # fmt: skip
 SIZES = [(200, 130), (640, 100), (61, 300)]  # odd, wide, narrow
-VIDEO = [family for family in FAMILIES if getattr(tiny(family)[1], "video_processor", None) is not None]
+VIDEO = [
+    family for family in FAMILIES if getattr(tiny(family)[1], "video_processor", None) is not None
+]
 
 
-# --- the experiment ---------------------------------------------------------------------------------------------------
+# --- the experiment
 
 
 class _Seen(Exception):
@@ -48,9 +51,16 @@ def local_tower(family: str) -> Iterator[None]:
     assert len(layers) >= 2
 
     def silence(module, args, output):
-        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+        return (
+            (torch.zeros_like(output[0]), *output[1:])
+            if isinstance(output, tuple)
+            else torch.zeros_like(output)
+        )
 
-    handles = [layer.get_submodule(layout.vision_attention).register_forward_hook(silence) for layer in layers]
+    handles = [
+        layer.get_submodule(layout.vision_attention).register_forward_hook(silence)
+        for layer in layers
+    ]
     try:
         yield
     finally:
@@ -58,7 +68,9 @@ def local_tower(family: str) -> Iterator[None]:
             handle.remove()
 
 
-def merged(family: str, samples: list[Sample], **options: Any) -> tuple[torch.Tensor, list[TokenMap]]:
+def merged(
+    family: str, samples: list[Sample], **options: Any
+) -> tuple[torch.Tensor, list[TokenMap]]:
     """Embeddings [sample, pos, d_model] as the decoder receives them, and the token maps."""
     model, processor = tiny(family)
     layout = layout_for(model.config)
@@ -101,11 +113,17 @@ def inside(cell: Cell) -> Block:
     """Whole pixels in the middle of a cell: x0, y0, x1, y1."""
     _, x0, y0, x1, y1 = cell
     left, top = int(x0 + (x1 - x0) * 0.35), int(y0 + (y1 - y0) * 0.35)
-    return left, top, max(left + 1, int(x0 + (x1 - x0) * 0.65)), max(top + 1, int(y0 + (y1 - y0) * 0.65))
+    return (
+        left,
+        top,
+        max(left + 1, int(x0 + (x1 - x0) * 0.65)),
+        max(top + 1, int(y0 + (y1 - y0) * 0.65)),
+    )
 
 
 def reach(family: str, cell: Cell, size: tuple[int, int]) -> tuple[float, float]:
-    """How far beyond a cell the resampler reads, in pixels of the picture: 0 where the view is not resized."""
+    """How far beyond a cell the resampler reads, in pixels of the picture: 0 where the view is not
+    resized."""
     twice = family in ("idefics3", "smolvlm")  # scaled, then squashed, with Lanczos's three lobes
     scale = [(cell[3] - cell[1]) / PIXELS[family], (cell[4] - cell[2]) / PIXELS[family]]
     if size == NATIVE[family] and all(abs(s - 1) < 1e-6 for s in scale):
@@ -116,37 +134,63 @@ def reach(family: str, cell: Cell, size: tuple[int, int]) -> tuple[float, float]
 
 def near(family: str, cell: Cell, block: Block, size: tuple[int, int]) -> bool:
     rx, ry = reach(family, cell, size)
-    return cell[1] - rx < block[2] and block[0] < cell[3] + rx and cell[2] - ry < block[3] and block[1] < cell[4] + ry
+    return (
+        cell[1] - rx < block[2]
+        and block[0] < cell[3] + rx
+        and cell[2] - ry < block[3]
+        and block[1] < cell[4] + ry
+    )
 
 
 def contains(cell: Cell, block: Block) -> bool:
-    return cell[1] <= block[0] and cell[2] <= block[1] and cell[3] >= block[2] and cell[4] >= block[3]
+    return (
+        cell[1] <= block[0] and cell[2] <= block[1] and cell[3] >= block[2] and cell[4] >= block[3]
+    )
 
 
 def alike(cell: Cell, other: Cell) -> bool:
     """Cells of one size: tokens of one view, as a rule."""
-    return abs(cell[3] - cell[1] - other[3] + other[1]) < 1e-6 and abs(cell[4] - cell[2] - other[4] + other[2]) < 1e-6
+    return (
+        abs(cell[3] - cell[1] - other[3] + other[1]) < 1e-6
+        and abs(cell[4] - cell[2] - other[4] + other[2]) < 1e-6
+    )
 
 
 def check_painted(
-    family: str, cells: dict[int, Cell], position: int, changes: torch.Tensor, block: Block, size: tuple[int, int]
+    family: str,
+    cells: dict[int, Cell],
+    position: int,
+    changes: torch.Tensor,
+    block: Block,
+    size: tuple[int, int],
 ) -> None:
-    """`changes` [pos]: how much each embedding moved when `block`, in the middle of a cell, was painted."""
+    """`changes` [pos]: how much each embedding moved when `block`, in the middle of a cell, was
+    painted."""
     moved = set((changes > 1e-6).nonzero()[:, 0].tolist())
     assert position in moved
     assert moved <= {p for p, cell in cells.items() if near(family, cell, block, size)}
-    # In every view the token that contains the paint whole moved; the token itself more than its neighbours.
+    # In every view the token that contains the paint whole moved; the token itself more than its
+    # neighbours.
     holding = {p for p, cell in cells.items() if contains(cell, block)}
     assert holding <= moved
-    neighbours = [p for p, cell in cells.items() if alike(cell, cells[position]) and p not in holding]
+    neighbours = [
+        p for p, cell in cells.items() if alike(cell, cells[position]) and p not in holding
+    ]
     assert not neighbours or changes[position] > changes[neighbours].max()
 
 
-def paint(family: str, size: tuple[int, int], wrong: Callable[[TokenMap], TokenMap] = lambda tm: tm) -> None:
-    """Paint the middle of one cell at a time; then everything but the cell (and what the resampler reads around it)."""
+def paint(
+    family: str, size: tuple[int, int], wrong: Callable[[TokenMap], TokenMap] = lambda tm: tm
+) -> None:
+    """Paint the middle of one cell at a time; then everything but the cell (and what the resampler
+    reads around it)."""
     clean = noise(*size)
     model, processor = tiny(family)
-    tm = wrong(prepare(Sample(images=[clean]), processor, layout_for(model.config), model.config).token_maps[0])
+    tm = wrong(
+        prepare(
+            Sample(images=[clean]), processor, layout_for(model.config), model.config
+        ).token_maps[0]
+    )
     cells = all_cells(tm)
     tokens = chosen(cells)
     blocks, pictures = [inside(cells[position]) for position in tokens], []
@@ -170,10 +214,12 @@ def paint(family: str, size: tuple[int, int], wrong: Callable[[TokenMap], TokenM
 
 def shifted(tm: TokenMap) -> TokenMap:
     """A wrong map: every token claims the cell of the next."""
-    return replace(tm, pictures=[replace(picture, box=picture.box.roll(-1, dims=0)) for picture in tm.pictures])
+    return replace(
+        tm, pictures=[replace(picture, box=picture.box.roll(-1, dims=0)) for picture in tm.pictures]
+    )
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -196,7 +242,8 @@ def test_a_map_shifted_by_one_cell_fails(family, size):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_several_pictures_of_one_sample_are_told_apart(family):
-    """Paint one picture of three of different sizes: only tokens of that picture move, and those where the paint is."""
+    """Paint one picture of three of different sizes: only tokens of that picture move, and those
+    where the paint is."""
     pictures = [noise(200, 130, 1), noise(90, 150, 2), noise(120, 120, 3)]
     if family == "llava_onevision":  # several pictures of one sample are not tiled there
         assert len(merged(family, [Sample(images=pictures)])[1][0].visual) == 3 * 25
@@ -204,7 +251,9 @@ def test_several_pictures_of_one_sample_are_told_apart(family):
         painted = [picture.copy() for picture in pictures]
         painted[number][40:60, 50:70] = 255
         embeddings, (tm, _) = merged(family, [Sample(images=pictures), Sample(images=painted)])
-        moved = set(((embeddings[1] - embeddings[0]).abs().amax(-1) > 1e-6).nonzero()[:, 0].tolist())
+        moved = set(
+            ((embeddings[1] - embeddings[0]).abs().amax(-1) > 1e-6).nonzero()[:, 0].tolist()
+        )
         assert moved and moved <= set(tm.images[number].tolist())
         size, block = pictures[number].shape[1::-1], (50, 40, 70, 60)
         assert all(tm.cell(position)[0] == number for position in moved)
@@ -214,7 +263,8 @@ def test_several_pictures_of_one_sample_are_told_apart(family):
 
 @pytest.mark.parametrize("size", [(300, 100), (100, 250), (260, 100), (110, 100)], ids=str)
 def test_pan_and_scan(size):
-    """Gemma 3 with pan-and-scan: the whole picture, then crops along the longer side, where it is long enough."""
+    """Gemma 3 with pan-and-scan: the whole picture, then crops along the longer side, where it is
+    long enough."""
     options = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 64}
     clean = noise(*size)
     painted = clean.copy()
@@ -230,10 +280,12 @@ def test_pan_and_scan(size):
     assert holding <= moved and (views == 1 or len(moved) >= 2)
 
 
-# --- video ------------------------------------------------------------------------------------------------------------
+# --- video
 
 
-def check_video(family: str, count: int, wrong: Callable[[TokenMap], TokenMap] = lambda tm: tm) -> None:
+def check_video(
+    family: str, count: int, wrong: Callable[[TokenMap], TokenMap] = lambda tm: tm
+) -> None:
     """Paint one place in one frame: tokens of that frame (or its pair) move, there."""
     size = (160, 96)
     frames = [noise(*size, seed) for seed in range(count)]
@@ -244,13 +296,20 @@ def check_video(family: str, count: int, wrong: Callable[[TokenMap], TokenMap] =
         painted[frame][block[1] : block[3], block[0] : block[2]] = 255
         embeddings, (tm, _) = merged(family, [Sample(video=frames), Sample(video=painted)])
         tm = wrong(tm)
-        moved = set(((embeddings[1] - embeddings[0]).abs().amax(-1) > 1e-6).nonzero()[:, 0].tolist())
+        moved = set(
+            ((embeddings[1] - embeddings[0]).abs().amax(-1) > 1e-6).nonzero()[:, 0].tolist()
+        )
         seeing = {p for p in tm.visual.tolist() if frame in tm.frames(p)}
         assert moved and moved <= seeing == set(tm.positions(f"frame:{frame}").tolist())
         for position in moved:
             _, x0, y0, x1, y1 = tm.cell(position)
             rx, ry = (lobes * max(1.0, side / pixels) + 1 for side in (x1 - x0, y1 - y0))
-            assert x0 - rx < block[2] and block[0] < x1 + rx and y0 - ry < block[3] and block[1] < y1 + ry
+            assert (
+                x0 - rx < block[2]
+                and block[0] < x1 + rx
+                and y0 - ry < block[3]
+                and block[1] < y1 + ry
+            )
         assert {p for p in seeing if contains(tm.cell(p), block)} <= moved
 
 
@@ -265,7 +324,10 @@ def test_frames(family, count):
 def test_a_map_shifted_by_a_frame_or_a_cell_fails(family):
     def by_a_frame(tm: TokenMap) -> TokenMap:
         tokens = (tm.pictures[0].frames[:, 0] == 0).sum()
-        return replace(tm, pictures=[replace(p, frames=p.frames.roll(int(tokens), dims=0)) for p in tm.pictures])
+        return replace(
+            tm,
+            pictures=[replace(p, frames=p.frames.roll(int(tokens), dims=0)) for p in tm.pictures],
+        )
 
     with pytest.raises(AssertionError):
         check_video(family, 4, by_a_frame)
@@ -273,12 +335,14 @@ def test_a_map_shifted_by_a_frame_or_a_cell_fails(family):
         check_video(family, 4, shifted)
 
 
-# --- registering ------------------------------------------------------------------------------------------------------
+# --- registering
 
 
 def test_an_unknown_family_is_wrapped_and_says_what_is_missing():
     model, processor = tiny("llava")
-    tm = prepare(Sample(images=[noise(50, 50)], question="What?"), processor, Layout(), model.config).token_maps[0]
+    tm = prepare(
+        Sample(images=[noise(50, 50)], question="What?"), processor, Layout(), model.config
+    ).token_maps[0]
     assert len(tm.visual) == 64 and len(tm.question) > 0
     for ask in (
         lambda: tm.images,
@@ -309,23 +373,43 @@ def test_module_paths(family):
     """Every path that a layout names is there (experts have no gate of their own)."""
     model, _ = tiny(family)
     layout = layout_for(model.config)
-    names = ["attention", "q_proj", "k_proj", "v_proj", "o_proj", "ln1", "ln2", "attn_out", "mlp_out", "mlp"]
+    names = [
+        "attention",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "ln1",
+        "ln2",
+        "attn_out",
+        "mlp_out",
+        "mlp",
+    ]
     for layer in layout.decoder(model).layers:
-        for name in names if family == "qwen3_vl_moe" else [*names, "mlp_gate", "mlp_up", "mlp_down"]:
+        for name in (
+            names if family == "qwen3_vl_moe" else [*names, "mlp_gate", "mlp_up", "mlp_down"]
+        ):
             assert layer.get_submodule(getattr(layout, name))
     fused = layout.vision_qkv is not None
     for layer in layout.vision_layers(model):
-        for name in ("vision_attention", "vision_out", *(("vision_qkv",) if fused else ("vision_q", "vision_k"))):
+        for name in (
+            "vision_attention",
+            "vision_out",
+            *(("vision_qkv",) if fused else ("vision_q", "vision_k")),
+        ):
             assert layer.get_submodule(getattr(layout, name))
 
 
-# --- DeepStack --------------------------------------------------------------------------------------------------------
+# --- DeepStack
 
 
 def _into_layer(decoder: torch.nn.Module, layer: int, run: Callable[[], Any]) -> torch.Tensor:
-    """What a decoder layer receives (output_hidden_states gives what layers return, before DeepStack's addition)."""
+    """What a decoder layer receives (output_hidden_states gives what layers return, before
+    DeepStack's addition)."""
     seen: list[torch.Tensor] = []
-    handle = decoder.layers[layer].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    handle = decoder.layers[layer].register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
     run()
     handle.remove()
     return seen[0]
@@ -336,22 +420,33 @@ def test_deepstack_is_seen_and_edited(family):
     model, processor = tiny(family)
     layout = layout_for(model.config)
     decoder = layout.decoder(model)
-    inputs = prepare([Sample(images=[noise(64, 96)]), Sample(images=[noise(128, 64)])], processor, layout, model.config)
+    inputs = prepare(
+        [Sample(images=[noise(64, 96)]), Sample(images=[noise(128, 64)])],
+        processor,
+        layout,
+        model.config,
+    )
     run = inputs.tensors
     with torch.no_grad():
         plain = model(**run)
         seen = []
         for _ in range(2):  # the count starts anew with every forward pass
             seen.clear()
-            with layout.deepstack(decoder, lambda layer, added: seen.append((layer, added)) or added):
+            with layout.deepstack(
+                decoder, lambda layer, added: seen.append((layer, added)) or added
+            ):
                 watched = model(**run)
         assert [layer for layer, _ in seen] == list(range(layout.deepstack_layers(model))) == [0, 1]
         assert torch.equal(watched.logits, plain.logits)
         for row, tm in enumerate(inputs.token_maps):
             off = torch.ones(tm.length, dtype=torch.bool)
             off[tm.visual] = False
-            assert all(added[row, off].abs().max() == 0 and added[row, tm.visual].abs().min() > 0 for _, added in seen)
-        with layout.deepstack(decoder, lambda layer, added: added + (layer == 1)):  # everywhere, text too
+            assert all(
+                added[row, off].abs().max() == 0 and added[row, tm.visual].abs().min() > 0
+                for _, added in seen
+            )
+        # everywhere, text too
+        with layout.deepstack(decoder, lambda layer, added: added + (layer == 1)):
             edited = _into_layer(decoder, 2, lambda: model(**run))
         assert torch.allclose(edited, _into_layer(decoder, 2, lambda: model(**run)) + 1, atol=1e-6)
         assert "_deepstack_process" not in vars(decoder)

@@ -1,4 +1,5 @@
-"""Code written for TransformerLens: filters of names, layers of points, bound inputs, losses, circuits, neurons."""
+"""Code written for TransformerLens: filters of names, layers of points, bound inputs, losses,
+circuits, neurons."""
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ from test_families_hooks import alone, batch_of, hooked
 over_families = pytest.mark.parametrize("family", FAMILIES)
 
 
-# --- functions of names -----------------------------------------------------------------------------------------------
+# --- functions of names
 
 
 @torch.no_grad()
 @over_families
 def test_a_function_of_names_sees_the_decoders_points_only(family):
-    """TransformerLens's own filters, by the end of a name; in hooks, caches and added hooks alike."""
+    """TransformerLens's own filters, by the end of a name; in hooks, caches and added hooks
+    alike."""
     model, batch = hooked(family), alone(family, 0)
     seen = []
 
@@ -30,14 +32,18 @@ def test_a_function_of_names_sees_the_decoders_points_only(family):
     model.run_with_hooks(batch, fwd_hooks=[(lambda name: name.endswith("pattern"), look)])
     assert seen == [(f"blocks.{n}.attn.hook_pattern", n) for n in range(4)]
     names = []
-    model.run_with_hooks(batch, fwd_hooks=[(lambda name: True, lambda x, hook: names.append(hook.name) or x * 1)])
+    model.run_with_hooks(
+        batch, fwd_hooks=[(lambda name: True, lambda x, hook: names.append(hook.name) or x * 1)]
+    )
     assert not [name for name in names if name.startswith("vision.") or name.endswith("hook_edges")]
     _, cached = model.run_with_cache(batch, names_filter=lambda name: name.endswith("hook_z"))
     assert list(cached) == [f"blocks.{n}.attn.hook_z" for n in range(4)]
     model.add_hook(lambda name: name.endswith("resid_post"), lambda x, hook: None)
     model.add_perma_hook(lambda name: name.endswith("hook_q"), lambda x, hook: None)
     hung = sorted(point.name for point in model.hook_points() if point.active)
-    assert hung == sorted(f"blocks.{n}.{p}" for n in range(4) for p in ("hook_resid_post", "attn.hook_q"))
+    assert hung == sorted(
+        f"blocks.{n}.{p}" for n in range(4) for p in ("hook_resid_post", "attn.hook_q")
+    )
     model.reset_hooks(including_permanent=True)
     assert not any(point.active for point in model.hook_points())
 
@@ -49,7 +55,10 @@ def test_a_function_that_means_vision_or_edges_alone_is_told_to_name_them(family
     vision = [name for name in model.hook_names("vision.") if name.endswith("hook_resid_post")]
     _, cached = model.run_with_cache(batch, names_filter=vision)  # by name they are there
     assert list(cached) == vision
-    for means in (lambda name: name.startswith("vision."), lambda name: name.endswith("hook_edges")):
+    for means in (
+        lambda name: name.startswith("vision."),
+        lambda name: name.endswith("hook_edges"),
+    ):
         with pytest.raises(CorelensError, match="these names themselves"):
             model.run_with_cache(batch, names_filter=means)
         with pytest.raises(CorelensError, match="these names themselves"):
@@ -69,7 +78,7 @@ def test_every_point_of_a_layer_knows_its_layer(family):
     assert model.hook_dict["blocks.3.attn.head.1.hook_z"].layer() == 3
 
 
-# --- bound inputs -----------------------------------------------------------------------------------------------------
+# --- bound inputs
 
 
 @torch.no_grad()
@@ -80,13 +89,17 @@ def test_a_bound_model_runs_generates_and_hooks(family):
     options = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
     ids = model.generate(batch, **options)
     for tokens in (None, bound.tokens, batch, bound.tokens[0]):
-        assert torch.equal(bound.generate(tokens, **options), ids) and torch.equal(bound(tokens), plain)
+        assert torch.equal(bound.generate(tokens, **options), ids) and torch.equal(
+            bound(tokens), plain
+        )
     zero = [("blocks.1.attn.hook_z", lambda z, hook: z * 0)]
     with bound.hooks(fwd_hooks=zero) as inside:
         assert isinstance(inside, BoundModel)
         edited = inside(bound.tokens)
         assert inside.generate(max_new_tokens=1).shape == (1, 1)
-    assert torch.equal(edited, model.run_with_hooks(batch, fwd_hooks=zero)) and not torch.equal(edited, plain)
+    assert torch.equal(edited, model.run_with_hooks(batch, fwd_hooks=zero)) and not torch.equal(
+        edited, plain
+    )
     assert torch.equal(bound(bound.tokens, return_type="loss"), model(batch, return_type="loss"))
     assert torch.equal(bound.loss_fn(plain, bound.tokens), model(batch, return_type="loss"))
     with pytest.raises(CorelensError, match="not the bound ones"):
@@ -104,8 +117,12 @@ def test_texts_of_a_bound_model(family):
     other = one.to_tokens("Paris is in")
     assert other.shape[0] == 1 and one.to_string(other[0]) == "Paris is in"
     assert not torch.equal(other, one.to_tokens("Rome is in"[:11]))
-    assert one.to_tokens("Rome", prepend_bos=True).shape[1] == len("Rome") + (model.tokenizer.bos_token_id is not None)
-    assert len(two.to_str_tokens(two.tokens)) == 2 and "".join(one.to_str_tokens(one.tokens)) == prompt
+    assert one.to_tokens("Rome", prepend_bos=True).shape[1] == len("Rome") + (
+        model.tokenizer.bos_token_id is not None
+    )
+    assert (
+        len(two.to_str_tokens(two.tokens)) == 2 and "".join(one.to_str_tokens(one.tokens)) == prompt
+    )
     assert one.to_str_tokens("abc") == one.to_str_tokens(one.to_tokens("abc")) == ["a", "b", "c"]
     with pytest.raises(CorelensError, match="one length"):
         one.to_tokens(["a", "bc"])
@@ -124,11 +141,12 @@ def test_transformer_lenss_head_detector_on_the_bound_prompt():
     scores = detect_head(bound, prompt, "previous_token_head", cache=cache)
     wanted = torch.stack([cache["pattern", n].diagonal(-1, -2, -1).sum(-1) / cache["pattern", n].sum((-1, -2)) for n in range(4)])  # fmt: skip
     torch.testing.assert_close(scores, wanted, atol=1e-5, rtol=1e-5)
-    with pytest.raises((RuntimeError, AssertionError)):  # another text is not scored as if it were the prompt
+    # another text is not scored as if it were the prompt
+    with pytest.raises((RuntimeError, AssertionError)):
         detect_head(bound, "text that is not the prompt", "previous_token_head", cache=cache)
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
+# --- weights
 
 
 @torch.no_grad()
@@ -144,7 +162,9 @@ def test_qk_and_ov_circuits_expand_key_value_heads(family):
         torch.testing.assert_close(attn.OV.AB[head], ov, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(attn.QK.AB[head], qk, atol=1e-5, rtol=1e-5)
     assert model.OV.svd()[1].shape[:2] == (4, model.cfg.n_heads)
-    assert model.embed.W_E is model.hf.get_input_embeddings().weight and torch.equal(model.W_E, model.embed.W_E)
+    assert model.embed.W_E is model.hf.get_input_embeddings().weight and torch.equal(
+        model.W_E, model.embed.W_E
+    )
     ids = torch.tensor([[3, 4]])
     assert torch.equal(model.embed(ids), model.hf.get_input_embeddings()(ids))
 
@@ -160,7 +180,7 @@ def test_switches_of_transformer_lens_change_nothing():
         model.run_with_hooks(batch, fwd_hooks=[("blocks.0.hook_q_input", lambda x, hook: x)])
 
 
-# --- neurons ----------------------------------------------------------------------------------------------------------
+# --- neurons
 
 
 class Largest(TorchDispatchMode):

@@ -1,4 +1,5 @@
-"""Loaders of the public sets, on small made files in the published formats; what is broken or missing is named."""
+"""Loaders of the public sets, on small made files in the published formats; what is broken or
+missing is named."""
 
 import json
 import os
@@ -54,20 +55,33 @@ def alike(a, b) -> float:
     return np.corrcoef(np.asarray(a, dtype=float).ravel(), np.asarray(b, dtype=float).ravel())[0, 1]
 
 
-# --- each set: what is read -------------------------------------------------------------------------------------------
+# --- each set: what is read
 
 
 def test_refcocog(copies):
     one, two = refcocog(copies["refcocog"])
-    assert one.question == "Please provide the bounding box of the region this sentence describes: the man in red"
+    assert (
+        one.question
+        == "Please provide the bounding box of the region this sentence describes: the man in red"
+    )
     assert one.images[0].endswith("images/mscoco/images/train2014/COCO_train2014_000000000000.jpg")
     assert one.regions == [cl.Box(12, 8, 60, 40.5)]
     assert one.answer == "[125, 125, 625, 633]" and two.meta["expression"] == "a man on the left"
     assert (one.id, two.id) == ("refcocog-umd-val-0", "refcocog-umd-val-1")
-    assert len(refcocog(copies["refcocog"], "test")) == 2 and len(refcocog(copies["refcocog"], by="google")) == 4
-    masked = refcocog(copies["refcocog"], region="mask", units="pixels", prompt="Where is {expression}?", n=1)[0]
+    assert (
+        len(refcocog(copies["refcocog"], "test")) == 2
+        and len(refcocog(copies["refcocog"], by="google")) == 4
+    )
+    masked = refcocog(
+        copies["refcocog"], region="mask", units="pixels", prompt="Where is {expression}?", n=1
+    )[0]
     mask = masked.regions[0].mask
-    assert mask.shape == (64, 96) and mask[10, 55] and not mask[38, 15] and abs(mask.sum() - 48 * 32.5 / 2) < 90
+    assert (
+        mask.shape == (64, 96)
+        and mask[10, 55]
+        and not mask[38, 15]
+        and abs(mask.sum() - 48 * 32.5 / 2) < 90
+    )
     assert masked.answer == "[12, 8, 60, 40]" and masked.question == "Where is the man in red?"
 
 
@@ -75,14 +89,21 @@ def test_vidstg(copies):
     who, what = vidstg(copies["vidstg"], frames=6)
     numbers = [6, 10, 14, 18, 22, 26]  # the middles of six parts of frames 4 to 28
     assert who.meta["frames"] == numbers and who.meta["fps"] == pytest.approx(2.5)
-    assert who.question == "who is watching the ball?" and (who.answer, what.answer) == ("child", "ball")
+    assert who.question == "who is watching the ball?" and (who.answer, what.answer) == (
+        "child",
+        "ball",
+    )
     assert what.meta["answers"] == ["ball", "sports ball"]
     tube = who.regions[0].boxes
-    assert {i: (box.x0, box.x1) for i, box in tube.items()} == {2: (8, 28), 3: (16, 36)}  # frames 14 and 18
+    # frames 14 and 18
+    assert {i: (box.x0, box.x1) for i, box in tube.items()} == {2: (8, 28), 3: (16, 36)}
     levels = [np.asarray(read_picture(frame, "")).mean() for frame in who.video]
     np.testing.assert_allclose(levels, [8 * number for number in numbers], atol=3)
     stated = vidstg(copies["vidstg"], form="captions")[0]
-    assert stated.question == "Which object does this sentence describe? the child is watching the ball."
+    assert (
+        stated.question
+        == "Which object does this sentence describe? the child is watching the ball."
+    )
 
 
 def test_a_short_moment_of_a_video_gets_a_frame(copies):
@@ -93,25 +114,34 @@ def test_a_short_moment_of_a_video_gets_a_frame(copies):
 
 def test_mmdocir(copies):
     total, which, where = mmdocir(copies["mmdocir"])
-    assert total.regions == [cl.Box(20, 40, 60, 81, image=4, text="Total 42")]  # points, twice as many pixels
-    assert which.regions == [cl.Box(10, 10, 100, 160, image=1)]  # clipped to its page; the empty one is left out
+    # points, twice as many pixels
+    assert total.regions == [cl.Box(20, 40, 60, 81, image=4, text="Total 42")]
+    # clipped to its page; the empty one is left out
+    assert which.regions == [cl.Box(10, 10, 100, 160, image=1)]
     assert where.regions == [cl.Box(0, 0, 120, 160, image=2)] and len(where.images) == 3
-    for page, seed in enumerate(range(3, 9)):  # rows 3 to 8 are the pages of b.pdf; JPEG changes them a little
+    # rows 3 to 8 are the pages of b.pdf; JPEG changes them a little
+    for page, seed in enumerate(range(3, 9)):
         shown = read_picture(total.images[page], "")
         assert alike(shown, published.picture(seed, (120, 160))) > 0.4
         assert alike(shown, published.picture(seed + 1, (120, 160))) < 0.1
     near = mmdocir(copies["mmdocir"], "page", pages=3)
-    assert near[0].meta["pages"] == [3, 4, 5] and near[0].regions == [cl.Box(0, 0, 120, 160, image=1)]
+    assert near[0].meta["pages"] == [3, 4, 5] and near[0].regions == [
+        cl.Box(0, 0, 120, 160, image=1)
+    ]
     assert near[1].meta["pages"] == [0, 1, 2] and [box.image for box in near[1].regions] == [1, 2]
 
 
 def test_mmlongbench_doc(copies):
     many, which, colour, when = mmlongbench_doc(copies["mmlongbench_doc"])
-    assert [(box.image, box.x1, box.y1) for box in many.regions] == [(1, 100, 141), (3, 100, 141)]  # pages count from 1
+    # pages count from 1
+    assert [(box.image, box.x1, box.y1) for box in many.regions] == [(1, 100, 141), (3, 100, 141)]
     assert which.regions[0].image == 0 and not colour.regions and not when.regions
     page = read_picture(many.images[3], "")
     assert page.size == (100, 141) and alike(page, published.picture(3, (100, 141))) > 0.4
-    assert mmlongbench_doc(copies["mmlongbench_doc"], n=1, pages=2, dpi=72)[0].images[0].size == (50, 71)
+    assert mmlongbench_doc(copies["mmlongbench_doc"], n=1, pages=2, dpi=72)[0].images[0].size == (
+        50,
+        71,
+    )
 
 
 def test_mmlongbench(copies):
@@ -130,7 +160,10 @@ def test_mmlongbench(copies):
     assert mmlongbench(root, "gov")[0].answer == "Why:\nIt was due."
     shots = mmlongbench(root, "cars196")[0]
     assert len(shots.images) == 3 and shots.images[2].endswith("cars/3.jpg") and shots.answer == "1"
-    assert mmlongbench(root, prompt="{question} {context}")[0].messages[0]["content"][0]["text"] == one.question
+    assert (
+        mmlongbench(root, prompt="{question} {context}")[0].messages[0]["content"][0]["text"]
+        == one.question
+    )
     assert set(PROMPTS) == {"vrag", "NIAH", "ICL", "summ", "documentQA"}
 
 
@@ -139,11 +172,12 @@ def test_mlvu(copies):
         (one,) = mlvu(copies["mlvu"], frames=5)
     assert one.choices[2] == "Takes" and one.answer == "C" and not one.regions
     levels = [np.asarray(read_picture(frame, "")).mean() for frame in one.video]
-    np.testing.assert_allclose(levels, [8 * number for number in (3, 9, 15, 21, 27)], atol=3)  # seconds 0.3, 0.9, …
+    # seconds 0.3, 0.9, …
+    np.testing.assert_allclose(levels, [8 * number for number in (3, 9, 15, 21, 27)], atol=3)
     assert mlvu(copies["mlvu"], "9_summary")[0].meta["scoring"] == "gpt-4"
 
 
-# --- through a model --------------------------------------------------------------------------------------------------
+# --- through a model
 
 
 @pytest.mark.parametrize("name", published.MAKERS)
@@ -172,7 +206,9 @@ def test_n_and_seed(copies):
     root = copies["refcocog"]
     every = [sample.id for sample in refcocog(root, by="google")]
     assert [sample.id for sample in cl.load_data(root, n=3, by="google")] == every[:3]
-    drawn = [[sample.id for sample in refcocog(root, by="google", n=2, seed=seed)] for seed in range(20)]
+    drawn = [
+        [sample.id for sample in refcocog(root, by="google", n=2, seed=seed)] for seed in range(20)
+    ]
     assert drawn[0] == [sample.id for sample in refcocog(root, by="google", n=2, seed=0)]
     assert {name for names in drawn for name in names} == set(every) and all(
         names == sorted(names, key=every.index) for names in drawn
@@ -183,14 +219,23 @@ def test_samples_can_be_kept_in_our_own_format(copies, tmp_path):
     samples = vidstg(copies["vidstg"], n=1, frames=3)
     cl.save_samples(samples, tmp_path)
     (back,) = cl.load_data(tmp_path)
-    assert back.question == samples[0].question and back.regions[0].boxes.keys() == samples[0].regions[0].boxes.keys()
-    assert (np.asarray(Image.open(back.video[1])) == np.asarray(read_picture(samples[0].video[1], ""))).all()
+    assert (
+        back.question == samples[0].question
+        and back.regions[0].boxes.keys() == samples[0].regions[0].boxes.keys()
+    )
+    assert (
+        np.asarray(Image.open(back.video[1])) == np.asarray(read_picture(samples[0].video[1], ""))
+    ).all()
 
 
-# --- what is missing or broken ----------------------------------------------------------------------------------------
+# --- what is missing or broken
 
 NEEDED = {
-    "refcocog": ("refcocog/instances.json", "refcocog/refs(umd).p", "images/mscoco/images/train2014"),
+    "refcocog": (
+        "refcocog/instances.json",
+        "refcocog/refs(umd).p",
+        "images/mscoco/images/train2014",
+    ),
     "vidstg": ("vidor/training", "video"),
     "mmdocir": ("MMDocIR_annotations.jsonl", "MMDocIR_pages.parquet"),
     "mmlongbench_doc": ("samples.json", "documents"),
@@ -199,7 +244,9 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize(("name", "gone"), [(name, gone) for name, needed in NEEDED.items() for gone in needed])
+@pytest.mark.parametrize(
+    ("name", "gone"), [(name, gone) for name, needed in NEEDED.items() for gone in needed]
+)
 def test_a_missing_file_is_named_with_its_place(copies, tmp_path, name, gone):
     root = shutil.copytree(copies[name], tmp_path / name)
     shutil.rmtree(root / gone) if (root / gone).is_dir() else (root / gone).unlink()
@@ -207,7 +254,8 @@ def test_a_missing_file_is_named_with_its_place(copies, tmp_path, name, gone):
         cl.load_data(root)
     assert str(root / gone) in str(caught.value) and "docs/data.md" in str(caught.value)
     report = check(root)
-    if gone not in ("refcocog/refs(umd).p", "mmlb_data/documentQA/mmlongdoc_K8.jsonl"):  # then other parts are whole
+    # then other parts are whole
+    if gone not in ("refcocog/refs(umd).p", "mmlb_data/documentQA/mmlongdoc_K8.jsonl"):
         assert any(str(root / gone) in (part.missing or "") for part in report.parts)
     else:
         assert report.usable
@@ -216,20 +264,30 @@ def test_a_missing_file_is_named_with_its_place(copies, tmp_path, name, gone):
 def test_check_says_what_is_there(copies):
     report = check(copies["vidstg"])
     assert report.set == "vidstg" and report.usable and report.pictures == 1 and not report.broken
-    assert [(part.name, part.samples, part.regions, part.missing) for part in report.parts] == [("val", 2, 2, None)]
+    assert [(part.name, part.samples, part.regions, part.missing) for part in report.parts] == [
+        ("val", 2, 2, None)
+    ]
     report = check(copies["mmlongbench"])
-    assert [part.name for part in report.parts if part.samples] == [f"{task} K8" for task in MMLONGBENCH]
+    assert [part.name for part in report.parts if part.samples] == [
+        f"{task} K8" for task in MMLONGBENCH
+    ]
     assert "left out" in check(copies["mlvu"]).parts[0].notes[0]
 
 
 def test_the_command(copies, tmp_path):
     run = CliRunner().invoke(app, ["data", "check", str(copies["mmdocir"])])
-    assert run.exit_code == 0 and "mmdocir" in run.output and "0 of 9 pictures cannot be read" in run.output
+    assert (
+        run.exit_code == 0
+        and "mmdocir" in run.output
+        and "0 of 9 pictures cannot be read" in run.output
+    )
     root = shutil.copytree(copies["mmlongbench_doc"], tmp_path / "doc")
     (root / "documents/report.pdf").write_bytes(b"%PDF-1.4 cut off")
     run = CliRunner().invoke(app, ["data", "check", str(root), "--json"])
     found = json.loads(run.output)
-    assert run.exit_code == 1 and not found["usable"] and "report.pdf" in next(iter(found["broken"]))
+    assert (
+        run.exit_code == 1 and not found["usable"] and "report.pdf" in next(iter(found["broken"]))
+    )
     with pytest.raises(cl.CorelensError, match="cannot be read"):
         mmlongbench_doc(root)
 
@@ -248,7 +306,9 @@ def test_few_broken_pictures_are_left_out_and_many_are_an_error(tmp_path, how):
         return file.name
 
     name = spoil(7)
-    with pytest.warns(UserWarning, match=f"1 of 102 pictures cannot be read: .*{name} .*2 samples are left out"):
+    with pytest.warns(
+        UserWarning, match=f"1 of 102 pictures cannot be read: .*{name} .*2 samples are left out"
+    ):
         assert len(refcocog(root)) == 202
     report = check(root)
     assert report.usable and len(report.broken) == 1 and name in next(iter(report.broken))
@@ -311,10 +371,12 @@ def test_videos_that_are_cut_off_or_none(copies, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("package", "name"), [("av", "vidstg"), ("pypdfium2", "mmlongbench_doc"), ("pyarrow.parquet", "mmdocir")]
+    ("package", "name"),
+    [("av", "vidstg"), ("pypdfium2", "mmlongbench_doc"), ("pyarrow.parquet", "mmdocir")],
 )
 def test_a_missing_library_is_named(copies, tmp_path, monkeypatch, package, name):
-    root = shutil.copytree(copies[name], tmp_path / name)  # another path, so that nothing is remembered of it
+    # another path, so that nothing is remembered of it
+    root = shutil.copytree(copies[name], tmp_path / name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(cl.CorelensError, match=r"corelens\[data\]"):
         for sample in cl.load_data(root):
@@ -343,7 +405,11 @@ def test_options_may_follow_a_name(copies):
     assert (sample.question, sample.regions) == (same.question, same.regions)
     root = copies["refcocog"]
     google = [sample.id for sample in cl.load_data(root, by="google")]
-    assert google == [sample.id for sample in cl.load_data(f"{root}:by=google")] != [s.id for s in cl.load_data(root)]
+    assert (
+        google
+        == [sample.id for sample in cl.load_data(f"{root}:by=google")]
+        != [s.id for s in cl.load_data(root)]
+    )
     with pytest.raises(cl.CorelensError, match="wheels"):
         cl.load_data("video:wheels=4", n=1)
 

@@ -1,4 +1,5 @@
-"""Scores of heads against loops that spell out their formulas, on patterns whose scores are known."""
+"""Scores of heads against loops that spell out their formulas, on patterns whose scores are
+known."""
 
 from dataclasses import replace
 
@@ -16,15 +17,25 @@ from corelens.tokens.token_map import Picture, TokenMap
 
 
 def row_map(pad=3, grid=4, region=((5, 6, 9),), weights=None, question_first=False):
-    """[padding][head of prompt][grid × grid patches][question of 4][rest], the region at the given patches."""
+    """[padding][head of prompt][grid × grid patches][question of 4][rest], the region at the given
+    patches."""
     visual = torch.arange(pad + 2, pad + 2 + grid * grid)
     question = torch.arange(int(visual[-1]) + 2, int(visual[-1]) + 6)
     length = int(question[-1]) + 4
     real = torch.arange(length) >= pad
-    box = torch.tensor([[x * 16.0, y * 16.0, x * 16 + 16.0, y * 16 + 16.0] for y in range(grid) for x in range(grid)])
+    box = torch.tensor(
+        [
+            [x * 16.0, y * 16.0, x * 16 + 16.0, y * 16 + 16.0]
+            for y in range(grid)
+            for x in range(grid)
+        ]
+    )
     if question_first:
         question = torch.arange(pad, pad + 2)
-    covered = [(visual[list(r)], torch.ones(len(r)) if weights is None else torch.tensor(weights)) for r in region]
+    covered = [
+        (visual[list(r)], torch.ones(len(r)) if weights is None else torch.tensor(weights))
+        for r in region
+    ]
     return TokenMap(
         real, visual, visual, torch.tensor([length - 1]), [Picture(visual, box)],
         parts={"question": question, "answer": torch.tensor([length - 1])}, covered=covered, id="s7",
@@ -33,7 +44,9 @@ def row_map(pad=3, grid=4, region=((5, 6, 9),), weights=None, question_first=Fal
 
 def causal_pattern(tm, heads=3, seed=0, uniform=False):
     """A softmax of random scores, causal, padding hidden: [head, query, key]."""
-    scores = torch.randn(heads, tm.length, tm.length, generator=torch.Generator().manual_seed(seed)) * 3
+    scores = (
+        torch.randn(heads, tm.length, tm.length, generator=torch.Generator().manual_seed(seed)) * 3
+    )
     hidden = torch.ones(tm.length, tm.length).triu(1).bool() | ~tm.real[None]
     return torch.softmax((scores * (not uniform)).masked_fill(hidden, -torch.inf), -1).nan_to_num()
 
@@ -46,8 +59,13 @@ def test_ram_is_the_mean_over_rows_of_the_summed_attention_on_the_region():
     tm = row_map(region=((5, 6), (6, 9)))
     pattern = causal_pattern(tm)
     rows = rows_of(pattern, tm.question)
-    slow = [[sum(float(row[j]) for j in {int(p) for r in tm.regions for p in r}) for row in head] for head in rows]
-    assert torch.allclose(metric("ram")(rows, tm), torch.tensor([np.mean(head) for head in slow]).float(), atol=1e-6)
+    slow = [
+        [sum(float(row[j]) for j in {int(p) for r in tm.regions for p in r}) for row in head]
+        for head in rows
+    ]
+    assert torch.allclose(
+        metric("ram")(rows, tm), torch.tensor([np.mean(head) for head in slow]).float(), atol=1e-6
+    )
     hardest = torch.tensor([max(head) for head in slow])
     assert torch.allclose(metric("ram", reduce="max")(rows, tm), hardest, atol=1e-6)
 
@@ -64,13 +82,20 @@ def test_ram_over_every_key_is_one_and_adds_up_over_disjoint_regions():
     pattern = causal_pattern(row_map())
     whole = row_map()
     everything = replace(whole, covered=[(whole.all, torch.ones(len(whole.all)))])
-    assert torch.allclose(metric("ram")(rows_of(pattern, whole.question), everything), torch.ones(3), atol=1e-6)
-    a, b, both = row_map(region=((1, 2),)), row_map(region=((7, 8),)), row_map(region=((1, 2), (7, 8)))
+    assert torch.allclose(
+        metric("ram")(rows_of(pattern, whole.question), everything), torch.ones(3), atol=1e-6
+    )
+    a, b, both = (
+        row_map(region=((1, 2),)),
+        row_map(region=((7, 8),)),
+        row_map(region=((1, 2), (7, 8))),
+    )
     rows = rows_of(pattern, whole.question)
     parts = metric("ram")(rows, a) + metric("ram")(rows, b)
     assert torch.allclose(parts, metric("ram")(rows, both), atol=1e-6)
     hardest = metric("ram", reduce="max")
-    assert (hardest(rows, a) + hardest(rows, b) >= hardest(rows, both) - 1e-6).all()  # of max only this
+    # of max only this
+    assert (hardest(rows, a) + hardest(rows, b) >= hardest(rows, both) - 1e-6).all()
 
 
 @pytest.mark.parametrize("reduce", ["max", "mean"])
@@ -92,7 +117,9 @@ def test_visual_mass_precision_and_lift_against_loops():
     seen = rows[:, :, tm.visual].sum(-1)
     found = rows[:, :, tm.region].sum(-1)
     assert torch.allclose(metric("visual_mass")(rows, tm), seen.mean(-1), atol=1e-6)
-    assert torch.allclose(metric("visual_mass", reduce="max")(rows, tm), seen.max(-1).values, atol=1e-6)
+    assert torch.allclose(
+        metric("visual_mass", reduce="max")(rows, tm), seen.max(-1).values, atol=1e-6
+    )
     above, below = metric("precision")(rows, tm)
     assert torch.allclose(above / below, found.mean(-1) / seen.mean(-1), atol=1e-6)
     above, below = metric("lift")(rows, tm)
@@ -105,13 +132,19 @@ def test_a_sample_without_visual_mass_is_left_out_of_precision_and_counted():
     parts = [metric("precision")(p, tm) for p in (rows_of(causal_pattern(tm), tm.question), blind)]
     above, below = (np.stack([part[i].numpy() for part in parts])[:, None] for i in (0, 1))
     scores = HeadScores(parts=(above, below))
-    assert np.allclose(scores.values[0], (parts[0][0] / parts[0][1]).numpy()) and (scores.left_out == 1).all()
+    assert (
+        np.allclose(scores.values[0], (parts[0][0] / parts[0][1]).numpy())
+        and (scores.left_out == 1).all()
+    )
 
 
 def test_gaze_is_ram_of_the_last_row():
     tm = row_map()
     rows = rows_of(causal_pattern(tm), tm.last)
-    assert torch.equal(metric("gaze")(rows, tm), metric("ram")(rows, tm)) and metric("gaze").rows == "last"
+    assert (
+        torch.equal(metric("gaze")(rows, tm), metric("ram")(rows, tm))
+        and metric("gaze").rows == "last"
+    )
 
 
 def test_random_scores_are_the_same_for_every_sample_and_differ_by_layer_and_seed():
@@ -119,12 +152,14 @@ def test_random_scores_are_the_same_for_every_sample_and_differ_by_layer_and_see
     a, b = (rows_of(causal_pattern(tm, heads=8, seed=s), tm.question) for s in (0, 1))
     m = metric("random")
     assert torch.equal(m(a, tm, layer=2), m(b, tm, layer=2))
-    draws = torch.stack([metric("random", seed=s)(a, tm, layer=la) for s in range(20) for la in range(20)])
+    draws = torch.stack(
+        [metric("random", seed=s)(a, tm, layer=la) for s in range(20) for la in range(20)]
+    )
     assert len({tuple(row.tolist()) for row in draws}) == 400 and 0.45 < draws.mean() < 0.55
     assert abs(np.corrcoef(draws[:-1].flatten(), draws[1:].flatten())[0, 1]) < 0.06
 
 
-# --- metrics that need more than rows --------------------------------------------------------------------------------
+# --- metrics that need more than rows
 
 
 def null_of(tm, seed=9):
@@ -141,7 +176,10 @@ def test_calibrated_ram_is_the_difference_to_the_null_question():
     for reduce in ("mean", "max"):
         m, plain = metric("calibrated_ram", reduce=reduce), metric("ram", reduce=reduce)
         found = m(rows, tm, null_pattern=null_rows, null_token_map=null_map)
-        assert torch.allclose(found, plain(rows, tm) - plain(null_rows, null_map), atol=1e-7) and m.needs_null
+        assert (
+            torch.allclose(found, plain(rows, tm) - plain(null_rows, null_map), atol=1e-7)
+            and m.needs_null
+        )
     assert metric("calibrated_ram").reduce == "mean"
     with pytest.raises(CorelensError, match="calibrated_ram: no null_evidence"):
         metric("calibrated_ram")(rows, tm)
@@ -160,13 +198,17 @@ def test_qr_sums_calibrated_attention_without_outliers():
     found = metric("qr")(rows, tm, **nothing)
     calibrated = np.array([0.03] * 7 + [-0.01])
     assert calibrated[-1] < calibrated.mean() - 2 * calibrated.std(ddof=1)
-    assert found.tolist() == pytest.approx([0.21 + 0.2, sum(np.linspace(0.01, 0.08, 8)) / 3], abs=1e-6)
-    assert metric("qr", outlier=9.0)(rows, tm, **nothing)[0].item() == pytest.approx(0.20 + 0.2, abs=1e-6)
+    assert found.tolist() == pytest.approx(
+        [0.21 + 0.2, sum(np.linspace(0.01, 0.08, 8)) / 3], abs=1e-6
+    )
+    assert metric("qr", outlier=9.0)(rows, tm, **nothing)[0].item() == pytest.approx(
+        0.20 + 0.2, abs=1e-6
+    )
     same = rows * 0
     same[:, :, first] = 0.04  # no spread at all: nothing is an outlier
-    assert metric("qr")(same, tm, null_pattern=null * 0, null_token_map=tm).tolist() == pytest.approx(
-        [0.32, 0.32], abs=1e-6
-    )
+    assert metric("qr")(
+        same, tm, null_pattern=null * 0, null_token_map=tm
+    ).tolist() == pytest.approx([0.32, 0.32], abs=1e-6)
 
 
 def test_value_mass_against_its_definition():
@@ -188,10 +230,15 @@ def test_retrieval_counts_copied_tokens_looked_at_in_their_region():
     tm = row_map(region=((5, 6), (9, 10, 11)))
     a, b = tm.regions
     steps, texts = ["Total", " 7", " of", "", "42"], ["Total 7", "42"]
-    looked = torch.tensor([[a[0], a[1], a[0], a[0], b[2]], [b[0], a[1], a[0], a[0], tm.length + 3], [0, 0, 0, 0, 0]])
+    looked = torch.tensor(
+        [[a[0], a[1], a[0], a[0], b[2]], [b[0], a[1], a[0], a[0], tm.length + 3], [0, 0, 0, 0, 0]]
+    )
     hits, copied = metric("retrieval")(None, tm, looked=looked, steps=steps, texts=texts)
-    assert hits.tolist() == [3, 1, 0] and copied.tolist() == [3, 3, 3]  # " of" and "" stand in no region's text
-    assert metric("retrieval")(None, tm, looked=looked[:, :1], steps=["no"], texts=texts)[1].tolist() == [0, 0, 0]
+    # " of" and "" stand in no region's text
+    assert hits.tolist() == [3, 1, 0] and copied.tolist() == [3, 3, 3]
+    assert metric("retrieval")(None, tm, looked=looked[:, :1], steps=["no"], texts=texts)[
+        1
+    ].tolist() == [0, 0, 0]
     with pytest.raises(CorelensError, match="retrieval: sample 's7': region 1 without text"):
         metric("retrieval")(None, tm, looked=looked, steps=steps, texts=["Total 7", None])
 
@@ -199,23 +246,36 @@ def test_retrieval_counts_copied_tokens_looked_at_in_their_region():
 def test_visual_head_follows_sparsemm_s_rules():
     tm = row_map(region=((5, 6), (9, 10, 11)))
     a, b = tm.regions
-    steps, texts = ["Total", "7", "4", "42"], ["Total 47", "42"]  # "4" is in both boxes: it does not count
+    # "4" is in both boxes: it does not count
+    steps, texts = ["Total", "7", "4", "42"], ["Total 47", "42"]
     looked = torch.tensor([[a[0], a[1], a[0], b[2]], [b[0], b[0], b[0], b[0]], [0, 0, 0, 0]])
     found = metric("visual_head")(None, tm, looked=looked, steps=steps, texts=texts)
     assert found.tolist() == pytest.approx([1 / 2 + 1 / 2 + 1 / 3, 1 / 3, 0])
     raw = np.stack([found.numpy(), 3 * found.numpy()])[:, None, None]  # two pictures, one layer
     scores = head_scores(metric("visual_head"), raw, {})
-    assert scores.values.sum() == pytest.approx(1) and np.allclose(scores.values[0], (found / found.sum()).numpy())
+    assert scores.values.sum() == pytest.approx(1) and np.allclose(
+        scores.values[0], (found / found.sum()).numpy()
+    )
     assert head_scores(metric("visual_head"), raw * 0, {}).values.sum() == 0
 
 
 def grid_map(columns, rows):
     visual = torch.arange(2, 2 + columns * rows)
     box = torch.tensor(
-        [[x * 16.0, y * 16.0, x * 16 + 16.0, y * 16 + 16.0] for y in range(rows) for x in range(columns)]
+        [
+            [x * 16.0, y * 16.0, x * 16 + 16.0, y * 16 + 16.0]
+            for y in range(rows)
+            for x in range(columns)
+        ]
     )
     n = int(visual[-1]) + 4
-    return TokenMap(torch.ones(n, dtype=torch.bool), visual, visual, torch.tensor([n - 1]), [Picture(visual, box)])
+    return TokenMap(
+        torch.ones(n, dtype=torch.bool),
+        visual,
+        visual,
+        torch.tensor([n - 1]),
+        [Picture(visual, box)],
+    )
 
 
 def test_spatial_entropy_against_labelled_components():
@@ -227,24 +287,36 @@ def test_spatial_entropy_against_labelled_components():
         above = np.clip(attention - attention.mean(), 0, None).reshape(5, 7)
         parts, n = ndimage.label(above > 0.001, structure=np.ones((3, 3)))
         share = [above[parts == i].sum() / above.sum() for i in range(1, n + 1)]
-        assert spatial_entropy(attention[None], tm) == pytest.approx(-sum(p * np.log(p) for p in share), abs=1e-9)
+        assert spatial_entropy(attention[None], tm) == pytest.approx(
+            -sum(p * np.log(p) for p in share), abs=1e-9
+        )
 
 
 def test_one_place_has_less_entropy_than_two_and_a_bottom_row_is_scattered():
     tm = grid_map(6, 6)
-    maps = {"one": [7, 8, 13, 14], "corner": [7, 14], "two": [0, 35], "bottom": [30, 31, 32, 33, 34, 35], "none": []}
+    maps = {
+        "one": [7, 8, 13, 14],
+        "corner": [7, 14],
+        "two": [0, 35],
+        "bottom": [30, 31, 32, 33, 34, 35],
+        "none": [],
+    }
     found = {}
     for name, lit in maps.items():
         attention = np.full(36, 0.005)
         attention[lit] = 0.2
         found[name] = spatial_entropy(attention[None], tm)[0]
-    assert found["one"] == pytest.approx(0) == found["corner"] and found["two"] == pytest.approx(np.log(2))
+    assert found["one"] == pytest.approx(0) == found["corner"] and found["two"] == pytest.approx(
+        np.log(2)
+    )
     assert found["bottom"] == found["none"] == pytest.approx(np.log(36) + 1)
 
 
 def test_thumbnail_cells_touch_only_each_other():
     tm = grid_map(4, 4)
-    large = torch.tensor([[x * 32.0, y * 32.0, x * 32 + 32.0, y * 32 + 32.0] for y in range(2) for x in range(2)])
+    large = torch.tensor(
+        [[x * 32.0, y * 32.0, x * 32 + 32.0, y * 32 + 32.0] for y in range(2) for x in range(2)]
+    )
     visual = torch.arange(2, 22)
     both = TokenMap(torch.ones(26, dtype=torch.bool), visual, visual, torch.tensor([25]),
                     [Picture(visual, torch.cat([tm.pictures[0].box, large]))])  # fmt: skip
@@ -263,11 +335,15 @@ def test_localization_votes_for_the_heads_that_look_at_one_place():
     assert parts[0, 3] == pytest.approx(0.8, abs=0.01) and parts[1, 3] < parts[1, 5]
     raw = np.stack([parts, parts])[:, :, None]
     chosen = head_scores(metric("localization"), raw, {}).values
-    assert np.argwhere(chosen[0] == 1)[:, 0].tolist() == [3, 5, 11] and chosen.sum() == 3  # 11 is the elbow itself
+    # 11 is the elbow itself
+    assert np.argwhere(chosen[0] == 1)[:, 0].tolist() == [3, 5, 11] and chosen.sum() == 3
     all_look = raw.copy()
-    all_look[:, 0] = np.r_[0.5, 0.5, np.linspace(0.6, 0.9, 10)]  # the elbow is the lowest: ten of twelve are chosen
+    # the elbow is the lowest: ten of twelve are chosen
+    all_look[:, 0] = np.r_[0.5, 0.5, np.linspace(0.6, 0.9, 10)]
     all_look[:, 1] = np.arange(12)
-    assert head_scores(metric("localization"), all_look, {}).values[0].tolist() == [1] * 10 + [0] * 2
+    assert (
+        head_scores(metric("localization"), all_look, {}).values[0].tolist() == [1] * 10 + [0] * 2
+    )
 
 
 def test_elbow_is_the_point_farthest_from_the_chord():
@@ -279,7 +355,7 @@ def test_elbow_is_the_point_farthest_from_the_chord():
     assert elbow(values) == points[np.linalg.norm(rest, axis=1).argmax(), 1]
 
 
-# --- the registry -----------------------------------------------------------------------------------------------------
+# --- the registry
 
 
 @pytest.mark.parametrize(
@@ -288,7 +364,10 @@ def test_elbow_is_the_point_farthest_from_the_chord():
         (metric("ram"), "ram"),
         (metric("ram", rows="last", reduce="max"), "ram[rows=last,reduce=max]"),
         (metric("ram", rows="question", reduce="mean", keys="sum", samples="mean"), "ram"),
-        (metric("ram", keys="hit", samples="vote", reduce="max"), "ram[keys=hit,reduce=max,samples=vote]"),
+        (
+            metric("ram", keys="hit", samples="vote", reduce="max"),
+            "ram[keys=hit,reduce=max,samples=vote]",
+        ),
         (metric("ram", sinks="left_out"), "ram[sinks=left_out]"),
         (metric("calibrated_ram", keys="max"), "calibrated_ram[keys=max]"),
         (metric("gaze"), "gaze"),
@@ -298,7 +377,12 @@ def test_elbow_is_the_point_farthest_from_the_chord():
     ],
 )
 def test_a_key_names_what_differs_from_the_default_and_reads_back(made, key):
-    assert made.key == key and metric(key) == made and metric(made) is made and hash(made) == hash(metric(key))
+    assert (
+        made.key == key
+        and metric(key) == made
+        and metric(made) is made
+        and hash(made) == hash(metric(key))
+    )
 
 
 def test_a_metric_of_ones_own_is_a_function():
@@ -309,7 +393,11 @@ def test_a_metric_of_ones_own_is_a_function():
     rows = rows_of(causal_pattern(tm), tm.question)
     assert rows.shape == (3, 4, 29)
     m = metric(sharpest)
-    assert m.key == "sharpest" and m.rows == "question" and torch.equal(m(rows, tm), rows.amax((-2, -1)))
+    assert (
+        m.key == "sharpest"
+        and m.rows == "question"
+        and torch.equal(m(rows, tm), rows.amax((-2, -1)))
+    )
     raised = metric(sharpest, rows="last", floor=2.0)
     assert raised.key == "sharpest[rows=last,floor=2.0]" and raised(rows, tm).min() == 2
     with pytest.raises(CorelensError, match=r"row_zero: a score of \(3, 29\)"):
@@ -371,7 +459,7 @@ def test_every_registered_metric_says_formula_and_range():
         assert m.name == m.function.__name__ == name and len(m.function.__doc__) > 60
 
 
-# --- the design space: over keys, over samples, chance, sinks ---------------------------------------------------------
+# --- the design space: over keys, over samples, chance, sinks
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max"])
@@ -399,10 +487,17 @@ def test_chance_is_what_an_even_look_and_a_shifted_region_give():
     tm = row_map(grid=4, region=((0, 1),))
     rows = rows_of(causal_pattern(tm), tm.question)
     mass, seen = rows[:, :, tm.region].sum(-1), rows[:, :, tm.visual].sum(-1)
-    assert torch.allclose(metric("ram_excess")(rows, tm), (mass - seen * 2 / 16).mean(-1), atol=1e-6)
-    assert torch.allclose(metric("ram_excess", reduce="max")(rows, tm), (mass - seen * 2 / 16).amax(-1), atol=1e-6)
-    places = [(start, (start + 1) % 16) for start in range(2, 15)]  # all that do not touch the tokens 0 and 1
-    slow = torch.stack([rows[:, :, tm.visual[list(place)]].sum(-1).mean(-1) for place in places]).mean(0)
+    assert torch.allclose(
+        metric("ram_excess")(rows, tm), (mass - seen * 2 / 16).mean(-1), atol=1e-6
+    )
+    assert torch.allclose(
+        metric("ram_excess", reduce="max")(rows, tm), (mass - seen * 2 / 16).amax(-1), atol=1e-6
+    )
+    # all that do not touch the tokens 0 and 1
+    places = [(start, (start + 1) % 16) for start in range(2, 15)]
+    slow = torch.stack(
+        [rows[:, :, tm.visual[list(place)]].sum(-1).mean(-1) for place in places]
+    ).mean(0)
     assert torch.allclose(metric("ram_shifted")(rows, tm), slow, atol=1e-6)
     even = rows_of(causal_pattern(tm, uniform=True), tm.question)
     assert metric("ram_excess")(even, tm).abs().max() < 1e-7
@@ -414,13 +509,18 @@ def test_reductions_over_samples_against_loops():
     rng = np.random.default_rng(0)
     raw = rng.random((7, 1, 2, 5)).astype(np.float32)
     raw[0, 0, 0, :3] = 0.5  # ties
-    of = {how: head_scores(metric("ram", samples=how), raw, {}) for how in ("mean", "median", "rank_mean", "vote")}
+    of = {
+        how: head_scores(metric("ram", samples=how), raw, {})
+        for how in ("mean", "median", "rank_mean", "vote")
+    }
     np.testing.assert_allclose(of["mean"].values, raw[:, 0].mean(0), atol=1e-6)
     np.testing.assert_allclose(of["median"].values, np.median(raw[:, 0], axis=0), atol=1e-6)
     slow = np.zeros((7, 10))
     for sample, scores in enumerate(raw[:, 0].reshape(7, 10)):
         for i, x in enumerate(scores):
-            slow[sample, i] = (sum(x > y for y in scores) + 0.5 * (sum(x == y for y in scores) - 1)) / 9
+            slow[sample, i] = (
+                sum(x > y for y in scores) + 0.5 * (sum(x == y for y in scores) - 1)
+            ) / 9
     np.testing.assert_allclose(of["rank_mean"].values, slow.mean(0).reshape(2, 5), atol=1e-6)
     best = np.zeros((7, 10))
     best[np.arange(7), raw[:, 0].reshape(7, 10).argmax(1)] = 1  # 5% of ten heads: one
@@ -428,7 +528,9 @@ def test_reductions_over_samples_against_loops():
     low, high = of["median"].ci()
     assert ((low <= of["median"].values) & (of["median"].values <= high)).all()
     tied = np.ones((1, 1, 2, 20), dtype=np.float32)  # two votes among forty heads that are equal
-    assert head_scores(metric("ram", samples="vote"), tied, {}).values == pytest.approx(np.full((2, 20), 2 / 40))
+    assert head_scores(metric("ram", samples="vote"), tied, {}).values == pytest.approx(
+        np.full((2, 20), 2 / 40)
+    )
 
 
 def test_sinks_that_are_left_out_are_in_no_set():
@@ -453,5 +555,7 @@ def test_a_metric_of_ones_own_in_the_form_of_ours():
     own = Metric("contrast", contrast, needs=("evidence", "share"), options={"power": 1})
     assert metric(own) is own and own.key == "contrast" and own.of_masses
     assert metric(own, power=2, rows="last").key == "contrast[rows=last,power=2]"
-    expected = (rows[:, :, tm.region].sum(-1) - rows[:, :, tm.visual].sum(-1) * 3 / 16).abs().mean(-1)
+    expected = (
+        (rows[:, :, tm.region].sum(-1) - rows[:, :, tm.visual].sum(-1) * 3 / 16).abs().mean(-1)
+    )
     assert torch.allclose(own(rows, tm), expected, atol=1e-6)

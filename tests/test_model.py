@@ -1,4 +1,5 @@
-"""HookedMLLM against the wrapped model itself, and every edit against the slow, obvious way to make it."""
+"""HookedMLLM against the wrapped model itself, and every edit against the slow, obvious way to make
+it."""
 
 import copy
 
@@ -20,7 +21,9 @@ def picture(seed: int, size=(96, 64)) -> Image.Image:
     return Image.fromarray(noise.numpy())
 
 
-def sample(seed: int = 0, size=(96, 64), question="What digit is on the red circle?", images=1) -> Sample:
+def sample(
+    seed: int = 0, size=(96, 64), question="What digit is on the red circle?", images=1
+) -> Sample:
     return Sample(
         images=[picture(seed + i, size) for i in range(images)],
         question=question,
@@ -58,12 +61,21 @@ def test_without_hooks_it_is_the_wrapped_model_bit_for_bit(model, batch):
 def test_reading_everything_but_the_pattern_leaves_the_logits_bit_for_bit(model, batch):
     logits, cache = model.run_with_cache(batch)
     assert torch.equal(logits, reference(model, batch))
-    rows = ["blocks.1.attn.hook_pattern_rows", "blocks.2.attn.head.3.hook_pattern_rows", "blocks.0.attn.hook_result"]
+    rows = [
+        "blocks.1.attn.hook_pattern_rows",
+        "blocks.2.attn.head.3.hook_pattern_rows",
+        "blocks.0.attn.hook_result",
+    ]
     logits, _ = model.run_with_cache(batch, names_filter=rows)
     assert torch.equal(logits, reference(model, batch))
     c = model.cfg
     n, pos = batch.tensors["input_ids"].shape
-    assert cache["q", 1].shape == cache["rot_q", 1].shape == cache["z", 1].shape == (n, pos, c.n_heads, c.d_head)
+    assert (
+        cache["q", 1].shape
+        == cache["rot_q", 1].shape
+        == cache["z", 1].shape
+        == (n, pos, c.n_heads, c.d_head)
+    )
     assert cache["k", 1].shape == cache["v", 1].shape == (n, pos, c.n_kv_heads, c.d_head)
     assert not any(name.endswith(("pattern", "pattern_rows", "scores", "result")) for name in cache)
 
@@ -100,7 +112,11 @@ def test_rows_are_the_rows_of_the_pattern(model, batch):
             _, cache = model.run_with_cache(batch, names_filter=[name, name + "_rows"])
         torch.testing.assert_close(cache[name + "_rows"], seen["rows"], atol=1e-6, rtol=0)
         for i, rows in enumerate(seen["which"]):
-            wanted = batch.token_maps[i].positions(spec, rows=True) if isinstance(spec, str) else torch.tensor(spec)
+            wanted = (
+                batch.token_maps[i].positions(spec, rows=True)
+                if isinstance(spec, str)
+                else torch.tensor(spec)
+            )
             assert rows[rows >= 0].tolist() == wanted.tolist()
             torch.testing.assert_close(
                 seen["rows"][i][:, rows >= 0], cache[name][i][:, rows[rows >= 0]], atol=1e-6, rtol=0
@@ -122,7 +138,9 @@ def test_zeroed_z_is_a_pre_hook_on_the_output_projection(model, batch):
         x[..., 2 * d : 3 * d] = 0
         return (x,)
 
-    handle = model.layout.decoder(model.hf).layers[1].self_attn.o_proj.register_forward_pre_hook(pre)
+    handle = (
+        model.layout.decoder(model.hf).layers[1].self_attn.o_proj.register_forward_pre_hook(pre)
+    )
     wanted = reference(model, batch)
     handle.remove()
     assert torch.equal(got, wanted)
@@ -139,7 +157,9 @@ def test_an_edited_pattern_changes_z_as_the_closed_form_says(model, batch):
         return made["pattern"]
 
     with model.hooks(fwd_hooks=[("blocks.2.attn.hook_pattern", replace)]):
-        _, cache = model.run_with_cache(batch, names_filter=["blocks.2.attn.hook_v", "blocks.2.attn.hook_z"])
+        _, cache = model.run_with_cache(
+            batch, names_filter=["blocks.2.attn.hook_v", "blocks.2.attn.hook_z"]
+        )
     v = cache["v", 2].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
     wanted = torch.einsum("bhqk,bkhd->bqhd", made["pattern"], v)
     torch.testing.assert_close(cache["z", 2], wanted, atol=1e-5, rtol=1e-5)
@@ -207,7 +227,11 @@ def test_edges_equal_edits_of_dense_scores(model, batch, heads):
 def test_a_row_that_loses_every_edge_gives_zero_and_a_warning(model, batch):
     with (
         pytest.warns(UserWarning, match="lost every edge"),
-        model.hooks(fwd_hooks=[("blocks.1.attn.hook_edges", lambda edges, hook: edges.cut(None, "last", "all"))]),
+        model.hooks(
+            fwd_hooks=[
+                ("blocks.1.attn.hook_edges", lambda edges, hook: edges.cut(None, "last", "all"))
+            ]
+        ),
     ):
         _, cache = model.run_with_cache(batch, names_filter="blocks.1.attn.hook_z")
     assert (cache["z", 1][0, batch.token_maps[0].last] == 0).all()
@@ -224,7 +248,8 @@ def test_a_row_that_loses_every_edge_gives_zero_and_a_warning(model, batch):
      "hook_logits", "blocks.1.attn.hook_attn_scores", "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_pattern_rows"],
 )  # fmt: skip
 def test_every_point_writes_and_later_readers_see_it(model, batch, name):
-    """Returned and in-place edits agree, change the run, and a cache behind them holds what was written."""
+    """Returned and in-place edits agree, change the run, and a cache behind them holds what was
+    written."""
     seen = []
 
     def scale(x, hook):
@@ -253,15 +278,22 @@ def test_the_residual_stream_adds_up_with_deepstack_counted(model, batch):
     assert torch.equal(cache["hook_embed"], cache["resid_pre", 0])
     for layer in range(layers):
         mid, post = cache["resid_mid", layer], cache["resid_post", layer]
-        torch.testing.assert_close(cache["resid_pre", layer] + cache["attn_out", layer], mid, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            cache["resid_pre", layer] + cache["attn_out", layer], mid, atol=1e-6, rtol=0
+        )
         torch.testing.assert_close(mid + cache["mlp_out", layer], post, atol=1e-6, rtol=0)
         if layer + 1 < layers:
             added = cache.cache_dict.get(f"blocks.{layer}.hook_deepstack", torch.zeros_like(post))
-            torch.testing.assert_close(post + added, cache["resid_pre", layer + 1], atol=1e-6, rtol=0)
+            torch.testing.assert_close(
+                post + added, cache["resid_pre", layer + 1], atol=1e-6, rtol=0
+            )
     assert cache["blocks.0.hook_deepstack"].abs().sum() > 0
     norm = model.layout.decoder(model.hf).norm
     torch.testing.assert_close(
-        norm.weight * cache["ln_final.hook_normalized"], norm(cache["resid_post", layers - 1]), atol=1e-5, rtol=0
+        norm.weight * cache["ln_final.hook_normalized"],
+        norm(cache["resid_post", layers - 1]),
+        atol=1e-5,
+        rtol=0,
     )
 
 
@@ -273,7 +305,11 @@ def greedy(model, inputs, n=6, **options):
 def test_generate_gives_hugging_faces_tokens(model, batch, cache):
     length = batch.tensors["input_ids"].shape[1]
     wanted = model.hf.generate(
-        **batch.tensors, max_new_tokens=6, min_new_tokens=6, do_sample=False, cache_implementation=cache
+        **batch.tensors,
+        max_new_tokens=6,
+        min_new_tokens=6,
+        do_sample=False,
+        cache_implementation=cache,
     )[:, length:]
     assert torch.equal(greedy(model, batch, cache_implementation=cache), wanted)
     steps = []
@@ -295,7 +331,8 @@ def test_generate_gives_hugging_faces_tokens(model, batch, cache):
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_kv_edits_enter_the_cache_and_knockouts_mask_at_decode_steps(model, batch, cache):
-    """Cached generation under edits = running the whole sequence again under the same edits at each step."""
+    """Cached generation under edits = running the whole sequence again under the same edits at each
+    step."""
 
     def shrink(x, hook):
         return x * 0.3
@@ -318,7 +355,11 @@ def test_kv_edits_enter_the_cache_and_knockouts_mask_at_decode_steps(model, batc
                 inputs = type(batch)(dict(sequence), batch.token_maps, batch.samples)
                 token = model(inputs)[:, -1].argmax(-1)
             again.append(token)
-            for key, extra in (("input_ids", token[:, None]), ("attention_mask", 1), ("mm_token_type_ids", 0)):
+            for key, extra in (
+                ("input_ids", token[:, None]),
+                ("attention_mask", 1),
+                ("mm_token_type_ids", 0),
+            ):
                 extra = extra if torch.is_tensor(extra) else torch.full_like(token[:, None], extra)
                 sequence[key] = torch.cat([sequence[key], extra], dim=1)
     assert torch.equal(got, torch.stack(again, dim=1))
@@ -332,7 +373,10 @@ def test_generated_rows_are_read_as_answer_rows(model, batch):
         rows.append((x.shape, hook.ctx["rows"].tolist()))
 
     length = batch.tensors["input_ids"].shape[1]
-    with model.pattern_rows("last+answer"), model.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern_rows", keep)]):
+    with (
+        model.pattern_rows("last+answer"),
+        model.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern_rows", keep)]),
+    ):
         greedy(model, batch, n=3)
     assert [which for _, which in rows] == [[[length - 1]] * 2, [[length]] * 2, [[length + 1]] * 2]
     assert rows[-1][0] == (2, model.cfg.n_heads, 1, length + 2)
@@ -357,14 +401,26 @@ def test_every_hook_is_gone_after_an_exception(model, batch):
 
     plain = reference(model, batch)
     before = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules()]
-    names = ("blocks.2.attn.hook_pattern", "blocks.2.attn.head.1.hook_z", "blocks.2.hook_resid_mid", "hook_logits")
+    names = (
+        "blocks.2.attn.hook_pattern",
+        "blocks.2.attn.head.1.hook_z",
+        "blocks.2.hook_resid_mid",
+        "hook_logits",
+    )
     for name in (*names, "blocks.0.hook_deepstack"):
         with pytest.raises(RuntimeError, match="on purpose"):
-            model.run_with_hooks(batch, fwd_hooks=[(name, explode), ("blocks.0.hook_deepstack", lambda x, hook: x * 2)])
+            model.run_with_hooks(
+                batch,
+                fwd_hooks=[(name, explode), ("blocks.0.hook_deepstack", lambda x, hook: x * 2)],
+            )
         assert not any(point.active for point in model.hook_points())
-        assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules()] == before
+        assert [
+            len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules()
+        ] == before
         assert "_deepstack_process" not in vars(model.layout.decoder(model.hf))
-        assert {m.config._attn_implementation for m in model.hf.modules() if hasattr(m, "config")} == {"sdpa"}
+        assert {
+            m.config._attn_implementation for m in model.hf.modules() if hasattr(m, "config")
+        } == {"sdpa"}
         assert torch.equal(reference(model, batch), plain)
 
 
@@ -382,10 +438,15 @@ def test_batched_equals_single(model):
             real = together.token_maps[i].real
             torch.testing.assert_close(logits[i, real], wanted[0], atol=1e-5, rtol=0)
             for name in names[1:]:
-                torch.testing.assert_close(cache[name][i, real], wanted_cache[name][0], atol=1e-5, rtol=0)
+                torch.testing.assert_close(
+                    cache[name][i, real], wanted_cache[name][0], atol=1e-5, rtol=0
+                )
             rows = wanted_cache[names[0]].shape[2]
             torch.testing.assert_close(
-                cache[names[0]][i, :, :rows][..., real], wanted_cache[names[0]][0], atol=1e-5, rtol=0
+                cache[names[0]][i, :, :rows][..., real],
+                wanted_cache[names[0]][0],
+                atol=1e-5,
+                rtol=0,
             )
 
 
@@ -413,7 +474,9 @@ def test_gradients_are_those_of_the_plain_model(model, batch):
         assert grads and grads[0].abs().sum() > 0, name
         for parameter_name, parameter in hf.named_parameters():
             if parameter_name in wanted:
-                torch.testing.assert_close(parameter.grad, wanted[parameter_name], atol=2e-4, rtol=1e-3)
+                torch.testing.assert_close(
+                    parameter.grad, wanted[parameter_name], atol=2e-4, rtol=1e-3
+                )
     hf.zero_grad()
 
 
@@ -425,7 +488,9 @@ def test_per_head_names_read_and_write_their_slice(model, batch):
                           "blocks.1.attn.kv_head.1.hook_k", "blocks.1.attn.head.3.hook_pattern"],
         )  # fmt: skip
     assert torch.equal(cache["blocks.1.attn.head.3.hook_z"], cache["z", 1][:, :, 3])
-    assert torch.equal(cache["blocks.1.attn.head.3.hook_k"], cache["blocks.1.attn.kv_head.1.hook_k"])
+    assert torch.equal(
+        cache["blocks.1.attn.head.3.hook_k"], cache["blocks.1.attn.kv_head.1.hook_k"]
+    )
     assert cache["blocks.1.attn.head.3.hook_pattern"].ndim == 3
     with pytest.raises(CorelensError, match=r"kv_head\.1\.hook_k"):
         model.run_with_hooks(batch, fwd_hooks=[("blocks.1.attn.head.3.hook_k", zero)])
@@ -440,14 +505,23 @@ def test_mistakes_are_named(model, batch, tmp_path):
     with pytest.raises(CorelensError, match=r"hook_resid_pre"):
         model.run_with_cache(batch, names_filter=["blocks.0.hook_resid_per"])
 
-    for hooks in ([zero], ["blocks.1.attn.hook_z"], [("blocks.1.attn.hook_z", 0)], ("blocks.1.attn.hook_z", 0)):
+    for hooks in (
+        [zero],
+        ["blocks.1.attn.hook_z"],
+        [("blocks.1.attn.hook_z", 0)],
+        ("blocks.1.attn.hook_z", 0),
+    ):
         with pytest.raises(CorelensError, match=r"list of such pairs"):
             model.run_with_hooks(batch, fwd_hooks=hooks)
 
     def truncate(x, hook):
         return x[:, :1]
 
-    for name in ("blocks.1.attn.hook_z", "blocks.1.hook_resid_pre", "blocks.0.attn.head.1.hook_pattern_rows"):
+    for name in (
+        "blocks.1.attn.hook_z",
+        "blocks.1.hook_resid_pre",
+        "blocks.0.attn.head.1.hook_pattern_rows",
+    ):
         with pytest.raises(CorelensError, match="truncate"):
             model.run_with_hooks(batch, fwd_hooks=[(name, truncate)])
     with pytest.raises(CorelensError, match="double"):

@@ -1,4 +1,5 @@
-"""Models without a layout: they wrap and hook all the same, soft caps, sinks and windows honoured."""
+"""Models without a layout: they wrap and hook all the same, soft caps, sinks and windows
+honoured."""
 
 import pytest
 import torch
@@ -15,22 +16,36 @@ from corelens.errors import CorelensError
 from corelens.model.hooked import HookedMLLM
 from family_parts import randomise
 
-TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
 TEXT |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "pad_token_id": 0}
 
 
 def soft_capped():
-    config = Gemma2Config(**TEXT, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, sliding_window=6)
+    config = Gemma2Config(
+        **TEXT, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, sliding_window=6
+    )
     return Gemma2ForCausalLM(config)
 
 
 def with_sinks():
-    config = GptOssConfig(**TEXT, num_local_experts=4, num_experts_per_tok=2, sliding_window=6, attention_bias=True)
+    config = GptOssConfig(
+        **TEXT, num_local_experts=4, num_experts_per_tok=2, sliding_window=6, attention_bias=True
+    )
     return GptOssForCausalLM(config)
 
 
 def with_a_picture():
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5, "num_attention_heads": 2}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 2,
+    }
     vision |= {"patch_size": 14, "image_size": 56, "model_type": "clip_vision_model"}
     config = VipLlavaConfig(
         text_config={"model_type": "llama", **TEXT}, vision_config=vision, image_token_index=63,
@@ -51,7 +66,9 @@ def case(request):
     tensors["attention_mask"][1, :3] = 0
     if request.param == "picture":
         ids[:, 4:20] = 63
-        tensors["pixel_values"] = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+        tensors["pixel_values"] = torch.randn(
+            2, 3, 56, 56, generator=torch.Generator().manual_seed(1)
+        )
     return HookedMLLM(hf), tensors
 
 
@@ -70,8 +87,12 @@ def test_patterns_are_those_of_eager_attention(case):
         torch.testing.assert_close(cached[name][keep], wanted[keep], atol=3e-6, rtol=0)
     with model.pattern_rows("last"):
         rows = model.run_with_cache(inputs, names_filter="blocks.1.attn.hook_pattern_rows")[1]
-    torch.testing.assert_close(rows["pattern_rows", 1], cached["pattern", 1][:, :, -1:], atol=1e-6, rtol=0)
-    z = model.run_with_hooks(inputs, fwd_hooks=[("blocks.1.attn.head.2.hook_z", lambda x, hook: x.clone())])
+    torch.testing.assert_close(
+        rows["pattern_rows", 1], cached["pattern", 1][:, :, -1:], atol=1e-6, rtol=0
+    )
+    z = model.run_with_hooks(
+        inputs, fwd_hooks=[("blocks.1.attn.head.2.hook_z", lambda x, hook: x.clone())]
+    )
     torch.testing.assert_close(z[real], out.logits[real], atol=1e-5, rtol=1e-5)
 
 
@@ -80,13 +101,17 @@ def test_analyses_and_generation(case):
     model, tensors = case
     inputs = model.inputs(**tensors)
     _, cached = model.run_with_cache(inputs)
-    torch.testing.assert_close(cached.decompose_resid().sum(0), cached["resid_post", 3], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        cached.decompose_resid().sum(0), cached["resid_post", 3], atol=1e-5, rtol=1e-5
+    )
     values = cached.logit_lens(positions=None).values[-1]
     real = tensors["attention_mask"].bool()
     torch.testing.assert_close(values[real], model(inputs)[real], atol=1e-4, rtol=1e-4)
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     wanted = model.hf.generate(**tensors, **options)[:, 28:]
-    with model.hooks(fwd_hooks=[(f"blocks.{n}.attn.hook_pattern", lambda x, hook: x.clone()) for n in range(4)]):
+    with model.hooks(
+        fwd_hooks=[(f"blocks.{n}.attn.hook_pattern", lambda x, hook: x.clone()) for n in range(4)]
+    ):
         assert torch.equal(model.generate(inputs, **options), wanted)
 
 

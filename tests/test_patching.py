@@ -36,7 +36,9 @@ def sample(seed: int, question: str = "What digit is on the red circle?") -> Sam
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randint(0, 256, (64, 96, 3), generator=generator, dtype=torch.uint8)
     picture = Image.fromarray(noise.numpy())
-    return Sample(images=[picture], question=question, answer="7", regions=[Box(10, 10, 60, 40)], id=str(seed))
+    return Sample(
+        images=[picture], question=question, answer="7", regions=[Box(10, 10, 60, 40)], id=str(seed)
+    )
 
 
 @cache
@@ -51,7 +53,9 @@ def runs(family: str) -> dict[str, Inputs]:
     return {
         "clean": model.prepare([sample(0), sample(1, "Which colour?")]),
         "picture": model.prepare([sample(7), sample(8, "Which colour?")]),
-        "text": model.prepare([sample(0, "What circle is on the red digit?"), sample(1, "Which colour?")]),
+        "text": model.prepare(
+            [sample(0, "What circle is on the red digit?"), sample(1, "Which colour?")]
+        ),
     }
 
 
@@ -65,13 +69,20 @@ def close(a, b, atol=1e-5):
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol, rtol=1e-5)
 
 
-# --- identities ------------------------------------------------------------------------------------------------------
+# --- identities
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_clean_into_clean_does_nothing(family):
     model, clean = hooked(family), runs(family)["clean"]
-    names = ["hook_embed", *(n for n in model.hook_names() if n.startswith("blocks.") and not n.endswith("hook_edges"))]
+    names = [
+        "hook_embed",
+        *(
+            n
+            for n in model.hook_names()
+            if n.startswith("blocks.") and not n.endswith("hook_edges")
+        ),
+    ]
     with torch.no_grad():
         logits, cache_ = model.run_with_cache(clean, names_filter=names)
         again = model.run_with_hooks(clean, fwd_hooks=patch(names, cache_))
@@ -81,16 +92,21 @@ def test_clean_into_clean_does_nothing(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_heads_patched_make_the_other_run(family):
-    """Every hook_attn_out is the other run's; with the embeddings and what DeepStack adds, the logits are too."""
+    """Every hook_attn_out is the other run's; with the embeddings and what DeepStack adds, the
+    logits are too."""
     model, clean, other = hooked(family), runs(family)["clean"], runs(family)["picture"]
     attn_out = [f"blocks.{layer}.hook_attn_out" for layer in range(4)]
     z = [f"blocks.{layer}.attn.hook_z" for layer in range(4)]
     deepstack = model.hook_names("hook_deepstack")
     with torch.no_grad():
-        wanted, source = model.run_with_cache(other, names_filter=[*attn_out, *z, *deepstack, "hook_embed"])
+        wanted, source = model.run_with_cache(
+            other, names_filter=[*attn_out, *z, *deepstack, "hook_embed"]
+        )
         with model.hooks(fwd_hooks=patch(z, source)):
             _, got = model.run_with_cache(clean, names_filter=attn_out)
-        logits = model.run_with_hooks(clean, fwd_hooks=patch([*z, "hook_embed", *deepstack], source))
+        logits = model.run_with_hooks(
+            clean, fwd_hooks=patch([*z, "hook_embed", *deepstack], source)
+        )
     for name in attn_out:
         torch.testing.assert_close(got[name], source[name], atol=1e-5, rtol=0)
     torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=0)
@@ -113,9 +129,17 @@ def test_a_patch_per_head_at_some_positions_is_that_slice():
     name = "blocks.2.attn.head.3.hook_z"
     with torch.no_grad():
         _, source = model.run_with_cache(other)
-        with model.hooks(fwd_hooks=patch([name, "blocks.1.attn.kv_head.1.hook_v"], source, positions="region+last")):
-            _, got = model.run_with_cache(clean, names_filter=["blocks.2.attn.hook_z", "blocks.1.attn.hook_v"])
-        _, plain = model.run_with_cache(clean, names_filter=["blocks.2.attn.hook_z", "blocks.1.attn.hook_v"])
+        with model.hooks(
+            fwd_hooks=patch(
+                [name, "blocks.1.attn.kv_head.1.hook_v"], source, positions="region+last"
+            )
+        ):
+            _, got = model.run_with_cache(
+                clean, names_filter=["blocks.2.attn.hook_z", "blocks.1.attn.hook_v"]
+            )
+        _, plain = model.run_with_cache(
+            clean, names_filter=["blocks.2.attn.hook_z", "blocks.1.attn.hook_v"]
+        )
     for i, token_map in enumerate(clean.token_maps):
         there = torch.zeros(clean.length, dtype=torch.bool)
         there[token_map.positions("region+last")] = True
@@ -132,10 +156,14 @@ def test_a_patch_leaves_generated_tokens_alone():
     hooks.append(("blocks.1.hook_resid_pre", lambda x, hook: seen.append(x.clone())))
     with model.hooks(fwd_hooks=hooks):
         model.generate(clean, max_new_tokens=3, min_new_tokens=3, do_sample=False)
-    assert torch.equal(seen[0], source["resid_pre", 1]) and [x.shape[1] for x in seen] == [clean.length, 1, 1]
+    assert torch.equal(seen[0], source["resid_pre", 1]) and [x.shape[1] for x in seen] == [
+        clean.length,
+        1,
+        1,
+    ]
 
 
-# --- the runner against the plain loop --------------------------------------------------------------------------------
+# --- the runner against the plain loop
 
 SWEEPS = [
     ("resid_pre", ("layer", "role"), {}),
@@ -179,7 +207,11 @@ def test_every_sweep_equals_one_whole_forward_a_patch(family, other):
 
 
 def test_the_plain_loop_is_what_a_user_would_write():
-    model, clean, corrupted = hooked("qwen3_vl"), runs("qwen3_vl")["clean"], runs("qwen3_vl")["picture"]
+    model, clean, corrupted = (
+        hooked("qwen3_vl"),
+        runs("qwen3_vl")["clean"],
+        runs("qwen3_vl")["picture"],
+    )
     result = activation_patch(model, clean, corrupted, "z", measure)
     with torch.no_grad():
         logits, source = model.run_with_cache(clean)
@@ -189,8 +221,13 @@ def test_the_plain_loop_is_what_a_user_would_write():
                 hooks = patch(f"blocks.{layer}.attn.head.{head}.hook_z", source)
                 wanted = measure(model.run_with_hooks(corrupted, fwd_hooks=hooks))
                 close(result.values[:, layer, head], wanted)
-                close(result.effect[:, layer, head], wanted - base, atol=3e-5)  # a difference: twice the rounding
-                close(result.recovered[:, layer, head], (wanted - base) / (measure(logits) - base), atol=1e-3)
+                # a difference: twice the rounding
+                close(result.effect[:, layer, head], wanted - base, atol=3e-5)
+                close(
+                    result.recovered[:, layer, head],
+                    (wanted - base) / (measure(logits) - base),
+                    atol=1e-3,
+                )
     noised = activation_patch(model, clean, corrupted, "z", measure, direction="noising")
     close(noised.base, result.other)
     close(noised.other, result.base)
@@ -200,11 +237,23 @@ def test_the_plain_loop_is_what_a_user_would_write():
 def test_under_other_hooks_and_in_small_batches(family):
     model, clean, corrupted = hooked(family), runs(family)["clean"], runs(family)["text"]
     hooks = ablate([(0, 1), (2, 2)]) + knockout(None, rows="question", columns="region")
-    hooks += [("blocks.2.hook_resid_pre", lambda x, hook: x + 0.1), ("hook_embed", lambda x, hook: x * 1.1)]
-    slow = activation_patch(model, clean, corrupted, "attn_out", measure, ("layer", "role"), hooks=hooks, fast=False)
+    hooks += [
+        ("blocks.2.hook_resid_pre", lambda x, hook: x + 0.1),
+        ("hook_embed", lambda x, hook: x * 1.1),
+    ]
+    slow = activation_patch(
+        model, clean, corrupted, "attn_out", measure, ("layer", "role"), hooks=hooks, fast=False
+    )
     for size in (1, 200, 100_000):
         fast = activation_patch(
-            model, clean, corrupted, "attn_out", measure, ("layer", "role"), hooks=hooks, batch_tokens=size
+            model,
+            clean,
+            corrupted,
+            "attn_out",
+            measure,
+            ("layer", "role"),
+            hooks=hooks,
+            batch_tokens=size,
         )
         close(fast.values, slow.values)
         assert abs(fast.effect).max() > 1e-3
@@ -219,7 +268,8 @@ def test_a_run_that_begins_late_is_the_base_run(family):
     wanted = model(clean)
     real = torch.stack([token_map.real for token_map in clean.token_maps])
     replay = Replay(model, model.encode(clean))
-    assert replay.suffixes == (family not in ("gemma3", "paligemma"))  # there, pictures or prompts attend both ways
+    # there, pictures or prompts attend both ways
+    assert replay.suffixes == (family not in ("gemma3", "paligemma"))
     for layer, row, runs_ in ((0, 0, 1), (2, 0, 3), (0, 25, 2), (3, 30, 2)):
         start = replay.begin(layer, row, runs_)
         got = replay.run(start, [])
@@ -244,12 +294,13 @@ def test_videos_are_patched_as_pictures_are(family):
     close(fast.values, fast.other)
 
 
-# --- attribution -----------------------------------------------------------------------------------------------------
+# --- attribution
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
 def test_attribution_is_the_derivative_of_the_exact_effect(family):
-    """Against a central difference: a small part of the way to the other run's value (norms compute in float32)."""
+    """Against a central difference: a small part of the way to the other run's value (norms compute
+    in float32)."""
     precise = HookedMLLM(copy.deepcopy(hooked(family).hf).double(), hooked(family).processor)
     clean, corrupted = (runs(family)[name].to(dtype=torch.float64) for name in ("clean", "picture"))
     step = 3e-2
@@ -275,7 +326,9 @@ def test_attribution_is_the_derivative_of_the_exact_effect(family):
         wanted = (nudged(step) - nudged(-step)) / (2 * step)
         got = estimate.effect[:, 2, 1] if axis else estimate.effect[:, 2]
         assert abs(wanted).max() > 1e-3
-        np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=5e-3 * float(abs(wanted).max()), err_msg=site)
+        np.testing.assert_allclose(
+            got, wanted, rtol=1e-2, atol=5e-3 * float(abs(wanted).max()), err_msg=site
+        )
 
 
 def precisely(logits):
@@ -285,9 +338,14 @@ def precisely(logits):
 
 def test_integrated_gradients_add_up_to_the_difference_of_the_runs():
     """Completeness: over the inputs themselves, effects sum to the metric's difference."""
-    model, clean, corrupted = hooked("qwen3_vl"), runs("qwen3_vl")["clean"], runs("qwen3_vl")["picture"]
+    model, clean, corrupted = (
+        hooked("qwen3_vl"),
+        runs("qwen3_vl")["clean"],
+        runs("qwen3_vl")["picture"],
+    )
     plain, integrated = (
-        attribution_patch(model, clean, corrupted, "visual", measure, per=(), steps=steps) for steps in (0, 24)
+        attribution_patch(model, clean, corrupted, "visual", measure, per=(), steps=steps)
+        for steps in (0, 24)
     )
     gap = integrated.other - integrated.base
     assert abs(integrated.effect - gap).max() < 0.1 * abs(gap).max() < abs(plain.effect - gap).max()
@@ -296,12 +354,16 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_runs():
 
 
 def test_attribution_of_a_metric_without_gradient_is_zero():
-    model, clean, corrupted = hooked("llava_next"), runs("llava_next")["clean"], runs("llava_next")["text"]
+    model, clean, corrupted = (
+        hooked("llava_next"),
+        runs("llava_next")["clean"],
+        runs("llava_next")["text"],
+    )
     result = attribution_patch(model, clean, corrupted, "z", accuracy("7"), hooks=ablate([(1, 1)]))
     assert (result.effect == 0).all() and result.values.shape == (2, 4, 4)
 
 
-# --- counterfactuals -------------------------------------------------------------------------------------------------
+# --- counterfactuals
 
 
 def painted() -> Sample:
@@ -316,8 +378,17 @@ def painted() -> Sample:
 def test_each_counterfactual_changes_its_region_and_nothing_else():
     clean = painted()
     before = np.asarray(clean.images[0])
-    other = Sample(images=[Image.new("RGB", (40, 40), (0, 255, 0))], answer="green", regions=[Box(5, 5, 30, 30)])
-    for kind, options in (("blur", {}), ("noise", {"seed": 3}), ("mask", {}), ("replace", {"other": other})):
+    other = Sample(
+        images=[Image.new("RGB", (40, 40), (0, 255, 0))],
+        answer="green",
+        regions=[Box(5, 5, 30, 30)],
+    )
+    for kind, options in (
+        ("blur", {}),
+        ("noise", {"seed": 3}),
+        ("mask", {}),
+        ("replace", {"other": other}),
+    ):
         twin = counterfactual(clean, kind, **options)
         after = np.asarray(twin.images[0])
         inside = np.zeros((64, 96), dtype=bool)
@@ -327,9 +398,15 @@ def test_each_counterfactual_changes_its_region_and_nothing_else():
             assert (after == before).all()
         else:
             assert (after[inside] != before[inside]).any()
-        assert twin.id == f"p:{kind}" and twin.question == clean.question and twin.regions == clean.regions
+        assert (
+            twin.id == f"p:{kind}"
+            and twin.question == clean.question
+            and twin.regions == clean.regions
+        )
         assert twin.answer == ("green" if kind == "replace" else None)
-    assert (np.asarray(counterfactual(clean, "replace", other=other).images[0])[10, 10] == (0, 255, 0)).all()
+    assert (
+        np.asarray(counterfactual(clean, "replace", other=other).images[0])[10, 10] == (0, 255, 0)
+    ).all()
     mean = before.reshape(-1, 3).mean(0).round()
     assert (np.asarray(counterfactual(clean, "mask").images[0])[10, 10] == mean).all()
     assert (np.asarray(clean.images[0]) == before).all()
@@ -341,7 +418,9 @@ def test_swap_exchanges_two_regions():
     clean = painted()
     for options in ({"other": 1}, {"other": Box(60, 30, 84, 54)}, {"region": 1, "other": 0}):
         after = np.asarray(counterfactual(clean, "swap", answer="blue", **options).images[0])
-        assert (after[8:24, 8:24] == (0, 0, 255)).all() and (after[30:54, 60:84] == (255, 0, 0)).all()
+        assert (after[8:24, 8:24] == (0, 0, 255)).all() and (
+            after[30:54, 60:84] == (255, 0, 0)
+        ).all()
     with pytest.raises(CorelensError, match="overlap"):
         counterfactual(clean, "swap", other=Box(20, 20, 40, 40))
 
@@ -353,18 +432,27 @@ def test_masks_and_tubes():
     before = np.asarray(painted().images[0])
     assert (after[~form] == before[~form]).all() and (after[form] != before[form]).any()
     frames = [Image.new("RGB", (64, 64), (40 * i, 0, 0)) for i in range(4)]
-    video = Sample(video=frames, question="?", regions=[Tube({1: Box(0, 0, 9, 9), 2: Box(4, 4, 9, 9)})])
+    video = Sample(
+        video=frames, question="?", regions=[Tube({1: Box(0, 0, 9, 9), 2: Box(4, 4, 9, 9)})]
+    )
     twin = counterfactual(video, "noise")
-    changed = [(np.asarray(a) != np.asarray(b)).any() for a, b in zip(frames, twin.video, strict=True)]
+    changed = [
+        (np.asarray(a) != np.asarray(b)).any() for a, b in zip(frames, twin.video, strict=True)
+    ]
     assert changed == [False, True, True, False]
 
 
 def test_pairs_share_their_token_grid_or_are_refused():
     model = hooked("qwen3_vl")
     clean = [painted(), sample(0)]
-    for kind, options in (("blur", {}), ("swap", {"other": Box(70, 0, 90, 20), "answer": ["blue", "3"]})):
+    for kind, options in (
+        ("blur", {}),
+        ("swap", {"other": Box(70, 0, 90, 20), "answer": ["blue", "3"]}),
+    ):
         pairs = pair(clean, kind, model=model, **options)
-        assert [a for a, _ in pairs] == clean and all(b.images[0].size == (96, 64) for _, b in pairs)
+        assert [a for a, _ in pairs] == clean and all(
+            b.images[0].size == (96, 64) for _, b in pairs
+        )
         inputs = [model.prepare([one[side] for one in pairs]) for side in (0, 1)]
         result = activation_patch(model, *inputs, "z", measure, per="layer")
         assert result.values.shape == (2, 4)
@@ -373,7 +461,10 @@ def test_pairs_share_their_token_grid_or_are_refused():
     assert same.question == "What circle is on the red digit?"
     small = Sample(images=[Image.new("RGB", (64, 64))], question="Which colour?")
     for call, message in (
-        (lambda: counterfactual(sample(0), "text", other="Which colour?", model=model), "they part at token"),
+        (
+            lambda: counterfactual(sample(0), "text", other="Which colour?", model=model),
+            "they part at token",
+        ),
         (lambda: pair([painted()], [small]), "pictures of the same sizes"),
         (lambda: pair([painted()], [sample(0, "Which?")], model=model), "they part"),
         (lambda: pair([painted()], []), "one twin a sample"),
@@ -389,28 +480,44 @@ def test_pairs_share_their_token_grid_or_are_refused():
             call()
 
 
-# --- metrics ---------------------------------------------------------------------------------------------------------
+# --- metrics
 
 
 @torch.no_grad()
 def test_metrics_against_their_formulas():
-    model, clean, corrupted = hooked("qwen3_vl"), runs("qwen3_vl")["clean"], runs("qwen3_vl")["picture"]
+    model, clean, corrupted = (
+        hooked("qwen3_vl"),
+        runs("qwen3_vl")["clean"],
+        runs("qwen3_vl")["picture"],
+    )
     a, b = model.to_single_token("7"), model.to_single_token("3")
     for batch in (clean, model.prepare(clean.samples, padding_side="right")):
         logits = model(batch)
-        lines = torch.stack([logits[i, token_map.last[0]] for i, token_map in enumerate(batch.token_maps)])
+        lines = torch.stack(
+            [logits[i, token_map.last[0]] for i, token_map in enumerate(batch.token_maps)]
+        )
         other = torch.randn_like(logits)
-        rows = torch.stack([other[i, token_map.last[0]] for i, token_map in enumerate(batch.token_maps)])
+        rows = torch.stack(
+            [other[i, token_map.last[0]] for i, token_map in enumerate(batch.token_maps)]
+        )
         for metric, wanted in (
             (logit_diff("7", "3"), rows[:, a] - rows[:, b]),
-            (logit_diff(["7", "3"], ["3", "7"]), torch.stack([rows[0, a] - rows[0, b], rows[1, b] - rows[1, a]])),
+            (
+                logit_diff(["7", "3"], ["3", "7"]),
+                torch.stack([rows[0, a] - rows[0, b], rows[1, b] - rows[1, a]]),
+            ),
             (logit_diff(wrong="3"), rows[:, a] - rows[:, b]),
             (logit_diff(a, b), rows[:, a] - rows[:, b]),
             (answer_logprob(), rows.log_softmax(-1)[:, a]),
             (answer_logprob("3"), rows.log_softmax(-1)[:, b]),
             (accuracy(), (rows.argmax(-1) == a).float()),
             (accuracy(int(rows[0].argmax())), (rows.argmax(-1) == rows[0].argmax()).float()),
-            (kl(), torch.nn.functional.kl_div(rows.log_softmax(-1), lines.softmax(-1), reduction="none").sum(-1)),
+            (
+                kl(),
+                torch.nn.functional.kl_div(
+                    rows.log_softmax(-1), lines.softmax(-1), reduction="none"
+                ).sum(-1),
+            ),
         ):
             bound = metric.bind(model, batch, corrupted)
             torch.testing.assert_close(bound(other), wanted)
@@ -442,31 +549,50 @@ def test_an_answer_of_several_tokens_is_teacher_forced():
 
 
 def test_our_metrics_in_a_sweep_read_the_last_row_alone():
-    model, clean, corrupted = hooked("qwen3_vl"), runs("qwen3_vl")["clean"], runs("qwen3_vl")["text"]
+    model, clean, corrupted = (
+        hooked("qwen3_vl"),
+        runs("qwen3_vl")["clean"],
+        runs("qwen3_vl")["text"],
+    )
     a, b = model.to_single_token("7"), model.to_single_token("3")
     fast = activation_patch(model, clean, corrupted, "z", logit_diff("7", "3"))
-    slow = activation_patch(model, clean, corrupted, "z", lambda x: x[:, -1, a] - x[:, -1, b], fast=False)
+    slow = activation_patch(
+        model, clean, corrupted, "z", lambda x: x[:, -1, a] - x[:, -1, b], fast=False
+    )
     close(fast.values, slow.values)
     assert fast.meta["metric"] == "logit difference" and fast.meta["direction"] == "denoising"
-    same = activation_patch(model, clean, corrupted, "resid_pre", kl(), per="layer", positions="question+last")
+    same = activation_patch(
+        model, clean, corrupted, "resid_pre", kl(), per="layer", positions="question+last"
+    )
     assert (same.other == 0).all() and (same.base[0] > 0)
 
 
-# --- the result ------------------------------------------------------------------------------------------------------
+# --- the result
 
 
 def made() -> PatchResult:
     values = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     axes = {"layer": ["0", "1"], "head": ["0", "1", "2"]}
     base, other = np.array([1, 2], dtype=np.float32), np.array([3, 2], dtype=np.float32)
-    return PatchResult(values, base, other, axes, ["a", "b"], {"metric": "logit difference", "direction": "noising"})
+    return PatchResult(
+        values,
+        base,
+        other,
+        axes,
+        ["a", "b"],
+        {"metric": "logit difference", "direction": "noising"},
+    )
 
 
 def test_a_result_saves_and_loads(tmp_path):
     result = made()
     result.save(tmp_path / "patch.safetensors")
     again = PatchResult.load(tmp_path / "patch.safetensors")
-    assert (again.values == result.values).all() and again.axes == result.axes and again.samples == ["a", "b"]
+    assert (
+        (again.values == result.values).all()
+        and again.axes == result.axes
+        and again.samples == ["a", "b"]
+    )
     assert again.meta == result.meta and (again.base == result.base).all()
     blob = (tmp_path / "patch.safetensors").read_bytes()
     (tmp_path / "short.safetensors").write_bytes(blob[: len(blob) // 2])
@@ -479,7 +605,8 @@ def test_a_result_speaks_for_itself():
     result = made()
     assert result.dims == ("sample", "layer", "head")
     assert (result.effect == result.values - np.array([1, 2])[:, None, None]).all()
-    assert result.recovered[0, 0, 2] == 0.5 and np.isnan(result.recovered[1]).all()  # the runs do not differ there
+    # the runs do not differ there
+    assert result.recovered[0, 0, 2] == 0.5 and np.isnan(result.recovered[1]).all()
     assert result.top(1) == [({"layer": "1", "head": "2"}, float(result.effect.mean(0).max()))]
     part = result.select(layer=1)
     assert part.axes == {"head": ["0", "1", "2"]} and (part.values == result.values[:, 1]).all()
@@ -497,12 +624,18 @@ def test_a_result_speaks_for_itself():
             call()
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes
 
 
 def test_mistakes_are_named():
-    model, clean, corrupted = hooked("qwen3_vl"), runs("qwen3_vl")["clean"], runs("qwen3_vl")["picture"]
-    longer = model.prepare([sample(0, "What digit is on the red circle on the left?"), sample(1, "Which colour?")])
+    model, clean, corrupted = (
+        hooked("qwen3_vl"),
+        runs("qwen3_vl")["clean"],
+        runs("qwen3_vl")["picture"],
+    )
+    longer = model.prepare(
+        [sample(0, "What digit is on the red circle on the left?"), sample(1, "Which colour?")]
+    )
     wide = Sample(images=[Image.new("RGB", (160, 64))], question="Which colour?")
     with torch.no_grad():
         _, source = model.run_with_cache(longer)
@@ -513,21 +646,41 @@ def test_mistakes_are_named():
         (lambda: activation_patch(model, clean, sample(0), **ok), "2 clean and 1 corrupted"),
         (lambda: activation_patch(model, clean, corrupted, "zz", measure), "the site 'zz'"),
         (lambda: activation_patch(model, clean, corrupted, "k", measure), "KV heads"),
-        (lambda: activation_patch(model, clean, corrupted, "z", measure, per=("layer", "layer")), "none twice"),
+        (
+            lambda: activation_patch(model, clean, corrupted, "z", measure, per=("layer", "layer")),
+            "none twice",
+        ),
         (lambda: activation_patch(model, clean, corrupted, "z", measure, per="row"), "axes among"),
         (lambda: activation_patch(model, clean, corrupted, "z"), "no metric"),
         (lambda: activation_patch(model, clean, corrupted, "z", 3), "a metric 3"),
-        (lambda: activation_patch(model, clean, corrupted, "z", lambda x: x.mean()), r"returned \[\] for logits"),
+        (
+            lambda: activation_patch(model, clean, corrupted, "z", lambda x: x.mean()),
+            r"returned \[\] for logits",
+        ),
         (lambda: activation_patch(model, clean, corrupted, "z", lambda x: 1.0), "float"),
-        (lambda: activation_patch(model, clean, corrupted, "z", logit_diff("7", "77")), r"2 tokens: \['7', '7'\]"),
-        (lambda: activation_patch(model, clean, corrupted, "z", logit_diff(["7"], "3")), "1 answers for 2"),
-        (lambda: activation_patch(model, clean, corrupted, "z", measure, direction="up"), "denoising"),
+        (
+            lambda: activation_patch(model, clean, corrupted, "z", logit_diff("7", "77")),
+            r"2 tokens: \['7', '7'\]",
+        ),
+        (
+            lambda: activation_patch(model, clean, corrupted, "z", logit_diff(["7"], "3")),
+            "1 answers for 2",
+        ),
+        (
+            lambda: activation_patch(model, clean, corrupted, "z", measure, direction="up"),
+            "denoising",
+        ),
         (lambda: activation_patch(model, "clean", corrupted, "z", measure), "to patch"),
         (lambda: logit_diff("7", "3")(torch.zeros(1, 2, 3)), "bind"),
-        (lambda: model.run_with_hooks(clean, fwd_hooks=patch("blocks.0.attn.hook_z", source)), "same positions"),
+        (
+            lambda: model.run_with_hooks(clean, fwd_hooks=patch("blocks.0.attn.hook_z", source)),
+            "same positions",
+        ),
         (lambda: patch("blocks.0.attn.hook_zz", source), "a source without"),
         (
-            lambda: patch("blocks.0.attn.kv_head.2.hook_k", {"blocks.0.attn.hook_k": torch.zeros(1, 2, 2, 8)}),
+            lambda: patch(
+                "blocks.0.attn.kv_head.2.hook_k", {"blocks.0.attn.hook_k": torch.zeros(1, 2, 2, 8)}
+            ),
             "a source",
         ),
     ):

@@ -1,4 +1,5 @@
-"""What goes in is what its author saw: pictures, videos, what chats say of them, and words that stay words."""
+"""What goes in is what its author saw: pictures, videos, what chats say of them, and words that
+stay words."""
 
 import warnings
 
@@ -22,7 +23,9 @@ QUESTION = "What digit is on the red circle?"
 
 
 def noise(width: int = 120, height: int = 80, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    )
 
 
 FRAMES = [noise(64, 64, seed) for seed in range(6)]
@@ -43,19 +46,21 @@ def times(inputs: Inputs, family: str = "qwen3_vl") -> list[float]:
     return [float(word.split(" seconds>")[0]) for word in text.split("<") if " seconds>" in word]
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_opened_photo_is_turned_as_its_file_is(tmp_path, orientation):
-    """The README's own example: Image.open(…) and the path are one picture, and a box covers the same pixels."""
+    """The README's own example: Image.open(…) and the path are one picture, and a box covers the
+    same pixels."""
     pixels = noise(96, 64)
     exif = pixels.getexif()
     exif[0x0112] = orientation
     path = tmp_path / "street.png"
     pixels.save(path, exif=exif)
     by_path, opened = (
-        ready("qwen3_vl", Sample([one], QUESTION, regions=[Box(0, 0, 20, 20)])) for one in (path, Image.open(path))
+        ready("qwen3_vl", Sample([one], QUESTION, regions=[Box(0, 0, 20, 20)]))
+        for one in (path, Image.open(path))
     )
     assert opened.pictures[0][0].size == ((96, 64) if orientation < 5 else (64, 96))
     assert torch.equal(by_path.tensors["pixel_values"], opened.tensors["pixel_values"])
@@ -77,7 +82,10 @@ def test_numbers_of_unknown_range_are_refused(tmp_path, mode):
     image = Image.new(mode, (8, 8), 1)
     image.save(tmp_path / "a.tiff")
     for picture in (image, tmp_path / "a.tiff"):
-        with pytest.raises(CorelensError, match="it: a picture of (32-bit integers|floating-point).*\n.*8 or 16 bits"):
+        with pytest.raises(
+            CorelensError,
+            match="it: a picture of (32-bit integers|floating-point).*\n.*8 or 16 bits",
+        ):
             read_picture(picture, "it")
 
 
@@ -113,7 +121,9 @@ def test_bombs_and_broken_masks(tmp_path, monkeypatch):
 def test_a_mask_of_another_size_is_refused_before_it_is_looked_at():
     """30,000 × 30,000 pixels, of which nothing is copied: the array behind it is one row."""
     mask = np.broadcast_to(np.ones(30_000, bool), (30_000, 30_000))
-    with pytest.raises(CorelensError, match="a mask of 30000 × 30000 pixels on a picture of 120 × 80"):
+    with pytest.raises(
+        CorelensError, match="a mask of 30000 × 30000 pixels on a picture of 120 × 80"
+    ):
         ready("qwen3_vl", Sample([noise()], QUESTION, regions=[Mask(mask)]))
 
 
@@ -127,7 +137,7 @@ def test_an_annotation_counts_in_the_picture_as_stored():
         Later("f", "row 1", lambda: stored, (10, 10)).read()
 
 
-# --- what a chat says -------------------------------------------------------------------------------------------------
+# --- what a chat says
 
 
 @pytest.mark.parametrize(
@@ -137,7 +147,10 @@ def test_an_annotation_counts_in_the_picture_as_stored():
         ({"sample_fps": 2}, [0.2, 1.2, 2.2]),
         ({"fps": 10, "frames_indices": [0, 10, 20, 30, 40, 50]}, [0.5, 2.5, 4.5]),
         ({"raw_fps": 10, "fps": 1, "frames_indices": np.arange(0, 60, 10)}, [0.5, 2.5, 4.5]),
-        ({"video_metadata": {"fps": 10, "frames_indices": [0, 10, 20, 30, 40, 50]}}, [0.5, 2.5, 4.5]),
+        (
+            {"video_metadata": {"fps": 10, "frames_indices": [0, 10, 20, 30, 40, 50]}},
+            [0.5, 2.5, 4.5],
+        ),
         ({"fps": 1.0, "text": None, "max_pixels": None}, [0.5, 2.5, 4.5]),
     ],
 )
@@ -152,12 +165,16 @@ def test_two_videos_of_different_rates_in_one_chat():
 
 
 def test_the_rate_scales_positions_where_a_family_does_so():
-    slow, fast = (ready("qwen2_5_vl", chat({"type": "video", "video": FRAMES, "fps": f})) for f in (1.0, 4.0))
+    slow, fast = (
+        ready("qwen2_5_vl", chat({"type": "video", "video": FRAMES, "fps": f})) for f in (1.0, 4.0)
+    )
     grids = [torch.as_tensor(one.tensors["second_per_grid_ts"]).item() for one in (slow, fast)]
     assert grids == [2.0, 0.5]
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "smolvlm", "llava_onevision", "internvl"])
+@pytest.mark.parametrize(
+    "family", ["qwen3_vl", "qwen2_5_vl", "smolvlm", "llava_onevision", "internvl"]
+)
 def test_a_rate_that_matters_and_is_not_said_is_a_warning(family):
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
@@ -172,9 +189,14 @@ def test_a_rate_that_matters_and_is_not_said_is_a_warning(family):
 def test_pixel_limits_in_a_message():
     picture = noise(300, 300)
     wide, narrow = (
-        ready("qwen3_vl", chat({"type": "image", "image": picture, **more})) for more in ({}, {"max_pixels": 128 * 128})
+        ready("qwen3_vl", chat({"type": "image", "image": picture, **more}))
+        for more in ({}, {"max_pixels": 128 * 128})
     )
-    assert narrow.tensors["image_grid_thw"].prod() * 16 * 16 <= 128 * 128 < wide.tensors["image_grid_thw"].prod() * 256
+    assert (
+        narrow.tensors["image_grid_thw"].prod() * 16 * 16
+        <= 128 * 128
+        < wide.tensors["image_grid_thw"].prod() * 256
+    )
     assert len(narrow.token_maps[0].visual) == 16
     both = [{"type": "image", "image": picture, "max_pixels": side**2} for side in (128, 192)]
     with pytest.raises(CorelensError, match="different min_pixels and max_pixels"):
@@ -183,12 +205,17 @@ def test_pixel_limits_in_a_message():
         ready("llava", chat(both[0]))
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "internvl", "llava", "llava_next", "gemma3", "idefics3"])
+@pytest.mark.parametrize(
+    "family", ["qwen3_vl", "internvl", "llava", "llava_next", "gemma3", "idefics3"]
+)
 def test_a_size_in_a_message_and_regions_in_the_original(family):
     """The processor sees the resized picture, cells and regions stay in pixels of the original."""
     picture, size = noise(400, 200), {"resized_height": 128, "resized_width": 192}
     inputs = ready(family, chat({"type": "image", "image": picture, **size}))
-    resized = ready(family, chat({"type": "image", "image": picture.resize((192, 128), Image.Resampling.BICUBIC)}))
+    resized = ready(
+        family,
+        chat({"type": "image", "image": picture.resize((192, 128), Image.Resampling.BICUBIC)}),
+    )
     assert torch.equal(inputs.tensors["pixel_values"], resized.tensors["pixel_values"])
     assert inputs.pictures[0][0].size == (400, 200)
     scale = torch.tensor([400 / 192, 200 / 128] * 2)
@@ -200,9 +227,18 @@ def test_a_size_in_a_message_and_regions_in_the_original(family):
 
 def test_two_images_of_one_chat_each_at_its_size():
     parts = [
-        {"type": "image", "image": noise(100, 100), "resized_height": 32 * n, "resized_width": 64 * n} for n in (2, 3)
+        {
+            "type": "image",
+            "image": noise(100, 100),
+            "resized_height": 32 * n,
+            "resized_width": 64 * n,
+        }
+        for n in (2, 3)
     ]
-    assert ready("qwen3_vl", chat(*parts)).tensors["image_grid_thw"].tolist() == [[1, 4, 8], [1, 6, 12]]
+    assert ready("qwen3_vl", chat(*parts)).tensors["image_grid_thw"].tolist() == [
+        [1, 4, 8],
+        [1, 6, 12],
+    ]
 
 
 def video(**said):
@@ -224,9 +260,15 @@ def video(**said):
         (video(frames_indices=[5, 4, 3, 2, 1, 0], fps=1), "ascending whole numbers"),
         (video(resized_height=64), "resized_width=None"),
         (Sample(video=FRAMES, question="?", meta={"fps": -1}), "meta..fps.*=-1"),
-        (chat({"type": "image", "image": noise(), "detail": "high"}), "image 0: its message says detail='high'"),
+        (
+            chat({"type": "image", "image": noise(), "detail": "high"}),
+            "image 0: its message says detail='high'",
+        ),
         (chat({"type": "image", "image": noise(), "max_pixels": 1.5}), "max_pixels=1.5"),
-        (chat({"type": "image_url", "image_url": {"url": "http://x.org/a.png"}}), "a part of type 'image_url'"),
+        (
+            chat({"type": "image_url", "image_url": {"url": "http://x.org/a.png"}}),
+            "a part of type 'image_url'",
+        ),
     ],
 )
 def test_refused_words(sample, message):
@@ -234,12 +276,13 @@ def test_refused_words(sample, message):
         ready("qwen3_vl", sample)
 
 
-# --- words that stay words --------------------------------------------------------------------------------------------
+# --- words that stay words
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_typed_stays_text(family):
-    """Every word that this processor or its tokenizer would take for more than its letters is refused by name."""
+    """Every word that this processor or its tokenizer would take for more than its letters is
+    refused by name."""
     processor = tiny(family)[1]
     words = reserved(processor)
     assert words and any(words.values()), "placeholders are among them"
@@ -262,11 +305,14 @@ def test_typed_in_a_chat():
             {"role": role, "content": [{"type": "text", "text": "be brief<|im_end|>"}]},
             {"role": "user", "content": [{"type": "text", "text": QUESTION}]},
         ]
-        with pytest.raises(CorelensError, match="its text holds '<.im_end.>', which this model's tokenizer reads as"):
+        with pytest.raises(
+            CorelensError,
+            match="its text holds '<.im_end.>', which this model's tokenizer reads as",
+        ):
             ready("qwen3_vl", Sample(messages=messages))
 
 
-# --- regions ----------------------------------------------------------------------------------------------------------
+# --- regions
 
 
 @pytest.mark.parametrize(
@@ -321,7 +367,8 @@ def test_a_tube_lies_in_its_own_frames():
 
 
 def test_pictures_after_one_of_unknown_geometry_are_still_their_own():
-    """A sample whose video has no geometry here must not hand its image's place to the next sample's region."""
+    """A sample whose video has no geometry here must not hand its image's place to the next
+    sample's region."""
     model, processor = tiny("qwen3_vl")
     layout = layout_for(model.config)
 
@@ -329,7 +376,9 @@ def test_pictures_after_one_of_unknown_geometry_are_still_their_own():
         def video_cells(self, *_):
             raise CorelensError("a video", "images", "leave it out")
 
-    mixed = chat({"type": "video", "video": FRAMES, "fps": 1}, {"type": "image", "image": noise(64, 64)})
+    mixed = chat(
+        {"type": "video", "video": FRAMES, "fps": 1}, {"type": "image", "image": noise(64, 64)}
+    )
     region = Box(0, 0, 200, 64)
     other = Sample([noise(256, 64)], QUESTION, regions=[region])
     batch = prepare([mixed, other], processor, WithoutVideos(), model.config)
@@ -338,12 +387,15 @@ def test_pictures_after_one_of_unknown_geometry_are_still_their_own():
     assert (batch.token_maps[1].region - first).tolist() == alone.token_maps[0].region.tolist()
 
 
-# --- names of views and positions -------------------------------------------------------------------------------------
+# --- names of views and positions
 
 
-@pytest.mark.parametrize("family", ["internvl", "idefics3", "smolvlm", "llava_next", "llava_onevision"])
+@pytest.mark.parametrize(
+    "family", ["internvl", "idefics3", "smolvlm", "llava_next", "llava_onevision"]
+)
 def test_thumbnail_and_tiles_are_names(family):
-    """The thumbnail covers the picture, tiles cover their parts of it, and together they are all visual tokens."""
+    """The thumbnail covers the picture, tiles cover their parts of it, and together they are all
+    visual tokens."""
     width, height = 333, 517
     tm = ready(family, Sample([noise(width, height)], QUESTION)).token_maps[0]
     views = tm.pictures[0].views
@@ -351,22 +403,35 @@ def test_thumbnail_and_tiles_are_names(family):
     assert len(tiles) > 1 and -1 in views.tolist()
     thumbnail = tm.positions("thumbnail")
     cells = torch.tensor([tm.cell(int(position))[1:] for position in thumbnail])
-    assert cells[:, :2].min() <= 1 and cells[:, 2].max() > 0.9 * width and cells[:, 3].max() > 0.9 * height
+    assert (
+        cells[:, :2].min() <= 1
+        and cells[:, 2].max() > 0.9 * width
+        and cells[:, 3].max() > 0.9 * height
+    )
     parts = [tm.positions(f"tile:{tile}") for tile in tiles]
     assert sorted(torch.cat([thumbnail, *parts]).tolist()) == tm.visual.tolist()
-    assert torch.equal(tm.positions(f"tile:{tiles[0]}+tile:{tiles[1]}"), torch.cat(parts[:2]).sort().values)
+    assert torch.equal(
+        tm.positions(f"tile:{tiles[0]}+tile:{tiles[1]}"), torch.cat(parts[:2]).sort().values
+    )
     middles = [torch.tensor([tm.cell(int(at))[1:] for at in part]) for part in parts]
     boxes = [(c[:, 0].min(), c[:, 1].min(), c[:, 2].max(), c[:, 3].max()) for c in middles]
-    for i, a in enumerate(boxes):  # tiles lie beside one another, but for a pooled token on their common edge
+    # tiles lie beside one another, but for a pooled token on their common edge
+    for i, a in enumerate(boxes):
         for b in boxes[:i]:
-            across = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+            across = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(
+                0, min(a[3], b[3]) - max(a[1], b[1])
+            )
             assert across < 0.25 * width * height / len(tiles)
     with pytest.raises(CorelensError, match="'tile:99' of sample.*\n.*thumbnail, tile:0"):
         tm.positions("tile:99")
 
 
 def test_pan_and_scan_has_a_thumbnail():
-    options = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 40, "pan_and_scan_min_ratio_to_activate": 1.2}
+    options = {
+        "do_pan_and_scan": True,
+        "pan_and_scan_min_crop_size": 40,
+        "pan_and_scan_min_ratio_to_activate": 1.2,
+    }
     tm = ready("gemma3", Sample([noise(400, 100)], QUESTION), images_kwargs=options).token_maps[0]
     assert len(tm.positions("thumbnail")) == len(tm.positions("tile:0")) > 0
     assert tm.cell(int(tm.positions("tile:0")[0]))[1:3] == (0.0, 0.0)
@@ -374,7 +439,9 @@ def test_pan_and_scan_has_a_thumbnail():
 
 def test_a_family_without_views():
     tm = ready("qwen3_vl", Sample([noise()], QUESTION)).token_maps[0]
-    with pytest.raises(CorelensError, match="'thumbnail' of sample.*\n.*shows a picture in several views"):
+    with pytest.raises(
+        CorelensError, match="'thumbnail' of sample.*\n.*shows a picture in several views"
+    ):
         tm.positions("thumbnail")
 
 
@@ -384,7 +451,9 @@ def test_an_edge_edit_by_the_name_of_a_view():
     inputs = hooked.prepare(Sample([noise(333, 517)], QUESTION))
     tm = inputs.token_maps[0]
     with torch.no_grad():
-        by_name = hooked.run_with_hooks(inputs, fwd_hooks=cl.knockout(None, rows="last", columns="thumbnail"))
+        by_name = hooked.run_with_hooks(
+            inputs, fwd_hooks=cl.knockout(None, rows="last", columns="thumbnail")
+        )
         by_number = hooked.run_with_hooks(
             inputs, fwd_hooks=cl.knockout(None, rows="last", columns=tm.positions("thumbnail"))
         )
@@ -410,19 +479,37 @@ def test_words_are_checked_when_the_hook_is_made(make):
 
 
 def test_positions_that_are_none():
-    for where in (torch.tensor([0.5]), torch.tensor([True, False]), -1, [3, -1], "image:x", "tile", "thumbnail:1"):
+    for where in (
+        torch.tensor([0.5]),
+        torch.tensor([True, False]),
+        -1,
+        [3, -1],
+        "image:x",
+        "tile",
+        "thumbnail:1",
+    ):
         with pytest.raises(CorelensError, match="positions"):
             check_where(where)
-    for where in (3, [3, 4], [], torch.tensor([[3, -1]]), "image:1", "tile:0", "thumbnail", "frame:3+last"):
+    for where in (
+        3,
+        [3, 4],
+        [],
+        torch.tensor([[3, -1]]),
+        "image:1",
+        "tile:0",
+        "thumbnail",
+        "frame:3+last",
+    ):
         check_where(where)
 
 
-# --- runners ----------------------------------------------------------------------------------------------------------
+# --- runners
 
 
 @pytest.fixture(scope="module")
 def cropping():
-    """A model whose processor crops the border away, three samples that it can see, and one whose region it cannot."""
+    """A model whose processor crops the border away, three samples that it can see, and one whose
+    region it cannot."""
     model, processor = tiny("llava")
     samples = [
         Sample([noise(300, 100)], QUESTION, "7", [box], id=f"sample-{number}")
@@ -440,9 +527,13 @@ def test_a_runner_skips_what_a_crop_removes(cropping, tmp_path):
         model.prepare(samples)
     with pytest.raises(CorelensError, match="sample-1"):
         cl.score_heads(model, samples)
-    with pytest.warns(UserWarning, match=r"1 of 4 samples are left out \(sample-1\).*covers no visual token"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 4 samples are left out \(sample-1\).*covers no visual token"
+    ):
         scores = cl.score_heads(model, samples, on_error="skip", out=tmp_path / "run")["ram"]
-    assert scores.meta["samples"] == [sample.id for sample in good] and list(scores.meta["skipped"]) == ["sample-1"]
+    assert scores.meta["samples"] == [sample.id for sample in good] and list(
+        scores.meta["skipped"]
+    ) == ["sample-1"]
     assert np.array_equal(scores.per_sample, cl.score_heads(model, good)["ram"].per_sample)
     with pytest.raises(CorelensError, match="sample-1"):
         cl.evaluate(model, samples)
@@ -454,11 +545,13 @@ def test_a_runner_skips_what_a_crop_removes(cropping, tmp_path):
 
 def test_a_runner_with_nothing_left(cropping):
     model, samples = cropping
-    with pytest.raises(CorelensError, match="1 samples, none of which can be used; sample 'sample-1'"):
+    with pytest.raises(
+        CorelensError, match="1 samples, none of which can be used; sample 'sample-1'"
+    ):
         cl.score_heads(model, samples[1:2], on_error="skip")
 
 
-# --- folders, worlds, demo models -------------------------------------------------------------------------------------
+# --- folders, worlds, demo models
 
 
 def test_paths_that_leave_the_folder(tmp_path):
@@ -469,12 +562,18 @@ def test_paths_that_leave_the_folder(tmp_path):
     for name in ("../secret.png", str(tmp_path / "secret.png"), "a/../../secret.png"):
         line = f'{{"images": ["{name}"], "question": "?", "regions": [{{"mask": "own.png"}}]}}'
         (folder / "samples.jsonl").write_text(line)
-        with pytest.raises(CorelensError, match="line 1, field 'images.0.': .*secret.png', which leaves the folder"):
+        with pytest.raises(
+            CorelensError, match="line 1, field 'images.0.': .*secret.png', which leaves the folder"
+        ):
             cl.load_samples(folder)
         with pytest.raises(CorelensError, match="leaves the folder"):
             cl.load_data(folder)
     (folder / "samples.jsonl").write_text('{"images": ["../secret.png"], "question": "?"}')
-    assert len(cl.load_samples(folder, outside=True)) == len(cl.load_data(f"{folder}:outside=true")) == 1
+    assert (
+        len(cl.load_samples(folder, outside=True))
+        == len(cl.load_data(f"{folder}:outside=true"))
+        == 1
+    )
     (folder / "samples.jsonl").write_text(
         '{"images": ["own.png"], "question": "?", "regions": [{"mask": "../secret.png"}]}'
     )
@@ -494,17 +593,24 @@ def test_a_turned_photo_is_saved_as_it_is_seen(tmp_path):
 
 @pytest.mark.parametrize("world", ["refer", "refer-hard", "doc", "video"])
 def test_samples_have_ids_by_themselves(world):
-    assert [sample.id for sample in cl.synthetic(world, n=2, seed=1)] == [f"{world}-1-0000", f"{world}-1-0001"]
+    assert [sample.id for sample in cl.synthetic(world, n=2, seed=1)] == [
+        f"{world}-1-0000",
+        f"{world}-1-0001",
+    ]
 
 
 def test_a_demo_model_says_once_that_it_knows_drawn_scenes_only(tmp_path):
     model = cl.load_demo("qwen3vl-s")
     scene = cl.synthetic("refer", n=1, seed=1)[0]
     scene.images[0].save(tmp_path / "scene.jpg", quality=90)
-    grain = Image.fromarray(np.random.default_rng(0).normal(128, 9, (256, 256, 3)).clip(0, 255).astype(np.uint8))
+    grain = Image.fromarray(
+        np.random.default_rng(0).normal(128, 9, (256, 256, 3)).clip(0, 255).astype(np.uint8)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.prepare([scene, Sample(scene.images, QUESTION), Sample(tmp_path / "scene.jpg", QUESTION)])
+        model.prepare(
+            [scene, Sample(scene.images, QUESTION), Sample(tmp_path / "scene.jpg", QUESTION)]
+        )
     with pytest.warns(UserWarning, match="only knows drawn scenes"):
         model.prepare(Sample(grain, QUESTION))
     with warnings.catch_warnings():
@@ -517,7 +623,11 @@ def test_a_photograph_is_told_from_what_is_drawn():
 
     assert is_foreign(Image.open(cbook.get_sample_data("grace_hopper.jpg")))
     for world in ("refer", "refer-hard", "doc"):
-        assert not any(is_foreign(read_picture(page, "")) for s in cl.synthetic(world, 3, seed=2) for page in s.images)
+        assert not any(
+            is_foreign(read_picture(page, ""))
+            for s in cl.synthetic(world, 3, seed=2)
+            for page in s.images
+        )
 
 
 def test_show_names_a_picture_that_is_not_there():
@@ -527,4 +637,6 @@ def test_show_names_a_picture_that_is_not_there():
 
     for line in (["show", "nothere.png"], ["show", "nothere.png", "What?"]):
         raised = CliRunner().invoke(app, line).exception
-        assert isinstance(raised, CorelensError) and "there is no such file: 'nothere.png'" in str(raised)
+        assert isinstance(raised, CorelensError) and "there is no such file: 'nothere.png'" in str(
+            raised
+        )

@@ -1,4 +1,5 @@
-"""What a cache keeps of which position: slices of the rows point, entries that grow over a generation."""
+"""What a cache keeps of which position: slices of the rows point, entries that grow over a
+generation."""
 
 import pytest
 import torch
@@ -19,7 +20,11 @@ def test_pos_slice_cuts_the_rows_point_by_position(family, pos_slice):
     model, batch = hooked(family), batch_of(family)
     _, cut = model.run_with_cache(batch, names_filter=[PATTERN, ROWS], pos_slice=pos_slice)
     positions = torch.arange(batch.length)
-    positions = positions[slice(*pos_slice)] if isinstance(pos_slice, tuple) else positions[pos_slice].reshape(-1)
+    positions = (
+        positions[slice(*pos_slice)]
+        if isinstance(pos_slice, tuple)
+        else positions[pos_slice].reshape(-1)
+    )
     there = real(batch)[:, positions]
     assert cut[ROWS].shape == cut[PATTERN].shape
     wanted = cut[PATTERN] * there[:, None, :, None]
@@ -34,7 +39,9 @@ def test_pos_slice_of_rows_that_are_said_explicitly():
     model, batch = hooked("qwen3_vl"), alone("qwen3_vl", 0)
     _, whole = model.run_with_cache(batch, names_filter=PATTERN)
     with model.pattern_rows([4, 9, 11]):
-        _, cut = model.run_with_cache(batch, names_filter=ROWS, pos_slice=[11, 4], remove_batch_dim=True)
+        _, cut = model.run_with_cache(
+            batch, names_filter=ROWS, pos_slice=[11, 4], remove_batch_dim=True
+        )
         with pytest.raises(CorelensError, match=r"rows \[5\]"):
             model.run_with_cache(batch, names_filter=ROWS, pos_slice=5)
     torch.testing.assert_close(cut[ROWS], whole[PATTERN][0, :, [11, 4]], atol=1e-6, rtol=1e-5)
@@ -45,7 +52,11 @@ def test_pos_slice_of_rows_that_are_said_explicitly():
 def test_over_a_generation_every_entry_has_every_position(family):
     """The prompt's, and one a step but the last: logits and what DeepStack adds, too."""
     model, batch = hooked(family), alone(family, 0)
-    names = [name for name in model.hook_names() if not name.startswith("vision.") and "edges" not in name]
+    names = [
+        name
+        for name in model.hook_names()
+        if not name.startswith("vision.") and "edges" not in name
+    ]
     cache, hooks, _ = model.get_caching_hooks(names)
     with model.hooks(hooks):
         ids = model.generate(batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)
@@ -71,12 +82,18 @@ def test_over_a_generation_every_entry_has_every_position(family):
 def test_deepstack_without_a_picture_is_nothing_and_can_be_written():
     """A prompt of text alone adds zeros there, and an edit of them is an edit of the run."""
     model = hooked("qwen3_vl")
-    text = model.inputs(input_ids=torch.tensor([[20, 21, 22, 23]]), attention_mask=torch.ones(1, 4).long())
+    text = model.inputs(
+        input_ids=torch.tensor([[20, 21, 22, 23]]), attention_mask=torch.ones(1, 4).long()
+    )
     logits, cached = model.run_with_cache(text)
     assert (cached["blocks.0.hook_deepstack"] == 0).all() and torch.equal(logits, model(text))
     assert len(cached.decompose_resid(return_labels=True)[1]) == 1 + 2 * 4 + model.cfg.n_deepstack
-    added = model.run_with_hooks(text, fwd_hooks=[("blocks.0.hook_deepstack", lambda x, hook: x + 1)])
-    shifted = model.run_with_hooks(text, fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: x + 1)])
+    added = model.run_with_hooks(
+        text, fwd_hooks=[("blocks.0.hook_deepstack", lambda x, hook: x + 1)]
+    )
+    shifted = model.run_with_hooks(
+        text, fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: x + 1)]
+    )
     assert torch.equal(added, shifted) and not torch.allclose(added, logits)
 
 

@@ -1,4 +1,5 @@
-"""Cells by measurement: they are the closed forms' where there is one, and where there is none, painting a cell moves it."""
+"""Cells by measurement: they are the closed forms' where there is one, and where there is none,
+painting a cell moves it."""
 
 from functools import cache
 
@@ -26,7 +27,9 @@ def recent(family):
 
 
 def overlap(a, b):
-    inner = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    inner = (
+        (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    )
     return inner / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - inner)
 
 
@@ -38,8 +41,12 @@ def test_measured_cells_are_the_closed_form(family):
     token_map = model.prepare(cl.Sample([Image.new("RGB", size)], "What is it?")).token_maps[0]
     cells = probing.Prober(hf, model.layout)(processor, {}, size)
     visual = torch.isin(token_map.placeholder, token_map.visual)
-    known = torch.tensor([token_map.cell(position)[1:] for position in token_map.visual.tolist()], dtype=torch.float64)
-    seen = (known[:, 2] > known[:, 0]) & (known[:, 3] > known[:, 1])  # tokens of padding alone have no cell
+    known = torch.tensor(
+        [token_map.cell(position)[1:] for position in token_map.visual.tolist()],
+        dtype=torch.float64,
+    )
+    # tokens of padding alone have no cell
+    seen = (known[:, 2] > known[:, 0]) & (known[:, 3] > known[:, 1])
     assert torch.equal(cells.visual, visual.masked_scatter(visual, seen))
     found, known = cells.box[cells.visual], known[seen]
     if (
@@ -55,7 +62,9 @@ def test_measured_cells_are_the_closed_form(family):
 def test_painting_a_cell_moves_its_token(family):
     model = recent(family)
     picture, noise = probing._test_picture(SIZE)
-    token_map = model.prepare(cl.Sample([Image.fromarray(picture.astype(np.uint8))], "What is it?")).token_maps[0]
+    token_map = model.prepare(
+        cl.Sample([Image.fromarray(picture.astype(np.uint8))], "What is it?")
+    ).token_maps[0]
     decoder = model.layout.decoder(model.hf)
     tower = [
         m
@@ -80,14 +89,18 @@ def test_painting_a_cell_moves_its_token(family):
         painted = picture.copy()
         painted[inner] += noise[inner]
         moved = (features(painted) - before).norm(dim=-1)[token_map.visual]
-        _, left, top, right, bottom = token_map.cell(int(token_map.visual[moved.argmax()]))  # of whichever view
+        # of whichever view
+        _, left, top, right, bottom = token_map.cell(int(token_map.visual[moved.argmax()]))
         assert left <= (x0 + x1) / 2 <= right and top <= (y0 + y1) / 2 <= bottom
 
 
 @pytest.mark.parametrize("family", PLACED)
 def test_regions_and_ram_work(family):
     sample = cl.Sample(
-        [Image.new("RGB", SIZE)], "What digit is on the red circle?", "7", regions=[cl.Box(10, 10, 60, 60)]
+        [Image.new("RGB", SIZE)],
+        "What digit is on the red circle?",
+        "7",
+        regions=[cl.Box(10, 10, 60, 60)],
     )
     model = recent(family)
     assert len(model.prepare(sample).token_maps[0].region) >= 1
@@ -99,7 +112,9 @@ def test_a_size_is_measured_once_in_few_calls(monkeypatch):
     model = recent("mistral3")
     calls = []
     original = probing._first_layer_input
-    monkeypatch.setattr(probing, "_first_layer_input", lambda *args: calls.append(1) or original(*args))
+    monkeypatch.setattr(
+        probing, "_first_layer_input", lambda *args: calls.append(1) or original(*args)
+    )
     sample = cl.Sample([Image.new("RGB", (308, 252))], "What is it?")
     model.prepare(sample)
     assert 1 < len(calls) <= 17
@@ -111,7 +126,9 @@ def test_tokens_without_a_place_are_refused(monkeypatch):
     hf, processor = family_recent.mistral3()
     model = cl.HookedMLLM(randomise(hf), processor)
     projector = model.hf.model.multi_modal_projector
-    handle = projector.register_forward_hook(lambda module, args, out: out + out.mean(0, keepdim=True) * 50)
+    handle = projector.register_forward_hook(
+        lambda module, args, out: out + out.mean(0, keepdim=True) * 50
+    )
     inputs = model.prepare(cl.Sample([Image.new("RGB", SIZE)], "What is it?"))
     with pytest.raises(cl.CorelensError, match="could not be placed in the picture"):
         inputs.token_maps[0].images  # noqa: B018

@@ -1,4 +1,5 @@
-"""Weights and head results are those of the map that a module computes: adapters and other linear modules included."""
+"""Weights and head results are those of the map that a module computes: adapters and other linear
+modules included."""
 
 import copy
 from dataclasses import replace
@@ -19,11 +20,15 @@ peft = pytest.importorskip("peft")
 # peft asks transformers for a name that it is about to rename
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-WEIGHTS = {"attn": ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_O"), "mlp": ("W_gate", "W_in", "W_out", "b_out")}
+WEIGHTS = {
+    "attn": ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_O"),
+    "mlp": ("W_gate", "W_in", "W_out", "b_out"),
+}
 
 
 def adapted(family, targets=("o_proj",), **options):
-    """A copy of the family's tiny model with an adapter whose weights are random, and the wrapper."""
+    """A copy of the family's tiny model with an adapter whose weights are random, and the
+    wrapper."""
     hf = copy.deepcopy(tiny(family)[0])
     config = peft.LoraConfig(r=4, target_modules=list(targets), init_lora_weights=False, **options)
     wrapper = peft.get_peft_model(hf, config).eval()
@@ -36,7 +41,11 @@ def adapted(family, targets=("o_proj",), **options):
 
 def weights_of(model, layer=1):
     block = model.blocks[layer]
-    return {f"{part}.{n}": getattr(getattr(block, part), n).clone() for part, names in WEIGHTS.items() for n in names}
+    return {
+        f"{part}.{n}": getattr(getattr(block, part), n).clone()
+        for part, names in WEIGHTS.items()
+        for n in names
+    }
 
 
 def check_results(model, batch, layer=1, atol=2e-5):
@@ -64,10 +73,16 @@ def test_head_results_of_an_adapted_projection(family):
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "llava", "internvl"])
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "bias", "two", "ia3"])
 def test_weights_are_those_of_the_merged_model(family, kind):
-    options = {"rslora": {"use_rslora": True}, "dora": {"use_dora": True}, "bias": {"lora_bias": True}}
+    options = {
+        "rslora": {"use_rslora": True},
+        "dora": {"use_dora": True},
+        "bias": {"lora_bias": True},
+    }
     if kind == "ia3":
         hf = copy.deepcopy(tiny(family)[0])
-        config = peft.IA3Config(target_modules=EVERY, feedforward_modules=["down_proj"], init_ia3_weights=False)
+        config = peft.IA3Config(
+            target_modules=EVERY, feedforward_modules=["down_proj"], init_ia3_weights=False
+        )
         model, wrapper = HookedMLLM(hf, tiny(family)[1]), peft.get_peft_model(hf, config).eval()
         for name, parameter in wrapper.named_parameters():
             if "ia3" in name:
@@ -75,7 +90,9 @@ def test_weights_are_those_of_the_merged_model(family, kind):
     else:
         model, wrapper = adapted(family, EVERY, **options.get(kind, {}))
     if kind == "two":
-        wrapper.add_adapter("second", peft.LoraConfig(r=2, target_modules=EVERY, init_lora_weights=False))
+        wrapper.add_adapter(
+            "second", peft.LoraConfig(r=2, target_modules=EVERY, init_lora_weights=False)
+        )
         wrapper.base_model.set_adapter(["default", "second"])
     base = weights_of(HookedMLLM(copy.deepcopy(tiny(family)[0])))
     got = weights_of(model)
@@ -91,7 +108,8 @@ def test_weights_are_those_of_the_merged_model(family, kind):
 
 @torch.no_grad()
 def test_adapters_that_are_merged_disabled_or_switched():
-    """The weight is that of what runs: base and adapter, whichever of both the base module holds now."""
+    """The weight is that of what runs: base and adapter, whichever of both the base module holds
+    now."""
     model, wrapper = adapted("qwen2_vl", ["o_proj", "down_proj"])
     batch = alone("qwen2_vl", 0)
     apart, logits = weights_of(model), model(batch)
@@ -131,8 +149,12 @@ def test_adapted_embeddings_and_unembedding():
     base = model.hf.get_input_embeddings().base_layer.weight
     merged = HookedMLLM(copy.deepcopy(wrapper).merge_and_unload())
     for name in ("W_E", "W_U"):
-        torch.testing.assert_close(getattr(model, name), getattr(merged, name), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(model.W_E, base, atol=1e-3) and torch.equal(model.embed.W_E, model.W_E)
+        torch.testing.assert_close(
+            getattr(model, name), getattr(merged, name), atol=1e-5, rtol=1e-5
+        )
+    assert not torch.allclose(model.W_E, base, atol=1e-3) and torch.equal(
+        model.embed.W_E, model.W_E
+    )
     gemma, _ = adapted("gemma3", ["embed_tokens"])  # its embeddings are multiplied by a factor
     with pytest.raises(CorelensError, match="merge"):
         _ = gemma.W_E
@@ -140,7 +162,8 @@ def test_adapted_embeddings_and_unembedding():
 
 @torch.no_grad()
 def test_half_precision_below_a_float32_adapter():
-    """peft keeps adapters in float32: head results are summed as precisely as the module's own output."""
+    """peft keeps adapters in float32: head results are summed as precisely as the module's own
+    output."""
     hf = copy.deepcopy(tiny("llava")[0]).to(torch.bfloat16)
     config = peft.LoraConfig(r=4, target_modules=["o_proj"], init_lora_weights=False)
     peft.get_peft_model(hf, config).eval()
@@ -149,15 +172,21 @@ def test_half_precision_below_a_float32_adapter():
     check_results(model, alone("llava", 0).to(dtype=torch.bfloat16), atol=0.05)
 
 
-# --- modules that have no one matrix: an error, never the base weight -------------------------------------------------
+# --- modules that have no one matrix: an error, never the base weight
 
 
 class Gated(nn.Module):
-    """A projection whose output depends on its input in another way, with the weight of a plain one."""
+    """A projection whose output depends on its input in another way, with the weight of a plain
+    one."""
 
     def __init__(self, linear):
         super().__init__()
-        self.base_layer, self.weight, self.bias, self.in_features = linear, linear.weight, linear.bias, 32
+        self.base_layer, self.weight, self.bias, self.in_features = (
+            linear,
+            linear.weight,
+            linear.bias,
+            32,
+        )
 
     def forward(self, x):
         return self.base_layer(x) * x.sum(-1, keepdim=True).sigmoid()
@@ -165,7 +194,10 @@ class Gated(nn.Module):
 
 @torch.no_grad()
 def test_what_is_no_linear_map_is_refused():
-    model, batch = HookedMLLM(copy.deepcopy(tiny("qwen2_vl")[0]), tiny("qwen2_vl")[1]), alone("qwen2_vl", 0)
+    model, batch = (
+        HookedMLLM(copy.deepcopy(tiny("qwen2_vl")[0]), tiny("qwen2_vl")[1]),
+        alone("qwen2_vl", 0),
+    )
     attention = model.layout.decoder(model.hf).layers[1].self_attn
     attention.o_proj = Gated(attention.o_proj)
     with pytest.raises(CorelensError, match="no one matrix"):
@@ -181,7 +213,9 @@ def test_dropout_of_a_model_in_training_and_adapters_that_differ_by_sample_are_r
     with pytest.raises(CorelensError, match="eval"):
         model.run_with_cache(alone("qwen2_vl", 0), names_filter="blocks.1.attn.hook_result")
     model.eval()
-    wrapper.add_adapter("second", peft.LoraConfig(r=4, target_modules=["o_proj"], init_lora_weights=False))
+    wrapper.add_adapter(
+        "second", peft.LoraConfig(r=4, target_modules=["o_proj"], init_lora_weights=False)
+    )
     batch = model.prepare(SAMPLES)
 
     def mixed(module, args, kwargs):
@@ -197,7 +231,10 @@ def test_dropout_of_a_model_in_training_and_adapters_that_differ_by_sample_are_r
 @torch.no_grad()
 def test_a_plain_projection_is_a_view_and_a_replaced_forward_is_seen():
     linear = nn.Linear(8, 6)
-    assert projection(linear).data_ptr() == linear.weight.data_ptr() and projection_bias(linear) is linear.bias
+    assert (
+        projection(linear).data_ptr() == linear.weight.data_ptr()
+        and projection_bias(linear) is linear.bias
+    )
     z = torch.randn(2, 3, 4, 2)
     wanted = head_results(linear, z)
     plain = linear.forward

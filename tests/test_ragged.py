@@ -1,4 +1,5 @@
-"""Heads of different lengths against dense attention under the same mask; what is kept against slow loops over patterns."""
+"""Heads of different lengths against dense attention under the same mask; what is kept against slow
+loops over patterns."""
 
 import gc
 import inspect
@@ -37,28 +38,40 @@ from test_other_models import soft_capped, with_sinks
 WINDOW, BUDGET, NEW = 6, 16, 6
 SAMPLES = [
     Sample(images=[picture(0, (96, 64))], question="Which colour?", answer="7"),
-    Sample(images=[picture(1, (70, 110))], question="What digit is on the circle left of the blue star?", answer="2"),
+    Sample(
+        images=[picture(1, (70, 110))],
+        question="What digit is on the circle left of the blue star?",
+        answer="2",
+    ),
 ]
 SCORES = HeadScores(np.random.default_rng(3).random((4, 4)) ** 3)
 
 
 def call(heads: int = 8, sinks: bool = False, softcap: float | None = None) -> Call:
-    return Call(torch.nn.Module(), None, 0.3, True, softcap, torch.randn(heads) if sinks else None, None)
+    return Call(
+        torch.nn.Module(), None, 0.3, True, softcap, torch.randn(heads) if sinks else None, None
+    )
 
 
-# --- the store ------------------------------------------------------------------------------------------------------
+# --- the store
 
 
-def dense_step(store: dict, query: torch.Tensor, visible: torch.Tensor, arguments: Call) -> torch.Tensor:
+def dense_step(
+    store: dict, query: torch.Tensor, visible: torch.Tensor, arguments: Call
+) -> torch.Tensor:
     """Attention of one row over all keys under a mask [batch, kv_head, key]."""
     group = query.shape[1] // visible.shape[1]
     mask = visible.repeat_interleave(group, dim=1)[:, :, None]
-    arguments = Call(arguments.module, mask, arguments.scaling, False, arguments.softcap, arguments.sinks, None)
+    arguments = Call(
+        arguments.module, mask, arguments.scaling, False, arguments.softcap, arguments.sinks, None
+    )
     return rows_z(query, store["key"], store["value"], None, None, arguments)[0]
 
 
 @pytest.mark.parametrize("variant", ["plain", "sinks", "softcap"])
-@pytest.mark.parametrize("limits", [(None,) * 4, (None, 11, 11, 0), (5, 5, 5, 5), (30, None, 30, None)])
+@pytest.mark.parametrize(
+    "limits", [(None,) * 4, (None, 11, 11, 0), (5, 5, 5, 5), (30, None, 30, None)]
+)
 def test_ragged_is_dense_under_the_same_mask(limits, variant):
     batch, heads, kv_heads, total, d, sink = 3, 8, 4, 20, 16, 2
     arguments = call(heads, variant == "sinks", 1.5 if variant == "softcap" else None)
@@ -79,7 +92,9 @@ def test_ragged_is_dense_under_the_same_mask(limits, variant):
         for kv, limit in enumerate(limits):
             if limit is not None:
                 at = torch.arange(total + step + 1)
-                visible[:, kv] &= (at < sink) | (at > total + step - (limit - sink)) if limit else False
+                visible[:, kv] &= (
+                    (at < sink) | (at > total + step - (limit - sink)) if limit else False
+                )
         query = torch.randn(batch, heads, 1, d)
         z = store.attend(query, arguments)
         wanted = dense_step(held, query, visible, arguments)
@@ -104,27 +119,53 @@ def test_equal_lengths_are_read_together():
 
 
 def test_varlen_is_called_for_what_grouped_reads(monkeypatch):
-    """The kernel is CUDA's: here its documented contract stands in for it, one sequence of one query token a KV head."""
+    """The kernel is CUDA's: here its documented contract stands in for it, one sequence of one
+    query token a KV head."""
 
-    def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux, scale, enable_gqa, seqused_k):
+    def varlen_attn(
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        *,
+        return_aux,
+        scale,
+        enable_gqa,
+        seqused_k,
+    ):
         assert enable_gqa and return_aux.lse and max_q == 1 and key.shape[1] == value.shape[1] == 1
         assert cu_seq_q.dtype == cu_seq_k.dtype == seqused_k.dtype == torch.int32
-        assert len(cu_seq_q) == len(cu_seq_k) == len(seqused_k) + 1 and int(cu_seq_k[-1]) == len(key)
+        assert len(cu_seq_q) == len(cu_seq_k) == len(seqused_k) + 1 and int(cu_seq_k[-1]) == len(
+            key
+        )
         z, lse = torch.empty_like(query), torch.empty(query.shape[1], query.shape[0])
-        for n, (first, used) in enumerate(zip(cu_seq_k[:-1].tolist(), seqused_k.tolist(), strict=True)):
+        for n, (first, used) in enumerate(
+            zip(cu_seq_k[:-1].tolist(), seqused_k.tolist(), strict=True)
+        ):
             assert used <= max_k and first + used <= int(cu_seq_k[n + 1]) and int(cu_seq_q[n]) == n
             scores = query[n] @ key[first : first + used, 0].T * scale
-            z[n], lse[:, n] = scores.softmax(1) @ value[first : first + used, 0], scores.logsumexp(1)
+            z[n], lse[:, n] = (
+                scores.softmax(1) @ value[first : first + used, 0],
+                scores.logsumexp(1),
+            )
         return z, lse
 
     from torch.nn.attention import varlen
 
-    assert inspect.signature(varlen_attn).parameters.keys() <= inspect.signature(varlen.varlen_attn).parameters.keys()
+    assert (
+        inspect.signature(varlen_attn).parameters.keys()
+        <= inspect.signature(varlen.varlen_attn).parameters.keys()
+    )
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
     keep = torch.rand(2, 4, 30) < 0.5
     keep[..., -1] = True
     keep[:, 2] = torch.arange(30) > 20
-    store = Ragged(torch.randn(2, 4, 30, 8), torch.randn(2, 4, 30, 8), keep, [None, None, 9, None], 1)
+    store = Ragged(
+        torch.randn(2, 4, 30, 8), torch.randn(2, 4, 30, 8), keep, [None, None, 9, None], 1
+    )
     for _ in range(3):
         store.append(torch.randn(2, 4, 1, 8), torch.randn(2, 4, 1, 8))
     query = torch.randn(8, 2, 8)
@@ -133,27 +174,41 @@ def test_varlen_is_called_for_what_grouped_reads(monkeypatch):
         torch.testing.assert_close(z, grouped(store, query, call(), sinks), atol=1e-6, rtol=1e-5)
 
 
-# --- what is kept ---------------------------------------------------------------------------------------------------
+# --- what is kept
 
 
-def slow_looked_at(pattern: torch.Tensor, first: int, kv: int, group: int, window: int) -> list[float]:
-    """SnapKV's score of every key before the window, from one sample's pattern [head, query, key]."""
+def slow_looked_at(
+    pattern: torch.Tensor, first: int, kv: int, group: int, window: int
+) -> list[float]:
+    """SnapKV's score of every key before the window, from one sample's pattern [head, query,
+    key]."""
     total = pattern.shape[1]
     rows = range(max(total - window, first), total)
     mean = [0.0] * total
     for key in range(first, total - window):
-        seen = [float(pattern[head, row, key]) for head in range(kv * group, (kv + 1) * group) for row in rows]
+        seen = [
+            float(pattern[head, row, key])
+            for head in range(kv * group, (kv + 1) * group)
+            for row in rows
+        ]
         mean[key] = sum(seen) / len(seen)
-    return [sum(mean[max(key - 2, 0) : min(key + 3, total - window)]) / 5 for key in range(total - window)]
+    return [
+        sum(mean[max(key - 2, 0) : min(key + 3, total - window)]) / 5
+        for key in range(total - window)
+    ]
 
 
-def slow_selection(pattern: torch.Tensor, first: int, capacity: list[int], window: int) -> list[set[int]]:
+def slow_selection(
+    pattern: torch.Tensor, first: int, capacity: list[int], window: int
+) -> list[set[int]]:
     total, group = pattern.shape[1], pattern.shape[0] // len(capacity)
     kept = []
     for kv, size in enumerate(capacity):
         score = slow_looked_at(pattern, first, kv, group, window)
         ranked = sorted(range(first, max(total - window, first)), key=lambda key: -score[key])
-        kept.append(set(ranked[: max(size - window, 0)]) | set(range(max(total - window, first), total)))
+        kept.append(
+            set(ranked[: max(size - window, 0)]) | set(range(max(total - window, first), total))
+        )
     return kept
 
 
@@ -163,7 +218,9 @@ def masked_pattern(
     """The whole pattern under causality and padding, and the call with that mask."""
     at = torch.arange(key.shape[2])
     mask = (at[None, :] <= at[:, None])[None] & (at[None, None] >= prompt.first[:, None, None])
-    arguments = Call(arguments.module, mask[:, None], arguments.scaling, False, None, arguments.sinks, None)
+    arguments = Call(
+        arguments.module, mask[:, None], arguments.scaling, False, None, arguments.sinks, None
+    )
     return rows_z(query, key, key, None, None, arguments)[1], arguments
 
 
@@ -192,9 +249,13 @@ def test_adakv_moves_keys_to_the_heads_that_look_most():
     for sample in range(2):
         pairs = [(float(looked_at[sample, kv, key]), kv) for kv in range(4) for key in range(50)]
         best = [kv for _, kv in sorted(pairs, reverse=True)[:40]]
-        assert found[sample].tolist() == [round(best.count(kv) * 0.8 + 0.2 * 10) + window for kv in range(4)]
+        assert found[sample].tolist() == [
+            round(best.count(kv) * 0.8 + 0.2 * 10) + window for kv in range(4)
+        ]
         assert int(found[sample].min()) >= int(alpha * 10) + window
-    kept = highest(looked_at, Prompt(torch.tensor([0, 20, 46]), torch.full((3,), 54), 54), found, window)[2]
+    kept = highest(
+        looked_at, Prompt(torch.tensor([0, 20, 46]), torch.full((3,), 54), 54), found, window
+    )[2]
     assert (kept[:, 46:] == True).all() and not kept[:, :46].any()  # noqa: E712 (a prompt of 8: all of it)
 
 
@@ -202,10 +263,13 @@ def test_sink_and_window_count_real_tokens():
     prompt = Prompt(torch.tensor([0, 6]), torch.tensor([12, 12]), 12)
     kept = sink_and_window(prompt, 12, ["full", "sparse", "pruned"], 2, 3)
     lines = [[line.nonzero()[:, 0].tolist() for line in sample] for sample in kept]
-    assert lines == [[list(range(12)), [0, 1, 9, 10, 11], []], [list(range(6, 12)), [6, 7, 9, 10, 11], []]]
+    assert lines == [
+        [list(range(12)), [0, 1, 9, 10, 11], []],
+        [list(range(6, 12)), [6, 7, 9, 10, 11], []],
+    ]
 
 
-# --- generation -----------------------------------------------------------------------------------------------------
+# --- generation
 
 
 @cache
@@ -232,8 +296,8 @@ def generated(model, inputs, sparse=None, hooks=(), **options) -> tuple[torch.Te
 def masked_reference(model, inputs, visible, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """The dense model with a full cache, its scores masked at decode steps.
 
-    visible(layer, pattern, sample, kv_head, position) → the columns of the row at that position, from the prompt's
-    pattern [head, query, key] of that layer and sample; None: all.
+    visible(layer, pattern, sample, kv_head, position) → the columns of the row at that position,
+    from the prompt's pattern [head, query, key] of that layer and sample; None: all.
     """
     patterns: dict[int, torch.Tensor] = {}
 
@@ -268,7 +332,10 @@ def unbounded_layers(model) -> list[int]:
 def budgeted_reference(model, inputs, budget: KVBudget):
     cfg, mask = model.cfg, inputs.tensors["attention_mask"]
     layers, length = unbounded_layers(model), mask.shape[1]
-    capacities = [budget.capacities(cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, n, layers) for n in mask.sum(1).tolist()]
+    capacities = [
+        budget.capacities(cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, n, layers)
+        for n in mask.sum(1).tolist()
+    ]
 
     @cache
     def kept(layer, sample):
@@ -303,9 +370,13 @@ def test_a_budget_decodes_as_the_masked_reference(family):
 @pytest.mark.parametrize("allocation", ["random", "pyramidkv"])
 def test_other_allocations(allocation):
     model, inputs = hooked("qwen3_vl")
-    budget = KVBudget(SCORES if allocation == "random" else None, BUDGET, window=WINDOW, allocation=allocation)
+    budget = KVBudget(
+        SCORES if allocation == "random" else None, BUDGET, window=WINDOW, allocation=allocation
+    )
     logits = generated(model, inputs, SparseInference(kv_budget=budget))[1]
-    torch.testing.assert_close(logits, budgeted_reference(model, inputs, budget)[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits, budgeted_reference(model, inputs, budget)[1], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "softcap", "sinks"])
@@ -319,11 +390,18 @@ def test_streaming_goes_on_evicting(family):
     def visible(layer, pattern, sample, kv, at):
         if (layer, kv) in ((0, 0), (2, 1)) or layer not in unbounded_layers(model):
             return None
-        return set(range(firsts[sample], firsts[sample] + sink)) | set(range(at - window + 1, at + 1))
+        return set(range(firsts[sample], firsts[sample] + sink)) | set(
+            range(at - window + 1, at + 1)
+        )
 
-    # the prompt goes through the pattern too: the reference decodes on the keys and values that this leaves
-    with model.sparse(SparseInference([(0, 0), (2, 3)], Streaming(sink, window), engine="reference")):
-        wanted, reference = masked_reference(model, inputs, visible, max_new_tokens=14, min_new_tokens=14)
+    # the prompt goes through the pattern too: the reference decodes on the keys and values that
+    # this leaves
+    with model.sparse(
+        SparseInference([(0, 0), (2, 3)], Streaming(sink, window), engine="reference")
+    ):
+        wanted, reference = masked_reference(
+            model, inputs, visible, max_new_tokens=14, min_new_tokens=14
+        )
     torch.testing.assert_close(logits, reference, atol=1e-5, rtol=1e-5)
     assert torch.equal(ids, wanted)
 
@@ -344,9 +422,13 @@ def test_hooks_speak_of_original_positions():
     cut = ("blocks.2.attn.head.1.hook_pattern", lambda x, hook: edited.append(x.clone()))
     name = "blocks.2.attn.hook_pattern"
     plain = generated(model, inputs, sparse)[1]
-    looked = generated(model, inputs, sparse, [(name, lambda x, hook: seen.append(x.clone())), cut])[1]
+    looked = generated(
+        model, inputs, sparse, [(name, lambda x, hook: seen.append(x.clone())), cut]
+    )[1]
     torch.testing.assert_close(looked, plain, atol=1e-5, rtol=1e-5)
-    assert [x.shape[2:] for x in seen] == [(length, length)] + [(1, length + n) for n in range(1, NEW)]
+    assert [x.shape[2:] for x in seen] == [(length, length)] + [
+        (1, length + n) for n in range(1, NEW)
+    ]
     kept = slow_selection(seen[0][1], int((inputs.tensors["attention_mask"][1] == 0).sum()),
                           KVBudget(SCORES, BUDGET, window=WINDOW).capacities(4, 4, 2, length)[2].tolist(), WINDOW)  # fmt: skip
     for head in range(4):
@@ -360,7 +442,10 @@ def test_hooks_speak_of_original_positions():
 
 def test_keys_are_chosen_by_what_a_knockout_leaves_of_attention():
     model, inputs = hooked("qwen3_vl")
-    budget, every = KVBudget(SCORES, BUDGET, window=WINDOW), [(layer, head) for layer in range(4) for head in range(4)]
+    budget, every = (
+        KVBudget(SCORES, BUDGET, window=WINDOW),
+        [(layer, head) for layer in range(4) for head in range(4)],
+    )
     plain = generated(model, inputs, SparseInference(kv_budget=budget))[1]
     with model.hooks(fwd_hooks=knockout(every, rows="all", columns="visual")):
         logits = generated(model, inputs, SparseInference(kv_budget=budget))[1]
@@ -373,13 +458,15 @@ def test_sampling_works_and_beams_are_refused():
     model, inputs = hooked("qwen3_vl")
     sparse = SparseInference(kv_budget=KVBudget(SCORES, BUDGET, window=WINDOW))
     with model.sparse(sparse):
-        ids = model.generate(inputs, max_new_tokens=4, min_new_tokens=4, do_sample=True, num_return_sequences=2)
+        ids = model.generate(
+            inputs, max_new_tokens=4, min_new_tokens=4, do_sample=True, num_return_sequences=2
+        )
         assert ids.shape == (4, 4)
         with pytest.raises(CorelensError, match="num_beams"):
             model.generate(inputs, num_beams=2)
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------
+# --- memory
 
 
 class FirstSteps(RaggedCache):
@@ -406,7 +493,9 @@ def watched(monkeypatch):
 def test_bytes_are_the_budget_and_the_rest_is_freed(watched, allocation):
     model, inputs = hooked("qwen3_vl")
     inputs = model.prepare([SAMPLES[1], SAMPLES[1]])
-    budget = KVBudget(SCORES if allocation == "scores" else None, 40, window=WINDOW, allocation=allocation)
+    budget = KVBudget(
+        SCORES if allocation == "scores" else None, 40, window=WINDOW, allocation=allocation
+    )
     with model.sparse(SparseInference(kv_budget=budget)):
         model.generate(inputs, max_new_tokens=1)
         one = 2 * model.cfg.d_head * 4  # a key and a value in float32
@@ -418,17 +507,24 @@ def test_bytes_are_the_budget_and_the_rest_is_freed(watched, allocation):
     assert watched.bytes < cache.nbytes <= watched.bytes + 2 * 4 * 2 * room * one
     gc.collect()
     assert all(storage() is None for storage, _ in cache.evicted)
-    held = sum(x.untyped_storage().nbytes() for layer in cache.ragged for x in (layer.store.keys, layer.store.values))
+    held = sum(
+        x.untyped_storage().nbytes()
+        for layer in cache.ragged
+        for x in (layer.store.keys, layer.store.values)
+    )
     assert held == cache.nbytes
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused
 
 
 def test_pruned_kv_heads_hold_nothing(watched):
     model, inputs = hooked("qwen3_vl")
     full = [(0, 0), (1, 2), (1, 3)]
-    for options in ({"kv_budget": KVBudget(SCORES, BUDGET, window=WINDOW)}, {"decode": "streaming"}):
+    for options in (
+        {"kv_budget": KVBudget(SCORES, BUDGET, window=WINDOW)},
+        {"decode": "streaming"},
+    ):
         pattern = {} if "kv_budget" in options else {3: Streaming(2, 4)}
         with model.sparse(SparseInference(full, Pruned(), layers=pattern, **options)):
             model.generate(inputs, max_new_tokens=2, min_new_tokens=2)
@@ -449,13 +545,21 @@ def test_what_a_cache_cannot_do(watched):
         cache, new = watched.last, torch.zeros(2, 2, 2, model.cfg.d_head)
         with pytest.raises(CorelensError, match="2 tokens at once"):
             cache.update(new, new, 0)
-        for refused in (lambda: cache.crop(-1), lambda: cache.reorder_cache(torch.tensor([1, 0])), cache.reset):
+        for refused in (
+            lambda: cache.crop(-1),
+            lambda: cache.reorder_cache(torch.tensor([1, 0])),
+            cache.reset,
+        ):
             with pytest.raises(CorelensError, match="fresh cache"):
                 refused()
         with pytest.raises(CorelensError, match="padded on the right"):
             model.generate(model.prepare(SAMPLES, padding_side="right"), max_new_tokens=2)
         with pytest.raises(CorelensError, match="last 2 tokens of a prompt in parts"):
-            model.generate(inputs, max_new_tokens=2, prefill_chunk_size=inputs.tensors["input_ids"].shape[1] - 2)
+            model.generate(
+                inputs,
+                max_new_tokens=2,
+                prefill_chunk_size=inputs.tensors["input_ids"].shape[1] - 2,
+            )
     with (
         model.sparse(SparseInference(kv_budget=KVBudget(HeadScores(np.ones((4, 8)))))),
         pytest.raises(CorelensError, match="4 layers × 4 heads"),
@@ -467,7 +571,9 @@ def test_what_a_cache_cannot_do(watched):
 
 def test_a_layer_that_was_not_evicted():
     model, _ = hooked("qwen3_vl")
-    cache = RaggedCache(SparseInference(kv_budget=KVBudget(SCORES, BUDGET, window=WINDOW)).plan(model.cfg))
+    cache = RaggedCache(
+        SparseInference(kv_budget=KVBudget(SCORES, BUDGET, window=WINDOW)).plan(model.cfg)
+    )
     assert cache.get_seq_length() == cache.nbytes == 0
     key = torch.randn(1, 2, 5, 8)
     for _ in range(2):  # a prompt in two parts

@@ -34,7 +34,9 @@ def test_it_is_one_page():
 
 
 def test_every_link_leads_to_a_file():
-    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if not link.startswith("https://")]
+    links = [
+        link for link in re.findall(r"\]\(([^)#]+)", README) if not link.startswith("https://")
+    ]
     assert len(links) > 20 and [link for link in links if not (ROOT / link).exists()] == []
 
 

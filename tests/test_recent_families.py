@@ -1,4 +1,5 @@
-"""Families without a layout of their own: their layers are measured, and every runner is exact on them."""
+"""Families without a layout of their own: their layers are measured, and every runner is exact on
+them."""
 
 from contextlib import contextmanager
 from functools import cache
@@ -26,11 +27,15 @@ def recent(family):
 
 
 def picture(seed):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (96, 120, 3)).astype(np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 255, (96, 120, 3)).astype(np.uint8)
+    )
 
 
 def sample(seed=0, **more):
-    return cl.Sample([picture(seed)], "What is it?", answer="7", regions=[cl.Box(8, 8, 70, 60)], **more)
+    return cl.Sample(
+        [picture(seed)], "What is it?", answer="7", regions=[cl.Box(8, 8, 70, 60)], **more
+    )
 
 
 def layers_of(model):
@@ -60,7 +65,9 @@ def test_the_identities_hold(family):
     verified = str(recent(family).verify())
     failed = [line for line in verified.splitlines() if line.startswith("FAIL")]
     expected = ["the residual stream"] if family == "gemma4" else []
-    assert len(failed) == len(expected) and all(a in b for a, b in zip(expected, failed, strict=True)), verified
+    assert len(failed) == len(expected) and all(
+        a in b for a, b in zip(expected, failed, strict=True)
+    ), verified
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -100,7 +107,9 @@ def test_ablated_heads_are_zeroed_inputs_of_the_output_projection(family):
         return hook
 
     layers = layers_of(model)
-    with pytorch([o_proj(layers[h.layer]).register_forward_pre_hook(without(h.head)) for h in HEADS]):
+    with pytorch(
+        [o_proj(layers[h.layer]).register_forward_pre_hook(without(h.head)) for h in HEADS]
+    ):
         wanted = plain(model, inputs).logits
     with torch.no_grad():
         logits = model.run_with_hooks(inputs, fwd_hooks=cl.ablate(HEADS, "zero"))
@@ -118,7 +127,9 @@ def test_patches_begun_late_are_those_of_whole_forwards(family):
     np.testing.assert_allclose(*results, atol=2e-4)
     attends = np.array(model.cfg.heads) > 0
     assert np.isfinite(results[0][0, attends]).all() and np.isnan(results[0][0, ~attends]).all()
-    outs = cl.activation_patch(model, sample(), sample(1), site="attn_out", per="layer", metric=METRIC)
+    outs = cl.activation_patch(
+        model, sample(), sample(1), site="attn_out", per="layer", metric=METRIC
+    )
     assert np.isfinite(outs.values).all()  # every layer's mixer
 
 
@@ -141,7 +152,9 @@ def test_a_path_to_the_logits_is_a_run_with_all_else_frozen(family):
                 handles.append(o_proj(layer).register_forward_pre_hook(hook))
             else:
                 mixer = getattr(layer, MIXERS[family])
-                handles.append(mixer.register_forward_hook(lambda module, args, out, n=number: keep(n, out)))
+                handles.append(
+                    mixer.register_forward_hook(lambda module, args, out, n=number: keep(n, out))
+                )
         with pytorch(handles):
             plain(model, inputs)
         return kept
@@ -153,13 +166,19 @@ def test_a_path_to_the_logits_is_a_run_with_all_else_frozen(family):
     handles = []
     for number, layer in enumerate(layers):
         if model.cfg.heads[number]:
-            handles.append(o_proj(layer).register_forward_pre_hook(lambda module, args, n=number: (frozen[n],)))
+            handles.append(
+                o_proj(layer).register_forward_pre_hook(lambda module, args, n=number: (frozen[n],))
+            )
         else:
             mixer = getattr(layer, MIXERS[family])
-            handles.append(mixer.register_forward_hook(lambda module, args, out, n=number: frozen[n]))
+            handles.append(
+                mixer.register_forward_hook(lambda module, args, out, n=number: frozen[n])
+            )
     with pytorch(handles):
         wanted = plain(model, clean).logits[0, -1].double()
-    result = cl.path_patch(model, clean, other, senders, ["hook_logits"], metric=lambda x: x[:, -1, 5] - x[:, -1, 9])
+    result = cl.path_patch(
+        model, clean, other, senders, ["hook_logits"], metric=lambda x: x[:, -1, 5] - x[:, -1, 9]
+    )
     np.testing.assert_allclose(result.values, float(wanted[5] - wanted[9]), atol=2e-4)
     assert abs(result.effect[0]) > 1e-4
 
@@ -174,12 +193,18 @@ def test_sparse_heads_see_their_pattern_alone(family):
         def hook(scores, hook):
             row, key = torch.arange(scores.shape[2])[:, None], torch.arange(scores.shape[3])[None]
             seen = (key < 4) | (row - key < 8)
-            full = torch.tensor([(layer, head) in set(map(tuple, HEADS)) for head in range(scores.shape[1])])
+            full = torch.tensor(
+                [(layer, head) in set(map(tuple, HEADS)) for head in range(scores.shape[1])]
+            )
             return scores.masked_fill(~(seen[None, None] | full[None, :, None, None]), -torch.inf)
 
         return hook
 
-    hooks = [(f"blocks.{n}.attn.hook_attn_scores", masked(n)) for n, heads in enumerate(model.cfg.heads) if heads]
+    hooks = [
+        (f"blocks.{n}.attn.hook_attn_scores", masked(n))
+        for n, heads in enumerate(model.cfg.heads)
+        if heads
+    ]
     with torch.no_grad():
         wanted = model.run_with_hooks(inputs, fwd_hooks=hooks)
         with model.sparse(sparse):
@@ -187,7 +212,10 @@ def test_sparse_heads_see_their_pattern_alone(family):
     everything = cl.SparseInference(HEADS, pattern=cl.Streaming(sink=4, window=4096))
     dense, all_seen = (cl.evaluate(model, [sample()], sparse=s, rounds=1) if s else cl.evaluate(model, [sample()])
                        for s in (None, everything))  # fmt: skip
-    assert abs(dense.answer_logprob - all_seen.answer_logprob) < 1e-4 and all_seen.accuracy == dense.accuracy
+    assert (
+        abs(dense.answer_logprob - all_seen.answer_logprob) < 1e-4
+        and all_seen.accuracy == dense.accuracy
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -198,10 +226,12 @@ def test_the_stream_is_the_sum_of_its_parts_or_refused(family):
         with pytest.raises(CorelensError, match="not all that is added"):
             cached.decompose_resid()
         return
-    torch.testing.assert_close(cached.decompose_resid().sum(0), cached["resid_post", 3], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        cached.decompose_resid().sum(0), cached["resid_post", 3], atol=1e-4, rtol=1e-5
+    )
 
 
-# --- layers without attention ------------------------------------------------------------------------------------------
+# --- layers without attention
 
 
 @pytest.mark.parametrize("family", MIXERS)
@@ -215,7 +245,9 @@ def test_layers_without_attention_say_so_and_have_their_mixers_output(family):
         plain(model, inputs)
     _, cached = model.run_with_cache(inputs, names_filter="blocks.0.hook_attn_out")
     assert torch.equal(cached["blocks.0.hook_attn_out"], kept[0])
-    halved = model.run_with_hooks(inputs, fwd_hooks=[("blocks.0.hook_attn_out", lambda x, hook: x / 2)])
+    halved = model.run_with_hooks(
+        inputs, fwd_hooks=[("blocks.0.hook_attn_out", lambda x, hook: x / 2)]
+    )
     with pytorch([mixer.register_forward_hook(lambda module, args, out: out / 2)]):
         torch.testing.assert_close(halved, plain(model, inputs).logits)
     for hooks in (cl.ablate([(0, 1)], "zero"), [("blocks.2.attn.hook_pattern", lambda x, hook: x)]):
@@ -224,7 +256,9 @@ def test_layers_without_attention_say_so_and_have_their_mixers_output(family):
     with pytest.raises(CorelensError, match=type(mixer).__name__):
         _ = model.blocks[0].attn.W_O
     with pytest.raises(CorelensError, match="L0H1"):
-        cl.evaluate(model, [sample()], sparse=cl.SparseInference([(0, 1)], pattern=cl.Streaming(4, 8)))
+        cl.evaluate(
+            model, [sample()], sparse=cl.SparseInference([(0, 1)], pattern=cl.Streaming(4, 8))
+        )
     evicting = cl.SparseInference(HEADS, pattern=cl.Streaming(4, 8), decode="streaming")
     with pytest.raises(CorelensError, match=r"layers \[0, 2\] keep a state"):
         cl.evaluate(model, [sample()], sparse=evicting)
@@ -236,22 +270,32 @@ def test_what_is_drawn_and_averaged_is_of_heads_that_exist(family, tmp_path):
     samples = [sample(seed, id=str(seed)) for seed in range(2)]
     scores = cl.score_heads(model, samples)["ram"]
     assert scores.values.shape == (4, 4) and int(scores.exists.sum()) == 8
-    for heads in (scores.top(k=8), scores.bottom(k=8), scores.random(k=4), scores.random(k=2, match="layer")):
+    for heads in (
+        scores.top(k=8),
+        scores.bottom(k=8),
+        scores.random(k=4),
+        scores.random(k=2, match="layer"),
+    ):
         assert {head.layer for head in heads} <= {1, 3}
     scores.save(tmp_path / "ram.safetensors")
-    np.testing.assert_array_equal(cl.HeadScores.load(tmp_path / "ram.safetensors").values, scores.values)
+    np.testing.assert_array_equal(
+        cl.HeadScores.load(tmp_path / "ram.safetensors").values, scores.values
+    )
     reference = cl.mean_z(model, samples)
     assert sorted(reference) == [1, 3]
     cl.evaluate(model, samples, hooks=cl.ablate(HEADS, "mean", reference=reference))
     cl.ablation_sweep(model, samples, scores, fractions=(0.25,), draws=1)
     attributed = cl.attribution_patch(model, samples[0], samples[1], site="z", metric=METRIC)
-    assert np.isnan(attributed.effect[0, [0, 2]]).all() and np.isfinite(attributed.effect[0, [1, 3]]).all()
+    assert (
+        np.isnan(attributed.effect[0, [0, 2]]).all()
+        and np.isfinite(attributed.effect[0, [1, 3]]).all()
+    )
     record = cl.record_ram()
     model.run_with_hooks(model.prepare(samples), fwd_hooks=record.hooks, return_type=None)
     np.testing.assert_allclose(record.scores().values, scores.values, atol=1e-6)
 
 
-# --- gated attention ---------------------------------------------------------------------------------------------------
+# --- gated attention
 
 
 @torch.no_grad()
@@ -266,11 +310,17 @@ def test_a_gate_beside_the_query_has_its_own_point():
     q, gate, z, result = (cached[name] for name in names[:4])
     x = cached[names[4]] * model.blocks[1].ln1.w
     torch.testing.assert_close(q, torch.einsum("bpm,hmd->bphd", x, attn.W_Q), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(gate, torch.einsum("bpm,hmd->bphd", x, attn.W_gate), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        gate, torch.einsum("bpm,hmd->bphd", x, attn.W_gate), atol=1e-5, rtol=1e-4
+    )
     written = torch.einsum("bphd,hdm->bphm", z * gate.sigmoid(), attn.W_O)
     torch.testing.assert_close(result, written, atol=1e-5, rtol=1e-4)
-    shut = model.run_with_hooks(inputs, fwd_hooks=[("blocks.1.attn.hook_gate", lambda x, hook: x * 0 - 1e4)])
-    ablated = model.run_with_hooks(inputs, fwd_hooks=cl.ablate([(1, head) for head in range(4)], "zero"))
+    shut = model.run_with_hooks(
+        inputs, fwd_hooks=[("blocks.1.attn.hook_gate", lambda x, hook: x * 0 - 1e4)]
+    )
+    ablated = model.run_with_hooks(
+        inputs, fwd_hooks=cl.ablate([(1, head) for head in range(4)], "zero")
+    )
     torch.testing.assert_close(shut, ablated)
     uniform = model.run_with_cache(inputs, names_filter="blocks.1.attn.hook_gate")[1]
     with model.hooks([("blocks.1.attn.hook_q", lambda x, hook: x * 0)]):  # the gate stays as it is

@@ -57,8 +57,14 @@ def test_a_tube_is_one_box_a_frame():
         (lambda: Tube({}), "without frames"),
         (lambda: Box(0, 0, 12, 10).check(10, 10), "outside its picture of 10 × 10"),
         (lambda: Box(-3, 0, 5, 10).check(10, 10), "outside its picture"),
-        (lambda: Mask(painted(10, 8, (0, 0, 1, 1))).check(8, 10), "10 × 8 pixels on a picture of 8 × 10"),
-        (lambda: Tube({0: Box(0, 0, 5, 5), 1: Box(0, 0, 50, 5)}).check(10, 10), "outside its picture"),
+        (
+            lambda: Mask(painted(10, 8, (0, 0, 1, 1))).check(8, 10),
+            "10 × 8 pixels on a picture of 8 × 10",
+        ),
+        (
+            lambda: Tube({0: Box(0, 0, 5, 5), 1: Box(0, 0, 50, 5)}).check(10, 10),
+            "outside its picture",
+        ),
     ],
 )
 def test_refusals(make, message):

@@ -1,4 +1,5 @@
-"""Pages ranked by heads, against sums over `output_attentions`; sinks found in a model whose looks are known."""
+"""Pages ranked by heads, against sums over `output_attentions`; sinks found in a model whose looks
+are known."""
 
 import copy
 from dataclasses import replace
@@ -21,7 +22,9 @@ def model():
 def document(seed: int) -> cl.Sample:
     pages = [picture(seed + i, (96, 64)) for i in range(3)]
     region = [cl.Box(3, 3, 50, 40, image=1)]
-    return cl.Sample(pages, "Which colour?", "red", region, id=f"doc-{seed}", meta={"pages": [4, 7, 9]})
+    return cl.Sample(
+        pages, "Which colour?", "red", region, id=f"doc-{seed}", meta={"pages": [4, 7, 9]}
+    )
 
 
 def slow(model, sample, heads):
@@ -47,7 +50,10 @@ def test_pages_are_ranked_by_attention_beyond_the_null_question(model, batch_siz
     found = cl.rerank_pages(model, documents, heads, batch_size=batch_size)
     plain = cl.rerank_pages(model, documents, heads, calibrated=False, batch_size=batch_size)
     for number, sample in enumerate(documents):
-        asked, null = slow(model, sample, heads), slow(model, replace(sample, question="N/A"), heads)
+        asked, null = (
+            slow(model, sample, heads),
+            slow(model, replace(sample, question="N/A"), heads),
+        )
         np.testing.assert_allclose(plain.scores[number], asked, atol=1e-6)
         np.testing.assert_allclose(found.scores[number], asked - null, atol=1e-6)
         assert found.ranked[number] == [[4, 7, 9][i] for i in np.argsort(null - asked)]
@@ -67,24 +73,29 @@ def test_what_cannot_be_ranked_is_said(model):
     with pytest.raises(cl.CorelensError, match="0 heads"):
         cl.rerank_pages(model, [document(0)], [])
     with pytest.raises(cl.CorelensError, match="1 images"):
-        cl.rerank_pages(model, [replace(document(0), images=[picture(0)], regions=[], meta={})], [(0, 0)])
+        cl.rerank_pages(
+            model, [replace(document(0), images=[picture(0)], regions=[], meta={})], [(0, 0)]
+        )
     with pytest.raises(cl.CorelensError, match="without evidence pages"):
         cl.rerank_pages(model, [replace(document(0), regions=[])], [(0, 0)])
     with pytest.raises(cl.CorelensError, match="heads of another model"):
         cl.rerank_pages(model, [document(0)], [(40, 0)])
 
 
-# --- sinks ------------------------------------------------------------------------------------------------------------
+# --- sinks
 
 
 def test_sinks_are_what_is_looked_at_whatever_is_asked():
     model, boards = looking_model(), samples(4, seed=3)
     found = cl.visual_sinks(model, boards, threshold=3)
-    for number, sample in enumerate(boards):  # two heads always look at the red and at the blue cell
+    # two heads always look at the red and at the blue cell
+    for number, sample in enumerate(boards):
         always = {box(sample.meta["marked"]).bounds, box(sample.meta["distractor"]).bounds}
         assert {sink.bounds for sink in found.boxes(number)} == always
     assert (found.share > 0.5).all() and "4 samples" in repr(found)
-    assert [len(tokens) for tokens in cl.visual_sinks(model, boards, threshold=1e9).tokens] == [0] * 4
+    assert [len(tokens) for tokens in cl.visual_sinks(model, boards, threshold=1e9).tokens] == [
+        0
+    ] * 4
     figure = found.plot(0)
     assert figure.axes[0].images and "sinks" in figure.axes[0].get_title(loc="left")
 
@@ -101,17 +112,27 @@ def test_strengths_are_the_least_over_questions_of_the_mean_attention(model):
         rows = sorted({*tm.question.tolist(), *tm.last.tolist()})
         with torch.no_grad():
             patterns = hf(**inputs.tensors, output_attentions=True, use_cache=False).attentions
-        drawn = torch.stack([pattern[0][:, rows][:, :, tm.visual].mean((0, 1)) for pattern in patterns]).mean(0)
+        drawn = torch.stack(
+            [pattern[0][:, rows][:, :, tm.visual].mean((0, 1)) for pattern in patterns]
+        ).mean(0)
         each.append((drawn / drawn.mean()).numpy())
     np.testing.assert_allclose(found.strengths[0], np.min(each, axis=0), rtol=1e-4)
 
 
 def test_a_metric_leaves_sinks_out():
     model, boards = looking_model(), samples(4, seed=3)
-    scores = cl.score_heads(model, boards, ["ram", "ram[sinks=left_out]", "visual_mass[sinks=left_out]"], batch_size=3)
-    assert scores["ram"].values[0, 0] > 0.9  # the head that looks at the red cell, whatever is asked
-    assert scores["ram[sinks=left_out]"].values[0, 0] < 0.01  # that cell is a sink here: nothing is left of the region
-    assert scores["visual_mass[sinks=left_out]"].values[0, 2] > 0.1 > scores["visual_mass[sinks=left_out]"].values[0, 1]
+    scores = cl.score_heads(
+        model, boards, ["ram", "ram[sinks=left_out]", "visual_mass[sinks=left_out]"], batch_size=3
+    )
+    # the head that looks at the red cell, whatever is asked
+    assert scores["ram"].values[0, 0] > 0.9
+    # that cell is a sink here: nothing is left of the region
+    assert scores["ram[sinks=left_out]"].values[0, 0] < 0.01
+    assert (
+        scores["visual_mass[sinks=left_out]"].values[0, 2]
+        > 0.1
+        > scores["visual_mass[sinks=left_out]"].values[0, 1]
+    )
     assert scores["ram[sinks=left_out]"].meta["sinks"] == "left_out"
     with pytest.raises(cl.CorelensError, match="which is a chat"):
         cl.visual_sinks(model, cl.Sample(messages=[{"role": "user", "content": "What?"}], id="c"))

@@ -1,4 +1,5 @@
-"""Scoring runs that are killed, resumed, shared between processes, and refused where they do not fit."""
+"""Scoring runs that are killed, resumed, shared between processes, and refused where they do not
+fit."""
 
 import errno
 import os
@@ -50,14 +51,17 @@ def many() -> list[cl.Sample]:
         for one in mixed():
             one.id = f"{i}-{one.id}"
             one.question = f"{one.question} {i}"
-            one.regions = [cl.Box(r.x0, r.y0, r.x1, r.y1, image=r.image, text="a 7 b") for r in one.regions]
+            one.regions = [
+                cl.Box(r.x0, r.y0, r.x1, r.y1, image=r.image, text="a 7 b") for r in one.regions
+            ]
             samples.append(one)
     return samples
 
 
 @pytest.fixture(scope="module")
 def model():
-    return cl.HookedMLLM(*tiny.__wrapped__("qwen3_vl"))  # as another process builds it: nothing of other tests is on it
+    # as another process builds it: nothing of other tests is on it
+    return cl.HookedMLLM(*tiny.__wrapped__("qwen3_vl"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,8 @@ def test_a_run_that_was_stopped_goes_on(model, whole, tmp_path, how):
     assert 2 <= len(parts) < 6 and not (tmp_path / "scores").exists()
     again = cl.score_heads(model, many(), METRICS, batch_size=2, out=tmp_path)
     equal(again, whole)
-    assert all(path.stat().st_mtime_ns == time for path, time in parts.items())  # what was there was not done again
+    # what was there was not done again
+    assert all(path.stat().st_mtime_ns == time for path, time in parts.items())
     saved = cl.HeadScores.load(tmp_path / "scores" / "ram.safetensors")
     np.testing.assert_array_equal(saved.values, again["ram"].values)
 
@@ -98,11 +103,21 @@ def test_two_processes_share_a_run(model, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    processes = [start(tmp_path, 0.0, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "true",
+    }
+    processes = [
+        start(tmp_path, 0.0, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)
+    ]
     assert [process.wait(timeout=200) for process in processes] == [0, 0]
     assert len(list(tmp_path.glob("part-*.safetensors"))) == 6
-    equal({key: cl.HeadScores.load(tmp_path / "scores" / f"{key}.safetensors") for key in whole}, whole)
+    equal(
+        {key: cl.HeadScores.load(tmp_path / "scores" / f"{key}.safetensors") for key in whole},
+        whole,
+    )
 
 
 def test_another_run_is_refused(model, tmp_path):
@@ -156,7 +171,9 @@ def at_path(folder: Path, color: str | None) -> list[cl.Sample]:
 
 def chat(text: str) -> list[cl.Sample]:
     content = [{"type": "image", "image": base().images[0]}, {"type": "text", "text": text}]
-    return [replace(base(), images=[], question=None, messages=[{"role": "user", "content": content}])]
+    return [
+        replace(base(), images=[], question=None, messages=[{"role": "user", "content": content}])
+    ]
 
 
 @pytest.mark.parametrize("kind", ["mask", "drawn", "file", "chat", "fps", "answer"])
@@ -176,7 +193,8 @@ def test_other_samples_are_refused_whatever_makes_them_so(model, tmp_path, kind)
 
 
 def test_another_processor_is_refused(tmp_path):
-    model = cl.HookedMLLM(*tiny.__wrapped__("qwen3_vl"))  # its own: other tests share the cached one
+    # its own: other tests share the cached one
+    model = cl.HookedMLLM(*tiny.__wrapped__("qwen3_vl"))
     cl.score_heads(model, [base()], ["ram"], out=tmp_path)
     model.processor.image_processor.size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
     with pytest.raises(cl.CorelensError, match="another processor"):
@@ -194,7 +212,8 @@ def test_another_body_of_an_own_metric_is_refused(model, tmp_path):
     def scored(function):
         return cl.score_heads(model, [base()], [function], out=tmp_path)["mine"].values
 
-    bodies = (lambda p: p.amax((-1, -2)), lambda p: p[..., 0].mean(-1))  # of one line, so of one source
+    # of one line, so of one source
+    bodies = (lambda p: p.amax((-1, -2)), lambda p: p[..., 0].mean(-1))
     largest = scored(own(bodies[0]))
     np.testing.assert_array_equal(scored(own(bodies[0])), largest)
     with pytest.raises(cl.CorelensError, match="another metrics"):
@@ -248,12 +267,26 @@ def test_keys_never_become_paths(model, tmp_path):
     def mine(pattern, token_map):
         return pattern.amax((-1, -2))
 
-    for name in ("../../../evil", "..", ".", "/evil", "a/b", "x" * 400, "C:\\evil", "a\0b", "", "ram"):
+    for name in (
+        "../../../evil",
+        "..",
+        ".",
+        "/evil",
+        "a/b",
+        "x" * 400,
+        "C:\\evil",
+        "a\0b",
+        "",
+        "ram",
+    ):
         mine.__name__ = name
         out = tmp_path / "run" / str(abs(hash(name)))
         cl.score_heads(model, [base()], [mine], out=out)
         files = list((out / "scores").iterdir())
-        assert len(files) == 1 and cl.HeadScores.load(files[0]).values.shape == (model.cfg.n_layers, model.cfg.n_heads)
+        assert len(files) == 1 and cl.HeadScores.load(files[0]).values.shape == (
+            model.cfg.n_layers,
+            model.cfg.n_heads,
+        )
     assert {path.name for path in tmp_path.rglob("*") if "evil" in path.name} == {
         "%2E.%2F..%2F..%2Fevil.safetensors", "%2Fevil.safetensors", "C%3A%5Cevil.safetensors",
     }  # fmt: skip
@@ -269,7 +302,8 @@ def test_two_writers_one_is_refused(model, tmp_path):
         cl.score_heads(model, many(), METRICS, batch_size=2, out=tmp_path)
     process.kill()
     process.wait()
-    cl.score_heads(model, many(), METRICS, batch_size=2, out=tmp_path)  # the lock ended with its process
+    # the lock ended with its process
+    cl.score_heads(model, many(), METRICS, batch_size=2, out=tmp_path)
 
 
 def test_kills_change_no_byte_of_the_result(tmp_path):
@@ -284,7 +318,9 @@ def test_kills_change_no_byte_of_the_result(tmp_path):
         process.wait()
     assert start(tmp_path / "killed", pause=0).wait(timeout=200) == 0
     for file in sorted(file for file in (tmp_path / "whole").rglob("*.*") if file.name != ".lock"):
-        assert (tmp_path / "killed" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes(), file
+        assert (
+            tmp_path / "killed" / file.relative_to(tmp_path / "whole")
+        ).read_bytes() == file.read_bytes(), file
 
 
 def test_a_full_disk_is_said(model, tmp_path, monkeypatch):
@@ -307,7 +343,7 @@ def test_a_full_disk_is_said(model, tmp_path, monkeypatch):
         cl.score_heads(model, [base()], ["ram"], out=tmp_path / "file" / "run")
 
 
-# --- results that are made once -----------------------------------------------------------------
+# --- results that are made once
 
 
 def test_what_is_made_once_is_kept_and_checked(tmp_path):
@@ -321,7 +357,8 @@ def test_what_is_made_once_is_kept_and_checked(tmp_path):
         return {"x": [1.5, None, "é"]}
 
     assert (
-        folder().kept("F1 ../x", make) == folder().kept("F1 ../x", make) == {"x": [1.5, None, "é"]} and len(made) == 1
+        folder().kept("F1 ../x", make) == folder().kept("F1 ../x", make) == {"x": [1.5, None, "é"]}
+        and len(made) == 1
     )
     folder().add_line("runs", "k", "0101")
     file = tmp_path / "runs.jsonl"

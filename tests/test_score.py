@@ -1,4 +1,5 @@
-"""Scores from rows against the same numbers computed from `output_attentions=True` on eager attention."""
+"""Scores from rows against the same numbers computed from `output_attentions=True` on eager
+attention."""
 
 import copy
 from dataclasses import replace
@@ -48,8 +49,13 @@ def slow(eager, inputs, rows: str, reduce: str) -> np.ndarray:
         attentions = eager(**inputs.tensors, output_attentions=True, use_cache=False).attentions
     out = []
     for i, tm in enumerate(inputs.token_maps):
-        at = {"question": tm.question, "last": tm.last, "answer": tm.answer - 1 if "answer" in tm.parts else None}[rows]
-        mass = torch.stack([a[i][:, at][:, :, tm.region].sum(-1) for a in attentions])  # [layer, head, row]
+        at = {
+            "question": tm.question,
+            "last": tm.last,
+            "answer": tm.answer - 1 if "answer" in tm.parts else None,
+        }[rows]
+        # [layer, head, row]
+        mass = torch.stack([a[i][:, at][:, :, tm.region].sum(-1) for a in attentions])
         out.append(mass.amax(-1) if reduce == "max" else mass.mean(-1))
     return torch.stack(out).numpy()
 
@@ -62,7 +68,9 @@ def test_ram_is_the_number_from_output_attentions(model, eager, kind, batch_size
             ("answer", "mean"): "ram[rows=answer]", ("answer", "max"): "ram[rows=answer,reduce=max]"}  # fmt: skip
     scores = cl.score_heads(model, samples, list(keys.values()), batch_size=batch_size)
     for (rows, reduce), key in keys.items():
-        wanted = np.concatenate([slow(eager, model.prepare(s, answer=rows == "answer"), rows, reduce) for s in samples])
+        wanted = np.concatenate(
+            [slow(eager, model.prepare(s, answer=rows == "answer"), rows, reduce) for s in samples]
+        )
         np.testing.assert_allclose(scores[key].per_sample, wanted, atol=1e-6)
         np.testing.assert_allclose(scores[key].values, wanted.mean(0), atol=1e-6)
         assert scores[key].meta["samples"] == [s.id for s in samples]
@@ -94,7 +102,10 @@ def test_record_ram_in_a_users_own_run(model):
     np.testing.assert_allclose(recorded.scores().values, wanted.values, atol=1e-6)
     with model.hooks(fwd_hooks=cl.record_ram().hooks + cl.ablate([(0, 1)], "zero")):
         model(model.prepare(samples[0]), return_type=None)
-    with pytest.raises(cl.CorelensError, match="leave model.pattern_rows"), model.pattern_rows("question"):
+    with (
+        pytest.raises(cl.CorelensError, match="leave model.pattern_rows"),
+        model.pattern_rows("question"),
+    ):
         model.run_with_hooks(model.prepare(samples[0]), fwd_hooks=cl.record_ram(rows="last").hooks)
 
 
@@ -116,7 +127,10 @@ def test_a_metric_of_ones_own(model):
 
 
 LACKS = {
-    "a region": (["ram", "gaze", "lift", "qr", "value_mass", "retrieval", "visual_head"], {"regions": []}),
+    "a region": (
+        ["ram", "gaze", "lift", "qr", "value_mass", "retrieval", "visual_head"],
+        {"regions": []},
+    ),
     "a question": (["ram", "visual_mass", "calibrated_ram"], {"question": None}),
     "an answer": (["ram[rows=answer]", "visual_mass[rows=question+answer]"], {"answer": None}),
     "text": (["retrieval", "visual_head"], {}),
@@ -134,7 +148,12 @@ def test_what_a_sample_lacks_is_said_with_metric_and_sample_before_anything_runs
     whole.regions = [replace(region, text="7") for region in whole.regions]
     for name in names:
         with pytest.raises(cl.CorelensError) as caught:
-            cl.score_heads(model, [whole, lacking], ["random", name] if what != "a question" else [name], batch_size=1)
+            cl.score_heads(
+                model,
+                [whole, lacking],
+                ["random", name] if what != "a question" else [name],
+                batch_size=1,
+            )
         said = str(caught.value)
         assert said.startswith(f"{name}: sample 'mixed-1'") and what in said
 
@@ -159,7 +178,15 @@ def test_attention_that_is_not_finite_is_named(model):
     before = weight.detach().clone()
     weight.data[8:16] = torch.nan  # the queries of L1H1
     try:
-        for name in ("ram", "lift", "qr", "calibrated_ram", "value_mass", "localization", "retrieval"):
+        for name in (
+            "ram",
+            "lift",
+            "qr",
+            "calibrated_ram",
+            "value_mass",
+            "localization",
+            "retrieval",
+        ):
             with pytest.raises(cl.CorelensError, match=f"{name} of sample 'mixed-0': nan at L1H1"):
                 cl.score_heads(model, [one], [name], max_new_tokens=2)
     finally:
@@ -168,11 +195,18 @@ def test_attention_that_is_not_finite_is_named(model):
 
 def test_meta_says_what_was_scored_and_how(model):
     meta = cl.score_heads(model, mixed(), ["lift[rows=last]"], data="mine")["lift[rows=last]"].meta
-    assert (meta["metric"], meta["key"], meta["rows"], meta["options"]) == ("lift", "lift[rows=last]", "last", {})
+    assert (meta["metric"], meta["key"], meta["rows"], meta["options"]) == (
+        "lift",
+        "lift[rows=last]",
+        "last",
+        {},
+    )
     assert meta["data"] == "mine" and meta["samples"] == ["mixed-0", "mixed-1", "mixed-2"]
     assert len(meta["sample_hash"]) == 16 and meta["date"].startswith("20")
     assert set(meta["versions"]) == {"corelens", "torch", "transformers", "transformer-lens"}
-    assert {"model", "revision", "family", "dtype", "python"} <= set(meta) and len(meta["weight_hash"]) == 16
+    assert {"model", "revision", "family", "dtype", "python"} <= set(meta) and len(
+        meta["weight_hash"]
+    ) == 16
 
 
 def test_hashes_tell_models_and_samples_apart(model, tmp_path):
@@ -184,7 +218,12 @@ def test_hashes_tell_models_and_samples_apart(model, tmp_path):
     file = tmp_path / "a.png"
     one.images[0].save(file)
     array, path = np.asarray(one.images[0]), str(file)
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture(3)}, {"type": "text", "text": "What?"}]}]
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": picture(3)}, {"type": "text", "text": "What?"}],
+        }
+    ]
     variants = [
         one, replace(one, images=[picture(9)]), replace(one, images=[path]), replace(one, images=[array]),
         replace(one, images=[], video=np.stack([array, array])), replace(one, images=[], video=[array]),
@@ -193,7 +232,10 @@ def test_hashes_tell_models_and_samples_apart(model, tmp_path):
     ]  # fmt: skip
     assert len({sample_hash([sample]) for sample in variants}) == len(variants)
     assert sample_hash([one]) == sample_hash(mixed()[:1])
-    assert [sum(map(pixels, pictures(sample))) for sample in variants[:6]] == [6144] * 4 + [2 * 6144, 6144]
+    assert [sum(map(pixels, pictures(sample))) for sample in variants[:6]] == [6144] * 4 + [
+        2 * 6144,
+        6144,
+    ]
     assert pixels("no such file") == 0 and pixels(None) == 0 and len(pictures(variants[-1])) == 1
 
 

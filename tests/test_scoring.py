@@ -24,7 +24,8 @@ CASES = [
     ("box_iou", {"box": [0, 0, 100, 100]}, "", "left", 0),
     ("mmlongbench_doc", {"answer_format": "Int"}, "8", "8.0", 1),
     ("mmlongbench_doc", {"answer_format": "Int"}, "8", "eight", 0),
-    ("mmlongbench_doc", {"answer_format": "Int"}, "21%", "21%", 0),  # as the benchmark: its gold is no number
+    # as the benchmark: its gold is no number
+    ("mmlongbench_doc", {"answer_format": "Int"}, "21%", "21%", 0),
     ("mmlongbench_doc", {"answer_format": "Float"}, "18.29%", "0.1829", 1),
     ("mmlongbench_doc", {"answer_format": "Float"}, "18.29%", "18.4", 1),  # within 1%
     ("mmlongbench_doc", {"answer_format": "Float"}, "18.29%", "18.6", 0),
@@ -43,7 +44,8 @@ CASES = [
     ("soft_acc", {}, "[1, 0, 2]", "1 and 1", 0),
     ("mc_acc", {}, "B", "Between A and B, the answer is (B).", 1),
     ("mc_acc", {}, "B", "answer: A", 0),
-    ("mc_acc", {}, "B", "answer: A, not B", 1),  # as the benchmark: behind "answer:", the last letter counts
+    # as the benchmark: behind "answer:", the last letter counts
+    ("mc_acc", {}, "B", "answer: A, not B", 1),
     ("cls_acc", {}, "3", "label: 3", 1),
     ("cls_acc", {}, "3", "3 or 4", 0),
     ("doc_qa", {"answer_format": "Integer"}, "1,200", "Answer: about 1200 people", 1),
@@ -51,14 +53,17 @@ CASES = [
     ("doc_qa", {"answer_format": "Float"}, "0.5", "0.6", 0),
     ("doc_qa", {"answer_format": "String"}, "the red house", "a red car", 0.5),
     ("doc_qa", {"answer_format": "String"}, "page 3", "it is page 3", 1),
-    ("doc_qa", {"answer_format": "List"}, '["red house", 7]', "house, 7", 0.5 * 0.5 + 0.5),  # words: 1 of 2 and of 2
+    # words: 1 of 2 and of 2
+    ("doc_qa", {"answer_format": "List"}, '["red house", 7]', "house, 7", 0.5 * 0.5 + 0.5),
     ("doc_qa", {"answer_format": "Integer"}, "14:04", "14:04", 0),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "meta", "gold", "text", "wanted"), CASES)
 def test_score(rule, meta, gold, text, wanted):
-    assert score(cl.Sample(answer=gold, meta={"scoring": rule, **meta}), text) == pytest.approx(wanted)
+    assert score(cl.Sample(answer=gold, meta={"scoring": rule, **meta}), text) == pytest.approx(
+        wanted
+    )
 
 
 def test_answers_that_need_a_judge_are_refused():
@@ -79,7 +84,10 @@ def test_f1_of_answerable_questions():
 
 
 def test_boxes_and_pages():
-    assert iou([0, 0, 2, 2], [1, 1, 3, 3]) == pytest.approx(1 / 7) and iou([0, 0, 1, 1], [2, 2, 3, 3]) == 0
+    assert (
+        iou([0, 0, 2, 2], [1, 1, 3, 3]) == pytest.approx(1 / 7)
+        and iou([0, 0, 1, 1], [2, 2, 3, 3]) == 0
+    )
     assert recall_at([4, 2, 9], [2, 5], 2) == 0.5 and recall_at([4], [], 1) == 0
 
 
@@ -89,16 +97,27 @@ def test_evaluate_uses_the_rule_of_the_set_and_refuses_what_needs_a_judge():
     plain = cl.evaluate(model, samples)
     assert plain.accuracy == 1 and plain.per_sample[0].score is None
     digit = samples[0].answer
-    samples[0].meta |= {"scoring": "anls", "answers": [f"{digit}x", "other"]}  # one of two characters is written
+    # one of two characters is written
+    samples[0].meta |= {"scoring": "anls", "answers": [f"{digit}x", "other"]}
     samples[1].meta |= {"scoring": "exact_match", "answers": ["none", samples[1].answer]}
     for evaluation in (cl.evaluate(model, samples), cl.evaluate(model, samples, batch_size=2)):
-        assert [answer.score for answer in evaluation.per_sample] == [0.0, 1.0, None]  # ANLS: 0.5 is not above 0.5
-        assert evaluation.accuracy == pytest.approx(2 / 3) and evaluation.per_sample[0].given == digit
+        # ANLS: 0.5 is not above 0.5
+        assert [answer.score for answer in evaluation.per_sample] == [0.0, 1.0, None]
+        assert (
+            evaluation.accuracy == pytest.approx(2 / 3) and evaluation.per_sample[0].given == digit
+        )
     samples[0].meta["answers"] = [f"{digit}.", digit]
     assert cl.evaluate(model, samples).accuracy == 1
-    blind = cl.evaluate(model, samples, cl.knockout(None, rows="question+last+answer", columns="visual"))
+    blind = cl.evaluate(
+        model, samples, cl.knockout(None, rows="question+last+answer", columns="visual")
+    )
     assert blind.per_sample[1].score == 0  # written under the same hooks
-    sparse = cl.evaluate(model, samples, sparse=cl.SparseInference(cl.HeadSet([(0, 0)]), cl.Streaming(4, 64)), rounds=0)
+    sparse = cl.evaluate(
+        model,
+        samples,
+        sparse=cl.SparseInference(cl.HeadSet([(0, 0)]), cl.Streaming(4, 64)),
+        rounds=0,
+    )
     assert sparse.per_sample[1].score in (0.0, 1.0)
     samples[2].meta["scoring"] = "gpt-4"
     with pytest.raises(cl.CorelensError, match="GPT-4 judge"):

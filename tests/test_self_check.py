@@ -1,4 +1,5 @@
-"""The model checks itself: faults that a hook's mere presence brings are caught at the first hooked run."""
+"""The model checks itself: faults that a hook's mere presence brings are caught at the first hooked
+run."""
 
 import functools
 
@@ -26,7 +27,9 @@ def same(x, hook):
 
 def text_model(**options) -> HookedMLLM:
     """A small decoder of text, which is all that these tests need."""
-    return HookedMLLM(randomise(LlamaForCausalLM(LlamaConfig(**TEXT, vocab_size=64, pad_token_id=0))), **options)
+    return HookedMLLM(
+        randomise(LlamaForCausalLM(LlamaConfig(**TEXT, vocab_size=64, pad_token_id=0))), **options
+    )
 
 
 def text(batch: int = 2, length: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -49,7 +52,7 @@ def forwards(monkeypatch):
     return calls
 
 
-# --- the two models that were wrong in silence ------------------------------------------------------------------------
+# --- the two models that were wrong in silence
 
 
 @torch.no_grad()
@@ -72,7 +75,10 @@ def embeds_for_ids(run, begin, caching):
 
     def with_embeddings(decoder, args, kwargs):
         hook(decoder, args, kwargs)
-        return args, kwargs | {"input_ids": None, "inputs_embeds": decoder.embed_tokens(kwargs["input_ids"])}
+        return args, kwargs | {
+            "input_ids": None,
+            "inputs_embeds": decoder.embed_tokens(kwargs["input_ids"]),
+        }
 
     return with_embeddings
 
@@ -116,17 +122,20 @@ def test_the_layer_at_fault_is_named(monkeypatch):
     with pytest.raises(CorelensError, match=r"'blocks\.2\.attn\.hook_z'"):
         model.run_with_hooks(text(), fwd_hooks=[("blocks.0.hook_resid_pre", same)])
     monkeypatch.undo()
-    assert torch.equal(model.run_with_hooks(text(), fwd_hooks=[(Z, same)]), model(text()))  # it is checked again
+    # it is checked again
+    assert torch.equal(model.run_with_hooks(text(), fwd_hooks=[(Z, same)]), model(text()))
 
 
-# --- what it costs ----------------------------------------------------------------------------------------------------
+# --- what it costs
 
 
 def test_two_forwards_at_the_first_hooked_run_and_none_later(forwards):
     model, seen = text_model(), []
     model(text())
     assert forwards == [None]
-    model.run_with_hooks(text(), fwd_hooks=[(Z, lambda z, hook: seen.append(hook.ctx["positions"]))])
+    model.run_with_hooks(
+        text(), fwd_hooks=[(Z, lambda z, hook: seen.append(hook.ctx["positions"]))]
+    )
     assert forwards == [None, 1, 1, None]  # the check asks for the last row's logits alone
     assert len(seen) == 1  # the user's hooks are not run by it
     model.run_with_cache(text(1, 5))
@@ -156,13 +165,16 @@ def test_logits_that_are_not_finite_are_compared_where_they_are():
     assert self_check.distance(plain.where(plain < 1, torch.inf), plain) == float("inf")
 
 
-# --- caches -----------------------------------------------------------------------------------------------------------
+# --- caches
 
 
 def test_a_cache_under_an_unknown_name_is_an_error(monkeypatch):
     model = text_model()
     monkeypatch.setattr(reach, "CACHE_ARGUMENTS", ("kv",))
-    with model.hooks(fwd_hooks=[(Z, same)]), pytest.raises(CorelensError, match=r"(cache|past_key_values)=\w*Cache"):
+    with (
+        model.hooks(fwd_hooks=[(Z, same)]),
+        pytest.raises(CorelensError, match=r"(cache|past_key_values)=\w*Cache"),
+    ):
         model.generate(text())
     model.generate(text())  # without hooks the names are no matter
 
@@ -171,7 +183,10 @@ def test_a_step_that_believes_it_is_the_first_is_an_error(monkeypatch):
     model = text_model()
     monkeypatch.setattr(wiring, "cache_in", lambda arguments: None)
     monkeypatch.setattr(wiring, "unknown_caches", lambda arguments: {})
-    with model.hooks(fwd_hooks=[(Z, same)]), pytest.raises(CorelensError, match="after 9, and no KV cache"):
+    with (
+        model.hooks(fwd_hooks=[(Z, same)]),
+        pytest.raises(CorelensError, match="after 9, and no KV cache"),
+    ):
         model.generate(text())
     with model.hooks(fwd_hooks=[(Z, same)]):
         model.generate(text(), use_cache=False)
@@ -185,13 +200,18 @@ def test_paged_caches_are_refused_by_name():
     with pytest.raises(CorelensError, match="paged"):
         model.generate(text(), cache_implementation="paged")
     refused = reach.unknown_caches({"cache": PagedAttentionCache(), "hidden_states": None})
-    assert list(refused) == ["cache"] and not reach.unknown_caches({"cache": None, "past_key_values": None})
+    assert list(refused) == ["cache"] and not reach.unknown_caches(
+        {"cache": None, "past_key_values": None}
+    )
 
 
 def test_attention_that_calls_no_interface_has_no_points():
     model = text_model()
     layer = model.hf.model.layers[1].self_attn
-    layer.forward = lambda hidden_states, **kwargs: (layer.o_proj(layer.q_proj(hidden_states)), None)
+    layer.forward = lambda hidden_states, **kwargs: (
+        layer.o_proj(layer.q_proj(hidden_states)),
+        None,
+    )
     with pytest.raises(CorelensError, match=r"'blocks\.1\.attn\.hook_z'[\s\S]*interface"):
         model.run_with_hooks(text(), fwd_hooks=[(Z, same)])
     assert "blocks.2.attn.hook_z" in model.hook_dict and Z not in model.hook_dict
@@ -203,12 +223,14 @@ def test_attention_that_calls_no_interface_has_no_points():
 def test_a_model_without_a_decoder_says_what_was_looked_for():
     from transformers import ViTConfig, ViTModel
 
-    vit = ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
+    vit = ViTModel(
+        ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    )
     with pytest.raises(CorelensError, match=r"looked for what get_decoder\(\)"):
         HookedMLLM(vit)
 
 
-# --- gradients --------------------------------------------------------------------------------------------------------
+# --- gradients
 
 
 @pytest.mark.parametrize("kind", ["scale", "ablate", "pattern"])

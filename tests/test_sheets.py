@@ -19,15 +19,27 @@ def test_contact_sheets_outline_every_region():
         bare = [replace(sample, regions=[]) for sample in samples]
         sheet, plain = contact_sheet(samples, columns, 128), contact_sheet(bare, columns, 128)
         assert sheet.size == plain.size
-        assert (np.asarray(sheet)[(np.asarray(sheet) != np.asarray(plain)).any(-1)] == OUTLINE).all(-1).sum() > 50
+        assert (np.asarray(sheet)[(np.asarray(sheet) != np.asarray(plain)).any(-1)] == OUTLINE).all(
+            -1
+        ).sum() > 50
 
 
 def test_contact_sheets_take_masks_and_say_what_they_need():
     mask = np.zeros((64, 64), bool)
     mask[20:40, 10:30] = True
-    sample = Sample(images=[np.zeros((64, 64, 3), np.uint8)], question="Where?", answer="Here", regions=[Mask(mask)])
+    sample = Sample(
+        images=[np.zeros((64, 64, 3), np.uint8)],
+        question="Where?",
+        answer="Here",
+        regions=[Mask(mask)],
+    )
     assert (np.asarray(contact_sheet([sample], height=64)) == OUTLINE).all(-1).any()
-    assert contact_sheet([replace(sample, regions=[Box(0, 0, 5, 5)], question=None)] * 3, columns=2).width > 400
+    assert (
+        contact_sheet(
+            [replace(sample, regions=[Box(0, 0, 5, 5)], question=None)] * 3, columns=2
+        ).width
+        > 400
+    )
     for wrong in ({"samples": []}, {"samples": [sample], "columns": 0}):
         with pytest.raises(CorelensError, match="to do"):
             contact_sheet(**wrong)

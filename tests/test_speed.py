@@ -1,4 +1,5 @@
-"""Sparse inference measured: answers as generation gives them, reports that add up, settings chosen, heads contrasted."""
+"""Sparse inference measured: answers as generation gives them, reports that add up, settings
+chosen, heads contrasted."""
 
 import json
 from dataclasses import replace
@@ -34,8 +35,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def speaking(model):
-    """Questions with answers of one to three digits, a hook under which the random model speaks in digits alone, and
-    one digit that ends its answers."""
+    """Questions with answers of one to three digits, a hook under which the random model speaks in
+    digits alone, and one digit that ends its answers."""
     digits = torch.tensor([model.to_single_token(str(i)) for i in range(10)])
 
     def digits_only(logits, hook):
@@ -70,7 +71,9 @@ def ranked():
 
 
 def plans(model):
-    scores = cl.HeadScores(np.random.default_rng(1).random((model.cfg.n_layers, model.cfg.n_heads)).astype(np.float32))
+    scores = cl.HeadScores(
+        np.random.default_rng(1).random((model.cfg.n_layers, model.cfg.n_heads)).astype(np.float32)
+    )
     some = scores.top(k=3)
     return {
         "full": SparseInference(some, Streaming(sink=1, window=3)),
@@ -81,13 +84,16 @@ def plans(model):
 
 @pytest.mark.parametrize("which", ["full", "streaming", "budget"])
 def test_answers_are_those_of_generation(model, speaking, which):
-    """Exact match under a plan is what `generate` writes under it, in a padded batch; hooks run along."""
+    """Exact match under a plan is what `generate` writes under it, in a padded batch; hooks run
+    along."""
     samples, speak = speaking
     sparse = plans(model)[which]
     spoken = []
     for one in samples:
         with model.sparse(sparse), model.hooks(fwd_hooks=speak):
-            spoken.append(model.generate(model.prepare(one), max_new_tokens=4, do_sample=False)[0].tolist())
+            spoken.append(
+                model.generate(model.prepare(one), max_new_tokens=4, do_sample=False)[0].tolist()
+            )
     end = model.hf.generation_config.eos_token_id = spoken[0][2]
     try:
         for i, (one, tokens) in enumerate(zip(samples, spoken, strict=True)):
@@ -99,14 +105,21 @@ def test_answers_are_those_of_generation(model, speaking, which):
             assert answer.correct == ([*gold, end] == tokens[: len(gold) + 1]), one.answer
         assert ev.speed is None
         dense = cl.evaluate(model, samples, speak)
-        assert max(abs(a.logprob - b.logprob) for a, b in zip(ev.per_sample, dense.per_sample, strict=True)) > 1e-3
+        assert (
+            max(
+                abs(a.logprob - b.logprob)
+                for a, b in zip(ev.per_sample, dense.per_sample, strict=True)
+            )
+            > 1e-3
+        )
     finally:
         model.hf.generation_config.eos_token_id = None
 
 
 @torch.no_grad()
 def test_answer_rows_attend_fully_when_decoding_is_full(model, speaking):
-    """Log-probability against one dense forward in which only the prompt's rows are masked, head by head."""
+    """Log-probability against one dense forward in which only the prompt's rows are masked, head by
+    head."""
     samples, _ = speaking
     samples[0].answer = "731"
     sparse, window = plans(model)["full"], 3
@@ -124,7 +137,10 @@ def test_answer_rows_attend_fully_when_decoding_is_full(model, speaking):
 
         return fn
 
-    hooks = [(f"blocks.{layer}.attn.hook_attn_scores", hide(layer)) for layer in range(model.cfg.n_layers)]
+    hooks = [
+        (f"blocks.{layer}.attn.hook_attn_scores", hide(layer))
+        for layer in range(model.cfg.n_layers)
+    ]
     rows = model.run_with_hooks(inputs, fwd_hooks=hooks)[0, token_map.answer - 1].log_softmax(-1)
     gold = inputs.tensors["input_ids"][0, token_map.answer]
     wanted = float(rows.gather(1, gold[:, None]).sum())
@@ -133,52 +149,87 @@ def test_answer_rows_attend_fully_when_decoding_is_full(model, speaking):
 
 def test_all_heads_full_is_dense(circuit, boards):
     every = [(layer, head) for layer in range(3) for head in range(4)]
-    report = cl.evaluate(circuit, boards[:4], sparse=SparseInference(every, Streaming(1, 4)), rounds=2).speed
+    report = cl.evaluate(
+        circuit, boards[:4], sparse=SparseInference(every, Streaming(1, 4)), rounds=2
+    ).speed
     assert report.agreement.value == 1 and report.kl.value < 1e-6 and report.pairs == 1
-    assert report.difference.difference == 0 and report.dense.accuracy.value == report.sparse.accuracy.value == 1
+    assert (
+        report.difference.difference == 0
+        and report.dense.accuracy.value == report.sparse.accuracy.value == 1
+    )
     assert any("All heads are full" in note for note in report.notes)
     assert report.limit("attention") == report.limit("prefill") == 1
-    assert set(report.phases) == set(PHASES) and all(len(report.dense.seconds[p]) == 8 for p in report.phases)
+    assert set(report.phases) == set(PHASES) and all(
+        len(report.dense.seconds[p]) == 8 for p in report.phases
+    )
     seconds = {phase: np.array(report.dense.seconds[phase]) for phase in report.phases}
     assert (seconds["attention"] < seconds["prefill"]).all()
     assert (seconds["prefill"] + seconds["decode"] < seconds["end_to_end"]).all()
     cfg = circuit.cfg
     per_token = 2 * cfg.n_layers * cfg.n_kv_heads * cfg.d_head * 4
-    assert report.dense.kv_bytes == per_token * (report.tokens["prompt"][-1] + 7)  # 8 new tokens, the last not stored
+    # 8 new tokens, the last not stored
+    assert report.dense.kv_bytes == per_token * (report.tokens["prompt"][-1] + 7)
 
 
 def test_what_must_be_said_is_said(circuit, boards):
     with pytest.warns(UserWarning, match="cover question tokens in 2 of 2"):
-        ev = cl.evaluate(circuit, boards[:2], sparse=SparseInference((), Streaming(1, 4, last=30)), rounds=1)
+        ev = cl.evaluate(
+            circuit, boards[:2], sparse=SparseInference((), Streaming(1, 4, last=30)), rounds=1
+        )
     assert any("No head is full" in note for note in ev.speed.notes)
-    whole = cl.evaluate(circuit, boards[:2], sparse=SparseInference(CIRCUIT, Streaming(1, 500)), rounds=1).speed
+    whole = cl.evaluate(
+        circuit, boards[:2], sparse=SparseInference(CIRCUIT, Streaming(1, 500)), rounds=1
+    ).speed
     assert any("cover the longest prompt" in note for note in whole.notes) and whole.kl.value < 1e-6
     slow = cl.evaluate(
-        circuit, boards[:2], sparse=SparseInference(CIRCUIT, Streaming(1, 4), engine="reference"), rounds=1
+        circuit,
+        boards[:2],
+        sparse=SparseInference(CIRCUIT, Streaming(1, 4), engine="reference"),
+        rounds=1,
     ).speed
     assert any("reference engine" in note for note in slow.notes)
     budget = SparseInference(kv_budget=KVBudget(budget=8, window=4))
     short = cl.evaluate(circuit, boards[:2], sparse=budget, rounds=1).speed
     assert any("before anything is evicted" in note for note in short.notes)
-    assert short.sparse.kv_bytes != short.dense.kv_bytes and short.engine == "none: the prefill is dense"
-    assert short.limit("prefill") == 1 and short.limit("end_to_end") is None  # decoding is what a budget changes
+    assert (
+        short.sparse.kv_bytes != short.dense.kv_bytes
+        and short.engine == "none: the prefill is dense"
+    )
+    # decoding is what a budget changes
+    assert short.limit("prefill") == 1 and short.limit("end_to_end") is None
     assert (whole.engine, slow.engine) == ("split", "reference")
     assert not any("nothing is evicted" in note for note in short.notes)
     roomy = SparseInference(kv_budget=KVBudget(budget=500))
-    assert any("nothing is evicted" in note for note in remarks(roomy, circuit.cfg, [circuit.prepare(boards[:1])]))
+    assert any(
+        "nothing is evicted" in note
+        for note in remarks(roomy, circuit.cfg, [circuit.prepare(boards[:1])])
+    )
 
 
 def made(ratio=0.5, **options) -> SpeedReport:
-    """A report of invented times: attention is half of the prefill; sparse takes `1 / ratio` of dense."""
+    """A report of invented times: attention is half of the prefill; sparse takes `1 / ratio` of
+    dense."""
     dense = {"vision": 1.0, "prefill": 2.0, "attention": 1.0, "decode": 0.1, "end_to_end": 4.0}
     rng = np.random.default_rng(0)
 
     def side(scale):
-        runs = {phase: list(seconds * scale * rng.uniform(0.99, 1.01, 20)) for phase, seconds in dense.items()}
+        runs = {
+            phase: list(seconds * scale * rng.uniform(0.99, 1.01, 20))
+            for phase, seconds in dense.items()
+        }
         return Side(runs, 2 * 10**9, 10**6, Interval(0.9, 0.8, 1.0), -0.1)
 
-    given = {"pairs": 0.1, "tokens": {"prompt": [100, 120], "visual": [80, 80]}, "samples": 20, "engine": "split"}
-    given |= {"plan": {"heads": [[0, 1]]}, "notes": ["<b>not</b> escaped?"], "meta": {"machine": "invented"}} | options
+    given = {
+        "pairs": 0.1,
+        "tokens": {"prompt": [100, 120], "visual": [80, 80]},
+        "samples": 20,
+        "engine": "split",
+    }
+    given |= {
+        "plan": {"heads": [[0, 1]]},
+        "notes": ["<b>not</b> escaped?"],
+        "meta": {"machine": "invented"},
+    } | options
     return SpeedReport(
         side(1.0), side(1 / ratio), Difference(-0.05, CI(-0.1, 0.0)), Interval(0.95, 0.9, 1.0),
         Interval(0.01, 0.0, 0.02), **given,
@@ -208,10 +259,14 @@ def test_reports_are_read_back_and_shown(tmp_path, capsys):
     report = made()
     report.save(tmp_path / "deep" / "speed.json")
     again = SpeedReport.load(tmp_path / "deep" / "speed.json")
-    assert again == report and again.to_json() == json.loads((tmp_path / "deep" / "speed.json").read_text())
+    assert again == report and again.to_json() == json.loads(
+        (tmp_path / "deep" / "speed.json").read_text()
+    )
     assert report.show() is not None
     shown = capsys.readouterr().out
-    assert "slower than dense" in shown and "decoder prefill" in shown and "Note: <b>not</b>" in shown
+    assert (
+        "slower than dense" in shown and "decoder prefill" in shown and "Note: <b>not</b>" in shown
+    )
     report.save(tmp_path / "speed.html")
     page = (tmp_path / "speed.html").read_text()
     assert "<b>not</b>" not in page and "<svg" in page and "slower than dense" in page
@@ -231,7 +286,14 @@ def test_pairs_are_counted_as_the_plan_masks():
 
     heads = [(0, 1), (1, 0), (1, 1), (1, 2), (1, 3)]
     call = Call(torch.nn.Module(), None, 1.0, True, None, None, None)
-    for pattern in (Streaming(2, 5), Streaming(0, 1), Streaming(3, 4, last=6), Streaming(1, 90), Pruned(), odd):
+    for pattern in (
+        Streaming(2, 5),
+        Streaming(0, 1),
+        Streaming(3, 4, last=6),
+        Streaming(1, 90),
+        Pruned(),
+        odd,
+    ):
         sparse = SparseInference(heads, pattern, layers={2: Streaming(1, 2)})
         seen = whole = 0
         for length in (37, 5):
@@ -260,7 +322,9 @@ def test_timing_undoes_itself_and_takes_turns(circuit, boards):
 
     sparse = SparseInference(CIRCUIT, Streaming(1, 4))
     prefill = [("blocks.0.attn.hook_z", lambda z, hook: seen(z, hook) if z.shape[1] > 1 else None)]
-    dense, other, prompts = time_in_turns(circuit, boards[:1], sparse, prefill, rounds=3, new_tokens=2)
+    dense, other, prompts = time_in_turns(
+        circuit, boards[:1], sparse, prefill, rounds=3, new_tokens=2
+    )
     assert runs[:8] == [False, True, True, False, False, True, True, False] and len(prompts) == 1
     assert all(len(seconds) == 3 for side in (dense, other) for seconds in side.seconds.values())
     with pytest.raises(ZeroDivisionError):
@@ -272,17 +336,29 @@ def test_timing_undoes_itself_and_takes_turns(circuit, boards):
 
 def test_the_fastest_setting_within_the_tolerance_is_chosen_and_checked(circuit, boards, ranked):
     """The circuit's two heads suffice at any window; with the first alone nothing is right."""
-    tuned = tune_sparse(circuit, boards, ranked, target=0.0, fractions=(1 / 12, 2 / 12), windows=(4, 16), rounds=0)
+    tuned = tune_sparse(
+        circuit, boards, ranked, target=0.0, fractions=(1 / 12, 2 / 12), windows=(4, 16), rounds=0
+    )
     assert [round(one.accuracy.value, 2) for one in tuned.curve[2:]] == [1.0, 1.0]
     assert tuned.curve[0].accuracy.value < 1
     assert tuned.best.heads == CIRCUIT and tuned.best.pattern.window == 4
-    assert len(tuned.checked.per_sample) == 6 and tuned.checked.accuracy == 1 and "held" in tuned.verdict
+    assert (
+        len(tuned.checked.per_sample) == 6
+        and tuned.checked.accuracy == 1
+        and "held" in tuned.verdict
+    )
     assert json.loads(json.dumps(tuned.to_json()))["chosen"]["window"] == 4
     assert tuned.plot() is not None and "Accuracy" in tuned._repr_html_()
     timed = tune_sparse(circuit, boards[:4], ranked, fractions=(2 / 12,), windows=(4,), rounds=1)
     assert timed.chosen.speedup.median > 0 and timed.chosen.pace == timed.chosen.speedup.median
-    none = tune_sparse(circuit, boards[:4], ranked, 0.0, fractions=(1 / 12,), windows=(4,), rounds=0)
-    assert none.best is None and none.checked is None and none.verdict.startswith("No setting stays within")
+    none = tune_sparse(
+        circuit, boards[:4], ranked, 0.0, fractions=(1 / 12,), windows=(4,), rounds=0
+    )
+    assert (
+        none.best is None
+        and none.checked is None
+        and none.verdict.startswith("No setting stays within")
+    )
     for options, words in (
         ({"target": 1.5}, "target"),
         ({"calibration": 0.01}, "calibration"),
@@ -293,13 +369,24 @@ def test_the_fastest_setting_within_the_tolerance_is_chosen_and_checked(circuit,
 
 
 def test_contrast_finds_the_circuit(circuit, boards, ranked):
-    found = sparse_contrast(circuit, boards, ranked, fractions=(2 / 12,), windows=(4,), sink=1, draws=2)
-    assert {p.line for p in found.points} == {"no full head", "top", "bottom", "random", "layer-matched"}
+    found = sparse_contrast(
+        circuit, boards, ranked, fractions=(2 / 12,), windows=(4,), sink=1, draws=2
+    )
+    assert {p.line for p in found.points} == {
+        "no full head",
+        "top",
+        "bottom",
+        "random",
+        "layer-matched",
+    }
     top, bottom = (found.point(line, 4, 2 / 12) for line in ("top", "bottom"))
     assert top.accuracy.value == found.dense.accuracy == 1 and cl.HeadSet(top.heads[0]) == CIRCUIT
     assert bottom.accuracy.value < 0.7
     against = next(d for d in found.differences() if d["control"] == "bottom" and d["x"] == 4)
-    assert against["accuracy"]["value"] == pytest.approx(1 - bottom.accuracy.value) and against["accuracy"]["low"] > 0
+    assert (
+        against["accuracy"]["value"] == pytest.approx(1 - bottom.accuracy.value)
+        and against["accuracy"]["low"] > 0
+    )
     assert len(found.to_json()["points"]) == 5 and found.plot() is not None
     with pytest.raises(cl.CorelensError, match="lines"):
         found.point("top", 5)
@@ -311,15 +398,22 @@ def test_budgets_are_contrasted_at_equal_keys(model, speaking):
     samples, _ = speaking
     for one in samples:
         one.answer = "731"
-    scores = cl.HeadScores(np.random.default_rng(2).random((model.cfg.n_layers, model.cfg.n_heads)).astype(np.float32))
+    scores = cl.HeadScores(
+        np.random.default_rng(2).random((model.cfg.n_layers, model.cfg.n_heads)).astype(np.float32)
+    )
     found = budget_contrast(model, samples[:3], {"a": scores}, budgets=(6, 9), window=2, draws=2)
     assert {p.line for p in found.points} == {"by score, a", "uniform", "dealt at random, a"}
     for key, kept in found.meta["keys_kept"].items():
         assert kept == pytest.approx(int(key.split()[-1]), abs=0.5)
     by_hand = cl.evaluate(
-        model, batches(model, samples[:3]), sparse=SparseInference(kv_budget=KVBudget(scores, 6, window=2)), rounds=0
+        model,
+        batches(model, samples[:3]),
+        sparse=SparseInference(kv_budget=KVBudget(scores, 6, window=2)),
+        rounds=0,
     )
-    assert found.point("by score, a", 6).logprob == pytest.approx([a.logprob for a in by_hand.per_sample], abs=1e-5)
+    assert found.point("by score, a", 6).logprob == pytest.approx(
+        [a.logprob for a in by_hand.per_sample], abs=1e-5
+    )
     assert found.plot("answer_logprob") is not None
 
 
@@ -342,18 +436,35 @@ def test_command_speed(tmp_path):
     scores.save(tmp_path / "ram.safetensors")
     other = cl.HeadScores(np.ones((9, 12), dtype=np.float32))
     other.save(tmp_path / "other.safetensors")
-    start = ["speed", "qwen3vl-s", "refer", "--heads", str(tmp_path / "ram.safetensors"), "--n", "1", "--rounds", "1"]
-    run = CliRunner().invoke(app, [*start, "--sink", "1", "--window", "8", "--out", str(tmp_path / "out"), "--json"])
+    start = [
+        "speed",
+        "qwen3vl-s",
+        "refer",
+        "--heads",
+        str(tmp_path / "ram.safetensors"),
+        "--n",
+        "1",
+        "--rounds",
+        "1",
+    ]
+    run = CliRunner().invoke(
+        app, [*start, "--sink", "1", "--window", "8", "--out", str(tmp_path / "out"), "--json"]
+    )
     assert run.exit_code == 0, run.output
     told = json.loads(run.stdout)
-    assert told["plan"]["pattern"] == "Streaming(sink=1, window=8, last=0)" and len(told["plan"]["heads"]) == 5
+    assert (
+        told["plan"]["pattern"] == "Streaming(sink=1, window=8, last=0)"
+        and len(told["plan"]["heads"]) == 5
+    )
     assert SpeedReport.load(tmp_path / "out" / "speed.json").to_json() == told
     assert (tmp_path / "out" / "speed.html").is_file()
     run = CliRunner().invoke(app, [*start, "--top", "0", "--window", "8", "--n", "1"])
     assert run.exit_code == 0 and "No head is full" in run.stdout
     run = CliRunner().invoke(app, [*start, "--kv-budget", "40"])
     assert (
-        run.exit_code == 0 and "KV cache" in run.stdout and "before anything is evicted" in " ".join(run.stdout.split())
+        run.exit_code == 0
+        and "KV cache" in run.stdout
+        and "before anything is evicted" in " ".join(run.stdout.split())
     )
     for wrong, words in (
         (["--window", "0"], "window=0"),

@@ -1,4 +1,5 @@
-"""The study on the bundled model and on hand-built ones: its rules, its numbers, and what happens when it is stopped."""
+"""The study on the bundled model and on hand-built ones: its rules, its numbers, and what happens
+when it is stopped."""
 
 import errno
 import json
@@ -30,11 +31,17 @@ OPTIONS = {
     "draws": 2, "curve_draws": 1, "kinds": ("zero", "knockout"), "shares": (0.05,), "score_share": 20 / 44,
     "effect_samples": 4, "sparse_samples": 8, "progress": False,
 }  # fmt: skip
-RULES = OPTIONS | {"draws": 20, "curve_draws": 20, "kinds": ("zero",), "score_share": 10 / 50, "effect_samples": 0}
+RULES = OPTIONS | {
+    "draws": 20,
+    "curve_draws": 20,
+    "kinds": ("zero",),
+    "score_share": 10 / 50,
+    "effect_samples": 0,
+}
 JUDGED = ["F1", "F2", "F4", "F5", "F6"]
 
 
-# --- the test of the rules: models whose mechanism is known -----------------------------------------------------------
+# --- the test of the rules: models whose mechanism is known
 
 
 def hand_built(model, worlds=2):
@@ -47,13 +54,18 @@ def test_an_ideal_core_model_passes():
     study, verdicts = hand_built(testbed.core_model())
     assert verdicts == dict.fromkeys(JUDGED, REPRODUCED)
     assert study.data["models"]["hand-built"]["reading"]["published"]
-    (k,) = {part["numbers"]["F5"]["ram"]["k"] for part in study.data["models"]["hand-built"]["worlds"].values()}
+    (k,) = {
+        part["numbers"]["F5"]["ram"]["k"]
+        for part in study.data["models"]["hand-built"]["worlds"].values()
+    }
     assert k == 2
 
 
 def test_a_model_with_retrieval_spread_evenly_over_its_heads_fails():
     _, verdicts = hand_built(testbed.spread_model(), worlds=1)
-    assert {id: verdicts[id] for id in ("F1", "F5", "F6")} == dict.fromkeys(("F1", "F5", "F6"), NOT_REPRODUCED)
+    assert {id: verdicts[id] for id in ("F1", "F5", "F6")} == dict.fromkeys(
+        ("F1", "F5", "F6"), NOT_REPRODUCED
+    )
 
 
 def test_nothing_is_reproduced_for_a_model_that_never_looks():
@@ -75,11 +87,13 @@ def test_a_right_answer_that_does_not_hang_on_the_evidence_reproduces_nothing():
 def test_published_ram_finds_the_known_circuit_and_visual_mass_does_not():
     readers = cl.HeadSet([(0, 0), (0, 1)])
     keys = [cl.metric("ram", reduce="mean"), cl.metric("visual_mass", reduce="mean")]
-    ram, visual_mass = list(known_circuit(testbed.core_model(), testbed.samples(6, seed=1), readers, keys).values())
+    ram, visual_mass = list(
+        known_circuit(testbed.core_model(), testbed.samples(6, seed=1), readers, keys).values()
+    )
     assert ram == 1.0 > visual_mass
 
 
-# --- the bundled model ------------------------------------------------------------------------------------------------
+# --- the bundled model
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +114,9 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(model, out):
-    return cl.study(model, {"<script>alert(2)": scenes()}, out=out, command="corelens study <me>", **OPTIONS)
+    return cl.study(
+        model, {"<script>alert(2)": scenes()}, out=out, command="corelens study <me>", **OPTIONS
+    )
 
 
 def part(study):
@@ -120,7 +136,9 @@ def test_the_numbers_are_those_of_the_tools_it_is_made_of(model, result):
     for kind, hooks in (("zero", cl.ablate(top, "zero")), ("knockout", cl.knockout(top))):
         by_hand = cl.evaluate(model, samples[20:], hooks)
         assert necessity[LAST]["top"][kind]["accuracy"] == pytest.approx(by_hand.accuracy)
-        assert necessity[LAST]["top"][kind]["value"] == pytest.approx(clean.accuracy - by_hand.accuracy)
+        assert necessity[LAST]["top"][kind]["value"] == pytest.approx(
+            clean.accuracy - by_hand.accuracy
+        )
     others = cl.HeadSet([(i, j) for i in range(8) for j in range(12)]) - top
     blind = cl.evaluate(model, samples[20:], cl.knockout(others, rows="text", columns="visual"))
     assert measured["numbers"]["F6"]["alone"]["value"] == pytest.approx(blind.accuracy)
@@ -130,7 +148,8 @@ def test_the_numbers_are_those_of_the_tools_it_is_made_of(model, result):
 
 
 def test_feeders_are_the_heads_that_path_patching_is_known_to_find(model, tmp_path):
-    """As benchmarks/core_paths.py finds them: L0H6 and L0H4 tell the heads of layer 1 where to look."""
+    """As benchmarks/core_paths.py finds them: L0H6 and L0H4 tell the heads of layer 1 where to
+    look."""
     samples = cl.synthetic("refer", 40, seed=21)
     of_model = world.World("refer", model, samples, Options(score_share=0.6), tmp_path)
     assert set(feeders(of_model, of_model.top(LAST, 0.05))) == set(cl.HeadSet([(0, 6), (0, 4)]))
@@ -141,7 +160,8 @@ def test_every_finding_has_a_verdict_in_the_words_of_the_study(result):
     for finding in result.findings:
         assert finding.verdict in (REPRODUCED, NOT_REPRODUCED, CANNOT, NOT_JUDGED)
     assert result.finding("F2").verdict == CANNOT  # one world alone
-    assert str(result.finding("F5").overall) == "not judged (n = 24)"  # two random sets have no 95% quantile
+    # two random sets have no 95% quantile
+    assert str(result.finding("F5").overall) == "not judged (n = 24)"
     assert "too short" in result.finding("F7").overall.reason
     assert "one token" in result.finding("F8").overall.reason
     with pytest.raises(cl.CorelensError, match="F9"):
@@ -159,8 +179,16 @@ def test_the_report_opens_with_the_mechanism_and_the_result_in_few_words(result)
 
 def test_the_report_is_one_offline_file_that_escapes_what_it_shows(result):
     page = result.report.read_text()
-    assert "<script>alert" not in page and "&lt;script&gt;alert(2)" in page and "study &lt;me&gt;" in page
-    links = [link for link in re.findall(r'(?:src|href)="([^"]*)"', page) if not link.startswith(("data:", "#"))]
+    assert (
+        "<script>alert" not in page
+        and "&lt;script&gt;alert(2)" in page
+        and "study &lt;me&gt;" in page
+    )
+    links = [
+        link
+        for link in re.findall(r'(?:src|href)="([^"]*)"', page)
+        if not link.startswith(("data:", "#"))
+    ]
     assert links == [] and len(page) < 500_000
     assert result._repr_html_().count("<tr>") == 9 and result.plot("F1").axes
 
@@ -170,7 +198,9 @@ def test_an_old_report_is_judged_and_drawn_again_from_its_json_alone(result, out
     assert [f.overall for f in again.findings] == [f.overall for f in result.findings]
     again.write(tmp_path)
     assert (tmp_path / "report.html").read_text() == result.report.read_text()
-    assert json.loads((tmp_path / "report.json").read_text()) == json.loads((out / "report.json").read_text())
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(
+        (out / "report.json").read_text()
+    )
     with pytest.raises(cl.CorelensError, match="twice"):
         Study.join([again, result])
     other = Study(json.loads(json.dumps(again.data)))
@@ -181,10 +211,14 @@ def test_an_old_report_is_judged_and_drawn_again_from_its_json_alone(result, out
     assert "Details of second" in joint.report.read_text()
 
 
-def test_a_finished_study_is_not_run_again_and_another_one_is_refused(model, result, out, monkeypatch):
+def test_a_finished_study_is_not_run_again_and_another_one_is_refused(
+    model, result, out, monkeypatch
+):
     monkeypatch.setattr(world, "evaluate", None)
     monkeypatch.setattr(world, "batches", None)
-    again = cl.study(model, {"<script>alert(2)": scenes()}, out=out, command="corelens study <me>", **OPTIONS)
+    again = cl.study(
+        model, {"<script>alert(2)": scenes()}, out=out, command="corelens study <me>", **OPTIONS
+    )
     assert [f.overall for f in again.findings] == [f.overall for f in result.findings]
     with pytest.raises(cl.CorelensError, match="another study|other options"):
         cl.study(model, {"<script>alert(2)": scenes()}, out=out, **OPTIONS | {"draws": 3})
@@ -279,18 +313,33 @@ def test_a_few_pictures_that_cannot_be_read_are_left_out_counted_and_listed(tmp_
     for i in range(101):
         box = cl.Box(0, 0, 9, 9)
         samples.append(
-            cl.Sample(images=[tmp_path / "plain.png"], question="What?", answer="7", regions=[box], id=str(i))
+            cl.Sample(
+                images=[tmp_path / "plain.png"],
+                question="What?",
+                answer="7",
+                regions=[box],
+                id=str(i),
+            )
         )
     samples[7].images = [tmp_path / "broken.png"]
     study = cl.study(
-        cl.HookedMLLM(*tiny("qwen3_vl")), {"own": samples}, out=tmp_path / "out", findings=["F1"], **OPTIONS
+        cl.HookedMLLM(*tiny("qwen3_vl")),
+        {"own": samples},
+        out=tmp_path / "out",
+        findings=["F1"],
+        **OPTIONS,
     )
-    assert part(study)["scored"] + part(study)["tested"] == 100 and len(study.data["unreadable"]["own"]) == 1
+    assert (
+        part(study)["scored"] + part(study)["tested"] == 100
+        and len(study.data["unreadable"]["own"]) == 1
+    )
     page = study.report.read_text()
     assert "1 samples of own were left out" in page and "broken.png" in page
 
 
-def test_half_a_data_folder_and_a_wrong_one_are_named_before_a_model_is_opened(tmp_path, monkeypatch):
+def test_half_a_data_folder_and_a_wrong_one_are_named_before_a_model_is_opened(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr("corelens.demo.load_demo", None)
     half = published.vidstg(tmp_path / "half")
     shutil.rmtree(half / "video")
@@ -302,7 +351,9 @@ def test_half_a_data_folder_and_a_wrong_one_are_named_before_a_model_is_opened(t
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "corelens", *arguments], capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "corelens", *arguments], capture_output=True, text=True, timeout=300
+    )
 
 
 def test_the_zoo_gives_each_model_its_own_folder_and_worlds_and_one_joint_report(tmp_path):

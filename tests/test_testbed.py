@@ -65,7 +65,7 @@ def only(effect: np.ndarray, which: dict[int, float], atol: float = 0.05) -> Non
     np.testing.assert_allclose(effect.mean(0), wanted, atol=atol)
 
 
-# --- what the models do ----------------------------------------------------------------------------------------------
+# --- what the models do
 
 
 def test_the_picture_arrives_as_flags():
@@ -77,9 +77,17 @@ def test_the_picture_arrives_as_flags():
     for i, sample in enumerate(boards()):
         for number, position in enumerate(clean.token_maps[i].visual):
             set_ = embed[i, position].round().nonzero()[:, 0].tolist()
-            frame = 1 if number == sample.meta["marked"] else 2 if number == sample.meta["distractor"] else 0
+            frame = (
+                1
+                if number == sample.meta["marked"]
+                else 2
+                if number == sample.meta["distractor"]
+                else 0
+            )
             assert set_ == [sample.meta["digits"][number], 10 + frame, 13 + number, 29]
-        assert clean.token_maps[i].region.tolist() == [int(clean.token_maps[i].visual[sample.meta["marked"]])]
+        assert clean.token_maps[i].region.tolist() == [
+            int(clean.token_maps[i].visual[sample.meta["marked"]])
+        ]
 
 
 def test_the_circuit_answers_and_stops():
@@ -88,7 +96,9 @@ def test_the_circuit_answers_and_stops():
     for inputs, samples in ((clean, boards()), (moved, twins())):
         ids = circuit().generate(inputs, max_new_tokens=4)
         end = circuit().tokenizer.eos_token_id
-        assert [circuit().tokenizer.decode([int(line[0])]) for line in ids] == [sample.answer for sample in samples]
+        assert [circuit().tokenizer.decode([int(line[0])]) for line in ids] == [
+            sample.answer for sample in samples
+        ]
         assert (ids[:, 1] == end).all()
 
 
@@ -102,24 +112,30 @@ def test_each_head_looks_where_the_plan_says():
             target, distractor, uniform, sink = pattern[i, :, row]
             assert target[token_map.visual[sample.meta["marked"]]] > 1 - 1e-6
             assert distractor[token_map.visual[sample.meta["distractor"]]] > 1 - 1e-6
-            torch.testing.assert_close(uniform[: row + 1], torch.full((row + 1,), 1 / (row + 1)), atol=1e-6, rtol=0)
+            torch.testing.assert_close(
+                uniform[: row + 1], torch.full((row + 1,), 1 / (row + 1)), atol=1e-6, rtol=0
+            )
             assert sink[0] > 1 - 1e-6
         before = token_map.visual[0] - 1  # no picture seen yet
         assert (pattern[i, [0, 1, 3], before, 0] > 1 - 1e-6).all()
 
 
 def test_metrics_rank_as_the_plan_says_and_where_they_are_fooled():
-    scores = score_heads(looking(), boards(), ["ram", "ram_excess", "visual_mass", "precision", "lift"])
+    scores = score_heads(
+        looking(), boards(), ["ram", "ram_excess", "visual_mass", "precision", "lift"]
+    )
     values = {name: score.values[0] for name, score in scores.items()}
     rows = runs()[0].token_maps[0]
-    even = np.mean([1 / (row + 1) for row in rows.question.tolist()])  # the uniform head's mass on one cell, by row
+    # the uniform head's mass on one cell, by row
+    even = np.mean([1 / (row + 1) for row in rows.question.tolist()])
     np.testing.assert_allclose(values["ram"], [1, 0, even, 0], atol=1e-5)
     np.testing.assert_allclose(values["ram_excess"], [1 - 1 / 16, -1 / 16, 0, 0], atol=1e-5)
     np.testing.assert_allclose(values["precision"][:3], [1, 0, 1 / 16], atol=1e-5)
     np.testing.assert_allclose(values["lift"][:3], [16, 0, 1], atol=1e-4)
     # visual mass cannot tell the head that looks at the evidence from the one that looks past it
     np.testing.assert_allclose(values["visual_mass"][:2], [1, 1], atol=1e-5)
-    # raw RAM grows with the region: over the whole picture the distractor head is as good as the target, lift says 1
+    # raw RAM grows with the region: over the whole picture the distractor head is as good as the
+    # target, lift says 1
     wide = [testbed.samples(6)[i] for i in range(6)]
     for sample in wide:
         sample.regions = [Box(0, 0, 64, 64)]
@@ -128,7 +144,7 @@ def test_metrics_rank_as_the_plan_says_and_where_they_are_fooled():
     np.testing.assert_allclose(scores["lift"].values[0, :3], [1, 1, 1], atol=1e-5)
 
 
-# --- what interventions find -----------------------------------------------------------------------------------------
+# --- what interventions find
 
 
 def test_ablating_the_first_head_changes_nothing_since_a_backup_takes_over():
@@ -141,7 +157,9 @@ def test_ablating_the_first_head_changes_nothing_since_a_backup_takes_over():
             "copy": ablate([COPY]),
             "decoys": ablate(DECOYS),
             "cut from the picture": knockout([COPY], "last", "visual"),
-            "copy, mean": ablate([COPY], "mean", reference=mean_z(circuit(), twins(), positions="last")),
+            "copy, mean": ablate(
+                [COPY], "mean", reference=mean_z(circuit(), twins(), positions="last")
+            ),
         }.items()
     }
     assert accuracy["where"] == accuracy["backup"] == accuracy["decoys"] == 1
@@ -165,7 +183,9 @@ def test_activation_patching_finds_the_circuit():
         per=("layer", "role"),
         positions=["visual", "question", "last"],
     )
-    np.testing.assert_allclose(places.recovered.mean(0), [[0, 0, 1], [0, 0, 1], [0, 0, 1]], atol=1e-3)
+    np.testing.assert_allclose(
+        places.recovered.mean(0), [[0, 0, 1], [0, 0, 1], [0, 0, 1]], atol=1e-3
+    )
     keys = activation_patch(circuit(), clean, moved, "k", logit_diff(), per=("layer", "kv_head"))
     np.testing.assert_allclose(keys.recovered.mean(0), [[1, 0], [0, 0], [0, 0]], atol=1e-3)
 
@@ -174,14 +194,21 @@ def test_path_patching_recovers_senders_receivers_and_positions():
     model, (clean, moved) = circuit(), runs()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of heads that cannot reach a receiver
-        to_logits = path_patch(model, clean, moved, HEADS, "hook_logits", logit_diff(), per="sender")
-        to_query = path_patch(model, clean, moved, HEADS, f"{CIRCUIT}.hook_q", logit_diff(), per="sender")
+        to_logits = path_patch(
+            model, clean, moved, HEADS, "hook_logits", logit_diff(), per="sender"
+        )
+        to_query = path_patch(
+            model, clean, moved, HEADS, f"{CIRCUIT}.hook_q", logit_diff(), per="sender"
+        )
     whole = float((to_query.other - to_query.base).mean())
     assert whole < -12
     only(to_logits.effect, {HEADS.index(COPY): whole})
     only(to_query.effect, {HEADS.index(WHERE): whole})
     axes = to_query.plot().axes[0]  # senders that are heads are drawn as layers × heads
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("head", "layer") and "hook_q" in axes.get_title(loc="left")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        "head",
+        "layer",
+    ) and "hook_q" in axes.get_title(loc="left")
 
     heads = [f"blocks.{layer}.attn.head.{head}" for layer in (1, 2) for head in range(4)]
     receivers = [f"{head}.hook_{what}" for head in heads for what in "qkv"] + ["hook_logits"]
@@ -205,14 +232,27 @@ def test_a_changed_digit_goes_through_the_values_of_the_copy_head():
     changed = []
     for sample in clean:
         digit = (sample.meta["digits"][sample.meta["marked"]] + 1) % 10
-        digits = [digit if at == sample.meta["marked"] else d for at, d in enumerate(sample.meta["digits"])]
+        digits = [
+            digit if at == sample.meta["marked"] else d
+            for at, d in enumerate(sample.meta["digits"])
+        ]
         other = testbed.board(digits, sample.meta["marked"], sample.meta["distractor"])
-        twin = counterfactual(sample, "replace", other=other.crop(sample.regions[0].bounds), answer=str(digit))
+        twin = counterfactual(
+            sample, "replace", other=other.crop(sample.regions[0].bounds), answer=str(digit)
+        )
         assert np.array_equal(np.asarray(twin.images[0]), np.asarray(other))
         changed.append(twin)
-    receivers = [f"{CIRCUIT}.hook_{what}" for what in "qkv"] + [f"blocks.0.attn.head.0.hook_{what}" for what in "qkv"]
+    receivers = [f"{CIRCUIT}.hook_{what}" for what in "qkv"] + [
+        f"blocks.0.attn.head.0.hook_{what}" for what in "qkv"
+    ]
     result = path_patch(
-        model, model.prepare(clean), model.prepare(changed), "visual", receivers, logit_diff(), per="receiver"
+        model,
+        model.prepare(clean),
+        model.prepare(changed),
+        "visual",
+        receivers,
+        logit_diff(),
+        per="receiver",
     )
     only(result.effect, {2: float((result.other - result.base).mean())})
 
@@ -223,7 +263,14 @@ def test_the_backup_shows_up_only_when_the_first_is_gone():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = path_patch(
-                model, clean, moved, HEADS, f"{CIRCUIT}.hook_q", logit_diff(), per="sender", hooks=hooks
+                model,
+                clean,
+                moved,
+                HEADS,
+                f"{CIRCUIT}.hook_q",
+                logit_diff(),
+                per="sender",
+                hooks=hooks,
             )
         only(result.effect, {HEADS.index(expected): float((result.other - result.base).mean())})
         patched = activation_patch(model, clean, moved, "z", logit_diff(), hooks=hooks)
@@ -241,7 +288,7 @@ def test_attribution_is_blind_behind_a_saturated_softmax():
     np.testing.assert_allclose(estimate.recovered.mean(0), wanted, atol=0.15)
 
 
-# --- the models as models --------------------------------------------------------------------------------------------
+# --- the models as models
 
 
 def test_they_are_ordinary_models(tmp_path):

@@ -1,4 +1,5 @@
-"""Several threads, and runs inside runs: a point fires in its own run, and everything is undone by the last to leave."""
+"""Several threads, and runs inside runs: a point fires in its own run, and everything is undone by
+the last to leave."""
 
 import threading
 
@@ -38,7 +39,9 @@ def in_threads(*functions):
 
 
 def names_of(hf):
-    return {module.config._attn_implementation for module in hf.modules() if hasattr(module, "config")}
+    return {
+        module.config._attn_implementation for module in hf.modules() if hasattr(module, "config")
+    }
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -50,13 +53,17 @@ def test_two_hooked_threads_and_plain_ones_do_not_meet(implementation):
     with torch.no_grad():
         plain = model.hf(**inputs).logits
         zeroed = model.run_with_hooks(inputs, fwd_hooks=[(Z, lambda z, hook: z * 0)])
-        doubled = model.run_with_hooks(inputs, fwd_hooks=[("blocks.0.hook_resid_pre", lambda x, hook: x * 2)])
+        doubled = model.run_with_hooks(
+            inputs, fwd_hooks=[("blocks.0.hook_resid_pre", lambda x, hook: x * 2)]
+        )
 
     def hooked(name, edit, wanted):
         def run():
             with torch.no_grad():
                 for _ in range(ROUNDS):
-                    assert torch.equal(model.run_with_hooks(inputs, fwd_hooks=[(name, edit)]), wanted)
+                    assert torch.equal(
+                        model.run_with_hooks(inputs, fwd_hooks=[(name, edit)]), wanted
+                    )
 
         return run
 
@@ -77,12 +84,22 @@ def test_two_hooked_threads_and_plain_ones_do_not_meet(implementation):
     )
     assert names_of(model.hf) == names_of(other) == {implementation}
     assert AttentionInterface()["sdpa"] is sdpa_attention_forward
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules()
+    )
 
 
 def test_sinks_are_kept_in_plain_runs_beside_a_hooked_one():
-    """SDPA knows no sinks: a model loaded as eager has the name "sdpa" in its hooked runs, and nowhere else."""
-    config = GptOssConfig(**TEXT, head_dim=8, vocab_size=64, num_local_experts=4, num_experts_per_tok=2, pad_token_id=0)
+    """SDPA knows no sinks: a model loaded as eager has the name "sdpa" in its hooked runs, and
+    nowhere else."""
+    config = GptOssConfig(
+        **TEXT,
+        head_dim=8,
+        vocab_size=64,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        pad_token_id=0,
+    )
     model, inputs = HookedMLLM(randomise(GptOssForCausalLM(config))), text()
     with torch.no_grad():
         plain = model.hf(**inputs).logits
@@ -122,7 +139,7 @@ def test_a_thread_that_waits_for_its_turn_says_so(monkeypatch):
     assert torch.equal(logits, model(text()))  # the other thread's hooks are not ours
 
 
-# --- runs inside runs -------------------------------------------------------------------------------------------------
+# --- runs inside runs
 
 
 @torch.no_grad()
@@ -141,9 +158,13 @@ def test_what_a_hook_function_runs_itself_is_no_part_of_the_run():
     def run_once(x, hook):
         if "cached" not in inner:
             inner["cached"] = None
-            inner["cached"] = model.run_with_cache(inputs, names_filter="blocks.3.hook_resid_post")[1]
+            inner["cached"] = model.run_with_cache(inputs, names_filter="blocks.3.hook_resid_post")[
+                1
+            ]
 
-    outer = model.run_with_hooks(inputs, fwd_hooks=[("blocks.0.hook_resid_pre", run_once), (Z, lambda z, hook: z * 0)])
+    outer = model.run_with_hooks(
+        inputs, fwd_hooks=[("blocks.0.hook_resid_pre", run_once), (Z, lambda z, hook: z * 0)]
+    )
     assert torch.equal(outer, edited)
     # the hooks that hang on the model fire in the inner run as in any other
     wanted = {}
@@ -163,10 +184,19 @@ def test_a_hook_added_inside_a_hook_is_refused_where_the_run_does_not_stop():
     with pytest.raises(CorelensError, match=r"head\.1\.hook_z' inside a hook function"):
         model.run_with_hooks(
             inputs,
-            fwd_hooks=[(Z, lambda z, hook: model.add_hook("blocks.2.attn.head.1.hook_z", lambda z, hook: None))],
+            fwd_hooks=[
+                (
+                    Z,
+                    lambda z, hook: model.add_hook(
+                        "blocks.2.attn.head.1.hook_z", lambda z, hook: None
+                    ),
+                )
+            ],
         )
     # where the run stops in any case, it fires in this run
-    model.run_with_hooks(inputs, fwd_hooks=[("blocks.0.hook_resid_pre", add_later), ("blocks.2.attn.hook_z", len_of)])
+    model.run_with_hooks(
+        inputs, fwd_hooks=[("blocks.0.hook_resid_pre", add_later), ("blocks.2.attn.hook_z", len_of)]
+    )
     assert calls == ["blocks.2.attn.hook_z"]
     model.reset_hooks()
 

@@ -1,4 +1,5 @@
-"""TokenMap on a row made by hand: 2 padding, 12 text, one image of 2 × 2 with a newline a row, text, answer."""
+"""TokenMap on a row made by hand: 2 padding, 12 text, one image of 2 × 2 with a newline a row,
+text, answer."""
 
 from dataclasses import replace
 
@@ -10,7 +11,9 @@ from corelens.errors import CorelensError
 from corelens.tokens.regions import Box, Mask, Tube
 from corelens.tokens.token_map import Picture, TokenMap, covered_tokens
 
-BOXES = torch.tensor([[0, 0, 10, 10], [10, 0, 20, 10], [0, 10, 10, 20], [10, 10, 20, 20]], dtype=torch.float64)
+BOXES = torch.tensor(
+    [[0, 0, 10, 10], [10, 0, 20, 10], [0, 10, 10, 20], [10, 10, 20, 20]], dtype=torch.float64
+)
 
 
 def make(regions=(), weights="touch", **changes) -> TokenMap:
@@ -61,7 +64,8 @@ def test_explicit_positions():
 
 
 @pytest.mark.parametrize(
-    "given", [16, [-1], torch.tensor([0.5]), "questions", "image:1", "frame:0", "image:x", "", "visual+"]
+    "given",
+    [16, [-1], torch.tensor([0.5]), "questions", "image:1", "frame:0", "image:x", "", "visual+"],
 )
 def test_unknown_positions(given):
     with pytest.raises(CorelensError, match=r"'s'|of 16 tokens|one of 'question'"):
@@ -82,7 +86,10 @@ def test_regions_touch_or_weigh():
     assert [weights.tolist() for weights in tm.region_weights] == [[1], [1, 1]]
     assert tm.region.tolist() == [3, 7] and tm.region_weight.tolist() == [1, 1]
     tm = make([box, mask], "fraction")
-    assert [weights.tolist() for weights in tm.region_weights] == [[0.25], pytest.approx([0.1, 0.1])]
+    assert [weights.tolist() for weights in tm.region_weights] == [
+        [0.25],
+        pytest.approx([0.1, 0.1]),
+    ]
     assert tm.region_weight.tolist() == pytest.approx([0.35, 0.1])
 
 
@@ -103,8 +110,12 @@ def test_video():
 
 
 def test_a_cell_that_sees_padding_only_is_covered_by_nothing():
-    picture = Picture(torch.tensor([3, 4]), torch.tensor([[0, 0, 20, 20], [20, 0, 20, 20]], dtype=torch.float64))
-    assert make(covered=covered_tokens([picture], [Box(0, 0, 20, 20)], "touch")).region.tolist() == [3]
+    picture = Picture(
+        torch.tensor([3, 4]), torch.tensor([[0, 0, 20, 20], [20, 0, 20, 20]], dtype=torch.float64)
+    )
+    assert make(
+        covered=covered_tokens([picture], [Box(0, 0, 20, 20)], "touch")
+    ).region.tolist() == [3]
 
 
 def test_a_region_that_covers_no_token():

@@ -1,4 +1,5 @@
-"""Tutorials and findings are whole: run in order, with outputs, small, opened and closed alike. (CI runs them.)"""
+"""Tutorials and findings are whole: run in order, with outputs, small, opened and closed alike. (CI
+runs them.)"""
 
 import json
 import re
@@ -11,7 +12,9 @@ from corelens.findings.result import FINDINGS as STUDIED
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 FINDINGS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-both = pytest.mark.parametrize("notebook", NOTEBOOKS + FINDINGS, ids=lambda path: path.stem, indirect=True)
+both = pytest.mark.parametrize(
+    "notebook", NOTEBOOKS + FINDINGS, ids=lambda path: path.stem, indirect=True
+)
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -37,7 +40,9 @@ def test_each_finding_of_the_study_has_its_notebook_which_says_what_the_study_sa
 
 
 def test_none_is_heavy():
-    assert {path.name: size for path in NOTEBOOKS + FINDINGS if (size := path.stat().st_size) > 400_000} == {}
+    assert {
+        path.name: size for path in NOTEBOOKS + FINDINGS if (size := path.stat().st_size) > 400_000
+    } == {}
 
 
 @both
@@ -45,7 +50,9 @@ def test_it_was_run_from_top_to_bottom_without_an_error(notebook):
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell["outputs"]]
-    assert len(outputs) >= 3 and not [output for output in outputs if output["output_type"] == "error"]
+    assert len(outputs) >= 3 and not [
+        output for output in outputs if output["output_type"] == "error"
+    ]
     assert not [output for output in outputs if output.get("name") == "stderr"]
 
 

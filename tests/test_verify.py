@@ -1,4 +1,5 @@
-"""model.verify and `corelens doctor`: every identity holds on every family, and made faults are found and refused."""
+"""model.verify and `corelens doctor`: every identity holds on every family, and made faults are
+found and refused."""
 
 import json
 import warnings
@@ -31,7 +32,9 @@ def test_without_a_processor_inputs_are_needed():
         model.verify()
     result = model.verify(text())
     assert result.ok
-    assert sorted(row.note for row in result.rows if row.passed is None) == ["needs the processor"] * 2
+    assert (
+        sorted(row.note for row in result.rows if row.passed is None) == ["needs the processor"] * 2
+    )
 
 
 def test_forms():
@@ -54,7 +57,9 @@ def at_fault(monkeypatch, kind):
         monkeypatch.setattr(attention_function, "_hooked", shifted)
     if kind == "pattern":
         softmax = attention_function.softmax
-        monkeypatch.setattr(attention_function, "softmax", lambda scores, sinks: softmax(scores * 1.01, sinks))
+        monkeypatch.setattr(
+            attention_function, "softmax", lambda scores, sinks: softmax(scores * 1.01, sinks)
+        )
     if kind == "result":
         results = wiring.head_results
         monkeypatch.setattr(wiring, "head_results", lambda *args: results(*args) * 1.01)
@@ -63,12 +68,29 @@ def at_fault(monkeypatch, kind):
 @pytest.mark.parametrize(
     ("kind", "identity", "refused", "still"),
     [
-        ("z", "hooks that change nothing = no hooks", "blocks.2.attn.hook_z", "blocks.1.attn.hook_z"),
-        ("pattern", "hook_pattern = eager's attention weights", "blocks.0.attn.hook_pattern", "blocks.0.attn.hook_z"),
-        ("result", "sum of hook_result + bias = output of o_proj", "blocks.3.attn.hook_result", "blocks.3.attn.hook_z"),
+        (
+            "z",
+            "hooks that change nothing = no hooks",
+            "blocks.2.attn.hook_z",
+            "blocks.1.attn.hook_z",
+        ),
+        (
+            "pattern",
+            "hook_pattern = eager's attention weights",
+            "blocks.0.attn.hook_pattern",
+            "blocks.0.attn.hook_z",
+        ),
+        (
+            "result",
+            "sum of hook_result + bias = output of o_proj",
+            "blocks.3.attn.hook_result",
+            "blocks.3.attn.hook_z",
+        ),
     ],
 )
-def test_points_whose_identity_does_not_hold_are_refused(monkeypatch, kind, identity, refused, still):
+def test_points_whose_identity_does_not_hold_are_refused(
+    monkeypatch, kind, identity, refused, still
+):
     model = text_model(check=False)
     at_fault(monkeypatch, kind)
     result = model.verify(text())
@@ -86,7 +108,8 @@ def test_points_whose_identity_does_not_hold_are_refused(monkeypatch, kind, iden
 def test_a_residual_stream_that_does_not_add_up_names_its_points():
     model = text_model()
     layer = model.hf.model.layers[1]
-    layer.mlp.register_forward_hook(lambda module, args, output: output * 1.5)  # after what hook_mlp_out sees
+    # after what hook_mlp_out sees
+    layer.mlp.register_forward_hook(lambda module, args, output: output * 1.5)
     result = model.verify(text())
     assert result.refused == ("blocks.1.hook_mlp_out",)
     assert "blocks.0.hook_mlp_out" in model.hook_dict
@@ -101,7 +124,9 @@ def test_what_a_run_leaves_behind_is_seen(monkeypatch):
 
     monkeypatch.setattr(wiring, "_on_logits", leaves_a_hook)
     result = model.verify(text())
-    assert [row.name for row in result.rows if row.passed is False] == ["afterwards nothing is left"]
+    assert [row.name for row in result.rows if row.passed is False] == [
+        "afterwards nothing is left"
+    ]
 
 
 def test_hooks_that_hang_on_the_model_are_neither_run_nor_lost():
@@ -112,12 +137,13 @@ def test_hooks_that_hang_on_the_model_are_neither_run_nor_lost():
     assert seen == [1]
 
 
-# --- the command line -------------------------------------------------------------------------------------------------
+# --- the command line
 
 
 def test_doctor_measures_a_bundled_model():
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*only knows drawn scenes")  # what doctor draws is not the user's
+        # what doctor draws is not the user's
+        warnings.filterwarnings("error", message=".*only knows drawn scenes")
         done = CliRunner().invoke(cli.app, ["doctor", "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
@@ -130,7 +156,11 @@ def test_doctor_measures_a_bundled_model():
 def test_doctor_shows_a_table():
     done = CliRunner().invoke(cli.app, ["doctor", "qwen3vl-s"], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
-    assert "transformers" in done.stdout and "residual stream" in done.stdout and "FAIL" not in done.stdout
+    assert (
+        "transformers" in done.stdout
+        and "residual stream" in done.stdout
+        and "FAIL" not in done.stdout
+    )
 
 
 def test_doctor_exits_with_1_if_an_identity_fails(monkeypatch):

@@ -1,4 +1,5 @@
-"""What pictures of a real model say: patches, the logit lens, attention between tokens, one head's page, `show`."""
+"""What pictures of a real model say: patches, the logit lens, attention between tokens, one head's
+page, `show`."""
 
 import inspect
 import json
@@ -35,7 +36,7 @@ def samples():
     return cl.synthetic("refer", 6, seed=4)
 
 
-# --- patching on the picture ------------------------------------------------------------------------------------------
+# --- patching on the picture
 
 
 def result(**axes):
@@ -43,7 +44,11 @@ def result(**axes):
     rng = np.random.default_rng(0)
     values = rng.normal(size=(4, *shape)).astype(np.float32)
     return PatchResult(
-        values, np.zeros(4, np.float32), np.ones(4, np.float32), axes, meta={"metric": "logit difference"}
+        values,
+        np.zeros(4, np.float32),
+        np.ones(4, np.float32),
+        axes,
+        meta={"metric": "logit difference"},
     )
 
 
@@ -56,7 +61,9 @@ def test_patches_of_the_picture_stand_on_the_axis_and_on_the_picture():
     over, (grid, foot) = figure.axes[:6], figure.axes[6:8]
     assert [ax.get_title(loc="left") for ax in over] == [f"layer {i}" for i in (0, 2, 3, 5, 6, 8)]
     assert np.allclose(np.asarray(grid.collections[0].get_array()).reshape(9, 10), r.effect.mean(0))
-    assert len(foot.images) == 6 and [t.get_text() for t in foot.get_xticklabels()] == [f"$t{i}" for i in at[6:]]
+    assert len(foot.images) == 6 and [t.get_text() for t in foot.get_xticklabels()] == [
+        f"$t{i}" for i in at[6:]
+    ]
     x, y = over[0].patches[0].get_xy()
     assert (0, x, y) == tm.cell(20)[:3] and len(over[0].patches) == 6
     assert figure.axes[8].get_ylabel() == "effect: logit difference"
@@ -72,7 +79,7 @@ def test_patch_heatmap_refuses_what_it_cannot_draw():
         cl.patch_heatmap(result(layer=["0"]), what="mean")
 
 
-# --- the logit lens ---------------------------------------------------------------------------------------------------
+# --- the logit lens
 
 
 def test_the_last_layer_of_the_lens_is_what_the_model_predicts_there(model, samples):
@@ -80,7 +87,11 @@ def test_the_last_layer_of_the_lens_is_what_the_model_predicts_there(model, samp
     inputs = model.prepare(samples[0])
     logits, cache = model.run_with_cache(inputs, names_filter="blocks.2.hook_resid_post")
     at = inputs.token_maps[0].visual.tolist()
-    assert lens.positions == at and lens.layers == list(range(model.cfg.n_layers)) and lens.ids.shape == (8, len(at), 3)
+    assert (
+        lens.positions == at
+        and lens.layers == list(range(model.cfg.n_layers))
+        and lens.ids.shape == (8, len(at), 3)
+    )
     best = logits[0, at].softmax(-1).topk(3)
     assert (lens.ids[-1] == best.indices.numpy()).all()
     assert np.allclose(lens.probabilities[-1], best.values.detach().numpy(), atol=1e-5)
@@ -89,7 +100,9 @@ def test_the_last_layer_of_the_lens_is_what_the_model_predicts_there(model, samp
     assert lens.top(at[7], 2)[0][0] == model.tokenizer.decode([int(by_hand.argmax())])
     figure = lens.plot([0, 7])
     panel = figure.axes[1]
-    assert panel.get_title(loc="left") == "layer 7" and len(panel.patches) == len(panel.texts) == len(at)
+    assert panel.get_title(loc="left") == "layer 7" and len(panel.patches) == len(
+        panel.texts
+    ) == len(at)
     with pytest.raises(cl.CorelensError, match="layer 9"):
         lens.top(at[0], 9)
     with pytest.raises(cl.CorelensError, match="layers=\\[8\\]"):
@@ -97,23 +110,33 @@ def test_the_last_layer_of_the_lens_is_what_the_model_predicts_there(model, samp
 
 
 def test_layers_are_taken_evenly_with_the_last():
-    assert evenly(range(8), 4) == [0, 2, 5, 7] and evenly([3], 4) == [3] and evenly(range(30), 1) == [29]
+    assert (
+        evenly(range(8), 4) == [0, 2, 5, 7]
+        and evenly([3], 4) == [3]
+        and evenly(range(30), 1) == [29]
+    )
 
 
-# --- attention between tokens -----------------------------------------------------------------------------------------
+# --- attention between tokens
 
 
 def test_a_token_view_sums_a_pictures_patches(model, samples):
     heads, inputs = cl.HeadSet(["L5H6", "L1H5", "L1H2"]), model.prepare(samples[0])
     tm = inputs.token_maps[0]
     names, mass = segment_attention(model, inputs, heads, rows="all")
-    _, cache = model.run_with_cache(inputs, names_filter=lambda name: name.endswith("attn.hook_pattern"))
+    _, cache = model.run_with_cache(
+        inputs, names_filter=lambda name: name.endswith("attn.hook_pattern")
+    )
     pattern = torch.stack([cache["pattern", layer][0, head] for layer, head in heads])
     rest = torch.tensor(sorted(set(tm.visual.tolist()) - set(tm.region.tolist())))
-    line, region, other = (names.index(name) for name in (" digit", "[image 0: region]", "[image 0: rest]"))
+    line, region, other = (
+        names.index(name) for name in (" digit", "[image 0: region]", "[image 0: rest]")
+    )
     at = model.to_str_tokens(inputs).index(" digit")
     assert torch.allclose(mass[:, line, region], pattern[:, at, tm.region].sum(-1), atol=1e-5)
-    assert torch.allclose(mass[:, region, other], pattern[:, tm.region][..., rest].sum(-1).mean(-1), atol=1e-5)
+    assert torch.allclose(
+        mass[:, region, other], pattern[:, tm.region][..., rest].sum(-1).mean(-1), atol=1e-5
+    )
     assert torch.allclose(mass.sum(-1), torch.ones(3, len(names)), atol=1e-5)
     _, text = segment_attention(model, inputs, heads)
     assert torch.allclose(text[:, line], mass[:, line], atol=1e-6) and not text[:, region].any()
@@ -140,7 +163,7 @@ def test_what_stands_between_a_pictures_rows_is_a_segment_too():
     assert sorted(at for _, of in found for at in of) == list(range(tm.length))
 
 
-# --- one head ---------------------------------------------------------------------------------------------------------
+# --- one head
 
 
 def test_a_head_profile_agrees_with_scores_and_evaluations(model, samples, tmp_path):
@@ -151,8 +174,12 @@ def test_a_head_profile_agrees_with_scores_and_evaluations(model, samples, tmp_p
     assert np.allclose(sum(profile.masses.values()), 1, atol=1e-5)
     both = profile.masses["region"] + profile.masses["rest of the picture"]
     assert np.allclose(both, found["visual_mass[rows=last]"].per_sample[:, 5, 6], atol=1e-5)
-    assert profile.order == np.argsort(-per_sample, kind="stable").tolist() and len(profile.looks) == 4
-    assert profile.rank("ram[rows=last]") == list(found["ram[rows=last]"].top(1.0)).index((5, 6)) + 1
+    assert (
+        profile.order == np.argsort(-per_sample, kind="stable").tolist() and len(profile.looks) == 4
+    )
+    assert (
+        profile.rank("ram[rows=last]") == list(found["ram[rows=last]"].top(1.0)).index((5, 6)) + 1
+    )
     cut = cl.evaluate(model, samples, hooks=cl.knockout([(5, 6)]))
     clean = cl.evaluate(model, samples)
     lost = profile.ablations["knockout"].logprob_lost.value
@@ -170,14 +197,18 @@ def test_a_head_profile_without_answers_has_no_ablations(model, samples):
     asked = [replace(sample, answer=None) for sample in samples[:2]]
     s = scores(8, 12, rows="question")
     profile = cl.head_profile(model, asked, s, (1, 5))
-    assert profile.ablations == {} and "What it does" not in profile.page() and profile.meta["rows"] == "question"
+    assert (
+        profile.ablations == {}
+        and "What it does" not in profile.page()
+        and profile.meta["rows"] == "question"
+    )
     with pytest.raises(cl.CorelensError, match="L8H0"):
         cl.head_profile(model, asked, s, (8, 0))
     with pytest.raises(cl.CorelensError, match="without a region"):
         cl.head_profile(model, [replace(asked[0], regions=[])], s, (1, 5))
 
 
-# --- results show themselves ------------------------------------------------------------------------------------------
+# --- results show themselves
 
 
 def test_every_result_shows_itself_and_escapes(samples):
@@ -188,13 +219,24 @@ def test_every_result_shows_itself_and_escapes(samples):
     picture = Image.new("RGB", SIZE, "grey")
     sample = cl.Sample([picture], EVIL, EVIL, [cl.Box(1, 1, 20, 20)], choices=[EVIL], id=EVIL)
     inputs = cl.Inputs({}, [token_map()], [sample], [[picture]])
-    for shown in (evaluation, s, heads, sample, inputs, samples[0], result(layer=["0", "1"]), cl.head_grid(s)):
+    for shown in (
+        evaluation,
+        s,
+        heads,
+        sample,
+        inputs,
+        samples[0],
+        result(layer=["0", "1"]),
+        cl.head_grid(s),
+    ):
         markup = shown._repr_html_()
         assert len(markup) > 80 and "alert(1)<" not in markup and EVIL not in markup
     for drawn in (evaluation, s, heads, sample, inputs):
         assert drawn.plot().axes
     marks = heads.plot(3, 5).axes[0]
-    assert [t.get_text() for t in marks.texts] == ["1", "2"] and marks.get_title(loc="left").startswith("2 of 15 heads")
+    assert [t.get_text() for t in marks.texts] == ["1", "2"] and marks.get_title(
+        loc="left"
+    ).startswith("2 of 15 heads")
     bars = evaluation.plot().axes[0]
     assert [t.get_text() for t in bars.get_legend().get_texts()] == ["right (3)", "wrong (3)"]
     assert "first 3 of 3 wrong" in evaluation._repr_html_()
@@ -214,44 +256,64 @@ NO_RESULTS = {
 
 
 def test_whatever_a_public_function_finds_shows_itself():
-    """Every class of ours that one of them returns, alone or in a list, has a picture and a form for notebooks."""
+    """Every class of ours that one of them returns, alone or in a list, has a picture and a form
+    for notebooks."""
     from corelens.findings.result import Study
 
     def classes(said):
         if said in ("Study", "HookedMLLM"):
             return {Study if said == "Study" else cl.HookedMLLM}
         inside = [one for part in get_args(said) for one in classes(part)]
-        return {*inside, *([said] if getattr(said, "__module__", "").startswith("corelens") else [])}
+        return {
+            *inside,
+            *([said] if getattr(said, "__module__", "").startswith("corelens") else []),
+        }
 
     functions = [one for name in cl.__all__ if inspect.isfunction(one := getattr(cl, name))]
-    found = {one for function in functions for one in classes(inspect.signature(function).return_annotation)}
-    assert {cl.Evaluation, cl.HeadScores, cl.PatchResult, SparseContrast, Study} <= found and len(found) > 15
-    for one in (found | {cl.HeadSet, cl.Inputs, cl.SpeedReport}) - {x for x in found if x.__name__ in NO_RESULTS}:
+    found = {
+        one
+        for function in functions
+        for one in classes(inspect.signature(function).return_annotation)
+    }
+    assert {cl.Evaluation, cl.HeadScores, cl.PatchResult, SparseContrast, Study} <= found and len(
+        found
+    ) > 15
+    for one in (found | {cl.HeadSet, cl.Inputs, cl.SpeedReport}) - {
+        x for x in found if x.__name__ in NO_RESULTS
+    }:
         assert callable(one.plot) and callable(one._repr_html_), one
 
 
 def test_a_contrast_shows_itself_and_draws_lines_that_agree_side_by_side(samples):
     right = np.ones(4)
     points = [
-        Kept(line, 0.05, x, right, -right, [1.0], [[[0, 1]]]) for x in (8, 32) for line in ("top", "bottom", "random")
+        Kept(line, 0.05, x, right, -right, [1.0], [[[0, 1]]])
+        for x in (8, 32)
+        for line in ("top", "bottom", "random")
     ]
     answers = [Answer(EVIL, "1", "1", True, -1.0)] * 4
     found = SparseContrast("pattern", cl.Evaluation(answers), points)
     markup = found._repr_html_()
     assert markup.count("<tr") == 7 and "<img" in markup and EVIL not in markup
-    assert repr(found).startswith("SparseContrast(pattern: top, bottom, random; 4 samples, dense accuracy 1.000")
+    assert repr(found).startswith(
+        "SparseContrast(pattern: top, bottom, random; 4 samples, dense accuracy 1.000"
+    )
     ends = [
         line.get_xdata()
         for line in found.plot().axes[0].get_lines()
         if len(line.get_xdata()) == 2 and line.get_label()[0] != "_"
     ]
-    assert len({round(float(x[0]), 6) for x in ends}) == 3 and all(7 < x[0] < 9 and 28 < x[1] < 36 for x in ends)
+    assert len({round(float(x[0]), 6) for x in ends}) == 3 and all(
+        7 < x[0] < 9 and 28 < x[1] < 36 for x in ends
+    )
 
 
 def test_grids_of_two_scales_on_one_page_keep_their_colours():
     one, two = scores(), cl.HeadScores(np.array([[-1.0, 1.0]], dtype=np.float32))
     rules = [set(re.findall(r"\.(cl-\w+) \.c0\{fill:(.*?)\}", x._repr_html_())) for x in (one, two)]
-    assert [[name for name, _ in rule] for rule in rules] == [["cl-one"], ["cl-two"]] and rules[0] != rules[1]
+    assert [[name for name, _ in rule] for rule in rules] == [["cl-one"], ["cl-two"]] and rules[
+        0
+    ] != rules[1]
     assert "light-dark(" in str(rules) and "prefers-color-scheme" not in one._repr_html_()
 
 
@@ -271,7 +333,11 @@ def test_only_a_figure_of_its_own_has_an_interactive_twin(tmp_path):
 def test_a_photograph_is_drawn_no_finer_than_a_page_needs():
     heat = np.zeros((1300, 2000))
     heat[:650, :1000] = 1
-    lit = np.asarray(attention_image(Image.new("RGB", (2000, 1300), "grey"), heat, [cl.Box(1000, 650, 1990, 1290)]))
+    lit = np.asarray(
+        attention_image(
+            Image.new("RGB", (2000, 1300), "grey"), heat, [cl.Box(1000, 650, 1990, 1290)]
+        )
+    )
     assert lit.shape == (650, 1000, 3) and lit[300, 480, 0] > 1.5 * lit[300, 520, 0]
     assert (lit[325:, 500:] == 255).all(-1).any() and not (lit[:320] == 255).all(-1).any()
 
@@ -281,26 +347,38 @@ def test_pictures_for_a_page_are_those_of_the_overlay():
     tm = token_map([region])
     pattern = torch.zeros(1, 2, 3, tm.length)
     pattern[..., tm.region[0]] = 0.5
-    sample = SimpleNamespace(images=[Image.new("RGB", SIZE, "grey")], regions=[region], video=None, question="q")
+    sample = SimpleNamespace(
+        images=[Image.new("RGB", SIZE, "grey")], regions=[region], video=None, question="q"
+    )
     made = head_pictures(FakeModel(tm, pattern), sample, ["L1H0"])
     assert [words for _, words in made] == ["the picture", made[1][1]]
-    assert made[1][1].startswith("**L1H0** from ‘t") and made[1][1].endswith("region 0.50, picture 0.50, peak 0.5")
+    assert made[1][1].startswith("**L1H0** from ‘t") and made[1][1].endswith(
+        "region 0.50, picture 0.50, peak 0.5"
+    )
 
 
-# --- what a newcomer types --------------------------------------------------------------------------------------------
+# --- what a newcomer types
 
 
 def test_one_sample_one_picture_and_one_region_need_no_list(model, samples):
     """Found by trying the README as a newcomer would: each of these ended in a TypeError."""
     one = samples[0]
-    alone = cl.Sample(images=one.images[0], question=one.question, answer=one.answer, regions=one.regions[0])
+    alone = cl.Sample(
+        images=one.images[0], question=one.question, answer=one.answer, regions=one.regions[0]
+    )
     assert alone.images == one.images and alone.regions == one.regions
-    assert len(cl.Sample(images=np.zeros((8, 8, 3), np.uint8)).images) == 1 and cl.Sample(images="a.png").images == [
-        "a.png"
-    ]
-    assert np.allclose(cl.score_heads(model, alone)["ram"].values, cl.score_heads(model, [one])["ram"].values)
+    assert len(cl.Sample(images=np.zeros((8, 8, 3), np.uint8)).images) == 1 and cl.Sample(
+        images="a.png"
+    ).images == ["a.png"]
+    assert np.allclose(
+        cl.score_heads(model, alone)["ram"].values, cl.score_heads(model, [one])["ram"].values
+    )
     right = cl.evaluate(model, [one]).accuracy
-    assert cl.evaluate(model, alone).accuracy == cl.evaluate(model, model.prepare(one, answer=True)).accuracy == right
+    assert (
+        cl.evaluate(model, alone).accuracy
+        == cl.evaluate(model, model.prepare(one, answer=True)).accuracy
+        == right
+    )
     said = repr(model.prepare(one))
     assert said.startswith("Inputs(1 row of ") and "input_ids" in said and len(said) < 200
     with pytest.raises(cl.CorelensError, match="L9H1: heads of another model"):
@@ -309,7 +387,7 @@ def test_one_sample_one_picture_and_one_region_need_no_list(model, samples):
         cl.HookedMLLM("somebody/some-model")
 
 
-# --- corelens show ----------------------------------------------------------------------------------------------------
+# --- corelens show
 
 
 def test_show_answers_and_writes_where_heads_look(samples, tmp_path):
@@ -323,15 +401,27 @@ def test_show_answers_and_writes_where_heads_look(samples, tmp_path):
         app, [*start, "--box", box, "--top", "2", "--json", "--out", str(tmp_path / "a/show.html")]
     )
     said = json.loads(run.stdout.splitlines()[-1])
-    assert said["answer"] == sample.answer and 0.5 < said["probability"] <= 1 and len(said["heads"]) == 2
-    assert min(said["heads"].values()) > 0.3 and said["ranked_by"] == "top by ram[rows=last] over this picture alone"
+    assert (
+        said["answer"] == sample.answer
+        and 0.5 < said["probability"] <= 1
+        and len(said["heads"]) == 2
+    )
+    assert (
+        min(said["heads"].values()) > 0.3
+        and said["ranked_by"] == "top by ram[rows=last] over this picture alone"
+    )
     page = (tmp_path / "a/show.html").read_text(encoding="utf-8")
     assert page.count("<img") == 3 and f"The model says: {sample.answer} (" in page
-    run = CliRunner().invoke(app, [*start, "--heads", "L1H5,L5H6", "--out", str(tmp_path / "show.png")])
+    run = CliRunner().invoke(
+        app, [*start, "--heads", "L1H5,L5H6", "--out", str(tmp_path / "show.png")]
+    )
     assert run.exit_code == 0 and "heads, as given: L1H5, L5H6" in run.stdout
     assert Image.open(tmp_path / "show.png").width > 300
     run = CliRunner().invoke(app, [*start, "--json", "--out", str(tmp_path / "show.html")])
-    assert json.loads(run.stdout.splitlines()[-1])["ranked_by"] == "top by ram[rows=last] over 40 scenes of 'refer'"
+    assert (
+        json.loads(run.stdout.splitlines()[-1])["ranked_by"]
+        == "top by ram[rows=last] over 40 scenes of 'refer'"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The vision side of the hook tree, on every family that has a tower: reads, writes, and what the decoder gets."""
+"""The vision side of the hook tree, on every family that has a tower: reads, writes, and what the
+decoder gets."""
 
 import pytest
 import torch
@@ -44,7 +45,9 @@ def test_the_features_are_what_the_decoder_gets(family):
     features = out if model.cfg.n_deepstack == 0 else out[:, 0]
     added = (1 + model.cfg.n_deepstack,) if model.cfg.n_deepstack else ()
     assert out.shape[1:] == (*added, model.cfg.d_model)
-    placeholder = torch.cat([cached["hook_embed"][i, tm.placeholder] for i, tm in enumerate(batch.token_maps)])
+    placeholder = torch.cat(
+        [cached["hook_embed"][i, tm.placeholder] for i, tm in enumerate(batch.token_maps)]
+    )
     torch.testing.assert_close(features, placeholder, atol=1e-6, rtol=0)
 
 
@@ -67,13 +70,17 @@ def test_patterns_give_z_and_their_rows_sum_to_one(family):
     for name in names:
         pattern, block = cached[name], name.removesuffix("hook_pattern")
         assert pattern.dtype == torch.float32
-        torch.testing.assert_close(pattern.sum(-1), torch.ones(pattern.shape[:-1]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            pattern.sum(-1), torch.ones(pattern.shape[:-1]), atol=1e-5, rtol=0
+        )
         done, pos = [], cached[block + "hook_v"].shape[1]
         assert sum(lengths[name]) == pattern.shape[2] == pos
         values = cached[block + "hook_v"].split(lengths[name], 1)
         for part, v in zip(pattern.split(lengths[name], 2), values, strict=True):
             done.append(torch.einsum("bhqk,bkhd->bqhd", part[..., : v.shape[1]], v))
-        torch.testing.assert_close(torch.cat(done, 1), cached[block + "hook_z"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            torch.cat(done, 1), cached[block + "hook_z"], atol=1e-5, rtol=1e-5
+        )
 
 
 @every_family
@@ -114,7 +121,9 @@ def test_the_pattern_is_made_of_edited_q_and_every_point_fires_once(family):
 
     both = model.run_with_hooks(batch, fwd_hooks=[(name, edit) for name in names])
     assert sorted(fired) == sorted(names)
-    alone_ = model.run_with_hooks(batch, fwd_hooks=[(n, edit) for n in names if n.endswith(("hook_q", "hook_v"))])
+    alone_ = model.run_with_hooks(
+        batch, fwd_hooks=[(n, edit) for n in names if n.endswith(("hook_q", "hook_v"))]
+    )
     torch.testing.assert_close(both, alone_, atol=1e-5, rtol=1e-5)
     assert not torch.equal(both, model(batch))
 
@@ -134,14 +143,17 @@ def test_an_edited_z_is_a_pre_hook_on_the_towers_output_projection(family):
     handle = layer.get_submodule(model.layout.vision_out).register_forward_pre_hook(pre)
     wanted = model(batch)
     handle.remove()
-    got = model.run_with_hooks(batch, fwd_hooks=[("vision.blocks.0.attn.head.1.hook_z", lambda z, hook: z * 0)])
+    got = model.run_with_hooks(
+        batch, fwd_hooks=[("vision.blocks.0.attn.head.1.hook_z", lambda z, hook: z * 0)]
+    )
     assert torch.equal(got, wanted) and not torch.equal(got, model(batch))
 
 
 @every_family
 @pytest.mark.parametrize("encoded", [False, True])
 def test_patching_the_features_is_showing_the_other_picture(family, encoded):
-    """DeepStack's features too: nothing of the picture that was replaced is left. In generation as well."""
+    """DeepStack's features too: nothing of the picture that was replaced is left. In generation as
+    well."""
     model, batch = hooked(family), alone(family, 0)
     other = model.prepare(Sample(images=[picture(9, (96, 64))], question=SAMPLES[0].question))
     with torch.no_grad():
@@ -154,7 +166,10 @@ def test_patching_the_features_is_showing_the_other_picture(family, encoded):
     with torch.no_grad():
         plain = model(running)
         torch.testing.assert_close(
-            model.run_with_hooks(running, fwd_hooks=[("vision.hook_out", swap)]), wanted, atol=1e-6, rtol=0
+            model.run_with_hooks(running, fwd_hooks=[("vision.hook_out", swap)]),
+            wanted,
+            atol=1e-6,
+            rtol=0,
         )
         assert torch.equal(model(running), plain) and not torch.equal(plain, wanted)
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
@@ -165,13 +180,19 @@ def test_patching_the_features_is_showing_the_other_picture(family, encoded):
 @every_family
 def test_gradients_reach_every_vision_point(family):
     model, batch = hooked(family), alone(family, 0)
-    names = ["vision.hook_out", *(n for n in names_of(model, "vision.blocks.0") if not n.endswith("edges"))]
+    names = [
+        "vision.hook_out",
+        *(n for n in names_of(model, "vision.blocks.0") if not n.endswith("edges")),
+    ]
     grads = {}
 
     def backward(grad, hook):
         grads[hook.name] = grad[0] if isinstance(grad, tuple) else grad
 
-    with model.hooks(fwd_hooks=[(n, lambda x, hook: x * 1.0) for n in names], bwd_hooks=[(n, backward) for n in names]):
+    with model.hooks(
+        fwd_hooks=[(n, lambda x, hook: x * 1.0) for n in names],
+        bwd_hooks=[(n, backward) for n in names],
+    ):
         model(batch)[0, -1].sum().backward()
     assert set(grads) == set(names)
     assert all(grad.abs().sum() > 0 for grad in grads.values())
@@ -189,9 +210,13 @@ def test_everything_is_undone_after_an_exception():
     for name in [*names_of(model, "vision.blocks.1"), "vision.hook_out"]:
         with pytest.raises(RuntimeError, match="on purpose"):
             model.run_with_hooks(batch, fwd_hooks=[(name, explode)])
-        assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules()] == before
+        assert [
+            len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules()
+        ] == before
         assert "get_image_features" not in vars(model.hf.model)
-        assert {m.config._attn_implementation for m in model.hf.modules() if hasattr(m, "config")} == {"sdpa"}
+        assert {
+            m.config._attn_implementation for m in model.hf.modules() if hasattr(m, "config")
+        } == {"sdpa"}
         assert torch.equal(model(batch), plain)
 
 

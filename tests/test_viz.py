@@ -1,4 +1,5 @@
-"""Pictures and pages: where the colours fall, what is escaped, and that a browser shows them without the network."""
+"""Pictures and pages: where the colours fall, what is escaped, and that a browser shows them
+without the network."""
 
 import io
 import re
@@ -33,7 +34,11 @@ SIZE = (96, 64)  # 6 × 4 patches of 16 pixels
 
 def grid_boxes(columns, rows, x0, y0, x1, y1):
     w, h = (x1 - x0) / columns, (y1 - y0) / rows
-    return [[x0 + i * w, y0 + j * h, x0 + (i + 1) * w, y0 + (j + 1) * h] for j in range(rows) for i in range(columns)]
+    return [
+        [x0 + i * w, y0 + j * h, x0 + (i + 1) * w, y0 + (j + 1) * h]
+        for j in range(rows)
+        for i in range(columns)
+    ]
 
 
 def token_map(regions=(), boxes=None, frames=None, start=2):
@@ -54,7 +59,7 @@ def scores(layers=3, heads=5, n=20, **meta):
     return HeadScores(per_sample=np.abs(base + noise), meta={"metric": "ram", "key": "ram", **meta})
 
 
-# --- overlay ----------------------------------------------------------------------------------------------------------
+# --- overlay
 
 
 def test_attention_falls_on_the_pixels_of_its_patch():
@@ -68,11 +73,14 @@ def test_attention_falls_on_the_pixels_of_its_patch():
 
 
 def test_views_that_overlap_add_up_and_keep_the_sum():
-    tm = token_map(boxes=grid_boxes(6, 4, 0, 0, *SIZE) + grid_boxes(3, 2, 0, 0, *SIZE))  # tiles, then a thumbnail
+    # tiles, then a thumbnail
+    tm = token_map(boxes=grid_boxes(6, 4, 0, 0, *SIZE) + grid_boxes(3, 2, 0, 0, *SIZE))
     weights = torch.rand(tm.length, generator=torch.Generator().manual_seed(0))
     heat = attention_map(tm, weights, SIZE)
     assert heat.sum() / 256 == pytest.approx(float(weights[tm.visual].sum()), rel=1e-5)
-    assert heat[0, 0] == pytest.approx(float(weights[tm.visual[0]] + weights[tm.visual[24]] / 4), rel=1e-5)
+    assert heat[0, 0] == pytest.approx(
+        float(weights[tm.visual[0]] + weights[tm.visual[24]] / 4), rel=1e-5
+    )
     smooth = attention_map(tm, weights, SIZE, smooth=True)
     assert smooth.sum() == pytest.approx(heat.sum(), rel=1e-3) and smooth.max() < heat.max()
 
@@ -81,7 +89,12 @@ def test_cells_beyond_the_picture_and_without_area_are_cut():
     tm = token_map(boxes=[[-16.0, 0, 16, 32], [80, 32, 112, 96], [0, 0, 0, 0]])
     weights = torch.ones(tm.length)
     heat = attention_map(tm, weights, SIZE)
-    assert heat[:32, :16].all() and not heat[:32, 16:].any() and heat[32:, 80:].all() and np.isfinite(heat).all()
+    assert (
+        heat[:32, :16].all()
+        and not heat[:32, 16:].any()
+        and heat[32:, 80:].all()
+        and np.isfinite(heat).all()
+    )
 
 
 def test_bright_where_attention_is_and_outlined_where_the_region_is():
@@ -95,15 +108,20 @@ def test_bright_where_attention_is_and_outlined_where_the_region_is():
     assert hot[0] > 1.5 * cold[0] and np.abs(plain[60 * scale, 90 * scale] - cold).max() == 0
     lined = np.asarray(attention_image(picture, heat, [Box(32, 16, 64, 48)]), dtype=int)
     changed = np.argwhere((lined != plain).any(-1))
-    assert (changed.min(0) == [16 * scale, 32 * scale]).all() and (changed.max(0) < [48 * scale, 64 * scale]).all()
-    assert not (lined != plain)[28 * scale : 36 * scale, 44 * scale : 52 * scale].any()  # the inside stays
+    assert (changed.min(0) == [16 * scale, 32 * scale]).all() and (
+        changed.max(0) < [48 * scale, 64 * scale]
+    ).all()
+    # the inside stays
+    assert not (lined != plain)[28 * scale : 36 * scale, 44 * scale : 52 * scale].any()
     assert lined.max() == 255 and (lined[16 * scale, 40 * scale] < 20).all()
 
 
 def test_a_shared_peak_keeps_a_faint_head_faint():
     picture, faint = Image.new("RGB", SIZE, "grey"), np.zeros((64, 96))
     faint[:16, :16] = 0.01
-    alone, shared = (np.asarray(attention_image(picture, faint, peak=p), dtype=int) for p in (None, 0.5))
+    alone, shared = (
+        np.asarray(attention_image(picture, faint, peak=p), dtype=int) for p in (None, 0.5)
+    )
     assert alone[8, 8].sum() > shared[8, 8].sum() + 100
 
 
@@ -113,7 +131,9 @@ def test_masks_and_tubes_are_outlined_in_their_picture_and_frame():
     tube = Tube({1: Box(0, 0, 16, 16)})
     frames = [Image.new("RGB", SIZE, "grey")] * 3
     flat = np.zeros((64, 96))
-    changed = [np.asarray(attention_image(im, flat, [tube], i)).max() == 255 for i, im in enumerate(frames)]
+    changed = [
+        np.asarray(attention_image(im, flat, [tube], i)).max() == 255 for i, im in enumerate(frames)
+    ]
     assert changed == [False, True, False]
     assert np.asarray(attention_image(frames[0], flat, [Mask(mask)])).max() == 255
 
@@ -124,7 +144,10 @@ def test_overlay_figure_has_a_scale_with_its_unit_and_uses_given_axes():
     figure = attention_overlay(
         picture, tm, weights, regions=[Box(0, 0, 30, 30), Box(0, 0, 9, 9, image=1)], title="L1H2"
     )
-    assert figure.axes[0].get_title(loc="left") == "L1H2" and figure.axes[1].get_ylabel() == "attention a patch"
+    assert (
+        figure.axes[0].get_title(loc="left") == "L1H2"
+        and figure.axes[1].get_ylabel() == "attention a patch"
+    )
     ax = Figure().add_subplot()
     assert attention_overlay(picture, tm, weights, ax=ax, smooth=True) is ax.figure and ax.images
     with pytest.raises(CorelensError, match="image_index=1"):
@@ -134,7 +157,8 @@ def test_overlay_figure_has_a_scale_with_its_unit_and_uses_given_axes():
 
 
 class FakeModel:
-    """What `overlay` asks of a model: its size, prepare, to_str_tokens, pattern_rows, run_with_cache."""
+    """What `overlay` asks of a model: its size, prepare, to_str_tokens, pattern_rows,
+    run_with_cache."""
 
     cfg = SimpleNamespace(n_layers=9, n_heads=9)
 
@@ -163,7 +187,9 @@ def test_overlay_shows_the_row_that_ram_counts():
     pattern = torch.zeros(1, 2, 3, tm.length)
     pattern[0, :, :, 0] = 1
     pattern[0, 1, 2, 0], pattern[0, 1, 2, tm.region[0]] = 0.25, 0.75
-    sample = SimpleNamespace(images=[Image.new("RGB", SIZE, "grey")], regions=[region], video=None, question="$5 $6?")
+    sample = SimpleNamespace(
+        images=[Image.new("RGB", SIZE, "grey")], regions=[region], video=None, question="$5 $6?"
+    )
     model = FakeModel(tm, pattern)
     figure = overlay(model, sample, [(2, 1), (0, 0)], rows="question")
     assert model.asked == [
@@ -176,7 +202,10 @@ def test_overlay_shows_the_row_that_ram_counts():
         ["L2H1", f"from ‘t{row}’", "region 0.75, picture 0.75, peak 0.75"],
         ["L0H0", f"from ‘t{row - 2}’", "region 0.00, picture 0.00, peak 1"],
     ]
-    assert figure.texts[0].get_text() == "$5 $6?   ·   max over question rows" and not figure.texts[0].get_parse_math()
+    assert (
+        figure.texts[0].get_text() == "$5 $6?   ·   max over question rows"
+        and not figure.texts[0].get_parse_math()
+    )
     assert figure.axes[-1].get_ylabel() == "attention a patch"
     figure.savefig(io.BytesIO())  # dollars are no formula
     assert words_of(overlay(model, sample, "L2H1", reduce="mean"))[1][1:] == [
@@ -198,7 +227,9 @@ def test_overlay_of_a_video_is_a_strip_of_its_frames():
     tube = Tube({0: Box(1, 1, 10, 10), 3: Box(1, 1, 10, 10)})
     tm = token_map([tube], boxes=grid_boxes(6, 4, 0, 0, *SIZE) * 2, frames=frames)
     pattern = torch.rand(1, 1, 3, tm.length).softmax(-1)
-    sample = SimpleNamespace(images=[], regions=[tube], video=[Image.new("RGB", SIZE, "grey")] * 4, question=None)
+    sample = SimpleNamespace(
+        images=[], regions=[tube], video=[Image.new("RGB", SIZE, "grey")] * 4, question=None
+    )
     figure = overlay(FakeModel(tm, pattern), sample, [(0, 0), (1, 0)])
     assert len(figure.axes) == 3 * 4 + 1
     outlined = ["region outlined", "", "", "region outlined"]
@@ -211,7 +242,7 @@ def test_overlay_of_a_video_is_a_strip_of_its_frames():
         attention_map(tm, weights, SIZE)
 
 
-# --- grids and curves -------------------------------------------------------------------------------------------------
+# --- grids and curves
 
 
 def test_head_grid_puts_layers_down_and_heads_across():
@@ -220,7 +251,11 @@ def test_head_grid_puts_layers_down_and_heads_across():
     ax, bar = figure.axes
     mesh = ax.collections[0]
     assert np.allclose(np.asarray(mesh.get_array()).reshape(3, 5), s.values) and ax.yaxis_inverted()
-    assert (ax.get_xlabel(), ax.get_ylabel(), bar.get_ylabel()) == ("head", "layer", "RAM (attention mass)")
+    assert (ax.get_xlabel(), ax.get_ylabel(), bar.get_ylabel()) == (
+        "head",
+        "layer",
+        "RAM (attention mass)",
+    )
     assert ax.get_title(loc="left") == "last row"
     assert ax.patches[0].get_xy() == (4, 2) and mesh.get_clim()[0] == 0
     assert s.plot().axes[0].get_xlabel() == "head"
@@ -272,7 +307,9 @@ def test_interactive_grid_says_head_score_and_interval():
     said = f"L1H3  RAM {s.values[1, 3]:.3g} [{low[1, 3]:.3g}, {high[1, 3]:.3g}]"
     assert len(parser.titles) == 15 and parser.titles[8] == said and parser.stack == []
     assert "[" not in Titles_of(head_grid_html(HeadScores(s.values)))[0]
-    assert s._repr_html_() == head_grid_html(s) and 'class="c31 on"' in head_grid_html(s, highlight=s.top(k=1))
+    assert s._repr_html_() == head_grid_html(s) and 'class="c31 on"' in head_grid_html(
+        s, highlight=s.top(k=1)
+    )
     with pytest.raises(CorelensError, match="an interval of shape"):
         head_grid_html(s, ci=(np.zeros((2, 2)), np.zeros((2, 2))))
     assert "<img" not in head_grid_html(scores(metric="<img src=x>", key="<img src=x>"))
@@ -288,10 +325,15 @@ def test_sorted_scores_marks_the_top_and_names_it():
     s = scores(4, 10, n=30)
     ax = sorted_scores(s, 0.1).axes[0]
     everything, top = ax.lines
-    assert np.allclose(everything.get_ydata(), np.sort(s.values.ravel())[::-1]) and len(top.get_xdata()) == 4
+    assert (
+        np.allclose(everything.get_ydata(), np.sort(s.values.ravel())[::-1])
+        and len(top.get_xdata()) == 4
+    )
     assert [text.get_text() for text in ax.texts] == [str(head) for head in s.top(0.1)]
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels[0] == "95% CI" and labels[1].startswith(f"top 10%: 4 of 40 heads, {s.mass_of_top(0.1):.0%}")
+    assert labels[0] == "95% CI" and labels[1].startswith(
+        f"top 10%: 4 of 40 heads, {s.mass_of_top(0.1):.0%}"
+    )
 
 
 def test_ablation_curves_draw_each_choice_with_its_band():
@@ -302,10 +344,21 @@ def test_ablation_curves_draw_each_choice_with_its_band():
     }
     ax = ablation_curves(curves, baseline=0.95, chance=0.1).axes[0]
     top = ax.lines[0]
-    assert np.allclose(top.get_xdata(), [0.05, 0.1], atol=2e-3) and top.get_ydata().tolist() == [0.3, 0.1]  # sorted
+    # sorted
+    assert np.allclose(top.get_xdata(), [0.05, 0.1], atol=2e-3) and top.get_ydata().tolist() == [
+        0.3,
+        0.1,
+    ]
     assert top.get_color() == style.HOT and ax.lines[1].get_color() == style.GREY
-    assert len({line.get_color() for line in ax.lines[:3]}) == 3 == len({line.get_marker() for line in ax.lines[:3]})
-    assert ax.get_ylabel() == "accuracy (95% CI)" and {t.get_text() for t in ax.texts} == {"no ablation", "chance"}
+    assert (
+        len({line.get_color() for line in ax.lines[:3]})
+        == 3
+        == len({line.get_marker() for line in ax.lines[:3]})
+    )
+    assert ax.get_ylabel() == "accuracy (95% CI)" and {t.get_text() for t in ax.texts} == {
+        "no ablation",
+        "chance",
+    }
     assert [t.get_text() for t in ax.get_xticklabels()] == ["5", "10"]
     with pytest.raises(CorelensError):
         ablation_curves({"top": []})
@@ -324,11 +377,13 @@ def test_names_of_points_do_not_stand_on_one_another():
     style.name_points(ax, near, style.HOT)
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in ax.texts]
-    assert len(boxes) == 6 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert len(boxes) == 6 and not any(
+        a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]
+    )
     assert min(box.y0 for box in boxes) >= ax.get_window_extent().y0 - 5
 
 
-# --- pages ------------------------------------------------------------------------------------------------------------
+# --- pages
 
 EVIL = '<script>alert(1)</script><img src=x onerror=alert(1)>" onload="x'
 
@@ -372,7 +427,10 @@ def test_a_page_needs_no_network_and_says_so_to_the_browser():
     markup = whole_page()
     assert "default-src 'none'" in markup
     links = re.findall(r"url\(([^)]*)", markup) + [
-        value for _, attrs in tags_of(markup) for name, value in attrs.items() if name in ("src", "href", "xlink:href")
+        value
+        for _, attrs in tags_of(markup)
+        for name, value in attrs.items()
+        if name in ("src", "href", "xlink:href")
     ]
     assert len(links) > 20 and all(link.startswith(("#", "data:")) for link in links)
     assert "prefers-color-scheme: dark" in markup and len(markup) < 400_000
@@ -391,6 +449,12 @@ def test_the_same_figure_gives_the_same_markup():
 
 
 def test_numbers_stand_to_the_right_and_intervals_set_back():
-    table = pages.table(["heads", "accuracy", "words"], [["top", "4.1% [3.0, 5.4]", "low"], ["none", "–", "12 of 3"]])
-    assert '<td class="num">4.1% <span class="ci">[3.0, 5.4]</span></td>' in table and "<td>12 of 3</td>" in table
+    table = pages.table(
+        ["heads", "accuracy", "words"],
+        [["top", "4.1% [3.0, 5.4]", "low"], ["none", "–", "12 of 3"]],
+    )
+    assert (
+        '<td class="num">4.1% <span class="ci">[3.0, 5.4]</span></td>' in table
+        and "<td>12 of 3</td>" in table
+    )
     assert pages.table(["a", "b"], [["x", 0.123456], ["y", -3]]).count('class="num"') == 3

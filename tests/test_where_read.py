@@ -1,4 +1,5 @@
-"""Which rows the answer hangs on, and what each head alone is worth, against knockouts written out by hand."""
+"""Which rows the answer hangs on, and what each head alone is worth, against knockouts written out
+by hand."""
 
 from dataclasses import replace
 
@@ -35,10 +36,16 @@ def logprobs(evaluation):
 def test_groups_are_knockouts_by_name_and_by_position(model, answered):
     costs = where_read(model, answered, batch_size=2)
     clean = cl.evaluate(model, answered)
-    every = [cl.evaluate(model, answered, cl.knockout(None, rows=rows)) for rows in ("question", "template", "last")]
+    every = [
+        cl.evaluate(model, answered, cl.knockout(None, rows=rows))
+        for rows in ("question", "template", "last")
+    ]
     for rows, cut in zip(("question", "template", "last"), every, strict=True):
         lost = (logprobs(clean) - logprobs(cut)).mean()
-        assert costs.logprob_costs[rows].difference == pytest.approx(lost, abs=1e-4) and abs(lost) > 1e-4
+        assert (
+            costs.logprob_costs[rows].difference == pytest.approx(lost, abs=1e-4)
+            and abs(lost) > 1e-4
+        )
         assert costs.costs[rows].difference == pytest.approx(clean.accuracy - cut.accuracy)
     lost, counted = [], 0
     for sample in answered:  # each token alone, each sample alone
@@ -50,7 +57,9 @@ def test_groups_are_knockouts_by_name_and_by_position(model, answered):
     assert costs.counts["question[2]"] == counted
     assert costs.logprob_costs["question[2]"].difference == pytest.approx(np.mean(lost), abs=1e-4)
     longest = max(len(model.prepare(sample).token_maps[0].question) for sample in answered)
-    assert sum(group.startswith("question[") for group in costs.costs) == longest == len(costs.texts)
+    assert (
+        sum(group.startswith("question[") for group in costs.costs) == longest == len(costs.texts)
+    )
 
 
 def test_template_is_the_text_that_is_nothing_else(model, answered):
@@ -67,7 +76,9 @@ def test_the_circuit_reads_at_the_last_row():
     assert costs.rows == "last" and costs.clean.value == 1
     clean = cl.evaluate(model, boards)
     for rows in ("question", "last"):  # a cost of nothing in 24 samples is not known to the point
-        assert costs.costs[rows] == cl.paired(clean, cl.evaluate(model, boards, cl.knockout(None, rows=rows)))
+        assert costs.costs[rows] == cl.paired(
+            clean, cl.evaluate(model, boards, cl.knockout(None, rows=rows))
+        )
         assert costs.costs[rows].ci.low < costs.costs[rows].difference
     assert costs.costs["question"].difference == 0 and costs.costs["all"].ci.low > 0.5
     assert costs.hurts("last") and costs.hurts("question+last") and costs.hurts("all")
@@ -76,16 +87,23 @@ def test_the_circuit_reads_at_the_last_row():
     assert costs.advice(scores["ram[rows=last]"]) is None
     said = costs.advice(scores["ram"])
     assert "these heads look, and the answer does not need it" in said
-    assert f"rows=last costs {100 * costs.costs['last'].difference:.0f} points: try 'ram[rows=last]'" in said
+    assert (
+        f"rows=last costs {100 * costs.costs['last'].difference:.0f} points: try 'ram[rows=last]'"
+        in said
+    )
     assert "try 'lift[rows=last]'" in costs.advice(scores["lift"])
-    assert "try 'ram[rows=last]'" in costs.advice(HeadScores(np.eye(3), meta={"key": "mine", "rows": "question"}))
+    assert "try 'ram[rows=last]'" in costs.advice(
+        HeadScores(np.eye(3), meta={"key": "mine", "rows": "question"})
+    )
 
 
 def test_an_answer_that_hangs_on_nothing_is_said():
     nothing = Difference(0.0, CI(-0.1, 0.1))
     costs = RowCosts({"question": nothing, "last": nothing, "all": nothing}, dict.fromkeys(("question", "last"), nothing),
                      {}, {}, Interval(0.1, 0.0, 0.3))  # fmt: skip
-    assert "do not hang on it" in costs.advice(HeadScores(np.eye(2), meta={"key": "ram", "rows": "question"}))
+    assert "do not hang on it" in costs.advice(
+        HeadScores(np.eye(2), meta={"key": "ram", "rows": "question"})
+    )
 
 
 def test_costs_survive_a_file(model, answered, tmp_path):
@@ -114,7 +132,7 @@ def test_what_samples_lack_is_said(model, answered):
 STEP = 1e-2  # of a two-sided difference
 
 
-# --- one head alone ---------------------------------------------------------------------------------------------------
+# --- one head alone
 
 
 def test_causal_knockout_is_evaluate_head_by_head(model, answered):
@@ -122,8 +140,12 @@ def test_causal_knockout_is_evaluate_head_by_head(model, answered):
     clean = cl.evaluate(model, answered)
     for head in [(0, 1), (2, 3), (3, 0)]:
         cut = cl.evaluate(model, answered, cl.knockout([head]))
-        np.testing.assert_allclose(found.per_sample[(slice(None), *head)], logprobs(clean) - logprobs(cut), atol=1e-4)
-    assert found.meta["key"] == "causal_knockout" and found.meta["samples"] == [sample.id for sample in answered]
+        np.testing.assert_allclose(
+            found.per_sample[(slice(None), *head)], logprobs(clean) - logprobs(cut), atol=1e-4
+        )
+    assert found.meta["key"] == "causal_knockout" and found.meta["samples"] == [
+        sample.id for sample in answered
+    ]
 
 
 def test_causal_attribution_is_the_first_order_of_patching(model, answered):
@@ -148,7 +170,10 @@ def test_causal_attribution_is_the_first_order_of_patching(model, answered):
 
             ends = []
             for sign in (1, -1):
-                hook = (f"blocks.{layer}.attn.hook_z", lambda z, hook, s=sign, f=moved: f(z, hook, sign=s))
+                hook = (
+                    f"blocks.{layer}.attn.hook_z",
+                    lambda z, hook, s=sign, f=moved: f(z, hook, sign=s),
+                )
                 ends.append(logprobs(cl.evaluate(model, sample, [hook]))[0])
             slope = (ends[1] - ends[0]) / (2 * STEP)  # a cost: what is lost towards the twin
             assert found.per_sample[number, layer, head] == pytest.approx(slope, abs=2e-3, rel=0.05)
@@ -158,5 +183,6 @@ def test_the_circuit_s_copy_head_is_the_causal_one():
     model, boards = circuit_model(), samples(16, seed=5)
     found = cl.causal_scores(model, boards)
     assert found.top(1) == cl.HeadSet([(2, 2)]) and found.values[2, 2] > 1
-    assert np.abs(found.values[0, 0]) < 1e-3  # the backup stands in: alone, the where head is worth nothing
+    # the backup stands in: alone, the where head is worth nothing
+    assert np.abs(found.values[0, 0]) < 1e-3
     assert np.abs(found.values[:, [1]]).max() < 1e-3  # decoys and sinks

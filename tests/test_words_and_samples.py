@@ -26,22 +26,31 @@ def test_runs_prepare_a_sample(model, sample):
         assert torch.equal(logits, wanted) and torch.equal(ours["z", 3], cache["z", 3])
         assert torch.equal(model(sample), wanted) and torch.equal(model([sample]), wanted)
         assert torch.equal(model.run_with_hooks(sample, fwd_hooks=[]), wanted)
-    assert torch.equal(model.generate(sample, max_new_tokens=2), model.generate(inputs, max_new_tokens=2))
+    assert torch.equal(
+        model.generate(sample, max_new_tokens=2), model.generate(inputs, max_new_tokens=2)
+    )
     with pytest.raises(cl.CorelensError, match="one sample"):
         model.run_with_cache([sample, sample], remove_batch_dim=True)
 
 
 def test_a_worlds_name_stands_for_its_samples(model, monkeypatch):
-    monkeypatch.setattr("corelens.metrics.score.load_data", lambda name: cl.synthetic(name, 2, seed=1))
+    monkeypatch.setattr(
+        "corelens.metrics.score.load_data", lambda name: cl.synthetic(name, 2, seed=1)
+    )
     found = cl.score_heads(model, "refer", "ram")["ram"]
     np.testing.assert_array_equal(
         found.values, cl.score_heads(model, cl.synthetic("refer", 2, seed=1), "ram")["ram"].values
     )
-    assert found.meta["data"] == "refer" and found.meta["samples"] == ["refer-1-0000", "refer-1-0001"]
+    assert found.meta["data"] == "refer" and found.meta["samples"] == [
+        "refer-1-0000",
+        "refer-1-0001",
+    ]
 
 
 def test_nearest_names(model, sample):
-    _, cache = model.run_with_cache(sample, names_filter=["blocks.3.attn.hook_z", "blocks.3.hook_resid_post"])
+    _, cache = model.run_with_cache(
+        sample, names_filter=["blocks.3.attn.hook_z", "blocks.3.hook_resid_post"]
+    )
     for call, words in (
         (lambda: cache["blocks.3.attn.hook_zz"], "nearest: blocks.3.attn.hook_z"),
         (lambda: cache["resid_pst", 3], "blocks.3.hook_resid_post"),

@@ -1,4 +1,5 @@
-"""The worlds doc, video and refer-hard: their descriptions have one answer, their pictures show what they describe."""
+"""The worlds doc, video and refer-hard: their descriptions have one answer, their pictures show
+what they describe."""
 
 import hashlib
 import importlib
@@ -18,7 +19,8 @@ from families import tiny
 
 # the package's functions hide its modules of the same name
 doc, refer_hard, video = (
-    importlib.import_module(f"corelens.data.synthetic.{name}") for name in ("doc", "refer_hard", "video")
+    importlib.import_module(f"corelens.data.synthetic.{name}")
+    for name in ("doc", "refer_hard", "video")
 )
 NEW = ("doc", "refer-hard", "video", "compare", "hop", "emoji")
 MODULES = {"doc": doc, "refer-hard": refer_hard, "video": video}
@@ -30,8 +32,12 @@ def pictures(sample):
 
 def told(sample):
     """All that a sample says, as text."""
-    regions = [dict(region.boxes) if isinstance(region, cl.Tube) else region for region in sample.regions]
-    return json.dumps([sample.id, sample.question, sample.answer, str(regions), sample.meta], sort_keys=True)
+    regions = [
+        dict(region.boxes) if isinstance(region, cl.Tube) else region for region in sample.regions
+    ]
+    return json.dumps(
+        [sample.id, sample.question, sample.answer, str(regions), sample.meta], sort_keys=True
+    )
 
 
 def same(a, b):
@@ -49,14 +55,18 @@ def within(box, size):
     return inside
 
 
-# --- seeds ------------------------------------------------------------------------------------------------------------
+# --- seeds
 
 
 def test_refer_is_what_it_was():
-    """Models were trained on these scenes: whatever is shared with other worlds must not change one of them."""
-    text = "\n".join(told(sample) for sample in synthetic("refer", 20, seed=11, objects=8, jitter=8))
+    """Models were trained on these scenes: whatever is shared with other worlds must not change one
+    of them."""
+    text = "\n".join(
+        told(sample) for sample in synthetic("refer", 20, seed=11, objects=8, jitter=8)
+    )
     assert (
-        hashlib.sha256(text.encode()).hexdigest() == "b41071a30293abf89bf6ff4a108ae6aa55ed15ab742eb32207d2fc2279c2464d"
+        hashlib.sha256(text.encode()).hexdigest()
+        == "b41071a30293abf89bf6ff4a108ae6aa55ed15ab742eb32207d2fc2279c2464d"
     )
 
 
@@ -88,14 +98,18 @@ def test_samples_survive_a_folder(world, tmp_path):
         assert told(before) == told(after)
 
 
-# --- one answer -------------------------------------------------------------------------------------------------------
+# --- one answer
 
 
 def test_doc_has_one_answer_and_decoys():
     named = 0
     for sample in synthetic("doc", 80, seed=1):
-        key, page = re.fullmatch(r"What is the code of (\w+)(?: on page (\d+))?\?", sample.question).groups()
-        lines = [(i, line) for i, sheet in enumerate(sample.meta["pages"]) for line in sheet["lines"]]
+        key, page = re.fullmatch(
+            r"What is the code of (\w+)(?: on page (\d+))?\?", sample.question
+        ).groups()
+        lines = [
+            (i, line) for i, sheet in enumerate(sample.meta["pages"]) for line in sheet["lines"]
+        ]
         fits = [(i, line) for i, line in lines if line["key"] == key and page in (None, str(i + 1))]
         ((where, line),), (region,) = fits, sample.regions
         assert sample.answer == line["value"] and region.text == f"{key} {line['value']}"
@@ -114,7 +128,9 @@ def test_doc_has_one_answer_and_decoys():
 
 def test_every_line_of_a_document_can_be_asked():
     document, _ = doc.draw_document(stream("test", 3), 256, 256, pages=(2, 4), lines=(1, 6))
-    questions = [doc.ask(document, i, j) for i, page in enumerate(document) for j in range(len(page.lines))]
+    questions = [
+        doc.ask(document, i, j) for i, page in enumerate(document) for j in range(len(page.lines))
+    ]
     assert len({query.question for query in questions}) == len(questions)
     twice = replace(document[0], lines=document[0].lines[:1] * 2)
     with pytest.raises(CorelensError, match="twice"):
@@ -124,18 +140,26 @@ def test_every_line_of_a_document_can_be_asked():
 def test_video_has_one_answer_and_decoys():
     lengths = set()
     for sample in synthetic("video", 80, seed=1):
-        colour, kind = re.fullmatch(r"What digit is shown on the (\w+) (\w+)\?", sample.question).groups()
+        colour, kind = re.fullmatch(
+            r"What digit is shown on the (\w+) (\w+)\?", sample.question
+        ).groups()
         objects = sample.meta["objects"]
         (asked,) = [o for o in objects if (o["colour"], o["kind"]) == (colour, kind)]
         others = [o for o in objects if o is not asked]
         (tube,) = sample.regions
         assert sample.answer == tube.text == asked["digit"]
         assert list(tube.boxes) == list(range(*asked["frames"]))
-        assert [box.bounds for box in tube.boxes.values()] == asked["boxes"][slice(*asked["frames"])]
+        assert [box.bounds for box in tube.boxes.values()] == asked["boxes"][
+            slice(*asked["frames"])
+        ]
         assert all(o["digit"] != asked["digit"] for o in others)
         assert any((o["colour"] == colour) != (o["kind"] == kind) for o in others)
         assert any(set(range(*o["frames"])) - set(range(*asked["frames"])) for o in others)
-        assert not sample.images and len(sample.video) == 6 == len(asked["boxes"]) and sample.meta["published"]
+        assert (
+            not sample.images
+            and len(sample.video) == 6 == len(asked["boxes"])
+            and sample.meta["published"]
+        )
         lengths.add(len(tube.boxes))
     assert lengths == {2, 3}
 
@@ -147,16 +171,23 @@ def test_shapes_of_a_video_move_and_never_overlap():
         steps = np.linalg.norm(np.diff(paths, axis=1), axis=-1)
         assert steps.max() < 14 and (np.median(steps, 1) > 2.5).all()
         radii = np.array([actor.figure.radius for actor in scene.actors])
-        apart = np.linalg.norm(paths[:, None] - paths[None], axis=-1) - radii[:, None, None] - radii[None, :, None]
+        apart = (
+            np.linalg.norm(paths[:, None] - paths[None], axis=-1)
+            - radii[:, None, None]
+            - radii[None, :, None]
+        )
         assert apart[~np.eye(len(radii), dtype=bool)].min() >= 1
-        assert (paths > radii[:, None, None]).all() and (paths < np.array([256, 320]) - radii[:, None, None]).all()
+        assert (paths > radii[:, None, None]).all() and (
+            paths < np.array([256, 320]) - radii[:, None, None]
+        ).all()
 
 
 STEPS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
 def solve(question, objects):
-    """Indices of the objects that a question of refer-hard fits, and how near the nearest call was, in pixels."""
+    """Indices of the objects that a question of refer-hard fits, and how near the nearest call was,
+    in pixels."""
     words = r"What (?:symbol|digit|letter) is on the (?:(small|large) )?(?:(\w+) )??(\w+)"
     size, colour, kind, relation, *anchor = re.fullmatch(
         words + r"(?: (left of|right of|above|below) the (\w+) (\w+))?\?", question
@@ -164,14 +195,20 @@ def solve(question, objects):
     fits = [
         i
         for i, o in enumerate(objects)
-        if size in (None, o["size"]) and colour in (None, o["colour"]) and kind in ("shape", o["kind"])
+        if size in (None, o["size"])
+        and colour in (None, o["colour"])
+        and kind in ("shape", o["kind"])
     ]
     if relation is None:
         return fits, 999
     (start,) = [i for i, o in enumerate(objects) if [o["colour"], o["kind"]] == anchor]
     x, y = STEPS[relation]
     base = objects[start]
-    offsets = {i: x * (objects[i]["x"] - base["x"]) + y * (objects[i]["y"] - base["y"]) for i in fits if i != start}
+    offsets = {
+        i: x * (objects[i]["x"] - base["x"]) + y * (objects[i]["y"] - base["y"])
+        for i in fits
+        if i != start
+    }
     return [i for i, offset in offsets.items() if offset > 0], min(map(abs, offsets.values()))
 
 
@@ -184,10 +221,14 @@ def test_refer_hard_has_one_answer_and_a_distractor():
         assert sample.answer == objects[asked]["symbol"] == sample.regions[0].text
         assert sample.regions[0].bounds == objects[asked]["box"]
         assert [o["symbol"] for o in objects].count(sample.answer) == 1
-        shorter = re.sub(r" (small|large)| (left of|right of|above|below) .*(?=\?)", "", sample.question)
+        shorter = re.sub(
+            r" (small|large)| (left of|right of|above|below) .*(?=\?)", "", sample.question
+        )
         if sample.meta["form"] == "attribute":  # some other shape differs in colour or kind alone
             traits = [(o["colour"], o["kind"], o["size"]) for o in objects]
-            assert any(sum(a == b for a, b in zip(t, traits[asked], strict=True)) == 2 for t in traits)
+            assert any(
+                sum(a == b for a, b in zip(t, traits[asked], strict=True)) == 2 for t in traits
+            )
         else:  # without the size or the relation the question is ambiguous
             assert len(solve(shorter, objects)[0]) > 1 and shorter != sample.question
         assert 6 <= len(objects) <= 12 and sample.meta["published"]
@@ -210,7 +251,9 @@ def test_relations_keep_their_cone():
 @pytest.mark.parametrize("word", ["digit", "letter"])
 def test_refer_hard_asks_for_the_symbols_it_draws(word):
     for sample in synthetic("refer-hard", 5, symbols=word):
-        assert sample.question.startswith(f"What {word} ") and sample.answer in (DIGITS if word == "digit" else LETTERS)
+        assert sample.question.startswith(f"What {word} ") and sample.answer in (
+            DIGITS if word == "digit" else LETTERS
+        )
 
 
 def test_symbols_differ_while_there_are_enough():
@@ -218,7 +261,7 @@ def test_symbols_differ_while_there_are_enough():
     assert len(set(marks[:10])) == 10 and max(map(marks.count, DIGITS)) == 3
 
 
-# --- the picture shows it, and shows it there only -----------------------------------------------------------------
+# --- the picture shows it, and shows it there only
 
 
 def test_region_of_doc_holds_the_line_and_nothing_else_does():
@@ -226,11 +269,15 @@ def test_region_of_doc_holds_the_line_and_nothing_else_does():
         document, (page, line) = doc.draw_document(stream("test", number), 256, 288)
         sheet, (region,) = document[page], doc.ask(document, page, line).regions
         picture, inside = doc.paint(sheet), within(region, (256, 288))
-        for blank in ({"value": ""}, {"key": "", "value": ""}):  # without the value; without the line
-            lines = tuple(replace(x, **blank) if i == line else x for i, x in enumerate(sheet.lines))
+        # without the value; without the line
+        for blank in ({"value": ""}, {"key": "", "value": ""}):
+            lines = tuple(
+                replace(x, **blank) if i == line else x for i, x in enumerate(sheet.lines)
+            )
             ink = changed(picture, doc.paint(replace(sheet, lines=lines)))
             assert ink.sum() > 30 and not (ink & ~inside).any()
-        rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))  # the region is tight around the line
+        # the region is tight around the line
+        rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
         assert max(rows[0] - region.y0, region.y1 - 1 - rows[-1]) <= 5
         assert max(columns[0] - region.x0, region.x1 - 1 - columns[-1]) <= 5
         region.check(*picture.size)
@@ -239,11 +286,14 @@ def test_region_of_doc_holds_the_line_and_nothing_else_does():
 def test_region_of_refer_hard_holds_the_symbol_and_nothing_else_does():
     for number in range(12):
         scene, query = refer_hard.draw_scene(stream("test", number), 320, 352)
-        figures = tuple(replace(f, symbol="") if i == query.asked else f for i, f in enumerate(scene.figures))
+        figures = tuple(
+            replace(f, symbol="") if i == query.asked else f for i, f in enumerate(scene.figures)
+        )
         ink = changed(refer_hard.paint(scene), refer_hard.paint(replace(scene, figures=figures)))
         assert ink.sum() > 20 and not (ink & ~within(query.regions[0], (320, 352))).any()
         bare = np.asarray(refer_hard.paint(replace(scene, figures=figures)))
-        assert (bare[ink] == figures[query.asked].tint).all()  # the symbol lies on its shape, all of it
+        # the symbol lies on its shape, all of it
+        assert (bare[ink] == figures[query.asked].tint).all()
 
 
 def test_tube_of_video_holds_the_digit_in_all_its_frames_and_nothing_else_does():
@@ -261,7 +311,7 @@ def test_tube_of_video_holds_the_digit_in_all_its_frames_and_nothing_else_does()
                 assert not (ink & ~within(tube.boxes[number], (256, 256))).any()
 
 
-# --- difficulty -------------------------------------------------------------------------------------------------------
+# --- difficulty
 
 
 @pytest.mark.parametrize(
@@ -302,7 +352,11 @@ def test_long_settings_give_thousands_of_visual_tokens():
             scene, _ = draw(rng, 32 * width, 32 * height, **options)
             count = len(scene) if world == "doc" else scene.frames // 2 if world == "video" else 1
             tokens[world].append(count * width * height)
-    assert min(tokens["doc"]) >= 4800 and min(tokens["video"]) >= 4096 and min(tokens["refer-hard"]) >= 2304
+    assert (
+        min(tokens["doc"]) >= 4800
+        and min(tokens["video"]) >= 4096
+        and min(tokens["refer-hard"]) >= 2304
+    )
 
 
 @pytest.mark.parametrize(
@@ -348,14 +402,16 @@ def test_a_missing_font_is_named(monkeypatch):
         font(77)
 
 
-# --- through a model --------------------------------------------------------------------------------------------------
+# --- through a model
 
 
 @pytest.mark.parametrize("world", NEW)
 def test_regions_become_tokens_of_a_model(world):
     model = cl.HookedMLLM(*tiny("qwen3_vl"))
     options = {"frames": 4, "objects": 4} if world == "video" else {}
-    samples = synthetic(world, 2, seed=3, sides=(320, 320) if world == "refer-hard" else (256, 256), **options)
+    samples = synthetic(
+        world, 2, seed=3, sides=(320, 320) if world == "refer-hard" else (256, 256), **options
+    )
     for sample, tm in zip(samples, model.prepare(samples, answer=True).token_maps, strict=True):
         assert len(tm.regions) == len(sample.regions) and len(tm.question) and len(tm.answer)
         for positions, region in zip(tm.regions, sample.regions, strict=True):
@@ -363,12 +419,14 @@ def test_regions_become_tokens_of_a_model(world):
             for position in positions.tolist():
                 image, *cell = tm.cell(position)
                 if world == "video":
-                    assert any(region.covered(tuple(cell), frame) > 0 for frame in tm.frames(position))
+                    assert any(
+                        region.covered(tuple(cell), frame) > 0 for frame in tm.frames(position)
+                    )
                 else:
                     assert image == region.image and region.covered(tuple(cell)) > 0
 
 
-# --- options that training and controls need -------------------------------------------------------------------------
+# --- options that training and controls need
 
 
 @pytest.mark.parametrize("world", ["refer", "refer-hard", "video", "doc"])
@@ -380,7 +438,10 @@ def test_a_turned_symbol_is_all_that_changes(world):
             assert values.count(b.answer) == 1 and a.answer not in values
         elif world == "refer-hard":
             symbols = [shape["symbol"] for shape in b.meta["objects"]]
-            assert symbols.count(b.answer) == 1 and symbols[b.meta["asked"]] == b.answer == b.regions[0].text
+            assert (
+                symbols.count(b.answer) == 1
+                and symbols[b.meta["asked"]] == b.answer == b.regions[0].text
+            )
         else:
             assert int(b.answer) == (int(a.answer) + 3) % 10
         for i, (old, new) in enumerate(zip(a.video or a.images, b.video or b.images, strict=True)):
@@ -397,11 +458,15 @@ def test_a_turned_symbol_is_another_one_even_where_few_are_left(objects):
     options = {"objects": objects, "symbols": "digit", "sides": (416, 448), "seed": 3}
     for turn in (1, 2, 3):
         for a, b in zip(
-            synthetic("refer-hard", 4, **options), synthetic("refer-hard", 4, turn=turn, **options), strict=True
+            synthetic("refer-hard", 4, **options),
+            synthetic("refer-hard", 4, turn=turn, **options),
+            strict=True,
         ):
             assert a.answer != b.answer and b.answer in "0123456789"
             symbols = [shape["symbol"] for shape in b.meta["objects"]]
-            assert symbols.count(b.answer) == 1 or set("0123456789") == {shape["symbol"] for shape in a.meta["objects"]}
+            assert symbols.count(b.answer) == 1 or set("0123456789") == {
+                shape["symbol"] for shape in a.meta["objects"]
+            }
 
 
 def test_a_video_on_a_grid_keeps_to_it():
@@ -411,5 +476,7 @@ def test_a_video_on_a_grid_keeps_to_it():
         for shape in sample.meta["objects"]
         if shape["kind"] in ("circle", "square", "diamond", "hexagon")
     ]
-    assert all(abs(x / 16 - round(x / 16)) < 0.1 for path in centres for point in path for x in point)
+    assert all(
+        abs(x / 16 - round(x / 16)) < 0.1 for path in centres for point in path for x in point
+    )
     assert any(len(set(path)) > 1 for path in centres)

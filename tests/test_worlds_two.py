@@ -1,4 +1,5 @@
-"""The worlds compare and hop, whose questions take two shapes of a picture; and emoji, things on photographs."""
+"""The worlds compare and hop, whose questions take two shapes of a picture; and emoji, things on
+photographs."""
 
 import importlib
 from collections import Counter
@@ -36,7 +37,11 @@ def test_compare_asks_two_shapes_and_answers_from_both():
         first, second = (sample.question.index(f"{o['colour']} {o['kind']}") for o in (a, b))
         assert first < second and a["colour"] != b["colour"] and a["kind"] != b["kind"]
         for asked in (a, b):  # a twin by one trait with another symbol, so both words are needed
-            twins = [o for o in meta["objects"] if (o["colour"] == asked["colour"]) != (o["kind"] == asked["kind"])]
+            twins = [
+                o
+                for o in meta["objects"]
+                if (o["colour"] == asked["colour"]) != (o["kind"] == asked["kind"])
+            ]
             assert any(o["symbol"] != asked["symbol"] for o in twins)
         x, y = a["symbol"], b["symbol"]
         answers = {"same": "yes" if x == y else "no"}
@@ -78,7 +83,11 @@ def test_hop_takes_two_steps():
         assert anchor[name] in sample.question and anchor[form] not in sample.question
         assert [o[name] for o in objects].count(anchor[name]) == 1
         assert [o for o in objects if o[form] == anchor[form] and o is not anchor] == [asked]
-        assert len({(o["colour"], o["kind"]) for o in objects}) == len(objects) == len({o["symbol"] for o in objects})
+        assert (
+            len({(o["colour"], o["kind"]) for o in objects})
+            == len(objects)
+            == len({o["symbol"] for o in objects})
+        )
         assert sample.answer == asked["symbol"]
         assert [box.bounds for box in sample.regions] == [asked["box"], anchor["box"]]
 
@@ -87,7 +96,9 @@ def test_without_its_first_step_hop_leaves_as_many_shapes_as_the_docs_say():
     for sample in synthetic("hop", 100, seed=2):
         objects, form = sample.meta["objects"], sample.meta["form"]
         seen = Counter(o[form] for i, o in enumerate(objects) if i != sample.meta["anchor"])
-        alone = [o for o in objects if seen[o[form]] == 1 and o is not objects[sample.meta["anchor"]]]
+        alone = [
+            o for o in objects if seen[o[form]] == 1 and o is not objects[sample.meta["anchor"]]
+        ]
         assert objects[sample.meta["asked"]] in alone and len(alone) == len(objects) - 3
 
 
@@ -102,16 +113,25 @@ def test_hide_covers_the_first_step_and_nothing_else():
 @pytest.mark.parametrize("world", ["compare", "hop"])
 def test_turned_scenes_have_another_answer_and_one_other_symbol(world):
     for turn in (1, 3):
-        for sample, turned in zip(synthetic(world, 40), synthetic(world, 40, turn=turn), strict=True):
+        for sample, turned in zip(
+            synthetic(world, 40), synthetic(world, 40, turn=turn), strict=True
+        ):
             assert sample.question == turned.question and sample.answer != turned.answer
             boxes = [box.bounds for box in sample.regions]
-            assert boxes == [box.bounds for box in turned.regions] and differs_within(sample, turned, boxes)
-            assert sum(a.text != b.text for a, b in zip(sample.regions, turned.regions, strict=True)) == 1
+            assert boxes == [box.bounds for box in turned.regions] and differs_within(
+                sample, turned, boxes
+            )
+            assert (
+                sum(a.text != b.text for a, b in zip(sample.regions, turned.regions, strict=True))
+                == 1
+            )
 
 
 @pytest.mark.parametrize("world", ["compare", "hop"])
 def test_varied_wording_changes_words_alone(world):
-    plain, varied = (synthetic(world, 30, seed=4, wording=wording) for wording in ("plain", "varied"))
+    plain, varied = (
+        synthetic(world, 30, seed=4, wording=wording) for wording in ("plain", "varied")
+    )
     assert len({a.question == b.question for a, b in zip(plain, varied, strict=True)}) == 2
     assert len({"the" in sample.question for sample in varied}) == 1
     openings = {" ".join(sample.question.split()[:2]) for sample in varied}
@@ -143,7 +163,7 @@ def test_below_the_minimum_nothing_is_published(world, options):
     assert not any(sample.meta["published"] for sample in synthetic(world, 3, **options))
 
 
-# --- emoji ------------------------------------------------------------------------------------------------------------
+# --- emoji
 
 things = importlib.import_module("corelens.data.synthetic.emoji")
 
@@ -152,23 +172,29 @@ def test_emoji_has_one_answer_and_boxes_that_do_not_meet():
     names = set()
     for sample in synthetic("emoji", 60, seed=1):
         objects = sample.meta["objects"]
-        (asked,) = [o for o in objects if sample.question == f"What digit is under the {o['name']}?"]
+        (asked,) = [
+            o for o in objects if sample.question == f"What digit is under the {o['name']}?"
+        ]
         assert sample.answer == asked["symbol"] == sample.regions[0].text
         assert sample.regions[0].bounds == asked["box"] and sample.meta["published"]
-        assert len({o["symbol"] for o in objects}) == len({o["name"] for o in objects}) == len(objects)
+        assert (
+            len({o["symbol"] for o in objects}) == len({o["name"] for o in objects}) == len(objects)
+        )
         width, height = sample.images[0].size
         for i, o in enumerate(objects):
             x0, y0, x1, y1 = o["box"]
             assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
             assert all(
-                x1 <= p["box"][0] or p["box"][2] <= x0 or y1 <= p["box"][1] or p["box"][3] <= y0 for p in objects[:i]
+                x1 <= p["box"][0] or p["box"][2] <= x0 or y1 <= p["box"][1] or p["box"][3] <= y0
+                for p in objects[:i]
             )
         names |= {o["name"] for o in objects}
     assert len(names) == len(things.NAMES) == 48
 
 
 def test_the_region_of_emoji_holds_the_digit(monkeypatch):
-    monkeypatch.setattr(things, "_squeezed", lambda image, quality: image)  # JPEG spreads a change over its block
+    # JPEG spreads a change over its block
+    monkeypatch.setattr(things, "_squeezed", lambda image, quality: image)
     for sample, turned in zip(synthetic("emoji", 20), synthetic("emoji", 20, turn=1), strict=True):
         assert sample.answer != turned.answer
         assert differs_within(sample, turned, [box.bounds for box in sample.regions])
@@ -177,7 +203,9 @@ def test_the_region_of_emoji_holds_the_digit(monkeypatch):
 def test_every_glyph_is_on_the_sheet():
     for name in things.NAMES:
         alpha = np.asarray(things._glyph(name))[..., 3]
-        assert 0.15 < (alpha > 128).mean() < 0.95 and max(alpha.any(0).sum(), alpha.any(1).sum()) > 60
+        assert (
+            0.15 < (alpha > 128).mean() < 0.95 and max(alpha.any(0).sum(), alpha.any(1).sum()) > 60
+        )
 
 
 def test_a_missing_picture_or_font_of_emoji_is_named(monkeypatch, tmp_path):
@@ -194,7 +222,13 @@ def test_a_missing_picture_or_font_of_emoji_is_named(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"objects": 11}, {"objects": 0}, {"objects": 9, "sides": (128, 128)}, {"quality": 0}, {"sides": (64, 64)}],
+    [
+        {"objects": 11},
+        {"objects": 0},
+        {"objects": 9, "sides": (128, 128)},
+        {"quality": 0},
+        {"sides": (64, 64)},
+    ],
 )
 def test_impossible_scenes_of_emoji_say_what_to_do(options):
     with pytest.raises(CorelensError, match="to do"):

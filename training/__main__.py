@@ -15,14 +15,19 @@ from training.train import place, train_demo
 def main(
     name: Annotated[str, typer.Argument(help="Which model: an entry of `training.build.PRESETS`.")],
     seed: Annotated[int, typer.Option(help="Of the weights and of the training scenes.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; it resumes from there.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; it resumes from there.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Fewer or more steps than the recipe.")] = None,
     export: Annotated[
         Path | None, typer.Option(help="Measure it on held-out scenes, and write the model here.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda …; by default a GPU where there is one.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda …; by default a GPU where there is one.")
+    ] = None,
 ) -> None:
-    """Train a demo model as its recipe says (resumable; its card says how long that took and where).
+    """Train a demo model as its recipe says (resumable; its card says how long that took and
+    where).
 
     Example: `python -m training qwen3vl-s --seed 0 --out runs/mine --export models`
     """

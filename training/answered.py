@@ -1,7 +1,7 @@
 """A sheet of a bundled model's answers, wrong ones first, to be looked at.
 
-`python -m training.answered qwen3vl-s docs/images` draws one of every world on its card: of its test scenes, at
-the last (hardest) options there.
+`python -m training.answered qwen3vl-s docs/images` draws one of every world on its card: of its
+test scenes, at the last (hardest) options there.
 """
 
 import sys
@@ -21,7 +21,9 @@ from training.heldout import answers
 from training.recipes import tuples
 
 
-def answer_sheet(samples: Sequence[Sample], said: Sequence[str], shown: int = 12, **sheet: int) -> Image.Image:
+def answer_sheet(
+    samples: Sequence[Sample], said: Sequence[str], shown: int = 12, **sheet: int
+) -> Image.Image:
     """One picture of up to half as many wrong answers as `shown`, and right ones after them.
 
     Args:
@@ -30,15 +32,20 @@ def answer_sheet(samples: Sequence[Sample], said: Sequence[str], shown: int = 12
         sheet: as in `contact_sheet`.
     """
     pairs = list(zip(samples, said, strict=True))
-    wrong = [replace(s, answer=f"{s.answer}, said: {a}") for s, a in pairs if a != s.answer][: shown // 2]
+    wrong = [replace(s, answer=f"{s.answer}, said: {a}") for s, a in pairs if a != s.answer][
+        : shown // 2
+    ]
     right = [replace(s, answer=f"{s.answer}, right") for s, a in pairs if a == s.answer]
     return contact_sheet((wrong + right)[:shown], **sheet)
 
 
 def save_answers(name: str, folder: str | Path, n: int = 200) -> list[Path]:
-    """Draw the sheet of `n` test scenes of every world of a bundled model into `folder`, as PNG of 256 colours."""
+    """Draw the sheet of `n` test scenes of every world of a bundled model into `folder`, as PNG of
+    256 colours."""
     place, files = checkpoint(name), []
-    model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype="float32", local_files_only=True).eval()
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        place, dtype="float32", local_files_only=True
+    ).eval()
     processor = AutoProcessor.from_pretrained(place, local_files_only=True)
     rows = [row for row in read_card(name)["held_out"] if row["split"] == "test"]
     for world, row in {row["world"]: row for row in rows}.items():
@@ -52,7 +59,9 @@ def save_answers(name: str, folder: str | Path, n: int = 200) -> list[Path]:
         elif samples[0].images[0].width > 512:
             size = {"columns": 3, "height": 360, "shown": 6}
         file = Path(folder) / f"answers-{name}-{world}.png"
-        answer_sheet(samples, said, **size).quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+        answer_sheet(samples, said, **size).quantize(256, dither=Image.Dither.NONE).save(
+            file, optimize=True
+        )
         files.append(file)
     return files
 

@@ -1,4 +1,5 @@
-"""Training batches of the demo models: pure functions of a plan, so that another process can draw them ahead."""
+"""Training batches of the demo models: pure functions of a plan, so that another process can draw
+them ahead."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +29,8 @@ from training.dense import IGNORED, clip_labels, figure_labels, page_labels, sha
 
 CAPTION = "List every object."
 GRID = 16  # pixels: where the centres of a video's shapes lie, as those of `refer` do
-HARD, DOC, VIDEO, SHEET = 1_000_001, 1_000_002, 1_000_003, 1_000_004  # in the entropy of their random streams
+# in the entropy of their random streams
+HARD, DOC, VIDEO, SHEET = 1_000_001, 1_000_002, 1_000_003, 1_000_004
 _TOKEN = 32  # pixels a side of a video's token
 
 
@@ -72,25 +74,36 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Plan":
-        return cls(**{**data, "sides": tuple(data["sides"]), "forms": tuple(data.get("forms", FORMS))})
+        return cls(
+            **{**data, "sides": tuple(data["sides"]), "forms": tuple(data.get("forms", FORMS))}
+        )
 
 
 def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
     """The batch of a plan.
 
     Returns:
-        images [batch, height, width, 3] (a video's: [batch, frames, height, width, 3]; a document's pages follow one
-        another: [batch · pages, height, width, 3]) uint8 and, for "dense", labels [batch, visual tokens, labels] as in
-        `LABELS`; else input_ids and labels [batch, pos], and answers [batch, pos]: True where a symbol is to be
-        predicted.
+        images [batch, height, width, 3] (a video's: [batch, frames, height, width, 3]; a document's
+        pages follow one
+        another: [batch · pages, height, width, 3]) uint8 and, for "dense", labels [batch, visual
+        tokens, labels] as in `LABELS`; else input_ids and labels [batch, pos], and answers [batch,
+        pos]: True where a symbol is to be predicted.
     """
     rng = stream("train", plan.seed, plan.step)
     width, height = draw_size(rng, plan.sides)
-    draw = {"refer": _pictures, "refer-hard": _hard, "video": _clips, "doc": _documents, "sheet": _sheets}[plan.world]
+    draw = {
+        "refer": _pictures,
+        "refer-hard": _hard,
+        "video": _clips,
+        "doc": _documents,
+        "sheet": _sheets,
+    }[plan.world]
     return draw(plan, rng, width, height)
 
 
-def _pictures(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
+def _pictures(
+    plan: Plan, rng: np.random.Generator, width: int, height: int
+) -> dict[str, np.ndarray]:
     """Of `refer`."""
     pads, cells = picture_tokens(plan.model, width, height)
     objects = plan.objects
@@ -98,7 +111,12 @@ def _pictures(plan: Plan, rng: np.random.Generator, width: int, height: int) -> 
         objects = max(1, min(objects, width * height // 8000))
     scenes = [
         draw_scene(
-            stream("train", plan.seed, plan.step, 1 + row), width, height, objects, plan.jitter, colours=plan.colours
+            stream("train", plan.seed, plan.step, 1 + row),
+            width,
+            height,
+            objects,
+            plan.jitter,
+            colours=plan.colours,
         )
         for row in range(plan.batch)
     ]
@@ -120,7 +138,9 @@ def _hard(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict
     for row in range(plan.batch):
         own = stream("train", HARD, plan.seed, plan.step, row)
         word = str(own.choice(["symbol", "symbol", "digit", "letter"]))
-        scene, _ = hard_scene(own, width, height, plan.objects, word, plan.forms[row % len(plan.forms)])
+        scene, _ = hard_scene(
+            own, width, height, plan.objects, word, plan.forms[row % len(plan.forms)]
+        )
         pictures.append(np.asarray(paint_hard(scene)))
         if plan.form == "dense":
             labels.append(figure_labels(scene.figures, cells))
@@ -132,7 +152,9 @@ def _hard(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict
             found = questions(scene)
             kinds = [[query for query in found if query.form == form] for form in plan.forms]
             kinds = [own.permutation(np.array(part, object)).tolist() for part in kinds if part]
-            asked = [part[i] for i in range(plan.questions) for part in kinds if i < len(part)][: plan.questions]
+            asked = [part[i] for i in range(plan.questions) for part in kinds if i < len(part)][
+                : plan.questions
+            ]
             chats.append(_chat([asked[i] for i in own.permutation(len(asked))]))
     return _batch(plan, pictures, chats, labels, pads)
 
@@ -141,8 +163,15 @@ def _clips(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dic
     """Of `video`; without jitter on `refer`'s grid."""
     clips, chats, labels = [], [], []
     _, cells = picture_tokens(plan.model, width, height)
-    objects = plan.objects if plan.form != "dense" else max(1, min(plan.objects, width * height // 13_000))
-    grid, span = (1 if plan.jitter else GRID), ((1, plan.frames - 1) if plan.form == "dense" else None)
+    objects = (
+        plan.objects
+        if plan.form != "dense"
+        else max(1, min(plan.objects, width * height // 13_000))
+    )
+    grid, span = (
+        (1 if plan.jitter else GRID),
+        ((1, plan.frames - 1) if plan.form == "dense" else None),
+    )
     for row in range(plan.batch):
         own = stream("train", VIDEO, plan.seed, plan.step, row)
         scene, _ = video_scene(own, width, height, plan.frames, objects, span=span, grid=grid)
@@ -154,7 +183,9 @@ def _clips(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dic
         marks = [actor.figure.symbol for actor in scene.actors]
         if plan.form == "caption":
             order = sorted(range(len(figures)), key=lambda i: (figures[i].x, figures[i].y))
-            words = ", ".join(f"{figures[i].colour} {figures[i].kind} {marks[i]}" for i in order) + "."
+            words = (
+                ", ".join(f"{figures[i].colour} {figures[i].kind} {marks[i]}" for i in order) + "."
+            )
             chats.append([_user(CAPTION, ["video"]), {"role": "assistant", "content": words}])
             continue
         asked = rng.permutation(len(figures))[: plan.questions]
@@ -162,10 +193,14 @@ def _clips(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dic
     if plan.form == "dense":
         return {"images": np.stack(clips), "labels": np.stack(labels)}
     processor = _processor(plan.model)
-    return {"images": np.stack(clips)} | tokenize(processor, chats, video_pads(plan.frames, width, height))
+    return {"images": np.stack(clips)} | tokenize(
+        processor, chats, video_pads(plan.frames, width, height)
+    )
 
 
-def _documents(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
+def _documents(
+    plan: Plan, rng: np.random.Generator, width: int, height: int
+) -> dict[str, np.ndarray]:
     """Of `doc`."""
     pads, cells = picture_tokens(plan.model, width, height)
     pictures, chats, labels = [], [], []
@@ -176,26 +211,40 @@ def _documents(plan: Plan, rng: np.random.Generator, width: int, height: int) ->
         if plan.form == "dense":
             labels += [page_labels(page, cells) for page in document]
         elif plan.form == "caption":
-            # In any order: from top to bottom it would find values by their place, and never by their key.
+            # In any order: from top to bottom it would find values by their place, and never by
+            # their key.
             lists = [
-                ", ".join(f"{page.lines[i].key} {page.lines[i].value}" for i in rng.permutation(len(page.lines)))
+                ", ".join(
+                    f"{page.lines[i].key} {page.lines[i].value}"
+                    for i in rng.permutation(len(page.lines))
+                )
                 for page in document
             ]
             words = " ".join(f"page {i + 1}: {words}." for i, words in enumerate(lists))
-            chats.append([_user(CAPTION, ["image"] * plan.pages), {"role": "assistant", "content": words}])
+            chats.append(
+                [_user(CAPTION, ["image"] * plan.pages), {"role": "assistant", "content": words}]
+            )
         else:
             places = [(i, k) for i, page in enumerate(document) for k in range(len(page.lines))]
             # First the keys of several pages, whose questions name the page.
             keys = [document[i].lines[k].key for i, k in places]
             order = sorted(rng.permutation(len(places)), key=lambda i: keys.count(keys[i]) == 1)
             asked = [places[i] for i in order[: plan.questions]]
-            chats.append(_chat([ask_page(document, *place) for place in asked], ["image"] * plan.pages))
+            chats.append(
+                _chat([ask_page(document, *place) for place in asked], ["image"] * plan.pages)
+            )
     return _batch(plan, pictures, chats, labels, pads)
 
 
-def _batch(plan: Plan, pictures: list, chats: list, labels: list, pads: dict[str, str]) -> dict[str, np.ndarray]:
+def _batch(
+    plan: Plan, pictures: list, chats: list, labels: list, pads: dict[str, str]
+) -> dict[str, np.ndarray]:
     """Pictures with the labels of their tokens, or with what is said of them."""
-    said = {"labels": np.stack(labels)} if plan.form == "dense" else tokenize(_processor(plan.model), chats, pads)
+    said = (
+        {"labels": np.stack(labels)}
+        if plan.form == "dense"
+        else tokenize(_processor(plan.model), chats, pads)
+    )
     return {"images": np.stack(pictures)} | said
 
 
@@ -204,13 +253,16 @@ def _sheets(plan: Plan, rng: np.random.Generator, width: int, height: int) -> di
     _, cells = picture_tokens(plan.model, width, height)
     own = [stream("train", SHEET, plan.seed, plan.step, row) for row in range(plan.batch)]
     drawn = [sheet(rng, width, height, plan.jitter, cells) for rng in own]
-    return {"images": np.stack([np.asarray(image) for image, _ in drawn]), "labels": np.stack([x for _, x in drawn])}
+    return {
+        "images": np.stack([np.asarray(image) for image, _ in drawn]),
+        "labels": np.stack([x for _, x in drawn]),
+    }
 
 
 @lru_cache(maxsize=64)
 def picture_tokens(model: str, width: int, height: int) -> tuple[dict[str, str], Cells]:
-    """What a preset's processor puts for a picture's placeholder, and the cells of these tokens; those of a thumbnail
-    count as no patch where the preset says so."""
+    """What a preset's processor puts for a picture's placeholder, and the cells of these tokens;
+    those of a thumbnail count as no patch where the preset says so."""
     processor = _processor(model)
     placeholder, config = processor.image_token, build_config(model, processor)
     blank = Image.new("RGB", (width, height))
@@ -230,8 +282,9 @@ def video_pads(frames: int, width: int, height: int) -> dict[str, str]:
 
 
 def caption_chat(scene: Scene, rng: np.random.Generator | None = None) -> list[dict[str, Any]]:
-    """A chat in which the assistant lists the scene's objects from left to right or, with a random stream, in
-    any order: then what it has said so far names what is to be found next, as questions do.
+    """A chat in which the assistant lists the scene's objects from left to right or, with a random
+    stream, in any order: then what it has said so far names what is to be found next, as questions
+    do.
     """
     shapes = sorted(scene.shapes, key=lambda s: (s.x, s.y))
     if rng is not None:
@@ -241,9 +294,15 @@ def caption_chat(scene: Scene, rng: np.random.Generator | None = None) -> list[d
 
 
 def question_chat(scene: Scene, rng: np.random.Generator, most: int) -> list[dict[str, Any]]:
-    """A chat of up to `most` questions on different objects of the scene; its first turn is `refer`'s prompt."""
+    """A chat of up to `most` questions on different objects of the scene; its first turn is
+    `refer`'s prompt."""
     asked = [scene.shapes[i] for i in rng.permutation(len(scene.shapes))[:most]]
-    return _chat([Query(QUESTION.format(colour=s.colour, kind=s.kind), str(s.digit), [], "digit", 0) for s in asked])
+    return _chat(
+        [
+            Query(QUESTION.format(colour=s.colour, kind=s.kind), str(s.digit), [], "digit", 0)
+            for s in asked
+        ]
+    )
 
 
 def _chat(queries: list[Query], before: Sequence[str] = ("image",)) -> list[dict[str, Any]]:
@@ -258,12 +317,17 @@ def _chat(queries: list[Query], before: Sequence[str] = ("image",)) -> list[dict
 def _user(text: str, before: Sequence[str]) -> dict[str, Any]:
     """The user's turn; `before` the words an "image" or several, a "video", or nothing."""
     words = {"type": "text", "text": text}
-    return {"role": "user", "content": [*({"type": kind} for kind in before), words] if before else [words]}
+    return {
+        "role": "user",
+        "content": [*({"type": kind} for kind in before), words] if before else [words],
+    }
 
 
-def tokenize(processor: ProcessorMixin, chats: list[list[dict]], pads: dict[str, str]) -> dict[str, np.ndarray]:
-    """Right-padded ids of chats, whose pictures or video take the place of their placeholders as `pads` says;
-    labels on what the assistant says."""
+def tokenize(
+    processor: ProcessorMixin, chats: list[list[dict]], pads: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """Right-padded ids of chats, whose pictures or video take the place of their placeholders as
+    `pads` says; labels on what the assistant says."""
     tokenizer = processor.tokenizer
     texts = [processor.apply_chat_template(chat, tokenize=False) for chat in chats]
     for placeholder, tokens in pads.items():
@@ -273,7 +337,8 @@ def tokenize(processor: ProcessorMixin, chats: list[list[dict]], pads: dict[str,
     labels = np.full_like(ids, IGNORED)
     opening = tokenizer("<|im_start|>assistant\n")["input_ids"]
     end, symbols = tokenizer.eos_token_id, [*DIGITS, *LETTERS]
-    spoken = tokenizer([*symbols, *(f" {symbol}" for symbol in symbols)])["input_ids"]  # " A" may be one token
+    # " A" may be one token
+    spoken = tokenizer([*symbols, *(f" {symbol}" for symbol in symbols)])["input_ids"]
     last = [tokens[-1] for tokens in spoken]
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = tokens

@@ -1,8 +1,10 @@
-"""Pressure to read at the question's rows: the rows behind a question do not see the picture, so that its own tokens
-have to fetch what is asked. And head dropout, so that no single head does it all.
+"""Pressure to read at the question's rows: the rows behind a question do not see the picture, so
+that its own tokens have to fetch what is asked. And head dropout, so that no single head does it
+all.
 
-A blind batch also asks the question's last token for the answer, which its other losses alone do not make it hold for
-hundreds of steps. All this is a cause of what is then found in the model, and its card says so.
+A blind batch also asks the question's last token for the answer, which its other losses alone do
+not make it hold for hundreds of steps. All this is a cause of what is then found in the model, and
+its card says so.
 """
 
 from typing import Any
@@ -21,7 +23,9 @@ class Sight:
     """
 
     def __init__(self, tokenizer: Any, visual: int) -> None:
-        self._start, self._user, self._end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "user", "<|im_end|>"])
+        self._start, self._user, self._end = tokenizer.convert_tokens_to_ids(
+            ["<|im_start|>", "user", "<|im_end|>"]
+        )
         self._visual = visual
         self._mask: Tensor | None = None
 
@@ -57,10 +61,12 @@ class Sight:
 
 
 def answered_at(asked: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For the last token of every question, its row in the batch, its position, and the position of its answer.
+    """For the last token of every question, its row in the batch, its position, and the position of
+    its answer.
 
     Args:
-        asked: [batch, pos], as `Sight.asked` gives it. answers: [batch, pos], True where an answer stands.
+        asked: [batch, pos], as `Sight.asked` gives it. answers: [batch, pos], True where an answer
+            stands.
     """
     ends = asked & ~torch.nn.functional.pad(asked[:, 1:], (0, 1))
     found = []
@@ -68,12 +74,15 @@ def answered_at(asked: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]
         behind = answers[row, position:].nonzero()
         if len(behind):
             found.append((row, position, position + int(behind[0])))
-    rows, positions, golds = torch.tensor(found, dtype=torch.long, device=asked.device).view(-1, 3).unbind(1)
+    rows, positions, golds = (
+        torch.tensor(found, dtype=torch.long, device=asked.device).view(-1, 3).unbind(1)
+    )
     return rows, positions, golds
 
 
 def share_blind(step: int, share: float, opens: int, opened: int) -> float:
-    """Of the batches of questions: `share` until step `opens`, then falling to none at step `opened`."""
+    """Of the batches of questions: `share` until step `opens`, then falling to none at step
+    `opened`."""
     if not share or step >= opened:
         return 0.0
     return share * min(1.0, (opened - step) / max(1, opened - opens))
@@ -85,17 +94,22 @@ def is_blind(step: int, seed: int, share: float) -> bool:
 
 
 class HeadDropout:
-    """Whole heads whose output is left out of a sample, `share` of them, the others scaled up; `share` may change."""
+    """Whole heads whose output is left out of a sample, `share` of them, the others scaled up;
+    `share` may change."""
 
     def __init__(self, decoder: Any, heads: int, share: float = 0.0) -> None:
         self.share, self._heads = share, heads
-        self._hooks = [layer.self_attn.o_proj.register_forward_pre_hook(self._drop) for layer in decoder.layers]
+        self._hooks = [
+            layer.self_attn.o_proj.register_forward_pre_hook(self._drop) for layer in decoder.layers
+        ]
 
     def _drop(self, module: Any, args: tuple[Tensor]) -> tuple[Tensor] | None:
         if not self.share or not torch.is_grad_enabled():
             return None
         (z,) = args
-        kept = (torch.rand(len(z), 1, self._heads, 1, device=z.device) >= self.share).to(z.dtype) / (1 - self.share)
+        kept = (torch.rand(len(z), 1, self._heads, 1, device=z.device) >= self.share).to(
+            z.dtype
+        ) / (1 - self.share)
         return ((z.unflatten(-1, (self._heads, -1)) * kept).flatten(-2),)
 
     def close(self) -> None:

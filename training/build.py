@@ -39,7 +39,12 @@ _TEXT = {
     "num_key_value_heads": 4,
     "head_dim": 16,
 }
-_TOWER = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
+_TOWER = {
+    "hidden_size": 96,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
 _TILED = {"text": _TEXT, "vision": _TOWER, "captions": "shuffled"}
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -54,7 +59,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "deepstack_visual_indexes": [1],
         },
     },
-    # Without m-RoPE the question stands 136 positions behind a picture: faster rotations would blur what it looks for.
+    # Without m-RoPE the question stands 136 positions behind a picture: faster rotations would blur
+    # what it looks for.
     "llava-ov-s": {
         "family": "llava_onevision",
         **_TILED,
@@ -74,7 +80,8 @@ PRESETS["qwen3vl-m"] = {
         "deepstack_visual_indexes": [2],
     },
 }
-# The same tower before a smaller decoder, and before one with more layers, more heads and smaller MLPs.
+# The same tower before a smaller decoder, and before one with more layers, more heads and smaller
+# MLPs.
 PRESETS["qwen3vl-s-all"] = PRESETS["qwen3vl-m"] | {"text": PRESETS["qwen3vl-s"]["text"]}
 PRESETS["qwen3vl-l"] = PRESETS["qwen3vl-m"] | {
     "text": PRESETS["qwen3vl-s"]["text"]
@@ -84,12 +91,14 @@ PRESETS["qwen3vl-l"] = PRESETS["qwen3vl-m"] | {
 PRESETS["qwen3vl-q"] = PRESETS["qwen3vl-l"]
 # The same model, trained on to longer contexts.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s"]
-"""One entry a model: its family, the sizes that differ from the family's small defaults, which tokens of a picture of
-several tiles (its thumbnail's) go without dense labels, and in which order captions list objects."""
+"""One entry a model: its family, the sizes that differ from the family's small defaults, which
+tokens of a picture of several tiles (its thumbnail's) go without dense labels, and in which order
+captions list objects."""
 
 
 def build_processor(name: str) -> ProcessorMixin:
-    """The processor of a preset: text and PIL images (or video frames) in, the model's tensors out."""
+    """The processor of a preset: text and PIL images (or video frames) in, the model's tensors
+    out."""
     family = _preset(name)["family"]
     tokenizer, template = build_tokenizer(family), chat_template(family)
     if family == "llava_onevision":
@@ -104,13 +113,18 @@ def build_processor(name: str) -> ProcessorMixin:
         )
     if family == "internvl":
         images, videos = GotOcr2ImageProcessor(**_VIEW), InternVLVideoProcessor(**_VIEW)
-        return InternVLProcessor(images, tokenizer, videos, image_seq_length=16, chat_template=template)
+        return InternVLProcessor(
+            images, tokenizer, videos, image_seq_length=16, chat_template=template
+        )
     # A video's limits are of all its frames together: `LONG` of the world `video` must pass.
     size = {"shortest_edge": 64 * 64, "longest_edge": 4096 * 4096}
-    video = Qwen3VLVideoProcessor(**_IMAGE, size=size, cap_pixels_per_frame=True)  # transformers' coming default
+    # transformers' coming default
+    video = Qwen3VLVideoProcessor(**_IMAGE, size=size, cap_pixels_per_frame=True)
     return Qwen3VLProcessor(
         # A picture whose sides are multiples of 32 px passes unresized from 64 × 64 to 2048 × 2048.
-        image_processor=Qwen2VLImageProcessor(**_IMAGE, size={"shortest_edge": 64 * 64, "longest_edge": 2048 * 2048}),
+        image_processor=Qwen2VLImageProcessor(
+            **_IMAGE, size={"shortest_edge": 64 * 64, "longest_edge": 2048 * 2048}
+        ),
         tokenizer=tokenizer,
         video_processor=video,
         chat_template=template,
@@ -151,7 +165,8 @@ def build_config(name: str, processor: ProcessorMixin) -> PreTrainedConfig:
             tie_word_embeddings=True,
         )
     if preset["family"] == "internvl":
-        # A layer scale of 0.1 and weights of 0.02 are for deep, wide towers; in a small one they only delay.
+        # A layer scale of 0.1 and weights of 0.02 are for deep, wide towers; in a small one they
+        # only delay.
         scaled: dict[str, Any] = {"image_size": [_TILE, _TILE], "patch_size": [16, 16]}
         scaled |= {"layer_scale_init_value": 1.0, "initializer_range": 0.06}
         return InternVLConfig(
@@ -181,7 +196,10 @@ def build_config(name: str, processor: ProcessorMixin) -> PreTrainedConfig:
 
 def build_model(name: str, processor: ProcessorMixin) -> PreTrainedModel:
     """The model of a preset with fresh random weights in float32; seed torch before."""
-    tokenizer, model = processor.tokenizer, AutoModelForImageTextToText.from_config(build_config(name, processor))
+    tokenizer, model = (
+        processor.tokenizer,
+        AutoModelForImageTextToText.from_config(build_config(name, processor)),
+    )
     begin(model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -193,5 +211,7 @@ def build_model(name: str, processor: ProcessorMixin) -> PreTrainedModel:
 
 def _preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
-        raise CorelensError(f"demo model {name!r}", f"one of {', '.join(PRESETS)}", "name one of these models")
+        raise CorelensError(
+            f"demo model {name!r}", f"one of {', '.join(PRESETS)}", "name one of these models"
+        )
     return PRESETS[name]

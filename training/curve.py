@@ -29,9 +29,10 @@ _NEAR = 9  # batches under the running median
 
 
 def training_curve(log: Sequence[Mapping[str, Any]], checks: Sequence[str] = ()) -> Figure:
-    """Above the loss of each batch in the log by what it asked for (mean cross-entropy of a word of the answer, or of a
-    visual token summed over its dense labels, in nats; lines: the median of nine neighbours). Below the accuracy on
-    validation scenes: their mean, and each check where the log has as many. It falls where harder checks join.
+    """Above the loss of each batch in the log by what it asked for (mean cross-entropy of a word of
+    the answer, or of a visual token summed over its dense labels, in nats; lines: the median of
+    nine neighbours). Below the accuracy on validation scenes: their mean, and each check where the
+    log has as many. It falls where harder checks join.
 
     Args:
         log: the lines of `train_log.jsonl`.
@@ -43,11 +44,16 @@ def training_curve(log: Sequence[Mapping[str, Any]], checks: Sequence[str] = ())
         )
         plt.close(figure)
         for form, (label, colour) in _FORMS.items():
-            points = np.array([(line["step"], line["loss"]) for line in log if line["form"] == form]).reshape(-1, 2)
+            points = np.array(
+                [(line["step"], line["loss"]) for line in log if line["form"] == form]
+            ).reshape(-1, 2)
             above.plot(*points.T, ".", color=colour, alpha=0.35, markersize=3)
             pauses = 1 + np.flatnonzero(np.diff(points[:, 0]) > log[-1]["step"] / 15)
             for part in np.split(points, pauses):
-                near = [np.median(part[max(0, i - _NEAR // 2) : i + _NEAR // 2 + 1, 1]) for i in range(len(part))]
+                near = [
+                    np.median(part[max(0, i - _NEAR // 2) : i + _NEAR // 2 + 1, 1])
+                    for i in range(len(part))
+                ]
                 (drawn,) = above.plot(part[:, 0], near, color=colour, linewidth=1.3)
             if len(points):
                 drawn.set_label(label)
@@ -55,9 +61,19 @@ def training_curve(log: Sequence[Mapping[str, Any]], checks: Sequence[str] = ())
         judged = [line for line in log if line["form"] == "validation"]
         for i, name in enumerate(checks if len(checks) > 1 else ()):
             same = [line for line in judged if len(line.get("each", ())) == len(checks)]
-            look = {"color": style.CYCLE[i % len(style.CYCLE)], "marker": style.MARKERS[i % len(style.MARKERS)]}
+            look = {
+                "color": style.CYCLE[i % len(style.CYCLE)],
+                "marker": style.MARKERS[i % len(style.MARKERS)],
+            }
             values = [line["each"][i] for line in same]
-            below.plot([line["step"] for line in same], values, linewidth=0.9, markersize=4, label=name, **look)
+            below.plot(
+                [line["step"] for line in same],
+                values,
+                linewidth=0.9,
+                markersize=4,
+                label=name,
+                **look,
+            )
         below.plot(
             [line["step"] for line in judged], [line["accuracy"] for line in judged], ".-",
             color=style.INK, label="mean" if len(checks) > 1 else checks[0] if checks else "accuracy",
@@ -70,12 +86,15 @@ def training_curve(log: Sequence[Mapping[str, Any]], checks: Sequence[str] = ())
 
 
 def save_curve(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Draw the log in a checkpoint's folder, as PNG beside it; `rows`: what was held out, as on the card."""
+    """Draw the log in a checkpoint's folder, as PNG beside it; `rows`: what was held out, as on the
+    card."""
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
     figure = training_curve(log, [_called(row) for row in rows if row["split"] == "validation"])
     picture = io.BytesIO()
     figure.savefig(picture, dpi=110)
-    Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(folder / CURVE, optimize=True)
+    Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        folder / CURVE, optimize=True
+    )
     return folder / CURVE
 
 

@@ -1,4 +1,5 @@
-"""From a training run to a bundled checkpoint: the best weights, measured once on test scenes, with a model card."""
+"""From a training run to a bundled checkpoint: the best weights, measured once on test scenes, with
+a model card."""
 
 import json
 from dataclasses import replace
@@ -37,11 +38,12 @@ def export_demo(
 ) -> dict[str, Any]:
     """Write the best checkpoint of a run of `train_demo` into `root`/<name>, and return its card.
 
-    Weights are stored in bfloat16 if that costs no accuracy on validation scenes. The accuracy on the card is of the
-    stored weights run in float32, on test scenes that neither training nor the choice of checkpoint has seen, and
-    beside it controls: the picture made blank (answers must fall to chance), the asked digit or value alone turned into
-    another (answers must follow), and where a question starts from an anchor, that one hidden under a grey box (answers
-    that stay right did without it).
+    Weights are stored in bfloat16 if that costs no accuracy on validation scenes. The accuracy on
+    the card is of the stored weights run in float32, on test scenes that neither training nor the
+    choice of checkpoint has seen, and beside it controls: the picture made blank (answers must fall
+    to chance), the asked digit or value alone turned into another (answers must follow), and where
+    a question starts from an anchor, that one hidden under a grey box (answers that stay right did
+    without it).
 
     Args:
         run: the folder that `train_demo` returned.
@@ -49,7 +51,8 @@ def export_demo(
         n: test scenes of each check, at most (the recipe may ask for fewer).
         root: where the checkpoints lie.
         notes: what else a reader must know of this run, for the card.
-        test_seed: of the test scenes. Take one that nothing was measured on: who looks twice has chosen by them.
+        test_seed: of the test scenes. Take one that nothing was measured on: who looks twice has
+            chosen by them.
     """
     run = Path(run)
     with safe_open(run / "best.safetensors", "pt") as file:
@@ -70,14 +73,23 @@ def export_demo(
         shares = [_mean(_right(model, processor, samples)) for samples in validation]
     held_out: list[dict[str, Any]] = []
     controls: list[dict[str, Any]] = []
-    for check, samples, share in zip([c for c in recipe.judged if c.n], validation, shares, strict=True):
+    for check, samples, share in zip(
+        [c for c in recipe.judged if c.n], validation, shares, strict=True
+    ):
         where = {"world": check.world} | ({"options": check.options} if check.options else {})
         held_out.append(where | {"split": "validation", "n": len(samples), "accuracy": share})
         samples = synthetic(check.world, min(n, check.test), seed=test_seed, **check.options)
         right = _right(model, processor, samples)
-        held_out.append(where | {"split": "test", "seed": test_seed} | _measured(right) | _by_form(samples, right))
+        held_out.append(
+            where
+            | {"split": "test", "seed": test_seed}
+            | _measured(right)
+            | _by_form(samples, right)
+        )
         controls.append(where | _controls(model, processor, check, min(n, check.blind), test_seed))
-        if hidden := [_hide_anchor(sample) for sample in samples if sample.meta.get("anchor") is not None]:
+        if hidden := [
+            _hide_anchor(sample) for sample in samples if sample.meta.get("anchor") is not None
+        ]:
             controls[-1]["anchor_hidden"] = _measured(_right(model, processor, hidden))
 
     folder = root / name
@@ -85,7 +97,9 @@ def export_demo(
     text: Any = model.config.text_config
     model.to(getattr(torch, stored)).save_pretrained(folder)
     processor.save_pretrained(folder)
-    shared = recipe.start_tower or next((name for one in RECIPES.values() if one.start_tower == name), "")
+    shared = recipe.start_tower or next(
+        (name for one in RECIPES.values() if one.start_tower == name), ""
+    )
     weight_files = split_tower(folder, shared) if shared else [WHOLE]
     for file in weight_files:
         (folder / file).chmod(0o644)
@@ -115,7 +129,10 @@ def export_demo(
         "controls": controls,
         "sha256": {
             file: sha256(folder / file)
-            for file in [*weight_files, *sorted(path.name for path in folder.iterdir() if path.suffix in _TEXTS)]
+            for file in [
+                *weight_files,
+                *sorted(path.name for path in folder.iterdir() if path.suffix in _TEXTS),
+            ]
             if file != "card.json"
         },
     }
@@ -147,12 +164,18 @@ anchor ("left of the blue star") hidden under a grey box: what stays right did w
     free = any(part.get("jitter") for part in recipe.get("mix", ()))
     grids = ["`refer` with `jitter=0`"]
     start = recipe.get("start")
-    begun = f"that began as the bundled `{start}` and was trained on" if start else "trained from scratch"
+    begun = (
+        f"that began as the bundled `{start}` and was trained on"
+        if start
+        else "trained from scratch"
+    )
     if tower := recipe.get("start_tower"):
         begun = f"""whose vision tower is that of the bundled `{tower}`, unchanged
 (its weights lie in that model's folder), and all else trained from scratch"""
     if sides := recipe.get("sides"):
-        grids.append(f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not scale")
+        grids.append(
+            f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not scale"
+        )
     limits = "" if free else f", and reads digits on the 16 px grid only\n({' and '.join(grids)})"
     what = ("An " if card["architecture"].startswith("I") else "A ") + card["architecture"]
     worlds = " and ".join(f"`{world}`" for world in training["worlds"])
@@ -203,11 +226,17 @@ def _options(row: dict[str, Any]) -> str:
 
 
 def _controls(model: Any, processor: Any, check: Check, n: int, seed: int) -> dict[str, Any]:
-    """The shares of answers that are right with blank pictures, and, where the asked digit is counted on by 3, that
-    follow it, or stay what they were."""
-    samples, turned = (synthetic(check.world, n, seed=seed, turn=turn, **check.options) for turn in (0, 3))
+    """The shares of answers that are right with blank pictures, and, where the asked digit is
+    counted on by 3, that follow it, or stay what they were."""
+    samples, turned = (
+        synthetic(check.world, n, seed=seed, turn=turn, **check.options) for turn in (0, 3)
+    )
     blanks = [
-        replace(s, images=[_blank(x) for x in s.images], video=[_blank(x) for x in s.video] if s.video else None)
+        replace(
+            s,
+            images=[_blank(x) for x in s.images],
+            video=[_blank(x) for x in s.video] if s.video else None,
+        )
         for s in samples
     ]
     said = answers(model, processor, turned)
@@ -222,7 +251,9 @@ def _controls(model: Any, processor: Any, check: Check, n: int, seed: int) -> di
 def _hide_anchor(sample: Sample) -> Sample:
     """The same question where a grey box hides the shape that it starts from."""
     picture = sample.images[0].copy()
-    ImageDraw.Draw(picture).rectangle(sample.meta["objects"][sample.meta["anchor"]]["box"], fill=_GREY)
+    ImageDraw.Draw(picture).rectangle(
+        sample.meta["objects"][sample.meta["anchor"]]["box"], fill=_GREY
+    )
     return replace(sample, images=[picture])
 
 
@@ -257,4 +288,8 @@ def _by_form(samples: list[Sample], right: list[bool]) -> dict[str, Any]:
     parts: dict[str, list[bool]] = {}
     for sample, one in zip(samples, right, strict=True):
         parts.setdefault(sample.meta.get("form", ""), []).append(one)
-    return {"forms": {form: _measured(parts[form]) for form in sorted(parts)}} if len(parts) > 1 else {}
+    return (
+        {"forms": {form: _measured(parts[form]) for form in sorted(parts)}}
+        if len(parts) > 1
+        else {}
+    )

@@ -1,5 +1,6 @@
-"""What differs between the demo models' families in training: how pictures become the model's inputs, and which modules
-see. The real processors do the same, one picture after another; a test holds the two together."""
+"""What differs between the demo models' families in training: how pictures become the model's
+inputs, and which modules see. The real processors do the same, one picture after another; a test
+holds the two together."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,11 +15,13 @@ from corelens.hf import visual_features
 
 
 class Family(NamedTuple):
-    """One family's part in training; `images` are uint8 [batch, height, width, 3], all of one size (a video's: [batch,
-    frames, height, width, 3]; as many for each row of ids), `ids` [batch, pos] padded on the right.
+    """One family's part in training; `images` are uint8 [batch, height, width, 3], all of one size
+    (a video's: [batch, frames, height, width, 3]; as many for each row of ids), `ids` [batch, pos]
+    padded on the right.
 
     Args:
-        features: (model, images) → the visual tokens at the decoder's width [batch · tokens, width].
+        features: (model, images) → the visual tokens at the decoder's width [batch · tokens,
+            width].
         inputs: (model, ids, images) → all that `model.model` is called with.
         tower: the modules that dense labels train.
     """
@@ -34,21 +37,26 @@ def family_of(model: Any) -> Family:
 
 
 def patches_of(images: Tensor) -> Tensor:
-    """Pictures uint8 [batch, height, width, 3] → Qwen's patches [batch · patches, 3 · 16 · 16], normalised to −1..1.
+    """Pictures uint8 [batch, height, width, 3] → Qwen's patches [batch · patches, 3 · 16 · 16],
+    normalised to −1..1.
 
-    The order is the image processor's (2 × 2 patches of a visual token together), without the second, equal frame.
-    Videos [batch, frames, height, width, 3] → [batch · patches, 3 · 2 · 16 · 16], two frames a patch.
+    The order is the image processor's (2 × 2 patches of a visual token together), without the
+    second, equal frame. Videos [batch, frames, height, width, 3] → [batch · patches, 3 · 2 · 16 ·
+    16], two frames a patch.
     """
     *batch, height, width, _ = images.shape
     pixels = images.float().div_(127.5).sub_(1.0)
-    pixels = pixels.view(-1, 2 if len(batch) == 2 else 1, height // 32, 2, 16, width // 32, 2, 16, 3)
+    pixels = pixels.view(
+        -1, 2 if len(batch) == 2 else 1, height // 32, 2, 16, width // 32, 2, 16, 3
+    )
     frames = pixels.shape[1]
     return pixels.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * frames * 16 * 16)
 
 
 def views_of(images: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Pictures uint8 [batch, height, width, 3] with sides that are multiples of `side` → tiles [batch, tiles, 3, side,
-    side], row by row, and thumbnails [batch, 1, 3, side, side], normalised to −1..1."""
+    """Pictures uint8 [batch, height, width, 3] with sides that are multiples of `side` → tiles
+    [batch, tiles, 3, side, side], row by row, and thumbnails [batch, 1, 3, side, side], normalised
+    to −1..1."""
     _, height, width, _ = images.shape
     if height % side or width % side:
         raise CorelensError(
@@ -59,15 +67,18 @@ def views_of(images: Tensor, side: int) -> tuple[Tensor, Tensor]:
     pixels = rearrange(images, "b h w c -> b c h w")
     tiles = rearrange(pixels, "b c (r h) (k w) -> b (r k) c h w", h=side, w=side)
     # Bytes are shrunk on a CPU alone, and there as the real processors do it.
-    small = F.interpolate(pixels.cpu().contiguous(), (side, side), mode="bicubic", antialias=True)[:, None]
+    small = F.interpolate(pixels.cpu().contiguous(), (side, side), mode="bicubic", antialias=True)[
+        :, None
+    ]
     small = small.to(images.device)
     return tiles.float().div(127.5).sub(1.0), small.float().div(127.5).sub(1.0)
 
 
 @torch.no_grad()
 def begin(model: Any) -> None:
-    """Fresh weights that a small tower learns from sooner: its positions begin as sines and cosines of row and column
-    (Beyer et al. 2022, arXiv 2205.01580), so that patches find their neighbours. Qwen's tower rotates instead."""
+    """Fresh weights that a small tower learns from sooner: its positions begin as sines and cosines
+    of row and column (Beyer et al. 2022, arXiv 2205.01580), so that patches find their neighbours.
+    Qwen's tower rotates instead."""
     if model.config.model_type == "qwen3_vl":
         return
     embeddings = model.model.vision_tower.embeddings
@@ -87,7 +98,9 @@ def _qwen_visual(images: Tensor) -> tuple[Tensor, Tensor]:
     """Patches, and the grid of each picture or video in patches."""
     *batch, height, width, _ = images.shape
     pairs = batch[1] // 2 if len(batch) == 2 else 1
-    return patches_of(images), torch.tensor([[pairs, height // 16, width // 16]] * batch[0], device=images.device)
+    return patches_of(images), torch.tensor(
+        [[pairs, height // 16, width // 16]] * batch[0], device=images.device
+    )
 
 
 def _qwen_features(model: Any, images: Tensor) -> Tensor:
@@ -127,13 +140,19 @@ def _tiled(visual: Callable[[Any, Tensor], dict[str, Tensor]]) -> Family:
     """A family that cuts pictures into tiles, with a tower and a projector."""
 
     def features(model: Any, images: Tensor) -> Tensor:
-        found = visual_features(model.model.get_image_features(**visual(model, images), return_dict=True))[0]
+        found = visual_features(
+            model.model.get_image_features(**visual(model, images), return_dict=True)
+        )[0]
         return torch.cat(found) if isinstance(found, list | tuple) else found.flatten(0, 1)
 
     def inputs(model: Any, ids: Tensor, images: Tensor) -> dict[str, Any]:
         return {"input_ids": ids, **visual(model, images)}
 
-    return Family(features, inputs, lambda model: [model.model.vision_tower, model.model.multi_modal_projector])
+    return Family(
+        features,
+        inputs,
+        lambda model: [model.model.vision_tower, model.model.multi_modal_projector],
+    )
 
 
 FAMILIES = {

@@ -1,8 +1,9 @@
-"""Faster training steps: the same mathematics as transformers' modules, for batches of equal pictures.
+"""Faster training steps: the same mathematics as transformers' modules, for batches of equal
+pictures.
 
-Measured at these sizes on one core with bf16 matrix units: matrix products in bfloat16 are several times faster than
-in float32, while fused attention is faster in float32, and a patch embedding's convolution is slow in any type.
-On a GPU attention is in bfloat16, too.
+Measured at these sizes on one core with bf16 matrix units: matrix products in bfloat16 are several
+times faster than in float32, while fused attention is faster in float32, and a patch embedding's
+convolution is slow in any type. On a GPU attention is in bfloat16, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,8 +32,9 @@ def _attention(
     allowed: Callable[[], Tensor | None] = lambda: None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal in the decoder, whose batches are padded on the right only, so that causality masks the padding;
-    everywhere in a tower. `allowed` may give a mask for the decoder, True where a row sees a column."""
+    """Causal in the decoder, whose batches are padded on the right only, so that causality masks
+    the padding; everywhere in a tower. `allowed` may give a mask for the decoder, True where a row
+    sees a column."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     mask = allowed() if module.is_causal else None
@@ -42,7 +44,8 @@ def _attention(
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-    """Fused attention: on a CPU in float32, elsewhere as autocast has it (and in one type: norms leave float32)."""
+    """Fused attention: on a CPU in float32, elsewhere as autocast has it (and in one type: norms
+    leave float32)."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, **options)
     with torch.autocast("cpu", enabled=False):
@@ -50,13 +53,22 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
 
 
 def _vision_attention(attn: Any) -> Callable[..., Tensor]:
-    """The vision attention's forward for equal pictures at once: [tokens, width] → [tokens, width]."""
+    """The vision attention's forward for equal pictures at once: [tokens, width] → [tokens,
+    width]."""
 
     def forward(
-        hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        **kwargs: Any,
     ) -> Tensor:
         tokens, pictures = hidden_states.shape[0], cu_seqlens.numel() - 1
-        qkv = attn.qkv(hidden_states).reshape(tokens, 3, attn.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
+        qkv = (
+            attn.qkv(hidden_states)
+            .reshape(tokens, 3, attn.num_heads, -1)
+            .permute(1, 0, 2, 3)
+            .unbind(0)
+        )
         q, k = apply_rotary_pos_emb_vision(qkv[0], qkv[1], *position_embeddings)
         each = (pictures, tokens // pictures, attn.num_heads, -1)
         q, k, v = (x.reshape(each).transpose(1, 2) for x in (q, k, qkv[2]))
@@ -98,14 +110,19 @@ def _swaps(model: Any) -> list[tuple[Any, Callable]]:
 
 
 @contextmanager
-def fast_training(model: Any, allowed: Callable[[], Tensor | None] = lambda: None) -> Iterator[None]:
-    """Within it, `model` takes what `families.py` makes of a batch of equally large pictures or videos, text
-    padded on the right and no attention mask, and trains faster. Everything is as before afterwards.
+def fast_training(
+    model: Any, allowed: Callable[[], Tensor | None] = lambda: None
+) -> Iterator[None]:
+    """Within it, `model` takes what `families.py` makes of a batch of equally large pictures or
+    videos, text padded on the right and no attention mask, and trains faster. Everything is as
+    before afterwards.
 
-    `allowed` gives the decoder's mask of the batch that runs [batch, 1, row, column], True where a row sees a column;
-    None: causality alone.
+    `allowed` gives the decoder's mask of the batch that runs [batch, 1, row, column], True where a
+    row sees a column; None: causality alone.
     """
-    before = {key: attention_name(getattr(model.config, key)) for key in ("text_config", "vision_config")}
+    before = {
+        key: attention_name(getattr(model.config, key)) for key in ("text_config", "vision_config")
+    }
     swapped, during = _swaps(model), dict.fromkeys(before, _NAME)
     AttentionInterface.register(_NAME, partial(_attention, allowed=allowed))
     try:

@@ -1,4 +1,5 @@
-"""Held-out accuracy of a demo model, as a user would get it: processor, generate, words, exact match."""
+"""Held-out accuracy of a demo model, as a user would get it: processor, generate, words, exact
+match."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ _PIXELS = 5_000_000  # in one batch
 
 
 def answers(model: Any, processor: Any, samples: Sequence[Sample]) -> list[str]:
-    """What `model.generate` answers to each sample, greedily, from the tensors that a user would get."""
+    """What `model.generate` answers to each sample, greedily, from the tensors that a user would
+    get."""
     layout, said = layout_for(model.config), list[str]()
     while len(said) < len(samples):
         pictures = samples[len(said)].video or samples[len(said)].images
@@ -35,5 +37,8 @@ def accuracy(model: Any, processor: Any, samples: Sequence[Sample]) -> float:
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's 95% interval of a share measured on n samples (Wilson 1927)."""
-    centre, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    centre, spread = (
+        share + z * z / (2 * n),
+        z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
+    )
     return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)

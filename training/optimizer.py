@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 
 class Optimizer:
-    """AdamW of the weights of `modules` or, with `muon`, Muon of their matrices: of its momentum it takes the nearest
-    orthogonal matrix (Jordan 2024), scaled to AdamW's step (Liu et al. 2025, arXiv 2502.16982). Embeddings, probes,
-    norms and biases stay AdamW's. A patch embedding's filters are a matrix too, and gain the most.
+    """AdamW of the weights of `modules` or, with `muon`, Muon of their matrices: of its momentum it
+    takes the nearest orthogonal matrix (Jordan 2024), scaled to AdamW's step (Liu et al. 2025,
+    arXiv 2502.16982). Embeddings, probes, norms and biases stay AdamW's. A patch embedding's
+    filters are a matrix too, and gain the most.
 
     Args:
         modules: what learns.
@@ -17,10 +18,16 @@ class Optimizer:
         spared: weights that are AdamW's in any case.
     """
 
-    def __init__(self, modules: nn.Module, muon: float = 0.0, spared: nn.Module | None = None) -> None:
+    def __init__(
+        self, modules: nn.Module, muon: float = 0.0, spared: nn.Module | None = None
+    ) -> None:
         self._names = dict(modules.named_parameters())
         embeddings = [part for part in modules.modules() if isinstance(part, nn.Embedding)]
-        kept = {id(weight) for part in [*embeddings, spared or nn.Module()] for weight in part.parameters()}
+        kept = {
+            id(weight)
+            for part in [*embeddings, spared or nn.Module()]
+            for weight in part.parameters()
+        }
         matrices = [w for w in self._names.values() if muon and w.ndim > 1 and id(w) not in kept]
         chosen = {id(weight) for weight in matrices}
         others = [weight for weight in self._names.values() if id(weight) not in chosen]
@@ -32,7 +39,9 @@ class Optimizer:
         ]
         if matrices:
             flat = list(self._flat.values())
-            self._parts.append(torch.optim.Muon(flat, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+            self._parts.append(
+                torch.optim.Muon(flat, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+            )
 
     def step(self, rate: float, clip: float) -> None:
         """One step at AdamW's `rate`, after clipping the gradients' norm; forgets the gradients."""

@@ -1,8 +1,10 @@
-"""QK-clip: attention logits that cannot run away, for decoders without a norm on queries and keys (Qwen2's).
+"""QK-clip: attention logits that cannot run away, for decoders without a norm on queries and keys
+(Qwen2's).
 
-Logits that grow without bound make attention pick one key for good; no gradient reaches the others any more, and what
-was not learned by then never is. After a step the queries of a head whose logits could pass the limit are scaled down
-to it (Kimi Team 2025, arXiv 2507.20534, with the bound ‖q‖ · ‖k‖ · scale in place of the largest logit).
+Logits that grow without bound make attention pick one key for good; no gradient reaches the others
+any more, and what was not learned by then never is. After a step the queries of a head whose logits
+could pass the limit are scaled down to it (Kimi Team 2025, arXiv 2507.20534, with the bound ‖q‖ ·
+‖k‖ · scale in place of the largest logit).
 """
 
 from typing import Any
@@ -12,10 +14,12 @@ from torch import Tensor
 
 
 class QKClip:
-    """Watches the decoder of `model` and holds its logits' bound to `limit`; of attention with a QK-norm, nothing.
+    """Watches the decoder of `model` and holds its logits' bound to `limit`; of attention with a
+    QK-norm, nothing.
 
     `step` after each step of the optimizer: q's weights (and biases) of head h are multiplied by
-    min(1, limit / (max ‖q_h‖ · max ‖k_g(h)‖ · scale)), the maxima over the batch of the last forward.
+    min(1, limit / (max ‖q_h‖ · max ‖k_g(h)‖ · scale)), the maxima over the batch of the last
+    forward.
     """
 
     def __init__(self, model: Any, limit: float):

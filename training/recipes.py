@@ -1,7 +1,8 @@
 """How each demo model is trained: how long, how fast, and what the batch of every step shall be.
 
-A model trained from scratch climbs `LEVELS`: more objects, then more pixels, as it learns. One that has climbed them,
-or that starts from a bundled one, draws its batches from the slices of a `mix` instead, if its recipe has one.
+A model trained from scratch climbs `LEVELS`: more objects, then more pixels, as it learns. One that
+has climbed them, or that starts from a bundled one, draws its batches from the slices of a `mix`
+instead, if its recipe has one.
 """
 
 import math
@@ -37,14 +38,16 @@ from training.mixes import (
 )
 
 LEVELS = {1: (128, 160), 2: (128, 192), 3: (160, 224), 4: (192, 256), 5: (224, 288), 6: (256, 320)}
-"""Stage B's curriculum: objects in a scene → smallest and largest side in pixels. The last is the published world."""
+"""Stage B's curriculum: objects in a scene → smallest and largest side in pixels. The last is the
+published world."""
 _TWINS = (1, 3)  # colours of a scene whose shapes colour alone does not tell apart
 
 
 @dataclass(frozen=True)
 class Check:
-    """Scenes that judge a model: `n` validation scenes of a world with its options (a checkpoint is chosen by the mean
-    over its checks), `test` test scenes for the card, and of those `blind` for each control."""
+    """Scenes that judge a model: `n` validation scenes of a world with its options (a checkpoint is
+    chosen by the mean over its checks), `test` test scenes for the card, and of those `blind` for
+    each control."""
 
     n: int
     options: dict[str, Any]
@@ -55,21 +58,23 @@ class Check:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast. `stage_a`, `stage_b`: steps; `batch`, `last_batch`: scenes a step before and at the last
-    level; `twins`: the share of batches of the full world whose scenes have one to three colours only; `sides`: of all
-    pictures, instead of the level's; `muon`: of matrices, its rate as a multiple of `rate` (see `optimizer.py`);
-    `logits`: the limit of QK-clip, 0 without; `dense`: the share of stage B's batches with dense labels, lest the tower
-    forgets what no answer asks for yet.
+    """How long and how fast. `stage_a`, `stage_b`: steps; `batch`, `last_batch`: scenes a step
+    before and at the last level; `twins`: the share of batches of the full world whose scenes have
+    one to three colours only; `sides`: of all pictures, instead of the level's; `muon`: of
+    matrices, its rate as a multiple of `rate` (see `optimizer.py`); `logits`: the limit of QK-clip,
+    0 without; `dense`: the share of stage B's batches with dense labels, lest the tower forgets
+    what no answer asks for yet.
 
-    `blind`: the share of stage B's batches of questions in which the rows behind a question do not see the picture
-    (see `blind.py`) until step `opens` of it; from there on it falls, to none at step `opened`. `dropped`: the share of
-    heads that are left out of a sample.
+    `blind`: the share of stage B's batches of questions in which the rows behind a question do not
+    see the picture (see `blind.py`) until step `opens` of it; from there on it falls, to none at
+    step `opened`. `dropped`: the share of heads that are left out of a sample.
 
-    `start`: the bundled model whose weights training begins with; `start_tower`: whose tower, which then stays as it
-    is; `rests`: the step of stage B from which one's own tower stays, too (None: never). `seeing`: what stage A is
-    shown instead of small scenes of `refer`, with jitter that grows over its first `ramp` steps. With a `mix`, stage B
-    draws from it as soon as the model has climbed all levels (at once with a `start`), and is judged on `checks`;
-    `jitter`: of centres while it climbs, in pixels; `anew`: steps of stage B at which the rate starts again, as what.
+    `start`: the bundled model whose weights training begins with; `start_tower`: whose tower, which
+    then stays as it is; `rests`: the step of stage B from which one's own tower stays, too (None:
+    never). `seeing`: what stage A is shown instead of small scenes of `refer`, with jitter that
+    grows over its first `ramp` steps. With a `mix`, stage B draws from it as soon as the model has
+    climbed all levels (at once with a `start`), and is judged on `checks`; `jitter`: of centres
+    while it climbs, in pixels; `anew`: steps of stage B at which the rate starts again, as what.
     """
 
     stage_a: int = 1300
@@ -124,7 +129,8 @@ _TILED = Recipe(
     dense=0.25,
     checks=(Check(200, {"sides": (256, 256)}),),
 )
-# A hundred scenes tell near the end too little: 99 of them were right where 943 of 1,000 test scenes were.
+# A hundred scenes tell near the end too little: 99 of them were right where 943 of 1,000 test
+# scenes were.
 _READS = (
     Check(100, {}),
     Check(100, {"jitter": 8}),
@@ -136,7 +142,8 @@ _READS = (
 
 
 RECIPES = {
-    # The bundled one was trained before there was Muon here, in 3,500 steps: its card has that recipe.
+    # The bundled one was trained before there was Muon here, in 3,500 steps: its card has that
+    # recipe.
     "qwen3vl-s": Recipe(stage_a=400, stage_b=1600, muon=5.0, check_scenes=200),
     # Pictures of 2 × 2 tiles, cut without resampling, so that shapes stay on the grid.
     # The bundled one had its dense labels in stage B from step 2,250 on: its card says so.
@@ -181,12 +188,16 @@ RECIPES = {
         checks=_READS,
     ),
 }
-# Decoders from random weights behind qwen3vl-m's tower; of the bundled ones until step `SAID` as it was unsharpened.
+# Decoders from random weights behind qwen3vl-m's tower; of the bundled ones until step `SAID` as it
+# was unsharpened.
 RECIPES["qwen3vl-l"] = Recipe(
     start_tower="qwen3vl-m",
     stage_a=0,
     stage_b=SAID + COMPARED + 600,
-    anew=tuple((SAID + step, rate) for step, rate in ((0, 1e-3), (MANY, 1e-3), (RELATED, 1e-3), (COMPARED, 7e-4))),
+    anew=tuple(
+        (SAID + step, rate)
+        for step, rate in ((0, 1e-3), (MANY, 1e-3), (RELATED, 1e-3), (COMPARED, 7e-4))
+    ),
     check_every=700,
     twins=0.25,
     muon=5.0,
@@ -201,7 +212,8 @@ RECIPES["qwen3vl-s-all"] = replace(
     mix=in_turn((SEEN, SAID), (RELATING + ALONE, 0)),
 )
 # Made to read at the question's rows, behind qwen3vl-m's tower: 16 × 16 heads from random weights.
-# The one in training/models was stopped on the way: its card has the lengths that it was trained with.
+# The one in training/models was stopped on the way: its card has the lengths that it was trained
+# with.
 RECIPES["qwen3vl-q"] = Recipe(
     start_tower="qwen3vl-m",
     stage_a=0,
@@ -223,7 +235,8 @@ RECIPES["qwen3vl-q"] = Recipe(
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Warm-up, then a cosine to the floor: in each stage, and in stage B again where the recipe says so."""
+    """Warm-up, then a cosine to the floor: in each stage, and in stage B again where the recipe
+    says so."""
     parts = [(0, recipe.rate), (recipe.stage_a, recipe.rate)]
     parts += [(recipe.stage_a + begin, rate) for begin, rate in recipe.anew]
     begin, rate = [part for part in parts if part[0] <= step][-1]
@@ -234,7 +247,8 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
-    """The batch of a step. It depends on the level at the time of planning, some steps ahead of training."""
+    """The batch of a step. It depends on the level at the time of planning, some steps ahead of
+    training."""
     common = {"model": progress["name"], "seed": progress["seed"], "step": step}
     rng, level = np.random.default_rng((progress["seed"], step)), progress["level"]
     if step < recipe.stage_a and recipe.seeing:
@@ -242,21 +256,37 @@ def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
     if step >= recipe.stage_a and recipe.mix and (recipe.start or level == max(LEVELS)):
         return _from_mix(step - recipe.stage_a, rng, recipe, common)
     if step < recipe.stage_a or (recipe.dense and rng.random() < recipe.dense):
-        return Plan(form="dense", objects=8, sides=recipe.sides or (128, 192), batch=recipe.batch, **common)
+        return Plan(
+            form="dense", objects=8, sides=recipe.sides or (128, 192), batch=recipe.batch, **common
+        )
     form = "caption" if step % 2 else "questions"
     last = level == max(LEVELS)
     if last and rng.random() < recipe.twins:
-        # Without scenes of few colours a model settles on colour alone and guesses among equals (75 %, for 700 steps);
-        # with them from the start it does not find retrieval by colour, which comes first.
+        # Without scenes of few colours a model settles on colour alone and guesses among equals (75
+        # %, for 700 steps); with them from the start it does not find retrieval by colour, which
+        # comes first.
         objects, colours = _between((2, level), rng), _between(_TWINS, rng)
     else:
-        objects, colours = (level if rng.random() < 0.75 else _between((1, level), rng)), len(COLOURS)
+        objects, colours = (
+            (level if rng.random() < 0.75 else _between((1, level), rng)),
+            len(COLOURS),
+        )
     batch = recipe.last_batch if last else recipe.batch
     sides = recipe.sides or LEVELS[objects]
-    return Plan(form=form, objects=objects, sides=sides, colours=colours, batch=batch, jitter=recipe.jitter, **common)
+    return Plan(
+        form=form,
+        objects=objects,
+        sides=sides,
+        colours=colours,
+        batch=batch,
+        jitter=recipe.jitter,
+        **common,
+    )
 
 
-def _from_seeing(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[str, Any]) -> Plan:
+def _from_seeing(
+    step: int, rng: np.random.Generator, recipe: Recipe, common: dict[str, Any]
+) -> Plan:
     """A batch with dense labels: as much on every picture as fits, and the jitter still growing."""
     part = _slice(recipe.seeing, step, rng)
     return Plan(
@@ -273,12 +303,18 @@ def _from_seeing(step: int, rng: np.random.Generator, recipe: Recipe, common: di
 
 
 def _from_mix(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[str, Any]) -> Plan:
-    """A batch of captions or questions, of one slice of those that have joined by this step of stage B."""
+    """A batch of captions or questions, of one slice of those that have joined by this step of
+    stage B."""
     part, colours = _slice(recipe.mix, step, rng), len(COLOURS)
     if rng.random() < recipe.twins and part.world == "refer" and not part.dense:
         colours = _between(_TWINS, rng)
-    # As many as six kinds in these colours name, and as fit: one every so many square pixels, more where it moves.
-    room = min(part.objects[1], 6 * colours, part.sides[0] ** 2 // (13_000 if part.world == "video" else 8000))
+    # As many as six kinds in these colours name, and as fit: one every so many square pixels, more
+    # where it moves.
+    room = min(
+        part.objects[1],
+        6 * colours,
+        part.sides[0] ** 2 // (13_000 if part.world == "video" else 8000),
+    )
     if part.dense:  # as many as fit
         room = part.objects[1]
     return Plan(
@@ -299,7 +335,9 @@ def _from_mix(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[
 
 def _slice(parts: tuple[Slice, ...], step: int, rng: np.random.Generator) -> Slice:
     """One of those that have joined by a step of their stage, and not left, by their shares."""
-    there = [part for part in parts if part.joins <= step and (step < part.leaves or not part.leaves)]
+    there = [
+        part for part in parts if part.joins <= step and (step < part.leaves or not part.leaves)
+    ]
     shares = np.array([part.share for part in there])
     return there[int(rng.choice(len(there), p=shares / shares.sum()))]
 
@@ -313,8 +351,9 @@ def _frames(part: Slice, rng: np.random.Generator) -> int:
 
 
 def _grown(step: int, rng: np.random.Generator, recipe: Recipe) -> float:
-    """The share of the jitter at a step of stage A: in every other batch the most so far, in the others less, so that
-    what is learned of the grid carries outward. (From nothing, at full jitter, nothing is learned.)"""
+    """The share of the jitter at a step of stage A: in every other batch the most so far, in the
+    others less, so that what is learned of the grid carries outward. (From nothing, at full jitter,
+    nothing is learned.)"""
     return min(1.0, step / recipe.ramp) * (1.0 if rng.random() < 0.5 else float(rng.random()))
 
 
@@ -329,7 +368,9 @@ def from_dict(data: dict[str, Any]) -> Recipe:
         key: tuple(Slice(**tuples(part)) for part in data.get(key, ())) for key in ("seeing", "mix")
     }
     slices["anew"] = tuple((begin, rate) for begin, rate in data.get("anew", ()))
-    checks = tuple(Check(**{**check, "options": tuples(check["options"])}) for check in data.get("checks", ()))
+    checks = tuple(
+        Check(**{**check, "options": tuples(check["options"])}) for check in data.get("checks", ())
+    )
     return Recipe(**{**tuples(data), **slices, "checks": checks})
 
 

@@ -1,7 +1,9 @@
-"""Demo models that see through the same tower store it once: in the folder of the model that it was trained in.
+"""Demo models that see through the same tower store it once: in the folder of the model that it was
+trained in.
 
-Each of them has Hugging Face's index of a checkpoint in several files, which names the tower's file beside its own, so
-that `from_pretrained` of its folder finds both as long as the folders stay side by side.
+Each of them has Hugging Face's index of a checkpoint in several files, which names the tower's file
+beside its own, so that `from_pretrained` of its folder finds both as long as the folders stay side
+by side.
 """
 
 import json
@@ -19,13 +21,16 @@ def stored_weights(folder: Path) -> dict[str, Tensor]:
     """All weights of a bundled model, by name, as they are stored."""
     files = {WHOLE}
     if (folder / _INDEX).exists():
-        files = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        files = set(
+            json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        )
     return {name: weight for file in files for name, weight in load_file(folder / file).items()}
 
 
 def split_tower(folder: Path, owner: str) -> list[str]:
-    """Divide what `save_pretrained` wrote: the tower's weights go to a file in the folder of model `owner`, which if it
-    is another is there already, and an index tells where each weight is. Returns both files, as seen from `folder`."""
+    """Divide what `save_pretrained` wrote: the tower's weights go to a file in the folder of model
+    `owner`, which if it is another is there already, and an index tells where each weight is.
+    Returns both files, as seen from `folder`."""
     weights = load_file(folder / WHOLE)
     tower = {name: weight for name, weight in weights.items() if name.startswith(_OF_TOWER)}
     rest = {name: weight for name, weight in weights.items() if name not in tower}
@@ -34,10 +39,17 @@ def split_tower(folder: Path, owner: str) -> list[str]:
         save_file(tower, folder / TOWER, {"format": "pt"})
     else:
         theirs = load_file(folder / where)
-        assert all((weight == theirs[name]).all() for name, weight in tower.items()), "it saw through another tower"
+        assert all((weight == theirs[name]).all() for name, weight in tower.items()), (
+            "it saw through another tower"
+        )
     save_file(rest, folder / REST, {"format": "pt"})
     size = sum(weight.numel() * weight.element_size() for weight in weights.values())
-    index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(tower, where) | dict.fromkeys(rest, REST)}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    index = {
+        "metadata": {"total_size": size},
+        "weight_map": dict.fromkeys(tower, where) | dict.fromkeys(rest, REST),
+    }
+    (folder / _INDEX).write_text(
+        json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     (folder / WHOLE).unlink()
     return [REST, where]

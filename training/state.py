@@ -1,4 +1,5 @@
-"""Training checkpoints: one safetensors file, written whole or not at all; its metadata holds what is no tensor."""
+"""Training checkpoints: one safetensors file, written whole or not at all; its metadata holds what
+is no tensor."""
 
 import json
 import os
@@ -15,14 +16,19 @@ from training.optimizer import Optimizer
 _MOMENT = "optimizer/"
 
 
-def save_state(path: Path, modules: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> None:
-    """Write weights, the optimizer's moments (under the weights' names) and `progress` (JSON) to `path`, atomically."""
+def save_state(
+    path: Path, modules: nn.Module, optimizer: Optimizer, progress: dict[str, Any]
+) -> None:
+    """Write weights, the optimizer's moments (under the weights' names) and `progress` (JSON) to
+    `path`, atomically."""
     tensors = {f"weight/{name}": weight.detach() for name, weight in modules.named_parameters()}
     tensors |= {f"{_MOMENT}{key}": value for key, value in optimizer.moments().items()}
     part = path.with_suffix(".part")
     # named_parameters lists tied embeddings once, so no two tensors share storage.
     save_file(
-        {key: value.contiguous() for key, value in tensors.items()}, part, metadata={"progress": json.dumps(progress)}
+        {key: value.contiguous() for key, value in tensors.items()},
+        part,
+        metadata={"progress": json.dumps(progress)},
     )
     os.replace(part, path)
 
@@ -37,7 +43,11 @@ def load_state(path: Path, modules: nn.Module, optimizer: Optimizer) -> None:
     tensors, _ = _read(path)
     for name, weight in modules.named_parameters():
         weight.data.copy_(tensors[f"weight/{name}"])
-    moments = {key.removeprefix(_MOMENT): value for key, value in tensors.items() if key.startswith(_MOMENT)}
+    moments = {
+        key.removeprefix(_MOMENT): value
+        for key, value in tensors.items()
+        if key.startswith(_MOMENT)
+    }
     optimizer.load_moments(moments)
 
 

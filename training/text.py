@@ -1,5 +1,5 @@
-"""The demo models' tokenizers and chat templates: each family's special tokens, whole words where the worlds use them,
-bytes for everything else."""
+"""The demo models' tokenizers and chat templates: each family's special tokens, whole words where
+the worlds use them, bytes for everything else."""
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -13,8 +13,8 @@ SPECIAL = {
 }
 """A family's own special tokens; the last two stand for a picture and a video."""
 
-# What the worlds speak: `refer`, and what `doc` and `video` will need. Every word becomes one token, with and
-# without a space before it.
+# What the worlds speak: `refer`, and what `doc` and `video` will need. Every word becomes one
+# token, with and without a space before it.
 _SPEECH = """
 system user assistant You are a helpful assistant N A
 What Which Where How many digit letter number symbol is are the a an on in of at to and or with carried shown
@@ -24,10 +24,9 @@ small large big tiny left right above below top bottom nearest moving still firs
 code value Total Invoice Order Date Name Amount Account Ticket Room Price Tax Report Summary Index Notes
 """
 
-# Qwen's pre-tokenizer: contractions, words with the space before them, single digits, punctuation, white space.
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# Qwen's pre-tokenizer: contractions, words with the space before them, single digits, punctuation,
+# white space.
+_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 _TEMPLATE = (
     "{%- macro write(content) -%}"
@@ -48,7 +47,8 @@ _TEMPLATE = (
 
 
 def chat_template(family: str) -> str:
-    """Qwen's template without tools and thinking: no system message unless one is given; pictures as in the family."""
+    """Qwen's template without tools and thinking: no system message unless one is given; pictures
+    as in the family."""
     *_, image, video = SPECIAL[family]
     around = {"qwen3_vl": ("<|vision_start|>", "<|vision_end|>"), "idefics3": ("", "")}
     before, after = around.get(family, ("", "\n"))
@@ -57,7 +57,8 @@ def chat_template(family: str) -> str:
 
 
 def build_tokenizer(family: str = "qwen3_vl") -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: any text goes in, the worlds' words are one token each, digits stand alone."""
+    """A byte-level BPE tokenizer: any text goes in, the worlds' words are one token each, digits
+    stand alone."""
     own = SPECIAL[family]
     extra: list[str] | dict[str, str] = [*_CHAT[1:2], *own]
     if family == "internvl":  # its processor asks the tokenizer by these names

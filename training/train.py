@@ -1,10 +1,12 @@
-"""Training a demo model on one CPU core or on a GPU, from scratch or from a bundled model (its recipe says which).
+"""Training a demo model on one CPU core or on a GPU, from scratch or from a bundled model (its
+recipe says which).
 
-Stage A trains the vision tower alone on dense labels: what object lies at each visual token and what stands on it, key
-and value of the line there, and where the token lies.
-Stage B trains all weights, alternating dense captions with questions, and adds objects (and pixels) as it learns; where
-a recipe says so some batches still have dense labels, judged by the probes as stage A left them.
-The kept checkpoint is the one with the highest accuracy on validation scenes; no attention head is looked at.
+Stage A trains the vision tower alone on dense labels: what object lies at each visual token and
+what stands on it, key and value of the line there, and where the token lies. Stage B trains all
+weights, alternating dense captions with questions, and adds objects (and pixels) as it learns;
+where a recipe says so some batches still have dense labels, judged by the probes as stage A left
+them. The kept checkpoint is the one with the highest accuracy on validation scenes; no attention
+head is looked at.
 """
 
 import json
@@ -62,15 +64,18 @@ def train_demo(
         name: a preset of `training.build`.
         seed: of the weights and of the training scenes.
         out: the run's folder; "runs/<name>-<seed>" by default.
-        steps: of both stages together, shared out as in the recipe; by default as many as the recipe has. (What begins
-            or ends at a step of its own, as slices of a mix do, stays there.)
+        steps: of both stages together, shared out as in the recipe; by default as many as the
+            recipe has. (What begins or ends at a step of its own, as slices of a mix do, stays
+            there.)
         recipe: lengths, rates and what to train on; by default the model's entry in `RECIPES`.
-        resume: go on from the folder's checkpoint if it has one; on a CPU the result is that of an uninterrupted run.
+        resume: go on from the folder's checkpoint if it has one; on a CPU the result is that of an
+            uninterrupted run.
         stop_after: end at this step (and leave a checkpoint), for instance to go on later.
-        cores: pin training to the first CPU core and the drawing of scenes to the second. Without it scenes are drawn
-            in the training process.
-        device: "cpu", "cuda" …; by default a GPU where there is one. Products of matrices are of bfloat16 on either,
-            weights and their moments of float32. A run may go on elsewhere than where it began.
+        cores: pin training to the first CPU core and the drawing of scenes to the second. Without
+            it scenes are drawn in the training process.
+        device: "cpu", "cuda" …; by default a GPU where there is one. Products of matrices are of
+            bfloat16 on either, weights and their moments of float32. A run may go on elsewhere than
+            where it began.
     """
     where = place(device)
     recipe = recipe or RECIPES.get(name, Recipe())
@@ -89,7 +94,9 @@ def train_demo(
         _begin_with(model, checkpoint(recipe.start))
     if recipe.start_tower:
         _begin_with(model.model.visual, checkpoint(recipe.start_tower), "model.visual.")
-    probes = nn.ModuleDict({label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()})
+    probes = nn.ModuleDict(
+        {label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()}
+    )
     modules = nn.ModuleDict({"model": model, "probes": probes}).to(where)
     progress: dict[str, Any] = {
         "step": 0, "seconds": 0.0, "level": recipe.first_level, "caption": [], "question": [], "best": -1.0,
@@ -106,12 +113,18 @@ def train_demo(
     learns = 0 if recipe.start_tower else recipe.stage_b if recipe.rests is None else recipe.rests
     still = recipe.stage_a + learns  # from this step on the tower stays as it is
     qk_clip = QKClip(model, recipe.logits) if recipe.logits else None
-    sight = Sight(processor.tokenizer, processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+    sight = Sight(
+        processor.tokenizer, processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    )
     text: Any = model.config.text_config
     dropout = HeadDropout(model.model.language_model, text.num_attention_heads, recipe.dropped)
     end = min(recipe.steps, stop_after or recipe.steps)
     scenes = validation_scenes(recipe, seed)
-    drawer = ProcessPoolExecutor(1, get_context("spawn"), _settle, (cores[1], os.getpid())) if cores else None
+    drawer = (
+        ProcessPoolExecutor(1, get_context("spawn"), _settle, (cores[1], os.getpid()))
+        if cores
+        else None
+    )
     bar = Progress()
     task = bar.add_task(name, total=recipe.steps, completed=progress["step"])
     bar.start()
@@ -134,9 +147,16 @@ def train_demo(
                         qk_clip.step()
                     bar.advance(task)
             progress["seconds"] += time.time() - started
-            if progress["step"] > recipe.stage_a and (progress["level"] >= 4 or recipe.start) and scenes:
+            if (
+                progress["step"] > recipe.stage_a
+                and (progress["level"] >= 4 or recipe.start)
+                and scenes
+            ):
                 _check(model, processor, scenes, progress, out)
-                bar.update(task, description=f"{name}: {progress['level']} objects, held out {progress['best']:.1%}")
+                bar.update(
+                    task,
+                    description=f"{name}: {progress['level']} objects, held out {progress['best']:.1%}",
+                )
             save_state(state, modules, optimizer, progress)
     finally:
         bar.stop()
@@ -163,12 +183,15 @@ def place(device: str | None) -> torch.device:
 
 def validation_scenes(recipe: Recipe, seed: int) -> list[list[Sample]]:
     """The scenes that choose the checkpoint: a list for each check."""
-    lists = [synthetic(c.world, c.n, seed=seed, split="validation", **c.options) for c in recipe.judged]
+    lists = [
+        synthetic(c.world, c.n, seed=seed, split="validation", **c.options) for c in recipe.judged
+    ]
     return [samples for samples in lists if samples]
 
 
 def _begin_with(part: nn.Module, folder: Path, prefix: str = "") -> None:
-    """Put a bundled model's weights into a model, or into the part of one that has their names behind `prefix`."""
+    """Put a bundled model's weights into a model, or into the part of one that has their names
+    behind `prefix`."""
     weights = stored_weights(folder)
     for name, weight in part.named_parameters():
         weight.data.copy_(weights[prefix + name])
@@ -179,14 +202,17 @@ def _optimizer(modules: Any, recipe: Recipe, step: int) -> Optimizer:
     model, probes = modules["model"], modules["probes"]
     if step >= recipe.stage_a:
         return Optimizer(model, recipe.muon)
-    seeing = nn.ModuleDict({"model": nn.ModuleList(family_of(model).tower(model)), "probes": probes})
+    seeing = nn.ModuleDict(
+        {"model": nn.ModuleList(family_of(model).tower(model)), "probes": probes}
+    )
     return Optimizer(seeing, recipe.muon, spared=probes)
 
 
 def _batches(
     progress: dict[str, Any], recipe: Recipe, end: int, drawer: ProcessPoolExecutor | None
 ) -> Iterator[tuple[Plan, dict[str, np.ndarray]]]:
-    """Batches in order, planned `ahead` steps before they are used; what is planned is part of the checkpoint."""
+    """Batches in order, planned `ahead` steps before they are used; what is planned is part of the
+    checkpoint."""
 
     def order(plan: Plan) -> tuple[Plan, Future | None]:
         return plan, drawer.submit(draw_batch, plan) if drawer else None
@@ -255,12 +281,17 @@ def _step(
             "colours": plan.colours,
             "level": progress["level"],
         }
-        line |= {"loss": round(loss.item(), 4)} | {key: round(value, 4) for key, value in marks.items()}
+        line |= {"loss": round(loss.item(), 4)} | {
+            key: round(value, 4) for key, value in marks.items()
+        }
         _log(out, line | {"seconds": round(progress["seconds"] + time.time() - started, 1)})
 
 
-def _dense_loss(modules: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy of the probes, one a label, on every visual token; empty tokens count a fifth."""
+def _dense_loss(
+    modules: Any, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross-entropy of the probes, one a label, on every visual token; empty tokens count a
+    fifth."""
     model = modules["model"]
     features = family_of(model).features(model, batch["images"])
     labels = batch["labels"].flatten(0, 1)
@@ -280,8 +311,9 @@ def _dense_loss(modules: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Ten
 def _text_loss(
     modules: Any, batch: dict[str, torch.Tensor], sight: Sight | None = None
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy on what the assistant says; in a blind batch (which has a `sight`) half as much again on answers as
-    the last tokens of their questions foretell them. Marks: the share of digits right, of first digits, of all words.
+    """Cross-entropy on what the assistant says; in a blind batch (which has a `sight`) half as much
+    again on answers as the last tokens of their questions foretell them. Marks: the share of digits
+    right, of first digits, of all words.
     """
     model, ids = modules["model"], batch["input_ids"]
     inputs = family_of(model).inputs(model, ids, batch["images"])
@@ -290,8 +322,12 @@ def _text_loss(
     said = labels != IGNORED
     logits, gold = model.lm_head(hidden[:, :-1][said]).float(), labels[said]
     right = logits.argmax(-1) == gold
-    first = digits & (digits.cumsum(1) == 1)  # later answers of a chat can be guessed by leaving out earlier ones
-    marks = {key: right[mask[said]].float().mean().item() for key, mask in (("digit", digits), ("first", first))}
+    # later answers of a chat can be guessed by leaving out earlier ones
+    first = digits & (digits.cumsum(1) == 1)
+    marks = {
+        key: right[mask[said]].float().mean().item()
+        for key, mask in (("digit", digits), ("first", first))
+    }
     marks["words"] = right.float().mean().item()
     loss = F.cross_entropy(logits, gold)
     if sight is not None:
@@ -303,7 +339,8 @@ def _text_loss(
 
 
 def _climb(plan: Plan, digits: float, progress: dict[str, Any], recipe: Recipe) -> None:
-    """Add an object once captions and questions at the current number are good enough (mean of the last 8)."""
+    """Add an object once captions and questions at the current number are good enough (mean of the
+    last 8)."""
     if plan.objects != progress["level"] or plan.colours < len(COLOURS):
         return
     form = "caption" if plan.form == "caption" else "question"
@@ -316,19 +353,31 @@ def _climb(plan: Plan, digits: float, progress: dict[str, Any], recipe: Recipe) 
         progress |= {"level": progress["level"] + 1, "caption": [], "question": []}
 
 
-def _check(model: Any, processor: Any, scenes: list[list[Sample]], progress: dict[str, Any], out: Path) -> None:
-    """Validation accuracy at the published difficulty; keeps the weights if it is the best so far."""
+def _check(
+    model: Any, processor: Any, scenes: list[list[Sample]], progress: dict[str, Any], out: Path
+) -> None:
+    """Validation accuracy at the published difficulty; keeps the weights if it is the best so
+    far."""
     model.eval()
     shares = [accuracy(model, processor, samples) for samples in scenes]
     share = sum(shares) / len(shares)
-    line = {"step": progress["step"], "form": "validation", "level": progress["level"], "accuracy": share}
+    line = {
+        "step": progress["step"],
+        "form": "validation",
+        "level": progress["level"],
+        "accuracy": share,
+    }
     _log(out, line | ({"each": shares} if len(shares) > 1 else {}))
     if share >= progress["best"]:
         progress |= {"best": share, "best_step": progress["step"]}
         part = out / "best.part"
         info = {k: str(progress[k]) for k in ("step", "seconds", "best", "seed", "name")}
         info["recipe"] = json.dumps(progress["recipe"])
-        save_file({name: weight.detach() for name, weight in model.named_parameters()}, part, metadata=info)
+        save_file(
+            {name: weight.detach() for name, weight in model.named_parameters()},
+            part,
+            metadata=info,
+        )
         os.replace(part, out / "best.safetensors")
 
 

@@ -1,4 +1,5 @@
-"""The command `corelens ablate`: answers without some heads, beside answers without as many others."""
+"""The command `corelens ablate`: answers without some heads, beside answers without as many
+others."""
 
 import json as json_module
 from pathlib import Path
@@ -41,7 +42,8 @@ KINDS = {
     "uniform": "their attention made even",
     "knockout": "the region out of their sight",
 }
-REFERENCES = {"mean": 32, "resample": 8}  # samples whose output is put in; a resample keeps all of theirs in memory
+# samples whose output is put in; a resample keeps all of theirs in memory
+REFERENCES = {"mean": 32, "resample": 8}
 
 
 def add_ablate(app: typer.Typer) -> None:
@@ -51,11 +53,14 @@ def add_ablate(app: typer.Typer) -> None:
     def ablate(
         model: Model,
         data: Data,
-        scores: Annotated[Path | None, typer.Option(help="A run folder of `corelens score`: its top heads.")] = None,
+        scores: Annotated[
+            Path | None, typer.Option(help="A run folder of `corelens score`: its top heads.")
+        ] = None,
         heads: Annotated[str | None, typer.Option(help="These heads instead: 'L3H5,L4H1'.")] = None,
         metric: Metric = None,
         top: Annotated[
-            list[float] | None, typer.Option(help="Share of all heads; once for each point. [default: 0.05]")
+            list[float] | None,
+            typer.Option(help="Share of all heads; once for each point. [default: 0.05]"),
         ] = None,
         kind: Annotated[str, typer.Option(help=f"One of {', '.join(KINDS)}.")] = "mean",
         draws: Annotated[int, typer.Option(help="How many sets of random heads.", min=1)] = 5,
@@ -66,20 +71,23 @@ def add_ablate(app: typer.Typer) -> None:
         dtype: Dtype = "auto",
         device: Device = None,
         out: Annotated[
-            Path | None, typer.Option(help="ablate.html, ablate.json, or a picture: png, pdf, svg, jpg.")
+            Path | None,
+            typer.Option(help="ablate.html, ablate.json, or a picture: png, pdf, svg, jpg."),
         ] = None,
         open_page: Open = False,
         json: Json = False,
     ) -> None:
         """What a model loses without some heads, beside what it loses without as many others.
 
-        The controls are the bottom heads, random heads, and random heads of the same layers. Whatever is lost is paired
-        by sample, with a 95% interval. `mean` and `resample` put in what heads say on other scenes of a synthetic
-        world, or on the first samples of a folder.
+        The controls are the bottom heads, random heads, and random heads of the same layers.
+        Whatever is lost is paired by sample, with a 95% interval. `mean` and `resample` put in what
+        heads say on other scenes of a synthetic world, or on the first samples of a folder.
 
-        Example: `corelens ablate qwen3vl-s refer --scores run --metric 'ram[rows=last]' --kind knockout`
+        Example: `corelens ablate qwen3vl-s refer --scores run --metric 'ram[rows=last]' --kind
+        knockout`
 
-        Example: `corelens ablate Qwen/Qwen3-VL-4B-Instruct my_samples --heads L18H3,L20H11 --out cut.html`
+        Example: `corelens ablate Qwen/Qwen3-VL-4B-Instruct my_samples --heads L18H3,L20H11 --out
+        cut.html`
         """
         if kind not in KINDS:
             raise CorelensError(f"--kind {kind}", f"one of {', '.join(KINDS)}", "choose one")
@@ -93,7 +101,9 @@ def add_ablate(app: typer.Typer) -> None:
             ending(out, "json")
         ranked = None if scores is None else open_scores(scores, metric)
         named = named_heads(heads)
-        check_model(model, *([named] if named is not None else []), *([ranked.top(k=1)] if ranked else []))
+        check_model(
+            model, *([named] if named is not None else []), *([ranked.top(k=1)] if ranked else [])
+        )
         samples = open_data(data, n, seed, limit)
         others = open_data(data, REFERENCES[kind], seed + 1) if kind in REFERENCES else None
         hooked = open_model(model, dtype, device)
@@ -102,7 +112,9 @@ def add_ablate(app: typer.Typer) -> None:
         sweep = _sweep(hooked, samples, ranked, named, top or [0.05], kind, reference, options)
         sweep.meta |= {"model": model, "data": data, "seed": seed}
         if seen := scored_on(ranked, samples, data):
-            sweep.meta["note"] = f"The heads were scored on {seen} of these samples: choose other ones."
+            sweep.meta["note"] = (
+                f"The heads were scored on {seen} of these samples: choose other ones."
+            )
         costs = None if scores is None else stored(scores)
         if costs is not None:
             sweep.meta["row_costs"] = {group: list(cost) for group, cost in costs.costs.items()}
@@ -129,7 +141,9 @@ def _reference(model: Any, kind: str, samples: Any) -> Any:
     if kind == "mean":
         return mean_z(model, samples)
     inputs = model.prepare(samples)
-    return model.run_with_cache(inputs, names_filter=lambda name: name.endswith("attn.hook_z"))[1], inputs
+    return model.run_with_cache(inputs, names_filter=lambda name: name.endswith("attn.hook_z"))[
+        1
+    ], inputs
 
 
 def _sweep(
@@ -137,24 +151,38 @@ def _sweep(
     options: dict[str, Any],
 ) -> Any:  # fmt: skip
     """The curves of the top heads and their controls; of heads that were named, one point."""
-    from corelens.evaluation.evaluate import Sweep, ablation_sweep, batches, conditions, evaluate, measure
+    from corelens.evaluation.evaluate import (
+        Sweep,
+        ablation_sweep,
+        batches,
+        conditions,
+        evaluate,
+        measure,
+    )
     from corelens.heads.scores import HeadScores
 
     if scores is not None:
-        return ablation_sweep(model, samples, scores, sorted(set(shares)), kind, reference=reference, **options)
+        return ablation_sweep(
+            model, samples, scores, sorted(set(shares)), kind, reference=reference, **options
+        )
     if not heads:
         raise CorelensError("no head", "one head or more", "--heads L3H5,L4H1")
-    # Heads that were named have no rank, so no bottom: one score for all heads serves the random draws.
+    # Heads that were named have no rank, so no bottom: one score for all heads serves the random
+    # draws.
     even = HeadScores(heads.mask(model.cfg.n_layers, model.cfg.n_heads))
     share, draws = len(heads) / even.values.size, options["draws"]
     prepared = batches(model, samples, options["batch_size"])
     clean = evaluate(model, prepared)
     curves = {
-        "given" if name == "top" else name: [measure(model, prepared, clean, sets, kind, share, reference)]
+        "given" if name == "top" else name: [
+            measure(model, prepared, clean, sets, kind, share, reference)
+        ]
         for name, sets in conditions(even, share, draws, exclude=heads).items()
         if name != "bottom"
     }
-    return Sweep(kind, clean.interval, curves, {"samples": len(samples), "draws": draws, "metric": None})
+    return Sweep(
+        kind, clean.interval, curves, {"samples": len(samples), "draws": draws, "metric": None}
+    )
 
 
 def _rows(sweep: Any) -> list[list[str]]:
@@ -163,7 +191,9 @@ def _rows(sweep: Any) -> list[list[str]]:
     for at in range(len(next(iter(sweep.curves.values())))):
         for name, points in sweep.curves.items():
             point = points[at]
-            found.append([f"{point.k} ({point.fraction:.1%})", name, str(point.accuracy), str(point.drop)])
+            found.append(
+                [f"{point.k} ({point.fraction:.1%})", name, str(point.accuracy), str(point.drop)]
+            )
     return found
 
 
@@ -178,7 +208,9 @@ def _said(sweep: Any) -> str:
 
 
 def _print(sweep: Any) -> None:
-    table = Table(*COLUMNS[:2], caption=f"random and layer-matched: the mean of {sweep.meta['draws']} draws")
+    table = Table(
+        *COLUMNS[:2], caption=f"random and layer-matched: the mean of {sweep.meta['draws']} draws"
+    )
     for name in COLUMNS[2:]:
         table.add_column(escape(name), justify="right", no_wrap=True)
     lines = len(sweep.curves)

@@ -65,10 +65,12 @@ def _version(wanted: bool | None) -> None:
 @app.callback()
 def _commands(
     version: Annotated[
-        bool | None, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+        bool | None,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
     ] = None,
 ) -> None:
-    """Find the attention heads that fetch visual evidence, test them causally, see what they save."""
+    """Find the attention heads that fetch visual evidence, test them causally, see what they
+    save."""
 
 
 @app.command()
@@ -99,7 +101,9 @@ def models(json: Json = False) -> None:
 def score(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="Run folder; a run that was stopped goes on from there.")] = Path("run"),
+    out: Annotated[
+        Path, typer.Option(help="Run folder; a run that was stopped goes on from there.")
+    ] = Path("run"),
     metric: Annotated[
         list[str] | None, typer.Option(help="Once for each metric; 'ram[rows=last]' sets options.")
     ] = None,
@@ -114,8 +118,8 @@ def score(
 ) -> None:
     """Score every head of a model; several processes share the work under `accelerate launch`.
 
-    RAM is read as published: the mean over the question's tokens. Whether the answer hangs on these rows is measured
-    beside it (`corelens rows` says more), and said.
+    RAM is read as published: the mean over the question's tokens. Whether the answer hangs on these
+    rows is measured beside it (`corelens rows` says more), and said.
 
     Example: `corelens score qwen3vl-s refer --metric ram --metric lift --out run`
 
@@ -129,16 +133,25 @@ def score(
     samples = open_data(data, n, seed, limit)
     check_samples(samples, wanted)
     hooked = open_model(model, dtype, device)
-    options: dict[str, Any] = {"batch_size": batch_size, "out": out, "progress": not json, "data": Path(data).name}
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "out": out,
+        "progress": not json,
+        "data": Path(data).name,
+    }
     scores = score_heads(hooked, samples, wanted, **options)
     costs = measured(hooked, samples) if rows and int(os.environ.get("RANK", 0)) == 0 else None
     if costs is not None:
         costs.save(out / FILE)
     if json:
-        typer.echo(json_module.dumps({key: ranking.values.tolist() for key, ranking in scores.items()}))
+        typer.echo(
+            json_module.dumps({key: ranking.values.tolist() for key, ranking in scores.items()})
+        )
         return
     for key, ranking in scores.items():
-        console.print(f"{key}: {', '.join(map(str, ranking.top(0.05)))} …", highlight=False, markup=False)
+        console.print(
+            f"{key}: {', '.join(map(str, ranking.top(0.05)))} …", highlight=False, markup=False
+        )
     if costs is not None:
         print_short(costs)
         print_advice(costs, list(scores.values()))
@@ -149,7 +162,9 @@ def score(
 def heads(
     run: Annotated[Path, typer.Argument(help="A run folder of `corelens score`, or a score file.")],
     top: Annotated[float, typer.Option(help="Share of all heads.", min=0, max=1)] = 0.05,
-    k: Annotated[int | None, typer.Option(help="How many heads, instead of a share.", min=1)] = None,
+    k: Annotated[
+        int | None, typer.Option(help="How many heads, instead of a share.", min=1)
+    ] = None,
     metric: Metric = None,
     json: Json = False,
 ) -> None:
@@ -162,10 +177,16 @@ def heads(
     if json:
         typer.echo(json_module.dumps(best.to_json()))
         return
-    low, high = scores.ci() if scores.per_sample is not None and len(scores.per_sample) > 1 else (scores.values,) * 2
+    low, high = (
+        scores.ci()
+        if scores.per_sample is not None and len(scores.per_sample) > 1
+        else (scores.values,) * 2
+    )
     table = Table("head", escape(str(scores.meta.get("key", "score"))), "95% CI")
     for head in best:
-        table.add_row(str(head), f"{scores.values[head]:.3f}", escape(f"[{low[head]:.3f}, {high[head]:.3f}]"))
+        table.add_row(
+            str(head), f"{scores.values[head]:.3f}", escape(f"[{low[head]:.3f}, {high[head]:.3f}]")
+        )
     console.print(table)
 
 
@@ -175,11 +196,13 @@ def compare(
     b: Annotated[Path, typer.Argument(help="Another one, of a model with as many heads.")],
     metric: Annotated[str | None, typer.Option(help="Which of the runs' metrics.")] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Several of them: 'ram,lift'. [default: all that both runs have]")
+        str | None,
+        typer.Option(help="Several of them: 'ram,lift'. [default: all that both runs have]"),
     ] = None,
     json: Json = False,
 ) -> None:
-    """How far two scores agree on the same heads: Spearman, overlap of the top 5%, rank-biased overlap.
+    """How far two scores agree on the same heads: Spearman, overlap of the top 5%, rank-biased
+    overlap.
 
     Example: `corelens compare run other_run --metrics ram,lift`
 
@@ -194,7 +217,9 @@ def compare(
     table = Table("measure", *(escape(key or "value") for key in keys))
     for name in agreements[keys[0]]:
         values = [agreements[key][name] for key in keys]
-        table.add_row(name, *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values))
+        table.add_row(
+            name, *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values)
+        )
     console.print(table)
 
 
@@ -219,22 +244,37 @@ def speed(
     model: Model,
     data: Data,
     heads: Annotated[
-        Path, typer.Option("--scores", "--heads", help="A run folder of `corelens score`, or a score file.")
+        Path,
+        typer.Option(
+            "--scores", "--heads", help="A run folder of `corelens score`, or a score file."
+        ),
     ],
-    top: Annotated[float, typer.Option(help="Share of all heads that attend fully.", min=0, max=1)] = 0.05,
+    top: Annotated[
+        float, typer.Option(help="Share of all heads that attend fully.", min=0, max=1)
+    ] = 0.05,
     metric: Metric = None,
     sink: Annotated[
-        int | None, typer.Option(help="First tokens that every head sees. [default: 128; less of short prompts]")
+        int | None,
+        typer.Option(
+            help="First tokens that every head sees. [default: 128; less of short prompts]"
+        ),
     ] = None,
     window: Annotated[
         int | None,
-        typer.Option(help="Last tokens that the other heads see. [default: 1024; less of short prompts]"),
+        typer.Option(
+            help="Last tokens that the other heads see. [default: 1024; less of short prompts]"
+        ),
     ] = None,
     last: Annotated[int, typer.Option(help="Last rows of the prompt that see everything.")] = 0,
     kv_budget: Annotated[
-        int | None, typer.Option(help="Keys kept a KV head, shared out by the scores; alone unless --window is given.")
+        int | None,
+        typer.Option(
+            help="Keys kept a KV head, shared out by the scores; alone unless --window is given."
+        ),
     ] = None,
-    decode: Annotated[str, typer.Option(help="full, or streaming: sparse KV heads forget.")] = "full",
+    decode: Annotated[
+        str, typer.Option(help="full, or streaming: sparse KV heads forget.")
+    ] = "full",
     engine: Annotated[str, typer.Option(help="auto, or a prefill engine by name.")] = "auto",
     n: Annotated[int, typer.Option(help="How many samples of a synthetic world.", min=1)] = 100,
     limit: Limit = None,
@@ -249,9 +289,11 @@ def speed(
 ) -> None:
     """Dense against sparse inference with the top heads kept full: times, memory, accuracy.
 
-    The window follows the prompts' length unless it is given; a pattern that leaves nothing out of them is refused.
+    The window follows the prompts' length unless it is given; a pattern that leaves nothing out of
+    them is refused.
 
-    Example: `corelens speed qwen3vl-s refer --scores run --metric 'ram[rows=last]' --sink 1 --window 16`
+    Example: `corelens speed qwen3vl-s refer --scores run --metric 'ram[rows=last]' --sink 1
+    --window 16`
 
     Example: `corelens speed Qwen/Qwen3-VL-4B-Instruct my_samples --scores run --kv-budget 256`
     """
@@ -270,7 +312,9 @@ def speed(
     tokens = [len(tm.all) - len(tm.answer) for inputs in prepared for tm in inputs.token_maps]
     pattern = None if budget and window is None else streaming_for(tokens, sink, window, last)
     options: dict[str, Any] = {"kv_budget": budget, "decode": decode, "engine": engine}
-    sparse = SparseInference(scores.top(float(top)) if pattern and top else None, pattern, **options)
+    sparse = SparseInference(
+        scores.top(float(top)) if pattern and top else None, pattern, **options
+    )
     leaves_something(sparse, hooked.cfg, tokens)
     report = evaluate(hooked, prepared, sparse=sparse, rounds=rounds).speed
     assert report is not None
@@ -294,10 +338,13 @@ app.add_typer(data_app, name="data")
 
 @data_app.command("check")
 def data_check(
-    path: Annotated[Path, typer.Argument(help="A folder: a public set's, or one with samples.jsonl.")],
+    path: Annotated[
+        Path, typer.Argument(help="A folder: a public set's, or one with samples.jsonl.")
+    ],
     json: Json = False,
 ) -> None:
-    """Which set a folder holds, what of it is whole, what is missing where, which pictures are broken.
+    """Which set a folder holds, what of it is whole, what is missing where, which pictures are
+    broken.
 
     Exits with 1 if nothing in it can be used.
 
@@ -309,12 +356,16 @@ def data_check(
     if json:
         typer.echo(json_module.dumps(report.to_json()))
     else:
-        table = Table("part", "samples", "with regions", "missing", title=f"{report.path}: {report.set}")
+        table = Table(
+            "part", "samples", "with regions", "missing", title=f"{report.path}: {report.set}"
+        )
         for part in report.parts:
             said = "; ".join([part.missing or "nothing", *part.notes])
             table.add_row(part.name, str(part.samples), str(part.regions), escape(said))
         console.print(table)
-        console.print(f"{len(report.broken)} of {report.pictures} pictures cannot be read", highlight=False)
+        console.print(
+            f"{len(report.broken)} of {report.pictures} pictures cannot be read", highlight=False
+        )
         for name, why in report.broken.items():
             console.print(f"  {name}: {why}", highlight=False, markup=False)
     if not report.usable:

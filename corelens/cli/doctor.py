@@ -15,7 +15,15 @@ from rich.table import Table
 from corelens.cli.shared import Dtype, Json, open_model
 from corelens.errors import CorelensError
 
-PACKAGES = ("corelens", "torch", "torchvision", "transformers", "tokenizers", "transformer-lens", "accelerate")
+PACKAGES = (
+    "corelens",
+    "torch",
+    "torchvision",
+    "transformers",
+    "tokenizers",
+    "transformer-lens",
+    "accelerate",
+)
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
@@ -25,12 +33,16 @@ def add_doctor(app: typer.Typer) -> None:
     @app.command()
     def doctor(
         model: Annotated[
-            str | None, typer.Argument(help="A bundled model, a folder, or a name on the Hub. [default: a bundled one]")
+            str | None,
+            typer.Argument(
+                help="A bundled model, a folder, or a name on the Hub. [default: a bundled one]"
+            ),
         ] = None,
         dtype: Dtype = "auto",
         json: Json = False,
     ) -> None:
-        """Versions, device and kernels, and a table of identities measured on a model, with pass or fail.
+        """Versions, device and kernels, and a table of identities measured on a model, with pass or
+        fail.
 
         Exits with 1 if an identity does not hold.
 
@@ -60,9 +72,12 @@ def _smallest() -> str:
 
 
 def check_has_processor(name: str) -> None:
-    """Raise CorelensError for a folder of a model without a processor: no picture can be shown to it."""
+    """Raise CorelensError for a folder of a model without a processor: no picture can be shown to
+    it."""
     folder = Path(name)
-    if (folder / "config.json").is_file() and not any((folder / file).is_file() for file in PROCESSOR_FILES):
+    if (folder / "config.json").is_file() and not any(
+        (folder / file).is_file() for file in PROCESSOR_FILES
+    ):
         raise CorelensError(
             f"the folder {name!r}, which has a model and no processor",
             f"one of {', '.join(PROCESSOR_FILES)} in it",
@@ -90,7 +105,9 @@ def environment_here() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {package: _version(package) for package in PACKAGES},
-        "tested": {package: f"{low} and later, before {limit}" for package, (low, limit) in TESTED.items()},
+        "tested": {
+            package: f"{low} and later, before {limit}" for package, (low, limit) in TESTED.items()
+        },
         "outside": untested(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "devices": torch.cuda.device_count() if cuda else 0,
@@ -116,14 +133,23 @@ def _show_environment(environment: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     for package in environment["outside"]:
-        console.print(f"outside the tested range: {package}", style="bold yellow", highlight=False, markup=False)
+        console.print(
+            f"outside the tested range: {package}",
+            style="bold yellow",
+            highlight=False,
+            markup=False,
+        )
 
 
 def _show(result: Any) -> None:
     console = Console()
     table = Table("", "identity", "error", "allowed", "", title=escape(result.model))
     for row in result.rows:
-        verdict = {True: "[green]pass[/green]", False: "[bold red]FAIL[/bold red]", None: "not run"}[row.passed]
+        verdict = {
+            True: "[green]pass[/green]",
+            False: "[bold red]FAIL[/bold red]",
+            None: "not run",
+        }[row.passed]
         numbers = ["" if x is None else f"{x:.2g}" for x in (row.error, row.allowed)]
         table.add_row(verdict, escape(row.name), *numbers, escape(row.note))
     console.print(table)

@@ -1,4 +1,5 @@
-"""The command `corelens explore`: one page on which you click a token and see where every head looks."""
+"""The command `corelens explore`: one page on which you click a token and see where every head
+looks."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,8 @@ def add_explore(app: typer.Typer) -> None:
         data: Data,
         index: Annotated[int, typer.Option(help="Which sample, counted from 0.", min=0)] = 0,
         scores: Annotated[
-            Path | None, typer.Option(help="A run folder of `corelens score`: colours, and top heads.")
+            Path | None,
+            typer.Option(help="A run folder of `corelens score`: colours, and top heads."),
         ] = None,
         metric: Metric = None,
         seed: Seed = 0,
@@ -55,10 +57,15 @@ def add_explore(app: typer.Typer) -> None:
         from corelens.explorer.explore import explore as make_explorer
 
         explorer = make_explorer(
-            open_model(model, dtype, device), samples[index], ranking, () if ranking is None else ranking.top(k=3)
+            open_model(model, dtype, device),
+            samples[index],
+            ranking,
+            () if ranking is None else ranking.top(k=3),
         )
         explorer.save(out)
         show_page(out, open_page)
         console = Console()
-        console.print(f"{samples[index].question} → {explorer.recording['answer']['text']}", markup=False)
+        console.print(
+            f"{samples[index].question} → {explorer.recording['answer']['text']}", markup=False
+        )
         console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,5 @@
-"""The command `corelens patch`: which heads or positions carry what differs between pictures and their twins."""
+"""The command `corelens patch`: which heads or positions carry what differs between pictures and
+their twins."""
 
 import inspect
 import json as json_module
@@ -51,7 +52,9 @@ def add_patch(app: typer.Typer) -> None:
                 show_default=False,
             ),
         ] = None,
-        site: Annotated[str, typer.Option(help="z, q, v, attn_out, mlp_out, resid_pre, resid_post … or visual.")] = "z",
+        site: Annotated[
+            str, typer.Option(help="z, q, v, attn_out, mlp_out, resid_pre, resid_post … or visual.")
+        ] = "z",
         per: Annotated[
             str | None,
             typer.Option(
@@ -62,29 +65,42 @@ def add_patch(app: typer.Typer) -> None:
         ] = None,
         metric: Annotated[
             str | None,
-            typer.Option(help=f"One of {', '.join(METRICS)}. [default: the first that the twins' answers allow]"),
+            typer.Option(
+                help=f"One of {', '.join(METRICS)}. [default: the first that the twins' answers allow]"
+            ),
         ] = None,
-        direction: Annotated[str, typer.Option(help="denoising (clean into corrupted) or noising.")] = "denoising",
+        direction: Annotated[
+            str, typer.Option(help="denoising (clean into corrupted) or noising.")
+        ] = "denoising",
         attribution: Annotated[
-            bool, typer.Option("--attribution", help="Estimate all patches by gradients: two forwards, one backward.")
+            bool,
+            typer.Option(
+                "--attribution",
+                help="Estimate all patches by gradients: two forwards, one backward.",
+            ),
         ] = False,
         n: Annotated[int, typer.Option(help="How many samples.", min=1)] = 16,
         seed: Fresh = 2,
         batch_size: BatchSize = 8,
         dtype: Dtype = "auto",
         device: Device = None,
-        top: Annotated[int, typer.Option(help="How many of the largest effects to list.", min=1)] = 10,
+        top: Annotated[
+            int, typer.Option(help="How many of the largest effects to list.", min=1)
+        ] = 10,
         out: Annotated[
             Path | None,
-            typer.Option(help="patch.html, a picture (png, pdf, svg, jpg), or patch.safetensors: all of it."),
+            typer.Option(
+                help="patch.html, a picture (png, pdf, svg, jpg), or patch.safetensors: all of it."
+            ),
         ] = None,
         open_page: Open = False,
         json: Json = False,
     ) -> None:
-        """Put values of one run into the other, place by place: which heads carry what the pictures differ in.
+        """Put values of one run into the other, place by place: which heads carry what the pictures
+        differ in.
 
-        Each sample has a twin whose picture differs in its region alone, on the same token grid. `denoising` puts
-        clean values into the twin's run.
+        Each sample has a twin whose picture differs in its region alone, on the same token grid.
+        `denoising` puts clean values into the twin's run.
 
         Example: `corelens patch qwen3vl-s refer --out heads.html`
 
@@ -95,23 +111,45 @@ def add_patch(app: typer.Typer) -> None:
         if metric is not None and metric not in METRICS:
             raise CorelensError(f"--metric {metric}", f"one of {', '.join(METRICS)}", "choose one")
         axes = _axes(site, per, n)
-        if out is not None and ending(out, "safetensors") != "safetensors" and not 1 <= len(axes) <= 2:
-            raise CorelensError(f"a picture of {len(axes)} axes", "one or two", "--per layer,head, or .safetensors")
+        if (
+            out is not None
+            and ending(out, "safetensors") != "safetensors"
+            and not 1 <= len(axes) <= 2
+        ):
+            raise CorelensError(
+                f"a picture of {len(axes)} axes", "one or two", "--per layer,head, or .safetensors"
+            )
         check_model(model)
         samples = open_data(data, n, seed)[:n]
         hooked = open_model(model, dtype, device)
         kind, twins = _twins(hooked, samples, twin, data, n, seed)
         metric = metric or _metric(samples, twins)
-        result = _patched(hooked, samples, twins, axes, metric, attribution, batch_size, not json, site, direction)
-        result.meta |= {"model": model, "data": data, "twin": kind, "samples": len(samples), "seed": seed}
+        result = _patched(
+            hooked, samples, twins, axes, metric, attribution, batch_size, not json, site, direction
+        )
+        result.meta |= {
+            "model": model,
+            "data": data,
+            "twin": kind,
+            "samples": len(samples),
+            "seed": seed,
+        }
         rows = _rows(result, top, _tokens(hooked, samples) if "position" in result.axes else [])
         if out is not None:
             _write(result, out, hooked, samples, twins, rows)
             show_page(out, open_page)
         if json:
             found = [labels | {"effect": effect} for labels, effect in result.top(top)]
-            told = {"base": float(result.base.mean()), "other": float(result.other.mean()), "axes": result.axes}
-            typer.echo(json_module.dumps(result.meta | told | {"effect": result.effect.mean(0).tolist(), "top": found}))
+            told = {
+                "base": float(result.base.mean()),
+                "other": float(result.other.mean()),
+                "axes": result.axes,
+            }
+            typer.echo(
+                json_module.dumps(
+                    result.meta | told | {"effect": result.effect.mean(0).tolist(), "top": found}
+                )
+            )
             return
         table = Table(COLUMNS[0])
         for name in COLUMNS[1:]:
@@ -145,7 +183,9 @@ def _axes(site: str, per: str | None, n: int) -> tuple[str, ...]:
     return axes
 
 
-def _twins(model: Any, samples: Any, twin: str | None, data: str, n: int, seed: int) -> tuple[str, Any]:
+def _twins(
+    model: Any, samples: Any, twin: str | None, data: str, n: int, seed: int
+) -> tuple[str, Any]:
     """What was done, and each sample's twin."""
     from corelens.data import load_data
     from corelens.data.public import split_options
@@ -155,7 +195,11 @@ def _twins(model: Any, samples: Any, twin: str | None, data: str, n: int, seed: 
     if twin is None:
         world, options = split_options(data)
         drawn = world in WORLDS and not Path(data).exists()
-        if drawn and "turn" in inspect.signature(WORLDS[world]).parameters and "turn" not in options:
+        if (
+            drawn
+            and "turn" in inspect.signature(WORLDS[world]).parameters
+            and "turn" not in options
+        ):
             made = pair(samples, load_data(data, n, seed, turn=TURN), model=model)
             return f"{data}, turn={TURN}", [b for _, b in made]
         twin = "blur"
@@ -176,14 +220,21 @@ def _next(samples: Any, number: int) -> Any:
         if other.answer != mine.answer and other.regions:
             return other
     raise CorelensError(
-        f"no sample whose answer differs from {mine.answer!r}", "samples with several answers", "raise --n"
+        f"no sample whose answer differs from {mine.answer!r}",
+        "samples with several answers",
+        "raise --n",
     )
 
 
 def _metric(samples: Any, twins: Any) -> str:
-    """Logit difference if every twin has another answer; else the log-probability of the sample's own."""
+    """Logit difference if every twin has another answer; else the log-probability of the sample's
+    own."""
     answers = [(sample.answer, twin.answer) for sample, twin in zip(samples, twins, strict=True)]
-    return "logit_diff" if all(None not in pair and pair[0] != pair[1] for pair in answers) else "answer_logprob"
+    return (
+        "logit_diff"
+        if all(None not in pair and pair[0] != pair[1] for pair in answers)
+        else "answer_logprob"
+    )
 
 
 def _patched(
@@ -196,20 +247,36 @@ def _patched(
     from corelens.interventions import activation_patch, attribution_patch, metrics
     from corelens.interventions.result import PatchResult
 
-    forced = metric in ("answer_logprob", "accuracy") and all(sample.answer is not None for sample in samples)
+    forced = metric in ("answer_logprob", "accuracy") and all(
+        sample.answer is not None for sample in samples
+    )
     if forced:  # the clean answer's tokens, of whatever number, behind both prompts
-        twins = [replace(twin, answer=sample.answer) for sample, twin in zip(samples, twins, strict=True)]
-    options: dict[str, Any] = {"site": site, "per": axes, "direction": direction, "metric": getattr(metrics, metric)()}
+        twins = [
+            replace(twin, answer=sample.answer) for sample, twin in zip(samples, twins, strict=True)
+        ]
+    options: dict[str, Any] = {
+        "site": site,
+        "per": axes,
+        "direction": direction,
+        "metric": getattr(metrics, metric)(),
+    }
     if "role" in axes:
-        options["positions"] = ["region", "visual", "question", "last"][not all(s.regions for s in samples) :]
+        options["positions"] = ["region", "visual", "question", "last"][
+            not all(s.regions for s in samples) :
+        ]
     found = []
     for start in range(0, len(samples), batch_size):
-        both = [model.prepare(some[start : start + batch_size], answer=forced) for some in (samples, twins)]
+        both = [
+            model.prepare(some[start : start + batch_size], answer=forced)
+            for some in (samples, twins)
+        ]
         if attribution:
             found.append(attribution_patch(model, both[0], both[1], **options))
         else:
             found.append(activation_patch(model, both[0], both[1], progress=progress, **options))
-    values, base, other = (np.concatenate([getattr(one, of) for one in found]) for of in ("values", "base", "other"))
+    values, base, other = (
+        np.concatenate([getattr(one, of) for one in found]) for of in ("values", "base", "other")
+    )
     names = [name for one in found for name in one.samples]
     return PatchResult(values, base, other, found[0].axes, names, found[0].meta)
 
@@ -218,7 +285,8 @@ COLUMNS = ("where", "effect [95% CI]", "of the difference")
 
 
 def _rows(result: Any, top: int, tokens: list[str]) -> list[list[str]]:
-    """The largest effects, each with its interval over samples and as a share of what the two runs differ by."""
+    """The largest effects, each with its interval over samples and as a share of what the two runs
+    differ by."""
     from corelens.heads.intervals import mean_interval
 
     gap, found = float((result.other - result.base).mean()), []
@@ -226,7 +294,13 @@ def _rows(result: Any, top: int, tokens: list[str]) -> list[list[str]]:
         each = result.select(**labels).effect
         interval = mean_interval(each)
         spread = f" [{interval.low:+.2f}, {interval.high:+.2f}]" if len(each) > 1 else ""
-        found.append([_place(labels, tokens), f"{effect:+.2f}{spread}", f"{effect / gap:.0%}" if gap else "–"])
+        found.append(
+            [
+                _place(labels, tokens),
+                f"{effect:+.2f}{spread}",
+                f"{effect / gap:.0%}" if gap else "–",
+            ]
+        )
     return found
 
 
@@ -245,7 +319,10 @@ def _tokens(model: Any, samples: Any) -> list[str]:
     """What stands at each position of a sample: "(patch)", or the token in quotes."""
     inputs = _inputs(model, samples)
     patches = set(inputs.token_maps[0].visual.tolist())
-    return ["(patch)" if at in patches else f"‘{word}’" for at, word in enumerate(model.to_str_tokens(inputs))]
+    return [
+        "(patch)" if at in patches else f"‘{word}’"
+        for at, word in enumerate(model.to_str_tokens(inputs))
+    ]
 
 
 def _inputs(model: Any, samples: Any) -> Any:
@@ -253,7 +330,11 @@ def _inputs(model: Any, samples: Any) -> Any:
 
 
 def _said(result: Any) -> str:
-    runs = ("corrupted", "clean") if result.meta["direction"] == "denoising" else ("clean", "corrupted")
+    runs = (
+        ("corrupted", "clean")
+        if result.meta["direction"] == "denoising"
+        else ("clean", "corrupted")
+    )
     return (
         f"{result.meta['method']}, {result.meta['direction']}, {result.meta['site']}; {result.meta['metric']}: "
         f"{runs[0]} run {result.base.mean():.2f}, {runs[1]} run {result.other.mean():.2f} "
@@ -261,7 +342,9 @@ def _said(result: Any) -> str:
     )
 
 
-def _write(result: Any, out: Path, model: Any, samples: Any, twins: Any, rows: list[list[str]]) -> None:
+def _write(
+    result: Any, out: Path, model: Any, samples: Any, twins: Any, rows: list[list[str]]
+) -> None:
     from corelens.viz import page as p
     from corelens.viz.patch_heatmap import patch_heatmap
     from corelens.viz.view import image_html
@@ -280,10 +363,18 @@ def _write(result: Any, out: Path, model: Any, samples: Any, twins: Any, rows: l
     grid = _heads_html(result)
     caption = "Hover a head for its effect and its interval." if grid else "The mean over samples."
     drawn = p.figure(p.html(grid or image_html(figure, _said(result))), caption)
-    shown = [p.pictures([(None, _pairs(samples, twins))], "The first pairs: a sample, and its twin.", columns=4)]
-    table = p.table(COLUMNS, rows, "The largest effects, with 95% bootstrap intervals over samples.")
+    shown = [
+        p.pictures(
+            [(None, _pairs(samples, twins))], "The first pairs: a sample, and its twin.", columns=4
+        )
+    ]
+    table = p.table(
+        COLUMNS, rows, "The largest effects, with 95% bootstrap intervals over samples."
+    )
     title = f"Patching {result.meta['site']}"
-    write_whole(out, p.page(title, [p.section("", drawn, table, *shown)], result.meta, _said(result)))
+    write_whole(
+        out, p.page(title, [p.section("", drawn, table, *shown)], result.meta, _said(result))
+    )
 
 
 def _heads_html(result: Any) -> str:
@@ -293,7 +384,10 @@ def _heads_html(result: Any) -> str:
 
     if list(result.axes) != ["layer", "head"]:
         return ""
-    meta = {"key": f"effect of {result.meta['direction']} {result.meta['site']}", "unit": result.meta["metric"]}
+    meta = {
+        "key": f"effect of {result.meta['direction']} {result.meta['site']}",
+        "unit": result.meta["metric"],
+    }
     return head_grid_html(HeadScores(per_sample=result.effect, meta=meta))
 
 
@@ -304,5 +398,7 @@ def _pairs(samples: Any, twins: Any) -> list[tuple[Any, str]]:
     found = []
     for sample, twin in list(zip(samples, twins, strict=True))[:2]:
         for one, name in ((sample, sample.question or "a chat"), (twin, "its twin")):
-            found.append((shown(one)[0][1], f"{name} → {one.answer}" if one.answer is not None else name))
+            found.append(
+                (shown(one)[0][1], f"{name} → {one.answer}" if one.answer is not None else name)
+            )
     return found

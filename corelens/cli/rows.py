@@ -1,4 +1,5 @@
-"""The command `corelens rows`: which rows the answer hangs on; and what other commands say of it."""
+"""The command `corelens rows`: which rows the answer hangs on; and what other commands say of
+it."""
 
 import json as json_module
 from pathlib import Path
@@ -9,7 +10,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corelens.cli.shared import BatchSize, Data, Dtype, Json, Model, Seed, open_data, open_model, open_scores
+from corelens.cli.shared import (
+    BatchSize,
+    Data,
+    Dtype,
+    Json,
+    Model,
+    Seed,
+    open_data,
+    open_model,
+    open_scores,
+)
 
 FILE = "rows.json"  # in a run folder of `corelens score`
 SAMPLES = 40  # of those that heads are scored on; each group of rows is one more run of them
@@ -22,7 +33,9 @@ def add_rows(app: typer.Typer) -> None:
     def rows(
         model: Model,
         data: Data,
-        scores: Annotated[Path | None, typer.Option(help="A run folder of `corelens score`: is it read there?")] = None,
+        scores: Annotated[
+            Path | None, typer.Option(help="A run folder of `corelens score`: is it read there?")
+        ] = None,
         tokens: Annotated[bool, typer.Option(help="Also each token of the question alone.")] = True,
         n: Annotated[int, typer.Option(help="How many samples.", min=1)] = 100,
         seed: Seed = 1,
@@ -31,10 +44,12 @@ def add_rows(app: typer.Typer) -> None:
         out: Annotated[Path | None, typer.Option(help="A JSON file.")] = None,
         json: Json = False,
     ) -> None:
-        """Which rows the answer hangs on: the evidence is cut off from all heads, row group by row group.
+        """Which rows the answer hangs on: the evidence is cut off from all heads, row group by row
+        group.
 
-        Heads should be ranked where a cut costs something: elsewhere they look, and the answer does not need it. Use
-        the samples that heads are scored on (the default seed is that of `score`), not those that are tested.
+        Heads should be ranked where a cut costs something: elsewhere they look, and the answer does
+        not need it. Use the samples that heads are scored on (the default seed is that of `score`),
+        not those that are tested.
 
         Example: `corelens rows qwen3vl-s refer`
         """
@@ -57,10 +72,13 @@ def add_rows(app: typer.Typer) -> None:
 
 
 def measured(model: Any, samples: Any) -> Any:
-    """The RowCosts of the first samples that have a region and an answer; None if there are none."""
+    """The RowCosts of the first samples that have a region and an answer; None if there are
+    none."""
     from corelens.evaluation.where_read import where_read
 
-    usable = [sample for sample in samples if sample.regions and sample.answer is not None][:SAMPLES]
+    usable = [sample for sample in samples if sample.regions and sample.answer is not None][
+        :SAMPLES
+    ]
     return where_read(model, usable, tokens=False) if usable else None
 
 
@@ -88,10 +106,10 @@ def print_short(costs: Any) -> None:
     """One line: what each named group costs."""
     from corelens.evaluation.where_read import NAMES, points
 
-    groups = ", ".join(f"{name} {points(costs.costs[name])}" for name in NAMES if name in costs.costs)
-    line = (
-        f"evidence cut off from all heads at these rows costs: {groups} (n={costs.meta['n']}, accuracy {costs.clean})"
+    groups = ", ".join(
+        f"{name} {points(costs.costs[name])}" for name in NAMES if name in costs.costs
     )
+    line = f"evidence cut off from all heads at these rows costs: {groups} (n={costs.meta['n']}, accuracy {costs.clean})"
     Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 

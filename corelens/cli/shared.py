@@ -12,13 +12,22 @@ from corelens.errors import CorelensError, did_you_mean
 from corelens.heads.disk import write_whole
 
 Model = Annotated[str, typer.Argument(help="A bundled model, a folder, or a name on the Hub.")]
-Data = Annotated[str, typer.Argument(help="A synthetic world, a folder with samples.jsonl, or a public set's folder.")]
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="A synthetic world, a folder with samples.jsonl, or a public set's folder."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the scenes and of the random controls.", min=0)]
-Fresh = Annotated[int, typer.Option(help="Of the scenes; not the one that heads were scored on.", min=0)]
+Fresh = Annotated[
+    int, typer.Option(help="Of the scenes; not the one that heads were scored on.", min=0)
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 …")]
 BatchSize = Annotated[int, typer.Option(min=1)]
 Metric = Annotated[str | None, typer.Option(help="Which of the run's metrics.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; by default a GPU where there is one.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 …; by default a GPU where there is one.")
+]
 Limit = Annotated[int | None, typer.Option(help="At most so many samples of a folder.", min=1)]
 Open = Annotated[bool, typer.Option("--open", help="Open the page that was written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")]
@@ -27,10 +36,12 @@ PICTURE = ("png", "pdf", "svg", "jpg")
 
 
 def check_model(name: str, *heads: Any) -> None:
-    """Before anything is loaded: whether a model of this name can be there, and has these heads (if it is bundled).
+    """Before anything is loaded: whether a model of this name can be there, and has these heads (if
+    it is bundled).
 
     Raises:
-        CorelensError: a name that is neither a bundled model's, nor a folder, nor like one of the Hub.
+        CorelensError: a name that is neither a bundled model's, nor a folder, nor like one of the
+            Hub.
     """
     from corelens.demo import list_demos, read_card
 
@@ -47,7 +58,8 @@ def check_model(name: str, *heads: Any) -> None:
 
 
 def open_model(name: str, dtype: str = "auto", device: str | None = None) -> Any:
-    """A HookedMLLM by name; bundled ones in float32 on the CPU unless `dtype` and `device` say otherwise."""
+    """A HookedMLLM by name; bundled ones in float32 on the CPU unless `dtype` and `device` say
+    otherwise."""
     check_model(name)
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -59,11 +71,16 @@ def open_model(name: str, dtype: str = "auto", device: str | None = None) -> Any
     if device is not None:
         _check_device(device, torch)
     if name in list_demos():
-        return load_demo(name, dtype="float32" if dtype == "auto" else dtype, device=device or "cpu")
-    shared = int(os.environ.get("WORLD_SIZE", 1)) > 1  # under `accelerate launch` each process has a GPU of its own
+        return load_demo(
+            name, dtype="float32" if dtype == "auto" else dtype, device=device or "cpu"
+        )
+    # under `accelerate launch` each process has a GPU of its own
+    shared = int(os.environ.get("WORLD_SIZE", 1)) > 1
     place: Any = {"": int(os.environ["LOCAL_RANK"])} if shared else "auto"
     place = place if torch.cuda.is_available() else None
-    return HookedMLLM.from_pretrained(name, dtype=dtype, device_map={"": device} if device is not None else place)
+    return HookedMLLM.from_pretrained(
+        name, dtype=dtype, device_map={"": device} if device is not None else place
+    )
 
 
 def _check_device(device: str, torch: Any) -> None:
@@ -71,12 +88,15 @@ def _check_device(device: str, torch: Any) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise CorelensError(
-            f"--device {device}", "a device that is there: cpu, or cuda with a number", str(error).splitlines()[0]
+            f"--device {device}",
+            "a device that is there: cpu, or cuda with a number",
+            str(error).splitlines()[0],
         ) from error
 
 
 def open_data(name: str, n: int, seed: int, limit: int | None = None) -> Any:
-    """Samples by name: `n` of a world or public set, all of a folder of your own or the first `limit`."""
+    """Samples by name: `n` of a world or public set, all of a folder of your own or the first
+    `limit`."""
     from corelens.data import load_data
     from corelens.data.folder import FILE
     from corelens.data.public import split_options
@@ -149,5 +169,7 @@ def ending(out: Path, *others: str) -> str:
     """The ending of a file to write, without its dot: a picture's, html, or one of `others`."""
     given, known = out.suffix.lower().lstrip("."), ("html", *others, *PICTURE)
     if given not in known:
-        raise CorelensError(f"--out {out}", f"a file that ends in .{', .'.join(known)}", "name it so")
+        raise CorelensError(
+            f"--out {out}", f"a file that ends in .{', .'.join(known)}", "name it so"
+        )
     return given

@@ -1,4 +1,5 @@
-"""The command `corelens show`: the user's own picture and question, the model's answer, and where its heads look."""
+"""The command `corelens show`: the user's own picture and question, the model's answer, and where
+its heads look."""
 
 import json as json_module
 from pathlib import Path
@@ -30,49 +31,80 @@ def add_show(app: typer.Typer) -> None:
     def show(
         image: Annotated[Path, typer.Argument(help="Your picture.", callback=_there)],
         question: Annotated[str, typer.Argument(help="Your question about it.")],
-        model: Annotated[str, typer.Option(help="A bundled model, a folder, or a name on the Hub.")] = DEFAULT,
+        model: Annotated[
+            str, typer.Option(help="A bundled model, a folder, or a name on the Hub.")
+        ] = DEFAULT,
         heads: Annotated[str | None, typer.Option(help="Which heads to show: 'L3H5,L4H1'.")] = None,
-        scores: Annotated[Path | None, typer.Option(help="A run folder of `corelens score`: its top heads.")] = None,
-        box: Annotated[str | None, typer.Option(help="Where the evidence is, in pixels: x0,y0,x1,y1.")] = None,
+        scores: Annotated[
+            Path | None, typer.Option(help="A run folder of `corelens score`: its top heads.")
+        ] = None,
+        box: Annotated[
+            str | None, typer.Option(help="Where the evidence is, in pixels: x0,y0,x1,y1.")
+        ] = None,
         top: Annotated[int, typer.Option(help="How many heads.", min=1, max=24)] = 6,
-        rows: Annotated[str, typer.Option(help="Whose attention: last, question, or last+question.")] = "last",
+        rows: Annotated[
+            str, typer.Option(help="Whose attention: last, question, or last+question.")
+        ] = "last",
         smooth: Annotated[bool, typer.Option("--smooth", help="Blur the patches' edges.")] = False,
-        out: Annotated[Path, typer.Option(help="show.html, or a picture: png, pdf, svg, jpg.")] = Path("show.html"),
+        out: Annotated[
+            Path, typer.Option(help="show.html, or a picture: png, pdf, svg, jpg.")
+        ] = Path("show.html"),
         device: Device = None,
         open_page: Open = False,
         json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     ) -> None:
         """Ask about a picture of your own: the answer, and the heads that look at it.
 
-        Heads are those of --heads, else the top ones of --scores, else those that put most on --box in this picture,
-        else (a bundled model) the top ones by RAM over 40 scenes of its world, else those that put most on the picture.
+        Heads are those of --heads, else the top ones of --scores, else those that put most on --box
+        in this picture, else (a bundled model) the top ones by RAM over 40 scenes of its world,
+        else those that put most on the picture.
 
         Example: `corelens show scene.png "What digit is on the red star?" --box 20,51,77,105`
 
-        Example: `corelens show bus.jpg "What number?" --model Qwen/Qwen3-VL-4B-Instruct --out bus.png`
+        Example: `corelens show bus.jpg "What number?" --model Qwen/Qwen3-VL-4B-Instruct --out
+        bus.png`
         """
         from corelens.inputs.pictures import read_picture
         from corelens.inputs.prepare import Sample
 
         ending(out)
         regions = [] if box is None else [_box(box)]
-        sample = Sample([read_picture(image, "the picture")], question, regions=regions, id=image.name)
+        sample = Sample(
+            [read_picture(image, "the picture")], question, regions=regions, id=image.name
+        )
         given = scores and open_scores(scores, None)
         named = named_heads(heads)
         check_model(model, *([named] if named is not None else []))
         hooked = open_model(model, device=device)
         chosen, ranked, values = _heads(hooked, model, sample, named, given, top, rows)
         answer, probability = _answer(hooked, sample)
-        told = {"answer": f"{answer} (probability of its first token {probability:.2f})", "model": model}
+        told = {
+            "answer": f"{answer} (probability of its first token {probability:.2f})",
+            "model": model,
+        }
         _write(hooked, sample, chosen, rows, smooth, out, told | {"heads": ranked})
         show_page(out, open_page)
         if json:
-            said = {"question": question, "answer": answer, "probability": probability, "heads": values}
-            typer.echo(json_module.dumps(said | {"ranked_by": ranked, "rows": rows, "out": str(out)}))
+            said = {
+                "question": question,
+                "answer": answer,
+                "probability": probability,
+                "heads": values,
+            }
+            typer.echo(
+                json_module.dumps(said | {"ranked_by": ranked, "rows": rows, "out": str(out)})
+            )
             return
         console = Console()
-        console.print(f"answer: {answer}   (probability of its first token {probability:.2f})", markup=False)
-        console.print(f"heads, {ranked}: {', '.join(map(str, chosen))}", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"answer: {answer}   (probability of its first token {probability:.2f})", markup=False
+        )
+        console.print(
+            f"heads, {ranked}: {', '.join(map(str, chosen))}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -91,7 +123,9 @@ def _box(words: str) -> Any:
         x0, y0, x1, y1 = (float(number) for number in words.split(","))
     except ValueError:
         raise CorelensError(
-            f"--box {words!r}", "four numbers x0,y0,x1,y1 in pixels of the picture", "for instance --box 20,51,77,105"
+            f"--box {words!r}",
+            "four numbers x0,y0,x1,y1 in pixels of the picture",
+            "for instance --box 20,51,77,105",
         ) from None
     return Box(x0, y0, x1, y1)
 
@@ -113,14 +147,20 @@ def _heads(
         over = f"{len(scores.meta.get('samples') or []) or 'other'} samples"
     elif not sample.regions and name in list_demos():
         world = read_card(name)["training"]["worlds"][0]
-        scores = _first(score_heads(hooked, synthetic(world, 40, seed=1), [metric("ram", rows=rows)]))
+        scores = _first(
+            score_heads(hooked, synthetic(world, 40, seed=1), [metric("ram", rows=rows)])
+        )
         over = f"40 scenes of {world!r}"
     else:
         by = "ram" if sample.regions else "visual_mass"
         scores = _first(score_heads(hooked, [sample], [metric(by, rows=rows)]))
     chosen = scores.top(k=min(top, scores.values.size))
     chosen.check(hooked.cfg.n_layers, hooked.cfg.n_heads)
-    return chosen, f"top by {scores.label} over {over}", {str(head): float(scores.values[head]) for head in chosen}
+    return (
+        chosen,
+        f"top by {scores.label} over {over}",
+        {str(head): float(scores.values[head]) for head in chosen},
+    )
 
 
 def _first(scores: dict[str, Any]) -> Any:
@@ -138,7 +178,9 @@ def _answer(model: Any, sample: Any) -> tuple[str, float]:
     return model.tokenizer.decode(ids, skip_special_tokens=True).strip(), first
 
 
-def _write(model: Any, sample: Any, heads: Any, rows: str, smooth: bool, out: Path, told: dict[str, str]) -> None:
+def _write(
+    model: Any, sample: Any, heads: Any, rows: str, smooth: bool, out: Path, told: dict[str, str]
+) -> None:
     from corelens.viz import page as p
     from corelens.viz.overlay import head_pictures, overlay
 
@@ -151,6 +193,11 @@ def _write(model: Any, sample: Any, heads: Any, rows: str, smooth: bool, out: Pa
         "heads by the numbers, which are attention mass."
     )
     shown = p.pictures([(None, pictures)], caption, columns=4)
-    meta = {"model": told["model"], "picture": sample.id, "heads": ", ".join(map(str, heads)), "rows": rows}
+    meta = {
+        "model": told["model"],
+        "picture": sample.id,
+        "heads": ", ".join(map(str, heads)),
+        "rows": rows,
+    }
     subtitle = f"The model says: {told['answer']}"
     write_whole(out, p.page(sample.question, [p.section("", shown)], meta, subtitle))

@@ -1,4 +1,5 @@
-"""The commands `corelens demo` and `corelens study`: the papers' findings on a bundled model, or on one of yours."""
+"""The commands `corelens demo` and `corelens study`: the papers' findings on a bundled model, or on
+one of yours."""
 
 import inspect
 import json as json_module
@@ -32,18 +33,25 @@ QUICK: dict[str, Any] = {
 CAPTIONS = "captions"  # of the pictures of `refer`: a question that takes a long answer
 
 
-def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Callable[..., Any]) -> None:
+def add_study(
+    app: typer.Typer, open_model: Callable[[str], Any], open_data: Callable[..., Any]
+) -> None:
     """Give the command line its `demo` and its `study`."""
 
     @app.command()
     def demo(
         out: Out = Path("report"),
         seed: Seed = 1,
-        full: Annotated[bool, typer.Option("--full", help="1,000 test scenes, all curves (minutes).")] = False,
-        model: Annotated[str, typer.Option(help="A bundled model, see `corelens models`.")] = DEFAULT,
+        full: Annotated[
+            bool, typer.Option("--full", help="1,000 test scenes, all curves (minutes).")
+        ] = False,
+        model: Annotated[
+            str, typer.Option(help="A bundled model, see `corelens models`.")
+        ] = DEFAULT,
         json: Json = False,
     ) -> None:
-        """The first findings on a bundled model and fresh scenes, in a minute: a table here, a page in --out.
+        """The first findings on a bundled model and fresh scenes, in a minute: a table here, a page
+        in --out.
 
         Example: `corelens demo --out report`
         """
@@ -51,7 +59,9 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
         from corelens.demo import load_demo
         from corelens.findings import study
 
-        options = f"{' --full' if full else ''} --seed {seed}" + (f" --model {model}" if model != DEFAULT else "")
+        options = f"{' --full' if full else ''} --seed {seed}" + (
+            f" --model {model}" if model != DEFAULT else ""
+        )
         result = study(
             load_demo(model),
             {"refer": synthetic("refer", 1400 if full else 160, seed=seed)},
@@ -68,7 +78,8 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
     @app.command()
     def study(
         models: Annotated[
-            list[str] | None, typer.Argument(help="Bundled models, folders, or names on the Hub; all bundled ones.")
+            list[str] | None,
+            typer.Argument(help="Bundled models, folders, or names on the Hub; all bundled ones."),
         ] = None,
         data: Annotated[
             list[str] | None,
@@ -78,19 +89,31 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
             ),
         ] = None,
         out: Out = Path("study"),
-        n: Annotated[int | None, typer.Option(help="Samples of each world. [default: 300; quick: 100]", min=10)] = None,
-        quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and draws: a few minutes.")] = False,
-        zoo: Annotated[
-            bool, typer.Option("--zoo", help="Each model on its own worlds, in its own folder; then one joint report.")
+        n: Annotated[
+            int | None,
+            typer.Option(help="Samples of each world. [default: 300; quick: 100]", min=10),
+        ] = None,
+        quick: Annotated[
+            bool, typer.Option("--quick", help="Fewer samples and draws: a few minutes.")
         ] = False,
-        only: Annotated[list[str] | None, typer.Option(help="Once for each finding, F1 to F8; all.")] = None,
+        zoo: Annotated[
+            bool,
+            typer.Option(
+                "--zoo",
+                help="Each model on its own worlds, in its own folder; then one joint report.",
+            ),
+        ] = False,
+        only: Annotated[
+            list[str] | None, typer.Option(help="Once for each finding, F1 to F8; all.")
+        ] = None,
         seed: Seed = 1,
         json: Json = False,
     ) -> None:
-        """Every finding of the papers on these models and data: claimed, measured, reproduced or not.
+        """Every finding of the papers on these models and data: claimed, measured, reproduced or
+        not.
 
-        A study that was stopped goes on when it is started again. Heads are scored on the first part of each world's
-        samples and tested on the rest.
+        A study that was stopped goes on when it is started again. Heads are scored on the first
+        part of each world's samples and tested on the rest.
 
         Example: `corelens study qwen3vl-s --quick --out study`
 
@@ -106,8 +129,13 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
         asked += ["--quick"] * quick + [f"--only {name}" for name in only or ()]
 
         def studied(some: list[str], folder: Path) -> Any:
-            worlds = {Path(name).name: _samples(name, n, seed, open_data) for name in data or default_worlds(some)}
-            hooked = {Path(name).name if Path(name).exists() else name: open_model(name) for name in some}
+            worlds = {
+                Path(name).name: _samples(name, n, seed, open_data)
+                for name in data or default_worlds(some)
+            }
+            hooked = {
+                Path(name).name if Path(name).exists() else name: open_model(name) for name in some
+            }
             command = " ".join(["corelens study", *some, *asked])
             return run(
                 hooked, worlds, out=folder, findings=only or None, command=command, progress=not json, seed=seed,
@@ -118,7 +146,8 @@ def add_study(app: typer.Typer, open_model: Callable[[str], Any], open_data: Cal
 
 
 def _joined(studied: Callable[..., Any], names: list[str], out: Path) -> Any:
-    """Each model's study in a folder of its own, the models in memory one at a time; then all of them as one report."""
+    """Each model's study in a folder of its own, the models in memory one at a time; then all of
+    them as one report."""
     from corelens.findings.result import Study
 
     joint = Study.join([studied([name], out / Path(name).name) for name in names])
@@ -127,12 +156,22 @@ def _joined(studied: Callable[..., Any], names: list[str], out: Path) -> Any:
 
 
 def default_worlds(models: list[str]) -> list[str]:
-    """The worlds that models with a card were trained on, as it measured them; and captions of the plain `refer`."""
+    """The worlds that models with a card were trained on, as it measured them; and captions of the
+    plain `refer`."""
     cards = [card for card in map(_card, models) if card is not None]
-    rows = [row for card in cards for row in card["held_out"] if row["world"] in card["training"]["worlds"]]
+    rows = [
+        row
+        for card in cards
+        for row in card["held_out"]
+        if row["world"] in card["training"]["worlds"]
+    ]
     found = list(dict.fromkeys(_named(row["world"], row.get("options") or {}) for row in rows))
     if not found:
-        raise CorelensError(f"no data for {', '.join(models)}", "samples to study it on", "--data refer, or a folder")
+        raise CorelensError(
+            f"no data for {', '.join(models)}",
+            "samples to study it on",
+            "--data refer, or a folder",
+        )
     return [*found, *([CAPTIONS] if "refer" in found else [])]
 
 
@@ -145,7 +184,8 @@ def _card(model: str) -> dict[str, Any] | None:
 
 
 def _named(world: str, options: dict[str, Any]) -> str:
-    """A world as --data names it, with those options that are not its own defaults: "video:grid=16"."""
+    """A world as --data names it, with those options that are not its own defaults:
+    "video:grid=16"."""
     from corelens.data.synthetic import WORLDS
 
     usual = {name: one.default for name, one in inspect.signature(WORLDS[world]).parameters.items()}
@@ -166,7 +206,8 @@ def _samples(name: str, n: int, seed: int, open_data: Callable[..., Any]) -> Any
 
 
 def _show(result: Any, json: bool) -> None:
-    """The verdicts, after what they rest on: the rows that the answer hangs on, and what heads cost."""
+    """The verdicts, after what they rest on: the rows that the answer hangs on, and what heads
+    cost."""
     if json:
         typer.echo(json_module.dumps(result.to_json()))
         return
@@ -179,7 +220,9 @@ def _show(result: Any, json: bool) -> None:
     for concluded in result.findings:
         overall = concluded.overall
         words = f"{overall}: {overall.reason}" if overall.reason else str(overall)
-        verdicts.add_row(f"{concluded.id} {concluded.finding.title}", escape(overall.number), escape(words))
+        verdicts.add_row(
+            f"{concluded.id} {concluded.finding.title}", escape(overall.number), escape(words)
+        )
     console.print(verdicts)
     console.print(f"report: {result.report}", highlight=False)
 
@@ -190,9 +233,16 @@ def _reading(model: dict[str, Any]) -> str:
     costs = []
     for world, part in model["worlds"].items():
         if part["row_costs"]:
-            lost = ", ".join(f"{rows} {100 * cost['value'] + 0.0:.0f}" for rows, cost in part["row_costs"].items())
+            lost = ", ".join(
+                f"{rows} {100 * cost['value'] + 0.0:.0f}"
+                for rows, cost in part["row_costs"].items()
+            )
             costs.append(f"cutting the evidence costs in {world}, by rows (points): {lost}")
-    judged = f"judged by {reading['words']}" if reading["key"] else f"no ranking can be judged: {reading['reason']}"
+    judged = (
+        f"judged by {reading['words']}"
+        if reading["key"]
+        else f"no ranking can be judged: {reading['reason']}"
+    )
     return "; ".join([judged, *costs])
 
 
@@ -212,8 +262,12 @@ def _costs(title: str, part: dict[str, Any]) -> Table:
         for role in ("top", "bottom"):
             cells = [escape(points(numbers[key][role][kind])) for kind in kinds]
             table.add_row(
-                escape(f"{role} {numbers[key]['k']} by {key}"), *cells, style="bold" if role == "top" else None
+                escape(f"{role} {numbers[key]['k']} by {key}"),
+                *cells,
+                style="bold" if role == "top" else None,
             )
-    highest = [f"up to {100 * clean * max(numbers['random'][kind], default=0.0):.0f}" for kind in kinds]
+    highest = [
+        f"up to {100 * clean * max(numbers['random'][kind], default=0.0):.0f}" for kind in kinds
+    ]
     table.add_row(f"{len(numbers['random']['zero'])} random sets", *highest)
     return table

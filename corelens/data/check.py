@@ -1,4 +1,5 @@
-"""What a data folder holds: which set, which parts are whole, what is missing where, which pictures are broken."""
+"""What a data folder holds: which set, which parts are whole, what is missing where, which pictures
+are broken."""
 
 import warnings
 from collections.abc import Iterator
@@ -53,8 +54,11 @@ class Report:
 
     @property
     def usable(self) -> bool:
-        """Whether something can be loaded: a part that is there, and fewer than 1% of the pictures broken."""
-        return any(part.samples for part in self.parts) and len(self.broken) < max(BROKEN * self.pictures, 1e-9)
+        """Whether something can be loaded: a part that is there, and fewer than 1% of the pictures
+        broken."""
+        return any(part.samples for part in self.parts) and len(self.broken) < max(
+            BROKEN * self.pictures, 1e-9
+        )
 
     def to_json(self) -> dict[str, Any]:
         """All of it, and whether it can be used."""
@@ -62,7 +66,8 @@ class Report:
 
 
 def check(path: str | Path) -> Report:
-    """Look at every part of a data folder and decode every picture (a page of each PDF, a frame of each video).
+    """Look at every part of a data folder and decode every picture (a page of each PDF, a frame of
+    each video).
 
     Raises:
         CorelensError: the folder holds no set that is known.
@@ -95,7 +100,8 @@ def _stream(kind: str, root: Path, given: dict[str, Any]) -> Iterator[Sample]:
 
 
 def _look(sample: Sample, seen: set[str], report: Report) -> None:
-    """Decode what was not decoded yet; of a video or document one picture, of a table none (its reader has checked)."""
+    """Decode what was not decoded yet; of a video or document one picture, of a table none (its
+    reader has checked)."""
     for picture in pictures(sample):
         inside = isinstance(picture, Later)
         table = inside and picture.file.endswith(".parquet")

@@ -1,4 +1,5 @@
-"""What all loaders of public sets share: finding their files, choosing samples, leaving out pictures that are broken.
+"""What all loaders of public sets share: finding their files, choosing samples, leaving out
+pictures that are broken.
 
 A loader streams its samples from the annotations; no picture is decoded before a model reads it.
 """
@@ -46,7 +47,9 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CorelensError(f"{file}, which cannot be read ({error})", "a whole JSON file", "get it again") from error
+        raise CorelensError(
+            f"{file}, which cannot be read ({error})", "a whole JSON file", "get it again"
+        ) from error
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -58,12 +61,15 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
                     yield json.loads(line.decode("utf-8"))
                 except (ValueError, RecursionError) as error:
                     raise CorelensError(
-                        f"{file}, line {number}, which is no JSON ({error})", "one JSON object a line", "get it again"
+                        f"{file}, line {number}, which is no JSON ({error})",
+                        "one JSON object a line",
+                        "get it again",
                     ) from error
 
 
 def fields(record: dict[str, Any], *names: str, where: Any) -> list[Any]:
-    """These fields of a record, in order; raise for one that is missing: the file is of another format."""
+    """These fields of a record, in order; raise for one that is missing: the file is of another
+    format."""
     missing = [name for name in names if name not in record]
     if missing:
         raise CorelensError(
@@ -75,7 +81,8 @@ def fields(record: dict[str, Any], *names: str, where: Any) -> list[Any]:
 
 
 def take(items: Iterable[T], n: int | None, seed: int | None) -> list[T]:
-    """The first `n` items (all if None); with a seed, `n` drawn at random, in the published order."""
+    """The first `n` items (all if None); with a seed, `n` drawn at random, in the published
+    order."""
     if n is None or seed is None:
         return list(islice(items, n))
     rng, kept = random.Random(seed), {}
@@ -92,7 +99,8 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 
 def choose_pages(count: int, evidence: Iterable[int], most: int | None) -> list[int]:
-    """Which of `count` pages to show: the evidence and the pages nearest to it, at most `most`, in reading order.
+    """Which of `count` pages to show: the evidence and the pages nearest to it, at most `most`, in
+    reading order.
 
     Evidence of more than `most` pages is shown whole; without evidence these are the first pages.
     """
@@ -111,8 +119,9 @@ def pictures(sample: Sample) -> list[Any]:
 def unreadable(picture: Any, decode: bool = False) -> str | None:
     """Why a picture cannot be read; None if it can.
 
-    A file is opened and its size read; only one without the mark that ends its format (a download that was cut off)
-    is decoded. Of a picture inside a file only the file is looked for. With `decode`, every picture is decoded.
+    A file is opened and its size read; only one without the mark that ends its format (a download
+    that was cut off) is decoded. Of a picture inside a file only the file is looked for. With
+    `decode`, every picture is decoded.
     """
     try:
         if isinstance(picture, Later):
@@ -129,7 +138,8 @@ def unreadable(picture: Any, decode: bool = False) -> str | None:
         return "no such file"
     except CorelensError as error:
         return error.given.split("cannot be read: ")[-1]
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and struct.error for broken files
+    # PIL raises OSError, SyntaxError, ValueError and struct.error for broken files
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -157,13 +167,18 @@ def keep_readable(samples: Sequence[Sample], what: str) -> list[Sample]:
     said = f"{what}: {len(broken)} of {len(found)} pictures cannot be read: {listed(broken, found)}"
     if len(broken) >= BROKEN * len(found):
         raise CorelensError(said, f"fewer than {BROKEN:.0%}", "get these files again")
-    kept = [sample for sample in samples if not any(str(picture) in broken for picture in pictures(sample))]
+    kept = [
+        sample
+        for sample in samples
+        if not any(str(picture) in broken for picture in pictures(sample))
+    ]
     warnings.warn(f"{said}; {len(samples) - len(kept)} samples are left out", stacklevel=3)
     return kept
 
 
 def listed(broken: dict[str, str], found: dict[str, Any], most: int = 10) -> str:
-    """The first of these names, with reasons; a file whose frames or pages are all missing stands there once."""
+    """The first of these names, with reasons; a file whose frames or pages are all missing stands
+    there once."""
     reasons = {}
     for name, why in broken.items():
         picture = found[name]
@@ -178,5 +193,7 @@ def package(name: str, what: str, load: Callable[[], T]) -> T:
         return load()
     except ImportError as error:
         raise CorelensError(
-            f"{what}, and the package {name!r} is not installed", name, "pip install 'corelens[data]'"
+            f"{what}, and the package {name!r} is not installed",
+            name,
+            "pip install 'corelens[data]'",
         ) from error

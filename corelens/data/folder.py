@@ -5,10 +5,11 @@ One line a sample, a JSON object:
     {"id": "17", "images": ["street.jpg"], "question": "What number is on the bus?", "answer": "42",
      "regions": [{"box": [312, 140, 376, 204], "image": 0, "text": "42"}]}
 
-`images` or `video` (its frames): paths relative to the folder, and inside it. `question`: text. All else may be left
-out: `id` (the line number), `answer`, `choices` (texts), `meta` (anything), `regions`: each with one of `box`
-[x0, y0, x1, y1] in pixels of the original picture, `mask` (path of a picture, non-black where the region is) or `tube`
-{frame: box}; and `image` (which picture, from 0) and `text` (what stands there).
+`images` or `video` (its frames): paths relative to the folder, and inside it. `question`: text. All
+else may be left out: `id` (the line number), `answer`, `choices` (texts), `meta` (anything),
+`regions`: each with one of `box` [x0, y0, x1, y1] in pixels of the original picture, `mask` (path
+of a picture, non-black where the region is) or `tube` {frame: box}; and `image` (which picture,
+from 0) and `text` (what stands there).
 """
 
 import json
@@ -33,12 +34,14 @@ REGION_FIELDS = ("box", "mask", "tube", "image", "text")
 
 
 def load_samples(path: str | Path, outside: bool = False) -> list[Sample]:
-    """Read a folder in CoreLens's format (or its samples.jsonl). Pictures are opened when a model reads the sample.
+    """Read a folder in CoreLens's format (or its samples.jsonl). Pictures are opened when a model
+    reads the sample.
 
     Args:
         path: the folder, or the file.
-        outside: allow paths that leave the folder (absolute ones, "../other/a.png"): for files that you trust, since
-            whoever wrote them chooses what is read. (A link inside the folder is part of it.)
+        outside: allow paths that leave the folder (absolute ones, "../other/a.png"): for files that
+            you trust, since whoever wrote them chooses what is read. (A link inside the folder is
+            part of it.)
 
     Raises:
         CorelensError: a line that is wrong, with file, line and field; nothing is skipped.
@@ -46,37 +49,62 @@ def load_samples(path: str | Path, outside: bool = False) -> list[Sample]:
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
-        raise CorelensError(f"{path}", f"a folder with {FILE}, or that file", "see help(corelens.data.folder)")
+        raise CorelensError(
+            f"{path}", f"a folder with {FILE}, or that file", "see help(corelens.data.folder)"
+        )
     samples = []
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 samples.append(_sample(line, _Line(file, number, outside)))
     if not samples:
-        raise CorelensError(f"{file}, which is empty", "one sample a line", "see help(corelens.data.folder)")
+        raise CorelensError(
+            f"{file}, which is empty", "one sample a line", "see help(corelens.data.folder)"
+        )
     twice = _first_twice(sample.id for sample in samples)
     if twice is not None:
-        raise CorelensError(f"{file}: two samples with the id {twice!r}", "ids that differ", "results are kept by id")
+        raise CorelensError(
+            f"{file}: two samples with the id {twice!r}",
+            "ids that differ",
+            "results are kept by id",
+        )
     return samples
 
 
 def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
-    """Write samples with their pictures (as PNG) in the same format; returns the path of samples.jsonl."""
+    """Write samples with their pictures (as PNG) in the same format; returns the path of
+    samples.jsonl."""
     folder = Path(folder)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     lines = []
     for number, sample in enumerate(samples):
         if sample.messages is not None:
-            raise CorelensError(f"sample {sample.id!r}, a chat", "samples of images and a question", "leave chats out")
+            raise CorelensError(
+                f"sample {sample.id!r}, a chat",
+                "samples of images and a question",
+                "leave chats out",
+            )
 
         record: dict[str, Any] = {"id": sample.id or str(number + 1)}
-        kind, pictures = ("video", sample.video) if sample.video is not None else ("images", sample.images)
-        record[kind] = [_keep(picture, folder, f"{number:06d}-{i}") for i, picture in enumerate(pictures)]
-        record["regions"] = [
-            _region_json(region, folder, f"{number:06d}-mask-{i}") for i, region in enumerate(sample.regions)
+        kind, pictures = (
+            ("video", sample.video) if sample.video is not None else ("images", sample.images)
+        )
+        record[kind] = [
+            _keep(picture, folder, f"{number:06d}-{i}") for i, picture in enumerate(pictures)
         ]
-        record |= {name: getattr(sample, name) for name in ("question", "answer", "choices", "meta")}
-        lines.append(json.dumps({name: x for name, x in record.items() if x not in (None, [], {})}, ensure_ascii=False))
+        record["regions"] = [
+            _region_json(region, folder, f"{number:06d}-mask-{i}")
+            for i, region in enumerate(sample.regions)
+        ]
+        record |= {
+            name: getattr(sample, name) for name in ("question", "answer", "choices", "meta")
+        }
+        lines.append(
+            json.dumps(
+                {name: x for name, x in record.items() if x not in (None, [], {})},
+                ensure_ascii=False,
+            )
+        )
     file = folder / FILE
     write_whole(file, "\n".join(lines) + "\n")
     return file
@@ -110,11 +138,17 @@ def _record(text: bytes, line: _Line) -> dict[str, Any]:
         record = json.loads(text.decode("utf-8"), parse_int=_whole)
         endless = next(_endless(record, ""), None)
     except UnicodeDecodeError as error:
-        raise line.wrong("(all)", text[max(error.start - 20, 0) :][:40], f"text in UTF-8 ({error.reason})") from error
+        raise line.wrong(
+            "(all)", text[max(error.start - 20, 0) :][:40], f"text in UTF-8 ({error.reason})"
+        ) from error
     except RecursionError as error:
-        raise line.wrong("(all)", text[:40], "a JSON object that is not nested without end") from error
+        raise line.wrong(
+            "(all)", text[:40], "a JSON object that is not nested without end"
+        ) from error
     except ValueError as error:
-        raise line.wrong("(all)", text[:80].decode(errors="replace").strip(), f"a JSON object ({error})") from error
+        raise line.wrong(
+            "(all)", text[:80].decode(errors="replace").strip(), f"a JSON object ({error})"
+        ) from error
     if not isinstance(record, dict):
         raise line.wrong("(all)", record, "a JSON object")
     if endless is not None:
@@ -146,18 +180,31 @@ def _sample(text: bytes, line: _Line) -> Sample:
     if ("images" in record) == ("video" in record):
         raise line.wrong("images", record.get("images"), "either images or video")
     kind = "video" if "video" in record else "images"
-    pictures = [_path(name, f"{kind}[{i}]", line) for i, name in enumerate(_texts(record[kind], kind, line))]
+    pictures = [
+        _path(name, f"{kind}[{i}]", line) for i, name in enumerate(_texts(record[kind], kind, line))
+    ]
     if not pictures:
         raise line.wrong(kind, record[kind], "one path or more")
     if not isinstance(record.get("question"), str) or not record["question"].strip():
         raise line.wrong("question", record.get("question"), "a text")
-    for field, type_, expected in (("answer", str, "a text"), ("meta", dict, "an object"), ("regions", list, "a list")):
+    for field, type_, expected in (
+        ("answer", str, "a text"),
+        ("meta", dict, "an object"),
+        ("regions", list, "a list"),
+    ):
         if record.get(field) is not None and not isinstance(record[field], type_):
             raise line.wrong(field, record[field], expected)
-    regions = [_region(region, f"regions[{i}]", line) for i, region in enumerate(record.get("regions") or [])]
+    regions = [
+        _region(region, f"regions[{i}]", line)
+        for i, region in enumerate(record.get("regions") or [])
+    ]
     for i, region in enumerate(regions):
         if isinstance(region, Tube) != (kind == "video"):
-            raise line.wrong(f"regions[{i}]", record["regions"][i], "a tube for a video, a box or mask for images")
+            raise line.wrong(
+                f"regions[{i}]",
+                record["regions"][i],
+                "a tube for a video, a box or mask for images",
+            )
         if kind == "images" and not 0 <= region.image < len(pictures):
             raise line.wrong(f"regions[{i}].image", region.image, f"0 to {len(pictures) - 1}")
     choices = record.get("choices")
@@ -189,13 +236,19 @@ def _region(given: Any, field: str, line: _Line) -> Region:
         if "mask" in given:
             path = _path(given["mask"], f"{field}.mask", line)
             return Mask(
-                read_mask(path, f"{line.file}, line {line.number}, field '{field}.mask'"), image=image, text=text
+                read_mask(path, f"{line.file}, line {line.number}, field '{field}.mask'"),
+                image=image,
+                text=text,
             )
         boxes = given["tube"]
-        if not isinstance(boxes, dict) or not all(re.fullmatch("[0-9]{1,9}", frame) for frame in boxes):
+        if not isinstance(boxes, dict) or not all(
+            re.fullmatch("[0-9]{1,9}", frame) for frame in boxes
+        ):
             raise line.wrong(f"{field}.tube", boxes, "an object {frame: [x0, y0, x1, y1]}")
         corners = {int(frame): _numbers(box, f"{field}.tube", line) for frame, box in boxes.items()}
-        return Tube({frame: Box(x0, y0, x1, y1) for frame, (x0, y0, x1, y1) in corners.items()}, text=text)
+        return Tube(
+            {frame: Box(x0, y0, x1, y1) for frame, (x0, y0, x1, y1) in corners.items()}, text=text
+        )
     except CorelensError as error:
         if str(line.file) in error.given:
             raise
@@ -203,7 +256,9 @@ def _region(given: Any, field: str, line: _Line) -> Region:
 
 
 def _numbers(given: Any, field: str, line: _Line) -> tuple[float, float, float, float]:
-    numbers = isinstance(given, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in given)
+    numbers = isinstance(given, list) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) for x in given
+    )
     if not numbers or len(given) != 4:
         raise line.wrong(field, given, "four numbers [x0, y0, x1, y1]")
     x0, y0, x1, y1 = given
@@ -245,7 +300,10 @@ def _is_file(path: Path) -> bool:
 def _region_json(region: Region, folder: Path, name: str) -> dict[str, Any]:
     about: dict[str, Any] = {} if region.text is None else {"text": region.text}
     if isinstance(region, Tube):
-        return {"tube": {str(f): [b.x0, b.y0, b.x1, b.y1] for f, b in region.boxes.items()}, **about}
+        return {
+            "tube": {str(f): [b.x0, b.y0, b.x1, b.y1] for f, b in region.boxes.items()},
+            **about,
+        }
     about |= {"image": region.image} if region.image else {}
     if isinstance(region, Box):
         return {"box": [region.x0, region.y0, region.x1, region.y1], **about}

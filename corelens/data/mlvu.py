@@ -1,17 +1,20 @@
-"""MLVU (the dev set) from your own copy: multiple-choice questions about long videos, scored by the letter.
+"""MLVU (the dev set) from your own copy: multiple-choice questions about long videos, scored by the
+letter.
 
-    json/1_plotQA.json …                           one file a task: video, duration, question, candidates, answer
-    video/1_plotQA/movie101_66.mp4 …               or video/plotQA/…
+    json/1_plotQA.json …                           one file a task: video, duration, question,
+    candidates, answer video/1_plotQA/movie101_66.mp4 …               or video/plotQA/…
 
-as https://github.com/JUNJIE99/MLVU publishes it (data/*.json; evaluation/multiple_choice_evaluation/choice_bench.py)
-and the videos of https://huggingface.co/datasets/MLVU/MVLU are laid out (folders named after the JSON files; the
-benchmark's script leaves the number out). Nothing says where in a video the answer stands: no sample has a region.
+as https://github.com/JUNJIE99/MLVU publishes it (data/*.json;
+evaluation/multiple_choice_evaluation/choice_bench.py) and the videos of
+https://huggingface.co/datasets/MLVU/MVLU are laid out (folders named after the JSON files; the
+benchmark's script leaves the number out). Nothing says where in a video the answer stands: no
+sample has a region.
 
-The two generation tasks (8_sub_scene, 9_summary) are judged by GPT-4, so they have no score here. Where the gold answer
-is not among the candidates (two questions of 2_needle, which the benchmark counts as wrong whatever is chosen), the
-sample is left out. The options are written as CoreLens writes them ("A. …"), not as the benchmark's prompt does
-("(A) …"); the gold answer is the letter. The test set (six options, question_id) is not read: its published layout
-could not be verified.
+The two generation tasks (8_sub_scene, 9_summary) are judged by GPT-4, so they have no score here.
+Where the gold answer is not among the candidates (two questions of 2_needle, which the benchmark
+counts as wrong whatever is chosen), the sample is left out. The options are written as CoreLens
+writes them ("A. …"), not as the benchmark's prompt does ("(A) …"); the gold answer is the letter.
+The test set (six options, question_id) is not read: its published layout could not be verified.
 """
 
 import warnings
@@ -34,21 +37,29 @@ FOLDERS = ("json", "data", "upload_json", ".")
 
 
 def mlvu(
-    root: str | Path, task: str | None = None, n: int | None = None, seed: int | None = None, frames: int = 16
+    root: str | Path,
+    task: str | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+    frames: int = 16,
 ) -> list[Sample]:
     """One sample for each question, its frames decoded when a model reads it.
 
     Args:
         root: the folder that holds `json` and `video`.
-        task: one of `TASKS`, for instance "1_plotQA"; by default all multiple-choice tasks whose file is there.
+        task: one of `TASKS`, for instance "1_plotQA"; by default all multiple-choice tasks whose
+            file is there.
         n: how many; all by default.
         seed: draw the n at random instead of taking the first.
         frames: how many frames, at the middles of equal parts of the video.
 
     Raises:
-        CorelensError: a file is missing (said which and where) or of another format; 1% of the videos are missing.
+        CorelensError: a file is missing (said which and where) or of another format; 1% of the
+            videos are missing.
     """
-    tasks = [task] if task else [one for one in CHOICE if has(Path(root), *_files(one))] or list(CHOICE)
+    tasks = (
+        [task] if task else [one for one in CHOICE if has(Path(root), *_files(one))] or list(CHOICE)
+    )
     samples = (sample for one in tasks for sample in stream(root, one, frames))
     return keep_readable(take(samples, n, seed), f"MLVU {task or 'multiple choice'}")
 
@@ -56,12 +67,18 @@ def mlvu(
 def stream(root: str | Path, task: str, frames: int = 16) -> Iterator[Sample]:
     """The samples of one task, one after the other, videos unseen."""
     if task not in TASKS or frames < 1:
-        raise CorelensError(f"task {task!r}, {frames} frames", f"one of {', '.join(TASKS)}", "choose one of these")
+        raise CorelensError(
+            f"task {task!r}, {frames} frames", f"one of {', '.join(TASKS)}", "choose one of these"
+        )
     file = there(root, *_files(task), what=f"MLVU's questions of {task}")
-    folder = there(root, f"video/{task}", f"video/{task.split('_', 1)[1]}", what=f"MLVU's videos of {task}")
+    folder = there(
+        root, f"video/{task}", f"video/{task.split('_', 1)[1]}", what=f"MLVU's videos of {task}"
+    )
     left_out = 0
     for number, record in enumerate(read_json(file)):
-        name, question, answer, duration = fields(record, "video", "question", "answer", "duration", where=file)
+        name, question, answer, duration = fields(
+            record, "video", "question", "answer", "duration", where=file
+        )
         choices = record.get("candidates")
         if choices is not None and answer not in choices:
             left_out += 1

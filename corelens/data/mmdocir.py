@@ -1,23 +1,29 @@
-"""MMDocIR (the evaluation set) from your own copy: questions about long documents, and the boxes that answer them.
+"""MMDocIR (the evaluation set) from your own copy: questions about long documents, and the boxes
+that answer them.
 
-    MMDocIR_annotations.jsonl        one document a line: doc_name, page_indices, layout_indices, questions (Q, A, type,
-                                     page_id, layout_mapping: page, page_size, bbox)
+    MMDocIR_annotations.jsonl        one document a line: doc_name, page_indices, layout_indices,
+                                     questions (Q, A, type, page_id, layout_mapping: page,
+                                     page_size, bbox)
     MMDocIR_pages.parquet            one page a row: image_binary (a JPEG), doc_name, passage_id, …
-    MMDocIR_layouts.parquet          one box a row: page_id, bbox, page_size, text, ocr_text, …; may be left out
+    MMDocIR_layouts.parquet          one box a row: page_id, bbox, page_size, text, ocr_text, …; may
+    be left out
 
 as https://github.com/MMDocRAG/MMDocIR (dataset/README.md, search.py) and
-https://huggingface.co/datasets/MMDocIR/MMDocIR_Evaluation_Dataset publish it (arXiv 2501.08828). `page_indices` are the
-first and last row of a document's pages, the last one included (in the published file 0 to 23, then 24 to 46); page ids
-count from 0. Boxes are in PDF points of `page_size` and are scaled here to pixels of the page's picture: that the
-picture shows the whole page is our reading of the format. One published box is empty and one leaves its page: boxes are
+https://huggingface.co/datasets/MMDocIR/MMDocIR_Evaluation_Dataset publish it (arXiv 2501.08828).
+`page_indices` are the first and last row of a document's pages, the last one included (in the
+published file 0 to 23, then 24 to 46); page ids count from 0. Boxes are in PDF points of
+`page_size` and are scaled here to pixels of the page's picture: that the picture shows the whole
+page is our reading of the format. One published box is empty and one leaves its page: boxes are
 clipped, and a question without any box left has no layout region.
 
-Two levels, as the set has them: `level="page"` marks the evidence pages whole, `level="layout"` the boxes. Of a
-document the `pages` nearest to the evidence are shown (the longest has 843 in the published file). A picture is read
-from the parquet file when a model needs it; the sizes of all pages are read in one pass before. Where the file is one
-row group (as the published one seems to be), the first look into a document reads the file up to its rows.
+Two levels, as the set has them: `level="page"` marks the evidence pages whole, `level="layout"` the
+boxes. Of a document the `pages` nearest to the evidence are shown (the longest has 843 in the
+published file). A picture is read from the parquet file when a model needs it; the sizes of all
+pages are read in one pass before. Where the file is one row group (as the published one seems to
+be), the first look into a document reads the file up to its rows.
 
-MMDocIR scores retrieval (`corelens.data.scoring.recall_at`) and defines no score for an answer: ANLS is our choice.
+MMDocIR scores retrieval (`corelens.data.scoring.recall_at`) and defines no score for an answer:
+ANLS is our choice.
 """
 
 from collections.abc import Iterator
@@ -28,7 +34,16 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from corelens.data.files import choose_pages, fields, has, keep_readable, package, read_lines, take, there
+from corelens.data.files import (
+    choose_pages,
+    fields,
+    has,
+    keep_readable,
+    package,
+    read_lines,
+    take,
+    there,
+)
 from corelens.errors import CorelensError
 from corelens.inputs.pictures import Later
 from corelens.inputs.sample import Sample
@@ -63,13 +78,17 @@ def stream(root: str | Path, level: str = "layout", pages: int | None = 8) -> It
     """The samples, one after the other; of the pictures only the sizes are read."""
     if level not in ("page", "layout"):
         raise CorelensError(f"level {level!r}", "page or layout", "choose one of these")
-    notes, table, layouts = (f"dataset/{name}" if has(Path(root), "dataset") else name for name in FILES)
+    notes, table, layouts = (
+        f"dataset/{name}" if has(Path(root), "dataset") else name for name in FILES
+    )
     annotations = there(root, notes, what="MMDocIR's annotations")
     file = there(root, table, what="MMDocIR's pages")
     texts = Path(root, layouts) if level == "layout" and has(Path(root), layouts) else None
     number = 0
     for record in read_lines(annotations):
-        name, rows, questions = fields(record, "doc_name", "page_indices", "questions", where=annotations)
+        name, rows, questions = fields(
+            record, "doc_name", "page_indices", "questions", where=annotations
+        )
         sizes = _sizes(file)[rows[0] : rows[1] + 1]
         if len(sizes) <= rows[1] - rows[0]:
             raise CorelensError(
@@ -79,15 +98,21 @@ def stream(root: str | Path, level: str = "layout", pages: int | None = 8) -> It
             )
         for asked in questions:
             fields(asked, "Q", "A", "page_id", "layout_mapping", where=f"{annotations}, {name}")
-            evidence = sorted({*asked["page_id"], *(one["page"] for one in asked["layout_mapping"])})
+            evidence = sorted(
+                {*asked["page_id"], *(one["page"] for one in asked["layout_mapping"])}
+            )
             shown = choose_pages(len(sizes), evidence, pages)
             boxes: list[Any] = []
             if level == "page":
                 whole = [(page, size) for page in asked["page_id"] if (size := sizes[page])]
-                boxes = [Box(0, 0, size[0], size[1], image=shown.index(page)) for page, size in whole]
+                boxes = [
+                    Box(0, 0, size[0], size[1], image=shown.index(page)) for page, size in whole
+                ]
             else:
                 said = _texts(texts, tuple(record["layout_indices"])) if texts else {}
-                boxes = [box for one in asked["layout_mapping"] if (box := _box(one, sizes, shown, said))]
+                boxes = [
+                    box for one in asked["layout_mapping"] if (box := _box(one, sizes, shown, said))
+                ]
             yield Sample(
                 images=[_later(file, rows[0], len(sizes), page, sizes[page]) for page in shown],
                 question=asked["Q"],
@@ -104,7 +129,9 @@ def stream(root: str | Path, level: str = "layout", pages: int | None = 8) -> It
 
 def _later(file: Path, first: int, count: int, page: int, size: tuple[int, int] | None) -> Later:
     broken = None if size else "a picture whose header cannot be read"
-    return Later(str(file), f"row {first + page}", partial(_page, file, first, count, page), size, broken)
+    return Later(
+        str(file), f"row {first + page}", partial(_page, file, first, count, page), size, broken
+    )
 
 
 def _box(
@@ -116,17 +143,26 @@ def _box(
         return None
     (wide, high), (x, y) = one["page_size"], size
     x0, y0, x1, y1 = one["bbox"]
-    x0, y0, x1, y1 = max(x0, 0) * x / wide, max(y0, 0) * y / high, min(x1, wide) * x / wide, min(y1, high) * y / high
+    x0, y0, x1, y1 = (
+        max(x0, 0) * x / wide,
+        max(y0, 0) * y / high,
+        min(x1, wide) * x / wide,
+        min(y1, high) * y / high,
+    )
     if x1 <= x0 or y1 <= y0:
         return None
-    return Box(x0, y0, x1, y1, image=shown.index(one["page"]), text=said.get((one["page"], *one["bbox"])))
+    return Box(
+        x0, y0, x1, y1, image=shown.index(one["page"]), text=said.get((one["page"], *one["bbox"]))
+    )
 
 
-# --- parquet ----------------------------------------------------------------------------------------------------------
+# --- parquet
 
 
 def _parquet(file: Path) -> Any:
-    read = package("pyarrow", f"{file}, a parquet file", lambda: __import__("pyarrow.parquet").parquet)
+    read = package(
+        "pyarrow", f"{file}, a parquet file", lambda: __import__("pyarrow.parquet").parquet
+    )
     try:
         return read.ParquetFile(file, memory_map=True, pre_buffer=False)
     except Exception as error:  # pyarrow raises ArrowInvalid, OSError and others
@@ -147,11 +183,15 @@ def _check_columns(file: Path, table: Any, columns: tuple[str, ...]) -> None:
 
 @lru_cache(maxsize=4)
 def _rows(file: Path, first: int, count: int, columns: tuple[str, ...]) -> list[dict[str, Any]]:
-    """`count` rows from `first` on; the row groups before them are skipped, the rows of theirs read past."""
+    """`count` rows from `first` on; the row groups before them are skipped, the rows of theirs read
+    past."""
     with _parquet(file) as table:
         _check_columns(file, table, columns)
         start, group = 0, 0
-        while group < table.num_row_groups and start + table.metadata.row_group(group).num_rows <= first:
+        while (
+            group < table.num_row_groups
+            and start + table.metadata.row_group(group).num_rows <= first
+        ):
             start += table.metadata.row_group(group).num_rows
             group += 1
         found: list[dict[str, Any]] = []
@@ -167,7 +207,8 @@ def _rows(file: Path, first: int, count: int, columns: tuple[str, ...]) -> list[
 
 @lru_cache(maxsize=1)
 def _sizes(file: Path) -> list[tuple[int, int] | None]:
-    """Width and height of every page, in one pass; None for a picture whose header cannot be read."""
+    """Width and height of every page, in one pass; None for a picture whose header cannot be
+    read."""
     found: list[tuple[int, int] | None] = []
     with _parquet(file) as table:
         _check_columns(file, table, ("image_binary",))
@@ -175,7 +216,8 @@ def _sizes(file: Path) -> list[tuple[int, int] | None]:
             for data in batch.column(0):
                 try:
                     found.append(Image.open(BytesIO(data.as_buffer())).size)
-                except Exception:  # PIL raises OSError, SyntaxError and others; no bytes at all are an AttributeError
+                # PIL raises OSError, SyntaxError and others; no bytes at all are an AttributeError
+                except Exception:
                     found.append(None)
     return found
 

@@ -1,12 +1,14 @@
-"""MMLongBench from your own copy: five kinds of tasks for long-context vision-language models, at 8K to 128K tokens.
+"""MMLongBench from your own copy: five kinds of tasks for long-context vision-language models, at
+8K to 128K tokens.
 
-    mmlb_data/documentQA/mmlongdoc_K8.jsonl …      0_mmlb_data.tar.gz, unpacked: vrag, NIAH, ICL, summ, documentQA
-    mmlb_image/…                                   the picture archives, unpacked; questions name paths below it
+    mmlb_data/documentQA/mmlongdoc_K8.jsonl …      0_mmlb_data.tar.gz, unpacked: vrag, NIAH, ICL,
+    summ, documentQA mmlb_image/…                                   the picture archives, unpacked;
+    questions name paths below it
 
-as https://github.com/EdinburghNLP/MMLongBench publishes and reads it (data.py, configs/*.yaml, README; arXiv
-2505.10610). `TASKS` lists the files; K is the length in thousands of tokens. The published data were not at hand: the
-fields are those that data.py reads, and `ans_page_list` is as the README explains it (pages from 0; SlideVQA's file
-names count from 1).
+as https://github.com/EdinburghNLP/MMLongBench publishes and reads it (data.py, configs/*.yaml,
+README; arXiv 2505.10610). `TASKS` lists the files; K is the length in thousands of tokens. The
+published data were not at hand: the fields are those that data.py reads, and `ans_page_list` is as
+the README explains it (pages from 0; SlideVQA's file names count from 1).
 
 | kind | tasks | regions | score |
 |---|---|---|---|
@@ -17,12 +19,13 @@ names count from 1).
 | ICL | cars196, food101, inat2021, sun397 | none | cls_acc |
 | summ | gov, lexsum | none | rouge (no score here) |
 
-That `positive_ctxs` of the needle tasks name a picture under `image` comes from a third party's notes and is not
-verified; without it there are no regions. The demonstrations of ICL are one of the published lists, drawn and shuffled
-by the sample's number (the benchmark draws anew in each run).
+That `positive_ctxs` of the needle tasks name a picture under `image` comes from a third party's
+notes and is not verified; without it there are no regions. The demonstrations of ICL are one of the
+published lists, drawn and shuffled by the sample's number (the benchmark draws anew in each run).
 
-**The prompt** is ours, in `PROMPTS`, one for each kind, with {context} and {question} in the benchmark's order; for its
-own words pass `prompt=`, copied from data.py. The gold answer is bare; the benchmark has models begin with "Answer:".
+**The prompt** is ours, in `PROMPTS`, one for each kind, with {context} and {question} in the
+benchmark's order; for its own words pass `prompt=`, copied from data.py. The gold answer is bare;
+the benchmark has models begin with "Answer:".
 """
 
 import json
@@ -34,7 +37,16 @@ from typing import Any
 
 from PIL import Image
 
-from corelens.data.files import fields, has, keep_readable, natural, read_json, read_lines, take, there
+from corelens.data.files import (
+    fields,
+    has,
+    keep_readable,
+    natural,
+    read_json,
+    read_lines,
+    take,
+    there,
+)
 from corelens.errors import CorelensError
 from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box
@@ -82,7 +94,8 @@ def mmlongbench(
     seed: int | None = None,
     prompt: str | None = None,
 ) -> list[Sample]:
-    """One sample for each question: a chat in which text and pictures alternate as in the benchmark.
+    """One sample for each question: a chat in which text and pictures alternate as in the
+    benchmark.
 
     Args:
         root: the folder that holds `mmlb_data` and `mmlb_image`.
@@ -93,36 +106,64 @@ def mmlongbench(
         prompt: with {context} and {question} in it; by default `PROMPTS` of the task's kind.
 
     Raises:
-        CorelensError: a file is missing (said which and where) or of another format; 1% of the pictures are broken.
+        CorelensError: a file is missing (said which and where) or of another format; 1% of the
+            pictures are broken.
     """
-    return keep_readable(take(stream(root, task, length, prompt), n, seed), f"MMLongBench {task} K{length}")
+    return keep_readable(
+        take(stream(root, task, length, prompt), n, seed), f"MMLongBench {task} K{length}"
+    )
 
 
-def stream(root: str | Path, task: str, length: int = 8, prompt: str | None = None) -> Iterator[Sample]:
-    """The samples of one file, one after the other; of the pictures only the sizes of answer pages are read."""
+def stream(
+    root: str | Path, task: str, length: int = 8, prompt: str | None = None
+) -> Iterator[Sample]:
+    """The samples of one file, one after the other; of the pictures only the sizes of answer pages
+    are read."""
     if task not in TASKS:
         raise CorelensError(f"task {task!r}", f"one of {', '.join(TASKS)}", "choose one of these")
-    file = there(root, "mmlb_data/" + TASKS[task].format(k=length), what=f"MMLongBench's {task} of {length}K tokens")
+    file = there(
+        root,
+        "mmlb_data/" + TASKS[task].format(k=length),
+        what=f"MMLongBench's {task} of {length}K tokens",
+    )
     folder = there(root, "mmlb_image", what="MMLongBench's pictures")
     kind = TASKS[task].split("/")[0]
-    make = {"documentQA": _pages, "NIAH": _needle, "vrag": _documents, "ICL": _shots, "summ": _summary}[kind]
+    make = {
+        "documentQA": _pages,
+        "NIAH": _needle,
+        "vrag": _documents,
+        "ICL": _shots,
+        "summ": _summary,
+    }[kind]
     records = _examples(file) if kind == "ICL" else read_lines(file)
     for number, record in enumerate(records):
-        name, meta = f"mmlongbench-{task}-K{length}-{number}", {"task": task, "length": length, "kind": kind}
+        name, meta = (
+            f"mmlongbench-{task}-K{length}-{number}",
+            {"task": task, "length": length, "kind": kind},
+        )
         yield _sample(name, make(record, task, file), prompt or PROMPTS[kind], folder, meta)
 
 
-def _sample(name: str, asked: dict[str, Any], prompt: str, folder: Path, meta: dict[str, Any]) -> Sample:
-    """A chat of one turn: the prompt with a picture wherever it says <image>; the question is a part of its own."""
-    before, after = (half.replace("{context}", asked["context"]) for half in prompt.split("{question}"))
+def _sample(
+    name: str, asked: dict[str, Any], prompt: str, folder: Path, meta: dict[str, Any]
+) -> Sample:
+    """A chat of one turn: the prompt with a picture wherever it says <image>; the question is a
+    part of its own."""
+    before, after = (
+        half.replace("{context}", asked["context"]) for half in prompt.split("{question}")
+    )
     pieces = [*_pieces(before), *_pieces(asked["question"]), *_pieces(after)]
     images = [str(folder / image) for image in asked["images"]]
     slots = pieces.count(IMAGE)
     if slots != len(images):
         raise CorelensError(
-            f"{name}: {slots} places for pictures and {len(images)} pictures", "as many", "get the file again"
+            f"{name}: {slots} places for pictures and {len(images)} pictures",
+            "as many",
+            "get the file again",
         )
-    content = [{"type": "image"} if piece == IMAGE else {"type": "text", "text": piece} for piece in pieces]
+    content = [
+        {"type": "image"} if piece == IMAGE else {"type": "text", "text": piece} for piece in pieces
+    ]
     words = [piece for piece in _pieces(asked["question"]) if piece != IMAGE]
     regions = []
     for number in asked.get("evidence", []):
@@ -139,7 +180,13 @@ def _sample(name: str, asked: dict[str, Any], prompt: str, folder: Path, meta: d
         answer=str(answers[0]),
         regions=list(regions),
         id=name,
-        meta={"set": "mmlongbench", "scoring": asked["scoring"], "answers": answers, **meta, **asked.get("meta", {})},
+        meta={
+            "set": "mmlongbench",
+            "scoring": asked["scoring"],
+            "answers": answers,
+            **meta,
+            **asked.get("meta", {}),
+        },
     )
 
 
@@ -152,7 +199,7 @@ def _pieces(text: str) -> list[str]:
     return parts
 
 
-# --- the five kinds ---------------------------------------------------------------------------------------------------
+# --- the five kinds
 
 
 def _pages(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
@@ -160,7 +207,9 @@ def _pages(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
         record, "question", "answer", "doc_name", "page_list", "answer_format", where=file
     )
     return {
-        "context": "\n\n".join(f"Document {Path(page).parent.name[:15]}: {IMAGE}" for page in pages),
+        "context": "\n\n".join(
+            f"Document {Path(page).parent.name[:15]}: {IMAGE}" for page in pages
+        ),
         "question": f"About document {document[:15]}: {question}",
         "images": pages,
         "answer": answer,
@@ -171,12 +220,14 @@ def _pages(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
 
 
 def _answer_pages(wanted: list[int], pages: list[str], document: str, task: str) -> list[int]:
-    """Where the answer's pages stand among those shown (documents are cut, and filled up with pages of others)."""
+    """Where the answer's pages stand among those shown (documents are cut, and filled up with pages
+    of others)."""
     names = {f"-{page + 1}-1024" if task == "slidevqa" else f"_page{page}" for page in wanted}
     return [
         number
         for number, page in enumerate(pages)
-        if Path(page).parent.name == document and any(Path(page).stem.endswith(name) for name in names)
+        if Path(page).parent.name == document
+        and any(Path(page).stem.endswith(name) for name in names)
     ]
 
 
@@ -195,8 +246,12 @@ def _needle(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
     elif task.endswith("-image"):
         choices = record["choices_image"]
         scoring, answer, images = "mc_acc", ascii_uppercase[answer], images + choices
-        question += "".join(f"\n{letter}. {IMAGE}" for letter, _ in zip(ascii_uppercase, choices, strict=False))
-    found = {one.get("image") for one in record.get("positive_ctxs") or [] if isinstance(one, dict)} - {None}
+        question += "".join(
+            f"\n{letter}. {IMAGE}" for letter, _ in zip(ascii_uppercase, choices, strict=False)
+        )
+    found = {
+        one.get("image") for one in record.get("positive_ctxs") or [] if isinstance(one, dict)
+    } - {None}
     return {
         "context": "\n\n".join(one["text"] for one in contexts), "question": question, "images": images,
         "answer": answer, "scoring": scoring,
@@ -205,7 +260,9 @@ def _needle(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
 
 
 def _documents(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
-    question, answer, contexts, image = fields(record, "question", "answer", "ctxs", "image", where=file)
+    question, answer, contexts, image = fields(
+        record, "question", "answer", "ctxs", "image", where=file
+    )
     return {
         "context": "\n\n".join(f"Document (Title: {one['title']}): {one['text']}" for one in contexts),
         "question": IMAGE + question, "images": [image], "answer": answer, "scoring": "sub_em",
@@ -216,7 +273,10 @@ def _examples(file: Path) -> Iterator[dict[str, Any]]:
     """The test pictures of a classification file, each with the demonstrations of its domain."""
     for domain, group in read_json(file).items():
         lists, tests = fields(group, "exemplar_list", "test_example", where=f"{file}, {domain}")
-        yield from ({"lists": lists, "seed": f"{domain} {number}", **test} for number, test in enumerate(tests))
+        yield from (
+            {"lists": lists, "seed": f"{domain} {number}", **test}
+            for number, test in enumerate(tests)
+        )
 
 
 def _shots(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
@@ -235,7 +295,9 @@ def _shots(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
 def _summary(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
     images, summary = fields(record, "image_list", "summary", where=file)
     if isinstance(summary, list):
-        summary = "\n\n".join("\n".join([one["section_title"] + ":", *one["paragraphs"]]) for one in summary)
+        summary = "\n\n".join(
+            "\n".join([one["section_title"] + ":", *one["paragraphs"]]) for one in summary
+        )
     return {
         "context": "\n\n".join(f"Page {Path(page).stem.split('page')[-1]}: {IMAGE}" for page in images),
         "question": SUMMARY[task], "images": images, "answer": summary, "scoring": "rouge",
@@ -251,7 +313,9 @@ def parts(root: Path) -> dict[str, dict[str, Any]]:
     """The files that are there, by task and length: the options of `stream`."""
     found = {}
     for task, name in TASKS.items():
-        for file in sorted(Path(root, "mmlb_data").glob(name.format(k="*")), key=lambda path: natural(path.name)):
+        for file in sorted(
+            Path(root, "mmlb_data").glob(name.format(k="*")), key=lambda path: natural(path.name)
+        ):
             length = int(file.stem.split("_K")[-1].split("_")[0])
             found[f"{task} K{length}"] = {"task": task, "length": length}
     return found

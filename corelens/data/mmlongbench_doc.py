@@ -1,17 +1,20 @@
-"""MMLongBench-Doc from your own copy: questions about PDF documents of some 50 pages, and the pages that answer them.
+"""MMLongBench-Doc from your own copy: questions about PDF documents of some 50 pages, and the pages
+that answer them.
 
-    samples.json       a list of {doc_id, doc_type, question, answer, evidence_pages, evidence_sources, answer_format}
-    documents/*.pdf    the documents, by doc_id
+    samples.json       a list of {doc_id, doc_type, question, answer, evidence_pages,
+    evidence_sources, answer_format} documents/*.pdf    the documents, by doc_id
 
-as https://github.com/mayubo2333/MMLongBench-Doc publishes it below `data/` (README, run_lvlm.py; arXiv 2407.01523), or
-https://huggingface.co/datasets/yubo2333/MMLongBench-Doc with data/train-*.parquet in place of samples.json (the same
-columns). `evidence_pages` is a list written as text; pages count from 1. Regions are whole pages: the set says no more.
-A question that lists none (or page 0, as three published ones do) has no region.
+as https://github.com/mayubo2333/MMLongBench-Doc publishes it below `data/` (README, run_lvlm.py;
+arXiv 2407.01523), or https://huggingface.co/datasets/yubo2333/MMLongBench-Doc with
+data/train-*.parquet in place of samples.json (the same columns). `evidence_pages` is a list written
+as text; pages count from 1. Regions are whole pages: the set says no more. A question that lists
+none (or page 0, as three published ones do) has no region.
 
-Pages are rendered when a model reads them, at 144 dpi as run_lvlm.py does, by pypdfium2 (there: PyMuPDF; pixels may
-differ slightly); the `pages` nearest to the evidence are shown (the benchmark: as many as the model takes, joined into
-larger pictures for some). The question is asked as it is. The score is the benchmark's rule for the answer's format,
-without the step in which GPT-4o shortens the answer first ("mmlongbench_doc"; `answerable_f1` for its F1).
+Pages are rendered when a model reads them, at 144 dpi as run_lvlm.py does, by pypdfium2 (there:
+PyMuPDF; pixels may differ slightly); the `pages` nearest to the evidence are shown (the benchmark:
+as many as the model takes, joined into larger pictures for some). The question is asked as it is.
+The score is the benchmark's rule for the answer's format, without the step in which GPT-4o shortens
+the answer first ("mmlongbench_doc"; `answerable_f1` for its F1).
 """
 
 import ast
@@ -23,7 +26,16 @@ from typing import Any
 
 from PIL import Image
 
-from corelens.data.files import choose_pages, fields, has, keep_readable, package, read_json, take, there
+from corelens.data.files import (
+    choose_pages,
+    fields,
+    has,
+    keep_readable,
+    package,
+    read_json,
+    take,
+    there,
+)
 from corelens.errors import CorelensError
 from corelens.inputs.pictures import Later
 from corelens.inputs.sample import Sample
@@ -35,7 +47,11 @@ FIELDS = ("doc_id", "question", "answer", "evidence_pages", "answer_format")
 
 
 def mmlongbench_doc(
-    root: str | Path, n: int | None = None, seed: int | None = None, pages: int | None = 8, dpi: int = 144
+    root: str | Path,
+    n: int | None = None,
+    seed: int | None = None,
+    pages: int | None = 8,
+    dpi: int = 144,
 ) -> list[Sample]:
     """One sample for each question, its pages rendered when a model reads them.
 
@@ -47,7 +63,8 @@ def mmlongbench_doc(
         dpi: of the rendered pages.
 
     Raises:
-        CorelensError: a file is missing (said which and where) or of another format; 1% of the documents are missing.
+        CorelensError: a file is missing (said which and where) or of another format; 1% of the
+            documents are missing.
     """
     return keep_readable(take(stream(root, pages, dpi), n, seed), "MMLongBench-Doc")
 
@@ -63,8 +80,13 @@ def stream(root: str | Path, pages: int | None = 8, dpi: int = 144) -> Iterator[
         listed = ast.literal_eval(said) if isinstance(said, str) else list(said)
         evidence = [page - 1 for page in listed if 1 <= page <= len(sizes)]
         shown = choose_pages(len(sizes), evidence, pages)
-        regions = [Box(0, 0, sizes[page][0], sizes[page][1], image=shown.index(page)) for page in evidence]
-        images = [Later(str(path), f"page {page + 1}", partial(_page, path, page, dpi), sizes[page]) for page in shown]
+        regions = [
+            Box(0, 0, sizes[page][0], sizes[page][1], image=shown.index(page)) for page in evidence
+        ]
+        images = [
+            Later(str(path), f"page {page + 1}", partial(_page, path, page, dpi), sizes[page])
+            for page in shown
+        ]
         yield Sample(
             images=images or [Later(str(path), "page 1", partial(_page, path, 0, dpi), broken=broken)],
             question=question,
@@ -81,12 +103,16 @@ def stream(root: str | Path, pages: int | None = 8, dpi: int = 144) -> Iterator[
 def _records(root: Path) -> tuple[Path, list[dict[str, Any]]]:
     tables = sorted(root.glob("data/train-*.parquet"))
     if tables and not has(root, *QUESTIONS):
-        read = package("pyarrow", f"{tables[0]}, a parquet file", lambda: __import__("pyarrow.parquet").parquet)
+        read = package(
+            "pyarrow", f"{tables[0]}, a parquet file", lambda: __import__("pyarrow.parquet").parquet
+        )
         return tables[0], [row for table in tables for row in read.read_table(table).to_pylist()]
     file = there(root, *QUESTIONS, what="MMLongBench-Doc's questions")
     records = read_json(file)
     if not isinstance(records, list):
-        raise CorelensError(f"{file}, a {type(records).__name__}", "a list of questions", "get it again")
+        raise CorelensError(
+            f"{file}, a {type(records).__name__}", "a list of questions", "get it again"
+        )
     return file, records
 
 
@@ -95,12 +121,15 @@ def _open(path: Path) -> Any:
     try:
         return pdfium.PdfDocument(path)
     except (pdfium.PdfiumError, OSError) as error:
-        raise CorelensError(f"{path}, which cannot be opened ({error})", "a whole PDF", "get the file again") from error
+        raise CorelensError(
+            f"{path}, which cannot be opened ({error})", "a whole PDF", "get the file again"
+        ) from error
 
 
 @lru_cache(maxsize=256)
 def _sizes(path: Path, dpi: int) -> tuple[list[tuple[int, int]], str | None]:
-    """The pixels of each rendered page, which rendering rounds up; of a broken document none, and why."""
+    """The pixels of each rendered page, which rendering rounds up; of a broken document none, and
+    why."""
     if not path.is_file():
         return [], "no such file"
     try:
@@ -115,7 +144,8 @@ def _sizes(path: Path, dpi: int) -> tuple[list[tuple[int, int]], str | None]:
 
 def _page(path: Path, page: int, dpi: int) -> Image.Image:
     with _open(path) as document:
-        return document[page].render(scale=dpi / 72).to_pil().copy()  # the pixels are pdfium's until they are copied
+        # the pixels are pdfium's until they are copied
+        return document[page].render(scale=dpi / 72).to_pil().copy()
 
 
 def recognised(root: Path) -> bool:

@@ -20,7 +20,8 @@ SETS: dict[str, ModuleType] = {
 
 
 def recognise(path: str | Path) -> str:
-    """Which set a folder holds: a name of `SETS`, or "corelens" for a folder in CoreLens's own format.
+    """Which set a folder holds: a name of `SETS`, or "corelens" for a folder in CoreLens's own
+    format.
 
     Raises:
         CorelensError: none that is known, with what was looked for.
@@ -33,14 +34,17 @@ def recognise(path: str | Path) -> str:
         return found[0]
     inside = sorted(one.name for one in root.iterdir())[:8] if root.is_dir() else []
     raise CorelensError(
-        f"{root}, with the marks of {' and '.join(found)}" if found else f"{root}, which holds {inside or 'nothing'}",
+        f"{root}, with the marks of {' and '.join(found)}"
+        if found
+        else f"{root}, which holds {inside or 'nothing'}",
         f"a folder with {FILE}, or a copy of one of {', '.join(SETS)}",
         "give each set a folder of its own, laid out as docs/data.md says",
     )
 
 
 def split_options(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """ "video:grid=16" → ("video", {"grid": 16}); values are JSON ("sides=[960,1024]") or else words ("split=test")."""
+    """ "video:grid=16" → ("video", {"grid": 16}); values are JSON ("sides=[960,1024]") or else
+    words ("split=test")."""
     base, _, given = str(name).partition(":")
     if Path(name).exists() or not re.match(r"\w+=", given):
         return str(name), {}
@@ -56,17 +60,22 @@ def split_options(name: str | Path) -> tuple[str, dict[str, Any]]:
     return base, {key: value(text) for key, _, text in pairs}
 
 
-def load_data(name: str | Path, n: int | None = None, seed: int | None = None, **options: Any) -> list[Sample]:
+def load_data(
+    name: str | Path, n: int | None = None, seed: int | None = None, **options: Any
+) -> list[Sample]:
     """Samples from a synthetic world, a folder in CoreLens's format, or your copy of a public set.
 
     Args:
-        name: a world (`cl.synthetic`'s), or a path; options may follow, as on the command line: "video:grid=16".
+        name: a world (`cl.synthetic`'s), or a path; options may follow, as on the command line:
+            "video:grid=16".
         n: how many; all by default (200 of a world).
-        seed: of the world's scenes (1 by default); for a folder, draw the n at random instead of taking the first.
+        seed: of the world's scenes (1 by default); for a folder, draw the n at random instead of
+            taking the first.
         options: the loader's own, for instance split="test" (see docs/data.md).
 
     Raises:
-        CorelensError: no such world or folder; a folder that holds no set that is known, or half of one.
+        CorelensError: no such world or folder; a folder that holds no set that is known, or half of
+            one.
     """
     name, written = split_options(name)
     options = written | options

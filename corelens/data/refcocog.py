@@ -1,23 +1,28 @@
-"""RefCOCOg from your own copy: expressions that refer to one object of a COCO picture, with its box or mask.
+"""RefCOCOg from your own copy: expressions that refer to one object of a COCO picture, with its box
+or mask.
 
-    refcocog/instances.json                        COCO's images, annotations and categories of the set
-    refcocog/refs(umd).p, refcocog/refs(google).p  which expressions refer to what, and their split; or the same list
+    refcocog/instances.json                        COCO's images, annotations and categories of the
+    set refcocog/refs(umd).p, refcocog/refs(google).p  which expressions refer to what, and their
+    split; or the same list
                                                    as JSON, refs(umd).json
-    images/mscoco/images/train2014/COCO_train2014_000000000009.jpg …        (or images/train2014, or train2014)
+    images/mscoco/images/train2014/COCO_train2014_000000000009.jpg …        (or images/train2014, or
+    train2014)
 
-as https://github.com/lichengunc/refer publishes and reads it (refer.py, README): each ref has ref_id, ann_id, image_id,
-split and sentences (sent_id, sent, raw, tokens); a picture's file name is the one in instances.json. Splits: umd has
-train, val and test; google has train and val, its test split was never released.
+as https://github.com/lichengunc/refer publishes and reads it (refer.py, README): each ref has
+ref_id, ann_id, image_id, split and sentences (sent_id, sent, raw, tokens); a picture's file name is
+the one in instances.json. Splits: umd has train, val and test; google has train and val, its test
+split was never released.
 
-**Pickle.** `refs(….p)` is a pickle, and a pickle can run code. It does so only by naming a function (every opcode that
-calls one, REDUCE, INST, OBJ, NEWOBJ, BUILD and the extension registry, needs one that `find_class` returned). The
-reader here refuses every name, so that lists, dictionaries, texts and numbers are all it can build; a file with
-anything else is refused. That the published file holds nothing else could not be checked here: if it is refused, write
-its list as refs(umd).json.
+**Pickle.** `refs(….p)` is a pickle, and a pickle can run code. It does so only by naming a function
+(every opcode that calls one, REDUCE, INST, OBJ, NEWOBJ, BUILD and the extension registry, needs one
+that `find_class` returned). The reader here refuses every name, so that lists, dictionaries, texts
+and numbers are all it can build; a file with anything else is refused. That the published file
+holds nothing else could not be checked here: if it is refused, write its list as refs(umd).json.
 
-**The question** is ours: "Please provide the bounding box of the region this sentence describes: <expression>", close
-to what many models were trained on; pass `prompt=` for another. What arXiv 2606.05843 asked is not known to us. The
-answer is the box in thousandths of the picture's width and height, "[x0, y0, x1, y1]", or in pixels.
+**The question** is ours: "Please provide the bounding box of the region this sentence describes:
+<expression>", close to what many models were trained on; pass `prompt=` for another. What arXiv
+2606.05843 asked is not known to us. The answer is the box in thousandths of the picture's width and
+height, "[x0, y0, x1, y1]", or in pixels.
 """
 
 import pickle
@@ -56,18 +61,27 @@ def refcocog(
         by: whose split: "umd" (no picture in two splits) or "google".
         n: how many; all by default.
         seed: draw the n at random instead of taking the first.
-        region: the object's box, or its mask (polygons; what is annotated otherwise falls back to the box).
+        region: the object's box, or its mask (polygons; what is annotated otherwise falls back to
+            the box).
         units: of the answer's numbers.
         prompt: with {expression} in it.
 
     Raises:
-        CorelensError: a file is missing (said which and where) or of another format; 1% of the pictures are broken.
+        CorelensError: a file is missing (said which and where) or of another format; 1% of the
+            pictures are broken.
     """
-    return keep_readable(take(stream(root, split, by, region, units, prompt), n, seed), f"RefCOCOg {by} {split}")
+    return keep_readable(
+        take(stream(root, split, by, region, units, prompt), n, seed), f"RefCOCOg {by} {split}"
+    )
 
 
 def stream(
-    root: str | Path, split: str, by: str, region: str = "box", units: str = "thousandths", prompt: str = PROMPT
+    root: str | Path,
+    split: str,
+    by: str,
+    region: str = "box",
+    units: str = "thousandths",
+    prompt: str = PROMPT,
 ) -> Iterator[Sample]:
     """The samples of one split, one after the other, pictures unseen."""
     if split not in SPLITS.get(by, ()):
@@ -77,7 +91,9 @@ def stream(
             "choose one of these",
         )
     base = _base(Path(root))
-    refs = _refs(there(base, f"refs({by}).json", f"refs({by}).p", what=f"RefCOCOg's expressions by {by}"))
+    refs = _refs(
+        there(base, f"refs({by}).json", f"refs({by}).p", what=f"RefCOCOg's expressions by {by}")
+    )
     instances = there(base, "instances.json", what="RefCOCOg's annotations")
     folder = there(root, *IMAGES, what="COCO's pictures of train2014")
     content = read_json(instances)
@@ -96,7 +112,9 @@ def stream(
         annotation = annotation_of[ann]
         image = image_of[annotation["image_id"]]
         for sentence in sentences:
-            yield _sample(annotation, image, sentence, folder, f"{by}-{split}", region, units, prompt)
+            yield _sample(
+                annotation, image, sentence, folder, f"{by}-{split}", region, units, prompt
+            )
 
 
 def _sample(
@@ -107,14 +125,24 @@ def _sample(
     wide, high = image["width"], image["height"]
     box = Box(max(x, 0), max(y, 0), min(x + w, wide), min(y + h, high))
     scale = (1000 / wide, 1000 / high) if units == "thousandths" else (1, 1)
-    answer = [round(box.x0 * scale[0]), round(box.y0 * scale[1]), round(box.x1 * scale[0]), round(box.y1 * scale[1])]
+    answer = [
+        round(box.x0 * scale[0]),
+        round(box.y0 * scale[1]),
+        round(box.x1 * scale[0]),
+        round(box.y1 * scale[1]),
+    ]
     return Sample(
         images=[str(folder / image["file_name"])],
         question=prompt.format(expression=sentence["sent"]),
         answer=str(answer),
         regions=[_mask(annotation, wide, high) or box if region == "mask" else box],
         id=f"refcocog-{split}-{sentence['sent_id']}",
-        meta={"set": "refcocog", "scoring": "box_iou", "box": answer, "expression": sentence["sent"]},
+        meta={
+            "set": "refcocog",
+            "scoring": "box_iou",
+            "box": answer,
+            "expression": sentence["sent"],
+        },
     )
 
 
@@ -130,7 +158,8 @@ def _mask(annotation: dict[str, Any], wide: int, high: int) -> Region | None:
 
 
 class _PlainData(pickle.Unpickler):
-    """Reads a pickle of lists, dictionaries, texts and numbers; refuses whatever names a function or class."""
+    """Reads a pickle of lists, dictionaries, texts and numbers; refuses whatever names a function
+    or class."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it names {module}.{name}")
@@ -165,7 +194,12 @@ def recognised(root: Path) -> bool:
 
 
 def parts(root: Path) -> dict[str, dict[str, Any]]:
-    """The splits whose refs are there (all of them if none is), by name: the options of `stream`."""
+    """The splits whose refs are there (all of them if none is), by name: the options of
+    `stream`."""
     base = _base(root)
     found = [by for by in SPLITS if has(base, f"refs({by}).json", f"refs({by}).p")]
-    return {f"{by} {split}": {"by": by, "split": split} for by in found or SPLITS for split in SPLITS[by]}
+    return {
+        f"{by} {split}": {"by": by, "split": split}
+        for by in found or SPLITS
+        for split in SPLITS[by]
+    }

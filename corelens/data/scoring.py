@@ -1,7 +1,7 @@
 """How each public set scores an answer: exact match, ANLS, multiple choice, overlap of boxes.
 
-A loader writes the rule's name into `sample.meta["scoring"]`, and what else the rule needs beside it; `score(sample,
-text)` applies it to the text that a model wrote (`cl.evaluate` does so where a
+A loader writes the rule's name into `sample.meta["scoring"]`, and what else the rule needs beside
+it; `score(sample, text)` applies it to the text that a model wrote (`cl.evaluate` does so where a
 sample names a rule, and asks else whether greedy decoding writes `sample.answer` token by token).
 """
 
@@ -24,7 +24,10 @@ def score(sample: Sample, text: str) -> float:
     """
     name = sample.meta.get("scoring", "exact_match")
     if name not in RULES:
-        judged = {"gpt-4": "the benchmark lets GPT-4 judge these", "rouge": "ROUGE-L, by the package rouge-score"}
+        judged = {
+            "gpt-4": "the benchmark lets GPT-4 judge these",
+            "rouge": "ROUGE-L, by the package rouge-score",
+        }
         raise CorelensError(
             f"sample {sample.id!r}, scored by {name!r} ({judged.get(name, 'no rule of that name')})",
             f"one of {', '.join(RULES)}",
@@ -44,7 +47,8 @@ def plain(text: str) -> str:
 
 
 def exact_match(sample: Sample, text: str) -> float:
-    """1 if the text is one of the gold answers, but for case, spacing and a full stop at the end."""
+    """1 if the text is one of the gold answers, but for case, spacing and a full stop at the
+    end."""
     return float(plain(text) in {plain(gold) for gold in golds(sample)})
 
 
@@ -67,10 +71,11 @@ def similarity(gold: str, text: str, threshold: float = 0.5) -> float:
 
 
 def anls(sample: Sample, text: str) -> float:
-    """Average normalised Levenshtein similarity (Biten et al. 2019, arXiv 1905.13648), of one answer.
+    """Average normalised Levenshtein similarity (Biten et al. 2019, arXiv 1905.13648), of one
+    answer.
 
-    ANLS = max over gold answers of 1 − NL(gold, text) where that exceeds 0.5, else 0, NL being the edit distance over
-    the longer length; case does not count.
+    ANLS = max over gold answers of 1 − NL(gold, text) where that exceeds 0.5, else 0, NL being the
+    edit distance over the longer length; case does not count.
     """
     return max(similarity(gold.lower().strip(), text.lower().strip()) for gold in golds(sample))
 
@@ -78,19 +83,22 @@ def anls(sample: Sample, text: str) -> float:
 def multiple_choice(sample: Sample, text: str) -> float:
     """1 if the chosen letter is the gold one: the letter before the first ")", else the whole text.
 
-    As MLVU's choice_bench.py reads an answer (https://github.com/JUNJIE99/MLVU), but for a full stop or colon behind
-    the letter ("B." is B), since CoreLens writes options as "B. …".
+    As MLVU's choice_bench.py reads an answer (https://github.com/JUNJIE99/MLVU), but for a full
+    stop or colon behind the letter ("B." is B), since CoreLens writes options as "B. …".
     """
     text = text.strip()
-    letter = text[: text.index(")")][-1:] if ")" in text else re.split(r"[.:\s]", text, maxsplit=1)[0]
+    letter = (
+        text[: text.index(")")][-1:] if ")" in text else re.split(r"[.:\s]", text, maxsplit=1)[0]
+    )
     return float(letter == sample.answer)
 
 
 def box_iou(sample: Sample, text: str) -> float:
-    """1 if the first four numbers of the text are a box that overlaps the gold box by more than half (IoU > 0.5).
+    """1 if the first four numbers of the text are a box that overlaps the gold box by more than
+    half (IoU > 0.5).
 
-    The usual measure of referring expression comprehension (Yu et al. 2016, arXiv 1608.00272). The gold box stands in
-    `sample.meta["box"]`, in the units of `sample.answer`.
+    The usual measure of referring expression comprehension (Yu et al. 2016, arXiv 1608.00272). The
+    gold box stands in `sample.meta["box"]`, in the units of `sample.answer`.
     """
     numbers = [float(x) for x in re.findall(r"-?\d+(?:\.\d+)?", text)[:4]]
     if len(numbers) < 4:
@@ -107,20 +115,23 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def recall_at(ranked: Sequence[Any], gold: Iterable[Any], k: int) -> float:
-    """Share of the gold pages among the first k: MMDocIR's page-level measure (arXiv 2501.08828, metric_eval.py)."""
+    """Share of the gold pages among the first k: MMDocIR's page-level measure (arXiv 2501.08828,
+    metric_eval.py)."""
     wanted = set(gold)
     return len(wanted & set(ranked[:k])) / len(wanted) if wanted else 0.0
 
 
-# --- MMLongBench-Doc --------------------------------------------------------------------------------------------------
+# --- MMLongBench-Doc
 
 
 def mmlongbench_doc(sample: Sample, text: str) -> float:
-    """MMLongBench-Doc's rule for each answer format (eval/eval_score.py of github.com/mayubo2333/MMLongBench-Doc).
+    """MMLongBench-Doc's rule for each answer format (eval/eval_score.py of
+    github.com/mayubo2333/MMLongBench-Doc).
 
-    Int: equal whole numbers. Float: equal after rounding or within 1%, percentages either way. Str and None: ANLS, or
-    equality for what must be exact (addresses, dates, file names). List: as many items, each by the rule for texts,
-    the least of them. The benchmark first lets GPT-4o shorten the answer; here the text is scored as it is.
+    Int: equal whole numbers. Float: equal after rounding or within 1%, percentages either way. Str
+    and None: ANLS, or equality for what must be exact (addresses, dates, file names). List: as many
+    items, each by the rule for texts, the least of them. The benchmark first lets GPT-4o shorten
+    the answer; here the text is scored as it is.
     """
     gold, form = str(sample.answer), sample.meta.get("answer_format")
     if form == "Int":
@@ -140,9 +151,12 @@ def mmlongbench_doc(sample: Sample, text: str) -> float:
 
 
 def answerable_f1(samples: Sequence[Sample], texts: Sequence[str]) -> float:
-    """MMLongBench-Doc's F1: recall over the answerable questions, precision over the questions that were answered."""
+    """MMLongBench-Doc's F1: recall over the answerable questions, precision over the questions that
+    were answered."""
     scores = [score(sample, text) for sample, text in zip(samples, texts, strict=True)]
-    gained = sum(x for x, sample in zip(scores, samples, strict=True) if sample.answer != NOT_ANSWERABLE)
+    gained = sum(
+        x for x, sample in zip(scores, samples, strict=True) if sample.answer != NOT_ANSWERABLE
+    )
     answerable = sum(sample.answer != NOT_ANSWERABLE for sample in samples)
     answered = sum(text.strip() != NOT_ANSWERABLE for text in texts)
     if not gained or not answerable or not answered:
@@ -160,7 +174,11 @@ def _texts_agree(gold: str, text: str) -> float:
 
 def _must_be_exact(text: str) -> bool:
     """Addresses, file names, page numbers, telephone numbers, times and dates."""
-    whole = (r"\b\d+(-\d+|\s\d+)?\b", r"\d{4}[-\s]\d{2}([-\s]\d{2})?", r"[\w.%+-]+@[\w.-]+\.[a-zA-Z]{2,}")
+    whole = (
+        r"\b\d+(-\d+|\s\d+)?\b",
+        r"\d{4}[-\s]\d{2}([-\s]\d{2})?",
+        r"[\w.%+-]+@[\w.-]+\.[a-zA-Z]{2,}",
+    )
     return (
         "https://" in text
         or text.endswith((".py", "ipynb"))

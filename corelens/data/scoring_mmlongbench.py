@@ -1,8 +1,9 @@
-"""MMLongBench's own rules, one a kind of task (utils.py of https://github.com/EdinburghNLP/MMLongBench; arXiv
-2505.10610).
+"""MMLongBench's own rules, one a kind of task (utils.py of
+https://github.com/EdinburghNLP/MMLongBench; arXiv 2505.10610).
 
-What a model wrote is read with and without what stands before "Answer:" (or "label:"), and the better one counts;
-the rule for documents and the one for yes and no read it once, as the benchmark does.
+What a model wrote is read with and without what stands before "Answer:" (or "label:"), and the
+better one counts; the rule for documents and the one for yes and no read it once, as the benchmark
+does.
 """
 
 import json
@@ -44,7 +45,8 @@ def normal(text: str, punctuation: bool = False) -> str:
 
 
 def contains(sample: Sample, text: str) -> float:
-    """sub_em: a gold answer stands in the text, both normalised (visual RAG; needles that are found or reasoned of)."""
+    """sub_em: a gold answer stands in the text, both normalised (visual RAG; needles that are found
+    or reasoned of)."""
     answers = sample.meta.get("answers") or [sample.answer]
     return float(any(normal(str(gold)) in normal(text) for gold in answers))
 
@@ -52,8 +54,8 @@ def contains(sample: Sample, text: str) -> float:
 def yes_or_no(sample: Sample, text: str) -> float:
     """binary_acc: the last yes or no of the text (visual haystacks).
 
-    Where there is neither, the benchmark guesses no, yes, yes, no in turn, by the order of the questions; here that
-    counts as wrong.
+    Where there is neither, the benchmark guesses no, yes, yes, no in turn, by the order of the
+    questions; here that counts as wrong.
     """
 
     def label(words: str) -> int:
@@ -67,7 +69,8 @@ def yes_or_no(sample: Sample, text: str) -> float:
 
 
 def same_sum(sample: Sample, text: str) -> float:
-    """soft_acc: the numbers of the list that was written add up to the gold ones (counting needles)."""
+    """soft_acc: the numbers of the list that was written add up to the gold ones (counting
+    needles)."""
     words = normal(text, punctuation=True)
     numbers: list[Any] | None = None
     for pattern in (r"\[[\d\s,]+\]", r"\[.*?\]"):
@@ -85,7 +88,11 @@ def same_sum(sample: Sample, text: str) -> float:
 def letter(sample: Sample, text: str) -> float:
     """mc_acc: "answer is (B)", else "answer: B", else the last letter A to J that stands alone."""
     words = " ".join(text.split())
-    for pattern in (r"answer is \(?([A-J])\)?", r"[aA]nswer:\s*([A-J])", r"\b([A-J])\b(?!.*\b[A-J]\b)"):
+    for pattern in (
+        r"answer is \(?([A-J])\)?",
+        r"[aA]nswer:\s*([A-J])",
+        r"\b([A-J])\b(?!.*\b[A-J]\b)",
+    ):
         if found := re.search(pattern, words, flags=re.DOTALL):
             return float(found[1] == sample.answer)
     return 0.0
@@ -94,18 +101,21 @@ def letter(sample: Sample, text: str) -> float:
 def class_number(sample: Sample, text: str) -> float:
     """cls_acc: the number behind "label:", else the last number (many-shot classification)."""
     words = " ".join(text.split())
-    found = re.search(r"label:\s*(\d+)", words, flags=re.IGNORECASE) or re.search(r"\b(\d+)\b(?!.*\b\d+\b)", words)
+    found = re.search(r"label:\s*(\d+)", words, flags=re.IGNORECASE) or re.search(
+        r"\b(\d+)\b(?!.*\b\d+\b)", words
+    )
     return float(found is not None and int(found[1]) == int(str(sample.answer)))
 
 
-# --- documents --------------------------------------------------------------------------------------------------------
+# --- documents
 
 
 def document(sample: Sample, text: str) -> float:
     """doc_qa, by the answer's format.
 
-    Integer and Float: among the numbers of the text (floats within 1%, percentages either way). String and None: F1 of
-    words, or containment for what must be exact. List: the mean over its items; those that are words count as one.
+    Integer and Float: among the numbers of the text (floats within 1%, percentages either way).
+    String and None: F1 of words, or containment for what must be exact. List: the mean over its
+    items; those that are words count as one.
     """
     return _document(sample.answer, after(text, "Answer:"), str(sample.meta.get("answer_format")))
 
@@ -116,14 +126,25 @@ def _document(gold: Any, text: str, form: str) -> float:
     if form == "Float":
         wanted = _float(gold)
         near = (wanted / 100, wanted, wanted * 100)
-        return float(any(isclose(one, x, rel_tol=0.01) for x in _numbers(_cleaned(text)) for one in near))
+        return float(
+            any(isclose(one, x, rel_tol=0.01) for x in _numbers(_cleaned(text)) for one in near)
+        )
     if form == "List":
         items = json.loads(gold)
-        words = [x for x in items if isinstance(x, str) and _kind(x) == "String" and not _must_be_exact(x)]
+        words = [
+            x
+            for x in items
+            if isinstance(x, str) and _kind(x) == "String" and not _must_be_exact(x)
+        ]
         merged = [" ".join(words)] if words else []
         parts = merged + [x for x in items if x not in words]
-        kinds = ["Integer" if isinstance(x, int) else "Float" if isinstance(x, float) else _kind(x) for x in parts]
-        return sum(_document(x, text, kind) for x, kind in zip(parts, kinds, strict=True)) / max(len(parts), 1)
+        kinds = [
+            "Integer" if isinstance(x, int) else "Float" if isinstance(x, float) else _kind(x)
+            for x in parts
+        ]
+        return sum(_document(x, text, kind) for x, kind in zip(parts, kinds, strict=True)) / max(
+            len(parts), 1
+        )
     gold = str(gold)
     return float(gold in text) if _must_be_exact(gold) else word_f1(gold, text)
 

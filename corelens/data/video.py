@@ -18,17 +18,25 @@ ROUNDED = 1e-3  # seconds by which times of frames and of annotations may differ
 
 
 def by_number(file: Path, numbers: Sequence[int], size: tuple[int, int] | None = None) -> list[Any]:
-    """These frames of a video. Decoding starts at the first frame: exact, and quick for videos of minutes."""
+    """These frames of a video. Decoding starts at the first frame: exact, and quick for videos of
+    minutes."""
     wanted = tuple(numbers)
     part = partial(_frame, _decoded_by_number, str(file), wanted)
-    return [Later(str(file), f"frame {number}", partial(part, i), size) for i, number in enumerate(wanted)]
+    return [
+        Later(str(file), f"frame {number}", partial(part, i), size)
+        for i, number in enumerate(wanted)
+    ]
 
 
 def by_time(file: Path, seconds: Sequence[float]) -> list[Any]:
-    """The frames shown at these times. Decoding starts at the key frame before each: quick for videos of hours."""
+    """The frames shown at these times. Decoding starts at the key frame before each: quick for
+    videos of hours."""
     wanted = tuple(seconds)
     part = partial(_frame, _decoded_by_time, str(file), wanted)
-    return [Later(str(file), f"second {second:.2f}", partial(part, i)) for i, second in enumerate(wanted)]
+    return [
+        Later(str(file), f"second {second:.2f}", partial(part, i))
+        for i, second in enumerate(wanted)
+    ]
 
 
 def middles(count: int, start: float, stop: float) -> list[float]:
@@ -70,7 +78,11 @@ def _decoded_by_time(file: str, seconds: tuple[float, ...]) -> list[Image.Image]
             container.seek(int((first + second) / stream.time_base), stream=stream)
             last = None
             for frame in container.decode(stream):
-                if last is not None and frame.time is not None and frame.time - first > second + ROUNDED:
+                if (
+                    last is not None
+                    and frame.time is not None
+                    and frame.time - first > second + ROUNDED
+                ):
                     break  # the frame before is the one shown at that time
                 last = frame
             if last is None:
@@ -93,6 +105,8 @@ def _open(file: str) -> Any:
         ) from error
     if not container.streams.video:
         container.close()
-        raise CorelensError(f"{file}, a file without a video stream", "a video", "get the file again")
+        raise CorelensError(
+            f"{file}, a file without a video stream", "a video", "get the file again"
+        )
     container.streams.video[0].thread_type = "AUTO"
     return container

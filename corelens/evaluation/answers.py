@@ -1,4 +1,5 @@
-"""What was answered, and how sure that is: answers, accuracy with intervals, paired differences. Pure numbers."""
+"""What was answered, and how sure that is: answers, accuracy with intervals, paired differences.
+Pure numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,13 @@ import numpy as np
 from jaxtyping import Float
 
 from corelens.errors import CorelensError
-from corelens.heads.intervals import CI, Difference, Interval, accuracy_difference, accuracy_interval
+from corelens.heads.intervals import (
+    CI,
+    Difference,
+    Interval,
+    accuracy_difference,
+    accuracy_interval,
+)
 from corelens.inputs.prepare import Sample
 from corelens.metrics.provenance import sample_hash
 
@@ -24,13 +31,14 @@ class Answer:
     Args:
         id: the sample's.
         gold: the gold answer.
-        given: what greedy decoding writes, up to the first token that differs from the gold answer ("…" behind it if
-            more may follow).
+        given: what greedy decoding writes, up to the first token that differs from the gold answer
+            ("…" behind it if more may follow).
         correct: whether greedy decoding gives the gold answer and then stops.
         logprob: log-probability of the gold answer's tokens, summed (natural logarithm).
         asked: a digest of the sample, where it had no name and its id is its place in the list.
-        score: what the sample's own set gives for the text that the model writes, 0 to 1; None where the set has no
-            rule of its own (`sample.meta["scoring"]`). `given` is that text then.
+        score: what the sample's own set gives for the text that the model writes, 0 to 1; None
+            where the set has no rule of its own (`sample.meta["scoring"]`). `given` is that text
+            then.
     """
 
     id: str
@@ -52,7 +60,8 @@ class Evaluation:
 
     @property
     def correct(self) -> Float[np.ndarray, " sample"]:
-        """1.0 where the answer is right; the set's own score, 0 to 1, where it has a rule of its own."""
+        """1.0 where the answer is right; the set's own score, 0 to 1, where it has a rule of its
+        own."""
         return np.array([float(a.correct if a.score is None else a.score) for a in self.per_sample])
 
     @property
@@ -105,11 +114,12 @@ def named(answers: list[Answer], samples: Sequence[Sample]) -> list[Answer]:
 
 
 def paired(a: Evaluation, b: Evaluation) -> Difference:
-    """Accuracy of `a` minus that of `b` on the same samples, with its 95% interval (Newcombe 1998, method 10).
+    """Accuracy of `a` minus that of `b` on the same samples, with its 95% interval (Newcombe 1998,
+    method 10).
 
     Raises:
-        CorelensError: other samples, another order, or ids that are empty or not unique; where ids were made up
-            from places in the list, the samples themselves must be the same.
+        CorelensError: other samples, another order, or ids that are empty or not unique; where ids
+            were made up from places in the list, the samples themselves must be the same.
     """
     ids = [answer.id for answer in a.per_sample]
     if ids != [answer.id for answer in b.per_sample]:

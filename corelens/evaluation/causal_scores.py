@@ -1,4 +1,5 @@
-"""Causal scores of heads: what each head alone is worth for the answer. The ceiling of scores made of attention."""
+"""Causal scores of heads: what each head alone is worth for the answer. The ceiling of scores made
+of attention."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,23 +35,26 @@ def causal_scores(
     batch_size: int = 32,
     progress: bool = False,
 ) -> HeadScores:
-    """Rank heads by what the gold answer's log-probability loses without each of them alone (nats, summed over tokens).
+    """Rank heads by what the gold answer's log-probability loses without each of them alone (nats,
+    summed over tokens).
 
     Args:
         model: a HookedMLLM.
         samples: questions with regions and answers; not those that are tested later.
-        kind: "knockout": the edges from `rows` to `columns` are cut in one head, exactly, one run a head (begun at its
-            layer). "attribution": what putting in the head's z from a twin without the evidence would cost, for all
-            heads at once and to first order (two forwards and one backward a batch; see `cl.attribution_patch`).
+        kind: "knockout": the edges from `rows` to `columns` are cut in one head, exactly, one run a
+            head (begun at its layer). "attribution": what putting in the head's z from a twin
+            without the evidence would cost, for all heads at once and to first order (two forwards
+            and one backward a batch; see `cl.attribution_patch`).
         rows, columns: of the knockout.
-        twin: how the evidence is taken out for "attribution", a kind of `cl.counterfactual` that needs no other
-            sample: "mask", "blur" or "noise".
+        twin: how the evidence is taken out for "attribution", a kind of `cl.counterfactual` that
+            needs no other sample: "mask", "blur" or "noise".
         steps: of integrated gradients for "attribution"; 0: the gradient at the clean run.
         batch_size: samples a forward.
         progress: show a bar.
     Returns:
-        HeadScores, clean minus ablated, per sample; positive where the head helps. A model whose heads back each other
-        up loses little without any one of them: the ranking then says so, by small numbers.
+        HeadScores, clean minus ablated, per sample; positive where the head helps. A model whose
+        heads back each other up loses little without any one of them: the ranking then says so, by
+        small numbers.
     Raises:
         CorelensError: a sample without a region or an answer; an unknown kind.
     """
@@ -58,7 +62,9 @@ def causal_scores(
     lacking = [sample.id for sample in samples if not sample.regions or sample.answer is None]
     if kind not in KINDS or lacking or not samples:
         raise CorelensError(
-            f"kind={kind!r}" if kind not in KINDS else f"samples without a region or an answer: {lacking[:5]}",
+            f"kind={kind!r}"
+            if kind not in KINDS
+            else f"samples without a region or an answer: {lacking[:5]}",
             f"one of {', '.join(KINDS)}, and questions with regions and answers",
             "give Sample(…, answer=…, regions=[…])",
         )
@@ -69,7 +75,13 @@ def causal_scores(
         per_sample = _attribution(model, samples, twin, steps, batch_size)
         options = {"twin": twin, "steps": steps}
     key = f"causal_{kind}"
-    meta = {"metric": key, "key": key, "unit": "nats", **options, "samples": [sample.id for sample in samples]}
+    meta = {
+        "metric": key,
+        "key": key,
+        "unit": "nats",
+        **options,
+        "samples": [sample.id for sample in samples],
+    }
     return HeadScores(per_sample=per_sample, meta=about(model) | meta)
 
 
@@ -84,7 +96,9 @@ def _knockouts(
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("knocking out", total=len(every))
         for layer, head in every:
-            lost[:, layer, head] = clean - runs.evaluate(HeadSet([(layer, head)]), rows, columns).logprobs
+            lost[:, layer, head] = (
+                clean - runs.evaluate(HeadSet([(layer, head)]), rows, columns).logprobs
+            )
             bar.advance(task)
     return lost
 
@@ -99,7 +113,13 @@ def _attribution(
         twins = [replace(_without_evidence(sample, twin), answer=sample.answer) for sample in clean]
         clean_inputs, twin_inputs = (model.prepare(batch, answer=True) for batch in (clean, twins))
         result = attribution_patch(
-            model, clean_inputs, twin_inputs, "z", answer_logprob(), direction="noising", steps=steps
+            model,
+            clean_inputs,
+            twin_inputs,
+            "z",
+            answer_logprob(),
+            direction="noising",
+            steps=steps,
         )
         lost.append(-result.effect)
     return np.concatenate(lost)

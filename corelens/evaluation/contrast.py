@@ -1,8 +1,10 @@
-"""Are these heads the ones? Accuracy under sparse inference with the top heads kept, against as many others kept.
+"""Are these heads the ones? Accuracy under sparse inference with the top heads kept, against as
+many others kept.
 
-Heads that carry the evidence must be worth more than their number: with the top heads full and the rest sparse a model
-answers as before, with as many random heads full it does not. The same for KV budgets: keys shared out by a score,
-against as many keys shared out evenly, or the same shares dealt to other heads.
+Heads that carry the evidence must be worth more than their number: with the top heads full and the
+rest sparse a model answers as before, with as many random heads full it does not. The same for KV
+budgets: keys shared out by a score, against as many keys shared out evenly, or the same shares
+dealt to other heads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +36,8 @@ class Kept:
     """One choice of what is kept: a line of the figure at one x.
 
     Args:
-        line: "top", "random", "by score" …; "top, RAM (last row)" where several rankings are compared.
+        line: "top", "random", "by score" …; "top, RAM (last row)" where several rankings are
+            compared.
         share: of full heads; for KV budgets None.
         x: the window, or the keys kept a KV head.
         correct, logprob: per sample, the mean over draws.
@@ -88,14 +91,19 @@ class SparseContrast:
         )
 
     def differences(self) -> list[dict[str, Any]]:
-        """Each top line minus each control at the same place: accuracy and log-probability, paired, with 95% CI."""
+        """Each top line minus each control at the same place: accuracy and log-probability, paired,
+        with 95% CI."""
         found = []
         for one in self.points:
             if not one.line.startswith(CLAIMS):
                 continue
             for other in self.points:
                 same = other.x == one.x and other.share in (one.share, None) and other is not one
-                if same and not other.line.startswith(CLAIMS) and _ranking(other.line) in (_ranking(one.line), ""):
+                if (
+                    same
+                    and not other.line.startswith(CLAIMS)
+                    and _ranking(other.line) in (_ranking(one.line), "")
+                ):
                     found.append(
                         {
                             "line": one.line,
@@ -109,31 +117,50 @@ class SparseContrast:
         return found
 
     def plot(self, metric: str = "accuracy", **options: Any) -> Any:
-        """`metric` ("accuracy" or "answer_logprob") over window or keys kept, a panel a share of full heads."""
+        """`metric` ("accuracy" or "answer_logprob") over window or keys kept, a panel a share of
+        full heads."""
         from corelens.viz.speed import speed_curves
 
         if metric not in ("accuracy", "answer_logprob"):
             raise CorelensError(f"metric={metric!r}", "'accuracy' or 'answer_logprob'", "take one")
         panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
-        shares: list[float | None] = [*sorted({p.share for p in self.points if p.share is not None})] or [None]
+        shares: list[float | None] = [
+            *sorted({p.share for p in self.points if p.share is not None})
+        ] or [None]
         rankings = dict.fromkeys(_ranking(p.line) for p in self.points if p.line.startswith(CLAIMS))
         for ranking, share in [(ranking, share) for ranking in rankings for share in shares]:
-            chosen = [p for p in self.points if p.share in (share, None) and _ranking(p.line) in (ranking, "")]
-            full = "" if share is None else f"{share:.0%} of heads full ({len(chosen[-1].heads[0])})"
+            chosen = [
+                p
+                for p in self.points
+                if p.share in (share, None) and _ranking(p.line) in (ranking, "")
+            ]
+            full = (
+                "" if share is None else f"{share:.0%} of heads full ({len(chosen[-1].heads[0])})"
+            )
             lines = panels.setdefault("\n".join(filter(None, (ranking, full))), {})
             for p in sorted(chosen, key=lambda p: not p.line.startswith(CLAIMS)):
-                lines.setdefault(p.line.removesuffix(f", {ranking}"), []).append((p.x, *getattr(p, metric)))
+                lines.setdefault(p.line.removesuffix(f", {ranking}"), []).append(
+                    (p.x, *getattr(p, metric))
+                )
         options = {"columns": len(shares) if len(shares) > 1 else len(rankings)} | options
         dense = self.dense.accuracy if metric == "accuracy" else self.dense.answer_logprob
         words = "accuracy" if metric == "accuracy" else "answer log-probability, nats"
         xlabel = "window, tokens" if self.kind == "pattern" else "keys kept, mean a KV head"
-        return speed_curves(panels, xlabel, dense, ylabel=words, percent=metric == "accuracy", **options)
+        return speed_curves(
+            panels, xlabel, dense, ylabel=words, percent=metric == "accuracy", **options
+        )
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) of every point."""
         columns = ["kept", "full heads", "window" if self.kind == "pattern" else "keys a KV head"]
         rows = [
-            [p.line, "–" if p.share is None else f"{p.share:.0%}", str(p.x), str(p.accuracy), str(p.answer_logprob)]
+            [
+                p.line,
+                "–" if p.share is None else f"{p.share:.0%}",
+                str(p.x),
+                str(p.accuracy),
+                str(p.answer_logprob),
+            ]
             for p in self.points
         ]
         return [*columns, "accuracy", "answer log-probability (nats)"], rows
@@ -144,11 +171,16 @@ class SparseContrast:
 
         hot = [i for i, point in enumerate(self.points) if point.line.startswith(CLAIMS)]
         metric = "accuracy" if self.kind == "pattern" else "answer_logprob"
-        said = f"On {len(self.dense.per_sample)} samples, 95% intervals; dense {self.dense.interval}."
+        said = (
+            f"On {len(self.dense.per_sample)} samples, 95% intervals; dense {self.dense.interval}."
+        )
         return f"{table(*self.table(), said, hot=hot)}{image_html(self.plot(metric), repr(self))}"
 
     def __repr__(self) -> str:
-        samples, lines = len(self.dense.per_sample), ", ".join(dict.fromkeys(p.line for p in self.points))
+        samples, lines = (
+            len(self.dense.per_sample),
+            ", ".join(dict.fromkeys(p.line for p in self.points)),
+        )
         return f"SparseContrast({self.kind}: {lines}; {samples} samples, dense accuracy {self.dense.interval})"
 
     def to_json(self) -> dict[str, Any]:
@@ -157,7 +189,10 @@ class SparseContrast:
             "format": "corelens-contrast/1",
             "kind": self.kind,
             "samples": len(self.dense.per_sample),
-            "dense": {"accuracy": self.dense.interval._asdict(), "answer_logprob": self.dense.answer_logprob},
+            "dense": {
+                "accuracy": self.dense.interval._asdict(),
+                "answer_logprob": self.dense.answer_logprob,
+            },
             "points": [
                 {
                     "line": p.line,
@@ -190,10 +225,12 @@ def sparse_contrast(
     seed: int = 0,
     progress: bool = False,
 ) -> SparseContrast:
-    """Keep the top heads full and the others under Streaming(sink, window, last); then as many others full.
+    """Keep the top heads full and the others under Streaming(sink, window, last); then as many
+    others full.
 
-    Controls at every share of heads and every window: bottom heads; random heads outside every ranking's top; random
-    heads of the same layers as the top (in a small model these are the next-best heads); no full head at all.
+    Controls at every share of heads and every window: bottom heads; random heads outside every
+    ranking's top; random heads of the same layers as the top (in a small model these are the
+    next-best heads); no full head at all.
 
     Args:
         samples: questions with answers; not those that the scores were taken from.
@@ -211,7 +248,11 @@ def sparse_contrast(
             pattern = Streaming(sink=sink, window=window, last=last)
             for share, line, chosen in [
                 (None, NONE, [HeadSet()]),
-                *((share, line, chosen) for share, lines in sets.items() for line, chosen in lines.items()),
+                *(
+                    (share, line, chosen)
+                    for share, lines in sets.items()
+                    for line, chosen in lines.items()
+                ),
             ]:
                 runs = []
                 for heads in chosen:
@@ -235,10 +276,11 @@ def budget_contrast(
     seed: int = 0,
     progress: bool = False,
 ) -> SparseContrast:
-    """Share out as many keys by each score, evenly, and each score's shares dealt to other heads (`draws` times).
+    """Share out as many keys by each score, evenly, and each score's shares dealt to other heads
+    (`draws` times).
 
-    Only tokens after the first one of an answer are read from the cache that the budget left: samples need answers of
-    several tokens.
+    Only tokens after the first one of an answer are read from the cache that the budget left:
+    samples need answers of several tokens.
     """
     ranked = {"": scores} if isinstance(scores, HeadScores) else dict(scores)
     asked = _asked(model, samples, ranked, batch_size)
@@ -249,13 +291,17 @@ def budget_contrast(
         )  # fmt: skip
     dense = answered_under(model, asked)
     points, kept_bytes = [], {}
-    with tqdm(total=len(budgets) * (1 + (1 + draws) * len(ranked)), disable=not progress, desc="budgets") as bar:
+    with tqdm(
+        total=len(budgets) * (1 + (1 + draws) * len(ranked)), disable=not progress, desc="budgets"
+    ) as bar:
         for budget in budgets:
             size = {"budget": budget, "window": window, "rho": rho}
             lines = {"uniform": [KVBudget(**size)]}  # type: ignore[arg-type]
             for name, one in ranked.items():
                 of = f", {name}" if name else ""
-                dealt = [KVBudget(one, **size, allocation="random", seed=seed + i) for i in range(draws)]  # type: ignore[arg-type]
+                dealt = [
+                    KVBudget(one, **size, allocation="random", seed=seed + i) for i in range(draws)
+                ]  # type: ignore[arg-type]
                 lines |= {f"by score{of}": [KVBudget(one, **size)], f"dealt at random{of}": dealt}  # type: ignore[arg-type]
             for line, plans in lines.items():
                 runs = []
@@ -263,7 +309,9 @@ def budget_contrast(
                     runs.append(answered_under(model, asked, SparseInference(kv_budget=plan)))
                     bar.update()
                 points.append(_kept(line, None, budget, runs, []))
-                kept_bytes[f"{line} at {budget}"] = float(np.mean([_keys(model, asked, plan) for plan in plans]))
+                kept_bytes[f"{line} at {budget}"] = float(
+                    np.mean([_keys(model, asked, plan) for plan in plans])
+                )
     told = {"window": window, "rho": rho, "draws": draws, "seed": seed, "keys_kept": kept_bytes}
     return SparseContrast("kv_budget", dense, points, told | _about(model, ranked))
 
@@ -273,15 +321,21 @@ def _ranking(line: str) -> str:
     return line.partition(", ")[2]
 
 
-def _asked(model: Any, samples: Sequence[Sample], ranked: Mapping[str, HeadScores], batch_size: int) -> list[Asked]:
+def _asked(
+    model: Any, samples: Sequence[Sample], ranked: Mapping[str, HeadScores], batch_size: int
+) -> list[Asked]:
     if not ranked:
-        raise CorelensError("no scores", "one HeadScores or several by name", "score the heads with cl.score_heads")
+        raise CorelensError(
+            "no scores", "one HeadScores or several by name", "score the heads with cl.score_heads"
+        )
     for one in ranked.values():
         check_scores(one, model.cfg)
     return ask(model, batches(model, samples, batch_size))
 
 
-def _selections(ranked: Mapping[str, HeadScores], fraction: float, draws: int, seed: int) -> dict[str, list[HeadSet]]:
+def _selections(
+    ranked: Mapping[str, HeadScores], fraction: float, draws: int, seed: int
+) -> dict[str, list[HeadSet]]:
     """{line: sets} of one size."""
     tops = {name: one.top(fraction) for name, one in ranked.items()}
     every = HeadSet([head for top in tops.values() for head in top])
@@ -290,7 +344,10 @@ def _selections(ranked: Mapping[str, HeadScores], fraction: float, draws: int, s
         for name, one in ranked.items():
             line, k = f"{role}, {name}" if name else role, len(tops[name])
             if role == "layer-matched":
-                found[line] = [one.random(seed=seed + i, exclude=tops[name], match="layer") for i in range(draws)]
+                found[line] = [
+                    one.random(seed=seed + i, exclude=tops[name], match="layer")
+                    for i in range(draws)
+                ]
             else:
                 found[line] = [tops[name] if role == "top" else one.bottom(k=k)]
     first = next(iter(ranked.values()))
@@ -298,10 +355,20 @@ def _selections(ranked: Mapping[str, HeadScores], fraction: float, draws: int, s
     return found
 
 
-def _kept(line: str, share: float | None, x: int, runs: list[Evaluation], sets: Sequence[HeadSet]) -> Kept:
+def _kept(
+    line: str, share: float | None, x: int, runs: list[Evaluation], sets: Sequence[HeadSet]
+) -> Kept:
     correct = np.mean([run.correct for run in runs], axis=0)
     logprob = np.mean([run.logprobs for run in runs], axis=0)
-    return Kept(line, share, x, correct, logprob, [run.accuracy for run in runs], [one.to_json() for one in sets])
+    return Kept(
+        line,
+        share,
+        x,
+        correct,
+        logprob,
+        [run.accuracy for run in runs],
+        [one.to_json() for one in sets],
+    )
 
 
 def _keys(model: Any, asked: Sequence[Asked], budget: KVBudget) -> float:
@@ -312,4 +379,7 @@ def _keys(model: Any, asked: Sequence[Asked], budget: KVBudget) -> float:
 
 
 def _about(model: Any, ranked: Mapping[str, HeadScores]) -> dict[str, Any]:
-    return about(model) | {"machine": machine(model), "rankings": {name: s.label for name, s in ranked.items()}}
+    return about(model) | {
+        "machine": machine(model),
+        "rankings": {name: s.label for name, s in ranked.items()},
+    }

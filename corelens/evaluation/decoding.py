@@ -1,10 +1,11 @@
 """Answers under sparse inference, decoded step by step as generation does.
 
-A forward with the gold answer appended would be wrong there: its answer rows would be prefill rows, sparse where the
-plan decodes with every key, and they would never read from a cache that a budget has emptied. So the prompt is
-prefilled under the plan and each answer token is a decode step of its own. The gold tokens are forced (their logits
-are read before): greedy decoding writes the gold answer if and only if each of its tokens is the argmax after the
-forced ones before it, and the end of the sequence after the last.
+A forward with the gold answer appended would be wrong there: its answer rows would be prefill rows,
+sparse where the plan decodes with every key, and they would never read from a cache that a budget
+has emptied. So the prompt is prefilled under the plan and each answer token is a decode step of its
+own. The gold tokens are forced (their logits are read before): greedy decoding writes the gold
+answer if and only if each of its tokens is the argmax after the forced ones before it, and the end
+of the sequence after the last.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,8 @@ from corelens.inputs.prepare import Inputs, Sample
 
 @dataclass
 class Asked:
-    """One batch of prompts without answers, pictures encoded, and the tokens of each gold answer."""
+    """One batch of prompts without answers, pictures encoded, and the tokens of each gold
+    answer."""
 
     inputs: Inputs
     gold: list[Int[Tensor, " _"]]
@@ -45,7 +47,11 @@ def ask(model: Any, answered: Sequence[Inputs]) -> list[Asked]:
         prompts = model.prepare(inputs.samples)
         encoded = inputs.tensors.get(ENCODED)
         if encoded is not None:
-            rest = {name: x for name, x in prompts.tensors.items() if not name.startswith("pixel_values")}
+            rest = {
+                name: x
+                for name, x in prompts.tensors.items()
+                if not name.startswith("pixel_values")
+            }
             prompts = replace(prompts, tensors=rest | {ENCODED: encoded})
         made.append(Asked(prompts, gold))
     return made
@@ -55,16 +61,21 @@ def ask(model: Any, answered: Sequence[Inputs]) -> list[Asked]:
 def answer_rows(
     model: Any, asked: Asked, hooks: Sequence[Hook] = (), sparse: Any = None
 ) -> list[Float[Tensor, "_ d_vocab"]]:
-    """For each sample the logits that predict its gold tokens, and last those of what follows the answer."""
+    """For each sample the logits that predict its gold tokens, and last those of what follows the
+    answer."""
     steps: list[Tensor] = []
     longest = max(map(len, asked.gold))
     filler = torch.zeros(1, dtype=torch.long)
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.cat([gold, filler]) for gold in asked.gold], batch_first=True)
+    tokens = torch.nn.utils.rnn.pad_sequence(
+        [torch.cat([gold, filler]) for gold in asked.gold], batch_first=True
+    )
 
     def force(logits: Tensor, hook: Any) -> Tensor:
         steps.append(logits[:, -1].float().cpu())
         wanted = tokens[:, len(steps) - 1, None, None].to(logits.device)
-        return torch.full_like(logits, -torch.inf).scatter(-1, wanted.expand(-1, logits.shape[1], -1), 0.0)
+        return torch.full_like(logits, -torch.inf).scatter(
+            -1, wanted.expand(-1, logits.shape[1], -1), 0.0
+        )
 
     plan = model.sparse(sparse) if sparse is not None else nullcontext()
     with plan, model.hooks(fwd_hooks=[*hooks, ("hook_logits", force)]):
@@ -74,7 +85,10 @@ def answer_rows(
 
 
 def read(
-    model: Any, sample: Sample, gold: Int[Tensor, " answer"], rows: Float[Tensor, "answer_and_end d_vocab"]
+    model: Any,
+    sample: Sample,
+    gold: Int[Tensor, " answer"],
+    rows: Float[Tensor, "answer_and_end d_vocab"],
 ) -> Answer:
     """What greedy decoding writes, and the gold answer's log-probability."""
     ends = end_tokens(model)
@@ -90,7 +104,9 @@ def read(
     ended = given[-1] in ends
     text = model.tokenizer.decode(given[:-1] if ended else given).strip()
     right = not len(wrong) and (ended or not ends)
-    return Answer(sample.id, str(sample.answer), text if ended else f"{text}…", bool(right), logprob)
+    return Answer(
+        sample.id, str(sample.answer), text if ended else f"{text}…", bool(right), logprob
+    )
 
 
 def end_tokens(model: Any) -> set[int]:

@@ -1,4 +1,5 @@
-"""How well a model answers, under any hooks: accuracy, log-probabilities, paired differences, ablation sweeps."""
+"""How well a model answers, under any hooks: accuracy, log-probabilities, paired differences,
+ablation sweeps."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,9 +53,11 @@ __all__ = [
 
 
 def batches(model: Any, samples: Sequence[Sample] | Sample, batch_size: int = 32) -> list[Inputs]:
-    """The samples with their gold answers as batches, the pictures encoded once: what `evaluate` runs on.
+    """The samples with their gold answers as batches, the pictures encoded once: what `evaluate`
+    runs on.
 
-    Hand the result to several `evaluate` calls and the vision tower runs once instead of once a call.
+    Hand the result to several `evaluate` calls and the vision tower runs once instead of once a
+    call.
     """
     samples = [samples] if isinstance(samples, Sample) else samples
     without = [sample.id for sample in samples if sample.answer is None]
@@ -67,7 +70,9 @@ def batches(model: Any, samples: Sequence[Sample] | Sample, batch_size: int = 32
     made = []
     with torch.no_grad():
         for start in range(0, len(samples), batch_size):
-            made.append(model.encode(model.prepare(samples[start : start + batch_size], answer=True)))
+            made.append(
+                model.encode(model.prepare(samples[start : start + batch_size], answer=True))
+            )
     return made
 
 
@@ -80,26 +85,33 @@ def evaluate(
     rounds: int = 5,
     on_error: OnError = "raise",
 ) -> Evaluation:
-    """Greedy exact match and the gold answer's log-probability, under hooks and under sparse inference.
+    """Greedy exact match and the gold answer's log-probability, under hooks and under sparse
+    inference.
 
-    One forward a batch, with the gold answer appended: greedy decoding writes the gold answer if and only if every
-    one of its tokens is the argmax after the gold tokens before it, and the end-of-sequence token after the last.
-    Under sparse inference answers are decoded step by step instead (`corelens.evaluation.decoding` says why).
+    One forward a batch, with the gold answer appended: greedy decoding writes the gold answer if
+    and only if every one of its tokens is the argmax after the gold tokens before it, and the
+    end-of-sequence token after the last. Under sparse inference answers are decoded step by step
+    instead (`corelens.evaluation.decoding` says why).
 
-    A sample whose set has a rule of its own (`sample.meta["scoring"]`: ANLS, overlap of boxes, MMLongBench-Doc's rules)
-    is scored by that rule on the text that the model writes; `Answer.score` holds it, and accuracy is the mean.
+    A sample whose set has a rule of its own (`sample.meta["scoring"]`: ANLS, overlap of boxes,
+    MMLongBench-Doc's rules) is scored by that rule on the text that the model writes;
+    `Answer.score` holds it, and accuracy is the mean.
 
     Args:
         model: a HookedMLLM.
         samples: questions with gold answers, or what `batches` made of them.
         hooks: to run under; all of them, at every forward.
-        sparse: a SparseInference; the result has a `speed` then, a SpeedReport against the dense run.
-        rounds: how often dense and sparse are timed, in turns, on each of four samples; 0: answers only, no report.
-        on_error: "raise" at a sample that cannot be prepared (a region that the processor crops away, a picture that is
-            broken), or "skip" it: a warning counts those left out, `.meta["skipped"]` is {id: reason}.
+        sparse: a SparseInference; the result has a `speed` then, a SpeedReport against the dense
+            run.
+        rounds: how often dense and sparse are timed, in turns, on each of four samples; 0: answers
+            only, no report.
+        on_error: "raise" at a sample that cannot be prepared (a region that the processor crops
+            away, a picture that is broken), or "skip" it: a warning counts those left out,
+            `.meta["skipped"]` is {id: reason}.
 
     Raises:
-        CorelensError: a sample without an answer; a rule that is not known, or one that needs a judge model.
+        CorelensError: a sample without an answer; a rule that is not known, or one that needs a
+            judge model.
     """
     some = [samples] if isinstance(samples, Sample | Inputs) else samples
     given = [one for one in some if isinstance(one, Inputs)]
@@ -114,11 +126,15 @@ def evaluate(
     answers: list[Answer] = []
     with torch.no_grad():
         for inputs in prepared:
-            logits = model.run_with_hooks(inputs, fwd_hooks=hook_list(hooks), logits_to_keep=answer_rows(inputs))
+            logits = model.run_with_hooks(
+                inputs, fwd_hooks=hook_list(hooks), logits_to_keep=answer_rows(inputs)
+            )
             answers += read_batch(model, inputs, logits)
     if scored:
         answers = scored_by_rule(model, prepared, answers, hook_list(hooks))
-    return Evaluation(named(answers, [sample for inputs in prepared for sample in inputs.samples]), meta)
+    return Evaluation(
+        named(answers, [sample for inputs in prepared for sample in inputs.samples]), meta
+    )
 
 
 def answer_rows(inputs: Inputs) -> int:
@@ -126,7 +142,9 @@ def answer_rows(inputs: Inputs) -> int:
     return inputs.length - min(int(token_map.last) for token_map in inputs.token_maps)
 
 
-def read_batch(model: Any, inputs: Inputs, logits: Float[Tensor, "batch row d_vocab"]) -> list[Answer]:
+def read_batch(
+    model: Any, inputs: Inputs, logits: Float[Tensor, "batch row d_vocab"]
+) -> list[Answer]:
     """What the last `answer_rows(inputs)` rows' logits say of every sample's answer."""
     first, answers = inputs.length - answer_rows(inputs), []
     for i, (sample, token_map) in enumerate(zip(inputs.samples, inputs.token_maps, strict=True)):
@@ -136,12 +154,13 @@ def read_batch(model: Any, inputs: Inputs, logits: Float[Tensor, "batch row d_vo
     return answers
 
 
-# --- sweeps ----------------------------------------------------------------------------------------------------------
+# --- sweeps
 
 
 @dataclass
 class Point:
-    """One condition of a sweep: k heads ablated, accuracy over samples (and over draws where the heads are drawn)."""
+    """One condition of a sweep: k heads ablated, accuracy over samples (and over draws where the
+    heads are drawn)."""
 
     fraction: float
     k: int
@@ -164,7 +183,10 @@ class Sweep:
         from corelens.viz.curves import ablation_curves
 
         return ablation_curves(
-            {name: [(p.fraction, *p.accuracy) for p in points] for name, points in self.curves.items()},
+            {
+                name: [(p.fraction, *p.accuracy) for p in points]
+                for name, points in self.curves.items()
+            },
             baseline=self.clean.value,
             **options,
         )
@@ -199,19 +221,23 @@ class Sweep:
 def conditions(
     scores: HeadScores, fraction: float, draws: int, exclude: HeadSet | None = None, seed: int = 0
 ) -> dict[str, list[HeadSet]]:
-    """The top heads and their controls: bottom k; random k outside the top; layer-matched random k, several draws."""
+    """The top heads and their controls: bottom k; random k outside the top; layer-matched random k,
+    several draws."""
     top = scores.top(fraction) if exclude is None else exclude
     k = len(top)
     return {
         "top": [top],
         "bottom": [scores.bottom(k=k)],
         "random": [scores.random(k=k, seed=seed + i, exclude=top) for i in range(draws)],
-        "layer-matched": [scores.random(k=k, seed=seed + i, exclude=top, match="layer") for i in range(draws)],
+        "layer-matched": [
+            scores.random(k=k, seed=seed + i, exclude=top, match="layer") for i in range(draws)
+        ],
     }
 
 
 def hooks_of(kind: str, heads: HeadSet, reference: Any = None) -> list[Hook]:
-    """An ablation by its name: "zero" … as `ablate` has them, or "knockout" (question, last, answer rows → region)."""
+    """An ablation by its name: "zero" … as `ablate` has them, or "knockout" (question, last, answer
+    rows → region)."""
     if kind == "knockout":
         return knockout(heads)
     return ablate(heads, kind, reference=reference if kind in ("mean", "resample") else None)
@@ -255,9 +281,11 @@ def ablation_sweep(
         fractions: shares of all heads.
         kind: "zero", "mean", "resample", "uniform" or "knockout".
         draws: how many random and layer-matched sets a share.
-        reference: for "mean" what `mean_z` returned (by default taken from these samples), for "resample" a cache.
+        reference: for "mean" what `mean_z` returned (by default taken from these samples), for
+            "resample" a cache.
 
-    In a small model a layer-matched draw takes the next-best retrieval heads of the same layer: its cost is no noise.
+    In a small model a layer-matched draw takes the next-best retrieval heads of the same layer: its
+    cost is no noise.
     """
     scores.top(k=1).check(model.cfg.n_layers, model.cfg.n_heads)
     if kind == "mean" and reference is None:

@@ -1,4 +1,5 @@
-"""One page on one head: its scores, what it attends to, where it does so best and worst, and what it is good for."""
+"""One page on one head: its scores, what it attends to, where it does so best and worst, and what
+it is good for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ PARTS = ("region", "rest of the picture", "question", "first token", "other text
 
 @dataclass
 class Ablation:
-    """What the samples lose without this head: clean minus ablated, paired by sample, with 95% intervals."""
+    """What the samples lose without this head: clean minus ablated, paired by sample, with 95%
+    intervals."""
 
     accuracy: Interval  # under the ablation
     lost: Interval  # accuracy lost
@@ -34,13 +36,15 @@ class Ablation:
 
 @dataclass(eq=False)
 class HeadProfile:
-    """What is known of one head. `masses[part]` is what it attends to, [sample], at the rows named in `meta`."""
+    """What is known of one head. `masses[part]` is what it attends to, [sample], at the rows named
+    in `meta`."""
 
     head: Head
     scores: dict[str, HeadScores]
     masses: dict[str, Float[np.ndarray, " sample"]]
     samples: list[Sample] = field(repr=False)
-    looks: dict[int, Any] = field(repr=False)  # sample → the picture with this head's attention on it
+    # sample → the picture with this head's attention on it
+    looks: dict[int, Any] = field(repr=False)
     clean: Evaluation | None
     ablations: dict[str, Ablation]
     meta: dict[str, Any]
@@ -51,7 +55,8 @@ class HeadProfile:
 
     @property
     def order(self) -> list[int]:
-        """The samples, from the one in which the head puts most on the region to the one in which it puts least."""
+        """The samples, from the one in which the head puts most on the region to the one in which
+        it puts least."""
         return [int(i) for i in np.argsort(-self.masses["region"], kind="stable")]
 
     def plot(self) -> Any:
@@ -87,14 +92,21 @@ class HeadProfile:
         return {
             "head": list(self.head),
             "scores": {
-                key: {"value": float(one.values[self.head]), "rank": self.rank(key), "of": one.values.size}
+                key: {
+                    "value": float(one.values[self.head]),
+                    "rank": self.rank(key),
+                    "of": one.values.size,
+                }
                 for key, one in self.scores.items()
             },
             "masses": {part: mass.tolist() for part, mass in self.masses.items()},
             "samples": [sample.id for sample in self.samples],
             "clean": None if self.clean is None else self.clean.interval._asdict(),
             "ablations": {
-                kind: {name: getattr(one, name)._asdict() for name in ("accuracy", "lost", "logprob_lost")}
+                kind: {
+                    name: getattr(one, name)._asdict()
+                    for name in ("accuracy", "lost", "logprob_lost")
+                }
                 for kind, one in self.ablations.items()
             },
             **self.meta,
@@ -111,16 +123,18 @@ def head_profile(
     examples: int = 3,
     batch_size: int = 32,
 ) -> HeadProfile:
-    """Look at one head: its scores, what it attends to, its best and worst samples, what its ablation does.
+    """Look at one head: its scores, what it attends to, its best and worst samples, what its
+    ablation does.
 
     Args:
         model: a HookedMLLM.
         samples: questions with regions; those without answers leave the ablations out.
-        scores: of all heads, one or several ({key: HeadScores}, as `score_heads` returns them); the first ranks.
+        scores: of all heads, one or several ({key: HeadScores}, as `score_heads` returns them); the
+            first ranks.
         head: (layer, head), or its name "L3H5".
         rows: whose attention; by default the rows of the first score, else the question's.
-        reduce: "mean": all of a sample's rows; "max": the one that puts most on the region. By default as the first
-            score is, else "mean".
+        reduce: "mean": all of a sample's rows; "max": the one that puts most on the region. By
+            default as the first score is, else "mean".
         examples: how many best and worst samples are shown.
         batch_size: samples in one forward.
     Returns:
@@ -130,7 +144,9 @@ def head_profile(
     samples = list(samples)
     if not named or not samples:
         raise CorelensError(
-            f"{len(named)} scores and {len(samples)} samples", "one score and one sample at least", "see score_heads"
+            f"{len(named)} scores and {len(samples)} samples",
+            "one score and one sample at least",
+            "see score_heads",
         )
     chosen = Head.of(head)
     for one in named.values():
@@ -140,10 +156,19 @@ def head_profile(
     weights = _attention(model, samples, chosen, rows, reduce, batch_size)
     masses = {part: np.array([float(row[part]) for row, _ in weights]) for part in PARTS}
     profile = HeadProfile(
-        chosen, named, masses, samples, {}, None, {}, {"rows": rows, "reduce": reduce, "family": model.cfg.family}
+        chosen,
+        named,
+        masses,
+        samples,
+        {},
+        None,
+        {},
+        {"rows": rows, "reduce": reduce, "family": model.cfg.family},
     )
     best_and_worst = dict.fromkeys([*profile.order[:examples], *profile.order[-examples:]])
-    profile.looks.update(_looks(model, {at: (samples[at], weights[at][1]) for at in best_and_worst}))
+    profile.looks.update(
+        _looks(model, {at: (samples[at], weights[at][1]) for at in best_and_worst})
+    )
     if all(sample.answer is not None for sample in samples):
         prepared = batches(model, samples, batch_size)
         profile.clean = clean = evaluate(model, prepared)
@@ -161,14 +186,17 @@ def head_profile(
 def _attention(
     model: Any, samples: list[Sample], head: Head, rows: str, reduce: str, batch_size: int
 ) -> list[tuple[dict[str, Tensor], Float[Tensor, " key"]]]:
-    """Per sample what the head puts on each part, and its attention on every token of the sample's unpadded row."""
+    """Per sample what the head puts on each part, and its attention on every token of the sample's
+    unpadded row."""
     from corelens.viz.overlay import chosen_row
 
     found: list[tuple[dict[str, Tensor], Tensor]] = []
 
     def look(pattern: Float[Tensor, "batch row key"], hook: Any) -> None:
         inputs: Inputs = hook.ctx["inputs"]
-        for line, at, token_map in zip(pattern.cpu(), hook.ctx["rows"].cpu(), inputs.token_maps, strict=True):
+        for line, at, token_map in zip(
+            pattern.cpu(), hook.ctx["rows"].cpu(), inputs.token_maps, strict=True
+        ):
             token_map.evidence_rows(rows)  # raises where no row can see the region
             weights, _ = chosen_row(line[at >= 0], token_map, reduce)
             parts = {name: torch.zeros(token_map.length, dtype=torch.bool) for name in PARTS}
@@ -188,13 +216,16 @@ def _attention(
     name = f"blocks.{head.layer}.attn.head.{head.head}.hook_pattern_rows"
     with torch.no_grad(), model.pattern_rows(rows):
         for start in range(0, len(samples), batch_size):
-            inputs = model.prepare(samples[start : start + batch_size], **({"answer": True} if answer else {}))
+            inputs = model.prepare(
+                samples[start : start + batch_size], **({"answer": True} if answer else {})
+            )
             model.run_with_hooks(inputs, return_type=None, fwd_hooks=[(name, look)])
     return found
 
 
 def _looks(model: Any, chosen: dict[int, tuple[Sample, Float[Tensor, " key"]]]) -> dict[int, Any]:
-    """Pictures with the attention on them (of a video: the frame that gets most); one scale for all of them."""
+    """Pictures with the attention on them (of a video: the frame that gets most); one scale for all
+    of them."""
     from corelens.viz.heat import attention_image, attention_map, of_panel, panels
 
     found = {}
@@ -203,7 +234,9 @@ def _looks(model: Any, chosen: dict[int, tuple[Sample, Float[Tensor, " key"]]]) 
         heats = []
         for image, number, frame in panels(inputs.pictures[0], inputs.token_maps[0], frames=32):
             heat = attention_map(inputs.token_maps[0], weights, image.size, number, frame)
-            heats.append((float(heat.max()), image, heat, of_panel(sample.regions, number, frame), frame))
+            heats.append(
+                (float(heat.max()), image, heat, of_panel(sample.regions, number, frame), frame)
+            )
         found[at] = max(heats, key=lambda one: one[0])
     peak = max((one[0] for one in found.values()), default=1.0)
     return {at: attention_image(*one[1:], peak=peak) for at, one in found.items()}

@@ -1,4 +1,5 @@
-"""Knockouts begun late: edges cut from the rows after the picture change nothing before them, which is run once."""
+"""Knockouts begun late: edges cut from the rows after the picture change nothing before them, which
+is run once."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,11 +19,13 @@ from corelens.interventions.replay import Replay
 from corelens.tokens.positions import member, resolve
 
 MOST_BYTES = 1 << 31  # of values that are kept; where they are more, whole forwards are run
-Rows = str | Sequence[Int[Tensor, "_ _"]]  # a name, or for each batch the rows of its samples, padded with −1
+# a name, or for each batch the rows of its samples, padded with −1
+Rows = str | Sequence[Int[Tensor, "_ _"]]
 
 
 class Knockouts:
-    """What `evaluate` finds under knockouts, the same numbers, on batches that it is asked about again and again.
+    """What `evaluate` finds under knockouts, the same numbers, on batches that it is asked about
+    again and again.
 
     Args:
         model: a HookedMLLM.
@@ -31,12 +34,15 @@ class Knockouts:
 
     def __init__(self, model: Any, prepared: Sequence[Inputs]):
         self.model, self.prepared = model, list(prepared)
-        self._scored = has_rule([sample for inputs in prepared for sample in inputs.samples])  # of written texts
+        # of written texts
+        self._scored = has_rule([sample for inputs in prepared for sample in inputs.samples])
 
     @cached_property
     def _base(self) -> list[Replay] | None:
         cfg = self.model.cfg
-        width = cfg.d_model * (cfg.n_layers + 1) + 2 * cfg.n_layers * cfg.n_key_value_heads * cfg.d_head
+        width = (
+            cfg.d_model * (cfg.n_layers + 1) + 2 * cfg.n_layers * cfg.n_key_value_heads * cfg.d_head
+        )
         tokens = sum(len(inputs) * inputs.length for inputs in self.prepared)
         if tokens * width * cfg.dtype.itemsize > MOST_BYTES:
             return None
@@ -68,7 +74,8 @@ class Knockouts:
 
 
 def _first_cut(inputs: Inputs, rows: str | Tensor, columns: str) -> int | None:
-    """The first row of the batch that loses an edge, or the first that predicts an answer, if that stands before it."""
+    """The first row of the batch that loses an edge, or the first that predicts an answer, if that
+    stands before it."""
     every = torch.arange(inputs.length)
     cut_rows = member(resolve(rows, inputs, every, len(inputs), rows=True), inputs.length)
     cut_columns = member(resolve(columns, inputs, every, len(inputs), rows=False), inputs.length)

@@ -1,7 +1,8 @@
 """Answers scored by the rule of their set: ANLS, overlap of boxes, MMLongBench-Doc's rules …
 
-Such a rule reads the text that a model writes, so the text is generated, under the same hooks and the same sparse
-plan as everything else. What needs a judge model is refused by name before anything runs.
+Such a rule reads the text that a model writes, so the text is generated, under the same hooks and
+the same sparse plan as everything else. What needs a judge model is refused by name before anything
+runs.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from corelens.evaluation.decoding import Asked, ask
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
 
-MORE_TOKENS, MOST_TOKENS = 16, 512  # the text may be so much longer than the gold answer; and never longer
+# the text may be so much longer than the gold answer; and never longer
+MORE_TOKENS, MOST_TOKENS = 16, 512
 
 
 def has_rule(samples: Sequence[Sample]) -> bool:
@@ -36,7 +38,8 @@ def has_rule(samples: Sequence[Sample]) -> bool:
 def scored_by_rule(
     model: Any, answered: Sequence[Inputs], answers: Sequence[Answer], hooks: Sequence[Hook] = ()
 ) -> list[Answer]:
-    """The answers of batches with gold answers, with the set's score and the text that the model writes."""
+    """The answers of batches with gold answers, with the set's score and the text that the model
+    writes."""
     scored: list[Answer] = []
     for inputs in answered:
         batch = answers[len(scored) : len(scored) + len(inputs.samples)]
@@ -49,11 +52,19 @@ def scored_by_rule(
 
 @torch.no_grad()
 def rule_scores(
-    model: Any, asked: Asked, answers: Sequence[Answer], hooks: Sequence[Hook] = (), sparse: Any = None
+    model: Any,
+    asked: Asked,
+    answers: Sequence[Answer],
+    hooks: Sequence[Hook] = (),
+    sparse: Any = None,
 ) -> list[Answer]:
-    """The answers of one batch of prompts, with the set's score and the text that the model writes."""
+    """The answers of one batch of prompts, with the set's score and the text that the model
+    writes."""
     longest = min(MOST_TOKENS, max(map(len, asked.gold)) + MORE_TOKENS)
-    with model.sparse(sparse) if sparse is not None else nullcontext(), model.hooks(fwd_hooks=list(hooks)):
+    with (
+        model.sparse(sparse) if sparse is not None else nullcontext(),
+        model.hooks(fwd_hooks=list(hooks)),
+    ):
         written = model.generate(asked.inputs, max_new_tokens=longest, do_sample=False)
     scored = []
     for sample, ids, answer in zip(asked.inputs.samples, written, answers, strict=True):

@@ -1,7 +1,7 @@
 """Pages of a document ranked by what heads look at: page retrieval without a retriever.
 
-As MMRetHeads (arXiv 2605.27243) and QRHead (arXiv 2506.09944) rank documents; on MMDocIR (arXiv 2501.08828) the
-measure is the recall of evidence pages among the first k.
+As MMRetHeads (arXiv 2605.27243) and QRHead (arXiv 2506.09944) rank documents; on MMDocIR (arXiv
+2501.08828) the measure is the recall of evidence pages among the first k.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,8 @@ class PageRanking:
     """Pages ranked for each question.
 
     Args:
-        ranked: per sample its pages, best first, by the names that `meta["pages"]` gives them (else 0, 1, …).
+        ranked: per sample its pages, best first, by the names that `meta["pages"]` gives them (else
+            0, 1, …).
         scores: per sample the score of each page, in the order in which the pages are shown.
         gold: per sample its evidence pages.
         meta: heads, rows and samples.
@@ -40,8 +41,11 @@ class PageRanking:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def recall(self, k: int = 1) -> Interval:
-        """Mean share of a question's evidence pages among its first k, MMDocIR's recall@k, with a 95% interval."""
-        each = [recall_at(pages, gold, k) for pages, gold in zip(self.ranked, self.gold, strict=True)]
+        """Mean share of a question's evidence pages among its first k, MMDocIR's recall@k, with a
+        95% interval."""
+        each = [
+            recall_at(pages, gold, k) for pages, gold in zip(self.ranked, self.gold, strict=True)
+        ]
         return mean_interval(np.array(each))
 
     @property
@@ -54,7 +58,10 @@ class PageRanking:
         from corelens.viz.curves import recall_curve
 
         most = max(len(pages) for pages in self.ranked)
-        random = [float(np.mean([min(1.0, k / len(pages)) for pages in self.ranked])) for k in range(1, most + 1)]
+        random = [
+            float(np.mean([min(1.0, k / len(pages)) for pages in self.ranked]))
+            for k in range(1, most + 1)
+        ]
         return recall_curve([self.recall(k) for k in range(1, most + 1)], random)
 
     def _repr_html_(self) -> str:
@@ -77,28 +84,32 @@ def rerank_pages(
 ) -> PageRanking:
     """Rank the pages of each sample by the attention that heads put on them.
 
-    Score of a page = Σ over heads of the mean over `rows` of Σ over its visual tokens of A, minus the same under the
-    null question "N/A" (`calibrated`): what a page draws whatever is asked is taken away.
+    Score of a page = Σ over heads of the mean over `rows` of Σ over its visual tokens of A, minus
+    the same under the null question "N/A" (`calibrated`): what a page draws whatever is asked is
+    taken away.
 
     Args:
         model: a HookedMLLM.
-        samples: questions about several images, the pages. `meta["evidence_pages"]` holds the right ones (as
-            `cl.load_data` fills it for MMDocIR), by the names in `meta["pages"]`; without it, the images that the
-            sample's regions lie on.
-        heads: a HeadSet, or anything that makes one, for instance `scores["calibrated_ram"].top(0.05)`. Choose them on
-            other documents.
+        samples: questions about several images, the pages. `meta["evidence_pages"]` holds the right
+            ones (as `cl.load_data` fills it for MMDocIR), by the names in `meta["pages"]`; without
+            it, the images that the sample's regions lie on.
+        heads: a HeadSet, or anything that makes one, for instance
+            `scores["calibrated_ram"].top(0.05)`. Choose them on other documents.
         rows: whose attention.
         calibrated: two forwards a batch instead of one.
         batch_size: samples a forward.
         hooks: to run under.
     Raises:
-        CorelensError: no head; a sample with fewer than two images, without evidence, or (calibrated) that is a chat.
+        CorelensError: no head; a sample with fewer than two images, without evidence, or
+            (calibrated) that is a chat.
     """
     chosen = heads if isinstance(heads, HeadSet) else HeadSet(heads)
     chosen.check(model.cfg.n_layers, model.cfg.n_heads)
     samples = list(samples)
     if not len(chosen) or not samples:
-        raise CorelensError(f"{len(chosen)} heads and {len(samples)} samples", "one of each or more", "give them")
+        raise CorelensError(
+            f"{len(chosen)} heads and {len(samples)} samples", "one of each or more", "give them"
+        )
     for sample in samples:
         _check(sample, calibrated)
     scores: list[np.ndarray] = []
@@ -115,7 +126,12 @@ def rerank_pages(
     for sample, of_pages in zip(samples, scores, strict=True):
         pages = _pages(sample)
         ranked.append([pages[i] for i in np.argsort(-of_pages, kind="stable")])
-    meta = {"heads": chosen.to_json(), "rows": rows, "calibrated": calibrated, "samples": [s.id for s in samples]}
+    meta = {
+        "heads": chosen.to_json(),
+        "rows": rows,
+        "calibrated": calibrated,
+        "samples": [s.id for s in samples],
+    }
     return PageRanking(ranked, scores, [_evidence(sample) for sample in samples], meta)
 
 
@@ -124,7 +140,9 @@ def _page_masses(
 ) -> list[Float[np.ndarray, " _"]]:
     """Per sample the attention on each of its pages, summed over the heads, mean over the rows."""
     inputs = model.prepare(samples, answer="answer" in rows)
-    totals = [torch.zeros(len(token_map.images), dtype=torch.double) for token_map in inputs.token_maps]
+    totals = [
+        torch.zeros(len(token_map.images), dtype=torch.double) for token_map in inputs.token_maps
+    ]
 
     def reader(numbers: list[int]) -> Callable[..., None]:
         def add_pages(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
@@ -140,7 +158,8 @@ def _page_masses(
         return add_pages
 
     reading = [
-        (f"blocks.{layer}.attn.hook_pattern_rows", reader(numbers)) for layer, numbers in heads.by_layer().items()
+        (f"blocks.{layer}.attn.hook_pattern_rows", reader(numbers))
+        for layer, numbers in heads.by_layer().items()
     ]
     model.run_with_hooks(inputs, fwd_hooks=[*hooks, *reading], return_type=None)
     return [total.numpy() for total in totals]
@@ -167,9 +186,13 @@ def _check(sample: Sample, calibrated: bool) -> None:
         )
     if calibrated and sample.messages is not None:
         raise CorelensError(
-            f"sample {sample.id!r} which is a chat", "a question that can be replaced by 'N/A'", "calibrated=False"
+            f"sample {sample.id!r} which is a chat",
+            "a question that can be replaced by 'N/A'",
+            "calibrated=False",
         )
     if not _evidence(sample):
         raise CorelensError(
-            f"sample {sample.id!r} without evidence pages", "the right pages", 'meta["evidence_pages"], or regions'
+            f"sample {sample.id!r} without evidence pages",
+            "the right pages",
+            'meta["evidence_pages"], or regions',
         )

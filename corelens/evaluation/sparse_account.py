@@ -1,4 +1,5 @@
-"""What a sparse plan leaves, counted before it runs, and what must be said of a comparison with it."""
+"""What a sparse plan leaves, counted before it runs, and what must be said of a comparison with
+it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +13,14 @@ from corelens.heads.scores import HeadScores
 from corelens.sparse.inference import SparseInference
 from corelens.sparse.patterns import Pruned, Streaming
 
-COUNTED = 512  # rows of a user's own pattern that are looked at; longer prompts are counted on as many, evenly spaced
+# rows of a user's own pattern that are looked at; longer prompts are counted on as many, evenly
+# spaced
+COUNTED = 512
 
 
 def left_pairs(sparse: SparseInference, cfg: Any, tokens: Sequence[int]) -> float | None:
-    """The share of causal (query, key) pairs of all heads that the plan leaves over prompts of these lengths.
+    """The share of causal (query, key) pairs of all heads that the plan leaves over prompts of
+    these lengths.
 
     None where the pattern chooses as it runs. A model's own sliding windows are not counted.
     """
@@ -30,7 +34,11 @@ def left_pairs(sparse: SparseInference, cfg: Any, tokens: Sequence[int]) -> floa
             full = int(plan.full[layer].sum())
             pattern = plan.pattern(layer)
             sparse_heads = torch.from_numpy(~plan.full[layer, :n_heads]).nonzero()[:, 0]
-            seen = every if pattern is None or full == n_heads else _seen(pattern, length, sparse_heads)
+            seen = (
+                every
+                if pattern is None or full == n_heads
+                else _seen(pattern, length, sparse_heads)
+            )
             if seen is None:
                 return None
             left += full * every + (n_heads - full) * seen
@@ -38,8 +46,11 @@ def left_pairs(sparse: SparseInference, cfg: Any, tokens: Sequence[int]) -> floa
     return left / whole
 
 
-def streaming_for(tokens: Sequence[int], sink: int | None, window: int | None, last: int = 0) -> Streaming:
-    """A window that suits prompts of these lengths, where none is given: a quarter of the shortest, at most 1,024.
+def streaming_for(
+    tokens: Sequence[int], sink: int | None, window: int | None, last: int = 0
+) -> Streaming:
+    """A window that suits prompts of these lengths, where none is given: a quarter of the shortest,
+    at most 1,024.
 
     The sink is then 1/32 of it, at most 128.
     """
@@ -49,7 +60,8 @@ def streaming_for(tokens: Sequence[int], sink: int | None, window: int | None, l
 
 
 def leaves_something(sparse: SparseInference, cfg: Any, tokens: Sequence[int]) -> None:
-    """Refuse a plan that leaves nothing out of prompts of these lengths: there would be nothing to time.
+    """Refuse a plan that leaves nothing out of prompts of these lengths: there would be nothing to
+    time.
 
     Raises:
         CorelensError: such a plan.
@@ -76,7 +88,9 @@ def _seen(pattern: Any, length: int, heads: Int[torch.Tensor, " some"]) -> float
         return float(seen[:last].sum() + (rows[last:] + 1).sum())
     if hasattr(pattern, "sees"):
         return None
-    looked = torch.from_numpy(np.unique(np.linspace(0, length - 1, min(length, COUNTED)).round())).long()
+    looked = torch.from_numpy(
+        np.unique(np.linspace(0, length - 1, min(length, COUNTED)).round())
+    ).long()
     keys = torch.arange(length)[None, None, None]
     sample, at = torch.zeros(1, 1, 1, 1, dtype=torch.long), looked[None, None, :, None]
     mask = pattern(sample, heads[None, :, None, None], at, keys) & (keys <= at)
@@ -101,8 +115,13 @@ def _words(part: Any) -> str | None:
         return "Pruned(z = mean)" if part.mean_z is not None else "Pruned(z = 0)"
     if not hasattr(part, "__dict__") or (callable(part) and not hasattr(part, "sees")):
         return getattr(part, "__name__", name)
-    shown = {key: value.label if isinstance(value, HeadScores) else value for key, value in vars(part).items()}
-    simple = [f"{key}={value}" for key, value in shown.items() if isinstance(value, (int, float, str))]
+    shown = {
+        key: value.label if isinstance(value, HeadScores) else value
+        for key, value in vars(part).items()
+    }
+    simple = [
+        f"{key}={value}" for key, value in shown.items() if isinstance(value, (int, float, str))
+    ]
     return f"{name}({', '.join(simple)})"
 
 
@@ -125,10 +144,14 @@ def remarks(sparse: SparseInference, cfg: Any, inputs: Sequence[Any]) -> list[st
         )
     streams = [pattern for pattern in patterns.values() if isinstance(pattern, Streaming)]
     if streams and all(pattern.sink + pattern.window >= longest for pattern in streams):
-        said.append(f"Sink and window cover the longest prompt ({longest} tokens): the pattern leaves nothing out.")
+        said.append(
+            f"Sink and window cover the longest prompt ({longest} tokens): the pattern leaves nothing out."
+        )
     last = max((pattern.last for pattern in streams), default=0)
     if last:
-        covers = [tm for tm in maps if "question" in tm.parts and tm.stop - last <= int(tm.question.max())]
+        covers = [
+            tm for tm in maps if "question" in tm.parts and tm.stop - last <= int(tm.question.max())
+        ]
         which = (
             f"The last {last} rows of the prompt, which see everything in every head, cover question tokens in "
             f"{len(covers)} of {len(maps)} samples"
@@ -136,10 +159,16 @@ def remarks(sparse: SparseInference, cfg: Any, inputs: Sequence[Any]) -> list[st
             else f"The last {last} rows of the prompt see everything in every head, the row that predicts the answer "
             "among them"
         )
-        said.append(f"{which}: any head can fetch the evidence there, so this says little about which heads are full.")
+        said.append(
+            f"{which}: any head can fetch the evidence there, so this says little about which heads are full."
+        )
     budget = sparse.kv_budget
     if budget is not None and budget.budget >= longest:
-        said.append(f"The KV budget covers the longest prompt ({longest} tokens): nothing is evicted.")
+        said.append(
+            f"The KV budget covers the longest prompt ({longest} tokens): nothing is evicted."
+        )
     if "reference" in sparse.ran:
-        said.append("The reference engine makes the whole pattern: it is right, and its times say nothing of sparsity.")
+        said.append(
+            "The reference engine makes the whole pattern: it is right, and its times say nothing of sparsity."
+        )
     return said

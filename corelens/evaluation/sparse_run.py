@@ -1,4 +1,5 @@
-"""One set of samples answered densely and sparsely, and both timed: what `evaluate(sparse=…)` returns."""
+"""One set of samples answered densely and sparsely, and both timed: what `evaluate(sparse=…)`
+returns."""
 
 import warnings
 from collections.abc import Sequence
@@ -31,7 +32,9 @@ def check_sparse(model: Any, sparse: Any) -> SparseInference:
     """This plan, or an error if it is none or names heads of another model."""
     if not isinstance(sparse, SparseInference):
         raise CorelensError(
-            f"sparse={type(sparse).__name__}", "a cl.SparseInference", "say in one which heads are full"
+            f"sparse={type(sparse).__name__}",
+            "a cl.SparseInference",
+            "say in one which heads are full",
         )
     sparse.plan(model.cfg)
     return sparse
@@ -49,24 +52,33 @@ def check_scores(scores: HeadScores, cfg: Any) -> HeadScores:
 
 
 def answered_under(
-    model: Any, asked: Sequence[Asked], sparse: SparseInference | None = None, hooks: Sequence[Hook] = ()
+    model: Any,
+    asked: Sequence[Asked],
+    sparse: SparseInference | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> Evaluation:
     """The answers alone, nothing timed; None answers densely, by the same steps."""
     answers: list[Answer] = []
     for batch in asked:
         read = [answer for answer, _ in decoded(model, [batch], hooks, sparse)]
-        answers += rule_scores(model, batch, read, hooks, sparse) if has_rule(batch.inputs.samples) else read
+        answers += (
+            rule_scores(model, batch, read, hooks, sparse)
+            if has_rule(batch.inputs.samples)
+            else read
+        )
     return _evaluation(answers, asked)
 
 
 def compare(
     model: Any, prepared: Sequence[Inputs], sparse: Any, hooks: Sequence[Hook] = (), rounds: int = 5
 ) -> Evaluation:
-    """The answers under sparse inference, with a SpeedReport against the dense run under the same hooks.
+    """The answers under sparse inference, with a SpeedReport against the dense run under the same
+    hooks.
 
     Args:
         prepared: what `batches` made.
-        rounds: how often each of four samples is timed under both; 0 times nothing and makes no report.
+        rounds: how often each of four samples is timed under both; 0 times nothing and makes no
+            report.
     """
     sparse = check_sparse(model, sparse)
     at_least("rounds", rounds, 0, "0 times nothing")
@@ -74,11 +86,16 @@ def compare(
     sparse.ran.clear()
     if not rounds:
         return answered_under(model, asked, sparse, hooks)
-    pairs = list(zip(decoded(model, asked, hooks), decoded(model, asked, hooks, sparse), strict=True))
+    pairs = list(
+        zip(decoded(model, asked, hooks), decoded(model, asked, hooks, sparse), strict=True)
+    )
     dense = _evaluation([a for (a, _), _ in pairs], asked)
     under = _evaluation([b for _, (b, _) in pairs], asked)
     if has_rule([sample for batch in asked for sample in batch.inputs.samples]):
-        dense, under = answered_under(model, asked, None, hooks), answered_under(model, asked, sparse, hooks)
+        dense, under = (
+            answered_under(model, asked, None, hooks),
+            answered_under(model, asked, sparse, hooks),
+        )
     kl = np.array([float(_kl(p, q).mean()) for (_, p), (_, q) in pairs])
     same = np.array([float(a.given == b.given) for (a, _), (b, _) in pairs])
     under.meta["sparse"] = described(sparse)
@@ -88,7 +105,9 @@ def compare(
     maps = [prompt.token_maps[0] for prompt in timed[2]]
     tokens = {"prompt": [len(tm.all) for tm in maps], "visual": [len(tm.visual) for tm in maps]}
     notes = remarks(sparse, model.cfg, [batch.inputs for batch in asked])
-    if sparse.kv_budget is not None and all(len(gold) == 1 for batch in asked for gold in batch.gold):
+    if sparse.kv_budget is not None and all(
+        len(gold) == 1 for batch in asked for gold in batch.gold
+    ):
         notes.append(
             "Every answer is one token, which the prefill predicts before anything is evicted: accuracy cannot show "
             "what this KV budget costs. Ask for longer answers."
@@ -119,8 +138,12 @@ def _kl(p: Float[Tensor, "row d_vocab"], q: Float[Tensor, "row d_vocab"]) -> Flo
 
 
 def _evaluation(answers: list[Answer], asked: Sequence[Asked]) -> Evaluation:
-    return Evaluation(named(answers, [sample for batch in asked for sample in batch.inputs.samples]))
+    return Evaluation(
+        named(answers, [sample for batch in asked for sample in batch.inputs.samples])
+    )
 
 
 def _side(timed: Timed, answers: Evaluation) -> Side:
-    return Side(timed.seconds, timed.peak_bytes, timed.kv_bytes, answers.interval, answers.answer_logprob)
+    return Side(
+        timed.seconds, timed.peak_bytes, timed.kv_bytes, answers.interval, answers.answer_logprob
+    )

@@ -1,9 +1,10 @@
-"""What a sparse run gained and what it cost, against the dense run: numbers only, and what must be said of them.
+"""What a sparse run gained and what it cost, against the dense run: numbers only, and what must be
+said of them.
 
-The limit. Of the pairs (query, key) that causal attention computes over a prompt of T tokens, T (T + 1) / 2 a head, a
-sparse plan leaves the share p. If attention takes the share a of a phase's time in the dense run, the operation count
-allows the phase to be 1 / (1 − a + a p) times as fast (Amdahl 1967), and attention itself 1 / p times. `reached` is the
-measured speed-up divided by that limit.
+The limit. Of the pairs (query, key) that causal attention computes over a prompt of T tokens, T (T
++ 1) / 2 a head, a sparse plan leaves the share p. If attention takes the share a of a phase's time
+in the dense run, the operation count allows the phase to be 1 / (1 − a + a p) times as fast (Amdahl
+1967), and attention itself 1 / p times. `reached` is the measured speed-up divided by that limit.
 """
 
 import json
@@ -48,7 +49,8 @@ class Side:
 
     Args:
         seconds: phase → one number a run; run i of one side was timed next to run i of the other.
-        peak_bytes: the peak of memory during a generation over what was held before; None where it cannot be read.
+        peak_bytes: the peak of memory during a generation over what was held before; None where it
+            cannot be read.
         kv_bytes: keys and values held after the last step; None for a cache that does not say.
         accuracy: over the samples, with its 95% interval.
         answer_logprob: mean log-probability of the gold answer (nats).
@@ -68,11 +70,14 @@ class SpeedReport:
     Args:
         dense, sparse: the two sides.
         difference: accuracy of sparse minus dense, paired by sample, with its 95% interval.
-        agreement: share of samples in which greedy decoding writes the same under both, as far as it was followed (up
-            to the first token that is not the gold answer's).
-        kl: KL(dense ‖ sparse) where the gold answer's tokens are predicted (nats), mean over tokens, then samples.
-        pairs: the share p of (query, key) pairs that the plan leaves, over the samples timed; None if unknown.
-        tokens: prompt and visual tokens of the samples timed, and how many tokens were generated in each run.
+        agreement: share of samples in which greedy decoding writes the same under both, as far as
+            it was followed (up to the first token that is not the gold answer's).
+        kl: KL(dense ‖ sparse) where the gold answer's tokens are predicted (nats), mean over
+            tokens, then samples.
+        pairs: the share p of (query, key) pairs that the plan leaves, over the samples timed; None
+            if unknown.
+        tokens: prompt and visual tokens of the samples timed, and how many tokens were generated in
+            each run.
         samples: how many samples were answered.
         engine: what computed the sparse prefill, by name; several if layers differ.
         plan: what was left out.
@@ -111,17 +116,21 @@ class SpeedReport:
         return Spread.of(np.divide(self.dense.seconds[phase], self.sparse.seconds[phase]))
 
     def limit(self, phase: str) -> float | None:
-        """The speed-up that the operation count allows; None where it is not known, and for what decoding changes."""
+        """The speed-up that the operation count allows; None where it is not known, and for what
+        decoding changes."""
         decodes = ["decode"]
         if self.plan.get("kv_budget") or self.plan.get("decode") == "streaming":
-            decodes.append("end_to_end")  # pairs are the prefill's: what is saved at decoding is not among them
+            # pairs are the prefill's: what is saved at decoding is not among them
+            decodes.append("end_to_end")
         if self.pairs is None or phase not in self.phases or phase in ("vision", *decodes):
             return None
         if phase == "attention":
             return 1 / self.pairs if self.pairs else None
         if "attention" not in self.phases:
             return None
-        share = float(np.median(np.divide(self.dense.seconds["attention"], self.dense.seconds[phase])))
+        share = float(
+            np.median(np.divide(self.dense.seconds["attention"], self.dense.seconds[phase]))
+        )
         return 1 / (1 - share + share * self.pairs)
 
     def reached(self, phase: str) -> float | None:
@@ -131,8 +140,12 @@ class SpeedReport:
 
     @property
     def verdict(self) -> str:
-        """Faster or slower: of the whole, then of its parts. A difference within the quartiles is none."""
-        words, found = {-1: "slower than", 0: "neither faster nor slower than", 1: "faster than"}, []
+        """Faster or slower: of the whole, then of its parts. A difference within the quartiles is
+        none."""
+        words, found = (
+            {-1: "slower than", 0: "neither faster nor slower than", 1: "faster than"},
+            [],
+        )
         for phase in ("end_to_end", "prefill", "decode"):
             ratio = self.speedup(phase)
             found.append(f"{PHASES[phase]} {ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]")
@@ -159,20 +172,29 @@ class SpeedReport:
         )
 
     def table(self, quartiles: bool = True) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows): by phase dense, sparse, ratio, what operations allow, the share of it reached."""
+        """(columns, rows): by phase dense, sparse, ratio, what operations allow, the share of it
+        reached."""
         made = []
         for phase in self.phases:
-            sides = [_time(Spread.of(side.seconds[phase]), quartiles) for side in (self.dense, self.sparse)]
+            sides = [
+                _time(Spread.of(side.seconds[phase]), quartiles)
+                for side in (self.dense, self.sparse)
+            ]
             ratio, limit, reached = self.speedup(phase), self.limit(phase), self.reached(phase)
-            made.append([PHASES[phase], *sides, f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"])
-            made[-1] += ["–" if limit is None else f"{limit:.2f}x", "–" if reached is None else f"{reached:.0%}"]
+            made.append(
+                [PHASES[phase], *sides, f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"]
+            )
+            made[-1] += [
+                "–" if limit is None else f"{limit:.2f}x",
+                "–" if reached is None else f"{reached:.0%}",
+            ]
         for words, name in (("peak memory", "peak_bytes"), ("KV cache", "kv_bytes")):
             dense, sparse = getattr(self.dense, name), getattr(self.sparse, name)
             if dense and sparse:
                 made.append([words, size(dense), size(sparse), f"{dense / sparse:.2f}x", "–", "–"])
         return ["", "dense", "sparse", "dense / sparse", "limit", "reached"], made
 
-    # --- looking ------------------------------------------------------------------------------------------------------
+    # --- looking
 
     def show(self) -> Any:
         """Print the table and what must be said of it; returns the figure."""
@@ -182,7 +204,9 @@ class SpeedReport:
         from rich.table import Table
 
         console, (columns, rows) = Console(), self.table(quartiles=False)
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1), title=escape(self.caption), title_justify="left")
+        table = Table(
+            box=SIMPLE_HEAD, padding=(0, 1), title=escape(self.caption), title_justify="left"
+        )
         for i, column in enumerate(columns):
             table.add_column(column, justify="right" if i else "left", no_wrap=True)
         for row in rows:
@@ -215,10 +239,12 @@ class SpeedReport:
         )
 
     def __repr__(self) -> str:
-        ratios = ", ".join(f"{PHASES[phase]} {self.speedup(phase).median:.2f}x" for phase in self.phases)
+        ratios = ", ".join(
+            f"{PHASES[phase]} {self.speedup(phase).median:.2f}x" for phase in self.phases
+        )
         return f"SpeedReport({ratios}; accuracy {self.difference}; engine {self.engine})"
 
-    # --- files --------------------------------------------------------------------------------------------------------
+    # --- files
 
     def to_json(self) -> dict[str, Any]:
         """Every number, each run's time among them."""
@@ -237,16 +263,22 @@ class SpeedReport:
             "limit": {phase: self.limit(phase) for phase in self.phases},
             "reached": {phase: self.reached(phase) for phase in self.phases},
             "verdict": self.verdict,
-            **{name: getattr(self, name) for name in ("tokens", "samples", "engine", "plan", "notes", "meta")},
+            **{
+                name: getattr(self, name)
+                for name in ("tokens", "samples", "engine", "plan", "notes", "meta")
+            },
         }
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> "SpeedReport":
         """What `to_json` gave."""
         if given.get("format") != FORMAT:
-            raise CorelensError(f"JSON of the format {given.get('format')!r}", FORMAT, "give what to_json() gave")
+            raise CorelensError(
+                f"JSON of the format {given.get('format')!r}", FORMAT, "give what to_json() gave"
+            )
         dense, sparse = (
-            Side(**{**given[name], "accuracy": Interval(**given[name]["accuracy"])}) for name in ("dense", "sparse")
+            Side(**{**given[name], "accuracy": Interval(**given[name]["accuracy"])})
+            for name in ("dense", "sparse")
         )
         differs = given["difference"]
         same = ("pairs", "tokens", "samples", "engine", "plan", "notes", "meta")
@@ -260,9 +292,14 @@ class SpeedReport:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write it: as a page if the name ends in .html, else as JSON, which `SpeedReport.load` reads back."""
+        """Write it: as a page if the name ends in .html, else as JSON, which `SpeedReport.load`
+        reads back."""
         path = Path(path)
-        content = self.to_html() if path.suffix == ".html" else json.dumps(self.to_json(), indent=1, ensure_ascii=False)
+        content = (
+            self.to_html()
+            if path.suffix == ".html"
+            else json.dumps(self.to_json(), indent=1, ensure_ascii=False)
+        )
         write_whole(path, content)
 
     def to_html(self) -> str:
@@ -270,7 +307,9 @@ class SpeedReport:
         from corelens.viz.page import figure, page, section
 
         told = {name: value for name, value in self.meta.items() if value not in (None, "", 0)}
-        told["versions"] = ", ".join(f"{name} {number}" for name, number in self.meta.get("versions", {}).items())
+        told["versions"] = ", ".join(
+            f"{name} {number}" for name, number in self.meta.get("versions", {}).items()
+        )
         told |= {name: value for name, value in self.plan.items() if value not in (None, "", [])}
         caption = "Speed-ups with quartiles of runs, and what the operation count allows; accuracy with 95% intervals."
         body = section("", self._words(), figure(self.plot(), caption))

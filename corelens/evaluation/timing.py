@@ -1,7 +1,8 @@
 """Dense and sparse generations timed in turns, on the same prompts, on any device.
 
-One generation gives every phase. The clock is read (on a GPU after synchronising) where the decoder begins and where
-the language-model head does, and around each call of attention: there by events that wait for nothing.
+One generation gives every phase. The clock is read (on a GPU after synchronising) where the decoder
+begins and where the language-model head does, and around each call of attention: there by events
+that wait for nothing.
 """
 
 import ctypes
@@ -21,7 +22,8 @@ from corelens.hf import cache_of, cached_tensors, every_attention
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
 
-MIN_RESIDENT = 64 * 2**20  # bytes; below that a process keeps what it frees, and its peak says nothing
+# bytes; below that a process keeps what it frees, and its peak says nothing
+MIN_RESIDENT = 64 * 2**20
 
 
 @dataclass
@@ -42,9 +44,11 @@ def time_in_turns(
     new_tokens: int = 8,
     progress: bool = False,
 ) -> tuple[Timed, Timed, list[Inputs]]:
-    """(dense, sparse, the prompts): each sample by itself, `rounds` times under both, who begins taking turns.
+    """(dense, sparse, the prompts): each sample by itself, `rounds` times under both, who begins
+    taking turns.
 
-    Every sample is run once under both before anything is timed (masks built, kernels chosen and compiled).
+    Every sample is run once under both before anything is timed (masks built, kernels chosen and
+    compiled).
 
     Args:
         new_tokens: how many tokens every run writes (2 or more), whatever they are.
@@ -68,7 +72,8 @@ def time_in_turns(
                     del cache
         for side, plan in zip(sides, plans, strict=True):
             side.peak_bytes = _peak(model, prompts[-1], plan, hooks, new_tokens)
-    for phase in set(sides[0].seconds) ^ set(sides[1].seconds):  # attention that no interface is called for
+    # attention that no interface is called for
+    for phase in set(sides[0].seconds) ^ set(sides[1].seconds):
         for side in sides:
             side.seconds.pop(phase, None)
     return *sides, prompts
@@ -86,7 +91,11 @@ def _run(
         start = clock.now()
         _generate(model, prompt, new_tokens)
         end = clock.now()
-    found = {"vision": vision, "prefill": clock.heads[0] - clock.decoders[0], "end_to_end": end - start}
+    found = {
+        "vision": vision,
+        "prefill": clock.heads[0] - clock.decoders[0],
+        "end_to_end": end - start,
+    }
     found["decode"] = (end - clock.decoders[1]) / (len(clock.decoders) - 1)
     attention = clock.attention_seconds()
     if attention is not None:
@@ -113,9 +122,12 @@ class _Clock:
     def __init__(self, model: Any):
         self.decoder, self.head = model.layout.decoder(model.hf), model.hf.get_output_embeddings()
         attends = [
-            (layer, block.parts.attention) for layer, block in zip(self.decoder.layers, model.blocks, strict=True)
+            (layer, block.parts.attention)
+            for layer, block in zip(self.decoder.layers, model.blocks, strict=True)
         ]
-        self.attention_of = {layer.get_submodule(path) for layer, path in attends if path is not None}
+        self.attention_of = {
+            layer.get_submodule(path) for layer, path in attends if path is not None
+        }
         self.devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
         self.decoders: list[float] = []
         self.heads: list[float] = []
@@ -133,7 +145,9 @@ class _Clock:
         """Within this context runs of the model leave their times here."""
         with ExitStack() as stack:
             for module, marks in ((self.decoder, self.decoders), (self.head, self.heads)):
-                handle = module.register_forward_pre_hook(lambda *_, marks=marks: marks.append(self.now()))
+                handle = module.register_forward_pre_hook(
+                    lambda *_, marks=marks: marks.append(self.now())
+                )
                 stack.callback(handle.remove)
             stack.callback(self.decoder.register_forward_hook(self._ended).remove)
             stack.enter_context(every_attention(self._around))
@@ -162,13 +176,16 @@ class _Clock:
         return event
 
     def attention_seconds(self) -> float | None:
-        """The prefill's attention; None for a model whose attention calls no function of the interface ("eager")."""
+        """The prefill's attention; None for a model whose attention calls no function of the
+        interface ("eager")."""
         if not self.calls:
             return None
-        return sum(b - a if isinstance(a, float) else a.elapsed_time(b) / 1e3 for a, b in self.calls)
+        return sum(
+            b - a if isinstance(a, float) else a.elapsed_time(b) / 1e3 for a, b in self.calls
+        )
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------
+# --- memory
 
 
 def kv_bytes(cache: Any) -> int | None:
@@ -180,8 +197,11 @@ def kv_bytes(cache: Any) -> int | None:
     return sum(x.nbytes for x in tensors) if tensors else None
 
 
-def _peak(model: Any, prompt: Inputs, sparse: Any, hooks: Sequence[Hook], new_tokens: int) -> int | None:
-    """The peak of memory during a generation, over what was held before; None where it cannot be told."""
+def _peak(
+    model: Any, prompt: Inputs, sparse: Any, hooks: Sequence[Hook], new_tokens: int
+) -> int | None:
+    """The peak of memory during a generation, over what was held before; None where it cannot be
+    told."""
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     gc.collect()
     with _under(model, sparse, hooks):
@@ -193,7 +213,8 @@ def _peak(model: Any, prompt: Inputs, sparse: Any, hooks: Sequence[Hook], new_to
             return sum(torch.cuda.max_memory_allocated(device) for device in devices) - before
         try:
             ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak of resident memory so far
+            # Linux: forget the peak of resident memory so far
+            Path("/proc/self/clear_refs").write_text("5")
             held = _resident("VmRSS")
             _generate(model, prompt, new_tokens)
             peak = _resident("VmHWM") - held
@@ -203,10 +224,17 @@ def _peak(model: Any, prompt: Inputs, sparse: Any, hooks: Sequence[Hook], new_to
 
 
 def _resident(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)
+    )
     return int(line.split()[1]) * 1024
 
 
 def chosen(samples: Sequence[Sample], n: int) -> list[Sample]:
     """`n` of the samples, evenly spaced."""
-    return [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, min(n, len(samples))).round().astype(int))]
+    return [
+        samples[i]
+        for i in np.unique(
+            np.linspace(0, len(samples) - 1, min(n, len(samples))).round().astype(int)
+        )
+    ]

@@ -1,7 +1,9 @@
-"""Choosing a sparse setting: the fastest share of full heads and window whose accuracy stays near the dense one's.
+"""Choosing a sparse setting: the fastest share of full heads and window whose accuracy stays near
+the dense one's.
 
-Every setting is answered on one part of the samples (calibration); the one chosen is then compared with dense on the
-other part, which had no say: the best of many settings looks better than it is where it was chosen.
+Every setting is answered on one part of the samples (calibration); the one chosen is then compared
+with dense on the other part, which had no say: the best of many settings looks better than it is
+where it was chosen.
 """
 
 from collections.abc import Sequence
@@ -51,7 +53,8 @@ class Setting:
 
     @property
     def pace(self) -> float:
-        """What settings are ranked by: the measured speed-up, or the operations saved if nothing was timed."""
+        """What settings are ranked by: the measured speed-up, or the operations saved if nothing
+        was timed."""
         return self.speedup.median if self.speedup is not None else 1 / self.pairs
 
     @property
@@ -93,7 +96,9 @@ class TunedSparse:
                 f"No setting stays within {self.target:g} of dense accuracy {self.dense.interval}. "
                 f"The closest: {closest.words}, {closest.difference}."
             )
-        held = "held" if self.checked.speed.difference.difference >= -self.target else "did not hold"
+        held = (
+            "held" if self.checked.speed.difference.difference >= -self.target else "did not hold"
+        )
         return (
             f"{self.chosen.words}: {self.chosen.difference} on {len(self.dense.per_sample)} calibration samples, "
             f"{self.checked.speed.difference} on {len(self.checked.per_sample)} others (the tolerance of "
@@ -107,12 +112,18 @@ class TunedSparse:
         timed = self.curve[0].speedup is not None
         return trade_off(
             {
-                f"{share:.0%} full": [(one.pace, *one.accuracy, one.window) for one in self.curve if one.share == share]
+                f"{share:.0%} full": [
+                    (one.pace, *one.accuracy, one.window)
+                    for one in self.curve
+                    if one.share == share
+                ]
                 for share in dict.fromkeys(one.share for one in self.curve)
             },
             self.dense.accuracy,
             self.target,
-            "decoder prefill, dense time / sparse time" if timed else "attention operations, dense / sparse",
+            "decoder prefill, dense time / sparse time"
+            if timed
+            else "attention operations, dense / sparse",
             None if self.chosen is None else (self.chosen.pace, self.chosen.accuracy.value),
         )
 
@@ -125,7 +136,9 @@ class TunedSparse:
                 if one.speedup is None
                 else f"{one.speedup.median:.2f}x [{one.speedup[1]:.2f}, {one.speedup[2]:.2f}]"
             )
-            rows.append([one.words, str(one.accuracy), str(one.difference), f"{one.pairs:.0%}", speed])
+            rows.append(
+                [one.words, str(one.accuracy), str(one.difference), f"{one.pairs:.0%}", speed]
+            )
         return ["setting", "accuracy", "minus dense", "pairs left", "prefill speed-up"], rows
 
     def _repr_html_(self) -> str:
@@ -149,12 +162,19 @@ class TunedSparse:
                 "window": setting.window,
                 "heads": HeadSet(setting.sparse.heads or ()).to_json(),
                 "accuracy": setting.accuracy._asdict(),
-                "difference": {"value": setting.difference.difference, **setting.difference.ci._asdict()},
+                "difference": {
+                    "value": setting.difference.difference,
+                    **setting.difference.ci._asdict(),
+                },
                 "pairs": setting.pairs,
                 "speedup": None if setting.speedup is None else setting.speedup._asdict(),
             }
 
-        checked = self.checked.speed.to_json() if self.checked is not None and self.checked.speed is not None else None
+        checked = (
+            self.checked.speed.to_json()
+            if self.checked is not None and self.checked.speed is not None
+            else None
+        )
         return {
             "format": "corelens-tuned/1",
             "target": self.target,
@@ -183,7 +203,8 @@ def tune_sparse(
     batch_size: int = 32,
     progress: bool = False,
 ) -> TunedSparse:
-    """The fastest setting whose accuracy is at most `target` below dense, chosen on one part of the samples.
+    """The fastest setting whose accuracy is at most `target` below dense, chosen on one part of the
+    samples.
 
     Args:
         model: a HookedMLLM.
@@ -193,9 +214,11 @@ def tune_sparse(
         fractions: shares of heads to try as the full ones.
         windows: by default five or fewer powers of two, from 1/32 to 1/2 of the longest prompt.
         sink: by default 1/64 of the longest prompt, at most 128.
-        last: rows of the prompt that see everything; where they cover the question, the heads hardly matter.
+        last: rows of the prompt that see everything; where they cover the question, the heads
+            hardly matter.
         calibration: the share of the samples that the setting is chosen on.
-        rounds: how often each setting's time is taken beside dense; 0: settings are ranked by operations, not by time.
+        rounds: how often each setting's time is taken beside dense; 0: settings are ranked by
+            operations, not by time.
 
     Raises:
         CorelensError: scores of another model, fewer than 4 samples, a target outside [0, 1).
@@ -203,11 +226,15 @@ def tune_sparse(
     check_scores(scores, model.cfg)
     if not 0 <= target < 1:
         raise CorelensError(
-            f"target={target!r}", "the accuracy that may be lost, from 0 to 1", "0.01 is one in a hundred"
+            f"target={target!r}",
+            "the accuracy that may be lost, from 0 to 1",
+            "0.01 is one in a hundred",
         )
     if not len(fractions) or (windows is not None and not len(windows)):
         raise CorelensError(
-            "no settings to choose from", "fractions and windows to try", "leave them out for the usual"
+            "no settings to choose from",
+            "fractions and windows to try",
+            "leave them out for the usual",
         )
     cut = round(len(samples) * calibration)
     if len(samples) < 4 or not 2 <= cut <= len(samples) - 2:
@@ -232,18 +259,26 @@ def tune_sparse(
                 sparse = SparseInference(scores.top(share), pattern, decode=decode, engine=engine)
                 run, speedup = answered_under(model, asked, sparse), None
                 if rounds:
-                    ours, theirs, _ = time_in_turns(model, timed, sparse, rounds=rounds, new_tokens=2)
+                    ours, theirs, _ = time_in_turns(
+                        model, timed, sparse, rounds=rounds, new_tokens=2
+                    )
                     ratios = zip(ours.seconds["prefill"], theirs.seconds["prefill"], strict=True)
-                    speedup = Spread.of([dense_time / sparse_time for dense_time, sparse_time in ratios])
+                    speedup = Spread.of(
+                        [dense_time / sparse_time for dense_time, sparse_time in ratios]
+                    )
                 pairs = left_pairs(sparse, model.cfg, lengths)
                 assert pairs is not None  # of Streaming it is always known
-                curve.append(Setting(share, window, sparse, run.interval, paired(run, dense), pairs, speedup))
+                curve.append(
+                    Setting(share, window, sparse, run.interval, paired(run, dense), pairs, speedup)
+                )
                 bar.update()
     within = [one for one in curve if one.difference.difference >= -target]
     best = max(within, key=lambda one: (one.pace, one.accuracy.value), default=None)
     checked = None
     if best is not None:
-        checked = evaluate(model, to_check, batch_size=batch_size, sparse=best.sparse, rounds=max(1, rounds))
+        checked = evaluate(
+            model, to_check, batch_size=batch_size, sparse=best.sparse, rounds=max(1, rounds)
+        )
     told: dict[str, Any] = {
         "sink": sink,
         "last": last,

@@ -1,7 +1,8 @@
-"""Which rows the answer hangs on: the evidence is cut off from all heads, one group of rows after the other.
+"""Which rows the answer hangs on: the evidence is cut off from all heads, one group of rows after
+the other.
 
-Attention shows where heads look, not what the answer needs. A ranking of heads at rows whose cut costs nothing finds
-heads that look and are not needed.
+Attention shows where heads look, not what the answer needs. A ranking of heads at rows whose cut
+costs nothing finds heads that look and are not needed.
 """
 
 import json
@@ -33,13 +34,16 @@ FORMAT = "corelens.row_costs/1"
 class RowCosts:
     """What it costs to cut the evidence off from groups of rows, in all heads.
 
-    Groups: "question" (its tokens together), "question[0]", "question[1]" … (each alone, counted from the first),
-    "template" (the text around the question), "last" (the row that predicts the first answer token), "answer" (the
-    rows that predict the answer's other tokens; absent where answers have one token), and "all" of them.
+    Groups: "question" (its tokens together), "question[0]", "question[1]" … (each alone, counted
+    from the first), "template" (the text around the question), "last" (the row that predicts the
+    first answer token), "answer" (the rows that predict the answer's other tokens; absent where
+    answers have one token), and "all" of them.
 
     Args:
-        costs: {group: accuracy lost}, paired by sample, with its 95% interval (Newcombe's, as `cl.paired`).
-        logprob_costs: {group: log-probability of the gold answer lost} (nats), with a bootstrap interval.
+        costs: {group: accuracy lost}, paired by sample, with its 95% interval (Newcombe's, as
+            `cl.paired`).
+        logprob_costs: {group: log-probability of the gold answer lost} (nats), with a bootstrap
+            interval.
         counts: {group: how many samples have such rows}; the others are left out of the group.
         texts: {group: the token's text}, for single tokens ("…" behind it where samples differ).
         clean: accuracy without any cut.
@@ -55,15 +59,21 @@ class RowCosts:
 
     @property
     def rows(self) -> str:
-        """The costliest group whose name can be given as `rows=`; of equal ones the costlier in log-probability."""
+        """The costliest group whose name can be given as `rows=`; of equal ones the costlier in
+        log-probability."""
         names = [name for name in NAMES if name in self.costs]
-        return max(names, key=lambda name: (self.costs[name].difference, self.logprob_costs[name].difference))
+        return max(
+            names,
+            key=lambda name: (self.costs[name].difference, self.logprob_costs[name].difference),
+        )
 
     def hurts(self, rows: str) -> bool:
-        """Whether cutting these rows off from the evidence costs accuracy: the interval lies above 0.
+        """Whether cutting these rows off from the evidence costs accuracy: the interval lies above
+        0.
 
         Args:
-            rows: a name as scores carry it in `meta["rows"]`, or several joined by "+": then whether one of them hurts.
+            rows: a name as scores carry it in `meta["rows"]`, or several joined by "+": then
+                whether one of them hurts.
         """
         parts = [part.strip() for part in rows.split("+")]
         known = [part if part in self.costs else "all" for part in parts]
@@ -72,7 +82,8 @@ class RowCosts:
         return any(self.costs[part].ci.low > 0 for part in known)
 
     def advice(self, scores: Any) -> str | None:
-        """What to know about a ranking before its heads are ablated; None if its rows are those that matter.
+        """What to know about a ranking before its heads are ablated; None if its rows are those
+        that matter.
 
         Args:
             scores: a HeadScores, whose `meta` says at which rows it was read.
@@ -94,17 +105,22 @@ class RowCosts:
         )
 
     def better_key(self, scores: Any) -> str:
-        """The key of the same metric at the rows that matter; of RAM if the scores are of no metric here."""
+        """The key of the same metric at the rows that matter; of RAM if the scores are of no metric
+        here."""
         try:
             return metric(str(scores.meta.get("key")), rows=self.rows).key
         except CorelensError:
             return metric("ram", rows=self.rows).key
 
     def plot(self) -> Any:
-        """A matplotlib figure: a bar a group of rows, what cutting it costs in accuracy, with its interval."""
+        """A matplotlib figure: a bar a group of rows, what cutting it costs in accuracy, with its
+        interval."""
         from corelens.viz.curves import cost_bars
 
-        labels = [f"{group}  {self.texts[group]!r}" if group in self.texts else group for group in self.costs]
+        labels = [
+            f"{group}  {self.texts[group]!r}" if group in self.texts else group
+            for group in self.costs
+        ]
         return cost_bars(labels, [(cost.difference, *cost.ci) for cost in self.costs.values()])
 
     def to_json(self) -> dict[str, Any]:
@@ -116,7 +132,10 @@ class RowCosts:
             "groups": {
                 group: {
                     "cost": [cost.difference, *cost.ci],
-                    "logprob_cost": [self.logprob_costs[group].difference, *self.logprob_costs[group].ci],
+                    "logprob_cost": [
+                        self.logprob_costs[group].difference,
+                        *self.logprob_costs[group].ci,
+                    ],
                     "samples": self.counts[group],
                     "text": self.texts.get(group),
                 }
@@ -152,11 +171,14 @@ class RowCosts:
             )
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise CorelensError(
-                f"{path}, which cannot be read ({type(error).__name__}: {error})", "what RowCosts.save wrote", "see it"
+                f"{path}, which cannot be read ({type(error).__name__}: {error})",
+                "what RowCosts.save wrote",
+                "see it",
             ) from error
 
     def table(self) -> list[tuple[str, str, str, str]]:
-        """(group, samples, accuracy lost, log-probability lost), a line for each group, the single tokens last."""
+        """(group, samples, accuracy lost, log-probability lost), a line for each group, the single
+        tokens last."""
         order = sorted(self.costs, key=lambda group: "[" in group)
         return [
             (
@@ -169,7 +191,9 @@ class RowCosts:
         ]
 
     def __str__(self) -> str:
-        lines = [f"accuracy {self.clean}; lost with the evidence cut off from all heads, at these rows:"]
+        lines = [
+            f"accuracy {self.clean}; lost with the evidence cut off from all heads, at these rows:"
+        ]
         lines += [f"  {group:<24} {cost}  (n={n})" for group, n, cost, _ in self.table()]
         return "\n".join([*lines, f"the answer hangs on rows={self.rows}"])
 
@@ -187,9 +211,14 @@ def points(cost: Difference) -> str:
 
 
 def where_read(
-    model: Any, samples: Sequence[Sample], tokens: bool = True, batch_size: int = 32, columns: str = "region"
+    model: Any,
+    samples: Sequence[Sample],
+    tokens: bool = True,
+    batch_size: int = 32,
+    columns: str = "region",
 ) -> RowCosts:
-    """Cut the evidence off from all heads at one group of rows after the other, and measure what the answers lose.
+    """Cut the evidence off from all heads at one group of rows after the other, and measure what
+    the answers lose.
 
     Use the samples that heads are scored on, not those that ablations are then tested on.
 
@@ -240,7 +269,8 @@ def _groups(token_maps: Sequence[TokenMap], tokens: bool) -> dict[str, list[Int[
         "question": questions,
         "template": [token_map.template for token_map in token_maps],
         "last": [token_map.last for token_map in token_maps],
-        "answer": [(token_map.answer - 1)[1:] for token_map in token_maps],  # the first is the last row
+        # the first is the last row
+        "answer": [(token_map.answer - 1)[1:] for token_map in token_maps],
     }
     groups["all"] = [torch.cat(of_sample) for of_sample in zip(*groups.values(), strict=True)]
     for number in range(max(map(len, questions)) if tokens else 0):
@@ -259,7 +289,8 @@ def _by_batch(rows: Sequence[Int[Tensor, " _"]], sizes: Sequence[int]) -> list[I
 
 
 def _texts(model: Any, prepared: Sequence[Any], groups: dict[str, list[Tensor]]) -> dict[str, str]:
-    """{group: text} of the groups of single tokens: the most common token, "…" behind it where samples differ."""
+    """{group: text} of the groups of single tokens: the most common token, "…" behind it where
+    samples differ."""
     ids = [line for inputs in prepared for line in inputs.tensors["input_ids"].cpu()]
     texts = {}
     for group, rows in groups.items():

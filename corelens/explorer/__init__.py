@@ -1,1 +1,2 @@
-"""The explorer: a page, or a live widget in Jupyter, on which you click a token and see where every head looks."""
+"""The explorer: a page, or a live widget in Jupyter, on which you click a token and see where every
+head looks."""

@@ -1,4 +1,5 @@
-"""`cl.explore`: click a token, point at a head, and see where it looks; live in Jupyter, and as one offline page."""
+"""`cl.explore`: click a token, point at a head, and see where it looks; live in Jupyter, and as one
+offline page."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -27,24 +28,26 @@ def explore(
     max_new_tokens: int = 8,
     budget: int = BUDGET,
 ) -> "Explorer":
-    """See a head look: the picture, the text's tokens and the layer × head grid, each answering to the others.
+    """See a head look: the picture, the text's tokens and the layer × head grid, each answering to
+    the others.
 
-    The model answers the sample once. Click a token and the grid shows how much every head puts from there on the
-    evidence, on the picture, on a box that you drag, or on a patch that you click; point at a head to see its attention
-    on the picture; click it to pin it.
+    The model answers the sample once. Click a token and the grid shows how much every head puts
+    from there on the evidence, on the picture, on a box that you drag, or on a patch that you
+    click; point at a head to see its attention on the picture; click it to pin it.
 
     Args:
         model: a HookedMLLM.
-        sample: with a picture, pages or a video. Without regions all works but the mass on the evidence.
+        sample: with a picture, pages or a video. Without regions all works but the mass on the
+            evidence.
         scores: rankings by which the grid can be coloured too.
         heads: pinned from the start, a HeadSet or what makes one.
         max_new_tokens: the longest answer.
-        budget: bytes of attention maps to keep; beyond it, maps of the heads with least mass are left out, and the page
-            says so.
+        budget: bytes of attention maps to keep; beyond it, maps of the heads with least mass are
+            left out, and the page says so.
 
     Returns:
-        An Explorer: a notebook shows it (live with the extra `corelens[jupyter]`, else as a page); `.save(path)` writes
-        one offline HTML file.
+        An Explorer: a notebook shows it (live with the extra `corelens[jupyter]`, else as a page);
+        `.save(path)` writes one offline HTML file.
 
     Errors: a sample without a picture; scores of another model.
     """
@@ -58,26 +61,30 @@ def explore(
 
 
 class Explorer:
-    """What `cl.explore` returns; `recording` is the run as JSON data (`corelens.explorer.recording`)."""
+    """What `cl.explore` returns; `recording` is the run as JSON data
+    (`corelens.explorer.recording`)."""
 
     def __init__(
         self, model: HookedMLLM, sample: Sample, scores: Sequence[HeadScores], heads: HeadSet,
         max_new_tokens: int, budget: int,
     ):  # fmt: skip
         self.model, self.sample = model, sample
-        self.settings: dict[str, Any] = {"scores": scores, "max_new_tokens": max_new_tokens, "budget": budget}
+        self.settings: dict[str, Any] = {
+            "scores": scores,
+            "max_new_tokens": max_new_tokens,
+            "budget": budget,
+        }
         self.pinned = heads
         self.recording = record(model, sample, first=list(heads), **self.settings)
         self._widget: Any = None
 
     def __repr__(self) -> str:
         layers, heads = self.recording["shape"]
-        return (
-            f"Explorer({self.sample.question!r}, {layers} layers × {heads} heads, {len(self.recording['heads'])} maps)"
-        )
+        return f"Explorer({self.sample.question!r}, {layers} layers × {heads} heads, {len(self.recording['heads'])} maps)"
 
     def page(self) -> str:
-        """One offline HTML document; what the sample says is escaped, and nothing is asked of the network."""
+        """One offline HTML document; what the sample says is escaped, and nothing is asked of the
+        network."""
         environment = Environment(loader=FileSystemLoader(HERE), autoescape=True)
         data = json.dumps(self.recording, allow_nan=False).replace("<", "\\u003c")
         return environment.get_template("page.html.jinja").render(
@@ -106,7 +113,8 @@ class Explorer:
 
     @property
     def value(self) -> dict[str, Any]:
-        """What was chosen in the live form: `heads` (HeadSet), `box` (Box or None), `hooks`, and `code` to paste."""
+        """What was chosen in the live form: `heads` (HeadSet), `box` (Box or None), `hooks`, and
+        `code` to paste."""
         return self.widget.value
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:

@@ -1,9 +1,11 @@
-"""One run of one sample, recorded for the explorer: what each row of text puts on each visual token, head by head.
+"""One run of one sample, recorded for the explorer: what each row of text puts on each visual
+token, head by head.
 
-The layer × head grid needs two numbers a row and head (mass on the region and on the picture): these are kept for all
-heads. Maps over the visual tokens are kept for the heads of highest mass, as far as a budget of bytes reaches; what was
-left out is written down. Attention is stored as round(255·√(a / peak)) in one byte, peak being the largest value of its
-row and head, which keeps small values apart: the error is at most peak / 255.
+The layer × head grid needs two numbers a row and head (mass on the region and on the picture):
+these are kept for all heads. Maps over the visual tokens are kept for the heads of highest mass, as
+far as a budget of bytes reaches; what was left out is written down. Attention is stored as
+round(255·√(a / peak)) in one byte, peak being the largest value of its row and head, which keeps
+small values apart: the error is at most peak / 255.
 """
 
 import base64
@@ -36,7 +38,8 @@ FRAMES = 12  # of a video, evenly spaced
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model generated: its text, and the probability of each token given those before it."""
+    """What the model generated: its text, and the probability of each token given those before
+    it."""
 
     text: str
     tokens: list[str]
@@ -83,11 +86,16 @@ def record(
     maps = _maps(model, inputs, hooks, heads, rows[rows_kept], torch.cat([token_map.visual, text]))
     left_out = []
     if len(heads) < (total := int(np.isfinite(mass["picture"][0]).sum())):
-        left_out.append(f"Maps are kept for the {len(heads)} of {total} heads that put most attention on the evidence.")
+        left_out.append(
+            f"Maps are kept for the {len(heads)} of {total} heads that put most attention on the evidence."
+        )
     if len(rows_kept) < (seeing := int((token_map.text > token_map.visual.min()).sum())):
-        left_out.append(f"The last {len(rows_kept)} of {seeing} text tokens behind the picture are rows here.")
+        left_out.append(
+            f"The last {len(rows_kept)} of {seeing} text tokens behind the picture are rows here."
+        )
     return {
-        "model": Path(str(model.cfg.model_name or model.cfg.family)).name,  # of a folder its name alone
+        # of a folder its name alone
+        "model": Path(str(model.cfg.model_name or model.cfg.family)).name,
         "shape": [model.cfg.n_layers, model.cfg.n_heads],
         "question": sample.question or "", "id": sample.id,
         "answer": answer.as_dict(),
@@ -102,8 +110,11 @@ def record(
     }  # fmt: skip
 
 
-def answered(model: Any, sample: Sample, hooks: Sequence[Hook], max_new_tokens: int) -> tuple[Inputs, Answer]:
-    """Let the model answer under `hooks`, and prepare the sample with that answer behind its question."""
+def answered(
+    model: Any, sample: Sample, hooks: Sequence[Hook], max_new_tokens: int
+) -> tuple[Inputs, Answer]:
+    """Let the model answer under `hooks`, and prepare the sample with that answer behind its
+    question."""
     prompt = model.prepare(sample)
     with model.hooks(fwd_hooks=list(hooks)):
         ids = model.generate(prompt, max_new_tokens=max_new_tokens)[0]
@@ -116,11 +127,14 @@ def answered(model: Any, sample: Sample, hooks: Sequence[Hook], max_new_tokens: 
         logits = model(inputs)[0, positions.to(model.device) - 1].float()
     tokens = inputs.tensors["input_ids"][0, positions.to(model.device)]
     probabilities = logits.softmax(-1).gather(-1, tokens[:, None])[:, 0].tolist()
-    return inputs, Answer(text, [model.tokenizer.decode([int(token)]) for token in tokens], probabilities)
+    return inputs, Answer(
+        text, [model.tokenizer.decode([int(token)]) for token in tokens], probabilities
+    )
 
 
 def _rows(token_map: TokenMap) -> Int[Tensor, " row"]:
-    """Text tokens that can see a picture: those behind its first token; the last ones if there are many."""
+    """Text tokens that can see a picture: those behind its first token; the last ones if there are
+    many."""
     text = token_map.text
     return text[text > token_map.visual.min()][-MOST_ROWS:]
 
@@ -139,7 +153,8 @@ def _masses(
     visual: Tensor,
     region: Tensor,
 ) -> dict[str, Float[np.ndarray, "row layer head"]]:
-    """Summed attention of every row and head on all visual tokens and on the region's; NaN where there is no head."""
+    """Summed attention of every row and head on all visual tokens and on the region's; NaN where
+    there is no head."""
     shape = (len(rows), model.cfg.n_layers, model.cfg.n_heads)
     mass = {name: np.full(shape, np.nan, dtype=np.float32) for name in ("region", "picture")}
 
@@ -153,9 +168,15 @@ def _masses(
 
 
 def _maps(
-    model: Any, inputs: Inputs, hooks: Sequence[Hook], heads: Sequence[tuple[int, int]], rows: Tensor, keys: Tensor
+    model: Any,
+    inputs: Inputs,
+    hooks: Sequence[Hook],
+    heads: Sequence[tuple[int, int]],
+    rows: Tensor,
+    keys: Tensor,
 ) -> tuple[UInt8[np.ndarray, "row head key"], Float[np.ndarray, "row head"]]:
-    """Attention of these heads from these rows on these keys, one byte each, and the peak that 255 stands for."""
+    """Attention of these heads from these rows on these keys, one byte each, and the peak that 255
+    stands for."""
     shape = (len(rows), len(heads))
     stored, peaks = np.zeros((*shape, len(keys)), dtype=np.uint8), np.zeros(shape, dtype=np.float32)
     number = {head: i for i, head in enumerate(heads)}
@@ -165,10 +186,17 @@ def _maps(
             if (i := number.get((hook.layer(), head))) is not None:
                 attention = pattern[0, head][:, keys.to(pattern.device)].float().cpu().numpy()
                 peaks[:, i] = attention.max(-1)
-                stored[:, i] = np.round(255 * np.sqrt(attention / np.maximum(peaks[:, i, None], 1e-12)))
+                stored[:, i] = np.round(
+                    255 * np.sqrt(attention / np.maximum(peaks[:, i, None], 1e-12))
+                )
 
     layers = sorted({layer for layer, _ in heads})
-    _run(model, inputs, [*hooks, *((f"blocks.{layer}.attn.hook_pattern_rows", keep) for layer in layers)], rows)
+    _run(
+        model,
+        inputs,
+        [*hooks, *((f"blocks.{layer}.attn.hook_pattern_rows", keep) for layer in layers)],
+        rows,
+    )
     return stored, peaks
 
 
@@ -184,18 +212,24 @@ def _within(
     keys: int,
     first: Sequence[tuple[int, int]],
 ) -> tuple[list[tuple[int, int]], Int[np.ndarray, " kept_row"]]:  # fmt: skip
-    """The heads of highest mass in any row, and the last rows, whose maps fit into a budget of bytes."""
+    """The heads of highest mass in any row, and the last rows, whose maps fit into a budget of
+    bytes."""
     number_of_rows = int(np.clip(budget // (8 * keys), 1, len(rows)))  # eight heads at the least
     highest = np.nan_to_num(mass.max(0), nan=-1)
     order = np.argsort(-highest, axis=None, kind="stable")
-    ranked = [(int(i // mass.shape[2]), int(i % mass.shape[2])) for i in order if highest.flat[i] >= 0]
+    ranked = [
+        (int(i // mass.shape[2]), int(i % mass.shape[2])) for i in order if highest.flat[i] >= 0
+    ]
     wanted = list(dict.fromkeys([*((int(layer), int(head)) for layer, head in first), *ranked]))
     heads = wanted[: max(1, budget // (number_of_rows * keys))]
     return sorted(heads), np.arange(len(rows) - number_of_rows, len(rows))
 
 
-def _tokens(model: Any, inputs: Inputs, token_map: TokenMap, text: Tensor, rows: Tensor) -> list[dict[str, Any]]:
-    """Every text token that is shown: its text, the part it belongs to, and which row it is, if it is one."""
+def _tokens(
+    model: Any, inputs: Inputs, token_map: TokenMap, text: Tensor, rows: Tensor
+) -> list[dict[str, Any]]:
+    """Every text token that is shown: its text, the part it belongs to, and which row it is, if it
+    is one."""
     ids = inputs.tensors["input_ids"][0].cpu()
     parts = {name: set(positions.tolist()) for name, positions in token_map.parts.items()}
     number = {position: i for i, position in enumerate(rows.tolist())}
@@ -203,7 +237,9 @@ def _tokens(model: Any, inputs: Inputs, token_map: TokenMap, text: Tensor, rows:
     return [
         {
             "text": model.tokenizer.decode([int(ids[position])]),
-            "part": next((name for name, inside in parts.items() if position in inside), "template"),
+            "part": next(
+                (name for name, inside in parts.items() if position in inside), "template"
+            ),
             "row": number.get(position, -1),
             "predicts": position >= first and "answer" in parts,
         }
@@ -212,8 +248,10 @@ def _tokens(model: Any, inputs: Inputs, token_map: TokenMap, text: Tensor, rows:
 
 
 def _views(inputs: Inputs, token_map: TokenMap, regions: Sequence[Region]) -> list[dict[str, Any]]:
-    """Every picture, page or frame as a small image, with the cells of its visual tokens and the regions' outlines."""
-    if token_map.pictures is None:  # a model whose geometry is not known: attention on text alone is shown
+    """Every picture, page or frame as a small image, with the cells of its visual tokens and the
+    regions' outlines."""
+    # a model whose geometry is not known: attention on text alone is shown
+    if token_map.pictures is None:
         return []
     index = {position: i for i, position in enumerate(token_map.visual.tolist())}
     views = []
@@ -266,4 +304,7 @@ def _scored(score: HeadScores, model: Any) -> list[list[float | None]]:
             f"scores of {score.values.shape[0]} layers × {score.values.shape[1]} heads",
             f"{model.cfg.n_layers} × {model.cfg.n_heads}, as the model has", "give this model's own scores",
         )  # fmt: skip
-    return [[None if np.isnan(value) else round(float(value), 5) for value in layer] for layer in score.values]
+    return [
+        [None if np.isnan(value) else round(float(value), 5) for value in layer]
+        for layer in score.values
+    ]

@@ -1,4 +1,5 @@
-"""The explorer live in Jupyter: another question, a box, an intervention on the pinned heads, and the answer."""
+"""The explorer live in Jupyter: another question, a box, an intervention on the pinned heads, and
+the answer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,8 @@ class ExplorerWidget(anywidget.AnyWidget):
         self.on_msg(lambda _, message, buffers: self.receive(message))
 
     def receive(self, message: dict[str, Any]) -> None:
-        """Take what the browser sends: pinned heads, a box, or the wish to run; a mistake is shown, not raised."""
+        """Take what the browser sends: pinned heads, a box, or the wish to run; a mistake is shown,
+        not raised."""
         try:
             if "pins" in message:
                 self.heads = HeadSet([tuple(head) for head in message["pins"]])
@@ -65,14 +67,19 @@ class ExplorerWidget(anywidget.AnyWidget):
             self.send({"error": str(error)})
 
     def run(self, question: str, kind: str, value: float) -> None:
-        """Answer `question` under an intervention on the pinned heads, and show the new run beside the clean one."""
+        """Answer `question` under an intervention on the pinned heads, and show the new run beside
+        the clean one."""
         explorer = self.explorer
         self.question = question
         regions = explorer.sample.regions if self.box is None else [self.box]
         sample = replace(explorer.sample, question=question, answer=None, regions=regions)
         settings = {"kind": kind, "value": float(value)}
         recording = record(
-            explorer.model, sample, _hooks(self.heads, settings), first=list(self.heads), **explorer.settings
+            explorer.model,
+            sample,
+            _hooks(self.heads, settings),
+            first=list(self.heads),
+            **explorer.settings,
         )
         if kind != "none":
             _, clean = answered(explorer.model, sample, [], explorer.settings["max_new_tokens"])
@@ -82,7 +89,8 @@ class ExplorerWidget(anywidget.AnyWidget):
 
     @property
     def value(self) -> dict[str, Any]:
-        """The pinned `heads`, the `box` that was drawn (or None), the intervention as `hooks`, and its `code`."""
+        """The pinned `heads`, the `box` that was drawn (or None), the intervention as `hooks`, and
+        its `code`."""
         return {
             "heads": self.heads, "box": self.box, "question": self.question,
             "hooks": _hooks(self.heads, self.settings), "code": self._code(),
@@ -125,4 +133,6 @@ def _hooks(heads: HeadSet, settings: dict[str, Any]) -> list[Hook]:
         return knockout(heads, columns="region")
     if kind == "bias":
         return edge_bias(heads, columns="region", value=settings["value"])
-    raise CorelensError(f"the intervention {kind!r}", "none, zero, uniform, knockout or bias", "choose one of these")
+    raise CorelensError(
+        f"the intervention {kind!r}", "none, zero, uniform, knockout or bias", "choose one of these"
+    )

@@ -1,8 +1,10 @@
-"""The CoRe study: what the papers claim of the heads that fetch visual evidence, tested on a model of yours.
+"""The CoRe study: what the papers claim of the heads that fetch visual evidence, tested on a model
+of yours.
 
-The claims are those of arXiv 2606.05843 (functional sparsity in cross-modal retrieval) and arXiv 2506.05344 (SparseMM).
-Each is a finding, F1 to F8, a frozen dataclass in a file of its own: the claim, the criterion it is judged by, what is
-measured, and `conclude(numbers) → Verdict`. All thresholds stand in `criteria`. The page is drawn from report.json.
+The claims are those of arXiv 2606.05843 (functional sparsity in cross-modal retrieval) and arXiv
+2506.05344 (SparseMM). Each is a finding, F1 to F8, a frozen dataclass in a file of its own: the
+claim, the criterion it is judged by, what is measured, and `conclude(numbers) → Verdict`. All
+thresholds stand in `criteria`. The page is drawn from report.json.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,19 +34,22 @@ def study(
 ) -> "Study":
     """Test every finding on every model and world, as one report.
 
-    Heads are scored on the first part of each world's samples and tested on the rest. A finding that a model or a
-    world cannot be judged by is said to be so, with the reason; one whose test has too few samples is not judged.
+    Heads are scored on the first part of each world's samples and tested on the rest. A finding
+    that a model or a world cannot be judged by is said to be so, with the reason; one whose test
+    has too few samples is not judged.
 
     Args:
         model: a HookedMLLM, or {name: HookedMLLM} for several.
-        samples: {world: samples with regions and answers}, or one list; 10 or more each. A published table needs 100
-            scored and 200 tested. A sample whose meta has "serves" (["F8"], say) is used for these findings only.
+        samples: {world: samples with regions and answers}, or one list; 10 or more each. A
+            published table needs 100 scored and 200 tested. A sample whose meta has "serves"
+            (["F8"], say) is used for these findings only.
         out: the folder for report.html and report.json; None writes and draws nothing.
-        options: how thorough, see `corelens.findings.options.Options`; single settings may be given by name instead
-            (`draws=20`, `seed=1`).
+        options: how thorough, see `corelens.findings.options.Options`; single settings may be given
+            by name instead (`draws=20`, `seed=1`).
         findings: only these, "F1" to "F8"; all by default.
-        resume: keep what is finished in `out`/work, so that a study that was stopped goes on when it is called again
-            with the same models, samples and options; False starts anew and keeps the report alone.
+        resume: keep what is finished in `out`/work, so that a study that was stopped goes on when
+            it is called again with the same models, samples and options; False starts anew and
+            keeps the report alone.
         command: the command that makes this report again, shown in it.
         progress: print a line a finding.
 
@@ -57,9 +62,20 @@ def study(
     models = model if isinstance(model, Mapping) else {model_name(model): model}
     worlds = samples if isinstance(samples, Mapping) else {"samples": samples}
     options = options or Options(**settings)
-    return run_study(models, worlds, None if out is None else Path(out), options, findings, resume, command, progress)
+    return run_study(
+        models,
+        worlds,
+        None if out is None else Path(out),
+        options,
+        findings,
+        resume,
+        command,
+        progress,
+    )
 
 
 def model_name(model: Any) -> str:
     """What a model is called: the last part of where it came from, else its family."""
-    return Path(str(getattr(model.hf.config, "_name_or_path", "") or "")).name or str(model.cfg.family or "model")
+    return Path(str(getattr(model.hf.config, "_name_or_path", "") or "")).name or str(
+        model.cfg.family or "model"
+    )

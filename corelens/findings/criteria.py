@@ -1,7 +1,8 @@
-"""Every threshold of the study, and where it comes from. The findings read them here; a test stands at each of them.
+"""Every threshold of the study, and where it comes from. The findings read them here; a test stands
+at each of them.
 
-They were fixed before the study was run. A threshold whose source is "ours" is ours; the others are published numbers
-(S: known to us from summaries of the paper's text, not from the text itself).
+They were fixed before the study was run. A threshold whose source is "ours" is ours; the others are
+published numbers (S: known to us from summaries of the paper's text, not from the text itself).
 """
 
 from dataclasses import dataclass
@@ -30,8 +31,12 @@ class Threshold:
 
 ACCURACY = Threshold("all", 0.8, "a world counts if the model answers at least this share of it")
 TOP = Threshold("all", 0.05, "share of the heads that are called CoRe heads", f"{CORE}, abstract")
-POWER = Threshold("all", 0.9, "the chance that the test detects an effect as large as its threshold, at the least")
-QUANTILE = Threshold("all", 0.95, "the quantile of the random controls that the top heads must exceed")
+POWER = Threshold(
+    "all", 0.9, "the chance that the test detects an effect as large as its threshold, at the least"
+)
+QUANTILE = Threshold(
+    "all", 0.95, "the quantile of the random controls that the top heads must exceed"
+)
 DRAWS = Threshold("all", 20, "random sets at the least: fewer have no 95% quantile")
 
 HALF_IN = Threshold(
@@ -39,32 +44,52 @@ HALF_IN = Threshold(
     f"{MM_HEADS}: 4.4 to 10.2%",
 )  # fmt: skip
 SPEARMAN = Threshold(
-    "F2", 0.79, "rank correlation of RAM between two worlds, at the least", f"{CORE} (S): 0.79 to 0.92"
+    "F2",
+    0.79,
+    "rank correlation of RAM between two worlds, at the least",
+    f"{CORE} (S): 0.79 to 0.92",
 )
-TRANSFER = Threshold("F2", 0.5, "cost of another world's heads, as a share of what the world's own heads cost")
-DEPTH = Threshold("F3", 0.5, "mean relative depth of the top heads, interval included", f"{CORE}, abstract")
+TRANSFER = Threshold(
+    "F2", 0.5, "cost of another world's heads, as a share of what the world's own heads cost"
+)
+DEPTH = Threshold(
+    "F3", 0.5, "mean relative depth of the top heads, interval included", f"{CORE}, abstract"
+)
 SIZES = Threshold("F3", 3, "models of different depth from which a slope over sizes is judged")
-NECESSARY = Threshold("F5", 0.2, "share of the clean accuracy that masking the top heads costs", f"{CORE}, abstract")
-HARMLESS = Threshold("F5", 0.05, "share of the clean accuracy that masking the bottom heads costs, at the most")
-SUFFICIENT = Threshold("F6", 0.9, "share of the clean accuracy with only these heads seeing the picture")
-PARITY = Threshold("F7", 0.01, "accuracy lost with the top heads full, at the most", f"{CORE} (S): below 1 point")
+NECESSARY = Threshold(
+    "F5", 0.2, "share of the clean accuracy that masking the top heads costs", f"{CORE}, abstract"
+)
+HARMLESS = Threshold(
+    "F5", 0.05, "share of the clean accuracy that masking the bottom heads costs, at the most"
+)
+SUFFICIENT = Threshold(
+    "F6", 0.9, "share of the clean accuracy with only these heads seeing the picture"
+)
+PARITY = Threshold(
+    "F7", 0.01, "accuracy lost with the top heads full, at the most", f"{CORE} (S): below 1 point"
+)
 PARITY_HIGH = Threshold("F7", 0.03, "upper end of the 95% interval of that loss")
 ALLOWED = Threshold("F7", 1.2, "speed is judged where the operation count allows this speed-up")
 REACHED = Threshold("F7", 0.7, "share of the allowed speed-up that is reached")
 VISUAL_HALF_IN = Threshold(
     "F8", 0.05, "half of the visual-head score lies in at most this share of the heads", SPARSEMM
 )
-BETTER = Threshold("F8", 0.0, "log-probability that budgets by score gain over equal ones, interval above this")
+BETTER = Threshold(
+    "F8", 0.0, "log-probability that budgets by score gain over equal ones, interval above this"
+)
 DECODE = Threshold("F8", 1.38, "speed-up of decoding", SPARSEMM)
 MEMORY = Threshold("F8", 0.52, "share of the KV cache's bytes that is saved", SPARSEMM)
 
 THRESHOLDS = tuple(value for value in list(globals().values()) if isinstance(value, Threshold))
 
-SIGNIFICANT = 5  # samples lost and none won: the fewest that a one-sided sign test calls significant at 5% (2⁻⁵ = 3%)
+# samples lost and none won: the fewest that a one-sided sign test calls significant at 5% (2⁻⁵ =
+# 3%)
+SIGNIFICANT = 5
 
 
 def power(n: int, effect: float) -> float:
-    """The chance that a loss of this share of n samples is detected by a one-sided sign test at 5%."""
+    """The chance that a loss of this share of n samples is detected by a one-sided sign test at
+    5%."""
     return float(binom.sf(SIGNIFICANT - 1, n, effect))
 
 

@@ -6,11 +6,14 @@ from jaxtyping import Float
 from corelens.heads.intervals import Interval, bootstrap_mean, clopper_pearson
 
 
-def cost(clean: Float[np.ndarray, " sample"], changed: Float[np.ndarray, " sample"], level: float = 0.95) -> Interval:
+def cost(
+    clean: Float[np.ndarray, " sample"], changed: Float[np.ndarray, " sample"], level: float = 0.95
+) -> Interval:
     """Clean accuracy minus the changed run's, paired by sample.
 
-    The interval joins exact intervals of the share lost and the share won, each at half of the error, so that it
-    covers at least `level`; it is conservative. Scores between 0 and 1 have a bootstrap interval instead.
+    The interval joins exact intervals of the share lost and the share won, each at half of the
+    error, so that it covers at least `level`; it is conservative. Scores between 0 and 1 have a
+    bootstrap interval instead.
     """
     if not (_binary(clean) and _binary(changed)):
         return bootstrap_mean(clean - changed, level)

@@ -26,17 +26,24 @@ class Sparsity(Finding):
         "Cross-modal retrieval is functionally sparse: a small, specialised subset of heads (about 30 in the models of "
         "the paper) extracts what the question asks for."
     )
-    source: ClassVar[str] = f"{CORE}, abstract; the number of heads as summaries of the paper give it"
+    source: ClassVar[str] = (
+        f"{CORE}, abstract; the number of heads as summaries of the paper give it"
+    )
     criterion: ClassVar[str] = (
         f"Half of the positive excess RAM (RAM minus what an even spread of the head's visual mass would put on the "
         f"evidence) lies in at most {HALF_IN.value:.1%} of the heads; the 95% interval included."
     )
-    if_reproduced: ClassVar[str] = "Attention on the evidence is concentrated in few heads, as the paper says."
-    if_not: ClassVar[str] = "Many heads look at the evidence: sparsity of this mass is not a property of every model."
+    if_reproduced: ClassVar[str] = (
+        "Attention on the evidence is concentrated in few heads, as the paper says."
+    )
+    if_not: ClassVar[str] = (
+        "Many heads look at the evidence: sparsity of this mass is not a property of every model."
+    )
     needs: ClassVar[tuple[str, ...]] = ("regions",)
 
     def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
-        """For every reading: the share of heads that holds half, the share of the top 5%, the Gini coefficient."""
+        """For every reading: the share of heads that holds half, the share of the top 5%, the Gini
+        coefficient."""
         return {key: self._concentration(world, key) for key in READINGS} | {"judged": reading}
 
     def _concentration(self, world: World, reading: str) -> Numbers:
@@ -51,7 +58,8 @@ class Sparsity(Finding):
         }
 
     def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
-        """Reproduced if the whole interval lies at or below the threshold, not if it lies above it."""
+        """Reproduced if the whole interval lies at or below the threshold, not if it lies above
+        it."""
         measured = numbers[numbers["judged"]]
         half = measured["half_in"]
         number = f"half in {percent(half['value'], 1)} [{100 * half['low']:.1f}, {100 * half['high']:.1f}] of the heads"
@@ -63,10 +71,12 @@ class Sparsity(Finding):
 
 
 def half_in(values: Float[np.ndarray, "layer head"]) -> float:
-    """The smallest share of the heads that holds half of the positive values; 1 if none is positive."""
+    """The smallest share of the heads that holds half of the positive values; 1 if none is
+    positive."""
     existing = values[~np.isnan(values)]  # NaN: a head that does not exist
     positive = np.sort(np.clip(existing, 0, None).astype(np.float64))[::-1]
     if not positive.any():
         return 1.0
-    reached = np.cumsum(positive) >= 0.5 * positive.sum() * (1 - 1e-9)  # (rounding must not ask for one head more)
+    # (rounding must not ask for one head more)
+    reached = np.cumsum(positive) >= 0.5 * positive.sum() * (1 - 1e-9)
     return float((np.argmax(reached) + 1) / positive.size)

@@ -1,4 +1,5 @@
-"""F2, the same heads in other worlds: rank correlation, and heads of one world knocked out in another."""
+"""F2, the same heads in other worlds: rank correlation, and heads of one world knocked out in
+another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from corelens.heads.stats import spearman
 
 @dataclass(frozen=True)
 class Stability(Finding):
-    """F2: the heads' RAM is ranked alike in all worlds, and one world's heads are needed in the others."""
+    """F2: the heads' RAM is ranked alike in all worlds, and one world's heads are needed in the
+    others."""
 
     least_spearman: float = SPEARMAN.value
     least_transfer: float = TRANSFER.value
@@ -24,14 +26,20 @@ class Stability(Finding):
     id: ClassVar[str] = "F2"
     title: ClassVar[str] = "The same heads everywhere"
     claim: ClassVar[str] = "The specialised heads are the same across diverse visual domains."
-    source: ClassVar[str] = f"{CORE}, abstract; correlations between its four sets as summaries give them"
+    source: ClassVar[str] = (
+        f"{CORE}, abstract; correlations between its four sets as summaries give them"
+    )
     criterion: ClassVar[str] = (
         f"Between every two worlds that the model answers, Spearman's ρ of the heads' RAM is at least "
         f"{SPEARMAN.value}; and the top {TOP.value:.0%} of each world, knocked out in another, cost at least "
         f"{TRANSFER.value:.0%} of what that world's own top heads cost."
     )
-    if_reproduced: ClassVar[str] = "The heads that fetch evidence do not depend on what the picture shows."
-    if_not: ClassVar[str] = "Which heads lead depends on the data: heads found on one set must be tested on yours."
+    if_reproduced: ClassVar[str] = (
+        "The heads that fetch evidence do not depend on what the picture shows."
+    )
+    if_not: ClassVar[str] = (
+        "Which heads lead depends on the data: heads found on one set must be tested on yours."
+    )
 
     def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
         """The ranking, how well it repeats, and what the top heads of every world cost here."""
@@ -41,7 +49,12 @@ class Stability(Finding):
             changed = world.knocked(other.top(reading, TOP.value))
             transfer[other.name] = world.costs(changed)
         values = number_rows(scores.values)
-        return {"values": values, "split_half": scores.split_half(), "transfer": transfer, "n": len(world.to_score)}
+        return {
+            "values": values,
+            "split_half": scores.split_half(),
+            "transfer": transfer,
+            "n": len(world.to_score),
+        }
 
     def conclude(self, model: Mapping[str, Any]) -> Verdict:
         """The verdict over all pairs of worlds that the model answers."""
@@ -58,7 +71,11 @@ class Stability(Finding):
         correlations = [pair["spearman"] for pair in pairs]
         lowest = min(correlations)
         transfers = [share for pair in pairs for share in pair["transfer"]]
-        number = f"ρ = {lowest:.2f} to {max(correlations):.2f}" if len(pairs) > 1 else f"ρ = {lowest:.2f}"
+        number = (
+            f"ρ = {lowest:.2f} to {max(correlations):.2f}"
+            if len(pairs) > 1
+            else f"ρ = {lowest:.2f}"
+        )
         number += f"; another world's heads cost {100 * min(transfers):.0f}% or more of its own"
         if lowest >= self.least_spearman and min(transfers) >= self.least_transfer:
             return Verdict(REPRODUCED, number)
@@ -78,17 +95,23 @@ class Stability(Finding):
         return Verdict(CANNOT, reason="fewer than two worlds are answered")
 
     def pairs(self, worlds: Mapping[str, Numbers]) -> list[dict[str, Any]]:
-        """For every two worlds: ρ, ρ corrected for reliability, the ceiling, and the transfer in both directions.
+        """For every two worlds: ρ, ρ corrected for reliability, the ceiling, and the transfer in
+        both directions.
 
-        The ceiling of ρ is √(r_a r_b), with r the reliability of a ranking: its split-half correlation, raised to the
-        full number of samples by the Spearman-Brown formula. The corrected ρ is divided by the ceiling.
+        The ceiling of ρ is √(r_a r_b), with r the reliability of a ranking: its split-half
+        correlation, raised to the full number of samples by the Spearman-Brown formula. The
+        corrected ρ is divided by the ceiling.
         """
         pairs = []
         for a, b in combinations(worlds, 2):
             first, second = worlds[a], worlds[b]
-            rho = spearman(np.array(first["values"], dtype=float), np.array(second["values"], dtype=float))
+            rho = spearman(
+                np.array(first["values"], dtype=float), np.array(second["values"], dtype=float)
+            )
             rho = 0.0 if np.isnan(rho) else rho
-            ceiling = float(np.sqrt(reliability(first["split_half"]) * reliability(second["split_half"])))
+            ceiling = float(
+                np.sqrt(reliability(first["split_half"]) * reliability(second["split_half"]))
+            )
             transfer = [_share(first, a, b), _share(second, b, a)]
             pairs.append(
                 {"worlds": [a, b], "spearman": rho, "ceiling": ceiling, "transfer": transfer}
@@ -98,12 +121,14 @@ class Stability(Finding):
 
 
 def reliability(split_half: float) -> float:
-    """The reliability of a ranking from all samples, from the correlation of its halves (Spearman-Brown)."""
+    """The reliability of a ranking from all samples, from the correlation of its halves
+    (Spearman-Brown)."""
     r = 0.0 if np.isnan(split_half) else max(split_half, 0.0)
     return 2 * r / (1 + r)
 
 
 def _share(world: Numbers, own: str, other: str) -> float:
-    """What the other world's heads cost here, as a share of what this world's own cost; 0 if these cost nothing."""
+    """What the other world's heads cost here, as a share of what this world's own cost; 0 if these
+    cost nothing."""
     own_cost = world["transfer"][own]["value"]
     return world["transfer"][other]["value"] / own_cost if own_cost > 0 else 0.0

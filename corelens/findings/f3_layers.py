@@ -1,4 +1,5 @@
-"""F3, middle to late layers: how deep the top heads sit, and how that changes with the size of the model."""
+"""F3, middle to late layers: how deep the top heads sit, and how that changes with the size of the
+model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,24 +24,34 @@ class Layers(Finding):
 
     id: ClassVar[str] = "F3"
     title: ClassVar[str] = "Middle to late layers"
-    claim: ClassVar[str] = "With scale, the specialised heads concentrate in the middle to late layers."
+    claim: ClassVar[str] = (
+        "With scale, the specialised heads concentrate in the middle to late layers."
+    )
     source: ClassVar[str] = f"{CORE}, abstract"
     criterion: ClassVar[str] = (
         f"The mean relative depth (0: first layer, 1: last) of the top {TOP.value:.0%} of the heads is at least "
         f"{DEPTH.value}, the 95% interval included; and where models of {int(SIZES.value)} sizes are studied "
         "together, the slope of that depth over their sizes is above zero."
     )
-    if_reproduced: ClassVar[str] = "Evidence is fetched in the second half of the model, as in the paper's models."
-    if_not: ClassVar[str] = "Evidence is fetched early here: where the heads sit is not settled by the paper's models."
+    if_reproduced: ClassVar[str] = (
+        "Evidence is fetched in the second half of the model, as in the paper's models."
+    )
+    if_not: ClassVar[str] = (
+        "Evidence is fetched early here: where the heads sit is not settled by the paper's models."
+    )
     needs: ClassVar[tuple[str, ...]] = ("regions",)
 
     def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
-        """For every reading: the mean depth of the top heads, and how many of them each layer holds."""
+        """For every reading: the mean depth of the top heads, and how many of them each layer
+        holds."""
         measured: Numbers = {"judged": reading}
         for key in READINGS:
             scores = world.scores[key]
             k = len(scores.top(TOP.value))
-            counts = [sum(head.layer == layer for head in scores.top(k=k)) for layer in range(len(scores.values))]
+            counts = [
+                sum(head.layer == layer for head in scores.top(k=k))
+                for layer in range(len(scores.values))
+            ]
             draws = [depth(values, k) for values in resampled(scores, world.options.seed)]
             measured[key] = {
                 "depth": interval(depth(scores.values, k), draws), "layers": counts, "n": len(world.to_score)
@@ -48,7 +59,8 @@ class Layers(Finding):
         return measured
 
     def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
-        """Reproduced if the whole interval lies at or above the threshold, not if it lies below it."""
+        """Reproduced if the whole interval lies at or above the threshold, not if it lies below
+        it."""
         measured = numbers[numbers["judged"]]
         value = measured["depth"]
         number = f"mean depth {value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
@@ -59,7 +71,8 @@ class Layers(Finding):
         return Verdict(NOT_JUDGED, number, "the interval contains the threshold", measured["n"])
 
     def conclude(self, model: Mapping[str, Any]) -> Verdict:
-        """The verdict on a model; "sizes", where several were studied: [number of parameters, depth] of each."""
+        """The verdict on a model; "sizes", where several were studied: [number of parameters,
+        depth] of each."""
         verdict = super().conclude(model)
         sizes = model.get("sizes") or []
         if verdict.word != REPRODUCED or len({size for size, _ in sizes}) < self.least_sizes:
@@ -68,7 +81,9 @@ class Layers(Finding):
         number = f"{verdict.number}; slope over {len(sizes)} sizes {slope:+.2f} a tenfold size"
         if slope > 0:
             return Verdict(REPRODUCED, number, worlds=verdict.worlds)
-        return Verdict(NOT_REPRODUCED, number, "larger models do not have them deeper", worlds=verdict.worlds)
+        return Verdict(
+            NOT_REPRODUCED, number, "larger models do not have them deeper", worlds=verdict.worlds
+        )
 
 
 def depth(values: Float[np.ndarray, "layer head"], k: int) -> float:

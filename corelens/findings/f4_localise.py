@@ -20,7 +20,8 @@ Parts = tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]
 
 @dataclass(frozen=True)
 class Localisation(Finding):
-    """F4: of the top heads' attention on the picture more lies on the evidence than of others' that look at it."""
+    """F4: of the top heads' attention on the picture more lies on the evidence than of others' that
+    look at it."""
 
     quantile: float = QUANTILE.value
     least_draws: int = int(DRAWS.value)
@@ -37,24 +38,36 @@ class Localisation(Finding):
         f"of their attention on the picture that lies on the evidence) than {QUANTILE.value:.0%} of the sets of other "
         "heads that have the same visual mass in the same rows."
     )
-    if_reproduced: ClassVar[str] = "These heads find the evidence; they do not merely look at the picture a lot."
-    if_not: ClassVar[str] = "Heads that look at the picture as much are as precise: RAM finds lookers, not finders."
+    if_reproduced: ClassVar[str] = (
+        "These heads find the evidence; they do not merely look at the picture a lot."
+    )
+    if_not: ClassVar[str] = (
+        "Heads that look at the picture as much are as precise: RAM finds lookers, not finders."
+    )
     needs: ClassVar[tuple[str, ...]] = ("regions",)
 
     def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
-        """For every reading: precision of the top heads and of matched sets, on samples that did not choose them."""
+        """For every reading: precision of the top heads and of matched sets, on samples that did
+        not choose them."""
         measured: Numbers = {"judged": reading}
         for key in READINGS:
             ram, precision = world.scores[key], world.score("precision", key)
             assert ram.per_sample is not None and precision.parts is not None
             half = len(ram.per_sample) // 2
-            top = HeadScores(per_sample=ram.per_sample[:half]).top(TOP.value).mask(*ram.values.shape)
-            on_evidence, on_picture = (np.nan_to_num(part[half:]).sum(0, dtype=np.float64) for part in precision.parts)
+            top = (
+                HeadScores(per_sample=ram.per_sample[:half]).top(TOP.value).mask(*ram.values.shape)
+            )
+            on_evidence, on_picture = (
+                np.nan_to_num(part[half:]).sum(0, dtype=np.float64) for part in precision.parts
+            )
             sets = matched(top, on_picture, world.options.draws, world.options.seed)
             measured[key] = {
                 "precision": precision_of(top, (on_evidence, on_picture)),
                 "matched": [precision_of(heads, (on_evidence, on_picture)) for heads in sets],
-                "visual_mass": [float(on_picture[top].mean()), float(np.mean([on_picture[s].mean() for s in sets]))],
+                "visual_mass": [
+                    float(on_picture[top].mean()),
+                    float(np.mean([on_picture[s].mean() for s in sets])),
+                ],
                 "n": len(ram.per_sample) - half,
             }
         return measured
@@ -63,16 +76,22 @@ class Localisation(Finding):
         """Reproduced if the precision exceeds the quantile of the matched sets."""
         measured = numbers[numbers["judged"]]
         if len(measured["matched"]) < self.least_draws:
-            return Verdict(NOT_JUDGED, reason=f"{len(measured['matched'])} matched sets", n=measured["n"])
+            return Verdict(
+                NOT_JUDGED, reason=f"{len(measured['matched'])} matched sets", n=measured["n"]
+            )
         limit = float(np.quantile(measured["matched"], self.quantile))
         number = f"precision {percent(measured['precision'])}, matched heads {percent(limit)} at the 95% quantile"
         return Verdict(REPRODUCED if measured["precision"] > limit else NOT_REPRODUCED, number)
 
 
 def matched(
-    top: Bool[np.ndarray, "layer head"], visual_mass: Float[np.ndarray, "layer head"], draws: int, seed: int
+    top: Bool[np.ndarray, "layer head"],
+    visual_mass: Float[np.ndarray, "layer head"],
+    draws: int,
+    seed: int,
 ) -> list[Bool[np.ndarray, "layer head"]]:
-    """Sets of other heads with the same visual mass: for each top head, one of those NEAREST to it, none twice."""
+    """Sets of other heads with the same visual mass: for each top head, one of those NEAREST to it,
+    none twice."""
     masses, taken = visual_mass.ravel(), np.flatnonzero(top.ravel())
     others = np.flatnonzero(~top.ravel())
     rng = np.random.default_rng(seed)
@@ -88,6 +107,7 @@ def matched(
 
 
 def precision_of(heads: Bool[np.ndarray, "layer head"], parts: Parts) -> float:
-    """The share of these heads' attention on the picture that lies on the evidence; 0 if they do not look at it."""
+    """The share of these heads' attention on the picture that lies on the evidence; 0 if they do
+    not look at it."""
     on_evidence, on_picture = (part[heads].sum() for part in parts)
     return float(on_evidence / on_picture) if on_picture > 0 else 0.0

@@ -1,4 +1,5 @@
-"""F5, necessity: whole heads masked, the top ones against the bottom ones and against random ones."""
+"""F5, necessity: whole heads masked, the top ones against the bottom ones and against random
+ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +7,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from corelens.findings.criteria import CORE, DRAWS, HARMLESS, NECESSARY, QUANTILE, TOP, enough_samples
+from corelens.findings.criteria import (
+    CORE,
+    DRAWS,
+    HARMLESS,
+    NECESSARY,
+    QUANTILE,
+    TOP,
+    enough_samples,
+)
 from corelens.findings.finding import Finding, Numbers, points
 from corelens.findings.options import READINGS, ROWS
 from corelens.findings.verdict import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict
@@ -29,7 +38,9 @@ class Necessity(Finding):
         "Masking only the top 5% of the heads costs over 20% of performance; masking lower-ranked heads has minimal "
         "effect."
     )
-    source: ClassVar[str] = f"{CORE}, abstract; that whole heads are masked as summaries of its algorithm give it"
+    source: ClassVar[str] = (
+        f"{CORE}, abstract; that whole heads are masked as summaries of its algorithm give it"
+    )
     criterion: ClassVar[str] = (
         f"With their output set to zero, the top {TOP.value:.0%} cost at least {NECESSARY.value:.0%} of the clean "
         f"accuracy and more than {QUANTILE.value:.0%} of the random sets of as many other heads; the bottom "
@@ -39,7 +50,8 @@ class Necessity(Finding):
     if_not: ClassVar[str] = "Masking heads here does not single out those that RAM ranks first."
 
     def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
-        """Costs of the top, bottom and random heads under each intervention, at single rows, and as curves."""
+        """Costs of the top, bottom and random heads under each intervention, at single rows, and as
+        curves."""
         measured: Numbers = {"judged": reading, "n": len(world.to_test)}
         for key in READINGS:
             scores, k = world.scores[key], len(world.top(key, TOP.value))
@@ -47,24 +59,35 @@ class Necessity(Finding):
             measured[key] = {"k": k}
             for role, heads in roles.items():
                 measured[key][role] = {"heads": heads.to_json()} | _by_kind(world, heads)
-            rows = {group: world.costs(world.knocked(roles["top"], group)) for group in ROWS.values()}
+            rows = {
+                group: world.costs(world.knocked(roles["top"], group)) for group in ROWS.values()
+            }
             measured[key]["top"]["knockout at"] = rows
         measured["random"] = {}
         for kind in world.options.kinds:  # the verdict rests on zero
             draws = world.options.draws if kind == "zero" else world.options.curve_draws
             sets = world.random_sets(reading, measured[reading]["k"], draws)
-            measured["random"][kind] = [world.costs(world.changed(heads, kind))["relative"] for heads in sets]
+            measured["random"][kind] = [
+                world.costs(world.changed(heads, kind))["relative"] for heads in sets
+            ]
         measured["curves"] = self._curves(world, reading)
         return measured
 
     def _curves(self, world: World, reading: str) -> Numbers:
-        """{role: [[share of heads, accuracy], …]} under zero, and the area between top and random."""
+        """{role: [[share of heads, accuracy], …]} under zero, and the area between top and
+        random."""
         scores, options = world.scores[reading], world.options
         curves: dict[str, list[list[float]]] = {"top": [], "bottom": [], "random": []}
         for share in options.shares:
             k = len(scores.top(share))
-            random = world.random_sets(reading, k, options.draws if share == TOP.value else options.curve_draws)
-            for role, sets in (("top", [scores.top(k=k)]), ("bottom", [scores.bottom(k=k)]), ("random", random)):
+            random = world.random_sets(
+                reading, k, options.draws if share == TOP.value else options.curve_draws
+            )
+            for role, sets in (
+                ("top", [scores.top(k=k)]),
+                ("bottom", [scores.bottom(k=k)]),
+                ("random", random),
+            ):
                 accuracies = [float(world.changed(heads, "zero").mean()) for heads in sets]
                 if accuracies:
                     curves[role].append([k / scores.values.size, float(np.mean(accuracies))])
@@ -87,7 +110,9 @@ class Necessity(Finding):
         if top["relative"] <= limit:
             missed.append("random heads cost as much")
         if bottom["relative"] > self.harmless:
-            missed.append(f"the bottom heads cost {points(bottom)} points ({_layers(measured['bottom']['heads'])})")
+            missed.append(
+                f"the bottom heads cost {points(bottom)} points ({_layers(measured['bottom']['heads'])})"
+            )
         return Verdict(NOT_REPRODUCED if missed else REPRODUCED, number, "; ".join(missed))
 
 

@@ -1,4 +1,5 @@
-"""F6, sufficiency: only the top heads see the picture, with and without the heads that feed them."""
+"""F6, sufficiency: only the top heads see the picture, with and without the heads that feed
+them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ class Sufficiency(Finding):
 
     id: ClassVar[str] = "F6"
     title: ClassVar[str] = "Sufficiency"
-    claim: ClassVar[str] = "The specialised heads are dedicated information extractors: they fetch what is asked for."
+    claim: ClassVar[str] = (
+        "The specialised heads are dedicated information extractors: they fetch what is asked for."
+    )
     source: ClassVar[str] = f"{CORE}, abstract; the test (all other heads blind) is ours"
     criterion: ClassVar[str] = (
         f"With the picture cut from every text token in all heads but the top {TOP.value:.0%} (and, if these alone do "
@@ -39,7 +42,8 @@ class Sufficiency(Finding):
     if_not: ClassVar[str] = "What the answer needs is fetched by more heads than these."
 
     def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
-        """Accuracy when only the top or random heads see the picture, alone and together with the feeders."""
+        """Accuracy when only the top or random heads see the picture, alone and together with the
+        feeders."""
         top, options = world.top(reading, TOP.value), world.options
         curve = []
         for share in options.shares:
@@ -53,19 +57,25 @@ class Sufficiency(Finding):
             "blind": float(world.only_seeing(NOTHING).mean()),
             "alone": _seeing(world, top, random, NOTHING),
             "curve": curve,
-            "enough": next((share for share, x in curve if x >= self.sufficient * world.clean.accuracy), None),
+            "enough": next(
+                (share for share, x in curve if x >= self.sufficient * world.clean.accuracy), None
+            ),
             "with feeders": None,
         }
         if measured["alone"]["value"] < self.sufficient * world.clean.accuracy:
             fed_by = world.stored("feeders", lambda: feeders(world, top).to_json())
             if fed_by:
-                measured["with feeders"] = _seeing(world, top, random[: options.curve_draws], HeadSet(fed_by))
+                measured["with feeders"] = _seeing(
+                    world, top, random[: options.curve_draws], HeadSet(fed_by)
+                )
         return measured
 
     def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
         """Reproduced by the top heads alone, or together with their feeders, which is said."""
         if not enough_samples(numbers["n"], 2 * (1 - self.sufficient)):
-            return Verdict(NOT_JUDGED, reason="a difference of 20% would often be missed", n=numbers["n"])
+            return Verdict(
+                NOT_JUDGED, reason="a difference of 20% would often be missed", n=numbers["n"]
+            )
         verdicts = []
         for name in ("alone", "with feeders"):
             if numbers[name] is not None:
@@ -74,7 +84,9 @@ class Sufficiency(Finding):
 
     def _by(self, seeing: Numbers, name: str, numbers: Numbers) -> Verdict:
         if len(seeing["random"]) < self.least_draws:
-            return Verdict(NOT_JUDGED, reason=f"{len(seeing['random'])} random sets", n=numbers["n"])
+            return Verdict(
+                NOT_JUDGED, reason=f"{len(seeing['random'])} random sets", n=numbers["n"]
+            )
         limit = float(np.quantile(seeing["random"], self.quantile))
         fed = f" and {len(seeing['feeders'])} feeders" if seeing["feeders"] else ""
         share = seeing["value"] / numbers["clean"] if numbers["clean"] else 0.0

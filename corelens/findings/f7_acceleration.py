@@ -1,4 +1,5 @@
-"""F7, acceleration at parity: the top heads attend fully and the others in a window. Two lines: parity, and speed."""
+"""F7, acceleration at parity: the top heads attend fully and the others in a window. Two lines:
+parity, and speed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,23 +49,30 @@ class Acceleration(Finding):
         "With the specialised heads full and the others sparse, inference is significantly faster at robust task "
         "performance."
     )
-    source: ClassVar[str] = f"{CORE}, abstract; 1.8x to 2.3x and a loss below 1 point as summaries give it"
+    source: ClassVar[str] = (
+        f"{CORE}, abstract; 1.8x to 2.3x and a loss below 1 point as summaries give it"
+    )
     criterion: ClassVar[str] = (
         f"Parity: with the top {TOP.value:.0%} full at most {100 * PARITY.value:.0f} point is lost, the 95% interval "
         f"up to {100 * PARITY_HIGH.value:.0f}, and less than with {QUANTILE.value:.0%} of the sets of as many random "
         f"heads full. Speed, of the very plan that met parity: the prefill reaches {REACHED.value:.0%} of what the "
         f"operation count allows, judged where that is {ALLOWED.value}x or more."
     )
-    if_reproduced: ClassVar[str] = "Keeping these heads full buys the speed that the operation count allows."
+    if_reproduced: ClassVar[str] = (
+        "Keeping these heads full buys the speed that the operation count allows."
+    )
     if_not: ClassVar[str] = "The saving is not had at parity on this model and machine."
 
     def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
-        """For each window in which most keys are hidden: the loss, that of random heads; the speed at parity."""
+        """For each window in which most keys are hidden: the loss, that of random heads; the speed
+        at parity."""
         top = world.top(reading, TOP.value)
         measured: Numbers = {"tokens": world.tokens, "n": 0, "plans": [], "speed": None}
         for window in WINDOWS:
             plan = SparseInference(top, Streaming(sink=SINK, window=window))
-            measured["plans"].append({"window": window, "allows": allowed_speedup(world.model.cfg, world.tokens, plan)})
+            measured["plans"].append(
+                {"window": window, "allows": allowed_speedup(world.model.cfg, world.tokens, plan)}
+            )
         if max(plan["allows"] for plan in measured["plans"]) < self.allowed:
             return measured
         asked = ask(world.model, world.prepared)
@@ -78,13 +86,18 @@ class Acceleration(Finding):
 
             def lost(heads: HeadSet, pattern: Streaming = pattern) -> Any:
                 world.advance("sparse inference")
-                return exact.cost(clean, answered_under(world.model, asked, SparseInference(heads, pattern)).correct)
+                return exact.cost(
+                    clean,
+                    answered_under(world.model, asked, SparseInference(heads, pattern)).correct,
+                )
 
             plan |= lost(top)._asdict() | {"random": [lost(heads).value for heads in draws]}
             if measured["speed"] is None and self._parity(plan).word == REPRODUCED:
                 world.advance("timing")
                 sparse = SparseInference(top, pattern)
-                speed = evaluate(world.model, world.to_test[:TIMED_SAMPLES], sparse=sparse, rounds=ROUNDS).speed
+                speed = evaluate(
+                    world.model, world.to_test[:TIMED_SAMPLES], sparse=sparse, rounds=ROUNDS
+                ).speed
                 assert speed is not None
                 ratio = speed.speedup("prefill")._asdict()
                 measured["speed"] = {"window": plan["window"], "allows": plan["allows"], **ratio}
@@ -122,7 +135,8 @@ class Acceleration(Finding):
 
 
 def allowed_speedup(cfg: Any, tokens: int, plan: SparseInference) -> float:
-    """Dense over sparse multiply-adds of the decoder's prefill, its projections and MLPs included (not the head)."""
+    """Dense over sparse multiply-adds of the decoder's prefill, its projections and MLPs included
+    (not the head)."""
     projections = cfg.d_model * cfg.d_head * 2 * (cfg.n_heads + cfg.n_kv_heads)
     linear = tokens * cfg.n_layers * (projections + 3 * cfg.d_model * cfg.d_mlp)
     attention = cfg.n_layers * cfg.n_heads * 2 * cfg.d_head * tokens * (tokens + 1) / 2

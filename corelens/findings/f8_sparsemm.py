@@ -1,4 +1,5 @@
-"""F8, SparseMM in three lines: concentration of visual heads, KV budgets at equal bytes, decoding speed and memory."""
+"""F8, SparseMM in three lines: concentration of visual heads, KV budgets at equal bytes, decoding
+speed and memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ LEAST_SAMPLES = 20  # below that an interval that contains zero says nothing
 
 @dataclass(frozen=True)
 class SparseMM(Finding):
-    """F8: visual heads are few, and KV budgets by their score keep more of the answer than equal ones."""
+    """F8: visual heads are few, and KV budgets by their score keep more of the answer than equal
+    ones."""
 
     half_in: float = VISUAL_HALF_IN.value
     better: float = BETTER.value
@@ -42,15 +44,21 @@ class SparseMM(Finding):
         "log-probability than equal ones at every budget tried, the intervals above zero. Decoding speed and bytes "
         f"stand beside {DECODE.value}x and {MEMORY.value:.0%}; no small model can be judged by them."
     )
-    if_reproduced: ClassVar[str] = "Few heads read, and a cache shared out by their score keeps more of the answer."
-    if_not: ClassVar[str] = "Sharing out a cache by this score is no gain in general: test it on your model and budget."
+    if_reproduced: ClassVar[str] = (
+        "Few heads read, and a cache shared out by their score keeps more of the answer."
+    )
+    if_not: ClassVar[str] = (
+        "Sharing out a cache by this score is no gain in general: test it on your model and budget."
+    )
     needs: ClassVar[tuple[str, ...]] = ("regions", "answers", "text")
     needs_rows: ClassVar[bool] = False
 
     def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
         """The visual-head score's concentration, and budgets by it against equal ones."""
         encode = world.model.tokenizer.encode
-        lengths = [len(encode(str(sample.answer), add_special_tokens=False)) for sample in world.samples]
+        lengths = [
+            len(encode(str(sample.answer), add_special_tokens=False)) for sample in world.samples
+        ]
         world.advance("visual heads")
         scores = score_heads(
             world.model, world.to_score, ["visual_head"], batch_size=world.options.batch_size,

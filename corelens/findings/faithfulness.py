@@ -1,7 +1,9 @@
-"""Faithfulness as the field measures it: CPR, CMD and AUROC of rankings of heads (MIB, arXiv 2504.13151).
+"""Faithfulness as the field measures it: CPR, CMD and AUROC of rankings of heads (MIB, arXiv
+2504.13151).
 
-A circuit of the k first heads keeps its own output; the output of every other head is exchanged for that of another
-sample's run. f(k) = (m(circuit) − m(∅)) / (m(all) − m(∅)), with m the log-probability of the right answer.
+A circuit of the k first heads keeps its own output; the output of every other head is exchanged for
+that of another sample's run. f(k) = (m(circuit) − m(∅)) / (m(all) − m(∅)), with m the
+log-probability of the right answer.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,8 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's
 
 
 def faithfulness(world: World) -> dict[str, Any]:
-    """{ranking: {"cpr", "cmd", "curve": [[share, f], …]}} of RAM in both readings, visual mass and random order."""
+    """{ranking: {"cpr", "cmd", "curve": [[share, f], …]}} of RAM in both readings, visual mass and
+    random order."""
     shape = next(iter(world.scores.values())).values.shape
     rankings = {key: world.scores[key].values for key in READINGS}
     rankings["visual_mass"] = world.scores["visual_mass"].values
@@ -42,12 +45,16 @@ def faithfulness(world: World) -> dict[str, Any]:
             shares.append(k / len(order))
             gained = runs.logprob(HeadSet(order[:k])) - none
             curve.append(gained / (whole - none) if whole != none else 0.0)
-        measured[name] = {"curve": list(map(list, zip(shares, curve, strict=True))), **areas(shares, curve)}
+        measured[name] = {
+            "curve": list(map(list, zip(shares, curve, strict=True))),
+            **areas(shares, curve),
+        }
     return measured
 
 
 def areas(shares: Sequence[float], f: Sequence[float]) -> dict[str, float]:
-    """CPR, the area under f, and CMD, the area of |1 − f|, over the share of heads from the first to the last."""
+    """CPR, the area under f, and CMD, the area of |1 − f|, over the share of heads from the first
+    to the last."""
     x, y = np.array(shares), np.array(f)
     width = x[-1] - x[0]
     return {
@@ -78,20 +85,28 @@ class _Interchange:
         self.caches = []
         with torch.no_grad():
             for inputs in self.others:
-                self.caches.append(world.model.run_with_cache(inputs, names_filter=names, logits_to_keep=1)[1])
+                self.caches.append(
+                    world.model.run_with_cache(inputs, names_filter=names, logits_to_keep=1)[1]
+                )
 
     def logprob(self, circuit: HeadSet) -> float:
-        """The mean log-probability of the right answers with this circuit alone keeping its own output."""
+        """The mean log-probability of the right answers with this circuit alone keeping its own
+        output."""
         exchanged = self.world.every() - circuit
         total = 0.0
         for inputs, other, cache in zip(self.prepared, self.others, self.caches, strict=True):
-            hooks = ablate(exchanged, "resample", reference=(cache, other)) if len(exchanged) else []
+            hooks = (
+                ablate(exchanged, "resample", reference=(cache, other)) if len(exchanged) else []
+            )
             answers = evaluate(self.world.model, [inputs], hooks).per_sample
             total += sum(answer.logprob for answer in answers)
         return total / self.n
 
 
-def known_circuit(model: Any, samples: Sequence[Any], circuit: HeadSet, keys: Sequence[Any]) -> dict[str, float]:
-    """AUROC of the heads' scores against a circuit that is known (a hand-built model of `corelens.testbed`)."""
+def known_circuit(
+    model: Any, samples: Sequence[Any], circuit: HeadSet, keys: Sequence[Any]
+) -> dict[str, float]:
+    """AUROC of the heads' scores against a circuit that is known (a hand-built model of
+    `corelens.testbed`)."""
     scores: dict[str, HeadScores] = score_heads(model, samples, list(keys))
     return {key: auroc(score.values, circuit) for key, score in scores.items()}

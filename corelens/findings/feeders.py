@@ -1,4 +1,5 @@
-"""The heads that tell other heads where to look: path patching from earlier heads into their queries."""
+"""The heads that tell other heads where to look: path patching from earlier heads into their
+queries."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,15 +18,18 @@ from corelens.interventions.counterfactual import counterfactual
 from corelens.interventions.path import path_patch
 
 PAIRS = 16  # questions exchanged, of the scoring samples
-LEAST_SHARE = 0.1  # of what the exchanged question costs in all: what a feeder must carry at the least
+# of what the exchanged question costs in all: what a feeder must carry at the least
+LEAST_SHARE = 0.1
 
 
 def feeders(world: World, top: HeadSet) -> HeadSet:
-    """Heads below the top heads whose output, exchanged for that under another question, misleads their queries.
+    """Heads below the top heads whose output, exchanged for that under another question, misleads
+    their queries.
 
-    The question is exchanged for another sample's of as many tokens. A head is a feeder if the direct paths from it
-    into the top heads' queries carry LEAST_SHARE or more of what the exchange costs in log-odds of the right answer,
-    its 95% interval below zero. At most as many as there are top heads; none where no two questions are of one length.
+    The question is exchanged for another sample's of as many tokens. A head is a feeder if the
+    direct paths from it into the top heads' queries carry LEAST_SHARE or more of what the exchange
+    costs in log-odds of the right answer, its 95% interval below zero. At most as many as there are
+    top heads; none where no two questions are of one length.
     """
     world.advance("who feeds these heads")
     clean, twins = exchanged(world.model, world.to_score)
@@ -38,7 +42,9 @@ def feeders(world: World, top: HeadSet) -> HeadSet:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*cannot be reached.*")
         try:
-            result = path_patch(world.model, clean, twins, HeadSet(senders), queries, metric, per="sender")
+            result = path_patch(
+                world.model, clean, twins, HeadSet(senders), queries, metric, per="sender"
+            )
         except CorelensError:  # twins of other token grids
             return HeadSet([])
     effect = np.asarray(result.effect, dtype=float)
@@ -50,8 +56,11 @@ def feeders(world: World, top: HeadSet) -> HeadSet:
     return HeadSet([senders[i] for i in order[: len(top)]])
 
 
-def log_odds(tokens: Sequence[int]) -> Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]:
-    """A metric: log p − log(1 − p) of each sample's token after the prompt; unlike log p it does not level off at 1."""
+def log_odds(
+    tokens: Sequence[int],
+) -> Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]:
+    """A metric: log p − log(1 − p) of each sample's token after the prompt; unlike log p it does
+    not level off at 1."""
 
     def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
         row = logits[:, -1].float()
@@ -63,7 +72,8 @@ def log_odds(tokens: Sequence[int]) -> Callable[[Float[Tensor, "batch pos d_voca
 
 
 def exchanged(model: Any, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Samples, and the same with the question of another one of as many tokens and another answer."""
+    """Samples, and the same with the question of another one of as many tokens and another
+    answer."""
     by_length: dict[int, list[Sample]] = {}
     for sample in samples:
         if sample.question is not None and sample.messages is None:

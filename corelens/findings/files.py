@@ -19,7 +19,9 @@ def full_disk_is_said(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) != errno.ENOSPC and f"code: {errno.ENOSPC}" not in str(error):
+        if getattr(error, "errno", None) != errno.ENOSPC and f"code: {errno.ENOSPC}" not in str(
+            error
+        ):
             raise
         raise CorelensError(
             f"no room left on the disk of {folder}",

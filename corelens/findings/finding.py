@@ -1,7 +1,8 @@
-"""A finding: what a paper claims, what is measured on a model and a world, and how the numbers are judged.
+"""A finding: what a paper claims, what is measured on a model and a world, and how the numbers are
+judged.
 
-`measure` runs the model and returns JSON. `judge` and `conclude` read that JSON and nothing else, so that an old
-report can be judged and drawn again. None of them knows the page.
+`measure` runs the model and returns JSON. `judge` and `conclude` read that JSON and nothing else,
+so that an old report can be judged and drawn again. None of them knows the page.
 """
 
 from abc import ABC, abstractmethod
@@ -28,8 +29,10 @@ class Finding(ABC):
     criterion: ClassVar[str]
     if_reproduced: ClassVar[str]  # what a reader should conclude about the paper
     if_not: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ("regions", "answers")  # what samples must have: "regions", "answers", "text"
-    needs_rows: ClassVar[bool] = True  # only heads read at rows that the answer hangs on can be judged
+    # what samples must have: "regions", "answers", "text"
+    needs: ClassVar[tuple[str, ...]] = ("regions", "answers")
+    # only heads read at rows that the answer hangs on can be judged
+    needs_rows: ClassVar[bool] = True
 
     @abstractmethod
     def measure(self, world: "World", worlds: Sequence["World"], reading: str) -> Numbers:
@@ -53,7 +56,11 @@ class Finding(ABC):
         for name, world in model["worlds"].items():
             if self.id in world["serves"]:
                 verdicts[name] = self._in_world(world)
-        return combine(verdicts) if verdicts else Verdict(CANNOT, reason="no world of this study serves it")
+        return (
+            combine(verdicts)
+            if verdicts
+            else Verdict(CANNOT, reason="no world of this study serves it")
+        )
 
     def _in_world(self, world: Mapping[str, Any]) -> Verdict:
         reason = world["skipped"].get(self.id) or world["why_not"]
@@ -77,5 +84,6 @@ def percent(x: float, digits: int = 0) -> str:
 
 def points(interval: Mapping[str, float]) -> str:
     """{"value": 0.88, "low": 0.86, "high": 0.9} → "88 [86, 90]"."""
-    value, low, high = (round(100 * interval[name]) + 0.0 for name in ("value", "low", "high"))  # (no −0)
+    # (no −0)
+    value, low, high = (round(100 * interval[name]) + 0.0 for name in ("value", "low", "high"))
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"

@@ -1,4 +1,5 @@
-"""How thorough a study is. The rules by which it judges stand in `criteria`, and no option changes them."""
+"""How thorough a study is. The rules by which it judges stand in `criteria`, and no option changes
+them."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,10 +7,15 @@ from typing import Any
 from corelens.errors import CorelensError
 
 PUBLISHED, LAST = "ram", "ram[rows=last]"
-READINGS = {PUBLISHED: "RAM at the question's tokens, as published", LAST: "RAM at the last row (ours)"}
-ROWS = {PUBLISHED: "question", LAST: "last"}  # the rows that a reading reads; also groups of `where_read`
+READINGS = {
+    PUBLISHED: "RAM at the question's tokens, as published",
+    LAST: "RAM at the last row (ours)",
+}
+# the rows that a reading reads; also groups of `where_read`
+ROWS = {PUBLISHED: "question", LAST: "last"}
 KINDS = ("zero", "uniform", "knockout")
-LARGE, LARGE_SAMPLES = 50_000_000, 50  # parameters from which on so many samples are tested by default
+# parameters from which on so many samples are tested by default
+LARGE, LARGE_SAMPLES = 50_000_000, 50
 
 
 @dataclass(frozen=True)

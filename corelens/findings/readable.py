@@ -1,4 +1,5 @@
-"""Samples whose pictures can be read: the others are counted and listed, and too many of them end the study."""
+"""Samples whose pictures can be read: the others are counted and listed, and too many of them end
+the study."""
 
 import os
 from collections.abc import Sequence

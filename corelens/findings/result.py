@@ -48,7 +48,8 @@ class Concluded:
 
     @property
     def overall(self) -> Verdict:
-        """The verdict itself where there is one model; else reproduced only if it is on every model judged."""
+        """The verdict itself where there is one model; else reproduced only if it is on every model
+        judged."""
         if len(self.verdicts) == 1:
             return next(iter(self.verdicts.values()))
         return combine(self.verdicts)
@@ -60,7 +61,10 @@ class Concluded:
 
     def to_json(self) -> dict[str, Any]:
         """As report.json carries it."""
-        finding = {name: getattr(self.finding, name) for name in ("id", "title", "claim", "source", "criterion")}
+        finding = {
+            name: getattr(self.finding, name)
+            for name in ("id", "title", "claim", "source", "criterion")
+        }
         verdicts = {model: verdict.to_json() for model, verdict in self.verdicts.items()}
         overall = self.overall
         return finding | {
@@ -85,7 +89,10 @@ class Study:
     def findings(self) -> list[Concluded]:
         """The verdicts, concluded from the numbers."""
         return [
-            Concluded(FINDINGS[id], {name: FINDINGS[id].conclude(model) for name, model in self._models().items()})
+            Concluded(
+                FINDINGS[id],
+                {name: FINDINGS[id].conclude(model) for name, model in self._models().items()},
+            )
             for id in self.data["studied"]
         ]
 
@@ -107,7 +114,9 @@ class Study:
         for concluded in self.findings:
             if concluded.id == id:
                 return concluded
-        raise CorelensError(f"the finding {id!r}", f"one of {', '.join(self.data['studied'])}", "study it")
+        raise CorelensError(
+            f"the finding {id!r}", f"one of {', '.join(self.data['studied'])}", "study it"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What report.json holds: the verdicts first, then every number."""
@@ -127,7 +136,8 @@ class Study:
 
     @classmethod
     def load(cls, path: str | Path) -> "Study":
-        """A study from its report.json: judged again from the numbers, and ready to be written and drawn again."""
+        """A study from its report.json: judged again from the numbers, and ready to be written and
+        drawn again."""
         file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
         return cls(_without_verdicts(read_report(file)))
 
@@ -142,7 +152,11 @@ class Study:
         for study in studies:
             twice = sorted(set(models) & set(study.data["models"]))
             if twice:
-                raise CorelensError(f"the model {twice[0]!r} twice", "each model once", "name the models differently")
+                raise CorelensError(
+                    f"the model {twice[0]!r} twice",
+                    "each model once",
+                    "name the models differently",
+                )
             models |= study.data["models"]
         if not models:
             raise CorelensError("no studies", "one or more", "give folders that hold a report.json")
@@ -174,7 +188,8 @@ def read_report(file: Path) -> dict[str, Any]:
     """A report.json of this version.
 
     Raises:
-        CorelensError: it is not there, no JSON, or of another version, which is named and left as it is.
+        CorelensError: it is not there, no JSON, or of another version, which is named and left as
+            it is.
     """
     try:
         report: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -183,7 +198,9 @@ def read_report(file: Path) -> dict[str, Any]:
             f"{file}, which is not there", "a study's report.json", "give the study's folder"
         ) from error
     except ValueError as error:
-        raise CorelensError(f"{file}, which is no JSON", "a study's report.json", "study it again") from error
+        raise CorelensError(
+            f"{file}, which is no JSON", "a study's report.json", "study it again"
+        ) from error
     if report.get("format") != FORMAT:
         raise CorelensError(
             f"{file}, of the version {report.get('format')!r}", repr(FORMAT),
@@ -193,4 +210,6 @@ def read_report(file: Path) -> dict[str, Any]:
 
 
 def _without_verdicts(report: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in report.items() if key not in ("format", "findings", "criteria")}
+    return {
+        key: value for key, value in report.items() if key not in ("format", "findings", "criteria")
+    }

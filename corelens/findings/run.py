@@ -1,4 +1,5 @@
-"""The study as a whole: every finding on every model and world, one after the other, kept as it goes."""
+"""The study as a whole: every finding on every model and world, one after the other, kept as it
+goes."""
 
 import json
 import re
@@ -61,7 +62,9 @@ def run_study(
         stack.enter_context(full_disk_is_said(work if out is None else out))
         identity = {
             "format": FORMAT,
-            "models": {name: model_identity(model, descriptions[name]) for name, model in models.items()},
+            "models": {
+                name: model_identity(model, descriptions[name]) for name, model in models.items()
+            },
             "worlds": {name: sample_hash(samples) for name, (samples, _) in usable.items()},
             "options": options.to_json(),
         }
@@ -71,7 +74,12 @@ def run_study(
         for name, model in models.items():
             folder = work / re.sub(r"[^\w.-]+", "-", name)
             measured[name] = {"about": descriptions[name]} | _measure_model(
-                model, {world: samples for world, (samples, _) in usable.items()}, options, studied, folder, line
+                model,
+                {world: samples for world, (samples, _) in usable.items()},
+                options,
+                studied,
+                folder,
+                line,
             )
         first = next(iter(descriptions.values()))
         study = Study(
@@ -94,16 +102,24 @@ def _measure_model(
     """Which worlds count, which reading is judged, then every finding in every world."""
     worlds = []
     for name, of_world in samples.items():
-        worlds.append(World(name, model, of_world, options, folder / re.sub(r"[^\w.-]+", "-", name), line.step))
+        worlds.append(
+            World(
+                name, model, of_world, options, folder / re.sub(r"[^\w.-]+", "-", name), line.step
+            )
+        )
     parts = {}
     for world in worlds:
         line.begin(f"scores and clean answers, {world.name}")
         parts[world.name] = _about_world(world)
         line.end(parts[world.name]["why_not"] or "it counts")
-    counting = [world for world in worlds if parts[world.name]["why_not"] is None and len(world.serves) > 1]
+    counting = [
+        world for world in worlds if parts[world.name]["why_not"] is None and len(world.serves) > 1
+    ]
     reading = judged_reading({world.name: parts[world.name]["row_costs"] for world in counting})
     if not counting:
-        reading["reason"] = "; ".join(f"{name}: {part['why_not']}" for name, part in parts.items() if part["why_not"])
+        reading["reason"] = "; ".join(
+            f"{name}: {part['why_not']}" for name, part in parts.items() if part["why_not"]
+        )
     for id in studied:
         finding = FINDINGS[id]
         for world in worlds:
@@ -121,13 +137,16 @@ def _measure_model(
             line.end(f"{time.perf_counter() - start:.0f} s")
     for world in counting:
         if options.effect_samples and world.lacks(("regions", "answers")) is None:
-            parts[world.name]["faithfulness"] = world.stored("faithfulness", partial(faithfulness, world))
+            parts[world.name]["faithfulness"] = world.stored(
+                "faithfulness", partial(faithfulness, world)
+            )
         world.release()
     return {"reading": reading, "worlds": parts}
 
 
 def _about_world(world: World) -> Numbers:
-    """How much was scored and tested, whether the world counts, the rows the answer hangs on, and the scores."""
+    """How much was scored and tested, whether the world counts, the rows the answer hangs on, and
+    the scores."""
     part: Numbers = {
         "serves": list(world.serves), "scored": len(world.to_score), "tested": len(world.to_test),
         "without_region": world.without_region, "clean": None, "why_not": None, "row_costs": None, "scores": {},
@@ -144,7 +163,9 @@ def _about_world(world: World) -> Numbers:
         part["agreement_over_n"][key] = agreement_over_n(world.scores[key], world.options.seed)
     part["row_costs"] = world.row_costs
     if world.clean.accuracy < ACCURACY.value:
-        part["why_not"] = f"the model answers {world.clean.accuracy:.0%}: less than {ACCURACY.value:.0%}"
+        part["why_not"] = (
+            f"the model answers {world.clean.accuracy:.0%}: less than {ACCURACY.value:.0%}"
+        )
     return part
 
 
@@ -157,14 +178,18 @@ def _studied(findings: Sequence[str] | None) -> list[str]:
     unknown = [id for id in wanted if id not in FINDINGS]
     if unknown or not wanted:
         raise CorelensError(
-            f"findings {unknown or wanted}", f"some of {', '.join(FINDINGS)}", "name these, or none for all"
+            f"findings {unknown or wanted}",
+            f"some of {', '.join(FINDINGS)}",
+            "name these, or none for all",
         )
     return [id for id in FINDINGS if id in wanted]
 
 
 def _check_enough(models: Mapping[str, Any], worlds: Mapping[str, Sequence[Sample]]) -> None:
     if not models or not worlds:
-        raise CorelensError(f"{len(models)} models and {len(worlds)} worlds", "one of each or more", "give them")
+        raise CorelensError(
+            f"{len(models)} models and {len(worlds)} worlds", "one of each or more", "give them"
+        )
     for name, samples in worlds.items():
         if len(samples) < LEAST_SAMPLES:
             raise CorelensError(

@@ -1,4 +1,5 @@
-"""A verdict: one of three words, or "not judged" where the test has no power; and how worlds combine into one."""
+"""A verdict: one of three words, or "not judged" where the test has no power; and how worlds
+combine into one."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,8 @@ class Verdict:
     Args:
         word: REPRODUCED, NOT_REPRODUCED, CANNOT or NOT_JUDGED.
         number: the number that the verdict rests on, in words; "" where nothing was measured.
-        reason: why it could not be judged, or which part of the criterion was missed; "" if there is nothing to say.
+        reason: why it could not be judged, or which part of the criterion was missed; "" if there
+            is nothing to say.
         n: the samples that were there, for NOT_JUDGED.
         worlds: {world: the word there}, where several worlds were combined.
     """
@@ -28,7 +30,11 @@ class Verdict:
     worlds: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.word} (n = {self.n})" if self.word == NOT_JUDGED and self.n is not None else self.word
+        return (
+            f"{self.word} (n = {self.n})"
+            if self.word == NOT_JUDGED and self.n is not None
+            else self.word
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As report.json carries it, with the word as it is shown."""
@@ -38,9 +44,9 @@ class Verdict:
 def combine(verdicts: Mapping[str, Verdict]) -> Verdict:
     """One verdict for a model from those of its worlds.
 
-    Reproduced: in every world in which it could be judged, and there is such a world. Not reproduced: in one world or
-    more it is not. Where no world could be judged: "not judged" if one had only too few samples, else "cannot be
-    judged here".
+    Reproduced: in every world in which it could be judged, and there is such a world. Not
+    reproduced: in one world or more it is not. Where no world could be judged: "not judged" if one
+    had only too few samples, else "cannot be judged here".
     """
     words = {world: str(verdict) for world, verdict in verdicts.items()}
     judged = {world: v for world, v in verdicts.items() if v.word in (REPRODUCED, NOT_REPRODUCED)}
@@ -67,4 +73,6 @@ def _numbers(verdicts: Mapping[str, Verdict]) -> str:
 
 def _reasons(verdicts: Mapping[str, Verdict]) -> list[str]:
     several = len(verdicts) > 1
-    return [f"{world}: {v.reason}" if several else v.reason for world, v in verdicts.items() if v.reason]
+    return [
+        f"{world}: {v.reason}" if several else v.reason for world, v in verdicts.items() if v.reason
+    ]

@@ -1,7 +1,7 @@
 """One model on one set of samples: the scores, prepared batches and runs that the findings share.
 
-Whatever takes time is kept in a folder as soon as it is there (scores batch by batch, answers run by run), so that a
-study that was stopped goes on where it stood.
+Whatever takes time is kept in a folder as soon as it is there (scores batch by batch, answers run
+by run), so that a study that was stopped goes on where it stood.
 """
 
 import json
@@ -40,7 +40,8 @@ class World:
     Args:
         name: what reports call it.
         model: a HookedMLLM.
-        samples: the first part scores heads, the rest tests them. If only some have regions, the others are left out.
+        samples: the first part scores heads, the rest tests them. If only some have regions, the
+            others are left out.
         options: how thorough.
         folder: where its work is kept.
         advance: called with a few words at every step.
@@ -50,7 +51,13 @@ class World:
         self, name: str, model: Any, samples: Sequence[Sample], options: Options, folder: Path,
         advance: Callable[[str], None] = lambda words: None,
     ):  # fmt: skip
-        self.name, self.model, self.options, self.folder, self.advance = name, model, options, folder, advance
+        self.name, self.model, self.options, self.folder, self.advance = (
+            name,
+            model,
+            options,
+            folder,
+            advance,
+        )
         marked = [sample for sample in samples if sample.regions]
         self.without_region = len(samples) - len(marked)
         self.samples = marked or list(samples)
@@ -63,16 +70,19 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
 
     def lacks(self, needs: Sequence[str]) -> str | None:
-        """Why a finding that needs these ("regions", "answers", "text") cannot be measured here; None if it can."""
+        """Why a finding that needs these ("regions", "answers", "text") cannot be measured here;
+        None if it can."""
         if "regions" in needs and not self.samples[0].regions:
             return "the samples have no regions"
-        if "text" in needs and not all(region.text for sample in self.samples for region in sample.regions):
+        if "text" in needs and not all(
+            region.text for sample in self.samples for region in sample.regions
+        ):
             return "the regions do not say what is written in them (text=)"
         if "answers" in needs and any(sample.answer is None for sample in self.samples):
             return "there are samples without answers"
         return None
 
-    # --- what is scored ----------------------------------------------------------------------------------------------
+    # --- what is scored
 
     @cached_property
     def scores(self) -> dict[str, HeadScores]:
@@ -81,7 +91,11 @@ class World:
         names = ("ram", "ram_excess", "visual_mass", "precision")
         keys = [f"{name}[rows=last]" if key == LAST else name for key in READINGS for name in names]
         return score_heads(
-            self.model, self.to_score, keys, batch_size=self.options.batch_size, out=self.folder / "scores"
+            self.model,
+            self.to_score,
+            keys,
+            batch_size=self.options.batch_size,
+            out=self.folder / "scores",
         )
 
     def score(self, name: str, reading: str) -> HeadScores:
@@ -104,7 +118,7 @@ class World:
             return []
         return [scores.random(k=k, seed=seed + draw, exclude=taken) for draw in range(draws)]
 
-    # --- what is run -------------------------------------------------------------------------------------------------
+    # --- what is run
 
     @cached_property
     def prepared(self) -> list[Inputs]:
@@ -129,21 +143,29 @@ class World:
 
     @cached_property
     def row_costs(self) -> dict[str, Any]:
-        """What cutting the evidence off from each group of rows in all heads costs, on the scoring samples."""
+        """What cutting the evidence off from each group of rows in all heads costs, on the scoring
+        samples."""
 
         def measured() -> dict[str, Any]:
             self.advance("which rows the answer hangs on")
-            costs = where_read(self.model, self.to_score, tokens=False, batch_size=self.options.batch_size).costs
-            return {rows: {"value": x.difference, "low": x.ci.low, "high": x.ci.high} for rows, x in costs.items()}
+            costs = where_read(
+                self.model, self.to_score, tokens=False, batch_size=self.options.batch_size
+            ).costs
+            return {
+                rows: {"value": x.difference, "low": x.ci.low, "high": x.ci.high}
+                for rows, x in costs.items()
+            }
 
         return self.stored("row_costs", measured)
 
     def correct(self, key: str, run: Callable[[], Evaluation]) -> Correct:
-        """1 where a tested sample is answered in this run, or its set's score; no run of the same key is repeated."""
+        """1 where a tested sample is answered in this run, or its set's score; no run of the same
+        key is repeated."""
         if key not in self._runs:
             self.advance("intervening")
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*lost every edge.*")  # the point of a knockout
+                # the point of a knockout
+                warnings.filterwarnings("ignore", message=".*lost every edge.*")
                 values = run().correct
             self._runs[key] = values
             line = json.dumps({"key": key, "correct": [round(float(value), 6) for value in values]})
@@ -163,7 +185,9 @@ class World:
             runs[record["key"]] = np.array(record["correct"], dtype=float)
         return runs
 
-    def knocked(self, heads: HeadSet | None, rows: str = QUESTION_ON, columns: str = "region") -> Correct:
+    def knocked(
+        self, heads: HeadSet | None, rows: str = QUESTION_ON, columns: str = "region"
+    ) -> Correct:
         """The answers with the edges from `rows` to `columns` cut in these heads (all if None)."""
         key = f"knockout {rows} {columns} {'all' if heads is None else sorted(heads.to_json())}"
         return self.correct(key, lambda: self.knockouts.evaluate(heads, rows, columns))
@@ -180,10 +204,15 @@ class World:
         return self.correct(key, lambda: evaluate(self.model, self.prepared, ablate(heads, kind)))
 
     def costs(self, changed: Correct) -> dict[str, float]:
-        """Accuracy under an intervention and what it costs, with exact intervals; `relative` to clean accuracy."""
+        """Accuracy under an intervention and what it costs, with exact intervals; `relative` to
+        clean accuracy."""
         cost = exact.cost(self.clean.correct, changed)
         clean = self.clean.accuracy
-        return {"accuracy": float(changed.mean()), **cost._asdict(), "relative": cost.value / clean if clean else 0.0}
+        return {
+            "accuracy": float(changed.mean()),
+            **cost._asdict(),
+            "relative": cost.value / clean if clean else 0.0,
+        }
 
     @cached_property
     def tokens(self) -> int:
@@ -198,7 +227,7 @@ class World:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    # --- what is kept ------------------------------------------------------------------------------------------------
+    # --- what is kept
 
     def stored(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns (JSON), made once: it lies in the folder, whole or not at all."""
@@ -210,7 +239,9 @@ class World:
         return value
 
 
-def resampled(scores: HeadScores, seed: int, draws: int = 400) -> Float[np.ndarray, "draw layer head"]:
+def resampled(
+    scores: HeadScores, seed: int, draws: int = 400
+) -> Float[np.ndarray, "draw layer head"]:
     """The heads' mean scores in bootstrap samples."""
     assert scores.per_sample is not None
     n = len(scores.per_sample)
@@ -227,4 +258,6 @@ def interval(value: float, draws: Sequence[float] | np.ndarray) -> dict[str, flo
 
 def number_rows(values: Float[np.ndarray, "layer head"]) -> list[list[float | None]]:
     """The values of every layer as JSON, rounded; None for a head that does not exist."""
-    return [[None if np.isnan(value) else round(float(value), 6) for value in row] for row in values]
+    return [
+        [None if np.isnan(value) else round(float(value), 6) for value in row] for row in values
+    ]

@@ -26,17 +26,26 @@ def random_heads(
         pool = [Head(layer, head) for layer, heads in left.items() for head in heads]
         return HeadSet([pool[i] for i in rng.permutation(len(pool))[:k]])
     if match != "layer":
-        raise CorelensError(f"match={match!r}", 'match="layer" or None', "leave it out for a plain random draw")
+        raise CorelensError(
+            f"match={match!r}", 'match="layer" or None', "leave it out for a plain random draw"
+        )
     if len(claim) != k:
         raise CorelensError(
-            f"k={k} heads matched by layer to {len(claim)}", "as many as are matched", "leave k out, or exclude"
+            f"k={k} heads matched by layer to {len(claim)}",
+            "as many as are matched",
+            "leave k out, or exclude",
         )
     return _matched(left, {layer: len(heads) for layer, heads in claim.by_layer().items()})
 
 
 def _matched(left: dict[int, list[int]], counts: dict[int, int]) -> HeadSet:
-    """As many heads of each layer's (shuffled) list as `counts` says; what is missing comes from the nearest layers."""
-    drawn = [Head(layer, left[layer].pop()) for layer, n in counts.items() for _ in range(min(n, len(left[layer])))]
+    """As many heads of each layer's (shuffled) list as `counts` says; what is missing comes from
+    the nearest layers."""
+    drawn = [
+        Head(layer, left[layer].pop())
+        for layer, n in counts.items()
+        for _ in range(min(n, len(left[layer])))
+    ]
     have = {layer: sum(head.layer == layer for head in drawn) for layer in counts}
     short = {layer: n - have[layer] for layer, n in counts.items() if n > have[layer]}
     if short:
@@ -47,6 +56,9 @@ def _matched(left: dict[int, list[int]], counts: dict[int, int]) -> HeadSet:
         )
     for layer, n in short.items():
         for _ in range(n):
-            nearest = min((other for other, heads in left.items() if heads), key=lambda other: abs(other - layer))
+            nearest = min(
+                (other for other, heads in left.items() if heads),
+                key=lambda other: abs(other - layer),
+            )
             drawn.append(Head(nearest, left[nearest].pop()))
     return HeadSet(drawn)

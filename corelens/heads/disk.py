@@ -99,7 +99,7 @@ def _percent(text: str) -> str:
     return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
 
 
-# --- tensors with a checksum --------------------------------------------------------------------
+# --- tensors with a checksum
 
 
 def sealed(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
@@ -114,7 +114,8 @@ def sealed(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
 
 
 def _ordered(blob: bytes) -> bytes:
-    """The same file with its metadata in alphabetical order: safetensors writes it in another one in each process."""
+    """The same file with its metadata in alphabetical order: safetensors writes it in another one
+    in each process."""
     size = int.from_bytes(blob[:8], "little")
     header = json.loads(blob[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header.pop("__metadata__").items()))
@@ -177,7 +178,7 @@ def _unreadable(path: Path, why: str) -> CorelensError:
     )
 
 
-# --- JSON with a checksum -----------------------------------------------------------------------
+# --- JSON with a checksum
 
 
 def digest_of(value: Any) -> str:

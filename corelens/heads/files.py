@@ -1,10 +1,12 @@
-"""Files of head scores: CoreLens's own, and those that three papers published. Arrays and dictionaries, no classes.
+"""Files of head scores: CoreLens's own, and those that three papers published. Arrays and
+dictionaries, no classes.
 
-**CoreLens's format, version 1.** One safetensors file. Its tensors: `values` float32 [layer, head]; if known,
-`per_sample` [sample, layer, head]; for ratio metrics `numerator` and `denominator` [sample, layer, head] instead.
-Layers and heads count from 0 in the model's order, samples in the order of `meta["samples"]`. Its metadata has two
-keys: `corelens`, JSON `{"format": "corelens.head_scores", "version": 1, "meta": {…}}`, and `sha256`, the digest of
-the whole file with zeros in the digest's place. The same scores always give the same bytes.
+**CoreLens's format, version 1.** One safetensors file. Its tensors: `values` float32 [layer, head];
+if known, `per_sample` [sample, layer, head]; for ratio metrics `numerator` and `denominator`
+[sample, layer, head] instead. Layers and heads count from 0 in the model's order, samples in the
+order of `meta["samples"]`. Its metadata has two keys: `corelens`, JSON `{"format":
+"corelens.head_scores", "version": 1, "meta": {…}}`, and `sha256`, the digest of the whole file with
+zeros in the digest's place. The same scores always give the same bytes.
 """
 
 import json
@@ -25,7 +27,8 @@ TENSORS = ("values", "per_sample", "numerator", "denominator")
 
 
 def write(path: str | os.PathLike, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write one file in CoreLens's format. It appears whole or not at all, also if the process is killed."""
+    """Write one file in CoreLens's format. It appears whole or not at all, also if the process is
+    killed."""
     header = {"format": FORMAT, "version": VERSION, "meta": meta}
     words = json.dumps(header, sort_keys=True, ensure_ascii=False, default=_plain)
     arrays = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in tensors.items()}
@@ -36,7 +39,8 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
     """Read a file in CoreLens's format: (tensors by name, meta).
 
     Raises:
-        CorelensError: no such file, or one that is truncated, changed, or of another format or version.
+        CorelensError: no such file, or one that is truncated, changed, or of another format or
+            version.
     """
     path = _existing(path)
     header: dict[str, Any] = {}
@@ -55,7 +59,11 @@ def _header(path: Path, words: str | None) -> dict[str, Any]:
         header = json.loads(words or "null")
     except (ValueError, RecursionError):
         header = None
-    if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("meta"), dict):
+    if (
+        not isinstance(header, dict)
+        or header.get("format") != FORMAT
+        or not isinstance(header.get("meta"), dict)
+    ):
         raise _no_scores(path)
     if header.get("version") != VERSION:
         raise CorelensError(
@@ -75,10 +83,12 @@ def _no_scores(path: Path) -> CorelensError:
 
 
 def read_duo_attention(path: str | os.PathLike) -> Float[np.ndarray, "layer kv_head"]:
-    """DuoAttention's `full_attention_heads.tsv`: a gate for each KV head, one line a layer, tabs between.
+    """DuoAttention's `full_attention_heads.tsv`: a gate for each KV head, one line a layer, tabs
+    between.
 
-    Trained gates lie around 0 to 1 and can leave it by a little; as in the code that reads them they are clipped.
-    Source: Xiao et al. 2024, arXiv 2410.10819; files in mit-han-lab/duo-attention, attn_patterns/.
+    Trained gates lie around 0 to 1 and can leave it by a little; as in the code that reads them
+    they are clipped. Source: Xiao et al. 2024, arXiv 2410.10819; files in
+    mit-han-lab/duo-attention, attn_patterns/.
     """
     path = _existing(path)
     if path.is_dir():
@@ -90,9 +100,15 @@ def read_duo_attention(path: str | os.PathLike) -> Float[np.ndarray, "layer kv_h
         try:
             rows.append([float(word) for word in line.split("\t")])
         except ValueError as error:
-            raise _wrong(path, f"line {number}: {error}", "numbers with tabs between, one line a layer") from error
+            raise _wrong(
+                path, f"line {number}: {error}", "numbers with tabs between, one line a layer"
+            ) from error
     if not rows or len({len(row) for row in rows}) != 1:
-        raise _wrong(path, "lines of different lengths, or none", "as many numbers in every line as there are KV heads")
+        raise _wrong(
+            path,
+            "lines of different lengths, or none",
+            "as many numbers in every line as there are KV heads",
+        )
     gates = np.array(rows, dtype=np.float64)
     if not np.isfinite(gates).all():
         raise _wrong(path, "a gate that is not finite", "finite numbers")
@@ -100,7 +116,8 @@ def read_duo_attention(path: str | os.PathLike) -> Float[np.ndarray, "layer kv_h
 
 
 def read_duo_config(path: str | os.PathLike) -> dict[str, int] | None:
-    """The `sink_size` and `recent_size` of DuoAttention's `config.json` beside the gates; None where there is none.
+    """The `sink_size` and `recent_size` of DuoAttention's `config.json` beside the gates; None
+    where there is none.
 
     Raises:
         CorelensError: a config.json without the two numbers.
@@ -110,10 +127,15 @@ def read_duo_config(path: str | os.PathLike) -> dict[str, int] | None:
     if not file.is_file():
         return None
     config = _json(file)
-    sizes = {name: config.get(name) if isinstance(config, dict) else None for name in ("sink_size", "recent_size")}
+    sizes = {
+        name: config.get(name) if isinstance(config, dict) else None
+        for name in ("sink_size", "recent_size")
+    }
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise _wrong(file, f"{name} {size!r}", "sink_size and recent_size, whole numbers from 0")
+            raise _wrong(
+                file, f"{name} {size!r}", "sink_size and recent_size, whole numbers from 0"
+            )
     return {name: int(size) for name, size in sizes.items()}  # type: ignore[arg-type]
 
 
@@ -125,8 +147,8 @@ def read_layer_head_lists(
     Returns:
         values: the mean of each list, which is how both papers rank heads.
         per_sample: the lists themselves, or None if they are not all of one length.
-    Sources: Wu et al. 2024, arXiv 2404.15574 (nightdessert/Retrieval_Head, head_score/*.json); Wang et al. 2025,
-    arXiv 2506.05344 (CR400AF-A/SparseMM, visual_head/head_score/*.json).
+    Sources: Wu et al. 2024, arXiv 2404.15574 (nightdessert/Retrieval_Head, head_score/*.json); Wang
+    et al. 2025, arXiv 2506.05344 (CR400AF-A/SparseMM, visual_head/head_score/*.json).
     """
     path = _existing(path)
     found = _json(path)
@@ -138,17 +160,26 @@ def read_layer_head_lists(
         if name is None:
             raise _wrong(path, f"the key {key[:60]!r}", 'keys "layer-head", for instance "12-7"')
         try:
-            array = np.atleast_1d(np.asarray(scores, dtype=np.float64))  # a plain number counts as a list of one
+            # a plain number counts as a list of one
+            array = np.atleast_1d(np.asarray(scores, dtype=np.float64))
         except (TypeError, ValueError, OverflowError) as error:
             raise _wrong(path, f"under {key!r}: {str(error)[:80]}", "a list of numbers") from error
         if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
-            raise _wrong(path, f"under {key!r}: {str(scores)[:60]}", "a list of one finite number or more")
+            raise _wrong(
+                path, f"under {key!r}: {str(scores)[:60]}", "a list of one finite number or more"
+            )
         lists[int(name[1]), int(name[2])] = array
     n_layers, n_heads = (1 + max(key[i] for key in lists) for i in (0, 1))
     if len(lists) != n_layers * n_heads:  # (before anything of that size is listed)
         heads = ((layer, head) for layer in range(n_layers) for head in range(n_heads))
-        missing = [f"{layer}-{head}" for layer, head in islice((x for x in heads if x not in lists), 5)]
-        raise _wrong(path, f"no scores for {', '.join(missing)}", f"all of {n_layers} layers × {n_heads} heads")
+        missing = [
+            f"{layer}-{head}" for layer, head in islice((x for x in heads if x not in lists), 5)
+        ]
+        raise _wrong(
+            path,
+            f"no scores for {', '.join(missing)}",
+            f"all of {n_layers} layers × {n_heads} heads",
+        )
     ordered = [lists[layer, head] for layer in range(n_layers) for head in range(n_heads)]
     values = np.array([x.mean() for x in ordered], dtype=np.float32).reshape(n_layers, n_heads)
     if len({len(x) for x in ordered}) > 1:
@@ -173,16 +204,21 @@ def _json(path: Path) -> Any:
 def _existing(path: str | os.PathLike) -> Path:
     path = Path(path)
     if not path.exists():
-        raise CorelensError(f"{path}, which does not exist", "a file of head scores", "check the path")
+        raise CorelensError(
+            f"{path}, which does not exist", "a file of head scores", "check the path"
+        )
     return path
 
 
 def _wrong(path: Path, given: str, expected: str) -> CorelensError:
-    return CorelensError(f"{path}: {given}", expected, "check that this is the file the paper's repository publishes")
+    return CorelensError(
+        f"{path}: {given}", expected, "check that this is the file the paper's repository publishes"
+    )
 
 
 def _plain(x: Any) -> Any:
-    """What JSON does not know but meta may hold: numpy's numbers and arrays, paths, sets of heads."""
+    """What JSON does not know but meta may hold: numpy's numbers and arrays, paths, sets of
+    heads."""
     if isinstance(x, np.generic):
         return x.item()
     if isinstance(x, np.ndarray):

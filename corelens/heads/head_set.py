@@ -42,7 +42,8 @@ class Head(NamedTuple):
 
 
 class HeadSet(AbstractSet):
-    """Heads in a given order, none twice. Two sets are equal when they hold the same heads, in whatever order.
+    """Heads in a given order, none twice. Two sets are equal when they hold the same heads, in
+    whatever order.
 
     Args:
         heads: Heads, pairs (layer, head) or names "L3H5"; a single Head or name is a set of one.
@@ -96,7 +97,8 @@ class HeadSet(AbstractSet):
         return dict(sorted(found.items()))
 
     def check(self, n_layers: int, n_heads: int) -> "HeadSet":
-        """This set, or an error if a head of it does not exist in a model of `n_layers` × `n_heads`."""
+        """This set, or an error if a head of it does not exist in a model of `n_layers` ×
+        `n_heads`."""
         wrong = [head for head in self if head.layer >= n_layers or head.head >= n_heads]
         if wrong:
             raise CorelensError(
@@ -114,7 +116,8 @@ class HeadSet(AbstractSet):
         return found
 
     def plot(self, n_layers: int | None = None, n_heads: int | None = None, ax: Any = None) -> Any:
-        """The heads as marks on the layer × head grid, a matplotlib figure; the model's size makes it whole."""
+        """The heads as marks on the layer × head grid, a matplotlib figure; the model's size makes
+        it whole."""
         from corelens.viz.head_marks import head_marks
 
         return head_marks(self, n_layers, n_heads, ax)

@@ -1,12 +1,14 @@
-"""How sure a number is: exact intervals of proportions, differences of paired ones, the bootstrap for the rest.
+"""How sure a number is: exact intervals of proportions, differences of paired ones, the bootstrap
+for the rest.
 
-- A proportion (accuracy): Clopper–Pearson, which holds its level at any n and says something of 0 of
-  36 (0 to 9.7%) where a bootstrap says [0, 0].
+- A proportion (accuracy): Clopper–Pearson, which holds its level at any n and says something of 0
+  of 36 (0 to 9.7%) where a bootstrap says [0, 0].
 - The difference of two proportions over the same samples: Newcombe's hybrid score interval.
 - The mean of other numbers: percentile bootstrap over samples, which needs two samples or more.
 
-Sources: Clopper and Pearson 1934, Biometrika 26; Newcombe 1998, Statistics in Medicine 17, 2635–2650
-(method 10), https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C.
+Sources: Clopper and Pearson 1934, Biometrika 26; Newcombe 1998, Statistics in Medicine 17,
+2635–2650 (method 10),
+https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C.
 """
 
 from math import isnan, sqrt
@@ -26,7 +28,8 @@ class CI(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A number with the ends of its confidence interval; they are NaN where one sample is all there is."""
+    """A number with the ends of its confidence interval; they are NaN where one sample is all there
+    is."""
 
     value: float
     low: float
@@ -44,7 +47,8 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A paired difference and its 95% confidence interval: `difference, (low, high) = cl.paired(a, b)`."""
+    """A paired difference and its 95% confidence interval: `difference, (low, high) = cl.paired(a,
+    b)`."""
 
     difference: float
     ci: CI
@@ -64,7 +68,9 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(successes / n, float(low), float(high))
 
 
-def newcombe(a: Float[np.ndarray, " sample"], b: Float[np.ndarray, " sample"], level: float = 0.95) -> Interval:
+def newcombe(
+    a: Float[np.ndarray, " sample"], b: Float[np.ndarray, " sample"], level: float = 0.95
+) -> Interval:
     """The difference of two proportions over the same samples, a minus b, with Newcombe's interval.
 
     Args:
@@ -99,7 +105,9 @@ def _wilson(p: float, n: int, level: float) -> CI:
     return CI((centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n))
 
 
-def bootstrap_mean(x: Float[np.ndarray, " sample"], level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
+def bootstrap_mean(
+    x: Float[np.ndarray, " sample"], level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> Interval:
     """The mean of per-sample numbers with its percentile-bootstrap interval over samples.
 
     Raises:
@@ -107,9 +115,12 @@ def bootstrap_mean(x: Float[np.ndarray, " sample"], level: float = 0.95, draws: 
     """
     _check(len(x), 2, "a bootstrap interval")
     rng = np.random.default_rng(seed)
-    at_once = max(1, (1 << 16) // len(x))  # resamples; all of them at once would not fit for many samples
+    # resamples; all of them at once would not fit for many samples
+    at_once = max(1, (1 << 16) // len(x))
     rows = [min(at_once, draws - start) for start in range(0, draws, at_once)]
-    means = np.concatenate([x[rng.integers(len(x), size=(some, len(x)))].mean(axis=1) for some in rows])
+    means = np.concatenate(
+        [x[rng.integers(len(x), size=(some, len(x)))].mean(axis=1) for some in rows]
+    )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(x.mean()), float(low), float(high))
 
@@ -120,14 +131,16 @@ def mean_interval(x: Float[np.ndarray, " sample"], level: float = 0.95) -> Inter
 
 
 def accuracy_interval(x: Float[np.ndarray, " sample"], level: float = 0.95) -> Interval:
-    """The share of samples answered right: Clopper–Pearson; bootstrapped if x holds means over several runs."""
+    """The share of samples answered right: Clopper–Pearson; bootstrapped if x holds means over
+    several runs."""
     return clopper_pearson(int(x.sum()), len(x), level) if _binary(x) else mean_interval(x, level)
 
 
 def accuracy_difference(
     a: Float[np.ndarray, " sample"], b: Float[np.ndarray, " sample"], level: float = 0.95
 ) -> Interval:
-    """Accuracy a minus b over the same samples: Newcombe; bootstrapped if they hold means over several runs."""
+    """Accuracy a minus b over the same samples: Newcombe; bootstrapped if they hold means over
+    several runs."""
     return newcombe(a, b, level) if _binary(a) and _binary(b) else mean_interval(a - b, level)
 
 
@@ -143,5 +156,7 @@ def _binary(x: Float[np.ndarray, " sample"]) -> bool:
 def _check(n: int, least: int, what: str) -> None:
     if n < least:
         raise CorelensError(
-            f"{n} sample{'s' * (n != 1)}", f"{least} or more for {what}", "give more samples, or read the mean alone"
+            f"{n} sample{'s' * (n != 1)}",
+            f"{least} or more for {what}",
+            "give more samples, or read the mean alone",
         )

@@ -1,12 +1,14 @@
-"""Node scores in the JSON of MIB's circuit track (arXiv 2504.13151; `Graph.to_json` of hannamw/EAP-IG).
+"""Node scores in the JSON of MIB's circuit track (arXiv 2504.13151; `Graph.to_json` of
+hannamw/EAP-IG).
 
-    {"cfg": {"n_layers", "n_heads", "parallel_attn_mlp", "d_model"},
-     "nodes": {"input": {"in_graph": true}, "a0.h0": {"in_graph": true, "score": 0.12}, …, "m0": {"in_graph": true},
+    {"cfg": {"n_layers", "n_heads", "parallel_attn_mlp", "d_model"}, "nodes": {"input": {"in_graph":
+     true}, "a0.h0": {"in_graph": true, "score": 0.12}, …, "m0": {"in_graph": true},
                …, "logits": {"in_graph": true}},
      "edges": {}}
 
-Layers and heads count from 0. A node without a score is NaN there, and MIB keeps it in every circuit: so the input and
-the MLPs, which are no heads, have none. Edges are left empty: at the level of nodes MIB makes them from the nodes.
+Layers and heads count from 0. A node without a score is NaN there, and MIB keeps it in every
+circuit: so the input and the MLPs, which are no heads, have none. Edges are left empty: at the
+level of nodes MIB makes them from the nodes.
 """
 
 import json
@@ -26,7 +28,8 @@ from corelens.heads.head_set import HeadSet
 def write_nodes(
     path: str | os.PathLike, values: Float[np.ndarray, "layer head"], circuit: HeadSet, d_model: int
 ) -> None:
-    """Write scores of heads as node scores; a head that does not exist (NaN) is a node without a score."""
+    """Write scores of heads as node scores; a head that does not exist (NaN) is a node without a
+    score."""
     n_layers, n_heads = values.shape
     nodes: dict[str, dict[str, Any]] = {"input": {"in_graph": True}}
     for layer in range(n_layers):
@@ -45,11 +48,14 @@ def read_nodes(path: str | os.PathLike) -> tuple[Float[np.ndarray, "layer head"]
     """(scores of heads, NaN where a node has none; meta) of a circuit with node scores.
 
     Raises:
-        CorelensError: another file, a circuit of edges or neurons without scores of nodes, heads outside `cfg`.
+        CorelensError: another file, a circuit of edges or neurons without scores of nodes, heads
+            outside `cfg`.
     """
     path = Path(path)
     if not path.exists():
-        raise CorelensError(f"{path}, which does not exist", "a circuit in MIB's JSON", "check the path")
+        raise CorelensError(
+            f"{path}, which does not exist", "a circuit in MIB's JSON", "check the path"
+        )
     try:
         circuit = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # (UnicodeDecodeError is one)

@@ -1,4 +1,5 @@
-"""Statistics of head scores: rankings, how sure they are, how far two agree. Arrays in, numbers out."""
+"""Statistics of head scores: rankings, how sure they are, how far two agree. Arrays in, numbers
+out."""
 
 from collections.abc import Callable
 
@@ -9,17 +10,20 @@ from corelens.errors import CorelensError
 
 
 def ranking(values: Float[np.ndarray, "layer head"], seed: int = 0) -> Int[np.ndarray, " rank"]:
-    """Flat indices (layer · n_heads + head) from the highest value to the lowest; exact ties in a seeded random order.
+    """Flat indices (layer · n_heads + head) from the highest value to the lowest; exact ties in a
+    seeded random order.
 
-    Heads that do not exist (NaN) are not in it. The order among ties does not depend on how many heads are asked for,
-    so a top 3 lies inside the top 5.
+    Heads that do not exist (NaN) are not in it. The order among ties does not depend on how many
+    heads are asked for, so a top 3 lies inside the top 5.
     """
     draw = np.random.default_rng(seed).permutation(values.size)
     order = np.lexsort((draw, -values.ravel().astype(np.float64)))  # (NaN comes last)
     return order[: np.count_nonzero(~np.isnan(values))]
 
 
-def baseline(values: Float[np.ndarray, "layer head"], kind: str, seed: int) -> Float[np.ndarray, "layer head"]:
+def baseline(
+    values: Float[np.ndarray, "layer head"], kind: str, seed: int
+) -> Float[np.ndarray, "layer head"]:
     """The values of a ranking that knows less; see `HeadScores.baseline`."""
     exists, rng = ~np.isnan(values), np.random.default_rng(seed)
     result = values.copy()
@@ -27,7 +31,9 @@ def baseline(values: Float[np.ndarray, "layer head"], kind: str, seed: int) -> F
         result[exists] = rng.permutation(values[exists])
         return result
     if kind not in ("layer", "depth-matched"):
-        raise CorelensError(f"the baseline {kind!r}", "layer, depth-matched or random", "visual mass is a metric")
+        raise CorelensError(
+            f"the baseline {kind!r}", "layer, depth-matched or random", "visual mass is a metric"
+        )
     for layer, row in enumerate(exists):
         own = values[layer, row]
         if own.size:
@@ -43,23 +49,34 @@ def bootstrap(
     seed: int,
     statistic: Callable[..., np.ndarray] | None = None,
 ) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
-    """Percentile bootstrap over samples (Efron 1979) of the mean, or of the ratio of means if there is a denominator.
+    """Percentile bootstrap over samples (Efron 1979) of the mean, or of the ratio of means if there
+    is a denominator.
 
     Args:
-        statistic: another function of the samples, called as statistic(samples, axis=0): the median, for instance.
+        statistic: another function of the samples, called as statistic(samples, axis=0): the
+            median, for instance.
     Returns:
         (low, high): the bounds of the central interval of probability `level`.
     """
     n = need_samples(len(numerator), 2, "a bootstrap interval")
     if not 0 < level < 1:
-        raise CorelensError(f"level={level}", "a probability between 0 and 1", "for a 95% interval say level=0.95")
+        raise CorelensError(
+            f"level={level}", "a probability between 0 and 1", "for a 95% interval say level=0.95"
+        )
     if statistic is not None:
         rng, flat = np.random.default_rng(seed), _flat(numerator)
         means = np.stack([statistic(flat[rng.integers(n, size=n)], axis=0) for _ in range(n_boot)])
         return _central(means, level, numerator.shape[1:])
-    # how often each sample is drawn, then one matrix product: no resampled copy of the scores is ever made
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot).astype(np.float64)
-    means = ratio(counts @ _flat(numerator), None if denominator is None else counts @ _flat(denominator), n)
+    # how often each sample is drawn, then one matrix product: no resampled copy of the scores is
+    # ever made
+    counts = (
+        np.random.default_rng(seed)
+        .multinomial(n, np.full(n, 1 / n), size=n_boot)
+        .astype(np.float64)
+    )
+    means = ratio(
+        counts @ _flat(numerator), None if denominator is None else counts @ _flat(denominator), n
+    )
     return _central(means, level, numerator.shape[1:])
 
 
@@ -76,9 +93,11 @@ def split_half(
     n_splits: int,
     seed: int,
 ) -> float:
-    """Spearman correlation of the heads' scores between two random halves of the samples, mean over `n_splits` draws.
+    """Spearman correlation of the heads' scores between two random halves of the samples, mean over
+    `n_splits` draws.
 
-    Reported as it is: without the Spearman-Brown correction it says how well HALF the samples repeat the ranking.
+    Reported as it is: without the Spearman-Brown correction it says how well HALF the samples
+    repeat the ranking.
     """
     n = need_samples(len(numerator), 2, "a split in halves")
     rng = np.random.default_rng(seed)
@@ -87,7 +106,10 @@ def split_half(
     for _ in range(n_splits):
         order = rng.permutation(n)
         halves = order[: n // 2], order[n // 2 :]
-        a, b = (ratio(top[half].sum(0), None if bottom is None else bottom[half].sum(0), len(half)) for half in halves)
+        a, b = (
+            ratio(top[half].sum(0), None if bottom is None else bottom[half].sum(0), len(half))
+            for half in halves
+        )
         found.append(spearman(a, b))
     return float(np.mean(found))
 
@@ -95,14 +117,16 @@ def split_half(
 def ratio(
     numerator: Float[np.ndarray, "*any"], denominator: Float[np.ndarray, "*any"] | None, n: int
 ) -> Float[np.ndarray, "*any"]:
-    """Sums over n samples to a mean, or to a ratio of means; 0 where nothing stands below the line."""
+    """Sums over n samples to a mean, or to a ratio of means; 0 where nothing stands below the
+    line."""
     if denominator is None:
         return numerator / n
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
 
 
 def spearman(a: Float[np.ndarray, "*any"], b: Float[np.ndarray, "*any"]) -> float:
-    """Spearman's rank correlation (mean ranks for ties), −1 to 1; NaN if one side is constant. NaN is left out."""
+    """Spearman's rank correlation (mean ranks for ties), −1 to 1; NaN if one side is constant. NaN
+    is left out."""
     a, b = a.ravel(), b.ravel()
     both = ~(np.isnan(a) | np.isnan(b))
     a, b = a[both], b[both]
@@ -112,25 +136,33 @@ def spearman(a: Float[np.ndarray, "*any"], b: Float[np.ndarray, "*any"]) -> floa
 
 
 def _ranks(x: Float[np.ndarray, " any"]) -> Float[np.ndarray, " any"]:
-    """1 for the smallest …; equal numbers share the mean of their ranks. (As scipy's, whose import takes seconds.)"""
+    """1 for the smallest …; equal numbers share the mean of their ranks. (As scipy's, whose import
+    takes seconds.)"""
     _, places, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[places]
 
 
-def rank_biased_overlap(a: Int[np.ndarray, " rank"], b: Int[np.ndarray, " rank"], p: float) -> float:
-    """Rank-biased overlap, extrapolated (Webber, Moffat and Zobel 2010, equation 32): 1 for equal rankings.
+def rank_biased_overlap(
+    a: Int[np.ndarray, " rank"], b: Int[np.ndarray, " rank"], p: float
+) -> float:
+    """Rank-biased overlap, extrapolated (Webber, Moffat and Zobel 2010, equation 32): 1 for equal
+    rankings.
 
-    Σ_d p^d · |a[:d] ∩ b[:d]| / d · (1 − p) / p + p^n · |a ∩ b| / n, for d = 1 … n: the first 1 / (1 − p) ranks
-    carry most of the weight.
+    Σ_d p^d · |a[:d] ∩ b[:d]| / d · (1 − p) / p + p^n · |a ∩ b| / n, for d = 1 … n: the first 1 / (1
+    − p) ranks carry most of the weight.
     """
     if not 0 < p < 1:
-        raise CorelensError(f"p={p}", "a number between 0 and 1", "p=0.9 looks mostly at the first ten ranks")
+        raise CorelensError(
+            f"p={p}", "a number between 0 and 1", "p=0.9 looks mostly at the first ten ranks"
+        )
     n = len(a)
-    a, b = np.searchsorted(np.sort(a), a), np.searchsorted(np.sort(b), b)  # the items, numbered from 0 without gaps
+    # the items, numbered from 0 without gaps
+    a, b = np.searchsorted(np.sort(a), a), np.searchsorted(np.sort(b), b)
     place_a, place_b = np.empty(n, int), np.empty(n, int)
     place_a[a], place_b[b] = np.arange(n), np.arange(n)
-    shared_at = np.maximum(place_a, place_b)  # the depth at which an item has appeared in both lists
+    # the depth at which an item has appeared in both lists
+    shared_at = np.maximum(place_a, place_b)
     depth = np.arange(1, n + 1)
     overlap = np.cumsum(np.bincount(shared_at, minlength=n)) / depth
     weight = p**depth
@@ -138,7 +170,8 @@ def rank_biased_overlap(a: Int[np.ndarray, " rank"], b: Int[np.ndarray, " rank"]
 
 
 def gini(values: Float[np.ndarray, "layer head"]) -> float:
-    """Gini coefficient over heads: 0 if all score the same, towards 1 if one holds everything; negatives count as 0."""
+    """Gini coefficient over heads: 0 if all score the same, towards 1 if one holds everything;
+    negatives count as 0."""
     ordered = np.sort(np.clip(values[~np.isnan(values)], 0, None).astype(np.float64))
     total = ordered.sum()
     if total == 0:

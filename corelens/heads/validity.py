@@ -36,5 +36,7 @@ def _check(x: np.ndarray, name: str, wrong: np.ndarray) -> None:
 def shapes(given: str) -> CorelensError:
     """The error for arrays that are not of one model."""
     return CorelensError(
-        given, "[layer, head] and [sample, layer, head] of one model", "compare scores of one model only"
+        given,
+        "[layer, head] and [sample, layer, head] of one model",
+        "compare scores of one model only",
     )

@@ -1,1 +1,2 @@
-"""Hook points and their names, the one attention function, rows and edges of a pattern, the running step."""
+"""Hook points and their names, the one attention function, rows and edges of a pattern, the running
+step."""

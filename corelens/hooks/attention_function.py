@@ -1,12 +1,13 @@
 """The one attention function, and everything that is seen and edited inside it.
 
-transformers calls whatever is behind the name "sdpa"; while a hooked run lasts that is `attention` (see
-`corelens.hooks.exchange`), and so rotated q, k and v, scores, pattern and z of every head of every model are reached in
-one place.
+transformers calls whatever is behind the name "sdpa"; while a hooked run lasts that is `attention`
+(see `corelens.hooks.exchange`), and so rotated q, k and v, scores, pattern and z of every head of
+every model are reached in one place.
 
-You pay for what you hook: a layer without hooks on scores or pattern calls transformers' own SDPA function, and rows
-(a few queries: the question's tokens) are computed beside it from q and k in O(rows × T) memory. The order inside a
-layer: q, k, v → edges → scores → softmax → pattern → rows → z. Scores and softmax are in float32.
+You pay for what you hook: a layer without hooks on scores or pattern calls transformers' own SDPA
+function, and rows (a few queries: the question's tokens) are computed beside it from q and k in
+O(rows × T) memory. The order inside a layer: q, k, v → edges → scores → softmax → pattern → rows →
+z. Scores and softmax are in float32.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +26,8 @@ from corelens.hooks.running import Running, Step, current
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What one layer's attention computes z from. Every step below makes a new bundle and leaves its own as it is.
+    """What one layer's attention computes z from. Every step below makes a new bundle and leaves
+    its own as it is.
 
     `spread`: each query head has a KV head of its own here, whatever the module says of groups.
     """
@@ -45,7 +47,8 @@ def attention(
     attention_mask: Tensor | None,
     **arguments: Any,
 ) -> tuple[Float[Tensor, "batch pos head d_value"], None]:
-    """What transformers calls for every attention while a hooked run lasts, that of other models and threads too.
+    """What transformers calls for every attention while a hooked run lasts, that of other models
+    and threads too.
 
     Args:
         module: the attention module that calls.
@@ -53,7 +56,8 @@ def attention(
         key: all keys so far, after rotary and from the cache.
         value: all values so far.
         attention_mask: None (causal), boolean or additive, [1|batch, 1|head, pos, key].
-        arguments: what else the module gives: scaling, dropout, is_causal, softcap, s_aux (sinks), position_bias.
+        arguments: what else the module gives: scaling, dropout, is_causal, softcap, s_aux (sinks),
+            position_bias.
 
     Returns:
         z, and None in the place of the pattern, which transformers' SDPA does not give either.
@@ -70,8 +74,10 @@ def attention(
 
 
 def _unhooked(inputs: AttentionInputs, run: Running | None) -> Float[Tensor, "batch pos head d"]:
-    """Attention on which nothing hangs: another model's, another thread's, or that of a layer without hooks."""
-    # In a run models loaded as eager or flash come here, too: with soft caps and sinks, which SDPA does not know.
+    """Attention on which nothing hangs: another model's, another thread's, or that of a layer
+    without hooks."""
+    # In a run models loaded as eager or flash come here, too: with soft caps and sinks, which SDPA
+    # does not know.
     return _sdpa(inputs) if run is None else _kernel(inputs, None)
 
 
@@ -83,7 +89,8 @@ def _hooked(
     if run.plan is not None:  # sparse inference says who may see whom, before hooks look at it
         inputs = AttentionInputs(inputs.query, *run.plan.restrict(*_parts(inputs), points))
 
-    # Hooks at `hook_edges` say which edges they want cut or strengthened, and which heads get keys of their own.
+    # Hooks at `hook_edges` say which edges they want cut or strengthened, and which heads get keys
+    # of their own.
     edges = Edges(step, inputs.query.shape[0], inputs.query.shape[1], inputs.query.device)
     if points.hook_edges.active:
         run.fire(points.hook_edges, edges)
@@ -95,7 +102,8 @@ def _hooked(
     if points.hook_attn_scores.active or points.hook_pattern.active:
         z = _z_of_whole_pattern(inputs, edges, rows, points, run, step)
     else:
-        z = edges.recompute(_kernel(inputs, run.plan), *_parts(inputs))  # the rows that edges name are made anew
+        # the rows that edges name are made anew
+        z = edges.recompute(_kernel(inputs, run.plan), *_parts(inputs))
         if rows is not None and rows.shape[1]:
             z = _z_with_rows(z, inputs, edges, rows, points, run, step)
 
@@ -109,15 +117,19 @@ def _parts(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor, Call]:
     return inputs.query, inputs.key, inputs.value, inputs.call
 
 
-def plain_z(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Float[Tensor, "batch pos head d"]:
+def plain_z(
+    query: Tensor, key: Tensor, value: Tensor, call: Call
+) -> Float[Tensor, "batch pos head d"]:
     """What attention gives for these, soft caps and sinks included, without points."""
     return _kernel(AttentionInputs(query, key, value, call), None)
 
 
-# --- q, k and v -------------------------------------------------------------------------------------------------------
+# --- q, k and v
 
 
-def _with_edited_qkv(inputs: AttentionInputs, points: AttentionPoints, run: Running) -> AttentionInputs:
+def _with_edited_qkv(
+    inputs: AttentionInputs, points: AttentionPoints, run: Running
+) -> AttentionInputs:
     """q, k and v as their hooks leave them; the points' shape is [batch, pos, head, d]."""
     new = inputs.query.shape[2]
     query = run.fire(points.hook_rot_q, inputs.query.transpose(1, 2)).transpose(1, 2)
@@ -142,7 +154,7 @@ def _with_edited_tokens(
     return torch.cat([earlier, run.fire(point, tokens.clone()).transpose(1, 2)], dim=2)
 
 
-# --- z without a pattern ----------------------------------------------------------------------------------------------
+# --- z without a pattern
 
 
 def _kernel(inputs: AttentionInputs, plan: Any) -> Float[Tensor, "batch pos head d"]:
@@ -152,7 +164,8 @@ def _kernel(inputs: AttentionInputs, plan: Any) -> Float[Tensor, "batch pos head
         return z
     if call.softcap is not None or call.sinks is not None:  # SDPA knows neither
         return rows_z(*_all_rows(inputs))[0]
-    if inputs.spread:  # transformers' function would repeat each KV head by the module's number of groups
+    # transformers' function would repeat each KV head by the module's number of groups
+    if inputs.spread:
         return _spread_sdpa(inputs)
     return _sdpa(inputs)
 
@@ -160,7 +173,9 @@ def _kernel(inputs: AttentionInputs, plan: Any) -> Float[Tensor, "batch pos head
 def _sdpa(inputs: AttentionInputs) -> Float[Tensor, "batch pos head d"]:
     """transformers' own function, called as the module called ours."""
     call = inputs.call
-    return original()(call.module, inputs.query, inputs.key, inputs.value, call.mask, **call.arguments)[0]
+    return original()(
+        call.module, inputs.query, inputs.key, inputs.value, call.mask, **call.arguments
+    )[0]
 
 
 def _all_rows(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor, None, None, Call]:
@@ -182,21 +197,24 @@ def _spread_sdpa(inputs: AttentionInputs) -> Float[Tensor, "batch pos head d"]:
     return z.transpose(1, 2)
 
 
-# --- the two ways in which hooks see a pattern ------------------------------------------------------------------------
+# --- the two ways in which hooks see a pattern
 
 
 def _z_of_whole_pattern(
     inputs: AttentionInputs, edges: Edges, rows: Int[Tensor, "batch row"] | None,
     points: AttentionPoints, run: Running, step: Step,
 ) -> Float[Tensor, "batch pos head d"]:  # fmt: skip
-    """All rows: the layer's scores and pattern exist, and z is made from what the hooks leave of them."""
+    """All rows: the layer's scores and pattern exist, and z is made from what the hooks leave of
+    them."""
     query, key, value, call = _parts(inputs)
-    axis = KeyAxis(key.shape[2], step.total)  # hooks count keys by position, a cache may hold more or fewer
+    # hooks count keys by position, a cache may hold more or fewer
+    axis = KeyAxis(key.shape[2], step.total)
     positions = step.positions.expand(query.shape[0], -1)
     scores = edges.apply(row_scores(query, key, None, None, call), positions, None)
     scores = axis.take(run.fire(points.hook_attn_scores, axis.show(scores, -torch.inf)), -torch.inf)
     pattern = run.fire(points.hook_pattern, axis.show(softmax(scores, call.sinks), 0.0))
-    if rows is not None and rows.shape[1]:  # the rows are read off the pattern, and written back into it
+    # the rows are read off the pattern, and written back into it
+    if rows is not None and rows.shape[1]:
         batch = torch.arange(rows.shape[0], device=rows.device)[:, None]
         local = _within_step(rows, step)
         selected = pattern[batch, :, local].transpose(1, 2)
@@ -234,7 +252,8 @@ def _z_with_rows(
 
 
 def _within_step(rows: Int[Tensor, "batch row"], step: Step) -> Int[Tensor, "batch row"]:
-    """Rows counted from this step's first token; those that are padding (−1) become 0 and are masked later."""
+    """Rows counted from this step's first token; those that are padding (−1) become 0 and are
+    masked later."""
     return (rows - step.positions[0]).clamp(min=0)
 
 

@@ -1,4 +1,5 @@
-"""Edge edits: single connections from a query to a key, removed or strengthened before the softmax."""
+"""Edge edits: single connections from a query to a key, removed or strengthened before the
+softmax."""
 
 import warnings
 from collections.abc import Callable
@@ -13,37 +14,49 @@ from corelens.hooks.rows import Call, rows_z
 from corelens.hooks.running import Step
 from corelens.tokens.positions import Where, member, resolve, within
 
-ROW_CHUNK_ELEMENTS = 1 << 25  # scores of edited rows are built in chunks of at most this many numbers (128 MB)
+# scores of edited rows are built in chunks of at most this many numbers (128 MB)
+ROW_CHUNK_ELEMENTS = 1 << 25
 
 
 def every_edges(name: str) -> bool:
-    """Stands for `attn.hook_edges` of every layer, of which functions of names are not asked otherwise."""
+    """Stands for `attn.hook_edges` of every layer, of which functions of names are not asked
+    otherwise."""
     return name.endswith("attn.hook_edges")
 
 
 class Edges:
     """The edges of one layer in one step, handed to the functions at `attn.hook_edges`.
 
-    An edge is (head, row, column): a query looking at a key. `cut` removes edges before the softmax, `add` adds a
-    number to their scores; only the rows named are computed anew, the others stay SDPA's.
+    An edge is (head, row, column): a query looking at a key. `cut` removes edges before the
+    softmax, `add` adds a number to their scores; only the rows named are computed anew, the others
+    stay SDPA's.
     """
 
     def __init__(self, step: Step, batch: int, n_heads: int, device: torch.device):
         self.step, self.batch, self.n_heads, self.device = step, batch, n_heads, device
-        self.edits: list[tuple[Tensor, Bool[Tensor, "batch key"], Bool[Tensor, "batch key"], float | None]] = []
+        self.edits: list[
+            tuple[Tensor, Bool[Tensor, "batch key"], Bool[Tensor, "batch key"], float | None]
+        ] = []
         self.given: list[tuple[int, str, Callable[[Tensor], Tensor]]] = []
 
     def give(self, head: int, what: str, edit: Callable[[Tensor], Tensor]) -> None:
-        """Let one query head alone attend with other rotated keys (`what` = "key") or values ("value") than its group.
+        """Let one query head alone attend with other rotated keys (`what` = "key") or values
+        ("value") than its group.
 
-        `edit` takes those of its KV head, [batch, key, d], and returns what this head is to have instead.
+        `edit` takes those of its KV head, [batch, key, d], and returns what this head is to have
+        instead.
         """
         self.given.append((head, what, edit))
 
-    def spread(self, key: Tensor, value: Tensor) -> tuple[Float[Tensor, "b head key d"], Float[Tensor, "b head key e"]]:
+    def spread(
+        self, key: Tensor, value: Tensor
+    ) -> tuple[Float[Tensor, "b head key d"], Float[Tensor, "b head key e"]]:
         """Keys and values with a KV head for every query head, those that were given among them."""
         group = self.n_heads // key.shape[1]
-        own = {"key": key.repeat_interleave(group, dim=1), "value": value.repeat_interleave(group, dim=1)}
+        own = {
+            "key": key.repeat_interleave(group, dim=1),
+            "value": value.repeat_interleave(group, dim=1),
+        }
         for head, what, edit in self.given:
             own[what][:, head] = edit(own[what][:, head].clone())
         return own["key"], own["value"]
@@ -53,24 +66,39 @@ class Edges:
         self._edit(heads, rows, columns, None)
 
     def add(self, heads: list[int] | None, rows: Where, columns: Where, value: float) -> None:
-        """Add `value` to the scores (after scaling, before softmax) of the edges from `rows` to `columns`."""
+        """Add `value` to the scores (after scaling, before softmax) of the edges from `rows` to
+        `columns`."""
         self._edit(heads, rows, columns, float(value))
 
-    def _edit(self, heads: list[int] | None, rows: Where, columns: Where, value: float | None) -> None:
-        chosen = torch.tensor(list(range(self.n_heads) if heads is None else heads), device=self.device)
+    def _edit(
+        self, heads: list[int] | None, rows: Where, columns: Where, value: float | None
+    ) -> None:
+        chosen = torch.tensor(
+            list(range(self.n_heads) if heads is None else heads), device=self.device
+        )
         if len(chosen) and not (int(chosen.min()) >= 0 and int(chosen.max()) < self.n_heads):
-            raise CorelensError(f"heads {heads}", f"heads from 0 to {self.n_heads - 1}", "take heads of this model")
+            raise CorelensError(
+                f"heads {heads}", f"heads from 0 to {self.n_heads - 1}", "take heads of this model"
+            )
         step = self.step
         new = step.positions
-        row_table = member(within(resolve(rows, step.inputs, new, self.batch, rows=True), new), step.total)
+        row_table = member(
+            within(resolve(rows, step.inputs, new, self.batch, rows=True), new), step.total
+        )
         if len(chosen) and row_table.any():
-            column_table = member(resolve(columns, step.inputs, new, self.batch, rows=False), step.total)
+            column_table = member(
+                resolve(columns, step.inputs, new, self.batch, rows=False), step.total
+            )
             self.edits.append((chosen, row_table, column_table, value))
 
     def apply(
-        self, scores: Float[Tensor, "batch some row key"], rows: Int[Tensor, "batch row"], heads: Tensor | None
+        self,
+        scores: Float[Tensor, "batch some row key"],
+        rows: Int[Tensor, "batch row"],
+        heads: Tensor | None,
     ) -> Float[Tensor, "batch some row key"]:
-        """The scores of these rows (absolute positions, −1 pads) and heads (all if None) with every edit made."""
+        """The scores of these rows (absolute positions, −1 pads) and heads (all if None) with every
+        edit made."""
         if not self.edits:
             return scores
         first = max(self.step.total - scores.shape[-1], 0)
@@ -83,7 +111,9 @@ class Edges:
             columns = nn.functional.pad(columns, (0, scores.shape[-1] - columns.shape[-1]))
             where = here & lines & columns
             scores = (
-                scores.masked_fill(where, -torch.inf) if value is None else torch.where(where, scores + value, scores)
+                scores.masked_fill(where, -torch.inf)
+                if value is None
+                else torch.where(where, scores + value, scores)
             )
         blind = (could.any(-1) & ~(scores > -torch.inf).any(-1)).any(dim=1) & (rows >= 0)
         if blind.any():
@@ -94,25 +124,41 @@ class Edges:
         return scores
 
     def recompute(
-        self, z: Float[Tensor, "batch pos head d"], query: Tensor, key: Tensor, value: Tensor, call: Call
+        self,
+        z: Float[Tensor, "batch pos head d"],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        call: Call,
     ) -> Float[Tensor, "batch pos head d"]:
         """z with the edited rows of the edited heads computed anew."""
         if not self.edits:
             return z
         heads = torch.unique(torch.cat([chosen for chosen, *_ in self.edits]))
-        touched = torch.stack([table for _, table, _, _ in self.edits]).any(0)[:, self.step.positions]  # [batch, pos]
+        # [batch, pos]
+        touched = torch.stack([table for _, table, _, _ in self.edits]).any(0)[
+            :, self.step.positions
+        ]
         # the same number of rows for every sample: those touched first, the rest is not written
-        order = touched.int().argsort(dim=1, descending=True, stable=True)[:, : int(touched.sum(1).max())]
+        order = touched.int().argsort(dim=1, descending=True, stable=True)[
+            :, : int(touched.sum(1).max())
+        ]
         chunk = max(1, ROW_CHUNK_ELEMENTS // (len(heads) * key.shape[2] * query.shape[0]))
         z = z.clone()
         for local in order.split(chunk, dim=1):
             rows = torch.where(touched.gather(1, local), self.step.positions[local], -1)
-            anew, _ = rows_z(query, key, value, local, heads, call, partial(self.apply, rows=rows, heads=heads))
+            anew, _ = rows_z(
+                query, key, value, local, heads, call, partial(self.apply, rows=rows, heads=heads)
+            )
             at, line = (rows >= 0).nonzero(as_tuple=True)
             # a head is written only where one of its own edits names the row
-            own = torch.stack([self._edited(int(head))[at, rows[at, line]] for head in heads], dim=1)
+            own = torch.stack(
+                [self._edited(int(head))[at, rows[at, line]] for head in heads], dim=1
+            )
             old = z[at[:, None], local[at, line][:, None], heads]
-            z[at[:, None], local[at, line][:, None], heads] = torch.where(own[..., None], anew[at, line], old)
+            z[at[:, None], local[at, line][:, None], heads] = torch.where(
+                own[..., None], anew[at, line], old
+            )
         return z
 
     def _edited(self, head: int) -> Bool[Tensor, "batch key"]:

@@ -1,10 +1,11 @@
 """The function behind the name "sdpa", exchanged while hooked runs last.
 
-transformers looks the attention function up by the name in a model's config at every call. A function registered under
-a name of its own would not do: model code asks for the name, too (`if config._attn_implementation in ("eager",
-"sdpa")`), and builds no mask for a name that it does not know. So the name stays "sdpa", and what is behind it is
-another function meanwhile. A config that has another name answers "sdpa" inside hooked runs, and its own elsewhere.
-Runs of several threads overlap: both exchanges are counted, and undone by the last run that leaves.
+transformers looks the attention function up by the name in a model's config at every call. A
+function registered under a name of its own would not do: model code asks for the name, too (`if
+config._attn_implementation in ("eager", "sdpa")`), and builds no mask for a name that it does not
+know. So the name stays "sdpa", and what is behind it is another function meanwhile. A config that
+has another name answers "sdpa" inside hooked runs, and its own elsewhere. Runs of several threads
+overlap: both exchanges are counted, and undone by the last run that leaves.
 """
 
 import threading
@@ -38,7 +39,8 @@ _original: AttentionFunction | None = None
 
 @cache
 def _interface() -> Any:
-    # (importing it takes as long as importing transformers' model code: whoever wraps a model has done that already)
+    # (importing it takes as long as importing transformers' model code: whoever wraps a model has
+    # done that already)
     from transformers import AttentionInterface
 
     return AttentionInterface
@@ -51,11 +53,12 @@ def original() -> AttentionFunction:
 
 @contextmanager
 def exchanged(function: AttentionFunction, configs: list[Any]) -> Iterator[None]:
-    """Within this context `function` is behind the name "sdpa", and these configs have that name in runs.
+    """Within this context `function` is behind the name "sdpa", and these configs have that name in
+    runs.
 
     Args:
-        function: called for every attention of every model with that name, in all threads: it hands on what is not
-            its own to `original()`.
+        function: called for every attention of every model with that name, in all threads: it hands
+            on what is not its own to `original()`.
         configs: those that masks are made by, and those of the attention modules.
     """
     with _lock:
@@ -97,6 +100,7 @@ def _end(function: AttentionFunction, configs: list[Any]) -> None:
             del _renamed[id(config)]
     _runs -= 1
     if _runs == 0:
-        if _interface()()[NAME] is function:  # otherwise another one was registered meanwhile, which stays
+        # otherwise another one was registered meanwhile, which stays
+        if _interface()()[NAME] is function:
             _interface().register(NAME, _original)
         _original = None

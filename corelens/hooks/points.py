@@ -1,7 +1,8 @@
 """The ground floor: names, per-head addresses, and the tree of hook points.
 
-Hook points are TransformerLens's own, with three things added: an edit that does not fit is refused by name, a head's
-slice has a name of its own (`blocks.3.attn.head.5.hook_z`), and an unknown name says which names are near.
+Hook points are TransformerLens's own, with three things added: an edit that does not fit is refused
+by name, a head's slice has a name of its own (`blocks.3.attn.head.5.hook_z`), and an unknown name
+says which names are near.
 """
 
 import difflib
@@ -19,14 +20,20 @@ from corelens.hf import LensHookPoint, hung_as, newest_handle
 HookFunction = Callable[..., Any]  # fn(tensor, hook) → the edited tensor, or None to leave it
 Hook = tuple[str | Callable[[str], bool], HookFunction]
 
-# While a hook function is under way: the names of the points that its run was wired for; None otherwise.
-points_of_the_run: ContextVar[frozenset[str] | None] = ContextVar("corelens_points_of_the_run", default=None)
+# While a hook function is under way: the names of the points that its run was wired for; None
+# otherwise.
+points_of_the_run: ContextVar[frozenset[str] | None] = ContextVar(
+    "corelens_points_of_the_run", default=None
+)
 
-PER_HEAD = re.compile(r"(?P<attn>.+\.attn)\.(?P<kind>head|kv_head)\.(?P<index>\d+)\.(?P<point>hook_\w+)")
+PER_HEAD = re.compile(
+    r"(?P<attn>.+\.attn)\.(?P<kind>head|kv_head)\.(?P<index>\d+)\.(?P<point>hook_\w+)"
+)
 
 
 def hook_list(hooks: Any) -> list[Hook]:
-    """Hooks as a list; one alone needs no list of its own. Raises CorelensError for what is no (name, function)."""
+    """Hooks as a list; one alone needs no list of its own. Raises CorelensError for what is no
+    (name, function)."""
     given: list[Any] = list(hooks)
     if len(given) == 2 and not isinstance(given[0], tuple | list):
         given = [(given[0], given[1])]
@@ -47,7 +54,8 @@ def name_of(function: Any) -> str:
 
 
 class HookPoint(LensHookPoint):
-    """A TransformerLens HookPoint that checks what its functions return and has a point for each head.
+    """A TransformerLens HookPoint that checks what its functions return and has a point for each
+    head.
 
     Args:
         head_axis: the axis of its tensor that counts heads, or None.
@@ -63,16 +71,25 @@ class HookPoint(LensHookPoint):
     @property
     def active(self) -> bool:
         """Whether anything hangs here: only then is the tensor made."""
-        return bool(self.fwd_hooks or self.bwd_hooks) or any(head.active for head in self.heads.values())
+        return bool(self.fwd_hooks or self.bwd_hooks) or any(
+            head.active for head in self.heads.values()
+        )
 
     def add_hook(self, hook: HookFunction, dir: Any = "fwd", *args: Any, **kwargs: Any):
-        """As in TransformerLens; a forward function that returns another shape, dtype or device is refused by name.
+        """As in TransformerLens; a forward function that returns another shape, dtype or device is
+        refused by name.
 
-        Raises CorelensError inside a hook function, for a point at which the run under way does not stop.
+        Raises CorelensError inside a hook function, for a point at which the run under way does not
+        stop.
         """
         wired = points_of_the_run.get()
         # (a hook with a level belongs to a context, and so to runs that begin inside it)
-        if wired is not None and kwargs.get("level") is None and len(args) < 2 and _layer_point(self.name) not in wired:
+        if (
+            wired is not None
+            and kwargs.get("level") is None
+            and len(args) < 2
+            and _layer_point(self.name) not in wired
+        ):
             raise CorelensError(
                 f"the hook {name_of(hook)!r} added at {self.name!r} inside a hook function",
                 "hooks that are there when the run begins: it is wired for those points only",
@@ -88,21 +105,27 @@ class HookPoint(LensHookPoint):
         match = re.search(r"(?:^|\.)blocks\.(\d+)\.", str(self.name))
         if match is None:
             raise CorelensError(
-                f"the layer of {self.name!r}", "a point of one layer", "ask hook.name, which stands for no layer"
+                f"the layer of {self.name!r}",
+                "a point of one layer",
+                "ask hook.name, which stands for no layer",
             )
         return int(match[1])
 
     def per_head(self, kind: str, index: int, name: str) -> "HookPoint":
         """The point of one head's slice; `kind` is "head" (a query head) or "kv_head"."""
         limit = self.n_heads * self.group if kind == "head" else self.n_heads
-        if self.head_axis is None or (kind == "kv_head" and not name.endswith(("hook_k", "hook_v", "hook_rot_k"))):
+        if self.head_axis is None or (
+            kind == "kv_head" and not name.endswith(("hook_k", "hook_v", "hook_rot_k"))
+        ):
             raise CorelensError(
                 f"the hook name {name!r}",
                 "head.{h} for q, rot_q, k, v, z, result, attn_scores, pattern, pattern_rows; kv_head.{g} for k, v",
                 f"hook {self.name!r} and index it, or take a name of that form",
             )
         if index >= limit:
-            raise CorelensError(f"{kind} {index} in {name!r}", f"0 to {limit - 1}", "take a head that the model has")
+            raise CorelensError(
+                f"{kind} {index} in {name!r}", f"0 to {limit - 1}", "take a head that the model has"
+            )
         if (kind, index) not in self.heads:
             point = HookPoint()
             point.name = name
@@ -110,11 +133,15 @@ class HookPoint(LensHookPoint):
         return self.heads[kind, index]
 
     def fire(self, x: Any, ctx: Mapping[str, Any]) -> Any:
-        """Run the functions that hang here and on its heads; returns `x` itself unless one of them gave another."""
+        """Run the functions that hang here and on its heads; returns `x` itself unless one of them
+        gave another."""
         points = [
-            (key, point) for key, point in ((None, self), *self.heads.items()) if point.fwd_hooks or point.bwd_hooks
+            (key, point)
+            for key, point in ((None, self), *self.heads.items())
+            if point.fwd_hooks or point.bwd_hooks
         ]
-        # in the order in which functions were hung, so that whoever reads later sees the edits made before
+        # in the order in which functions were hung, so that whoever reads later sees the edits made
+        # before
         for key, point in sorted(
             points, key=lambda one: min(hung_as(h) for h in (*one[1].fwd_hooks, *one[1].bwd_hooks))
         ):
@@ -125,7 +152,9 @@ class HookPoint(LensHookPoint):
                 x = self._fire_head(*key, point, x, ctx)
         return x
 
-    def _fire_head(self, kind: str, index: int, head: "HookPoint", x: Tensor, ctx: Mapping[str, Any]) -> Tensor:
+    def _fire_head(
+        self, kind: str, index: int, head: "HookPoint", x: Tensor, ctx: Mapping[str, Any]
+    ) -> Tensor:
         at = index // self.group if kind == "head" else index
         part, edited = fire_watched(head, x.select(self.head_axis, at).clone(), ctx)  # type: ignore[arg-type]
         if not edited:
@@ -142,7 +171,8 @@ class HookPoint(LensHookPoint):
 
 
 def fire_watched(point: HookPoint, x: Tensor, ctx: Mapping[str, Any]) -> tuple[Tensor, bool]:
-    """`point.fire(x)`, and whether it changed anything (in-place edits return the very same tensor)."""
+    """`point.fire(x)`, and whether it changed anything (in-place edits return the very same
+    tensor)."""
     before = x.clone() if x.is_inference() else x._version
     y = point.fire(x, ctx)
     if y is not x:
@@ -180,9 +210,11 @@ def _form(x: Any) -> str:
 
 
 class HookDict(dict[str, Any]):
-    """Names → hook points. Per-head points are made when a name asks for them, and iteration does not show them.
+    """Names → hook points. Per-head points are made when a name asks for them, and iteration does
+    not show them.
 
-    (A model of 36 layers and 32 heads has some 10,000 of them: as modules they would cost 14 ms a run.)
+    (A model of 36 layers and 32 heads has some 10,000 of them: as modules they would cost 14 ms a
+    run.)
     """
 
     def __init__(self, points: Mapping[str, Any], absent: Mapping[str, str] | None = None):
@@ -215,13 +247,23 @@ def all_points(hook_dict: Mapping[str, HookPoint]) -> Iterator[HookPoint]:
 
 
 def rows_asked_for(points: Iterable[HookPoint]) -> str | None:
-    """The rows that the functions at the rows points among these ask for (`function.rows`); None without any."""
-    handles = [h for p in points if "hook_pattern_rows" in str(p.name) for h in (*p.fwd_hooks, *p.bwd_hooks)]
-    return "+".join(dict.fromkeys(getattr(handle.user_hook, "rows", "question") for handle in handles)) or None
+    """The rows that the functions at the rows points among these ask for (`function.rows`); None
+    without any."""
+    handles = [
+        h
+        for p in points
+        if "hook_pattern_rows" in str(p.name)
+        for h in (*p.fwd_hooks, *p.bwd_hooks)
+    ]
+    return (
+        "+".join(dict.fromkeys(getattr(handle.user_hook, "rows", "question") for handle in handles))
+        or None
+    )
 
 
 class NormPoints(nn.Module):
-    """`hook_scale` [batch, pos, 1] and `hook_normalized` [batch, pos, d_model] (before the norm's weight)."""
+    """`hook_scale` [batch, pos, 1] and `hook_normalized` [batch, pos, d_model] (before the norm's
+    weight)."""
 
     def __init__(self):
         super().__init__()
@@ -231,17 +273,22 @@ class NormPoints(nn.Module):
 class AttentionPoints(nn.Module):
     """The points of one layer's attention; shapes as in TransformerLens, k and v with KV heads.
 
-    `hook_gate` [batch, pos, head, d_head] is there only where q_proj also gives a gate by which z is multiplied (after
-    an activation of the family's). A layer without attention heads has the names, each refused with the reason.
+    `hook_gate` [batch, pos, head, d_head] is there only where q_proj also gives a gate by which z
+    is multiplied (after an activation of the family's). A layer without attention heads has the
+    names, each refused with the reason.
     """
 
     def __init__(self, n_heads: int, n_kv_heads: int, gated: bool = False):
         super().__init__()
         group = n_heads // max(n_kv_heads, 1)
         self.hook_q, self.hook_rot_q = HookPoint(2, n_heads), HookPoint(2, n_heads)
-        self.hook_k, self.hook_rot_k, self.hook_v = (HookPoint(2, n_kv_heads, group) for _ in range(3))
+        self.hook_k, self.hook_rot_k, self.hook_v = (
+            HookPoint(2, n_kv_heads, group) for _ in range(3)
+        )
         self.hook_edges = HookPoint()
-        self.hook_attn_scores, self.hook_pattern, self.hook_pattern_rows = (HookPoint(1, n_heads) for _ in range(3))
+        self.hook_attn_scores, self.hook_pattern, self.hook_pattern_rows = (
+            HookPoint(1, n_heads) for _ in range(3)
+        )
         self.hook_z, self.hook_result = HookPoint(2, n_heads), HookPoint(2, n_heads)
         if gated:
             self.hook_gate = HookPoint(2, n_heads)
@@ -256,7 +303,8 @@ class AttentionPoints(nn.Module):
 
 
 class MLPPoints(nn.Module):
-    """`hook_pre`: the gate before its activation; `hook_post`: what enters the down projection; [batch, pos, d_mlp]."""
+    """`hook_pre`: the gate before its activation; `hook_post`: what enters the down projection;
+    [batch, pos, d_mlp]."""
 
     def __init__(self):
         super().__init__()
@@ -264,7 +312,8 @@ class MLPPoints(nn.Module):
 
 
 class BlockPoints(nn.Module):
-    """The points of one decoder layer, in the order in which they fire; residual points are [batch, pos, d_model].
+    """The points of one decoder layer, in the order in which they fire; residual points are [batch,
+    pos, d_model].
 
     `hook_deepstack` is there only on layers after which visual features are added again.
     """
@@ -283,9 +332,9 @@ class BlockPoints(nn.Module):
 
 
 class VisionAttentionPoints(nn.Module):
-    """The points of one vision layer's attention: q, k, v [image, pos, head, d_head] as the projections give them
-    (before norms and rotary), pattern [image, head, query, key], z [image, pos, head, d_head] as the output projection
-    gets it.
+    """The points of one vision layer's attention: q, k, v [image, pos, head, d_head] as the
+    projections give them (before norms and rotary), pattern [image, head, query, key], z [image,
+    pos, head, d_head] as the output projection gets it.
     """
 
     def __init__(self, n_heads: int):
@@ -305,11 +354,13 @@ class VisionBlockPoints(nn.Module):
 
 
 class VisionPoints(nn.Module):
-    """The vision side. `hook_out` is what the decoder gets of all pictures, one after the other: [visual, d_model], or
-    [visual, 1 + n, d_model] where n more features a token are added after the first n layers (DeepStack).
+    """The vision side. `hook_out` is what the decoder gets of all pictures, one after the other:
+    [visual, d_model], or [visual, 1 + n, d_model] where n more features a token are added after the
+    first n layers (DeepStack).
 
-    "image" is what the tower calls a batch: an image, tile or frame. A tower without a batch axis runs on all patches
-    of all pictures joined along pos, and its points have a first axis of size 1.
+    "image" is what the tower calls a batch: an image, tile or frame. A tower without a batch axis
+    runs on all patches of all pictures joined along pos, and its points have a first axis of size
+    1.
     """
 
     def __init__(self, n_layers: int, n_heads: int):

@@ -1,6 +1,7 @@
 """Scores, pattern and z of some rows of attention, computed from q and k in O(rows × T) memory.
 
-Scores and softmax are in float32, whatever the model's dtype. Grouped KV heads are never repeated in memory.
+Scores and softmax are in float32, whatever the model's dtype. Grouped KV heads are never repeated
+in memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call of the attention function that decide who may see whom, and how strongly.
+    """The arguments of one call of the attention function that decide who may see whom, and how
+    strongly.
 
     Args:
         module: the attention module that calls.
@@ -42,8 +44,11 @@ class Call:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, module: nn.Module, query: Tensor, mask: Tensor | None, arguments: Mapping[str, Any]) -> "Call":
-        """What a module asks for with the keyword arguments of transformers' attention functions."""
+    def of(
+        cls, module: nn.Module, query: Tensor, mask: Tensor | None, arguments: Mapping[str, Any]
+    ) -> "Call":
+        """What a module asks for with the keyword arguments of transformers' attention
+        functions."""
         scaling, is_causal = arguments.get("scaling"), arguments.get("is_causal")
         return cls(
             module=module,
@@ -64,25 +69,35 @@ def row_scores(
     heads: Int[Tensor, " some"] | None,
     call: Call,
 ) -> Float[Tensor, "batch some row key"]:
-    """Masked scores of some rows (counted within this step; None: all) and heads (None: all), −inf where hidden."""
+    """Masked scores of some rows (counted within this step; None: all) and heads (None: all), −inf
+    where hidden."""
     if rows is None:
         q = query.float() * call.scaling
     else:
         batch = torch.arange(query.shape[0], device=query.device)[:, None]
-        q = rearrange(query[batch, :, rows], "batch row head d -> batch head row d").float() * call.scaling  # type: ignore[arg-type]
+        q = (
+            rearrange(query[batch, :, rows], "batch row head d -> batch head row d").float()
+            * call.scaling
+        )  # type: ignore[arg-type]
     group = query.shape[1] // key.shape[1]
     if heads is None:
         q = rearrange(q, "batch (kv g) row d -> batch kv (g row) d", g=group)
-        scores = rearrange(q @ key.float().transpose(-1, -2), "batch kv (g row) key -> batch (kv g) row key", g=group)
+        scores = rearrange(
+            q @ key.float().transpose(-1, -2),
+            "batch kv (g row) key -> batch (kv g) row key",
+            g=group,
+        )
     else:
         scores = q[:, heads] @ key[:, heads // group].float().transpose(-1, -2)
     if call.bias is not None:
         scores = scores + _select(call.bias, rows, heads, scores.shape)
     if call.softcap is not None:
         scores = torch.tanh(scores / call.softcap) * call.softcap
-    # (in place: nothing keeps these numbers for a backward pass, and they are the largest there are)
+    # (in place: nothing keeps these numbers for a backward pass, and they are the largest there
+    # are)
     if call.mask is None:
-        if call.is_causal and query.shape[2] > 1:  # a static cache's empty tail lies beyond every row
+        # a static cache's empty tail lies beyond every row
+        if call.is_causal and query.shape[2] > 1:
             at = torch.arange(query.shape[2], device=query.device)[None] if rows is None else rows
             hidden = torch.arange(scores.shape[-1], device=query.device) > at[..., None]
             scores = scores.masked_fill_(hidden[:, None], -torch.inf)
@@ -99,7 +114,10 @@ def row_scores(
 
 
 def _select(
-    mask: Tensor, rows: Int[Tensor, "batch row"] | None, heads: Int[Tensor, " some"] | None, shape: torch.Size
+    mask: Tensor,
+    rows: Int[Tensor, "batch row"] | None,
+    heads: Int[Tensor, " some"] | None,
+    shape: torch.Size,
 ) -> Tensor:
     """The lines of a mask [1|batch, 1|head, pos, key] that belong to these rows and heads."""
     if heads is not None and mask.shape[1] > 1:
@@ -109,13 +127,16 @@ def _select(
         return mask
     mask = mask.expand(rows.shape[0], -1, -1, -1)
     batch = torch.arange(rows.shape[0], device=mask.device)[:, None]
-    return rearrange(mask[batch, :, rows.to(mask.device)], "batch row head key -> batch head row key")
+    return rearrange(
+        mask[batch, :, rows.to(mask.device)], "batch row head key -> batch head row key"
+    )
 
 
 def softmax(
     scores: Float[Tensor, "batch some row key"], sinks: Float[Tensor, " some"] | None
 ) -> Float[Tensor, "batch some row key"]:
-    """Softmax over keys; a row that sees nothing is 0, as in SDPA. A sink takes its share and leaves the rest."""
+    """Softmax over keys; a row that sees nothing is 0, as in SDPA. A sink takes its share and
+    leaves the rest."""
     if sinks is not None:
         sink = sinks.float().reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
@@ -150,7 +171,8 @@ def rows_z(
 
 
 class KeyAxis:
-    """The key axis that hooks see is the position in the padded row: what a cache holds is cut or padded to that."""
+    """The key axis that hooks see is the position in the padded row: what a cache holds is cut or
+    padded to that."""
 
     def __init__(self, held: int, total: int):
         self.held, self.total = held, total
@@ -162,4 +184,8 @@ class KeyAxis:
 
     def take(self, x: Tensor, fill: float) -> Tensor:
         x = x[..., self.first :]
-        return nn.functional.pad(x, (0, self.held - x.shape[-1]), value=fill) if x.shape[-1] < self.held else x
+        return (
+            nn.functional.pad(x, (0, self.held - x.shape[-1]), value=fill)
+            if x.shape[-1] < self.held
+            else x
+        )

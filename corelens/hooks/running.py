@@ -1,4 +1,5 @@
-"""A run under hooks: the step that is under way, which attention modules have points, and what their hooks may know."""
+"""A run under hooks: the step that is under way, which attention modules have points, and what
+their hooks may know."""
 
 import threading
 import warnings
@@ -23,7 +24,8 @@ class Step:
 
     Args:
         inputs: the running batch, or None.
-        positions: of this step's tokens in the padded row; they go on counting while tokens are generated.
+        positions: of this step's tokens in the padded row; they go on counting while tokens are
+            generated.
         rows: what `hook_pattern_rows` reads of them, [batch, row], −1 pads.
         cached: whether keys and values live in a cache that later steps read.
     """
@@ -46,16 +48,20 @@ class Step:
 
 @dataclass
 class Running:
-    """A run under hooks. Its points fire in its own thread, and not in what a hook function runs itself.
+    """A run under hooks. Its points fire in its own thread, and not in what a hook function runs
+    itself.
 
     Args:
         inputs: the running batch, or None.
         sites: the decoder's attention modules on whose points something hangs.
         vision: what takes the calls of vision attention modules whose pattern is hooked.
         step: the step that is under way; None before the decoder has begun.
-        plan: what sparse inference leaves out (`corelens.sparse`), asked at every call of the decoder's attention.
-        collecting: a vision layer runs ahead only to collect its calls of attention; its points keep silent.
-        stored: the layers whose new k and v have passed their hooks on the way into the cache, in this step.
+        plan: what sparse inference leaves out (`corelens.sparse`), asked at every call of the
+            decoder's attention.
+        collecting: a vision layer runs ahead only to collect its calls of attention; its points
+            keep silent.
+        stored: the layers whose new k and v have passed their hooks on the way into the cache, in
+            this step.
         generating: tokens are generated: the decoder is called once a token.
         points: the names of the points that were wired when the run began.
         heads: how many query heads each layer of the decoder has.
@@ -128,10 +134,11 @@ _turns_lock = threading.Lock()
 
 @contextmanager
 def turn(hf: nn.Module) -> Iterator[None]:
-    """Within this context no other thread runs this model under hooks, or hangs hooks on it for a while.
+    """Within this context no other thread runs this model under hooks, or hangs hooks on it for a
+    while.
 
-    Hook points are the model's, not a thread's: hooks that one thread hangs would fire in the other's run. A thread may
-    enter again.
+    Hook points are the model's, not a thread's: hooks that one thread hangs would fire in the
+    other's run. A thread may enter again.
     """
     with _turns_lock:
         lock = _turns.setdefault(hf, threading.RLock())
@@ -151,8 +158,11 @@ def turn(hf: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def edits_before_caching(cache: Any, run: Running) -> Iterator[None]:
-    """Within this context new k and v pass their hooks before this cache takes them, whatever kind of cache it is."""
-    by_layer: dict[Any, AttentionPoints] = {module.layer_idx: points for module, points in run.sites.items()}
+    """Within this context new k and v pass their hooks before this cache takes them, whatever kind
+    of cache it is."""
+    by_layer: dict[Any, AttentionPoints] = {
+        module.layer_idx: points for module, points in run.sites.items()
+    }
     before, update = vars(cache).get("update"), cache.update
 
     def hooked_update(key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +172,8 @@ def edits_before_caching(cache: Any, run: Running) -> Iterator[None]:
             run.stored.add(layer_idx)
         return update(key, value, layer_idx, *args, **kwargs)
 
-    cache.update = hooked_update  # on this instance only: it hides the class's method until it is deleted
+    # on this instance only: it hides the class's method until it is deleted
+    cache.update = hooked_update
     try:
         yield
     finally:

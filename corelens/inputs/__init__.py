@@ -1,1 +1,2 @@
-"""From a question and its pictures to what a model runs on: samples, prompts, processing, pictures."""
+"""From a question and its pictures to what a model runs on: samples, prompts, processing,
+pictures."""

@@ -1,4 +1,5 @@
-"""A runner's `on_error`: what is wrong with one sample stops the run, or leaves that sample out, named and counted."""
+"""A runner's `on_error`: what is wrong with one sample stops the run, or leaves that sample out,
+named and counted."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,9 +17,11 @@ def usable(
 
     Args:
         samples: all of them.
-        check: raises a CorelensError for a sample that cannot be used (a region that the processor crops away, say).
-        on_error: "raise": nothing is checked here, the run itself raises at the first such sample. "skip": every sample
-            is checked by itself, and a warning says how many are left out, and why the first is.
+        check: raises a CorelensError for a sample that cannot be used (a region that the processor
+            crops away, say).
+        on_error: "raise": nothing is checked here, the run itself raises at the first such sample.
+            "skip": every sample is checked by itself, and a warning says how many are left out, and
+            why the first is.
 
     Errors: no sample is left; another word for `on_error`.
     """
@@ -38,11 +41,14 @@ def usable(
             kept.append(sample)
     if first is not None and not kept:
         raise CorelensError(
-            f"{len(samples)} samples, none of which can be used; {first.given}", first.expected, first.do
+            f"{len(samples)} samples, none of which can be used; {first.given}",
+            first.expected,
+            first.do,
         )
     if first is not None:
         names = ", ".join(list(skipped)[:5]) + (" …" if len(skipped) > 5 else "")
         warnings.warn(
-            f"{len(samples) - len(kept)} of {len(samples)} samples are left out ({names}): {first.given}", stacklevel=3
+            f"{len(samples) - len(kept)} of {len(samples)} samples are left out ({names}): {first.given}",
+            stacklevel=3,
         )
     return kept, skipped

@@ -19,20 +19,24 @@ ENCODERS = {
 
 
 def encode(features: Any, inputs: Inputs) -> Inputs:
-    """The same batch with its pictures encoded: the logits are the same, and the vision tower does not run again.
+    """The same batch with its pictures encoded: the logits are the same, and the vision tower does
+    not run again.
 
-    In runs on the result `vision.hook_out` fires (an edit leaves the shared encoding alone), the tower's blocks do not.
+    In runs on the result `vision.hook_out` fires (an edit leaves the shared encoding alone), the
+    tower's blocks do not.
 
     Args:
         features: the object with `get_image_features`, see Layout.visual_features.
-        inputs: a batch with pixel tensors; one without is returned as it is, and so is every batch of a model that
-            does not take encoded pictures (all in transformers 5.17): it encodes them in each run.
+        inputs: a batch with pixel tensors; one without is returned as it is, and so is every batch
+            of a model that does not take encoded pictures (all in transformers 5.17): it encodes
+            them in each run.
     """
     if not takes_encoded(features):
         return inputs
     found = {name: ENCODERS[name] for name in ENCODERS if inputs.tensors.get(name) is not None}
     outputs = dict(inputs.tensors.get(ENCODED) or {})
-    # (parameters of the module itself, a newline's embedding, are loaded if accelerate holds them: no forward does it)
+    # (parameters of the module itself, a newline's embedding, are loaded if accelerate holds them:
+    # no forward does it)
     with torch.no_grad(), align_module_device(features) if found else nullcontext():
         for modality, method in found.values():
             call = getattr(features, method)

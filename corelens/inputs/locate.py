@@ -1,4 +1,5 @@
-"""Which token of a row is which part of which picture: a family's cells, matched with the placeholders in the row."""
+"""Which token of a row is which part of which picture: a family's cells, matched with the
+placeholders in the row."""
 
 import warnings
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ def cells_of(
     loaded: Sequence[Sequence[Any]],
     seen: Sequence[Sequence[Any]],
 ) -> list[list[Cells] | CorelensError]:
-    """Per sample the cells of its pictures in the order of the prompt; an error if the family's geometry is unknown.
+    """Per sample the cells of its pictures in the order of the prompt; an error if the family's
+    geometry is unknown.
 
     Args:
         features: what the processor returned for the whole batch.
@@ -40,12 +42,17 @@ def cells_of(
                 if isinstance(picture, Image.Image):
                     cell = layout.image_cells(processor, config, features, image, picture.size)
                 else:
-                    cell = layout.video_cells(processor, config, features, video, picture[0].size, len(picture))
+                    cell = layout.video_cells(
+                        processor, config, features, video, picture[0].size, len(picture)
+                    )
                 cells.append(_in_original(cell, _size(original), _size(picture)))
             except CorelensError as error:
                 failure = failure or error
             # counted whatever was raised: the next sample's pictures are others
-            image, video = image + isinstance(picture, Image.Image), video + isinstance(picture, list)
+            image, video = (
+                image + isinstance(picture, Image.Image),
+                video + isinstance(picture, list),
+            )
         result.append(failure or cells)
     return result
 
@@ -92,7 +99,11 @@ def token_map(
         missing = {"images": cells, "region": cells}
     else:
         located = _locate(layout, config, ids, pictures, cells, sample)
-        visual = torch.cat([picture.positions for picture in located]).sort().values if located else placeholder
+        visual = (
+            torch.cat([picture.positions for picture in located]).sort().values
+            if located
+            else placeholder
+        )
         located.sort(key=lambda picture: picture.frames is not None)
         covered = covered_tokens(located, sample.regions, region_weights, sample.id)
         _warn_shrunk(sample, pictures, cells)
@@ -119,7 +130,8 @@ def token_map(
 def _locate(
     layout: Layout, config: Any, ids: Tensor, pictures: list[Any], cells: list[Cells], sample: Any
 ) -> list[Picture]:
-    """Give each picture its placeholders, one after the other; image and video ids may be one and the same."""
+    """Give each picture its placeholders, one after the other; image and video ids may be one and
+    the same."""
     image_id, video_id = layout.placeholders(config)
     free = {token: (ids == token).nonzero()[:, 0].tolist() for token in (image_id, video_id)}
     total, found = sum(map(len, free.values())), []

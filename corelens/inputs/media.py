@@ -1,7 +1,9 @@
-"""What is said of one picture or video beside its pixels: its frame rate, which frames it holds, its size, its limits.
+"""What is said of one picture or video beside its pixels: its frame rate, which frames it holds,
+its size, its limits.
 
-A chat message says it in the part that holds the picture, in the words of transformers and qwen-vl-utils:
-{"type": "video", "video": frames, "fps": 2.0}. Every picture keeps what is said of it; what cannot be used is refused.
+A chat message says it in the part that holds the picture, in the words of transformers and
+qwen-vl-utils: {"type": "video", "video": frames, "fps": 2.0}. Every picture keeps what is said of
+it; what cannot be used is refused.
 """
 
 import math
@@ -15,7 +17,8 @@ from PIL import Image
 
 from corelens.errors import CorelensError
 
-PLACES = ("type", "text", "image", "video", "path", "url")  # what a part is, and where its picture is
+# what a part is, and where its picture is
+PLACES = ("type", "text", "image", "video", "path", "url")
 SIZES = ("resized_height", "resized_width")
 LIMITS = ("min_pixels", "max_pixels")
 RATES = ("fps", "sample_fps", "raw_fps", "frames_indices", "video_metadata")
@@ -29,7 +32,8 @@ class Medium:
     Args:
         kind: "image" or "video".
         picture: as it was given.
-        fps: frames a second: of the frames given, or with `indices` of the file they come from; None if not said.
+        fps: frames a second: of the frames given, or with `indices` of the file they come from;
+            None if not said.
         indices: which frames of the file these are; None if not said.
         size: width and height to which it is resized before the processor sees it.
         limits: fewest and most pixels that the processor may make of it, each None if not said.
@@ -60,9 +64,12 @@ def medium(kind: str, picture: Any, part: Mapping[str, Any], fps: Any, where: st
         fps: the frame rate that the sample names, for a video whose part names none.
         where: which picture this is, for messages.
 
-    Errors: a word that is not known, a value that it cannot have, two rates that contradict each other.
+    Errors: a word that is not known, a value that it cannot have, two rates that contradict each
+    other.
     """
-    words = {name: value for name, value in part.items() if value is not None and name not in PLACES}
+    words = {
+        name: value for name, value in part.items() if value is not None and name not in PLACES
+    }
     unknown = [name for name in words if name not in KNOWN[kind]]
     if unknown:
         raise CorelensError(
@@ -103,7 +110,9 @@ def _rate(words: dict[str, Any], where: str) -> tuple[float | None, tuple[int, .
     metadata = words.get("video_metadata") or {}
     if not isinstance(metadata, Mapping):
         metadata = vars(metadata)
-    words = {name: metadata[name] for name in ("fps", "frames_indices") if metadata.get(name) is not None} | words
+    words = {
+        name: metadata[name] for name in ("fps", "frames_indices") if metadata.get(name) is not None
+    } | words
     rates = {name: _positive(words[name], name, where) for name in RATES[:3] if name in words}
     if "frames_indices" in words:
         indices = words["frames_indices"]
@@ -111,7 +120,9 @@ def _rate(words: dict[str, Any], where: str) -> tuple[float | None, tuple[int, .
         whole = all(isinstance(index, int | np.integer) and index >= 0 for index in indices)
         if not whole or any(b < a for a, b in pairwise(indices)):
             raise CorelensError(
-                f"{where}: frames_indices={indices[:8]}", "ascending whole numbers from 0", "count frames"
+                f"{where}: frames_indices={indices[:8]}",
+                "ascending whole numbers from 0",
+                "count frames",
             )
         rate = rates.get("raw_fps", rates.get("fps"))
         if rate is None:
@@ -146,7 +157,9 @@ def _positive(value: Any, name: str, where: str) -> float:
     ):
         return float(value)
     raise CorelensError(
-        f"{where}: {name}={value!r}", "frames a second, a number above 0", "say the rate of the frames given"
+        f"{where}: {name}={value!r}",
+        "frames a second, a number above 0",
+        "say the rate of the frames given",
     )
 
 

@@ -1,7 +1,9 @@
-"""Reading pictures: what a Sample holds becomes upright RGB images, or an error that says which one is broken.
+"""Reading pictures: what a Sample holds becomes upright RGB images, or an error that says which one
+is broken.
 
-Upright: turned by the EXIF tag of the file, as transformers does. RGB: transparent pictures are laid on white, as the
-model authors' own pipelines do; 16 bits a channel are scaled to 8; numbers of unknown range are refused.
+Upright: turned by the EXIF tag of the file, as transformers does. RGB: transparent pictures are
+laid on white, as the model authors' own pipelines do; 16 bits a channel are scaled to 8; numbers of
+unknown range are refused.
 """
 
 import os
@@ -22,7 +24,8 @@ ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Later:
-    """A picture that is opened when a model reads it: a page of a PDF, a frame of a video, a row of a table.
+    """A picture that is opened when a model reads it: a page of a PDF, a frame of a video, a row of
+    a table.
 
     Args:
         file: the file that it stands in.
@@ -42,7 +45,8 @@ class Later:
         return f"{self.file}, {self.part}"
 
     def read(self) -> Image.Image:
-        """Open it, turned upright unless its annotation counts in the picture as stored; raise for another size."""
+        """Open it, turned upright unless its annotation counts in the picture as stored; raise for
+        another size."""
         stored = self.open()
         image = upright(stored)
         if self.size is None or image.size == self.size:
@@ -65,13 +69,16 @@ def to_rgb(image: Image.Image, sixteen_bits: bool = False) -> Image.Image:
     """The picture in 8-bit RGB, what is transparent laid on white.
 
     Args:
-        sixteen_bits: numbers of mode "I" are of 16 bits (as older versions of Pillow open 16-bit PNG files).
+        sixteen_bits: numbers of mode "I" are of 16 bits (as older versions of Pillow open 16-bit
+            PNG files).
 
     Errors: numbers whose range is not known (32-bit integers, floats).
     """
     if 0 in image.size:
         raise CorelensError(
-            f"a picture of {image.width} × {image.height} pixels", "a pixel or more", "check how it was cut"
+            f"a picture of {image.width} × {image.height} pixels",
+            "a pixel or more",
+            "check how it was cut",
         )
     if image.mode in SIXTEEN_BITS or (image.mode == "I" and sixteen_bits):
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
@@ -90,10 +97,11 @@ def to_rgb(image: Image.Image, sixteen_bits: bool = False) -> Image.Image:
 
 
 def read_picture(picture: Any, where: str) -> Image.Image:
-    """An RGB image from a PIL image, a path, a Later or an array [height, width(, 3 or 4)] of uint8 or uint16.
+    """An RGB image from a PIL image, a path, a Later or an array [height, width(, 3 or 4)] of uint8
+    or uint16.
 
-    Files and opened files are turned upright by their EXIF tag, as transformers does: boxes count in the picture that
-    a viewer shows. See `to_rgb` for transparent and 16-bit pictures.
+    Files and opened files are turned upright by their EXIF tag, as transformers does: boxes count
+    in the picture that a viewer shows. See `to_rgb` for transparent and 16-bit pictures.
     """
     try:
         if isinstance(picture, Image.Image):
@@ -106,16 +114,20 @@ def read_picture(picture: Any, where: str) -> Image.Image:
             with Image.open(picture) as file:
                 return _read(file)
         array = np.asarray(picture)
-        if array.dtype in (np.uint8, np.uint16) and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        if array.dtype in (np.uint8, np.uint16) and (
+            array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+        ):
             return to_rgb(Image.fromarray(array if array.dtype == np.uint8 else _eight_bits(array)))
     except CorelensError as error:
         if error.given.startswith(where):
             raise
         raise CorelensError(f"{where}: {error.given}", error.expected, error.do) from error
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and struct.error for broken files
+    # PIL raises OSError, SyntaxError, ValueError and struct.error for broken files
+    except Exception as error:
         raise cannot_be_read(where, error) from error
     raise CorelensError(
-        f"{where} is of type {type(picture).__name__}" + (f", {array.dtype} {array.shape}" if array.ndim else ""),
+        f"{where} is of type {type(picture).__name__}"
+        + (f", {array.dtype} {array.shape}" if array.ndim else ""),
         "a PIL image, the path of an image file, or a uint8 array [height, width, 3]",
         "convert it first",
     )
@@ -123,16 +135,26 @@ def read_picture(picture: Any, where: str) -> Image.Image:
 
 def read_video(frames: Any, where: str) -> list[Image.Image]:
     """The frames of a video, all of one size."""
-    if isinstance(frames, (str, os.PathLike)) or not isinstance(frames, (Sequence, np.ndarray)) or len(frames) == 0:
+    if (
+        isinstance(frames, (str, os.PathLike))
+        or not isinstance(frames, (Sequence, np.ndarray))
+        or len(frames) == 0
+    ):
         raise CorelensError(
             f"{where} is {type(frames).__name__} {str(frames)[:60]!r}",
             "a list of frames (PIL images, paths or uint8 arrays), or one array [frame, height, width, 3]",
             "decode the video first and choose its frames: regions count in these frames",
         )
-    images = [read_picture(frame, f"{where}, frame {number}") for number, frame in enumerate(frames)]
+    images = [
+        read_picture(frame, f"{where}, frame {number}") for number, frame in enumerate(frames)
+    ]
     sizes = {image.size for image in images}
     if len(sizes) > 1:
-        raise CorelensError(f"{where} has frames of sizes {sorted(sizes)}", "frames of one size", "resize the frames")
+        raise CorelensError(
+            f"{where} has frames of sizes {sorted(sizes)}",
+            "frames of one size",
+            "resize the frames",
+        )
     return images
 
 
@@ -150,7 +172,9 @@ def check_file(path: Any, where: str) -> None:
     """Raise for an address, and for a path at which no file is."""
     if str(path).startswith(("http:", "https:", "data:")):
         raise CorelensError(
-            f"{where} is the address {str(path)[:60]!r}", "a file, a PIL image or an array", "fetch it first"
+            f"{where} is the address {str(path)[:60]!r}",
+            "a file, a PIL image or an array",
+            "fetch it first",
         )
     if not os.path.exists(path):
         raise CorelensError(

@@ -27,10 +27,12 @@ class Inputs:
     """One batch. `tensors` is what the Hugging Face model is called with: `hf(**inputs.tensors)`.
 
     Args:
-        tensors: input_ids [batch, pos], attention_mask [batch, pos], pixel tensors as the processor gave them, …
+        tensors: input_ids [batch, pos], attention_mask [batch, pos], pixel tensors as the processor
+            gave them, …
         token_maps: one a row; their positions are on the CPU whatever device the tensors are on.
         samples: one a row; empty for tensors made by hand.
-        pictures: per row the pictures as PIL images, images first, then the frames of each video as a list.
+        pictures: per row the pictures as PIL images, images first, then the frames of each video as
+            a list.
     """
 
     tensors: dict[str, Any]
@@ -53,12 +55,15 @@ class Inputs:
         return replace(self, tensors=moved)
 
     def show(self, row: int = 0) -> Any:
-        """A matplotlib figure: each picture with its patch grid, the regions outlined, tokens numbered."""
+        """A matplotlib figure: each picture with its patch grid, the regions outlined, tokens
+        numbered."""
         from corelens.viz.patches import show_patches
 
         if not self.pictures:
             raise CorelensError(
-                "inputs made of tensors", "inputs made by prepare(sample)", "prepare a Sample to see it"
+                "inputs made of tensors",
+                "inputs made by prepare(sample)",
+                "prepare a Sample to see it",
             )
         return show_patches(self.token_maps[row], self.pictures[row], self.samples[row].regions)
 
@@ -94,14 +99,16 @@ def prepare(
         processor: the model's own processor.
         layout: the family's layout; `layout_for(config)`.
         config: the Hugging Face model's config.
-        answer: append each sample's gold answer after the generation prompt (no end-of-turn token after it).
+        answer: append each sample's gold answer after the generation prompt (no end-of-turn token
+            after it).
         padding_side: where shorter rows are padded.
-        region_weights: "touch": each token of a region counts 1; "fraction": the covered part of its cell.
+        region_weights: "touch": each token of a region counts 1; "fraction": the covered part of
+            its cell.
         images_kwargs: options for the image processor, for instance {"do_pan_and_scan": True}.
 
-    Errors: no processor; pictures that cannot be read; regions outside their picture or covering no token; pictures
-    that the processor refuses; samples that do not go together in one batch; text that holds a placeholder or special
-    token; a chat that says of a picture what cannot be used.
+    Errors: no processor; pictures that cannot be read; regions outside their picture or covering no
+    token; pictures that the processor refuses; samples that do not go together in one batch; text
+    that holds a placeholder or special token; a chat that says of a picture what cannot be used.
     """
     samples = [samples] if isinstance(samples, Sample) else list(samples)
     if processor is None:
@@ -129,17 +136,22 @@ def prepare(
         maps.append(token_map(layout, config, *parts, region_weights))
     length = max(len(row.ids) for row in rows)
     starts = [length - len(row.ids) if padding_side == "left" else 0 for row in rows]
-    tensors = {name: value for name, value in features.items() if name not in (*NOT_FOR_THE_MODEL, "images_kwargs")}
+    tensors = {
+        name: value
+        for name, value in features.items()
+        if name not in (*NOT_FOR_THE_MODEL, "images_kwargs")
+    }
     tensors |= pad(rows, starts, length, pad_id(processor))
     maps = [tm.moved(start, length) for tm, start in zip(maps, starts, strict=True)]
     return Inputs(tensors, maps, samples, [_images_first(pictures) for pictures in loaded])
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
+# --- inside
 
 
 def _load(sample: Sample, prompt: Prompt) -> list[Any]:
-    """The sample's pictures in the order of the prompt: an image, or a list of frames for a video."""
+    """The sample's pictures in the order of the prompt: an image, or a list of frames for a
+    video."""
     count = {"image": -1, "video": -1}
     pictures: list[Any] = []
     for medium in prompt.media:
@@ -155,7 +167,9 @@ def _picture(medium: Medium, where: str) -> Any:
     frames = read_video(medium.picture, where)
     if medium.indices is not None and len(medium.indices) != len(frames):
         raise CorelensError(
-            f"{where}: {len(medium.indices)} frames_indices for {len(frames)} frames", "one a frame", "count the frames"
+            f"{where}: {len(medium.indices)} frames_indices for {len(frames)} frames",
+            "one a frame",
+            "count the frames",
         )
     return frames
 
@@ -181,14 +195,20 @@ def _check_regions(sample: Sample, pictures: list[Any]) -> None:
                 f"sample {sample.id!r}: a {type(region).__name__} on {kind} {region.image}; "
                 f"the sample has {len(images)} images and {len(videos)} videos",
                 f"a region on one of its pictures: Tube for videos, {Box.__name__} or Mask for images",
-                f"count {kind}s from 0" if among else f"give the sample its {kind}, or use the other kind of region",
+                f"count {kind}s from 0"
+                if among
+                else f"give the sample its {kind}, or use the other kind of region",
             )
         picture = among[region.image]
         try:
             region.check(*(picture if isinstance(picture, Image.Image) else picture[0]).size)
         except CorelensError as error:
-            raise CorelensError(f"sample {sample.id!r}: {error.given}", error.expected, error.do) from None
-        if isinstance(region, Tube) and not all(0 <= frame < len(picture) for frame in region.boxes):
+            raise CorelensError(
+                f"sample {sample.id!r}: {error.given}", error.expected, error.do
+            ) from None
+        if isinstance(region, Tube) and not all(
+            0 <= frame < len(picture) for frame in region.boxes
+        ):
             raise CorelensError(
                 f"sample {sample.id!r}: a Tube on frames {sorted(region.boxes)} of a video of {len(picture)} frames",
                 f"frames 0 to {len(picture) - 1}",

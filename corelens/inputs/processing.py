@@ -1,4 +1,5 @@
-"""Calling a processor on a batch of prompts and pictures, and finding its characters again in its tokens."""
+"""Calling a processor on a batch of prompts and pictures, and finding its characters again in its
+tokens."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,8 +18,15 @@ from corelens.layouts import Layout
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # [batch, pos]
 ASSUMED_FPS = 24.0  # transformers' own assumption
-RATE_SHOWS = ("input_ids", "second_per_grid_ts")  # where a processor's output may depend on a video's rate
-NOT_FOR_THE_MODEL = ("labels", "text_replacement_offsets", "offset_mapping", "video_metadata", "num_crops")
+# where a processor's output may depend on a video's rate
+RATE_SHOWS = ("input_ids", "second_per_grid_ts")
+NOT_FOR_THE_MODEL = (
+    "labels",
+    "text_replacement_offsets",
+    "offset_mapping",
+    "video_metadata",
+    "num_crops",
+)
 
 
 @dataclass
@@ -29,7 +37,8 @@ class Row:
         ids: the token ids.
         types: further tensors with one value a token, by name.
         prompt: how many of the tokens are the prompt.
-        question: the question's positions, or why they are not known; None for a prompt without a question.
+        question: the question's positions, or why they are not known; None for a prompt without a
+            question.
     """
 
     ids: list[int]
@@ -45,11 +54,14 @@ def run_processor(
     pictures: Sequence[Sequence[Any]],
     images_kwargs: dict[str, Any],
 ) -> tuple[dict[str, Any], list[Row]]:
-    """The processor's output as it came (per-token tensors still of its own padding), and a Row a prompt.
+    """The processor's output as it came (per-token tensors still of its own padding), and a Row a
+    prompt.
 
     `pictures` are those of the prompts' media, as the processor is to see them.
     """
-    images_kwargs = images_kwargs | _limited(processor, [one for prompt in prompts for one in prompt.media])
+    images_kwargs = images_kwargs | _limited(
+        processor, [one for prompt in prompts for one in prompt.media]
+    )
     texts = [prompt.text for prompt in prompts]
     videos = any(isinstance(picture, list) for row in pictures for picture in row)
     if videos and getattr(processor, "video_processor", None) is None:
@@ -66,28 +78,47 @@ def run_processor(
     options["add_special_tokens"] = special
 
     def call(rows: Sequence[int], **more: Any) -> dict[str, Any]:
-        media = _media(layout, [pictures[row] for row in rows], [prompts[row].media for row in rows])
+        media = _media(
+            layout, [pictures[row] for row in rows], [prompts[row].media for row in rows]
+        )
         padding = len(rows) > 1
         try:
             chosen = [texts[row] for row in rows]
-            return dict(processor(text=chosen, return_tensors="pt", padding=padding, **media, **options, **more))
+            return dict(
+                processor(
+                    text=chosen, return_tensors="pt", padding=padding, **media, **options, **more
+                )
+            )
         except Exception as error:  # processors raise what their array code raises
             raise _refused(error, pictures) from error
 
-    # Some processors stumble over the offsets of a row that has no pictures, so these are asked of the others only.
+    # Some processors stumble over the offsets of a row that has no pictures, so these are asked of
+    # the others only.
     every, shown = range(len(texts)), [row for row, some in enumerate(pictures) if some]
     changes: list[Any] = [[] for _ in texts]
-    output = call(every, return_text_replacement_offsets=True) if len(shown) == len(texts) else call(every)
+    output = (
+        call(every, return_text_replacement_offsets=True)
+        if len(shown) == len(texts)
+        else call(every)
+    )
     if shown:
-        told = output if len(shown) == len(texts) else call(shown, return_text_replacement_offsets=True)
-        for row, offsets in zip(shown, told.get("text_replacement_offsets") or [[] for _ in shown], strict=True):
+        told = (
+            output
+            if len(shown) == len(texts)
+            else call(shown, return_text_replacement_offsets=True)
+        )
+        for row, offsets in zip(
+            shown, told.get("text_replacement_offsets") or [[] for _ in shown], strict=True
+        ):
             changes[row] = offsets
     real = output["attention_mask"].bool()
     made = []
     for number, prompt in enumerate(prompts):
         keep = real[number]
         ids = output["input_ids"][number][keep].tolist()
-        types = {name: output[name][number][keep].tolist() for name in PER_TOKEN[2:] if name in output}
+        types = {
+            name: output[name][number][keep].tolist() for name in PER_TOKEN[2:] if name in output
+        }
         expanded = _expand(prompt.processed, changes[number])
         question = _question(processor, expanded, ids, special, prompt, changes[number])
         made.append(Row(ids, types, len(ids), question))
@@ -111,22 +142,27 @@ def pad(rows: Sequence[Row], starts: Sequence[int], length: int, pad_id: int) ->
 
 
 def pad_id(processor: Any) -> int:
-    """The id to pad with; its value does not matter, attention leaves it out, but it must be no placeholder."""
+    """The id to pad with; its value does not matter, attention leaves it out, but it must be no
+    placeholder."""
     tokenizer = processor.tokenizer
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
-# --- the call ---------------------------------------------------------------------------------------------------------
+# --- the call
 
 
 def _has_bos(processor: Any, text: str) -> bool:
-    """Whether the template wrote the BOS token itself: the tokenizer must then not write it once more."""
+    """Whether the template wrote the BOS token itself: the tokenizer must then not write it once
+    more."""
     bos = getattr(processor.tokenizer, "bos_token", None)
     return bos is not None and text.startswith(bos)
 
 
-def _media(layout: Layout, pictures: Sequence[Sequence[Any]], media: Sequence[Sequence[Medium]]) -> dict[str, Any]:
-    """Pictures nested by sample, as chat templates pass them: several of one sample may be treated differently."""
+def _media(
+    layout: Layout, pictures: Sequence[Sequence[Any]], media: Sequence[Sequence[Medium]]
+) -> dict[str, Any]:
+    """Pictures nested by sample, as chat templates pass them: several of one sample may be treated
+    differently."""
     images = [[p for p in row if isinstance(p, Image.Image)] for row in pictures]
     options: dict[str, Any] = {"images": images} if any(images) else {}
     videos: list[list[np.ndarray]] = []
@@ -143,7 +179,8 @@ def _media(layout: Layout, pictures: Sequence[Sequence[Any]], media: Sequence[Se
             videos[-1].append(np.stack([np.asarray(frame) for frame in frames]))
             metadata.append(_metadata(frames, medium, again))
     if metadata:
-        # Frames were chosen by whoever made the sample, and regions name them by index: none may be dropped.
+        # Frames were chosen by whoever made the sample, and regions name them by index: none may be
+        # dropped.
         options |= {"videos": videos, "video_metadata": metadata, "do_sample_frames": False}
     return options
 
@@ -166,18 +203,26 @@ def _metadata(frames: Sequence[Image.Image], medium: Medium, again: int) -> dict
 def _warn_of_rate(processor: Any, layout: Layout) -> None:
     """Warn if the frame rate that a video lacks would change what this processor makes of it.
 
-    Found by asking it: two black frames at two rates. Some write times into the prompt, some scale positions by them.
+    Found by asking it: two black frames at two rates. Some write times into the prompt, some scale
+    positions by them.
     """
     frames = [Image.new("RGB", (64, 64))] * max(2, layout.min_frames)
     made = []
     for rate in (1.0, ASSUMED_FPS):
         media = _media(layout, [[frames]], [[Medium("video", frames, rate)]])
         try:
-            made.append(processor(text=[layout.plain_prompt(processor, 0, 1, "")], return_tensors="pt", **media))
-        except Exception:  # one that does not take this prompt says nothing of rates; the video itself will be refused
+            made.append(
+                processor(
+                    text=[layout.plain_prompt(processor, 0, 1, "")], return_tensors="pt", **media
+                )
+            )
+        # one that does not take this prompt says nothing of rates; the video itself will be refused
+        except Exception:
             return
     slow, fast = ({name: x for name, x in one.items() if name in RATE_SHOWS} for one in made)
-    if any(not torch.equal(torch.as_tensor(slow[name]), torch.as_tensor(fast[name])) for name in slow):
+    if any(
+        not torch.equal(torch.as_tensor(slow[name]), torch.as_tensor(fast[name])) for name in slow
+    ):
         warnings.warn(  # without the sample's id, so that Python shows it once
             f"a video without its frame rate, which this processor hands to the model: {ASSUMED_FPS:g} frames a second "
             "are assumed, as in transformers. Say Sample(video=frames, meta={'fps': 2.0}), or 'fps' in the message.",
@@ -206,7 +251,10 @@ def _limited(processor: Any, media: Sequence[Medium]) -> dict[str, Any]:
 
 def _refused(error: Exception, pictures: Sequence[Sequence[Any]]) -> CorelensError:
     sizes = [
-        [f"{p.width} × {p.height}" if isinstance(p, Image.Image) else f"{len(p)} frames" for p in row]
+        [
+            f"{p.width} × {p.height}" if isinstance(p, Image.Image) else f"{len(p)} frames"
+            for p in row
+        ]
         for row in pictures
     ]
     return CorelensError(
@@ -216,7 +264,7 @@ def _refused(error: Exception, pictures: Sequence[Sequence[Any]]) -> CorelensErr
     )
 
 
-# --- characters to tokens ---------------------------------------------------------------------------------------------
+# --- characters to tokens
 
 
 def _expand(text: str, changes: Sequence[dict[str, Any]]) -> str:
@@ -230,13 +278,21 @@ def _expand(text: str, changes: Sequence[dict[str, Any]]) -> str:
 
 
 def _question(
-    processor: Any, expanded: str, ids: list[int], special: bool, prompt: Prompt, changes: Sequence[dict[str, Any]]
+    processor: Any,
+    expanded: str,
+    ids: list[int],
+    special: bool,
+    prompt: Prompt,
+    changes: Sequence[dict[str, Any]],
 ) -> list[int] | CorelensError | None:
-    """Positions of the tokens whose characters overlap the question, after proving that this text gives these ids."""
+    """Positions of the tokens whose characters overlap the question, after proving that this text
+    gives these ids."""
     if not prompt.question:
         return None
     try:
-        again = processor.tokenizer(expanded, add_special_tokens=special, return_offsets_mapping=True)
+        again = processor.tokenizer(
+            expanded, add_special_tokens=special, return_offsets_mapping=True
+        )
     except NotImplementedError:
         again = {"input_ids": None}
     if again["input_ids"] != ids:
@@ -255,12 +311,19 @@ def _question(
 
 def _shift(span: Span, changes: Sequence[dict[str, Any]]) -> Span:
     """Where characters of the prompt stand once the placeholders before them have been replaced."""
-    gained = sum(len(c["replacement"]) - (c["span"][1] - c["span"][0]) for c in changes if c["span"][1] <= span[0])
+    gained = sum(
+        len(c["replacement"]) - (c["span"][1] - c["span"][0])
+        for c in changes
+        if c["span"][1] <= span[0]
+    )
     return span[0] + gained, span[1] + gained
 
 
-def _append_answer(processor: Any, layout: Layout, row: Row, expanded: str, answer: str, special: bool) -> None:
-    """Append the answer's tokens: as tokenised with the prompt, unless a token would straddle the two."""
+def _append_answer(
+    processor: Any, layout: Layout, row: Row, expanded: str, answer: str, special: bool
+) -> None:
+    """Append the answer's tokens: as tokenised with the prompt, unless a token would straddle the
+    two."""
     tokenizer = processor.tokenizer
     joint = tokenizer(expanded + answer, add_special_tokens=special)["input_ids"]
     ids = joint[row.prompt :]
@@ -268,4 +331,6 @@ def _append_answer(processor: Any, layout: Layout, row: Row, expanded: str, answ
         ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
     row.ids = row.ids + ids
     for name, values in row.types.items():
-        row.types[name] = values + [layout.answer_type_id if name == "token_type_ids" else 0] * len(ids)
+        row.types[name] = values + [layout.answer_type_id if name == "token_type_ids" else 0] * len(
+            ids
+        )

@@ -1,4 +1,5 @@
-"""From a Sample to the text that a processor reads, and where in that text the user's question stands."""
+"""From a Sample to the text that a processor reads, and where in that text the user's question
+stands."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -23,8 +24,10 @@ class Prompt:
     Args:
         text: what goes to the processor.
         processed: what the processor makes of it before it puts the placeholders in.
-        question: the characters of `processed` (start, stop) that are the user's question; empty without one.
-        answer: what the model should continue with, the white space that the template puts before it included.
+        question: the characters of `processed` (start, stop) that are the user's question; empty
+            without one.
+        answer: what the model should continue with, the white space that the template puts before
+            it included.
         media: the pictures and videos that fill the placeholders, in the order of the prompt.
     """
 
@@ -35,13 +38,16 @@ class Prompt:
     media: list[Medium] = field(default_factory=list)
 
 
-def render(sample: Any, processor: Any, layout: Layout, words: Mapping[str, bool], answer: bool = False) -> Prompt:
+def render(
+    sample: Any, processor: Any, layout: Layout, words: Mapping[str, bool], answer: bool = False
+) -> Prompt:
     """Render a sample by its processor's chat template, and find the question in it exactly.
 
     `words` are those that no text may hold, see `reserved`.
 
-    The question's place is found by rendering once more with a marker in its stead, so it does not matter whether its
-    words stand elsewhere in the prompt too, or whether the template strips white space around them.
+    The question's place is found by rendering once more with a marker in its stead, so it does not
+    matter whether its words stand elsewhere in the prompt too, or whether the template strips white
+    space around them.
     """
     messages, media = _messages(sample)
     check_typed(_texts(messages), words, sample.id)
@@ -60,7 +66,8 @@ def render(sample: Any, processor: Any, layout: Layout, words: Mapping[str, bool
 
 @dataclass
 class _Place:
-    """Characters `start` to `stop` of one text part: part number None means that the content is one string."""
+    """Characters `start` to `stop` of one text part: part number None means that the content is one
+    string."""
 
     message: int
     part: int | None
@@ -69,7 +76,8 @@ class _Place:
 
 
 def _messages(sample: Any) -> tuple[Messages, list[Medium]]:
-    """The chat to render, with bare placeholders for pictures, and the pictures in the order of the prompt."""
+    """The chat to render, with bare placeholders for pictures, and the pictures in the order of the
+    prompt."""
     if sample.messages is None:
         return _single_turn(sample)
     if not sample.messages or sample.messages[-1].get("role") == "assistant":
@@ -78,7 +86,10 @@ def _messages(sample: Any) -> tuple[Messages, list[Medium]]:
             "a chat whose last turn the model is to answer",
             "leave that turn out and give it as Sample(answer=…)",
         )
-    waiting = {"image": list(sample.images), "video": [sample.video] if sample.video is not None else []}
+    waiting = {
+        "image": list(sample.images),
+        "video": [sample.video] if sample.video is not None else [],
+    }
     messages: Messages = []
     media: list[Medium] = []
     for message in sample.messages:
@@ -101,9 +112,14 @@ def _messages(sample: Any) -> tuple[Messages, list[Medium]]:
 def _single_turn(sample: Any) -> tuple[Messages, list[Medium]]:
     given = [("image", image) for image in sample.images]
     given += [] if sample.video is None else [("video", sample.video)]
-    media = [medium(kind, picture, {}, sample.meta.get("fps"), f"sample {sample.id!r}") for kind, picture in given]
+    media = [
+        medium(kind, picture, {}, sample.meta.get("fps"), f"sample {sample.id!r}")
+        for kind, picture in given
+    ]
     text = sample.question or ""
-    content = [{"type": kind} for kind, _ in given] + ([{"type": "text", "text": text}] if text else [])
+    content = [{"type": kind} for kind, _ in given] + (
+        [{"type": "text", "text": text}] if text else []
+    )
     messages: Messages = [{"role": "user", "content": content}]
     if sample.choices:
         _append_choices(messages, sample.choices)
@@ -142,14 +158,20 @@ def _part(part: Any, waiting: dict[str, list], media: list[Medium], sample: Any)
             )
         given = waiting[kind].pop(0)
     number = sum(one.kind == kind for one in media)
-    media.append(medium(kind, given, part, sample.meta.get("fps"), f"sample {sample.id!r}, {kind} {number}"))
+    media.append(
+        medium(kind, given, part, sample.meta.get("fps"), f"sample {sample.id!r}, {kind} {number}")
+    )
     return {"type": kind}
 
 
 def _append_choices(messages: Messages, choices: list[str]) -> None:
     if len(choices) > len(LETTERS):
-        raise CorelensError(f"{len(choices)} choices", f"at most {len(LETTERS)}", "choices are lettered A to Z")
-    lines = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+        raise CorelensError(
+            f"{len(choices)} choices", f"at most {len(LETTERS)}", "choices are lettered A to Z"
+        )
+    lines = "".join(
+        f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)
+    )
     message = messages[_last_user(messages)]
     if isinstance(message["content"], str):
         message["content"] += lines
@@ -164,24 +186,33 @@ def _append_choices(messages: Messages, choices: list[str]) -> None:
 def _last_user(messages: Messages) -> int:
     users = [number for number, message in enumerate(messages) if message.get("role") == "user"]
     if not users:
-        raise CorelensError("messages without a user's turn", "a chat with a user's turn", "add {'role': 'user', …}")
+        raise CorelensError(
+            "messages without a user's turn", "a chat with a user's turn", "add {'role': 'user', …}"
+        )
     return users[-1]
 
 
 def _question_places(sample: Any, messages: Messages) -> list[_Place]:
-    """Where the question stands in the messages: all text of the last user turn, or the part that `question` names."""
+    """Where the question stands in the messages: all text of the last user turn, or the part that
+    `question` names."""
     number = _last_user(messages)
     content = messages[number]["content"]
     if isinstance(content, str):
         parts: list[tuple[int | None, str]] = [(None, content)]
     else:
-        parts = [(at, part["text"]) for at, part in enumerate(content) if part.get("type") == "text"]
+        parts = [
+            (at, part["text"]) for at, part in enumerate(content) if part.get("type") == "text"
+        ]
     if sample.question is None:
         if sample.messages is None:
             return []
         options = sum(len(choice) + 4 for choice in sample.choices or [])  # "\nA. " before each
         lengths = [len(text) - (options if at == parts[-1][0] else 0) for at, text in parts]
-        return [_Place(number, at, 0, length) for (at, _), length in zip(parts, lengths, strict=True) if length > 0]
+        return [
+            _Place(number, at, 0, length)
+            for (at, _), length in zip(parts, lengths, strict=True)
+            if length > 0
+        ]
     if not sample.question:
         return []
     whole = [_Place(number, at, 0, len(text)) for at, text in parts if text == sample.question]
@@ -203,19 +234,28 @@ def _occurrences(text: str, wanted: str) -> list[int]:
     return [at for at in range(len(text) - len(wanted) + 1) if text.startswith(wanted, at)]
 
 
-def _find(processor: Any, layout: Layout, messages: Messages, place: _Place, processed: str, sample: Any) -> Span:
+def _find(
+    processor: Any, layout: Layout, messages: Messages, place: _Place, processed: str, sample: Any
+) -> Span:
     """The span of `processed` that comes from one place in the messages."""
     marker = "CoReQuEsTiOn"
     while marker in processed:
         marker += "X"
     marked = deepcopy(messages)
     message = marked[place.message]
-    holder, key = (message, "content") if place.part is None else (message["content"][place.part], "text")
+    holder, key = (
+        (message, "content") if place.part is None else (message["content"][place.part], "text")
+    )
     holder[key] = holder[key][: place.start] + marker + holder[key][place.stop :]
     other = layout.processed_prompt(processor, _apply(processor, layout, marked, sample))
     before, _, after = other.partition(marker)
     start, stop = len(before), len(processed) - len(after)
-    if marker not in other or marker in after or processed[:start] != before or processed[stop:] != after:
+    if (
+        marker not in other
+        or marker in after
+        or processed[:start] != before
+        or processed[stop:] != after
+    ):
         raise CorelensError(
             f"sample {sample.id!r}: the chat template does not write the question once, as it was given",
             "a template in which the user's words stand in one place",
@@ -227,7 +267,9 @@ def _find(processor: Any, layout: Layout, messages: Messages, place: _Place, pro
 def _apply(processor: Any, layout: Layout, messages: Messages, sample: Any) -> str:
     template = _template(processor)
     if template is not None:
-        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template)
+        return processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **template
+        )
     if len(messages) > 1:
         raise CorelensError(
             f"sample {sample.id!r}: a chat of {len(messages)} turns for a processor without a chat template",
@@ -242,18 +284,23 @@ def _apply(processor: Any, layout: Layout, messages: Messages, sample: Any) -> s
 
 
 def _template(processor: Any) -> dict[str, Any] | None:
-    """Options that make apply_chat_template find a template: its own, else its tokenizer's; None if there is none."""
+    """Options that make apply_chat_template find a template: its own, else its tokenizer's; None if
+    there is none."""
     if getattr(processor, "chat_template", None):
-        return {}  # not passed on: a processor may choose among its own (some have another one for videos)
+        # not passed on: a processor may choose among its own (some have another one for videos)
+        return {}
     template = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
     return {"chat_template": template} if template else None
 
 
 def _continuation(processor: Any, messages: Messages, text: str, sample: Any) -> str:
-    """The gold answer as the template writes it after the generation prompt: some put a space before it."""
+    """The gold answer as the template writes it after the generation prompt: some put a space
+    before it."""
     if not sample.answer:
         raise CorelensError(
-            f"sample {sample.id!r} without an answer", "an answer, since answer=True", "give Sample(answer=…)"
+            f"sample {sample.id!r} without an answer",
+            "an answer, since answer=True",
+            "give Sample(answer=…)",
         )
     template = _template(processor)
     if template is None:

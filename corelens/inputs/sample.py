@@ -1,4 +1,5 @@
-"""A Sample: one question about pictures or a video, with its answer and the region of its evidence."""
+"""A Sample: one question about pictures or a video, with its answer and the region of its
+evidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,20 +17,22 @@ class Sample:
     """One question about one or several pictures or a video.
 
     Args:
-        images: the pictures, in the order in which the prompt shows them: PIL images, paths, or uint8 arrays; one
-            alone needs no list.
+        images: the pictures, in the order in which the prompt shows them: PIL images, paths, or
+            uint8 arrays; one alone needs no list.
         question: the user's words, without template, options or instructions.
         answer: the gold answer, as the model should write it.
-        regions: where the evidence is, in pixels of the original picture; several mean their union, one needs no list.
-            Four numbers x0, y0, x1, y1 are a Box.
+        regions: where the evidence is, in pixels of the original picture; several mean their union,
+            one needs no list. Four numbers x0, y0, x1, y1 are a Box.
         choices: options of a multiple-choice question, appended to the question as "A. …".
         id: the sample's name; stable, since results are stored under it.
         video: the frames of one video instead of `images`.
-        messages: a chat in the format of transformers' chat templates, instead of `images` and `question`
-            (the question is then the text of the last user message, unless `question` names a part of it). What a part
-            says of its picture is used or refused: see `corelens.inputs.media`.
-        meta: anything else that is worth keeping, for instance what kind of question it is; "fps" is the frame rate of
-            `video`, which some models write into the prompt (a warning says so, and that 24 are assumed without it).
+        messages: a chat in the format of transformers' chat templates, instead of `images` and
+            `question` (the question is then the text of the last user message, unless `question`
+            names a part of it). What a part says of its picture is used or refused: see
+            `corelens.inputs.media`.
+        meta: anything else that is worth keeping, for instance what kind of question it is; "fps"
+            is the frame rate of `video`, which some models write into the prompt (a warning says
+            so, and that 24 are assumed without it).
     """
 
     images: list[Any] | Any = field(default_factory=list)
@@ -44,7 +47,10 @@ class Sample:
 
     def __post_init__(self) -> None:
         """One picture or one region stands for a list of one."""
-        if isinstance(self.images, str | Path | Image.Image) or getattr(self.images, "ndim", 4) == 3:
+        if (
+            isinstance(self.images, str | Path | Image.Image)
+            or getattr(self.images, "ndim", 4) == 3
+        ):
             self.images = [self.images]
         if self.regions is None or isinstance(self.regions, Region) or is_corners(self.regions):
             self.regions = [] if self.regions is None else [self.regions]

@@ -1,4 +1,5 @@
-"""Inputs made of tensors that the user prepared: what can be known of their tokens, and what must be among them."""
+"""Inputs made of tensors that the user prepared: what can be known of their tokens, and what must
+be among them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,25 +17,36 @@ from corelens.tokens.token_map import TokenMap
 MEDIA = ("pixel_values", "pixel_values_videos", ENCODED, "inputs_embeds")
 
 
-def from_tensors(tensors: Mapping[str, Any], layout: Layout, config: Any, processor: Any = None) -> Inputs:
-    """Wrap tensors made by hand; token maps know visual positions, text and the last row, but nothing of pictures.
+def from_tensors(
+    tensors: Mapping[str, Any], layout: Layout, config: Any, processor: Any = None
+) -> Inputs:
+    """Wrap tensors made by hand; token maps know visual positions, text and the last row, but
+    nothing of pictures.
 
     "visual" means what it means in `prepare`: the patches, without newlines and separators.
 
     Args:
-        processor: the model's own processor, whose options say how pictures were cut; without it the config says it.
+        processor: the model's own processor, whose options say how pictures were cut; without it
+            the config says it.
 
-    Errors: neither input_ids nor inputs_embeds; image tokens without images; more or fewer than their sizes make.
+    Errors: neither input_ids nor inputs_embeds; image tokens without images; more or fewer than
+    their sizes make.
     """
     ids = tensors.get("input_ids")
     like = ids if ids is not None else tensors.get("inputs_embeds")
     if like is None:
         raise CorelensError(
-            f"tensors {sorted(tensors)}", "input_ids [batch, pos] among them", "give what you would give the model"
+            f"tensors {sorted(tensors)}",
+            "input_ids [batch, pos] among them",
+            "give what you would give the model",
         )
     check_has_media(tensors, layout, config)
     mask = tensors.get("attention_mask")
-    real = torch.ones(like.shape[:2], dtype=torch.bool) if mask is None or mask.ndim != 2 else mask.bool().cpu()
+    real = (
+        torch.ones(like.shape[:2], dtype=torch.bool)
+        if mask is None or mask.ndim != 2
+        else mask.bool().cpu()
+    )
     unknown = CorelensError(
         "inputs made of tensors", "inputs made of a Sample, when regions, questions or cells are asked for",
         "use model.prepare(Sample(…)), or name positions explicitly",
@@ -52,10 +64,15 @@ def from_tensors(tensors: Mapping[str, Any], layout: Layout, config: Any, proces
 
 
 def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> None:
-    """Refuse a run whose image tokens have no image: a model would take the placeholders for words and go on."""
+    """Refuse a run whose image tokens have no image: a model would take the placeholders for words
+    and go on."""
     ids = tensors.get("input_ids")
     # (some families put a word before: image_pixel_values)
-    media = [name for name, x in tensors.items() if x is not None and (name in MEDIA or "pixel_values" in name)]
+    media = [
+        name
+        for name, x in tensors.items()
+        if x is not None and (name in MEDIA or "pixel_values" in name)
+    ]
     if ids is None or media:
         return
     count = int(torch.isin(ids, torch.tensor(layout.placeholders(config), device=ids.device)).sum())
@@ -68,7 +85,8 @@ def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> 
 
 
 def widened(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    """The batch with tensors that a processor made in a narrower type than the model's in the model's own."""
+    """The batch with tensors that a processor made in a narrower type than the model's in the
+    model's own."""
     narrow = {
         name: x.to(dtype)
         for name, x in inputs.tensors.items()
@@ -80,7 +98,8 @@ def widened(inputs: Inputs, dtype: torch.dtype) -> Inputs:
 def _placeholders(
     ids: Tensor | None, tensors: Mapping[str, Any], layout: Layout, config: Any, processor: Any
 ) -> tuple[Tensor, Tensor] | None:
-    """Which tokens [batch, pos] stand for picture content, and which of them are patches; None without ids."""
+    """Which tokens [batch, pos] stand for picture content, and which of them are patches; None
+    without ids."""
     if ids is None:
         return None
     ids = ids.cpu()

@@ -1,4 +1,5 @@
-"""What a user types stays text: words of the question that a tokenizer or processor would take for more are refused."""
+"""What a user types stays text: words of the question that a tokenizer or processor would take for
+more are refused."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,7 +8,8 @@ from corelens.errors import CorelensError
 
 
 def reserved(processor: Any) -> dict[str, bool]:
-    """The words that stand for more than their characters: True for a picture's place, False for a template's token."""
+    """The words that stand for more than their characters: True for a picture's place, False for a
+    template's token."""
     tokenizer = getattr(processor, "tokenizer", None) or processor
     words = dict.fromkeys(getattr(tokenizer, "all_special_tokens", ()), False)
     added = getattr(tokenizer, "added_tokens_decoder", {})
@@ -21,8 +23,8 @@ def reserved(processor: Any) -> dict[str, bool]:
 def check_typed(texts: Iterable[str], words: Mapping[str, bool], id: str) -> None:
     """Raise if a text of a sample's chat holds one of these words.
 
-    A placeholder would be filled with a picture, a template's token would begin or end a turn, and both would be
-    counted among the question's rows.
+    A placeholder would be filled with a picture, a template's token would begin or end a turn, and
+    both would be counted among the question's rows.
     """
     for text in texts:
         found = [word for word in words if word in text]
@@ -38,7 +40,11 @@ def check_typed(texts: Iterable[str], words: Mapping[str, bool], id: str) -> Non
             do = f"take it out, or break it up ({word[0]} {word[1:]}); turns are given as Sample(messages=[…])"
         raise CorelensError(
             f"sample {id!r}: its text holds {word!r}, which this model's "
-            + ("processor replaces by a picture" if words[word] else "tokenizer reads as one token of its template"),
+            + (
+                "processor replaces by a picture"
+                if words[word]
+                else "tokenizer reads as one token of its template"
+            ),
             "words",
             do,
         )

@@ -20,22 +20,30 @@ from corelens.inputs.prepare import Inputs, Sample
 from corelens.tokens.positions import Where, check_where, member, resolve
 
 KINDS = ("zero", "mean", "resample", "uniform")
-ROLES = ("visual", "question", "other")  # the roles a token can have; "other": template, options, answer
+# the roles a token can have; "other": template, options, answer
+ROLES = ("visual", "question", "other")
 Heads = HeadSet | Iterable[Any]
-Edit = Callable[[Tensor, Any, int, list[int]], Tensor]  # edit(z [batch, pos, some, d], hook, layer, heads) → the same
+# edit(z [batch, pos, some, d], hook, layer, heads) → the same
+Edit = Callable[[Tensor, Any, int, list[int]], Tensor]
 
 
 def ablate(
-    heads: Heads, kind: str = "zero", *, reference: Any = None, positions: Where | None = None, seed: int = 0
+    heads: Heads,
+    kind: str = "zero",
+    *,
+    reference: Any = None,
+    positions: Where | None = None,
+    seed: int = 0,
 ) -> list[Hook]:
     """Hooks that ablate these heads.
 
     Args:
         heads: a HeadSet, or anything that makes one.
         kind: "zero", "mean", "resample" or "uniform"; see the top of this file.
-        reference: for "mean" what `mean_z` returned; for "resample" a cache of another run that holds `hook_z` of
-            the layers concerned; if its length differs, `reference=(cache, its inputs)`, and tokens are drawn by role.
-            A generated token takes what the reference's last token had.
+        reference: for "mean" what `mean_z` returned; for "resample" a cache of another run that
+            holds `hook_z` of the layers concerned; if its length differs, `reference=(cache, its
+            inputs)`, and tokens are drawn by role. A generated token takes what the reference's
+            last token had.
         positions: only at these positions ("question", "last", [3, 4] …); everywhere by default.
         seed: of the draws by role in "resample".
 
@@ -44,7 +52,9 @@ def ablate(
     """
     chosen = heads if isinstance(heads, HeadSet) else HeadSet(heads)
     if kind not in KINDS:
-        raise CorelensError(f"the ablation {kind!r}", f"one of {', '.join(KINDS)}", "for edges use cl.knockout")
+        raise CorelensError(
+            f"the ablation {kind!r}", f"one of {', '.join(KINDS)}", "for edges use cl.knockout"
+        )
     if (kind in ("mean", "resample")) != (reference is not None):
         raise CorelensError(
             f"ablate(…, {kind!r}) {'without' if reference is None else 'with'} a reference",
@@ -60,22 +70,32 @@ def ablate(
         edit = _resample(reference, seed)
     point = "hook_rot_q" if kind == "uniform" else "hook_z"
     return [
-        (f"blocks.{layer}.attn.{point}", _on_heads(edit, layer, numbers, positions, f"ablate_{kind}"))
+        (
+            f"blocks.{layer}.attn.{point}",
+            _on_heads(edit, layer, numbers, positions, f"ablate_{kind}"),
+        )
         for layer, numbers in chosen.by_layer().items()
     ]
 
 
-def _on_heads(edit: Edit, layer: int, numbers: Sequence[int], positions: Where | None, name: str) -> Callable[..., Any]:
+def _on_heads(
+    edit: Edit, layer: int, numbers: Sequence[int], positions: Where | None, name: str
+) -> Callable[..., Any]:
     def hook_function(z: Float[Tensor, "batch pos head d"], hook: Any) -> Tensor:
         if max(numbers) >= z.shape[2]:
             raise CorelensError(
-                f"head L{layer}H{max(numbers)}", f"heads 0 to {z.shape[2] - 1}", "take heads of this model"
+                f"head L{layer}H{max(numbers)}",
+                f"heads 0 to {z.shape[2] - 1}",
+                "take heads of this model",
             )
         old = z[:, :, list(numbers)]
         new = edit(old, hook, layer, list(numbers))
         if positions is not None:
             here = hook.ctx["positions"]
-            table = member(resolve(positions, hook.ctx["inputs"], here, z.shape[0], rows=True), int(here[-1]) + 1)
+            table = member(
+                resolve(positions, hook.ctx["inputs"], here, z.shape[0], rows=True),
+                int(here[-1]) + 1,
+            )
             new = torch.where(table[:, here, None, None], new, old)
         z = z.clone()
         z[:, :, list(numbers)] = new
@@ -114,7 +134,9 @@ def _resample(reference: Any, seed: int) -> Edit:
         here = hook.ctx["positions"]
         if other is None:
             length = there.shape[1]
-            if z.shape[0] % there.shape[0] or (int(here[-1]) + 1 != length and int(here[0]) < length):
+            if z.shape[0] % there.shape[0] or (
+                int(here[-1]) + 1 != length and int(here[0]) < length
+            ):
                 raise CorelensError(
                     f"a reference run of {list(there.shape[:2])} samples × positions for one of "
                     f"{[z.shape[0], int(here[-1]) + 1]}",
@@ -127,7 +149,9 @@ def _resample(reference: Any, seed: int) -> Edit:
         generator = torch.Generator().manual_seed(seed)
         mine = _roles(hook.ctx["inputs"], here, z.shape[0]).cpu()
         real = torch.stack([token_map.real for token_map in other.token_maps])
-        theirs = torch.where(real, _roles(other, torch.arange(real.shape[1]), len(real)).cpu(), -1).flatten()
+        theirs = torch.where(
+            real, _roles(other, torch.arange(real.shape[1]), len(real)).cpu(), -1
+        ).flatten()
         flat = torch.empty(mine.numel(), dtype=torch.long)
         for role in range(len(ROLES)):
             pool = (theirs == role).nonzero()[:, 0]
@@ -143,9 +167,13 @@ def _roles(inputs: Inputs, positions: Int[Tensor, " pos"], batch: int) -> Int[Te
     """The role of each token, as a number in ROLES; tokens that were generated are "other"."""
     if not getattr(inputs, "token_maps", None):
         raise CorelensError(
-            "token roles in a run on bare tensors", "inputs with token maps", "run on model.prepare(sample)"
+            "token roles in a run on bare tensors",
+            "inputs with token maps",
+            "run on model.prepare(sample)",
         )
-    roles = torch.full((batch, int(positions[-1]) + 1), ROLES.index("other"), device=positions.device)
+    roles = torch.full(
+        (batch, int(positions[-1]) + 1), ROLES.index("other"), device=positions.device
+    )
     for i in range(batch):
         token_map = inputs.token_maps[i * len(inputs.token_maps) // batch]
         if "question" in token_map.parts:
@@ -168,12 +196,14 @@ def mean_z(
     Args:
         model: a HookedMLLM.
         samples: the reference set: not the samples that are then evaluated.
-        by_role: one mean for each of ROLES instead of one for all; a role without any token gives 0.
+        by_role: one mean for each of ROLES instead of one for all; a role without any token gives
+            0.
         positions: only these positions ("question", "last", [3, 4] …); all real ones by default.
         hooks: to run under.
 
     Returns:
-        {layer: [1 or role, head, d_head]} of the layers with attention heads, in float32 on the CPU; summed in float64.
+        {layer: [1 or role, head, d_head]} of the layers with attention heads, in float32 on the
+        CPU; summed in float64.
     """
     sums: dict[int, Tensor] = {}
     counts: dict[int, Tensor] = {}
@@ -183,18 +213,30 @@ def mean_z(
         inputs, here, layer = hook.ctx["inputs"], hook.ctx["positions"], hook.layer()
         counted = torch.stack([token_map.real for token_map in inputs.token_maps]).to(z.device)
         if positions is not None:
-            counted = counted & member(resolve(positions, inputs, here, z.shape[0], rows=True), counted.shape[1])
-        roles = _roles(inputs, here, z.shape[0]) if by_role else torch.zeros_like(counted, dtype=torch.long)
+            counted = counted & member(
+                resolve(positions, inputs, here, z.shape[0], rows=True), counted.shape[1]
+            )
+        roles = (
+            _roles(inputs, here, z.shape[0])
+            if by_role
+            else torch.zeros_like(counted, dtype=torch.long)
+        )
         member_of = torch.nn.functional.one_hot(roles, n_roles) * counted[..., None]
         total = torch.einsum("bpr,bphd->rhd", member_of.double(), z.double()).cpu()
         sums[layer] = sums.get(layer, torch.zeros_like(total)) + total
         counts[layer] = counts.get(layer, torch.zeros(n_roles)) + member_of.sum((0, 1)).cpu()
 
     if not samples:
-        raise CorelensError("no samples", "a reference set of one sample or more", "give samples to average over")
-    reading: list[Hook] = [(f"blocks.{layer}.attn.hook_z", add) for layer, heads in enumerate(model.cfg.heads) if heads]
+        raise CorelensError(
+            "no samples", "a reference set of one sample or more", "give samples to average over"
+        )
+    reading: list[Hook] = [
+        (f"blocks.{layer}.attn.hook_z", add) for layer, heads in enumerate(model.cfg.heads) if heads
+    ]
     with torch.no_grad():
         for start in range(0, len(samples), batch_size):
             inputs = model.prepare(samples[start : start + batch_size])
             model.run_with_hooks(inputs, fwd_hooks=[*hooks, *reading], return_type=None)
-    return {layer: (sums[layer] / counts[layer].clamp(min=1)[:, None, None]).float() for layer in sums}
+    return {
+        layer: (sums[layer] / counts[layer].clamp(min=1)[:, None, None]).float() for layer in sums
+    }

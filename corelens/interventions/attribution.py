@@ -1,10 +1,12 @@
-"""Attribution patching: the effect of every patch at once, to first order. Two forwards and one backward.
+"""Attribution patching: the effect of every patch at once, to first order. Two forwards and one
+backward.
 
     effect of a patch ≈ Σ (source − base) · ∂ metric / ∂ activation, taken at the base run
 
-Source: Nanda 2023, "Attribution patching" (neelnanda.io); Syed et al. 2023, arXiv 2310.10348. With `steps` the gradient
-is the mean over runs whose embeddings go in equal steps from the base to the source (EAP-IG: Hanna et al. 2024,
-arXiv 2403.17806), which repairs gradients that vanish at the base, as behind a saturated softmax.
+Source: Nanda 2023, "Attribution patching" (neelnanda.io); Syed et al. 2023, arXiv 2310.10348. With
+`steps` the gradient is the mean over runs whose embeddings go in equal steps from the base to the
+source (EAP-IG: Hanna et al. 2024, arXiv 2403.17806), which repairs gradients that vanish at the
+base, as behind a saturated softmax.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,19 +38,26 @@ def attribution_patch(
     block: int = 64,
     steps: int = 0,
 ) -> PatchResult:
-    """Estimate what `activation_patch` with the same arguments measures; `values` are base + estimated effect.
+    """Estimate what `activation_patch` with the same arguments measures; `values` are base +
+    estimated effect.
 
     Args:
-        model, clean, corrupted, site, metric, per, direction, positions, hooks, block: as in `activation_patch`; the
-            metric must be differentiable (accuracy is not: its gradient is 0).
-        steps: 0: the gradient at the base run; n: the mean gradient at n points from the base's embeddings (and what
-            DeepStack adds) to the source's.
+        model, clean, corrupted, site, metric, per, direction, positions, hooks, block: as in
+            `activation_patch`; the metric must be differentiable (accuracy is not: its gradient is
+            0).
+        steps: 0: the gradient at the base run; n: the mean gradient at n points from the base's
+            embeddings (and what DeepStack adds) to the source's.
 
     `result.plot_against(exact)` shows how good the estimate is.
     """
     if steps < 0:
-        raise CorelensError(f"steps={steps}", "0 (the gradient at the base run) or more", "5 to 10 are usual")
-    about = {"site": site, "method": f"attribution patching ({steps} steps)" if steps else "attribution patching"}
+        raise CorelensError(
+            f"steps={steps}", "0 (the gradient at the base run) or more", "5 to 10 are usual"
+        )
+    about = {
+        "site": site,
+        "method": f"attribution patching ({steps} steps)" if steps else "attribution patching",
+    }
     clean, corrupted, measure, base, other, meta = prepare_runs(
         model, clean, corrupted, metric, direction, hooks, about
     )
@@ -56,26 +65,42 @@ def attribution_patch(
     names = list(dict.fromkeys(name for job in jobs for name in job.names))
     inputs = ["hook_embed", *model.hook_names("hook_deepstack")]
     with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
-        near_logits, here = model.run_with_cache(base, names_filter=[*names, *inputs], return_cache_object=False)
-        far_logits, there = model.run_with_cache(other, names_filter=[*names, *inputs], return_cache_object=False)
+        near_logits, here = model.run_with_cache(
+            base, names_filter=[*names, *inputs], return_cache_object=False
+        )
+        far_logits, there = model.run_with_cache(
+            other, names_filter=[*names, *inputs], return_cache_object=False
+        )
     near = measure(near_logits[:, -measure.keep :] if measure.keep else near_logits)
     far = measure(far_logits[:, -measure.keep :] if measure.keep else far_logits)
     total: dict[str, Tensor] = {}
     shares = [step / steps for step in range(steps)] if steps else [0.0]
     for share in shares:
         mixed = {name: here[name] + share * (there[name] - here[name]) for name in inputs}
-        for name, gradient in _gradients(model, base, names, measure, hooks, mixed if share else {}).items():
+        for name, gradient in _gradients(
+            model, base, names, measure, hooks, mixed if share else {}
+        ).items():
             total[name] = total.get(name, 0) + gradient / len(shares)
-    scores = {name: (there[name].float() - here[name].float()) * total[name].float() for name in names}
+    scores = {
+        name: (there[name].float() - here[name].float()) * total[name].float() for name in names
+    }
     nowhere = torch.full_like(near, torch.nan)  # a layer without attention
     values = [
-        near + sum(_share_of(job, name, scores[name]) for name in job.names) if job.names else nowhere for job in jobs
+        near + sum(_share_of(job, name, scores[name]) for name in job.names)
+        if job.names
+        else nowhere
+        for job in jobs
     ]
     return result_of(values, near, far, axes, base, meta)
 
 
 def _gradients(
-    model: Any, base: Inputs, names: Sequence[str], measure: Bound, hooks: Sequence[Hook], inputs: Mapping[str, Tensor]
+    model: Any,
+    base: Inputs,
+    names: Sequence[str],
+    measure: Bound,
+    hooks: Sequence[Hook],
+    inputs: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """∂ Σ metric / ∂ activation at each of these points, in a run with these embeddings."""
     seen: dict[str, Tensor] = {}
@@ -87,7 +112,8 @@ def _gradients(
         return at_a_step
 
     def begin(x: Tensor, hook: Any) -> Tensor:
-        return x.detach().requires_grad_()  # the graph begins here: the vision tower is not part of it
+        # the graph begins here: the vision tower is not part of it
+        return x.detach().requires_grad_()
 
     def keep(name: str) -> Callable[..., Tensor]:
         def kept(x: Tensor, hook: Any) -> Tensor:
@@ -96,7 +122,11 @@ def _gradients(
 
         return kept
 
-    every: list[Hook] = [*hooks, *((name, put(value)) for name, value in inputs.items()), ("hook_embed", begin)]
+    every: list[Hook] = [
+        *hooks,
+        *((name, put(value)) for name, value in inputs.items()),
+        ("hook_embed", begin),
+    ]
     every += [(name, keep(name)) for name in names]
     with torch.enable_grad(), _frozen(model):
         logits = model.run_with_hooks(base, fwd_hooks=every, logits_to_keep=measure.keep)
@@ -104,7 +134,10 @@ def _gradients(
         if not values.requires_grad:  # a metric without a gradient, such as accuracy
             return {name: torch.zeros_like(x) for name, x in seen.items()}
         found = torch.autograd.grad(values.sum(), list(seen.values()), allow_unused=True)
-    return {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(seen.items(), found, strict=True)}
+    return {
+        n: torch.zeros_like(x) if g is None else g
+        for (n, x), g in zip(seen.items(), found, strict=True)
+    }
 
 
 @contextmanager

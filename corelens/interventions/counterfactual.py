@@ -43,21 +43,25 @@ def counterfactual(
     Args:
         sample: a sample with a region (not needed for "text").
         kind: one of KINDS, see the top of this file.
-        other: for "swap" the other region: a region, or the number of one of the sample's; for "replace" another
-            Sample (its first region is taken), or a picture (all of it); for "text" the other question.
+        other: for "swap" the other region: a region, or the number of one of the sample's; for
+            "replace" another Sample (its first region is taken), or a picture (all of it); for
+            "text" the other question.
         region: which region is changed: the number of one of the sample's, or any region.
-        answer: the twin's answer; by default that of `other` where it is a Sample, else None: the question has no
-            known answer any more ("text" and unread changes included).
+        answer: the twin's answer; by default that of `other` where it is a Sample, else None: the
+            question has no known answer any more ("text" and unread changes included).
         seed: of the noise.
         model: a HookedMLLM: check with it that the twin has the same token grid.
 
     Returns:
         A new sample, whose id says what was done; its pictures are PIL images.
 
-    Errors: no region; an `other` that is missing or not needed; for `model`, twins of other lengths or grids.
+    Errors: no region; an `other` that is missing or not needed; for `model`, twins of other lengths
+    or grids.
     """
     if kind not in KINDS:
-        raise CorelensError(f"the counterfactual {kind!r}", f"one of {', '.join(KINDS)}", "choose one")
+        raise CorelensError(
+            f"the counterfactual {kind!r}", f"one of {', '.join(KINDS)}", "choose one"
+        )
     if (kind in ("swap", "replace", "text")) != (other is not None):
         raise CorelensError(
             f"counterfactual(…, {kind!r}) {'without' if other is None else 'with'} other=",
@@ -66,13 +70,17 @@ def counterfactual(
         )
     if kind == "text" and sample.messages is not None:
         raise CorelensError(
-            f"sample {sample.id!r} with messages", "a sample with a question", "write the twin's messages by hand"
+            f"sample {sample.id!r} with messages",
+            "a sample with a question",
+            "write the twin's messages by hand",
         )
     if kind == "text":
         twin = replace(sample, question=_question(other), answer=answer, id=f"{sample.id}:text")
     else:
         twin = _painted(sample, kind, other, _region(sample, region), seed)
-        known = answer if answer is not None else other.answer if isinstance(other, Sample) else None
+        known = (
+            answer if answer is not None else other.answer if isinstance(other, Sample) else None
+        )
         twin = replace(twin, answer=known, id=f"{sample.id}:{kind}")
     if model is not None:
         check_pair(model.prepare(sample), model.prepare(twin))
@@ -80,27 +88,40 @@ def counterfactual(
 
 
 def pair(
-    samples: Sequence[Sample], kind_or_twins: str | Sequence[Sample], *, model: Any = None, **options: Any
+    samples: Sequence[Sample],
+    kind_or_twins: str | Sequence[Sample],
+    *,
+    model: Any = None,
+    **options: Any,
 ) -> list[tuple[Sample, Sample]]:
     """Matched pairs (clean, corrupted), each of one token grid.
 
     Args:
         samples: the clean ones.
-        kind_or_twins: a kind of counterfactual, made of each; or the corrupted ones themselves, in the same order.
-        model: a HookedMLLM: then lengths and token grids are compared too, not only the pictures' sizes.
-        options: handed to `counterfactual`; one that is a list with an entry a sample is handed out one by one.
+        kind_or_twins: a kind of counterfactual, made of each; or the corrupted ones themselves, in
+            the same order.
+        model: a HookedMLLM: then lengths and token grids are compared too, not only the pictures'
+            sizes.
+        options: handed to `counterfactual`; one that is a list with an entry a sample is handed out
+            one by one.
 
-    Errors: pictures of other sizes or numbers; with `model`, twins of other lengths or grids, and where they part.
+    Errors: pictures of other sizes or numbers; with `model`, twins of other lengths or grids, and
+    where they part.
     """
     if isinstance(kind_or_twins, str):
         twins = []
         for number, sample in enumerate(samples):
-            own = {k: v[number] if isinstance(v, list) and len(v) == len(samples) else v for k, v in options.items()}
+            own = {
+                k: v[number] if isinstance(v, list) and len(v) == len(samples) else v
+                for k, v in options.items()
+            }
             twins.append(counterfactual(sample, kind_or_twins, **own))
     else:
         twins = list(kind_or_twins)
     if len(twins) != len(samples):
-        raise CorelensError(f"{len(samples)} samples and {len(twins)} twins", "one twin a sample", "match them")
+        raise CorelensError(
+            f"{len(samples)} samples and {len(twins)} twins", "one twin a sample", "match them"
+        )
     for sample, twin in zip(samples, twins, strict=True):
         sizes = [_sizes(one) for one in (sample, twin)]
         if sizes[0] != sizes[1]:
@@ -114,7 +135,7 @@ def pair(
     return list(zip(samples, twins, strict=True))
 
 
-# --- inside ----------------------------------------------------------------------------------------------------------
+# --- inside
 
 
 def _question(other: Any) -> str:
@@ -142,7 +163,9 @@ def _region(sample: Sample, given: Any) -> Region:
 
 
 def _sizes(sample: Sample) -> list[tuple[int, ...]]:
-    images: list[tuple[int, ...]] = [read_picture(image, f"sample {sample.id!r}").size for image in sample.images]
+    images: list[tuple[int, ...]] = [
+        read_picture(image, f"sample {sample.id!r}").size for image in sample.images
+    ]
     if sample.video is None:
         return images
     frames = read_video(sample.video, f"sample {sample.id!r}")
@@ -187,11 +210,15 @@ def _edit(sample: Sample, region: Region, paint: Paint) -> Sample:
         frames = read_video(sample.video, where)
         boxes = {frame: box for frame, box in region.boxes.items() if frame < len(frames)}
         done = {frame: _over(frames[frame], box, paint) for frame, box in boxes.items()}
-        return replace(sample, video=[done.get(number, frame) for number, frame in enumerate(frames)])
+        return replace(
+            sample, video=[done.get(number, frame) for number, frame in enumerate(frames)]
+        )
     images = [read_picture(image, where) for image in sample.images]
     if not 0 <= region.image < len(images):
         raise CorelensError(
-            f"{where}: a region on image {region.image} of {len(images)}", "a picture of the sample", "count from 0"
+            f"{where}: a region on image {region.image} of {len(images)}",
+            "a picture of the sample",
+            "count from 0",
         )
     region.check(*images[region.image].size)
     images[region.image] = _over(images[region.image], region, paint)
@@ -202,7 +229,9 @@ def _over(picture: Image.Image, region: Box | Mask, paint: Paint) -> Image.Image
     area = _area(region, picture.size)
     result, content = picture.copy(), paint(picture, area)
     if isinstance(region, Mask):
-        only = Image.fromarray((region.mask[area[1] : area[3], area[0] : area[2]] * 255).astype(np.uint8))
+        only = Image.fromarray(
+            (region.mask[area[1] : area[3], area[0] : area[2]] * 255).astype(np.uint8)
+        )
         result.paste(content, area[:2], only)
     else:
         result.paste(content, area[:2])
@@ -222,19 +251,29 @@ def _area(region: Box | Mask, size: tuple[int, int]) -> Area:
 
 def _swapped(sample: Sample, first: Region, second: Region) -> Sample:
     if isinstance(first, Tube) or isinstance(second, Tube):
-        raise CorelensError("a swap of tubes", "two regions of images", "swap frames by hand: Sample(video=…)")
+        raise CorelensError(
+            "a swap of tubes", "two regions of images", "swap frames by hand: Sample(video=…)"
+        )
     images = [read_picture(image, f"sample {sample.id!r}") for image in sample.images]
     for one in (first, second):
         if not 0 <= one.image < len(images):
             raise CorelensError(
-                f"a region on image {one.image} of {len(images)}", "a picture of the sample", "count from 0"
+                f"a region on image {one.image} of {len(images)}",
+                "a picture of the sample",
+                "count from 0",
             )
         one.check(*images[one.image].size)
     areas = [_area(one, images[one.image].size) for one in (first, second)]
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = areas
     if first.image == second.image and ax0 < bx1 and bx0 < ax1 and ay0 < by1 and by0 < ay1:
-        raise CorelensError(f"a swap of {areas[0]} and {areas[1]}", "two regions that do not overlap", "choose others")
-    contents = [images[one.image].crop(area) for one, area in zip((first, second), areas, strict=True)]
+        raise CorelensError(
+            f"a swap of {areas[0]} and {areas[1]}",
+            "two regions that do not overlap",
+            "choose others",
+        )
+    contents = [
+        images[one.image].crop(area) for one, area in zip((first, second), areas, strict=True)
+    ]
     for one, content in ((first, contents[1]), (second, contents[0])):
 
         def paint(picture: Image.Image, area: Area, content: Image.Image = content) -> Image.Image:

@@ -1,4 +1,5 @@
-"""Interventions on edges: who may look at what. Only the rows named are computed anew, beside SDPA."""
+"""Interventions on edges: who may look at what. Only the rows named are computed anew, beside
+SDPA."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,19 @@ from corelens.tokens.positions import Where, check_where
 QUESTION_ON = "question+last+answer"  # what reads evidence for the answer, generated rows included
 
 
-def knockout(heads: Heads | None, rows: Where = QUESTION_ON, columns: Where = "region") -> list[Hook]:
-    """Hooks that remove the edges from `rows` to `columns` before the softmax (the CoRe paper's attention masking).
+def knockout(
+    heads: Heads | None, rows: Where = QUESTION_ON, columns: Where = "region"
+) -> list[Hook]:
+    """Hooks that remove the edges from `rows` to `columns` before the softmax (the CoRe paper's
+    attention masking).
 
-    What is left is renormalised by the softmax; a row that loses every edge gives z = 0 and a warning.
+    What is left is renormalised by the softmax; a row that loses every edge gives z = 0 and a
+    warning.
 
     Args:
         heads: these heads; all heads of all layers if None.
-        rows: "question+last+answer" by default (while generating, the generated rows too); or other names, positions.
+        rows: "question+last+answer" by default (while generating, the generated rows too); or other
+            names, positions.
         columns: "region", "visual", "image:1", "frame:3", "thumbnail", "tile:0", positions …
 
     Errors: a name that does not exist, when the hooks are made.
@@ -37,7 +43,8 @@ def knockout(heads: Heads | None, rows: Where = QUESTION_ON, columns: Where = "r
 def edge_bias(
     heads: Heads | None, rows: Where = QUESTION_ON, columns: Where = "region", value: float = 1.0
 ) -> list[Hook]:
-    """Hooks that add `value` to the scores (after scaling, before softmax) of the edges from `rows` to `columns`."""
+    """Hooks that add `value` to the scores (after scaling, before softmax) of the edges from `rows`
+    to `columns`."""
 
     check_where(rows), check_where(columns)
 
@@ -47,7 +54,9 @@ def edge_bias(
     return _hooks(heads, bias_edges, "edge_bias")
 
 
-def _hooks(heads: Heads | None, edit: Callable[[Edges, list[int] | None], None], name: str) -> list[Hook]:
+def _hooks(
+    heads: Heads | None, edit: Callable[[Edges, list[int] | None], None], name: str
+) -> list[Hook]:
     def on(numbers: list[int] | None) -> Callable[..., None]:
         def hook_function(edges: Edges, hook: Any) -> None:
             edit(edges, numbers)
@@ -58,4 +67,7 @@ def _hooks(heads: Heads | None, edit: Callable[[Edges, list[int] | None], None],
     if heads is None:
         return [(every_edges, on(None))]
     chosen = heads if isinstance(heads, HeadSet) else HeadSet(heads)
-    return [(f"blocks.{layer}.attn.hook_edges", on(numbers)) for layer, numbers in chosen.by_layer().items()]
+    return [
+        (f"blocks.{layer}.attn.hook_edges", on(numbers))
+        for layer, numbers in chosen.by_layer().items()
+    ]

@@ -23,7 +23,8 @@ ORDER = (
     "mlp.hook_post", "hook_mlp_out", "hook_resid_post", "hook_deepstack",
 )  # fmt: skip
 FROZEN = ("attn.hook_gate", "attn.hook_z", "attn.hook_result", "hook_attn_out")  # in the path run
-ALIASES = {"hook_mlp_in": "ln2.hook_normalized", "hook_attn_in": "ln1.hook_normalized"}  # before the norm's weight
+# before the norm's weight
+ALIASES = {"hook_mlp_in": "ln2.hook_normalized", "hook_attn_in": "ln1.hook_normalized"}
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _HEAD = re.compile(r"blocks\.(\d+)\.attn\.(head|kv_head)\.(\d+)\.(hook_\w+)")
 
@@ -45,7 +46,8 @@ class Sender:
     visual: bool = False
 
     def places(self, inputs: Any, here: Tensor, batch: int) -> Tensor | None:
-        """Where it may write at all, up to the last of the positions `here`: [batch, pos], or None: everywhere."""
+        """Where it may write at all, up to the last of the positions `here`: [batch, pos], or None:
+        everywhere."""
         if not self.visual:
             return None
         return member(resolve("visual", inputs, here, batch, rows=True), int(here[-1]) + 1)
@@ -66,13 +68,16 @@ class Receiver:
     alone: tuple[int, int, str] | None = None
 
     def write(self, value: Tensor, where: Tensor | None) -> Hook:
-        """The hook of the last run: this receiver has `value` (at `where` [sample, pos], if given)."""
+        """The hook of the last run: this receiver has `value` (at `where` [sample, pos], if
+        given)."""
         axis = axis_of(self.reads)[0] - (".head." in self.reads and axis_of(self.reads)[0] == 2)
 
         def mixed(x: Tensor, positions: Tensor) -> Tensor:
             if where is None:
                 return value.clone()
-            rows = where.repeat_interleave(x.shape[0] // len(where), dim=0)[:, positions.to(where.device)].to(x.device)
+            rows = where.repeat_interleave(x.shape[0] // len(where), dim=0)[
+                :, positions.to(where.device)
+            ].to(x.device)
             shape = [1] * x.ndim
             shape[0], shape[axis] = rows.shape
             return torch.where(rows.reshape(shape), value, x)
@@ -96,7 +101,7 @@ class Receiver:
         return f"blocks.{layer}.attn.hook_edges", receive_alone
 
 
-# --- reading what was given ------------------------------------------------------------------------------------------
+# --- reading what was given
 
 
 def parse_senders(given: Any, n_layers: int, n_heads: int, names: Iterable[str]) -> list[Sender]:
@@ -120,7 +125,9 @@ def parse_senders(given: Any, n_layers: int, n_heads: int, names: Iterable[str])
             found.append(_head(Head(int(head[1]), int(head[3])), n_layers, n_heads, gates))
         elif isinstance(one, str) and (one == "hook_embed" or _BLOCK.fullmatch(one)):
             point = "" if one == "hook_embed" else _BLOCK.fullmatch(one)[2]  # type: ignore[index]
-            if one != "hook_embed" and (point not in ORDER or point.endswith(("scores", "pattern", "scale"))):
+            if one != "hook_embed" and (
+                point not in ORDER or point.endswith(("scores", "pattern", "scale"))
+            ):
                 raise CorelensError(
                     f"the sender {one!r}",
                     "what writes to the residual stream: heads, hook_mlp_out, hook_embed, hook_deepstack, 'visual'",
@@ -147,13 +154,16 @@ def _gate(name: str, gates: set[str]) -> list[str]:
 
 
 def mixing(layer: int, names: Container[str], written: Container[str] = ()) -> list[str]:
-    """The points that freeze what a layer carries between tokens: its heads, or else its mixer's output.
+    """The points that freeze what a layer carries between tokens: its heads, or else its mixer's
+    output.
 
     Args:
         names: the points that the base run's cache holds, or that the model has.
         written: those that senders write: they are never frozen as a whole.
     """
-    z, gate, out = (f"blocks.{layer}.{point}" for point in ("attn.hook_z", "attn.hook_gate", "hook_attn_out"))
+    z, gate, out = (
+        f"blocks.{layer}.{point}" for point in ("attn.hook_z", "attn.hook_gate", "hook_attn_out")
+    )
     if z in names or z in written or out not in names:
         return [z, gate] if gate in names else [z]
     return [out]
@@ -174,14 +184,21 @@ def parse_receivers(given: Iterable[str] | str, model: Any) -> list[Receiver]:
         reads = f"blocks.{block[1]}.{ALIASES[block[2]]}" if block and block[2] in ALIASES else name
         model.hook_dict[reads]  # raises with the nearest names
         head, alone = _HEAD.fullmatch(reads), None
-        if head and head[2] == "head" and head[4] in ("hook_k", "hook_rot_k", "hook_v") and group > 1:
+        if (
+            head
+            and head[2] == "head"
+            and head[4] in ("hook_k", "hook_rot_k", "hook_v")
+            and group > 1
+        ):
             number = int(head[3])
             what, point = ("value", "hook_v") if head[4] == "hook_v" else ("key", "hook_rot_k")
             alone = (int(head[1]), number, what)
             reads = f"blocks.{head[1]}.attn.kv_head.{number // group}.{point}"
         found.append(Receiver(name, reads, alone))
     if not found:
-        raise CorelensError("no receivers", "one or more hook names", "for instance receivers=['hook_logits']")
+        raise CorelensError(
+            "no receivers", "one or more hook names", "for instance receivers=['hook_logits']"
+        )
     return found
 
 
@@ -191,7 +208,11 @@ def rank(name: str, n_layers: int) -> tuple[int, int]:
     block = _BLOCK.fullmatch(name)
     if block:
         return int(block[1]), ORDER.index(block[2]) if block[2] in ORDER else -1
-    return (-1, 0) if name == "hook_embed" or name.startswith("vision.") else (n_layers, int(name == "hook_logits"))
+    return (
+        (-1, 0)
+        if name == "hook_embed" or name.startswith("vision.")
+        else (n_layers, int(name == "hook_logits"))
+    )
 
 
 def reaches(sender: Sender, receiver: Receiver, n_layers: int) -> bool:

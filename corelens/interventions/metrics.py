@@ -1,7 +1,9 @@
-"""What a patch is measured by: functions of logits [batch, pos, d_vocab] → one number a sample [batch].
+"""What a patch is measured by: functions of logits [batch, pos, d_vocab] → one number a sample
+[batch].
 
-Any such function of your own will do. Those here know which row predicts the answer and how an answer is tokenised as
-the continuation of its prompt; for that they are bound to the runs that are compared (the runners do it).
+Any such function of your own will do. Those here know which row predicts the answer and how an
+answer is tokenised as the continuation of its prompt; for that they are bound to the runs that are
+compared (the runners do it).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +18,8 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import Inputs, Sample
 
-Answers = str | int | Sequence[str | int] | None  # one for all samples, or one a sample; an int is a token id
+# one for all samples, or one a sample; an int is a token id
+Answers = str | int | Sequence[str | int] | None
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Bound:
 
     Args:
         label: what is measured, for axes and headings.
-        function: logits [batch, pos, d_vocab] → [batch]; `pos` may be only the last `keep` positions.
+        function: logits [batch, pos, d_vocab] → [batch]; `pos` may be only the last `keep`
+            positions.
         keep: how many of the last positions it reads; None: all of them.
     """
 
@@ -47,9 +51,12 @@ class Bound:
 
 
 class LogitMetric:
-    """A metric made before any sample exists. `bind` gives it the runs; with token ids it also works unbound."""
+    """A metric made before any sample exists. `bind` gives it the runs; with token ids it also
+    works unbound."""
 
-    def __init__(self, label: str, make: Callable[..., Bound], free: Callable[[Tensor], Tensor] | None = None):
+    def __init__(
+        self, label: str, make: Callable[..., Bound], free: Callable[[Tensor], Tensor] | None = None
+    ):
         self.label, self._make, self._free = label, make, free
 
     def bind(self, model: Any, clean: Inputs, corrupted: Inputs | None = None) -> Bound:
@@ -91,15 +98,17 @@ def bound(metric: Any, model: Any, clean: Inputs, corrupted: Inputs | None) -> B
     return Bound(getattr(metric, "__name__", type(metric).__name__), metric)
 
 
-# --- the metrics -----------------------------------------------------------------------------------------------------
+# --- the metrics
 
 
 def logit_diff(right: Answers = None, wrong: Answers = None) -> LogitMetric:
-    """Logit of the right answer's token minus that of the wrong one, at the row that predicts the first answer token.
+    """Logit of the right answer's token minus that of the wrong one, at the row that predicts the
+    first answer token.
 
     Args:
-        right, wrong: texts of one token each as continuations of the prompt, or token ids; one for all samples or a
-            list, one a sample. By default the clean samples' answers and the corrupted samples' answers.
+        right, wrong: texts of one token each as continuations of the prompt, or token ids; one for
+            all samples or a list, one a sample. By default the clean samples' answers and the
+            corrupted samples' answers.
     """
 
     def make(model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
@@ -125,13 +134,16 @@ def logit_diff(right: Answers = None, wrong: Answers = None) -> LogitMetric:
 def answer_logprob(answer: Answers = None) -> LogitMetric:
     """Log-probability (nats) of the answer.
 
-    With `answer` given: of that one token, at the row that predicts the first answer token. By default: of the gold
-    answer's tokens, summed, teacher-forced if the batch was prepared with answer=True, else it must be one token.
+    With `answer` given: of that one token, at the row that predicts the first answer token. By
+    default: of the gold answer's tokens, summed, teacher-forced if the batch was prepared with
+    answer=True, else it must be one token.
     """
 
     def make(model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
         if answer is None and all("answer" in token_map.parts for token_map in clean.token_maps):
-            return Bound("log-probability of the answer (nats)", *_teacher_forced(clean, _logprob_of))
+            return Bound(
+                "log-probability of the answer (nats)", *_teacher_forced(clean, _logprob_of)
+            )
         ids, back = single_tokens(model, clean, _texts(answer, clean, "gold")), _rows_back(clean)
 
         def answer_logprob(logits: Tensor) -> Tensor:
@@ -143,7 +155,8 @@ def answer_logprob(answer: Answers = None) -> LogitMetric:
 
 
 def accuracy(answer: Answers = None) -> LogitMetric:
-    """1 where the most likely token is the answer's (all of its tokens, if the batch was prepared with answer=True)."""
+    """1 where the most likely token is the answer's (all of its tokens, if the batch was prepared
+    with answer=True)."""
 
     def make(model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
         if answer is None and all("answer" in token_map.parts for token_map in clean.token_maps):
@@ -159,7 +172,8 @@ def accuracy(answer: Answers = None) -> LogitMetric:
 
 
 def kl() -> LogitMetric:
-    """KL divergence (nats) from the clean run's distribution to the run's, where the first answer token is predicted.
+    """KL divergence (nats) from the clean run's distribution to the run's, where the first answer
+    token is predicted.
 
     Σ_t p_clean(t) · (log p_clean(t) − log p(t)): 0 at the clean run.
     """
@@ -177,19 +191,24 @@ def kl() -> LogitMetric:
     return LogitMetric("kl()", make)
 
 
-# --- rows and tokens -------------------------------------------------------------------------------------------------
+# --- rows and tokens
 
 
 def _rows_back(inputs: Inputs) -> Int[Tensor, " batch"]:
-    """How far from the end the row stands that predicts the first answer token: 1 is the last position."""
+    """How far from the end the row stands that predicts the first answer token: 1 is the last
+    position."""
     return torch.cat([token_map.length - token_map.last for token_map in inputs.token_maps])
 
 
-def _rows(logits: Float[Tensor, "batch pos d_vocab"], back: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_vocab"]:
+def _rows(
+    logits: Float[Tensor, "batch pos d_vocab"], back: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch d_vocab"]:
     return logits[torch.arange(len(back)), logits.shape[1] - back].float()
 
 
-def _pick(rows: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+def _pick(
+    rows: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
     return rows.gather(1, ids.to(rows.device)[:, None])[:, 0]
 
 
@@ -204,7 +223,8 @@ def _right(rows: Float[Tensor, "row d_vocab"], ids: Int[Tensor, " row"]) -> Floa
 def _teacher_forced(
     inputs: Inputs, score: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Callable[[Tensor], Tensor], int]:
-    """A function of logits that scores the rows that predict each gold answer; and how many positions it reads."""
+    """A function of logits that scores the rows that predict each gold answer; and how many
+    positions it reads."""
     length = inputs.length
     answers = [token_map.answer for token_map in inputs.token_maps]
     ids = [
@@ -214,7 +234,9 @@ def _teacher_forced(
 
     def of_answer(logits: Tensor) -> Tensor:
         shift = 1 + length - logits.shape[1]
-        return torch.stack([score(logits[i, at - shift].float(), ids[i]) for i, at in enumerate(answers)])
+        return torch.stack(
+            [score(logits[i, at - shift].float(), ids[i]) for i, at in enumerate(answers)]
+        )
 
     return of_answer, length - min(int(token_map.last) for token_map in inputs.token_maps)
 
@@ -232,7 +254,9 @@ def _texts(given: Answers, inputs: Inputs | None, which: str) -> list[str | int]
     return list(answers)  # type: ignore[arg-type]
 
 
-def single_tokens(model: Any, inputs: Inputs, answers: list[str | int] | str | int) -> Int[Tensor, " batch"]:
+def single_tokens(
+    model: Any, inputs: Inputs, answers: list[str | int] | str | int
+) -> Int[Tensor, " batch"]:
     """The token of each sample's answer, tokenised as the continuation of its prompt.
 
     Errors: an answer of several tokens; as many answers as samples if not one for all.
@@ -240,21 +264,30 @@ def single_tokens(model: Any, inputs: Inputs, answers: list[str | int] | str | i
     n = len(inputs)
     each = [answers] * n if isinstance(answers, str | int) else answers
     if len(each) != n:
-        raise CorelensError(f"{len(each)} answers for {n} samples", "one answer, or one a sample", "match them")
+        raise CorelensError(
+            f"{len(each)} answers for {n} samples", "one answer, or one a sample", "match them"
+        )
     texts = [answer for answer in each if isinstance(answer, str)]
     if not texts:
         return torch.tensor(each, dtype=torch.long)
     if inputs.samples:
         batch = model.prepare(
-            [_light(s, a if isinstance(a, str) else "0") for s, a in zip(inputs.samples, each, strict=True)],
+            [
+                _light(s, a if isinstance(a, str) else "0")
+                for s, a in zip(inputs.samples, each, strict=True)
+            ],
             answer=True,
         )
         lines = [
             line[token_map.answer].tolist()
-            for line, token_map in zip(batch.tensors["input_ids"].cpu(), batch.token_maps, strict=True)
+            for line, token_map in zip(
+                batch.tensors["input_ids"].cpu(), batch.token_maps, strict=True
+            )
         ]
     else:
-        lines = [model.tokenizer(str(answer), add_special_tokens=False)["input_ids"] for answer in each]
+        lines = [
+            model.tokenizer(str(answer), add_special_tokens=False)["input_ids"] for answer in each
+        ]
     found = []
     for answer, ids in zip(each, lines, strict=True):
         if isinstance(answer, str) and len(ids) != 1:
@@ -268,7 +301,10 @@ def single_tokens(model: Any, inputs: Inputs, answers: list[str | int] | str | i
 
 
 def _light(sample: Sample, answer: str) -> Sample:
-    """The same prompt with this answer and small blank pictures: how an answer is tokenised does not depend on them."""
+    """The same prompt with this answer and small blank pictures: how an answer is tokenised does
+    not depend on them."""
     blank = Image.new("RGB", (64, 64))
     video = None if sample.video is None else [blank] * len(sample.video)
-    return replace(sample, answer=answer, images=[blank] * len(sample.images), video=video, regions=[])
+    return replace(
+        sample, answer=answer, images=[blank] * len(sample.images), video=video, regions=[]
+    )

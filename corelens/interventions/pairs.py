@@ -12,7 +12,9 @@ def as_inputs(model: Any, given: Any) -> Inputs:
     """Inputs from Inputs, a Sample or a list of Samples."""
     if isinstance(given, Inputs):
         return given
-    if isinstance(given, Sample) or (isinstance(given, list | tuple) and given and isinstance(given[0], Sample)):
+    if isinstance(given, Sample) or (
+        isinstance(given, list | tuple) and given and isinstance(given[0], Sample)
+    ):
         return model.prepare(given)
     raise CorelensError(
         f"a {type(given).__name__} to patch",
@@ -22,7 +24,8 @@ def as_inputs(model: Any, given: Any) -> Inputs:
 
 
 def check_pair(clean: Inputs, corrupted: Inputs) -> None:
-    """Raise unless each position means the same in both: lengths, padding, and where the visual tokens stand."""
+    """Raise unless each position means the same in both: lengths, padding, and where the visual
+    tokens stand."""
     if len(clean) != len(corrupted):
         raise CorelensError(
             f"{len(clean)} clean and {len(corrupted)} corrupted samples",
@@ -50,7 +53,11 @@ def check_pair(clean: Inputs, corrupted: Inputs) -> None:
             )
     for name in ("image_grid_thw", "video_grid_thw"):
         grids = clean.tensors.get(name), corrupted.tensors.get(name)
-        if grids[0] is not None and grids[1] is not None and not torch.equal(grids[0].cpu(), grids[1].cpu()):
+        if (
+            grids[0] is not None
+            and grids[1] is not None
+            and not torch.equal(grids[0].cpu(), grids[1].cpu())
+        ):
             raise CorelensError(
                 f"{name} {grids[0].tolist()} and {grids[1].tolist()}",
                 "the same grid",
@@ -60,5 +67,10 @@ def check_pair(clean: Inputs, corrupted: Inputs) -> None:
 
 def _first_difference(clean: Inputs, corrupted: Inputs, i: int) -> int:
     """The first token, counted without padding, in which two samples differ by kind."""
-    a, b = (torch.isin(tm.all, tm.placeholder).tolist() for tm in (clean.token_maps[i], corrupted.token_maps[i]))
-    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    a, b = (
+        torch.isin(tm.all, tm.placeholder).tolist()
+        for tm in (clean.token_maps[i], corrupted.token_maps[i])
+    )
+    return next(
+        (at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )

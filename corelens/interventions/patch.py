@@ -1,10 +1,11 @@
 """Activation patching: values of another run put into this one.
 
-`patch` makes the hooks. `activation_patch` is a loop over them: one patch after the other, each measured; several
-patches share a batch, and a run begins at the patched layer and row (see replay.py), where the result is the same.
+`patch` makes the hooks. `activation_patch` is a loop over them: one patch after the other, each
+measured; several patches share a batch, and a run begins at the patched layer and row (see
+replay.py), where the result is the same.
 
-Source: Meng et al. 2022, arXiv 2202.05262 (causal tracing); the words denoising and noising as in Heimersheim and
-Nanda 2024, arXiv 2404.15255.
+Source: Meng et al. 2022, arXiv 2202.05262 (causal tracing); the words denoising and noising as in
+Heimersheim and Nanda 2024, arXiv 2404.15255.
 """
 
 import re
@@ -27,11 +28,12 @@ from corelens.interventions.sites import Patch, axis_of, patches
 from corelens.tokens.positions import Where, check_where, member, resolve
 
 Direction = str  # "denoising" or "noising"
-BATCH_TOKENS = {"cpu": 1024}  # rows × patches in one forward, at most: more of them only fill a processor's caches
+# rows × patches in one forward, at most: more of them only fill a processor's caches
+BATCH_TOKENS = {"cpu": 1024}
 BATCH_TOKENS_ELSEWHERE = 16_384
 
 
-# --- the factory -----------------------------------------------------------------------------------------------------
+# --- the factory
 
 
 def patch(names: str | Iterable[str], source: Any, positions: Where | None = None) -> list[Hook]:
@@ -39,9 +41,11 @@ def patch(names: str | Iterable[str], source: Any, positions: Where | None = Non
 
     Args:
         names: hook names, per-head names too.
-        source: the other run's cache (or a dict {name: tensor}), over the same positions, of one sample or of as many
-            as run; for a per-head name it holds that name or the point's own. Tokens generated later are left alone.
-        positions: only there ("region", "last", [3, 4] …; for pattern and scores: query rows); everywhere by default.
+        source: the other run's cache (or a dict {name: tensor}), over the same positions, of one
+            sample or of as many as run; for a per-head name it holds that name or the point's own.
+            Tokens generated later are left alone.
+        positions: only there ("region", "last", [3, 4] …; for pattern and scores: query rows);
+            everywhere by default.
     """
     if positions is not None:
         check_where(positions)
@@ -58,7 +62,8 @@ def _value(source: Any, name: str) -> Tensor:
     if per_head and f"{per_head[1]}.{per_head[4]}" in held:
         whole, number = held[f"{per_head[1]}.{per_head[4]}"], int(per_head[3])
         axis = 1 if per_head[4] in ("hook_pattern", "hook_pattern_rows", "hook_attn_scores") else 2
-        if number < whole.shape[axis]:  # (writing through head.{h}.hook_k is refused where heads share it)
+        # (writing through head.{h}.hook_k is refused where heads share it)
+        if number < whole.shape[axis]:
             return whole.select(axis, number)
     raise CorelensError(
         f"a source without {name!r}; it has {', '.join(list(held)[:4])} …",
@@ -73,7 +78,8 @@ def _put(name: str, there: Tensor, positions: Where | None) -> Callable[..., Any
     def patch(x: Tensor, hook: Any) -> Tensor:
         here = hook.ctx.get("positions")
         if here is None or name.startswith("vision.") or name.endswith("hook_pattern_rows"):
-            return _same_shape(there, x, name).to(x)  # what has no positions of the decoder is replaced as a whole
+            # what has no positions of the decoder is replaced as a whole
+            return _same_shape(there, x, name).to(x)
         length, last = there.shape[query_axis], int(here[-1]) + 1
         if int(here[0]) >= length:  # generated tokens
             return x
@@ -88,7 +94,9 @@ def _put(name: str, there: Tensor, positions: Where | None) -> Callable[..., Any
         new = _same_shape(new.repeat_interleave(x.shape[0] // there.shape[0], dim=0), x, name)
         if positions is None:
             return new.clone()
-        where = member(resolve(positions, hook.ctx.get("inputs"), here, x.shape[0], rows=True), last)[:, here]
+        where = member(
+            resolve(positions, hook.ctx.get("inputs"), here, x.shape[0], rows=True), last
+        )[:, here]
         return torch.where(_along(where, x, query_axis), new, x)
 
     return patch
@@ -111,7 +119,7 @@ def _along(where: Tensor, x: Tensor, axis: int) -> Tensor:
     return where.to(x.device).reshape(shape)
 
 
-# --- the runner ------------------------------------------------------------------------------------------------------
+# --- the runner
 
 
 def activation_patch(
@@ -134,24 +142,36 @@ def activation_patch(
     Args:
         model: a HookedMLLM.
         clean, corrupted: inputs (or samples) of the same token grid, one or as many of both.
-        site: resid_pre, resid_mid, resid_post, attn_out, mlp_out, mlp_pre, mlp_post, z, result, q, rot_q, k, rot_k, v,
-            pattern, attn_scores, embed, or visual (the visual features, DeepStack's included).
-        metric: `cl.logit_diff("7", "3")` or any function of logits [batch, pos, d_vocab] that returns [batch].
-        per: the axes: "layer", "head" (or "kv_head", "neuron"), "position" or "role" or "region"; (): all at once.
-        direction: "denoising" (the corrupted run with clean values) or "noising" (the clean run with corrupted values).
-        positions: only there; with "role" among `per`, a list of names to sweep ("region", "question", "last" …).
+        site: resid_pre, resid_mid, resid_post, attn_out, mlp_out, mlp_pre, mlp_post, z, result, q,
+            rot_q, k, rot_k, v, pattern, attn_scores, embed, or visual (the visual features,
+            DeepStack's included).
+        metric: `cl.logit_diff("7", "3")` or any function of logits [batch, pos, d_vocab] that
+            returns [batch].
+        per: the axes: "layer", "head" (or "kv_head", "neuron"), "position" or "role" or "region";
+            (): all at once.
+        direction: "denoising" (the corrupted run with clean values) or "noising" (the clean run
+            with corrupted values).
+        positions: only there; with "role" among `per`, a list of names to sweep ("region",
+            "question", "last" …).
         hooks: to run under, in all runs.
         block: how many neurons are one block.
-        batch_tokens: how many rows × patches share a forward at most: memory grows with it. By default 1,024 on a CPU,
-            16,384 elsewhere; one patch is always run whole.
-        fast: False: one whole forward a patch, as you would write it yourself; slower, the same numbers.
+        batch_tokens: how many rows × patches share a forward at most: memory grows with it. By
+            default 1,024 on a CPU, 16,384 elsewhere; one patch is always run whole.
+        fast: False: one whole forward a patch, as you would write it yourself; slower, the same
+            numbers.
 
     A place that the model does not have (a head of a layer without attention) has the value NaN.
 
     Errors: grids that differ; a metric of the wrong shape; a site without such an axis.
     """
     clean, corrupted, measure, base, other, site_meta = prepare_runs(
-        model, clean, corrupted, metric, direction, hooks, {"site": site, "method": "activation patching"}
+        model,
+        clean,
+        corrupted,
+        metric,
+        direction,
+        hooks,
+        {"site": site, "method": "activation patching"},
     )
     axes, jobs = patches(model, base, site, per, positions, block)
     names = list(dict.fromkeys(name for job in jobs for name in job.names))
@@ -168,17 +188,28 @@ def activation_patch(
 
 
 def prepare_runs(
-    model: Any, clean: Any, corrupted: Any, metric: Any, direction: str, hooks: Sequence[Hook], meta: dict[str, Any]
+    model: Any,
+    clean: Any,
+    corrupted: Any,
+    metric: Any,
+    direction: str,
+    hooks: Sequence[Hook],
+    meta: dict[str, Any],
 ) -> tuple[Inputs, Inputs, Bound, Inputs, Inputs, dict[str, Any]]:
-    """What every runner begins with: (clean, corrupted, metric, base run, other run, meta), pictures encoded once."""
+    """What every runner begins with: (clean, corrupted, metric, base run, other run, meta),
+    pictures encoded once."""
     if direction not in ("denoising", "noising"):
         raise CorelensError(f"direction={direction!r}", "'denoising' or 'noising'", "choose one")
     if metric is None:
-        raise CorelensError("no metric", "what to measure", "for instance metric=cl.logit_diff('7', '3')")
+        raise CorelensError(
+            "no metric", "what to measure", "for instance metric=cl.logit_diff('7', '3')"
+        )
     clean, corrupted = as_inputs(model, clean), as_inputs(model, corrupted)
     check_pair(clean, corrupted)
     tower = model.hook_names("vision.")
-    if not any(any(map(name, tower)) if callable(name) else name.startswith("vision.") for name, _ in hooks):
+    if not any(
+        any(map(name, tower)) if callable(name) else name.startswith("vision.") for name, _ in hooks
+    ):
         clean, corrupted = model.encode(clean), model.encode(corrupted)
     with model.hooks(fwd_hooks=list(hooks)):
         measure = bound(metric, model, clean, corrupted)
@@ -188,7 +219,12 @@ def prepare_runs(
 
 
 def result_of(
-    values: Sequence[Tensor], near: Tensor, far: Tensor, axes: dict[str, list[str]], base: Inputs, meta: dict[str, Any]
+    values: Sequence[Tensor],
+    near: Tensor,
+    far: Tensor,
+    axes: dict[str, list[str]],
+    base: Inputs,
+    meta: dict[str, Any],
 ) -> PatchResult:
     """Values in the order of the axes' product, each [sample], as a PatchResult."""
     shape = [len(labels) for labels in axes.values()]
@@ -211,14 +247,22 @@ def _one_by_one(
     """The plain loop: one whole forward a patch."""
     with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("patching", total=len(jobs))
-        near = measure(model.run_with_hooks(base, fwd_hooks=list(hooks), logits_to_keep=measure.keep))
+        near = measure(
+            model.run_with_hooks(base, fwd_hooks=list(hooks), logits_to_keep=measure.keep)
+        )
         values = []
         for job in jobs:
             if not job.names:
                 values.append(torch.full_like(near, torch.nan))
                 continue
             put = [(name, write([job], name, source[name])) for name in job.names]
-            values.append(measure(model.run_with_hooks(base, fwd_hooks=[*hooks, *put], logits_to_keep=measure.keep)))
+            values.append(
+                measure(
+                    model.run_with_hooks(
+                        base, fwd_hooks=[*hooks, *put], logits_to_keep=measure.keep
+                    )
+                )
+            )
             bar.advance(task)
     return near, values
 
@@ -227,7 +271,8 @@ def _together(
     model: Any, base: Inputs, jobs: Sequence[Patch], source: Mapping[str, Tensor], measure: Bound,
     hooks: Sequence[Hook], batch_tokens: int | None, progress: bool,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-    """Patches of one layer share batches; a run begins at the first layer and row that a patch changes."""
+    """Patches of one layer share batches; a run begins at the first layer and row that a patch
+    changes."""
     replay = Replay(model, base, hooks, names=list(source), keep=measure.keep)
     near = measure(replay.logits)
     values: list[Tensor | None] = [None] * len(jobs)
@@ -251,7 +296,9 @@ def _together(
                 chunk, members = [number for _, number in members[:runs]], members[runs:]
                 start = Start(start.layer, start.row, len(chunk))
                 some = [jobs[number] for number in chunk]
-                logits = replay.run(start, [(name, write(some, name, source[name])) for name in names])
+                logits = replay.run(
+                    start, [(name, write(some, name, source[name])) for name in names]
+                )
                 for run, number in enumerate(chunk):
                     values[number] = measure(logits[run :: start.runs])  # type: ignore[index]
                 bar.advance(task, len(chunk))
@@ -259,14 +306,16 @@ def _together(
 
 
 def share(replay: Replay, row: int, batch_tokens: int | None) -> int:
-    """How many runs from `row` on share a batch; the keys and values of a prefix row count as an eighth of a row."""
+    """How many runs from `row` on share a batch; the keys and values of a prefix row count as an
+    eighth of a row."""
     if batch_tokens is None:
         batch_tokens = BATCH_TOKENS.get(replay.model.device.type, BATCH_TOKENS_ELSEWHERE)
     return max(1, batch_tokens // (len(replay.inputs) * (replay.length - row + row // 8)))
 
 
 def write(jobs: Sequence[Patch], name: str, source: Tensor) -> Callable[..., Tensor]:
-    """A hook for a batch in which row i·runs + j is sample i under patch j: each run gets its own patch."""
+    """A hook for a batch in which row i·runs + j is sample i under patch j: each run gets its own
+    patch."""
     rows_axis, part_axis = axis_of(name)
 
     def patch(x: Tensor, hook: Any) -> Tensor:
@@ -281,19 +330,27 @@ def write(jobs: Sequence[Patch], name: str, source: Tensor) -> Callable[..., Ten
             if job.where is None:
                 mine.copy_(theirs)
             else:
-                mine.copy_(torch.where(_along(job.where[:, here.to(job.where.device)], mine, rows_axis), theirs, mine))
+                mine.copy_(
+                    torch.where(
+                        _along(job.where[:, here.to(job.where.device)], mine, rows_axis),
+                        theirs,
+                        mine,
+                    )
+                )
         return x
 
     return patch
 
 
 def first_row(job: Patch, base: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> int | None:
-    """The first row at which a patch changes anything, over its points and samples; None if it changes nothing."""
+    """The first row at which a patch changes anything, over its points and samples; None if it
+    changes nothing."""
     first = None
     for name in job.names:
         rows_axis, part_axis = axis_of(name)
         at = (slice(None),) * part_axis + (job.part,) if job.part is not None else ()
-        differs = (base[name][at] != source[name][at]).transpose(1, rows_axis).flatten(2).any(-1)  # [sample, pos]
+        # [sample, pos]
+        differs = (base[name][at] != source[name][at]).transpose(1, rows_axis).flatten(2).any(-1)
         if job.where is not None:
             differs = differs & job.where.to(differs.device)
         found = differs.any(0).nonzero()[:, 0]

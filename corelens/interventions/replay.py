@@ -1,9 +1,10 @@
 """Many runs that differ little from one base run, each begun as late as is exact.
 
-A patch at layer l changes nothing before layer l, and a patch from row p on changes no row before p in a causal
-model. So a run begins at a layer, from the base run's residual stream; on a suffix of the rows, with the base run's
-keys and values before it; and several runs share a batch. Everything goes through the model's own forward: what the
-decoder is called with is replaced, layers that are not needed hand their input on.
+A patch at layer l changes nothing before layer l, and a patch from row p on changes no row before p
+in a causal model. So a run begins at a layer, from the base run's residual stream; on a suffix of
+the rows, with the base run's keys and values before it; and several runs share a batch. Everything
+goes through the model's own forward: what the decoder is called with is replaced, layers that are
+not needed hand their input on.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs
 from corelens.model.filters import named
 
-CALL = ("inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks")  # each has its own way to be cut
+# each has its own way to be cut
+CALL = ("inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks")
 LEAST_PREFIX = 1 / 8  # of the rows: below that, an explicit mask costs more than is saved
 
 
@@ -50,13 +52,22 @@ class Replay:
         self, model: Any, inputs: Inputs, hooks: Sequence[Hook] = (), names: Sequence[str] = (),
         keep: int | None = None, rows: bool = True,
     ):  # fmt: skip
-        self.model, self.inputs, self.hooks, self.keep = model, inputs, named(model.hook_dict, hooks), keep
+        self.model, self.inputs, self.hooks, self.keep = (
+            model,
+            inputs,
+            named(model.hook_dict, hooks),
+            keep,
+        )
         self.decoder = model.layout.decoder(model.hf)
         layers = range(model.cfg.n_layers)
         wanted = ["hook_embed", *(f"blocks.{layer}.hook_resid_pre" for layer in layers)]
         rows = rows and all(model.cfg.heads)  # what other mixers carry from row to row is not kept
         if rows:
-            wanted += [f"blocks.{layer}.attn.{point}" for layer in layers for point in ("hook_rot_k", "hook_v")]
+            wanted += [
+                f"blocks.{layer}.attn.{point}"
+                for layer in layers
+                for point in ("hook_rot_k", "hook_v")
+            ]
         caching = [*dict.fromkeys([*wanted, *names])]
         self._kwargs: dict[str, Any] = {}
         handle = self.decoder.register_forward_pre_hook(self._capture, with_kwargs=True)
@@ -78,11 +89,14 @@ class Replay:
         self._kwargs = dict(kwargs)
 
     def _causal(self) -> bool:
-        """Whether no row attends to a later one: then rows before a patch are those of the base run."""
+        """Whether no row attends to a later one: then rows before a patch are those of the base
+        run."""
         mask = self._kwargs.get("attention_mask")
         masks = list(mask.values()) if isinstance(mask, dict) else [mask]
         for one in masks:
-            if one is not None and (not isinstance(one, Tensor) or (one.ndim == 4 and _sees_ahead(one))):
+            if one is not None and (
+                not isinstance(one, Tensor) or (one.ndim == 4 and _sees_ahead(one))
+            ):
                 return False
         return True
 
@@ -90,7 +104,9 @@ class Replay:
         """The latest exact start at or before this layer and row."""
         row = row if self.suffixes and row >= self.length * LEAST_PREFIX else 0
         layer = layer if self._own_keys else 0
-        return Start(max(0, min(layer, self.model.cfg.n_layers - 1)), min(row, self.length - 1), runs)
+        return Start(
+            max(0, min(layer, self.model.cfg.n_layers - 1)), min(row, self.length - 1), runs
+        )
 
     def run(
         self,
@@ -99,7 +115,8 @@ class Replay:
         reading: Mapping[str, Callable[..., Any]] | None = None,
         logits: bool = True,
     ) -> Float[Tensor, "batch pos d_vocab"] | None:
-        """Run once from `start` under the base hooks and these; row i·runs + j of the batch is run j of sample i.
+        """Run once from `start` under the base hooks and these; row i·runs + j of the batch is run
+        j of sample i.
 
         Args:
             start: what `begin` returned.
@@ -111,8 +128,13 @@ class Replay:
             The logits of the last `keep` positions (or of all).
         """
         kwargs = self._called_with(start)
-        # (without position ids some models make their own, from what they remember of the last batch)
-        tensors = {name: kwargs[name] for name in ("inputs_embeds", "position_ids") if kwargs.get(name) is not None}
+        # (without position ids some models make their own, from what they remember of the last
+        # batch)
+        tensors = {
+            name: kwargs[name]
+            for name in ("inputs_embeds", "position_ids")
+            if kwargs.get(name) is not None
+        }
         if self._needs_ids():
             tensors["input_ids"] = self._any_text(tensors.pop("inputs_embeds"))
         batch = Inputs(tensors, self.inputs.token_maps, self.inputs.samples)
@@ -124,19 +146,22 @@ class Replay:
             if not logits:
                 self.model.run_with_hooks(batch, fwd_hooks=every, return_type=None)
                 return None
-            found = self.model.run_with_hooks(batch, fwd_hooks=every, logits_to_keep=min(wanted, length))
+            found = self.model.run_with_hooks(
+                batch, fwd_hooks=every, logits_to_keep=min(wanted, length)
+            )
         if wanted > length:  # rows before the start are the base run's
             before = self.logits[:, : wanted - length].repeat_interleave(start.runs, dim=0)
             found = torch.cat([before, found], dim=1)
         return found
 
-    # --- how the decoder is called -----------------------------------------------------------------------------------
+    # --- how the decoder is called
 
     def _embeds(self, start: Start) -> Tensor:
         return _repeat(self.cache["hook_embed"], start)
 
     def _needs_ids(self) -> bool:
-        """Whether the model makes the decoder more than embeddings of the ids: embeddings alone do not call it then."""
+        """Whether the model makes the decoder more than embeddings of the ids: embeddings alone do
+        not call it then."""
         n = len(self.cache["hook_embed"])
         more = (x for name, x in self._kwargs.items() if name not in CALL and isinstance(x, Tensor))
         made = any(x.is_floating_point() and x.shape[:2] == (n, self.length) for x in more)
@@ -150,7 +175,8 @@ class Replay:
 
     @contextmanager
     def _begun(self, start: Start, kwargs: dict[str, Any]) -> Iterator[None]:
-        """Within this context the decoder begins at `start`, called with `kwargs` whatever it is given."""
+        """Within this context the decoder begins at `start`, called with `kwargs` whatever it is
+        given."""
         with ExitStack() as stack:
 
             def call(module: nn.Module, args: Any, given: dict[str, Any]) -> Any:
@@ -160,7 +186,8 @@ class Replay:
             layers = list(self.decoder.layers)
             for layer in layers[: start.layer]:
                 stack.enter_context(_handing_on(layer))
-            # (at the first layer, too: what the decoder does before it is in the base run's value already)
+            # (at the first layer, too: what the decoder does before it is in the base run's value
+            # already)
             name = f"blocks.{start.layer}.hook_resid_pre" if start.layer else "hook_embed"
             stream = _repeat(self.cache[name], start)
 
@@ -169,7 +196,9 @@ class Replay:
                     return (stream.clone(), *args[1:]), given
                 return args, given | {"hidden_states": stream.clone()}
 
-            stack.callback(layers[start.layer].register_forward_pre_hook(from_base, with_kwargs=True).remove)
+            stack.callback(
+                layers[start.layer].register_forward_pre_hook(from_base, with_kwargs=True).remove
+            )
             yield
 
     def _called_with(self, start: Start) -> dict[str, Any]:
@@ -179,7 +208,11 @@ class Replay:
         for name, value in self._kwargs.items():
             if name in ("cache_position", "input_ids"):
                 del kwargs[name]
-            elif name not in CALL and isinstance(value, Tensor) and value.shape[:2] == (n, self.length):
+            elif (
+                name not in CALL
+                and isinstance(value, Tensor)
+                and value.shape[:2] == (n, self.length)
+            ):
                 kwargs[name] = _repeat(value, start)
         for name in CACHE_ARGUMENTS:
             kwargs.pop(name, None)
@@ -197,7 +230,8 @@ class Replay:
             if (ids.shape[-2] == n and n > 1) or ids.ndim == 3:
                 ids = ids.repeat_interleave(start.runs, dim=-2)
             kwargs["position_ids"] = ids[..., start.row :]
-        if kwargs.get("visual_pos_masks") is not None:  # DeepStack: which rows get which visual features
+        # DeepStack: which rows get which visual features
+        if kwargs.get("visual_pos_masks") is not None:
             where = kwargs["visual_pos_masks"]
             number = torch.zeros_like(where, dtype=torch.long)
             number[where] = torch.arange(int(where.sum()), device=where.device)
@@ -210,7 +244,8 @@ class Replay:
         return kwargs
 
     def _mask(self, mask: Tensor | None, start: Start, made: bool = True) -> Tensor | None:
-        """The mask of the rows from `start.row` on; if it was `made` before the decoder, None means causal."""
+        """The mask of the rows from `start.row` on; if it was `made` before the decoder, None means
+        causal."""
         if mask is None:
             if not made or not start.row:
                 return None
@@ -218,7 +253,9 @@ class Replay:
             return (every[None] <= every[start.row :, None])[None, None]
         if mask.ndim == 2:
             return mask.repeat_interleave(start.runs, dim=0)
-        return mask[:, :, start.row :].repeat_interleave(start.runs if mask.shape[0] > 1 else 1, dim=0)
+        return mask[:, :, start.row :].repeat_interleave(
+            start.runs if mask.shape[0] > 1 else 1, dim=0
+        )
 
     def _prefix(self, start: Start) -> DynamicCache:
         """The base run's keys and values before `start.row`."""
@@ -258,18 +295,22 @@ def _handing_on(layer: nn.Module) -> Iterator[None]:
         yield
 
 
-# --- which hooks still fire ------------------------------------------------------------------------------------------
+# --- which hooks still fire
 
 
 def layer_of(name: str, n_layers: int = 1 << 30) -> int:
-    """The layer of a hook point: −1 before the first (hook_embed, the vision side), `n_layers` behind the last."""
+    """The layer of a hook point: −1 before the first (hook_embed, the vision side), `n_layers`
+    behind the last."""
     if name.startswith("blocks."):
         return int(name.split(".")[1])
     return -1 if name == "hook_embed" or name.startswith("vision.") else n_layers
 
 
 def _fires(name: str, start: Start) -> bool:
-    """Whether a base hook still has to fire: what it did before the start is in the base run's values."""
+    """Whether a base hook still has to fire: what it did before the start is in the base run's
+    values."""
     if layer_of(name) < 0:
         return False
-    return start.layer == 0 or (layer_of(name) >= start.layer and name != f"blocks.{start.layer}.hook_resid_pre")
+    return start.layer == 0 or (
+        layer_of(name) >= start.layer and name != f"blocks.{start.layer}.hook_resid_pre"
+    )

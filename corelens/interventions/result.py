@@ -23,7 +23,8 @@ class PatchResult:
         values: float32 [sample, *axes]: the metric of each sample under each patch.
         base: float32 [sample]: the metric of the run that was patched, unpatched.
         other: float32 [sample]: the metric of the run the patched-in values come from.
-        axes: {name: labels}, in the order of the axes of `values` behind the samples; {} if all was patched at once.
+        axes: {name: labels}, in the order of the axes of `values` behind the samples; {} if all was
+            patched at once.
         samples: the samples' names.
         meta: what was done: direction, site, metric, model.
     """
@@ -47,7 +48,8 @@ class PatchResult:
 
     @property
     def recovered(self) -> Float[np.ndarray, "sample *axes"]:
-        """0 where the patch does nothing, 1 where it makes the metric that of the other run, [sample, *axes].
+        """0 where the patch does nothing, 1 where it makes the metric that of the other run,
+        [sample, *axes].
 
         NaN for a sample in which the two runs do not differ.
         """
@@ -74,16 +76,26 @@ class PatchResult:
             if name not in axes or str(label) not in axes[name]:
                 raise CorelensError(
                     f"{name}={label!r}",
-                    f"an axis among {list(axes)}" if name not in axes else f"one of {axes[name][:12]}",
+                    f"an axis among {list(axes)}"
+                    if name not in axes
+                    else f"one of {axes[name][:12]}",
                     "result.axes has the labels",
                 )
             at = 1 + list(axes).index(name)
             values = values.take(axes.pop(name).index(str(label)), axis=at)
-        return PatchResult(values, self.base, self.other, axes, self.samples, self.meta | {"selected": labels})
+        return PatchResult(
+            values, self.base, self.other, axes, self.samples, self.meta | {"selected": labels}
+        )
 
     def __repr__(self) -> str:
-        shape = " × ".join(f"{len(labels)} {name}s" for name, labels in self.axes.items()) or "one patch"
-        best = ", ".join(f"{' '.join(f'{n} {v}' for n, v in labels.items())}: {e:+.3f}" for labels, e in self.top(3))
+        shape = (
+            " × ".join(f"{len(labels)} {name}s" for name, labels in self.axes.items())
+            or "one patch"
+        )
+        best = ", ".join(
+            f"{' '.join(f'{n} {v}' for n, v in labels.items())}: {e:+.3f}"
+            for labels, e in self.top(3)
+        )
         about = f"{self.meta.get('direction', 'patching')} {self.meta.get('site', '')}".strip()
         return f"PatchResult({about}: {shape}, {len(self.base)} samples; {self.meta.get('metric', 'effect')} {best})"
 
@@ -94,10 +106,11 @@ class PatchResult:
         image = image_html(self.plot(), repr(self)) if 1 <= len(self.axes) <= 2 else ""
         return f'<div>{image}<pre style="white-space:pre-wrap">{escape(repr(self))}</pre></div>'
 
-    # --- pictures ----------------------------------------------------------------------------------------------------
+    # --- pictures
 
     def plot(self, what: str = "effect", ax: Any = None) -> Any:
-        """The mean over samples as a matplotlib figure: bars for one axis, a grid for two; see `cl.patch_heatmap`.
+        """The mean over samples as a matplotlib figure: bars for one axis, a grid for two; see
+        `cl.patch_heatmap`.
 
         Args:
             what: "effect", "recovered" or "values".
@@ -108,12 +121,15 @@ class PatchResult:
         return patch_heatmap(self, what=what, ax=ax)
 
     def plot_against(self, exact: "PatchResult", ax: Any = None) -> Any:
-        """A scatter of these effects against those of another result of the same axes (the exact one)."""
+        """A scatter of these effects against those of another result of the same axes (the exact
+        one)."""
         from corelens.viz import style
 
         if self.axes != exact.axes:
             raise CorelensError(
-                f"axes {list(exact.axes)}", f"the same axes and labels as {list(self.axes)}", "use one `per`"
+                f"axes {list(exact.axes)}",
+                f"the same axes and labels as {list(self.axes)}",
+                "use one `per`",
             )
         mine, theirs = self.effect.mean(0).ravel(), exact.effect.mean(0).ravel()
         with style.axes(ax, 3.6, 3.4) as ax:
@@ -128,11 +144,18 @@ class PatchResult:
                 ax.set_title(f"r = {np.corrcoef(mine, theirs)[0, 1]:.3f}")
         return style.figure_of(ax)
 
-    # --- files -------------------------------------------------------------------------------------------------------
+    # --- files
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file: values, base, other, and a JSON header with axes, samples and meta."""
-        header = {"format": FORMAT, "version": VERSION, "axes": self.axes, "samples": self.samples, "meta": self.meta}
+        """Write one safetensors file: values, base, other, and a JSON header with axes, samples and
+        meta."""
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "axes": self.axes,
+            "samples": self.samples,
+            "meta": self.meta,
+        }
         tensors = {"values": self.values, "base": self.base, "other": self.other}
         arrays = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in tensors.items()}
         words = json.dumps(header, ensure_ascii=False, default=str)
@@ -146,7 +169,10 @@ class PatchResult:
             header = json.loads(metadata.get("corelens", "null"))
         except ValueError:
             header = None
-        if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+        if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (
+            FORMAT,
+            VERSION,
+        ):
             raise CorelensError(
                 f"{path}, which holds no patching result of version {VERSION}",
                 "a file that PatchResult.save wrote",

@@ -1,4 +1,5 @@
-"""Where a sweep patches: a site's hook names, and the patches that a product of axes ("layer", "head" …) means."""
+"""Where a sweep patches: a site's hook names, and the patches that a product of axes ("layer",
+"head" …) means."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,13 +35,15 @@ SITES: dict[str, tuple[str, str | None]] = {
     "attn_scores": ("attn.hook_attn_scores", "head"),
 }
 WHOLE = ("embed", "visual")  # sites of the model, not of a layer
-ALIASES = {"vision": "visual", "vision.hook_out": "visual"}  # the projector's output, with what DeepStack adds
+# the projector's output, with what DeepStack adds
+ALIASES = {"vision": "visual", "vision.hook_out": "visual"}
 PLACES = ("position", "role", "region")
 AXES = ("layer", "head", "kv_head", "neuron", *PLACES)
 
 
 def axis_of(name: str) -> tuple[int, int]:
-    """(the axis that counts positions, the axis that counts heads or neurons) of a hook point's tensor."""
+    """(the axis that counts positions, the axis that counts heads or neurons) of a hook point's
+    tensor."""
     return (2, 1) if name.endswith(("hook_pattern", "hook_attn_scores")) else (1, 2)
 
 
@@ -49,7 +52,8 @@ class Patch:
     """One patch: these points at once, of each this part, at these positions.
 
     Args:
-        names: hook points; none where the model has nothing at this place (a layer without attention).
+        names: hook points; none where the model has nothing at this place (a layer without
+            attention).
         part: which heads, KV heads or neurons; None: all.
         where: True at the positions that are patched; None: all.
     """
@@ -60,17 +64,25 @@ class Patch:
 
 
 def patches(
-    model: Any, inputs: Inputs, site: str, per: Sequence[str] | str | None, positions: Any = None, block: int = 64
+    model: Any,
+    inputs: Inputs,
+    site: str,
+    per: Sequence[str] | str | None,
+    positions: Any = None,
+    block: int = 64,
 ) -> tuple[dict[str, list[str]], list[Patch]]:
     """The labels of each axis, and one Patch for each combination, in the order of `numpy.ndindex`.
 
     Args:
         model: a HookedMLLM.
-        inputs: the run that is patched: its token maps say what "role", "region" and names of positions mean.
-        site: one of SITES, "embed", or "visual": the visual features, those that DeepStack adds included.
+        inputs: the run that is patched: its token maps say what "role", "region" and names of
+            positions mean.
+        site: one of SITES, "embed", or "visual": the visual features, those that DeepStack adds
+            included.
         per: which of AXES, each at most once.
-        positions: patch only there. With "position" among `per`: those that are swept. With "role": a list of names,
-            one role each ("region", "question", "last" …); by default visual, question and other.
+        positions: patch only there. With "position" among `per`: those that are swept. With "role":
+            a list of names, one role each ("region", "question", "last" …); by default visual,
+            question and other.
         block: how many neurons are one block.
     """
     site, per = ALIASES.get(site, site), (per,) if isinstance(per, str) else tuple(per or ())
@@ -85,7 +97,10 @@ def patches(
             axes[name] = labels_of_places
         else:
             size, step = _extent(model, name, block)
-            axes[name] = [str(i) if step == 1 else f"{i}–{min(i + step, size) - 1}" for i in range(0, size, step)]
+            axes[name] = [
+                str(i) if step == 1 else f"{i}–{min(i + step, size) - 1}"
+                for i in range(0, size, step)
+            ]
     found = []
     for index in product(*(range(len(labels)) for labels in axes.values())):
         at = dict(zip(axes, index, strict=True))
@@ -104,7 +119,9 @@ def patches(
 
 def _check(site: str, per: tuple[str, ...]) -> None:
     if site not in SITES and site not in WHOLE:
-        raise CorelensError(f"the site {site!r}", f"one of {', '.join([*SITES, *WHOLE])}", "choose one")
+        raise CorelensError(
+            f"the site {site!r}", f"one of {', '.join([*SITES, *WHOLE])}", "choose one"
+        )
     extra = SITES[site][1] if site in SITES else None
     allowed = [name for name in ("layer" if site in SITES else None, extra, *PLACES) if name]
     wrong = [name for name in per if name not in allowed]
@@ -112,7 +129,9 @@ def _check(site: str, per: tuple[str, ...]) -> None:
         raise CorelensError(
             f"per={per} at the site {site!r}",
             f"axes among {', '.join(allowed)}, none twice, and one of {', '.join(PLACES)} at most",
-            "KV heads, not heads, carry k and v" if "head" in wrong and extra == "kv_head" else "leave out the others",
+            "KV heads, not heads, carry k and v"
+            if "head" in wrong and extra == "kv_head"
+            else "leave out the others",
         )
 
 
@@ -128,7 +147,9 @@ def _names(model: Any, site: str, layer: int | None) -> tuple[str, ...]:
     if site == "visual":
         return ("hook_embed", *(name for name in model.hook_names("hook_deepstack")))
     layers = range(model.cfg.n_layers) if layer is None else [layer]
-    return tuple(name for at in layers if (name := f"blocks.{at}.{SITES[site][0]}") in model.hook_dict)
+    return tuple(
+        name for at in layers if (name := f"blocks.{at}.{SITES[site][0]}") in model.hook_dict
+    )
 
 
 def _with_part(model: Any, names: tuple[str, ...], part: slice | None) -> tuple[str, ...]:
@@ -154,13 +175,21 @@ def _visual(inputs: Inputs) -> Bool[Tensor, "sample pos"]:
 
 
 def places(
-    inputs: Inputs, per: Sequence[str], positions: Any, within: Bool[Tensor, "sample pos"] | None = None
+    inputs: Inputs,
+    per: Sequence[str],
+    positions: Any,
+    within: Bool[Tensor, "sample pos"] | None = None,
 ) -> tuple[list[Bool[Tensor, "sample pos"] | None], list[str]]:
-    """The positions of each patch along the axis of places (one entry without such an axis), and their labels."""
-    named = isinstance(positions, list | tuple) and len(positions) > 0 and isinstance(positions[0], str)
+    """The positions of each patch along the axis of places (one entry without such an axis), and
+    their labels."""
+    named = (
+        isinstance(positions, list | tuple) and len(positions) > 0 and isinstance(positions[0], str)
+    )
     if named and "role" not in per:
         raise CorelensError(
-            f"positions={positions!r} with per={per}", "one place, or 'role' among `per`", "join names with '+'"
+            f"positions={positions!r} with per={per}",
+            "one place, or 'role' among `per`",
+            "join names with '+'",
         )
     if positions is not None and not named:
         within = table(positions, inputs) if within is None else within & table(positions, inputs)
@@ -177,13 +206,17 @@ def places(
             return [and_within(table(label, inputs)) for label in positions], list(positions)
         roles = [table(role, inputs) for role in ROLES[:-1]]
         real = torch.stack([token_map.real for token_map in inputs.token_maps])
-        return [and_within(place) for place in (*roles, real & ~torch.stack(roles).any(0))], list(ROLES)
+        return [and_within(place) for place in (*roles, real & ~torch.stack(roles).any(0))], list(
+            ROLES
+        )
     if "region" in per:
         return _regions(inputs, and_within)
     return [within], []
 
 
-def _regions(inputs: Inputs, and_within: Any) -> tuple[list[Bool[Tensor, "sample pos"] | None], list[str]]:
+def _regions(
+    inputs: Inputs, and_within: Any
+) -> tuple[list[Bool[Tensor, "sample pos"] | None], list[str]]:
     counts = {len(token_map.regions) for token_map in inputs.token_maps}
     if len(counts) != 1 or counts == {0}:
         raise CorelensError(

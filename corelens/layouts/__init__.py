@@ -1,9 +1,19 @@
-"""Model families: the only place that knows them. `register_layout` adds one, `layout_for` finds one by its config."""
+"""Model families: the only place that knows them. `register_layout` adds one, `layout_for` finds
+one by its config."""
 
 from typing import Any
 
 from corelens.errors import CorelensError
-from corelens.layouts.base import Layout, cross, edge, grid, image_option, in_frames, patches, shrunk_to
+from corelens.layouts.base import (
+    Layout,
+    cross,
+    edge,
+    grid,
+    image_option,
+    in_frames,
+    patches,
+    shrunk_to,
+)
 from corelens.layouts.gemma import Gemma3, PaliGemma
 from corelens.layouts.idefics import Idefics3, SmolVLM
 from corelens.layouts.internvl import InternVL
@@ -15,7 +25,8 @@ _LAYOUTS: dict[str, type[Layout]] = {}
 
 
 def register_layout(layout: type[Layout]) -> type[Layout]:
-    """Make a Layout class known for its `model_types`; a later one replaces an earlier one. Usable as a decorator."""
+    """Make a Layout class known for its `model_types`; a later one replaces an earlier one. Usable
+    as a decorator."""
     if not layout.model_types:
         raise CorelensError(
             f"{layout.__name__} without model_types",
@@ -28,7 +39,8 @@ def register_layout(layout: type[Layout]) -> type[Layout]:
 
 
 def layout_for(config: Any) -> Layout:
-    """The layout of a model's config; for an unknown family one whose hooks work and whose geometry raises."""
+    """The layout of a model's config; for an unknown family one whose hooks work and whose geometry
+    raises."""
     if isinstance(config, str):
         raise CorelensError(
             f"the text {config!r} to wrap", "a transformers model",
@@ -37,7 +49,18 @@ def layout_for(config: Any) -> Layout:
     return _LAYOUTS.get(getattr(config, "model_type", None) or "", Layout).for_config(config)
 
 
-for _layout in (Qwen2VL, Qwen3VL, Llava, LlavaNext, LlavaOnevision, InternVL, Gemma3, PaliGemma, Idefics3, SmolVLM):
+for _layout in (
+    Qwen2VL,
+    Qwen3VL,
+    Llava,
+    LlavaNext,
+    LlavaOnevision,
+    InternVL,
+    Gemma3,
+    PaliGemma,
+    Idefics3,
+    SmolVLM,
+):
     register_layout(_layout)
 
 __all__ = [

@@ -1,7 +1,9 @@
-"""What CoreLens must know of a model family: where its modules are, and which token is which part of which picture.
+"""What CoreLens must know of a model family: where its modules are, and which token is which part
+of which picture.
 
-The defaults fit any decoder built like Llama inside a transformers vision-language model. A family's own file (the
-only place that names families) overrides what differs there. See `register_layout` for adding one.
+The defaults fit any decoder built like Llama inside a transformers vision-language model. A
+family's own file (the only place that names families) overrides what differs there. See
+`register_layout` for adding one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,24 +20,35 @@ from corelens.tokens.token_map import Cells
 
 
 class Layout:
-    """One model family. Paths are dotted module paths inside a decoder layer (or a vision layer, for `vision_*`)."""
+    """One model family. Paths are dotted module paths inside a decoder layer (or a vision layer,
+    for `vision_*`)."""
 
     model_types: ClassVar[tuple[str, ...]] = ()  # values of config.model_type
 
     @classmethod
     def for_config(cls, config: Any) -> "Layout":
-        """The layout of a model with this config; a family with variants chooses among them here."""
+        """The layout of a model with this config; a family with variants chooses among them
+        here."""
         return cls()
 
     attention = "self_attn"
-    q_proj, k_proj, v_proj, o_proj = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"
-    ln1, ln2 = "input_layernorm", "post_attention_layernorm"  # the norms before attention and before the MLP
-    attn_out, mlp_out = "self_attn", "mlp"  # the modules whose output is added to the residual stream
+    q_proj, k_proj, v_proj, o_proj = (
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+    )
+    # the norms before attention and before the MLP
+    ln1, ln2 = "input_layernorm", "post_attention_layernorm"
+    # the modules whose output is added to the residual stream
+    attn_out, mlp_out = "self_attn", "mlp"
     mlp, mlp_gate, mlp_up, mlp_down = "mlp", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
     norm_weight_offset = 0.0  # 1.0 where a norm multiplies by 1 + weight
-    first_position: int | None = None  # position id of a row's first real token; None: the model finds positions itself
+    # position id of a row's first real token; None: the model finds positions itself
+    first_position: int | None = None
 
-    probe: Callable[[Any, dict[str, Any], tuple[int, int]], Cells] | None = None  # measures image_cells
+    # measures image_cells
+    probe: Callable[[Any, dict[str, Any], tuple[int, int]], Cells] | None = None
 
     vision_attention = "self_attn"
     vision_q, vision_k, vision_v = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
@@ -43,7 +56,8 @@ class Layout:
     vision_out = "self_attn.out_proj"
 
     def fitted(self, hf: nn.Module) -> "Layout":
-        """For a family without a layout of its own: this one, with what its first layer shows of its norms."""
+        """For a family without a layout of its own: this one, with what its first layer shows of
+        its norms."""
         if type(self) is not Layout:
             return self
         layer = self.decoder(hf).layers[0]  # type: ignore[index]
@@ -55,17 +69,23 @@ class Layout:
             self.norm_weight_offset = weight_offset(norm)
         return self
 
-    # --- where things are -------------------------------------------------------------------------------------------
+    # --- where things are
 
     def decoder(self, hf: nn.Module) -> nn.Module:
-        """The text decoder: it takes `inputs_embeds` with the visual features merged in, and has `.layers`."""
+        """The text decoder: it takes `inputs_embeds` with the visual features merged in, and has
+        `.layers`."""
         inner = getattr(hf, "model", hf)
         find = getattr(inner, "get_decoder", None) or getattr(hf, "get_decoder", None)
         decoder = held = find() if find else None
-        while held is not None and not hasattr(held, "layers"):  # some return what holds the decoder and its head
+        # some return what holds the decoder and its head
+        while held is not None and not hasattr(held, "layers"):
             held = getattr(held, "model", None)
         if held is None or self.final_norm(held) is None:
-            returned = "there is no get_decoder()" if find is None else f"it returns a {type(decoder).__name__}"
+            returned = (
+                "there is no get_decoder()"
+                if find is None
+                else f"it returns a {type(decoder).__name__}"
+            )
             raise CorelensError(
                 f"a model of class {type(hf).__name__}, in which no decoder was found: looked for what get_decoder() "
                 f"of {type(inner).__name__} or {type(hf).__name__} returns, with `.layers` and a norm; {returned}",
@@ -75,12 +95,18 @@ class Layout:
         return held
 
     def final_norm(self, decoder: nn.Module) -> nn.Module | None:
-        """The norm behind the last layer: `.norm`, or the last of the decoder's modules with a vector of weights."""
+        """The norm behind the last layer: `.norm`, or the last of the decoder's modules with a
+        vector of weights."""
         if (norm := getattr(decoder, "norm", None)) is not None:
             return norm  # type: ignore[return-value]
-        if not hasattr(getattr(decoder, "config", None), "vocab_size"):  # a tower, not a decoder of text
+        # a tower, not a decoder of text
+        if not hasattr(getattr(decoder, "config", None), "vocab_size"):
             return None
-        vectors = [m for m in decoder.children() if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim == 1]
+        vectors = [
+            m
+            for m in decoder.children()
+            if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim == 1
+        ]
         return vectors[-1] if vectors else None
 
     def vision_layers(self, hf: nn.Module) -> list[nn.Module]:
@@ -89,21 +115,32 @@ class Layout:
         towers = (getattr(inner, name, None) for name in ("visual", "vision_tower", "vision_model"))
         for tower in towers:
             for name, module in tower.named_modules() if isinstance(tower, nn.Module) else ():
-                if isinstance(module, nn.ModuleList) and name.rsplit(".")[-1] in ("layers", "layer", "blocks"):
+                if isinstance(module, nn.ModuleList) and name.rsplit(".")[-1] in (
+                    "layers",
+                    "layer",
+                    "blocks",
+                ):
                     return list(module)
         return []
 
     def visual_features(self, hf: nn.Module) -> nn.Module | None:
-        """The object whose `get_image_features` and `get_video_features` give the projector's output."""
+        """The object whose `get_image_features` and `get_video_features` give the projector's
+        output."""
         inner = getattr(hf, "model", None)
-        return hf if not hasattr(inner, "get_image_features") and hasattr(hf, "get_image_features") else inner
+        return (
+            hf
+            if not hasattr(inner, "get_image_features") and hasattr(hf, "get_image_features")
+            else inner
+        )
 
     def deepstack(
         self, decoder: nn.Module, fire: Callable[[int, Tensor], Tensor], n_layers: int = 0
     ) -> AbstractContextManager[None]:
-        """Within this context `fire(layer, added [batch, pos, d_model])` sees and edits what is added after a layer.
+        """Within this context `fire(layer, added [batch, pos, d_model])` sees and edits what is
+        added after a layer.
 
-        It fires in every step, after each of the first `n_layers` layers: zeros where nothing is added.
+        It fires in every step, after each of the first `n_layers` layers: zeros where nothing is
+        added.
         """
         return nullcontext()
 
@@ -111,57 +148,79 @@ class Layout:
         """After how many of the first decoder layers visual features are added again."""
         return 0
 
-    # --- which token is what ----------------------------------------------------------------------------------------
+    # --- which token is what
 
-    answer_type_id = 0  # the token_type_ids value of the answer's tokens, where the family's model needs that tensor
+    # the token_type_ids value of the answer's tokens, where the family's model needs that tensor
+    answer_type_id = 0
     min_frames = 1  # the processor refuses shorter videos; the last frame is then repeated
 
     def plain_prompt(self, processor: Any, n_images: int, n_videos: int, text: str) -> str:
-        """The prompt of a processor without a chat template: one placeholder a picture, then the text."""
+        """The prompt of a processor without a chat template: one placeholder a picture, then the
+        text."""
         return (
-            getattr(processor, "image_token", "") * n_images + getattr(processor, "video_token", "") * n_videos + text
+            getattr(processor, "image_token", "") * n_images
+            + getattr(processor, "video_token", "") * n_videos
+            + text
         )
 
     def processed_prompt(self, processor: Any, prompt: str) -> str:
-        """What the processor itself makes of a prompt before it puts the placeholders in; most leave it as it is."""
+        """What the processor itself makes of a prompt before it puts the placeholders in; most
+        leave it as it is."""
         return prompt
 
     def placeholders(self, config: Any) -> tuple[int, int]:
-        """The token ids that stand for image and for video features (equal where a family uses one for both)."""
+        """The token ids that stand for image and for video features (equal where a family uses one
+        for both)."""
         image = _token(config, "image_token_id", "image_token_index")
         return image, _token(config, "video_token_id", "video_token_index")
 
     def check_batch(self, pictures: Sequence[Sequence[Any]]) -> None:
-        """Raise for samples that the family's processor would mix up in a batch: images or lists of frames a sample."""
+        """Raise for samples that the family's processor would mix up in a batch: images or lists of
+        frames a sample."""
 
     def patches_among(
         self, processor: Any, config: Any, tensors: Mapping[str, Any]
     ) -> dict[int, Bool[Tensor, " placeholder"]] | None:
-        """Which placeholders of a batch of tensors are patches, of a family that has others (newlines) too.
+        """Which placeholders of a batch of tensors are patches, of a family that has others
+        (newlines) too.
 
-        Per placeholder's token id a mask over all its tokens, row by row; None where all are patches. A family whose
-        cells (`image_cells`, `video_cells`) are not all visual overrides this, so that "visual" means the same for
-        tensors made by hand.
+        Per placeholder's token id a mask over all its tokens, row by row; None where all are
+        patches. A family whose cells (`image_cells`, `video_cells`) are not all visual overrides
+        this, so that "visual" means the same for tensors made by hand.
         """
         return None
 
     def image_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
     ) -> Cells:
         """The cells of the batch's image number `index`, of original `size` (width, height).
 
-        `features` is what the processor returned, and under "images_kwargs" the options it was called with.
+        `features` is what the processor returned, and under "images_kwargs" the options it was
+        called with.
         """
-        if features.get("image_grid_thw") is not None:  # the processor says how many patches there are
+        # the processor says how many patches there are
+        if features.get("image_grid_thw") is not None:
             return grid_cells(processor, config, features["image_grid_thw"][index].tolist(), size)
         if self.probe is not None:
             return self.probe(processor, features.get("images_kwargs") or {}, size)
         raise _no_layout(config)
 
     def video_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int], n_frames: int
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
+        n_frames: int,
     ) -> Cells:
-        """The cells of the batch's video number `index`: `n_frames` frames of original `size` (width, height)."""
+        """The cells of the batch's video number `index`: `n_frames` frames of original `size`
+        (width, height)."""
         if features.get("video_grid_thw") is None:
             raise _no_layout(config)
         steps, rows, columns = features["video_grid_thw"][index].tolist()
@@ -186,13 +245,15 @@ def weight_offset(norm: nn.Module) -> float:
         return 0.0
     x = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
-        times = x / x.float().pow(2).mean().sqrt()  # what it multiplies by its weight, or by 1 + weight
+        # what it multiplies by its weight, or by 1 + weight
+        times = x / x.float().pow(2).mean().sqrt()
         off = [(norm(x) - times * (offset + weight)).abs().sum() for offset in (0.0, 1.0)]
     return float(off[1] < off[0])
 
 
 def grid_cells(processor: Any, config: Any, thw: list[int], size: tuple[int, int]) -> Cells:
-    """Cells of a picture that is stretched onto a grid of patches, of which merge × merge make a token.
+    """Cells of a picture that is stretched onto a grid of patches, of which merge × merge make a
+    token.
 
     Args:
         thw: temporal steps, rows and columns of patches, as the processor's `image_grid_thw` says.
@@ -208,7 +269,8 @@ def grid_cells(processor: Any, config: Any, thw: list[int], size: tuple[int, int
 
 
 def image_option(processor: Any, features: dict[str, Any], name: str) -> Any:
-    """An option of the image processor: the call's own, else the processor's, else its image processor's."""
+    """An option of the image processor: the call's own, else the processor's, else its image
+    processor's."""
     for source in (features.get("images_kwargs") or {}, *image_defaults(processor)):
         if source.get(name) is not None:
             return source[name]
@@ -216,39 +278,54 @@ def image_option(processor: Any, features: dict[str, Any], name: str) -> Any:
 
 
 def edge(size: Any, *names: str) -> int:
-    """The first of these entries that a processor's size has: `edge(size, "height", "shortest_edge")`."""
+    """The first of these entries that a processor's size has: `edge(size, "height",
+    "shortest_edge")`."""
     for name in names:
         value = size.get(name) if isinstance(size, dict) else getattr(size, name, None)
         if value is not None:
             return int(value)
     raise CorelensError(
-        f"a processor size {size!r}", f"one with {' or '.join(names)}", "set the size as checkpoints do"
+        f"a processor size {size!r}",
+        f"one with {' or '.join(names)}",
+        "set the size as checkpoints do",
     )
 
 
-def grid(columns: int, rows: int, x0: float, y0: float, x1: float, y1: float) -> Float[Tensor, "token 4"]:
+def grid(
+    columns: int, rows: int, x0: float, y0: float, x1: float, y1: float
+) -> Float[Tensor, "token 4"]:
     """The boxes of a `rows` × `columns` grid over a rectangle, row by row."""
     xs = torch.linspace(x0, x1, columns + 1, dtype=torch.float64)
     ys = torch.linspace(y0, y1, rows + 1, dtype=torch.float64)
     return cross(torch.stack([xs[:-1], xs[1:]], dim=1), torch.stack([ys[:-1], ys[1:]], dim=1))
 
 
-def cross(columns: Float[Tensor, "column 2"], rows: Float[Tensor, "row 2"]) -> Float[Tensor, "token 4"]:
+def cross(
+    columns: Float[Tensor, "column 2"], rows: Float[Tensor, "row 2"]
+) -> Float[Tensor, "token 4"]:
     """The boxes of a grid with these column spans (x0, x1) and row spans (y0, y1), row by row."""
     x, y = columns.repeat(len(rows), 1), rows.repeat_interleave(len(columns), dim=0)
     return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
 
 
 def patches(
-    *boxes: Float[Tensor, "_ 4"], shrunk: tuple[int, int] | None = None, views: Sequence[int] | None = None
+    *boxes: Float[Tensor, "_ 4"],
+    shrunk: tuple[int, int] | None = None,
+    views: Sequence[int] | None = None,
 ) -> Cells:
     """Cells of which every token is a patch: these boxes, one view after the other.
 
     `views` are the numbers of the views where there are several, THUMBNAIL for the whole picture.
     """
     box = torch.cat(boxes)
-    number = None if views is None else torch.tensor(views).repeat_interleave(torch.tensor([len(b) for b in boxes]))
-    return Cells(box=box, visual=torch.ones(len(box), dtype=torch.bool), shrunk=shrunk, views=number)
+    number = (
+        None
+        if views is None
+        else torch.tensor(views).repeat_interleave(torch.tensor([len(b) for b in boxes]))
+    )
+    return Cells(
+        box=box, visual=torch.ones(len(box), dtype=torch.bool), shrunk=shrunk, views=number
+    )
 
 
 def in_frames(box: Float[Tensor, "token 4"], n_frames: int) -> Cells:
@@ -258,7 +335,8 @@ def in_frames(box: Float[Tensor, "token 4"], n_frames: int) -> Cells:
 
 
 def shrunk_to(size: tuple[int, int], seen: tuple[float, float]) -> tuple[int, int] | None:
-    """`seen` (width, height) if a picture of `size` has lost more than three quarters of its pixels, else None."""
+    """`seen` (width, height) if a picture of `size` has lost more than three quarters of its
+    pixels, else None."""
     return (round(seen[0]), round(seen[1])) if 4 * seen[0] * seen[1] < size[0] * size[1] else None
 
 

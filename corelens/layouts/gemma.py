@@ -10,7 +10,8 @@ from corelens.tokens.token_map import THUMBNAIL, Cells
 
 
 class Gemma3(Layout):
-    """Norms stand after attention and MLP too; what the residual stream gets is what these norms give."""
+    """Norms stand after attention and MLP too; what the residual stream gets is what these norms
+    give."""
 
     model_types = ("gemma3",)
     first_position = 0
@@ -19,9 +20,15 @@ class Gemma3(Layout):
     norm_weight_offset = 1.0
 
     def image_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
     ) -> Cells:
-        """The whole picture, then the crops of pan-and-scan if it is on, each squashed to the same square."""
+        """The whole picture, then the crops of pan-and-scan if it is on, each squashed to the same
+        square."""
         width, height = size
         side = math.isqrt(config.mm_tokens_per_image)
         views = [(0, 0, width, height), *_pan_and_scan(processor, features, width, height)]
@@ -32,7 +39,8 @@ class Gemma3(Layout):
 
 
 class PaliGemma(Layout):
-    """The prompt attends both ways (type 0), the answer causally (type 1); BOS stands after the picture."""
+    """The prompt attends both ways (type 0), the answer causally (type 1); BOS stands after the
+    picture."""
 
     model_types = ("paligemma",)
     first_position = 1
@@ -62,7 +70,12 @@ class PaliGemma(Layout):
         return prompt[:at] + processor.tokenizer.bos_token + prompt[at:] + "\n"
 
     def image_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
     ) -> Cells:
         """One square view, row by row."""
         side = config.vision_config.image_size // config.vision_config.patch_size
@@ -77,7 +90,9 @@ class PaliGemma2(PaliGemma):
     attn_out, mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"
 
 
-def _pan_and_scan(processor: Any, features: dict[str, Any], width: int, height: int) -> list[tuple[int, int, int, int]]:
+def _pan_and_scan(
+    processor: Any, features: dict[str, Any], width: int, height: int
+) -> list[tuple[int, int, int, int]]:
     """The crops of an elongated picture, along its longer side: x0, y0, x1, y1 in pixels."""
     if not image_option(processor, features, "do_pan_and_scan"):
         return []

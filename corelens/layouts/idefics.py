@@ -1,4 +1,5 @@
-"""Idefics3 and SmolVLM: tiles of a scaled and squashed picture row by row, then the whole picture; shuffled patches."""
+"""Idefics3 and SmolVLM: tiles of a scaled and squashed picture row by row, then the whole picture;
+shuffled patches."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +19,12 @@ class Idefics3(Layout):
     first_position = 0
 
     def image_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
     ) -> Cells:
         """Tiles divide the picture evenly: it is squashed onto whole tiles."""
         (width, height), rows, columns = size, 0, 0
@@ -31,7 +37,9 @@ class Idefics3(Layout):
         views = [whole]
         if rows * columns > 1:
             x, y = width / columns, height / rows
-            views = [(c * x, r * y, c * x + x, r * y + y) for r in range(rows) for c in range(columns)] + [whole]
+            views = [
+                (c * x, r * y, c * x + x, r * y + y) for r in range(rows) for c in range(columns)
+            ] + [whole]
         shrunk = shrunk_to(size, (max(columns, 1) * tile, max(rows, 1) * tile))
         numbers = [*range(len(views) - 1), THUMBNAIL]
         return patches(*(grid(n, n, *view) for view in views), shrunk=shrunk, views=numbers)
@@ -47,17 +55,27 @@ class SmolVLM(Idefics3):
         return config.image_token_id, config.image_token_id
 
     def check_batch(self, pictures: Sequence[Sequence[Any]]) -> None:
-        """Its processor gives frames under the images' name, and writes the longest video's length into all prompts."""
-        lengths = {len(picture) if isinstance(picture, list) else 0 for row in pictures for picture in row}
+        """Its processor gives frames under the images' name, and writes the longest video's length
+        into all prompts."""
+        lengths = {
+            len(picture) if isinstance(picture, list) else 0 for row in pictures for picture in row
+        }
         if len(lengths) > 1:
             raise CorelensError(
-                "a batch of " + ("images and videos" if 0 in lengths else f"videos of {sorted(lengths)} frames"),
+                "a batch of "
+                + ("images and videos" if 0 in lengths else f"videos of {sorted(lengths)} frames"),
                 "images only, or videos of one length: this processor mixes others up",
                 "prepare them in batches of their own",
             )
 
     def video_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int], n_frames: int
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
+        n_frames: int,
     ) -> Cells:
         """One view a frame."""
         side = _side(config, edge(processor.video_processor.max_image_size, "longest_edge"))
@@ -70,7 +88,8 @@ def _side(config: Any, tile: int) -> int:
 
 
 def _scaled(width: int, height: int, longest: int) -> tuple[int, int]:
-    """Width and height after the long edge was scaled, up or down, to `longest`; the short one is made even."""
+    """Width and height after the long edge was scaled, up or down, to `longest`; the short one is
+    made even."""
     long, short = max(width, height), min(width, height)
     short = int(longest / (width / height)) if width >= height else int(longest * (width / height))
     short, long = max(short + short % 2, 1), longest
@@ -80,7 +99,8 @@ def _scaled(width: int, height: int, longest: int) -> tuple[int, int]:
 
 
 def _tiles(width: int, height: int, tile: int) -> tuple[int, int]:
-    """Rows and columns of tiles: the long side up to whole tiles, the short one with it, then up to whole tiles."""
+    """Rows and columns of tiles: the long side up to whole tiles, the short one with it, then up to
+    whole tiles."""
     if width >= height:
         columns = math.ceil(width / tile)
         return math.ceil(int(columns * tile / (width / height)) / tile), columns

@@ -1,4 +1,5 @@
-"""LLaVA 1.5, NeXT and OneVision: a centre crop; tiles on a padded canvas with newline tokens; pooled video."""
+"""LLaVA 1.5, NeXT and OneVision: a centre crop; tiles on a padded canvas with newline tokens;
+pooled video."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,19 @@ from corelens.tokens.token_map import THUMBNAIL, Cells
 
 
 class Llava(Layout):
-    """LLaVA 1.5: the short edge scaled to the tower's size, the centre cropped: the borders are lost."""
+    """LLaVA 1.5: the short edge scaled to the tower's size, the centre cropped: the borders are
+    lost."""
 
     model_types = ("llava",)
     first_position = 0
 
     def image_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
     ) -> Cells:
         """One square view; its cells follow the steps of the image processor backwards."""
         (width, height), tower = size, config.vision_config
@@ -48,25 +55,35 @@ class Llava(Layout):
 
 
 class LlavaNext(Layout):
-    """The squashed picture, then the best of several canvases in tiles, its padding cut off, a newline token a row."""
+    """The squashed picture, then the best of several canvases in tiles, its padding cut off, a
+    newline token a row."""
 
     model_types = ("llava_next",)
     first_position = 0
 
     def image_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
     ) -> Cells:
-        """Base view, then the canvas row by row with a newline (not visual) at the end of each row."""
+        """Base view, then the canvas row by row with a newline (not visual) at the end of each
+        row."""
         tile, side, patch = _tower(config)
         base = _squashed(side, tile, patch, size)
         canvas = _best_canvas(size, image_option(processor, features, "image_grid_pinpoints"))
         columns, rows, tiles, scale = _unpadded(size, canvas, tile, side, patch)
         columns, rows = self.pooled(config, columns, rows, side)
         of_column, of_row = _thinned(tiles[0], len(columns)), _thinned(tiles[1], len(rows))
-        views = of_row[:, None] * (canvas[0] // tile) + nn.functional.pad(of_column, (0, 1))[None]  # newlines: any
+        # newlines: any
+        views = of_row[:, None] * (canvas[0] // tile) + nn.functional.pad(of_column, (0, 1))[None]
         box = _clip(cross(columns, rows), size)
         lines = box.reshape(len(rows), len(columns), 4)
-        lines = torch.cat([lines, torch.zeros(len(rows), 1, 4, dtype=box.dtype)], dim=1).reshape(-1, 4)
+        lines = torch.cat([lines, torch.zeros(len(rows), 1, 4, dtype=box.dtype)], dim=1).reshape(
+            -1, 4
+        )
         newline = torch.zeros(len(rows), len(columns) + 1, dtype=torch.bool)
         newline[:, -1] = True
         visual = torch.cat([torch.ones(len(base), dtype=torch.bool), ~newline.reshape(-1)])
@@ -77,7 +94,8 @@ class LlavaNext(Layout):
     def patches_among(
         self, processor: Any, config: Any, tensors: Mapping[str, Any]
     ) -> dict[int, Bool[Tensor, " placeholder"]] | None:
-        """All but the newlines: where these stand depends on the pictures' sizes, which the model is given."""
+        """All but the newlines: where these stand depends on the pictures' sizes, which the model
+        is given."""
         # (without a processor the model's own config says how pictures are cut)
         source = processor or SimpleNamespace(image_processor=config)
         sizes = tensors.get("image_sizes")
@@ -99,19 +117,29 @@ class LlavaNext(Layout):
         return []
 
     def pooled(
-        self, config: Any, columns: Float[Tensor, "column 2"], rows: Float[Tensor, "row 2"], side: int
+        self,
+        config: Any,
+        columns: Float[Tensor, "column 2"],
+        rows: Float[Tensor, "row 2"],
+        side: int,
     ) -> tuple[Float[Tensor, "pooled_column 2"], Float[Tensor, "pooled_row 2"]]:
         """The column and row spans of the canvas's tokens, in pixels of the picture."""
         return columns, rows
 
 
 class LlavaOnevision(LlavaNext):
-    """As NeXT, with large canvases scaled down; several pictures of one sample, and frames, get one view each."""
+    """As NeXT, with large canvases scaled down; several pictures of one sample, and frames, get one
+    view each."""
 
     model_types = ("llava_onevision",)
 
     def image_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
     ) -> Cells:
         """A picture that is not alone in its sample has its base view and one newline only."""
         count = torch.as_tensor(features["batch_num_images"])
@@ -119,31 +147,48 @@ class LlavaOnevision(LlavaNext):
             return super().image_cells(processor, config, features, index, size)
         tile, side, patch = _tower(config)
         shrunk = shrunk_to(size, (tile, tile))
-        return _with_newline(patches(_squashed(side, tile, patch, size), shrunk=shrunk, views=[THUMBNAIL]))
+        return _with_newline(
+            patches(_squashed(side, tile, patch, size), shrunk=shrunk, views=[THUMBNAIL])
+        )
 
     def pooled(
-        self, config: Any, columns: Float[Tensor, "column 2"], rows: Float[Tensor, "row 2"], side: int
+        self,
+        config: Any,
+        columns: Float[Tensor, "column 2"],
+        rows: Float[Tensor, "row 2"],
+        side: int,
     ) -> tuple[Float[Tensor, "pooled_column 2"], Float[Tensor, "pooled_row 2"]]:
         """A canvas of much more than the limit's tiles is scaled down bilinearly."""
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(len(rows) * len(columns) / (most * side**2))
         if ratio <= 1.1:
             return columns, rows
-        return _bilinear(columns, int(len(columns) // ratio)), _bilinear(rows, int(len(rows) // ratio))
+        return _bilinear(columns, int(len(columns) // ratio)), _bilinear(
+            rows, int(len(rows) // ratio)
+        )
 
     def video_lengths(self, config: Any, tensors: Mapping[str, Any]) -> list[int]:
         """Frames of half as many tokens a side, and a newline."""
         pixels, encoded = tensors.get("pixel_values_videos"), tensors.get(ENCODED) or {}
         if pixels is None:
             output = encoded.get("video")
-            return [] if output is None else [video.shape[0] for video in visual_features(output)[0]]
+            return (
+                [] if output is None else [video.shape[0] for video in visual_features(output)[0]]
+            )
         half = math.ceil(_tower(config)[1] / 2)
         return [video.shape[0] * half * half + 1 for video in pixels]
 
     def video_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int], n_frames: int
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
+        n_frames: int,
     ) -> Cells:
-        """Each frame's view scaled down to half as many tokens a side; one newline after the last frame."""
+        """Each frame's view scaled down to half as many tokens a side; one newline after the last
+        frame."""
         tile, side, patch = _tower(config)
         spans = _squashed(side, tile, patch, size)
         half = math.ceil(side / 2)
@@ -160,7 +205,8 @@ def _tower(config: Any) -> tuple[int, int, int]:
 
 
 def _squashed(side: int, tile: int, patch: int, size: tuple[int, int]) -> Float[Tensor, "token 4"]:
-    """A view of the whole picture; what is left of the tile past the last whole patch is not seen."""
+    """A view of the whole picture; what is left of the tile past the last whole patch is not
+    seen."""
     seen = side * patch / tile
     return grid(side, side, 0, 0, size[0] * seen, size[1] * seen)
 
@@ -181,15 +227,16 @@ def _best_canvas(size: tuple[int, int], pinpoints: list[list[int]]) -> tuple[int
 def _unpadded(
     size: tuple[int, int], canvas: tuple[int, int], tile: int, side: int, patch: int
 ) -> tuple[Float[Tensor, "column 2"], Float[Tensor, "row 2"], tuple[Tensor, Tensor], float]:
-    """What the model keeps of the canvas: spans of its columns and rows in pixels of the picture, the tile column and
-    tile row in which each lies, and the picture's scale."""
+    """What the model keeps of the canvas: spans of its columns and rows in pixels of the picture,
+    the tile column and tile row in which each lies, and the picture's scale."""
     scales = canvas[0] / size[0], canvas[1] / size[1]
     narrow = scales[0] < scales[1]  # the picture fills the canvas's width; padding above and below
     resized = [canvas[0], canvas[1]]
     other = 1 if narrow else 0
     resized[other] = min(math.ceil(size[other] * min(scales)), canvas[other])
     counts = [length // tile * side for length in canvas]
-    # The model decides by the ratio of tokens which side was padded; where it cuts, it cuts the same at both ends.
+    # The model decides by the ratio of tokens which side was padded; where it cuts, it cuts the
+    # same at both ends.
     cut = 1 if size[0] / size[1] > counts[0] / counts[1] else 0
     kept = int(round(size[cut] * (counts[1 - cut] / size[1 - cut]), 7))
     padding = [0, 0]
@@ -197,7 +244,9 @@ def _unpadded(
     spans, tiles = [], []
     for axis in (0, 1):
         token = torch.arange(padding[axis], counts[axis] - padding[axis])
-        start = (token // side * tile + token % side * patch - (canvas[axis] - resized[axis]) // 2).double()
+        start = (
+            token // side * tile + token % side * patch - (canvas[axis] - resized[axis]) // 2
+        ).double()
         spans.append(torch.stack([start, start + patch], dim=1) * (size[axis] / resized[axis]))
         tiles.append(token // side)
     return spans[0], spans[1], (tiles[0], tiles[1]), min(scales)
@@ -209,7 +258,8 @@ def _thinned(tiles: Int[Tensor, " token"], count: int) -> Int[Tensor, " pooled"]
 
 
 def _bilinear(spans: Float[Tensor, "token 2"], count: int) -> Float[Tensor, "pooled 2"]:
-    """What `count` tokens read that torch's bilinear interpolation makes of these: two neighbours each, or one."""
+    """What `count` tokens read that torch's bilinear interpolation makes of these: two neighbours
+    each, or one."""
     at = ((torch.arange(count).double() + 0.5) * (len(spans) / count) - 0.5).clamp(min=0)
     low = at.floor().long().clamp(max=len(spans) - 1)
     high = torch.where(at - low > 1e-6, low + 1, low).clamp(max=len(spans) - 1)

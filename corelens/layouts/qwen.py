@@ -1,4 +1,5 @@
-"""The Qwen-VL families: native resolution, 2 × 2 patches a token, frames in pairs; Qwen3-VL adds DeepStack."""
+"""The Qwen-VL families: native resolution, 2 × 2 patches a token, frames in pairs; Qwen3-VL adds
+DeepStack."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,21 +14,34 @@ from corelens.tokens.token_map import Cells
 
 
 class Qwen2VL(Layout):
-    """Qwen2-VL and Qwen2.5-VL (windowed attention in the tower changes the order of computation, not of tokens)."""
+    """Qwen2-VL and Qwen2.5-VL (windowed attention in the tower changes the order of computation,
+    not of tokens)."""
 
     model_types = ("qwen2_vl", "qwen2_5_vl")
     vision_attention, vision_qkv, vision_out = "attn", "attn.qkv", "attn.proj"
 
     def image_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int]
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
     ) -> Cells:
         """The picture is stretched onto whole tokens, so cells divide it evenly."""
         return self._cells(config, features["image_grid_thw"][index].tolist(), size)
 
     def video_cells(
-        self, processor: Any, config: Any, features: dict[str, Any], index: int, size: tuple[int, int], n_frames: int
+        self,
+        processor: Any,
+        config: Any,
+        features: dict[str, Any],
+        index: int,
+        size: tuple[int, int],
+        n_frames: int,
     ) -> Cells:
-        """One grid a temporal step, step after step; a step holds two frames, an odd last one is repeated."""
+        """One grid a temporal step, step after step; a step holds two frames, an odd last one is
+        repeated."""
         steps, rows, columns = features["video_grid_thw"][index].tolist()
         cells = self._cells(config, [1, rows, columns], size)
         paired = config.vision_config.temporal_patch_size
@@ -44,19 +58,25 @@ class Qwen2VL(Layout):
         merge, patch = config.vision_config.spatial_merge_size, config.vision_config.patch_size
         (rows, columns), (width, height) = (thw[1] // merge, thw[2] // merge), size
         unlimited = max(1, round(width / (patch * merge))) * max(1, round(height / (patch * merge)))
-        shrunk = (columns * merge * patch, rows * merge * patch) if rows * columns < unlimited else None
+        shrunk = (
+            (columns * merge * patch, rows * merge * patch) if rows * columns < unlimited else None
+        )
         return patches(grid(columns, rows, 0, 0, width, height), shrunk=shrunk)
 
 
 class Qwen3VL(Qwen2VL):
-    """Qwen3-VL, dense and mixture of experts: features of middle tower layers are added after the first layers."""
+    """Qwen3-VL, dense and mixture of experts: features of middle tower layers are added after the
+    first layers."""
 
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     min_frames = 2
 
     @contextmanager
-    def deepstack(self, decoder: nn.Module, fire: Callable[[int, Tensor], Tensor], n_layers: int = 0) -> Iterator[None]:
-        """Call `fire(layer, added)` for each addition; what it returns, at any position, is what is added.
+    def deepstack(
+        self, decoder: nn.Module, fire: Callable[[int, Tensor], Tensor], n_layers: int = 0
+    ) -> Iterator[None]:
+        """Call `fire(layer, added)` for each addition; what it returns, at any position, is what is
+        added.
 
         In a step without a picture (a decode step, a prompt of text) zeros are added.
         """
@@ -76,7 +96,9 @@ class Qwen3VL(Qwen2VL):
 
             return hook
 
-        def process(hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
+        def process(
+            hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor
+        ) -> Tensor:
             nonlocal calls
             layer, calls = calls, calls + 1
             added = torch.zeros_like(hidden_states)

@@ -1,4 +1,5 @@
-"""Scores of heads: one a file, each a plain function and the `Metric` made of it; `metric` finds them by name."""
+"""Scores of heads: one a file, each a plain function and the `Metric` made of it; `metric` finds
+them by name."""
 
 from corelens.metrics.definition import Metric, check_finite
 from corelens.metrics.over_samples import head_scores

@@ -12,11 +12,12 @@ def calibrated_ram(
     null_evidence: Float[Tensor, "*layer head null_row"],
     reduce: str = "mean",
 ) -> Float[Tensor, "*layer head"]:
-    """RAM minus RAM under the null question "N/A" on the same picture and region; attention mass, −1 to 1.
+    """RAM minus RAM under the null question "N/A" on the same picture and region; attention mass,
+    −1 to 1.
 
-    A head that always stares at salient places has RAM without retrieving anything: calibration takes that away. With
-    the mean over rows this is S_cal of MMRetHeads (arXiv 2605.27243); the null question is that of QRHead's
-    calibration (arXiv 2506.09944).
+    A head that always stares at salient places has RAM without retrieving anything: calibration
+    takes that away. With the mean over rows this is S_cal of MMRetHeads (arXiv 2605.27243); the
+    null question is that of QRHead's calibration (arXiv 2506.09944).
 
     Args:
         evidence: what each row puts on G.

@@ -1,4 +1,5 @@
-"""Which steps of a generation copy text out of a region: the common ground of `retrieval` and `visual_head`."""
+"""Which steps of a generation copy text out of a region: the common ground of `retrieval` and
+`visual_head`."""
 
 from collections.abc import Sequence
 
@@ -6,8 +7,11 @@ from corelens.errors import CorelensError
 from corelens.tokens.token_map import TokenMap
 
 
-def copied_regions(steps: Sequence[str], texts: Sequence[str | None], token_map: TokenMap) -> list[list[int]]:
-    """For every generated token the regions whose text contains it; surrounding blanks do not count.
+def copied_regions(
+    steps: Sequence[str], texts: Sequence[str | None], token_map: TokenMap
+) -> list[list[int]]:
+    """For every generated token the regions whose text contains it; surrounding blanks do not
+    count.
 
     Args:
         steps: the text of each generated token; special tokens as "".
@@ -26,7 +30,9 @@ def copied_regions(steps: Sequence[str], texts: Sequence[str | None], token_map:
             )
     if len(texts) != len(token_map.regions):
         raise CorelensError(
-            f"sample {token_map.id!r}: {len(texts)} texts for {len(token_map.regions)} regions", "one a region", "check"
+            f"sample {token_map.id!r}: {len(texts)} texts for {len(token_map.regions)} regions",
+            "one a region",
+            "check",
         )
     words = [step.strip() for step in steps]
     return [[i for i, text in enumerate(texts) if word and word in str(text)] for word in words]

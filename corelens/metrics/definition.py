@@ -1,9 +1,10 @@
-"""What a metric is: a plain function, the inputs that it needs, and the reductions and options that are fixed.
+"""What a metric is: a plain function, the inputs that it needs, and the reductions and options that
+are fixed.
 
     score of a head = over samples ( over rows ( over keys ( attention of a row on a set of keys )))
 
-`rows`, `keys`, `reduce` (over rows) and `samples` name the four choices; the axes are those of the design space of
-arXiv 2608.27417.
+`rows`, `keys`, `reduce` (over rows) and `samples` name the four choices; the axes are those of the
+design space of arXiv 2608.27417.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,24 +36,31 @@ class Metric:
 
     Args:
         name: what results call it.
-        function: the score of one sample; it is called with what `needs` names, in that order, and `options` by name.
-        needs: its inputs. What rows put on a set of keys, [*layer, head, row]: "evidence" (M_G), "visual" (M_V),
-            "share", "shifted" (see `mass.SETS`), "null_evidence" (M_G under the question "N/A"). Or of one layer:
-            "pattern" [head, row, key], "layer" (its number), "null_pattern" and "null_token_map", "values" and "w_o".
-            While the model writes: "looked" [head, step] (the key looked at most), "steps", "texts". And "token_map".
-        rows: the query rows it reads, a name of `TokenMap.positions`: "question", "last", "answer", …
-        keys: how attention is reduced over a set of keys: "sum", "mean", "max" or "hit"; None: only the sum makes
-            sense.
-        reduce: how rows are reduced, "mean" or "max", handed to the function as `reduce=`; None: it has no choice.
-        samples: how samples are reduced: "mean", "median", "rank_mean" (of each sample's ranks of heads, 1 the best, 0
-            the last) or "vote" (the share of samples that have the head in their top 5%).
+        function: the score of one sample; it is called with what `needs` names, in that order, and
+            `options` by name.
+        needs: its inputs. What rows put on a set of keys, [*layer, head, row]: "evidence" (M_G),
+            "visual" (M_V), "share", "shifted" (see `mass.SETS`), "null_evidence" (M_G under the
+            question "N/A"). Or of one layer: "pattern" [head, row, key], "layer" (its number),
+            "null_pattern" and "null_token_map", "values" and "w_o". While the model writes:
+            "looked" [head, step] (the key looked at most), "steps", "texts". And "token_map".
+        rows: the query rows it reads, a name of `TokenMap.positions`: "question", "last", "answer",
+            …
+        keys: how attention is reduced over a set of keys: "sum", "mean", "max" or "hit"; None: only
+            the sum makes sense.
+        reduce: how rows are reduced, "mean" or "max", handed to the function as `reduce=`; None: it
+            has no choice.
+        samples: how samples are reduced: "mean", "median", "rank_mean" (of each sample's ranks of
+            heads, 1 the best, 0 the last) or "vote" (the share of samples that have the head in
+            their top 5%).
         sinks: "left_out" takes the visual sinks (`cl.visual_sinks`) out of G and V.
         options: the function's own options and their values.
-        ratio: whether it returns (numerator, denominator), summed over samples before they are divided.
+        ratio: whether it returns (numerator, denominator), summed over samples before they are
+            divided.
         region: whether it needs a region that its rows can see.
-        finish: what turns the numbers of all samples [part, sample, layer, head] into per-sample scores, for scores
-            that cannot be said sample by sample.
-        base: the metric with its defaults, of which this one is a variant; None if it is that itself.
+        finish: what turns the numbers of all samples [part, sample, layer, head] into per-sample
+            scores, for scores that cannot be said sample by sample.
+        base: the metric with its defaults, of which this one is a variant; None if it is that
+            itself.
     """
 
     name: str
@@ -69,28 +77,40 @@ class Metric:
     finish: Callable[[np.ndarray], np.ndarray] | None = None
     base: "Metric | None" = field(default=None, compare=False, repr=False)
 
-    # --- what it is called -------------------------------------------------------------------------------------------
+    # --- what it is called
 
     @property
     def key(self) -> str:
-        """The name, with the options that differ from the default behind it: "ram[rows=last,reduce=max]"."""
+        """The name, with the options that differ from the default behind it:
+        "ram[rows=last,reduce=max]"."""
         base = self.base or self
-        changed = {name: getattr(self, name) for name in NAMED_OPTIONS if getattr(self, name) != getattr(base, name)}
-        changed |= {name: self.options[name] for name in sorted(self.options) if self._differs(base, name)}
-        return self.name + (f"[{','.join(f'{name}={value}' for name, value in changed.items())}]" if changed else "")
+        changed = {
+            name: getattr(self, name)
+            for name in NAMED_OPTIONS
+            if getattr(self, name) != getattr(base, name)
+        }
+        changed |= {
+            name: self.options[name] for name in sorted(self.options) if self._differs(base, name)
+        }
+        return self.name + (
+            f"[{','.join(f'{name}={value}' for name, value in changed.items())}]" if changed else ""
+        )
 
     def _differs(self, base: "Metric", option: str) -> bool:
         return option not in base.options or self.options[option] != base.options[option]
 
     def with_options(self, free: bool = False, **options: Any) -> "Metric":
-        """This metric with other options: rows, keys, reduce, samples, sinks, and the function's own.
+        """This metric with other options: rows, keys, reduce, samples, sinks, and the function's
+        own.
 
         Args:
             free: any option is taken (the function has **kwargs).
         Raises:
             CorelensError: an option that the metric does not have, or a value that does not exist.
         """
-        changes = {name: value for name in NAMED_OPTIONS if (value := options.pop(name, None)) is not None}
+        changes = {
+            name: value for name in NAMED_OPTIONS if (value := options.pop(name, None)) is not None
+        }
         if changes.get("rows", self.rows) != self.rows:
             check_where(changes["rows"])
         self._check_choice("keys", changes.get("keys"), KEY_REDUCTIONS, self.keys is not None)
@@ -102,7 +122,11 @@ class Metric:
         unknown = [name for name in options if name not in self.options and not free]
         if unknown:
             choices = {"keys": self.keys, "reduce": self.reduce}
-            takes = ["rows", *(name for name, value in choices.items() if value is not None), *self.options]
+            takes = [
+                "rows",
+                *(name for name, value in choices.items() if value is not None),
+                *self.options,
+            ]
             raise CorelensError(
                 f"{unknown[0]}={options[unknown[0]]!r} for {self.name}",
                 f"an option that it has: {', '.join(takes)}",
@@ -110,7 +134,9 @@ class Metric:
             )
         return replace(self, **changes, options={**self.options, **options}, base=self.base or self)
 
-    def _check_choice(self, option: str, value: Any, values: tuple[str, ...], has_choice: bool) -> None:
+    def _check_choice(
+        self, option: str, value: Any, values: tuple[str, ...], has_choice: bool
+    ) -> None:
         if value is None or (has_choice and value in values) or value == getattr(self, option):
             return
         raise CorelensError(
@@ -121,16 +147,18 @@ class Metric:
             "leave it out",
         )
 
-    # --- what it reads -----------------------------------------------------------------------------------------------
+    # --- what it reads
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The masses of a run's rows that it needs: a set of keys and the reduction over these keys."""
+        """The masses of a run's rows that it needs: a set of keys and the reduction over these
+        keys."""
         return tuple(Column(name, self.keys or "sum") for name in self.needs if name in SETS)
 
     @property
     def of_masses(self) -> bool:
-        """Whether masses of rows (and the token map) are all that it needs: then it scores all layers at once."""
+        """Whether masses of rows (and the token map) are all that it needs: then it scores all
+        layers at once."""
         return all(name in SETS or name in (NULL_MASS, "token_map") for name in self.needs)
 
     @property
@@ -151,29 +179,37 @@ class Metric:
     @property
     def needs_rows_alone(self) -> bool:
         """Whether rows of one run are all that it needs."""
-        return not (self.needs_null or self.needs_values or self.needs_answering or self.sinks != "kept")
+        return not (
+            self.needs_null or self.needs_values or self.needs_answering or self.sinks != "kept"
+        )
 
     def row_positions(self, token_map: TokenMap) -> Int[Tensor, " row"]:
-        """The rows to read in this sample; an error if they cannot see the evidence that the metric is about."""
+        """The rows to read in this sample; an error if they cannot see the evidence that the metric
+        is about."""
         with named(self):
             if self.region:
                 return token_map.evidence_rows(self.rows)
             return token_map.positions(self.rows, rows=True)
 
-    # --- the score ---------------------------------------------------------------------------------------------------
+    # --- the score
 
-    def __call__(self, pattern: Float[Tensor, "head row key"] | None, token_map: TokenMap, **inputs: Any) -> Score:
+    def __call__(
+        self, pattern: Float[Tensor, "head row key"] | None, token_map: TokenMap, **inputs: Any
+    ) -> Score:
         """The score of every head of one layer, for one sample.
 
         Args:
-            pattern: the rows that `row_positions` names, post-softmax, padding excluded, float32; None for metrics
-                that watch the model write.
+            pattern: the rows that `row_positions` names, post-softmax, padding excluded, float32;
+                None for metrics that watch the model write.
             token_map: the sample's.
-            inputs: what else `needs` names (the null run's masses are made of `null_pattern` and `null_token_map`).
+            inputs: what else `needs` names (the null run's masses are made of `null_pattern` and
+                `null_token_map`).
         Returns:
-            [head], or (numerator, denominator), each [head], if `ratio`; `localization` returns two to be finished.
+            [head], or (numerator, denominator), each [head], if `ratio`; `localization` returns two
+            to be finished.
         Raises:
-            CorelensError: no row, an input or a part of the sample that is missing, a result of another shape.
+            CorelensError: no row, an input or a part of the sample that is missing, a result of
+                another shape.
         """
         given = {"pattern": pattern, "token_map": token_map, **inputs}
         with named(self):
@@ -190,16 +226,31 @@ class Metric:
         return score
 
     def score(self, inputs: Mapping[str, Any], sample: str) -> Score:
-        """The function's value for inputs by name; an error names the metric and what is missing."""
+        """The function's value for inputs by name; an error names the metric and what is
+        missing."""
         with named(self):
             missing = [name for name in self.needs if inputs.get(name) is None]
             if missing:
-                raise CorelensError(f"no {', '.join(missing)}", f"what {self.name} needs", "use cl.score_heads")
+                raise CorelensError(
+                    f"no {', '.join(missing)}", f"what {self.name} needs", "use cl.score_heads"
+                )
             first = inputs[self.needs[0]]
-            rows = first.shape[-2 if self.needs[0] == "pattern" else -1] if isinstance(first, Tensor) else 1
+            rows = (
+                first.shape[-2 if self.needs[0] == "pattern" else -1]
+                if isinstance(first, Tensor)
+                else 1
+            )
             if rows == 0 and not self.needs_answering:
-                raise CorelensError(f"sample {sample!r} without {self.rows} rows", "a row or more", "choose other rows")
-            options = dict(self.options) if self.reduce is None else {**self.options, "reduce": self.reduce}
+                raise CorelensError(
+                    f"sample {sample!r} without {self.rows} rows",
+                    "a row or more",
+                    "choose other rows",
+                )
+            options = (
+                dict(self.options)
+                if self.reduce is None
+                else {**self.options, "reduce": self.reduce}
+            )
             return self.function(*(inputs[name] for name in self.needs), **options)
 
 
@@ -223,8 +274,8 @@ def _check_shape(part: Any, heads: int | None) -> None:
 
 
 def check_finite(scores: Float[Tensor, "layer head"], metric: Metric, sample: str) -> None:
-    """Raise if a sample's scores hold NaN or infinity, saying where. Called once a sample: asking the GPU after every
-    layer would hold up the forward pass."""
+    """Raise if a sample's scores hold NaN or infinity, saying where. Called once a sample: asking
+    the GPU after every layer would hold up the forward pass."""
     wrong = (~torch.isfinite(scores)).nonzero().tolist()
     if wrong:
         layer, head = wrong[0]
@@ -236,7 +287,8 @@ def check_finite(scores: Float[Tensor, "layer head"], metric: Metric, sample: st
 
 
 class named:
-    """Puts the metric's name in front of an error, so that it says which score wanted what is missing."""
+    """Puts the metric's name in front of an error, so that it says which score wanted what is
+    missing."""
 
     def __init__(self, metric: Metric):
         self.metric = metric
@@ -246,4 +298,6 @@ class named:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, CorelensError) and not error.given.startswith(f"{self.metric.key}: "):
-            raise CorelensError(f"{self.metric.key}: {error.given}", error.expected, error.do) from error
+            raise CorelensError(
+                f"{self.metric.key}: {error.given}", error.expected, error.do
+            ) from error

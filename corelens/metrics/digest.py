@@ -1,4 +1,5 @@
-"""A digest of any value by its contents: pictures by their pixels, files by their bytes, functions by their code."""
+"""A digest of any value by its contents: pictures by their pixels, files by their bytes, functions
+by their code."""
 
 import dataclasses
 import functools
@@ -21,11 +22,13 @@ SHORT = 16  # hexadecimal digits of a digest that are shown and kept
 
 
 class Digest:
-    """SHA-256 of values by their contents: arrays by their bytes, files by theirs, functions by their code."""
+    """SHA-256 of values by their contents: arrays by their bytes, files by theirs, functions by
+    their code."""
 
     def __init__(self, walked: "dict[int, tuple[Any, str | None]] | None" = None) -> None:
         self._sha = hashlib.sha256()
-        # {id: (object, its digest, None while it is walked through)}: shared objects are walked once
+        # {id: (object, its digest, None while it is walked through)}: shared objects are walked
+        # once
         self._walked = {} if walked is None else walked
 
     def hexdigest(self) -> str:
@@ -39,7 +42,9 @@ class Digest:
         elif isinstance(value, bytes | bytearray | memoryview):
             self._put("bytes", bytes(value))
         elif isinstance(value, np.ndarray) and value.dtype != object:
-            self._put(f"array {value.dtype.str} {value.shape}", np.ascontiguousarray(value).tobytes())
+            self._put(
+                f"array {value.dtype.str} {value.shape}", np.ascontiguousarray(value).tobytes()
+            )
         elif isinstance(value, Tensor):
             self._put(f"tensor {value.dtype} {tuple(value.shape)}", tensor_bytes(value))
         elif isinstance(value, Image.Image):
@@ -47,7 +52,10 @@ class Digest:
         elif isinstance(value, os.PathLike):
             self._put("path", os.fspath(value).encode("utf-8", "surrogatepass"))
         elif isinstance(value, Later):
-            self._put("later", f"{value.part} {file_digest(value.file)} {value.size} {value.broken}".encode())
+            self._put(
+                "later",
+                f"{value.part} {file_digest(value.file)} {value.size} {value.broken}".encode(),
+            )
         elif isinstance(value, ModuleType):
             self._put("module", value.__name__.encode())
         elif isinstance(value, type):
@@ -79,7 +87,9 @@ class Digest:
         try:
             self._put("pixels", image.tobytes())
         except (OSError, ValueError, SyntaxError):  # `prepare` says what is wrong with it
-            self._put("unreadable", str(getattr(image, "filename", "")).encode("utf-8", "surrogatepass"))
+            self._put(
+                "unreadable", str(getattr(image, "filename", "")).encode("utf-8", "surrogatepass")
+            )
 
     def _walk(self, value: Any) -> None:
         if isinstance(value, FunctionType):
@@ -165,11 +175,17 @@ def tensor_bytes(tensor: Tensor) -> bytes:
     plain = plain.dequantize() if plain.is_quantized else plain
     plain = plain.to_dense() if plain.layout != torch.strided else plain
     flat = plain.cpu().contiguous().flatten()
-    return (torch.view_as_real(flat) if flat.is_complex() else flat).view(torch.uint8).numpy().tobytes()
+    return (
+        (torch.view_as_real(flat) if flat.is_complex() else flat)
+        .view(torch.uint8)
+        .numpy()
+        .tobytes()
+    )
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """The digest of a file's bytes, computed once for each state of the file; its name if it cannot be read."""
+    """The digest of a file's bytes, computed once for each state of the file; its name if it cannot
+    be read."""
     try:
         state = os.stat(path)
         return _file_digest(os.fspath(path), state.st_size, state.st_mtime_ns, state.st_ino)

@@ -1,4 +1,5 @@
-"""Attention mass: what the rows of a pattern put on a set of keys. The sums that RAM and its relatives are made of."""
+"""Attention mass: what the rows of a pattern put on a set of keys. The sums that RAM and its
+relatives are made of."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,13 +18,14 @@ Weighted = tuple[Int[Tensor, " key"], Float[Tensor, " key"]]  # positions and th
 
 
 class Column(NamedTuple):
-    """One number that is taken of every row: the attention on a set of keys, reduced over these keys."""
+    """One number that is taken of every row: the attention on a set of keys, reduced over these
+    keys."""
 
     tokens: str  # one of SETS
     keys: str = "sum"  # one of KEY_REDUCTIONS
 
 
-# --- the sets of keys ------------------------------------------------------------------------------------------------
+# --- the sets of keys
 
 
 def _evidence(token_map: TokenMap) -> Weighted:
@@ -40,10 +42,12 @@ def _share(token_map: TokenMap) -> Weighted:
 
 
 def _shifted(token_map: TokenMap) -> Weighted:
-    """The mean over every place to which the region can be moved within its picture without touching itself.
+    """The mean over every place to which the region can be moved within its picture without
+    touching itself.
 
-    A place is a cyclic shift of the region's tokens in the order of the picture's tokens, which keeps its shape. Where
-    every shift overlaps the region, the shifts that overlap it least are taken.
+    A place is a cyclic shift of the region's tokens in the order of the picture's tokens, which
+    keeps its shape. Where every shift overlaps the region, the shifts that overlap it least are
+    taken.
     """
     weights = torch.zeros(token_map.length, dtype=torch.double)
     weights[token_map.region] = token_map.region_weight.double()
@@ -55,7 +59,8 @@ def _shifted(token_map: TokenMap) -> Weighted:
             continue
         spectrum = torch.fft.fft(inside)
         member = torch.fft.fft((inside > 0).double())
-        overlap = torch.fft.ifft(member * member.conj()).real.round()  # [shift]: tokens of the region that stay in it
+        # [shift]: tokens of the region that stay in it
+        overlap = torch.fft.ifft(member * member.conj()).real.round()
         allowed = (overlap == overlap.min()).double()
         shifted[positions] = torch.fft.ifft(spectrum * torch.fft.fft(allowed)).real / allowed.sum()
     positions = shifted.abs().gt(1e-9).nonzero()[:, 0]
@@ -70,18 +75,20 @@ SETS: dict[str, Callable[[TokenMap], Weighted]] = {
 }
 """The sets of keys whose mass a metric may need.
 
-evidence  G with the weights of the region's tokens: M_G
-visual    V: M_V
-share     V, each token with the weight |G| / |V|: the evidence mass of a head that looks evenly over the picture
-shifted   the region moved within its picture: the mean over all places where it does not touch itself
+evidence  G with the weights of the region's tokens: M_G visual    V: M_V share     V, each token
+with the weight |G| / |V|: the evidence mass of a head that looks evenly over the picture shifted
+the region moved within its picture: the mean over all places where it does not touch itself
 """
 
 
-# --- sums over keys --------------------------------------------------------------------------------------------------
+# --- sums over keys
 
 
-def key_weights(token_maps: Sequence[TokenMap], columns: Sequence[Column]) -> Float[Tensor, "batch key column"]:
-    """The weight of every key in every column; 0 outside its set. A column of means has weights that sum to 1."""
+def key_weights(
+    token_maps: Sequence[TokenMap], columns: Sequence[Column]
+) -> Float[Tensor, "batch key column"]:
+    """The weight of every key in every column; 0 outside its set. A column of means has weights
+    that sum to 1."""
     weights = torch.zeros(len(token_maps), token_maps[0].length, len(columns))
     for sample, token_map in enumerate(token_maps):
         for number, column in enumerate(columns):
@@ -98,8 +105,8 @@ def masses(
 ) -> Float[Tensor, "batch head row column"]:
     """What every row puts on every column's keys.
 
-    sum   Σ_j w_j A_ij         mean  Σ_j w_j A_ij / Σ_j w_j
-    max   the largest A_ij of the set        hit   1 if the key that the row attends to most (of all keys) is in the set
+    sum   Σ_j w_j A_ij         mean  Σ_j w_j A_ij / Σ_j w_j max   the largest A_ij of the set
+    hit   1 if the key that the row attends to most (of all keys) is in the set
     """
     heads = pattern.shape[1]
     # one matrix product makes all sums and means of a batch at once
@@ -120,11 +127,15 @@ def masses(
 def over_rows(mass: Float[Tensor, "*any row"], reduce: str) -> Float[Tensor, "*any"]:
     """One number a head: the mean over its rows ("mean"), or the row that has most ("max")."""
     if mass.shape[-1] == 0:
-        raise CorelensError("a pattern without rows", "one row or more", "check which rows the sample has")
+        raise CorelensError(
+            "a pattern without rows", "one row or more", "check which rows the sample has"
+        )
     if reduce == "max":
         return mass.amax(-1)
     if reduce == "mean":
         return mass.mean(-1)
     raise CorelensError(
-        f"reduce={reduce!r}", " or ".join(map(repr, REDUCTIONS)), "'mean': all rows; 'max': the row that looks hardest"
+        f"reduce={reduce!r}",
+        " or ".join(map(repr, REDUCTIONS)),
+        "'mean': all rows; 'max': the row that looks hardest",
     )

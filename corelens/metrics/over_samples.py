@@ -1,4 +1,5 @@
-"""From the numbers of single samples to scores of heads: mean, ratio of means, median, ranks or votes."""
+"""From the numbers of single samples to scores of heads: mean, ratio of means, median, ranks or
+votes."""
 
 from typing import Any
 
@@ -11,14 +12,17 @@ from corelens.metrics.definition import Metric
 VOTED = 0.05  # the share of heads that a sample votes for
 
 
-def head_scores(metric: Metric, raw: Float[np.ndarray, "sample part layer head"], meta: dict[str, Any]) -> HeadScores:
+def head_scores(
+    metric: Metric, raw: Float[np.ndarray, "sample part layer head"], meta: dict[str, Any]
+) -> HeadScores:
     """What a metric made of every sample and layer, as HeadScores.
 
-    `per_sample` is what is averaged: the scores themselves ("mean", "median"), the ranks within each sample
-    ("rank_mean"), or the votes ("vote").
+    `per_sample` is what is averaged: the scores themselves ("mean", "median"), the ranks within
+    each sample ("rank_mean"), or the votes ("vote").
     """
     exists = np.isfinite(raw).any(axis=(0, 1))
-    if not exists.all():  # layers without attention, or with fewer heads: the others are ranked among themselves
+    # layers without attention, or with fewer heads: the others are ranked among themselves
+    if not exists.all():
         return _of_those(metric, raw, exists, meta)
     if metric.finish is not None:
         return HeadScores(per_sample=metric.finish(raw.swapaxes(0, 1)), meta=meta)
@@ -34,7 +38,9 @@ def head_scores(metric: Metric, raw: Float[np.ndarray, "sample part layer head"]
     return HeadScores(per_sample=scores, meta=meta)
 
 
-def _of_those(metric: Metric, raw: np.ndarray, exists: np.ndarray, meta: dict[str, Any]) -> HeadScores:
+def _of_those(
+    metric: Metric, raw: np.ndarray, exists: np.ndarray, meta: dict[str, Any]
+) -> HeadScores:
     """Scores of the heads that exist, NaN elsewhere."""
     alone = head_scores(metric, raw[:, :, exists][:, :, None], meta)
 
@@ -51,18 +57,28 @@ def _of_those(metric: Metric, raw: np.ndarray, exists: np.ndarray, meta: dict[st
 
 
 def ranks(scores: Float[np.ndarray, "sample layer head"]) -> Float[np.ndarray, "sample layer head"]:
-    """Every sample's ranks of the heads, from 0 (the lowest) to 1 (the highest); heads that are equal share theirs."""
+    """Every sample's ranks of the heads, from 0 (the lowest) to 1 (the highest); heads that are
+    equal share theirs."""
     from scipy.stats import rankdata  # its import takes a second
 
     flat = scores.reshape(len(scores), -1)
-    return ((rankdata(flat, axis=1) - 1) / max(flat.shape[1] - 1, 1)).reshape(scores.shape).astype(np.float32)
+    return (
+        ((rankdata(flat, axis=1) - 1) / max(flat.shape[1] - 1, 1))
+        .reshape(scores.shape)
+        .astype(np.float32)
+    )
 
 
 def votes(scores: Float[np.ndarray, "sample layer head"]) -> Float[np.ndarray, "sample layer head"]:
-    """1 for the heads in a sample's top 5%, else 0; heads that are equal at the border share the votes left there."""
+    """1 for the heads in a sample's top 5%, else 0; heads that are equal at the border share the
+    votes left there."""
     flat = scores.reshape(len(scores), -1)
     count = max(1, round(VOTED * flat.shape[1]))
     border = np.sort(flat, axis=1)[:, -count][:, None]
     above, equal = flat > border, flat == border
     left = count - above.sum(1, keepdims=True)
-    return (above + equal * left / equal.sum(1, keepdims=True)).reshape(scores.shape).astype(np.float32)
+    return (
+        (above + equal * left / equal.sum(1, keepdims=True))
+        .reshape(scores.shape)
+        .astype(np.float32)
+    )

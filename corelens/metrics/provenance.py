@@ -33,7 +33,7 @@ from corelens.inputs.prepare import Sample
 from corelens.metrics.digest import Digest, digest, source
 from corelens.model.projections import readable, readable_parameters
 
-# --- models -------------------------------------------------------------------------------------
+# --- models
 
 
 def weight_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
@@ -41,23 +41,28 @@ def weight_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
     digests: list[tuple[str, str]] = []
     rest = iter(weights)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
-        while some := list(islice(rest, 16)):  # so that few offloaded weights are in memory at a time
+        # so that few offloaded weights are in memory at a time
+        while some := list(islice(rest, 16)):
             digests += pool.map(lambda pair: (pair[0], digest(pair[1])), some)
     return digest(sorted(digests))
 
 
 def all_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and kept buffer by its name; those that are offloaded are read from where they lie."""
+    """Every parameter and kept buffer by its name; those that are offloaded are read from where
+    they lie."""
     yield from readable_parameters(module)
     kept = set(module.state_dict(keep_vars=True))
     for prefix, part in module.named_modules():
         for name, _ in part.named_buffers(recurse=False):
-            if (full := f"{prefix}.{name}".lstrip(".")) in kept and (buffer := readable(part, name)) is not None:
+            if (full := f"{prefix}.{name}".lstrip(".")) in kept and (
+                buffer := readable(part, name)
+            ) is not None:
                 yield full, buffer
 
 
 def processor_hash(processor: Any) -> str:
-    """A digest of how a processor makes tensors: tokenizer, chat template, image and video processors."""
+    """A digest of how a processor makes tensors: tokenizer, chat template, image and video
+    processors."""
     total = Digest()
     for name, part in sorted(vars(processor).items() if processor is not None else ()):
         backend = getattr(part, "backend_tokenizer", None)
@@ -73,7 +78,11 @@ def processor_hash(processor: Any) -> str:
 
 def _tokenizer(words: str) -> dict[str, Any]:
     """A tokenizer without what its last call set (padding, truncation)."""
-    return {name: part for name, part in json.loads(words).items() if name not in ("padding", "truncation")}
+    return {
+        name: part
+        for name, part in json.loads(words).items()
+        if name not in ("padding", "truncation")
+    }
 
 
 def about(model: Any) -> dict[str, Any]:
@@ -87,7 +96,10 @@ def about(model: Any) -> dict[str, Any]:
         "n_layers": model.cfg.n_layers,
         "n_heads": model.cfg.n_heads,
         "dtype": str(model.cfg.dtype).removeprefix("torch."),
-        "versions": {name: version(name) for name in ("corelens", "torch", "transformers", "transformer-lens")},
+        "versions": {
+            name: version(name)
+            for name in ("corelens", "torch", "transformers", "transformer-lens")
+        },
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -110,7 +122,9 @@ def model_identity(model: Any, told: Mapping[str, Any] | None = None) -> dict[st
     told = about(model) if told is None else told
     config = {name: x for name, x in model.hf.config.to_dict().items() if not name.startswith("_")}
     # (the folder that it was loaded from decides nothing)
-    return {name: told[name] for name in ("model", "weight_hash", "dtype", "versions", "python")} | {
+    return {
+        name: told[name] for name in ("model", "weight_hash", "dtype", "versions", "python")
+    } | {
         "config": digest(config, attention_name(model.hf.config)),
         "processor": processor_hash(model.processor),
         "training": bool(model.hf.training),
@@ -118,7 +132,8 @@ def model_identity(model: Any, told: Mapping[str, Any] | None = None) -> dict[st
 
 
 def refuse_active(model: Any) -> None:
-    """Raise if hooks, a sparse plan or other rows are active on the model: a run folder cannot tell them apart."""
+    """Raise if hooks, a sparse plan or other rows are active on the model: a run folder cannot tell
+    them apart."""
     active = [str(point.name) for point in model.hook_points() if point.active]
     held = [f"hooks on {', '.join(active[:3])}"] if active else []
     held += ["model.sparse(…)"] if getattr(model, "_sparse", None) is not None else []
@@ -132,7 +147,8 @@ def refuse_active(model: Any) -> None:
 
 
 def metric_identity(metric: Any) -> dict[str, Any]:
-    """What of a metric decides the numbers: its key, and all that it is made of, functions by their source.
+    """What of a metric decides the numbers: its key, and all that it is made of, functions by their
+    source.
 
     Raises:
         CorelensError: an own function without source: two of one name could not be told apart.
@@ -148,7 +164,8 @@ def metric_identity(metric: Any) -> dict[str, Any]:
 
 
 def _functions(value: Any) -> Iterator[Any]:
-    """The functions in a dataclass's fields, what is inside partial and callable objects included."""
+    """The functions in a dataclass's fields, what is inside partial and callable objects
+    included."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from _functions(getattr(value, field.name))
@@ -160,11 +177,12 @@ def _functions(value: Any) -> Iterator[Any]:
         yield type(value).__call__
 
 
-# --- samples ------------------------------------------------------------------------------------
+# --- samples
 
 
 def sample_hash(samples: Sequence[Sample]) -> str:
-    """A digest of a data set: all that every sample asks, answers, marks, shows and says beside (`meta`)."""
+    """A digest of a data set: all that every sample asks, answers, marks, shows and says beside
+    (`meta`)."""
     total = Digest()
     for sample in samples:
         for field in dataclasses.fields(sample):
@@ -190,7 +208,8 @@ def _shown(total: Digest, pictures: Any) -> None:
 
 
 def _chat(total: Digest, messages: Any) -> None:
-    """Messages whole; what stands under "image", "video" (or "path", "url") is a picture, or several."""
+    """Messages whole; what stands under "image", "video" (or "path", "url") is a picture, or
+    several."""
     for message in messages or ():
         content = message.get("content")
         total.add({name: x for name, x in message.items() if name != "content"})
@@ -224,13 +243,18 @@ def pictures(sample: Sample) -> list[Any]:
 
 
 def pixels(picture: Any) -> int:
-    """The size of an image, path or array; 0 if it cannot be told without an error (`prepare` will raise it)."""
+    """The size of an image, path or array; 0 if it cannot be told without an error (`prepare` will
+    raise it)."""
     if isinstance(picture, np.ndarray):
         return int(np.prod(picture.shape[:2]))
     if isinstance(picture, Later):
         return picture.size[0] * picture.size[1] if picture.size else 0
     try:
-        with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(picture) as image:
+        with (
+            nullcontext(picture)
+            if isinstance(picture, Image.Image)
+            else Image.open(picture) as image
+        ):
             return image.size[0] * image.size[1]
     except (OSError, AttributeError, TypeError, ValueError):
         return 0

@@ -7,27 +7,34 @@ from corelens.metrics.definition import Metric
 from corelens.metrics.mass import over_rows
 
 
-def ram(evidence: Float[Tensor, "*layer head row"], reduce: str = "mean") -> Float[Tensor, "*layer head"]:
+def ram(
+    evidence: Float[Tensor, "*layer head row"], reduce: str = "mean"
+) -> Float[Tensor, "*layer head"]:
     """RAM = mean_{i ∈ Q} Σ_{j ∈ G} w_j A_ij. Raw attention mass, 0 to 1; not normalised.
 
-    Q: the question's tokens. G: the tokens of the region (the union, if there are several); w: their weights, all 1
-    unless the sample was prepared with covered fractions. Other rows, the maximum over rows and other reductions over
-    keys are readings of ours, and a result's key names them: `ram[rows=last]`, `ram[reduce=max]`, `ram[keys=max]`.
+    Q: the question's tokens. G: the tokens of the region (the union, if there are several); w:
+    their weights, all 1 unless the sample was prepared with covered fractions. Other rows, the
+    maximum over rows and other reductions over keys are readings of ours, and a result's key names
+    them: `ram[rows=last]`, `ram[reduce=max]`, `ram[keys=max]`.
 
     Args:
         evidence: what each row puts on G.
         reduce: over rows: "mean", as published, or "max".
-    Source: the CoRe-head paper, arXiv 2606.05843 (its formula as five summaries of the text agree on it).
+    Source: the CoRe-head paper, arXiv 2606.05843 (its formula as five summaries of the text agree
+    on it).
     """
     return over_rows(evidence, reduce)
 
 
 def ram_excess(
-    evidence: Float[Tensor, "*layer head row"], share: Float[Tensor, "*layer head row"], reduce: str = "mean"
+    evidence: Float[Tensor, "*layer head row"],
+    share: Float[Tensor, "*layer head row"],
+    reduce: str = "mean",
 ) -> Float[Tensor, "*layer head"]:
     """RAM minus chance: mean_{i ∈ rows} (M_G − M_V · |G| / |V|); attention mass, −1 to 1.
 
-    A head that spreads its visual mass evenly has RAM M_V · |G| / |V| without retrieving anything; here it has 0.
+    A head that spreads its visual mass evenly has RAM M_V · |G| / |V| without retrieving anything;
+    here it has 0.
     |G| is the sum of the region's weights. Ours; `ram_shifted` is another estimate of chance.
 
     Args:
@@ -38,12 +45,14 @@ def ram_excess(
     return over_rows(evidence - share, reduce)
 
 
-def ram_shifted(shifted: Float[Tensor, "*layer head row"], reduce: str = "mean") -> Float[Tensor, "*layer head"]:
+def ram_shifted(
+    shifted: Float[Tensor, "*layer head row"], reduce: str = "mean"
+) -> Float[Tensor, "*layer head"]:
     """RAM of a region of the same shape elsewhere in the picture; attention mass, 0 to 1.
 
-    The mean over all places to which the region can be moved within its picture without touching itself (shifts in the
-    order of the picture's tokens). A head whose RAM is not above it does not look at the evidence, but at the picture.
-    Ours.
+    The mean over all places to which the region can be moved within its picture without touching
+    itself (shifts in the order of the picture's tokens). A head whose RAM is not above it does not
+    look at the evidence, but at the picture. Ours.
     """
     return over_rows(shifted, reduce)
 

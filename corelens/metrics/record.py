@@ -1,6 +1,8 @@
-"""Scores taken while a model runs: hooks that read rows of attention and compute every metric of the same rows.
+"""Scores taken while a model runs: hooks that read rows of attention and compute every metric of
+the same rows.
 
-Of a layer's rows only what the metrics make of them is kept, on the layer's own device; it is fetched once a batch.
+Of a layer's rows only what the metrics make of them is kept, on the layer's own device; it is
+fetched once a batch.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -47,21 +49,28 @@ class Places:
         self.token_maps: list[TokenMap] = hook.ctx["inputs"].token_maps
         if not self.token_maps:
             raise CorelensError(
-                "scores of a run on bare tensors", "inputs with token maps", "use model.prepare(sample)"
+                "scores of a run on bare tensors",
+                "inputs with token maps",
+                "use model.prepare(sample)",
             )
         there = hook.ctx["rows"].cpu()
-        every = len(there) // len(self.token_maps)  # several sequences a sample, if a generation draws several
+        # several sequences a sample, if a generation draws several
+        every = len(there) // len(self.token_maps)
         self.numbers = range(0, len(there), every)
         self.at: list[dict[str, Int[Tensor, " row"]]] = []
         for number, token_map in zip(self.numbers, self.token_maps, strict=True):
             wanted = [(m, m.row_positions(token_map)) for m in metrics]
-            self.at.append({m.rows: _places(there[number], rows, m, token_map.id) for m, rows in wanted})
+            self.at.append(
+                {m.rows: _places(there[number], rows, m, token_map.id) for m, rows in wanted}
+            )
         self._moved: dict[torch.device, list[dict[str, Tensor]]] = {}
 
     def on(self, device: torch.device) -> list[dict[str, Int[Tensor, " row"]]]:
         """`at` on a layer's device."""
         if device not in self._moved:
-            self._moved[device] = [{rows: at.to(device) for rows, at in of.items()} for of in self.at]
+            self._moved[device] = [
+                {rows: at.to(device) for rows, at in of.items()} for of in self.at
+            ]
         return self._moved[device]
 
 
@@ -82,20 +91,27 @@ class Masses:
 
     Args:
         token_maps: of the running batch.
-        columns: what is wanted: (whether visual sinks are "kept" or "left_out", the set of keys and its reduction).
+        columns: what is wanted: (whether visual sinks are "kept" or "left_out", the set of keys and
+            its reduction).
         sinks: per sample which of its visual tokens are sinks, as indices into `token_map.visual`.
     """
 
     def __init__(
-        self, token_maps: Sequence[TokenMap], columns: Sequence[tuple[str, Column]], sinks: Sequence[Tensor] | None
+        self,
+        token_maps: Sequence[TokenMap],
+        columns: Sequence[tuple[str, Column]],
+        sinks: Sequence[Tensor] | None,
     ):
         self._columns = list(columns)
         variants = {"kept": list(token_maps)}
         if sinks is not None:
-            variants["left_out"] = [without(*of_sample) for of_sample in zip(token_maps, sinks, strict=True)]
+            variants["left_out"] = [
+                without(*of_sample) for of_sample in zip(token_maps, sinks, strict=True)
+            ]
         each = [key_weights(variants[variant], [column]) for variant, column in self._columns]
         self._weights = {torch.device("cpu"): torch.cat(each, dim=-1)} if each else {}
-        self._of_layer: dict[int, Float[Tensor, "batch head row column"]] = {}  # layers without heads are not there
+        # layers without heads are not there
+        self._of_layer: dict[int, Float[Tensor, "batch head row column"]] = {}
 
     def read(self, layer: int, pattern: Float[Tensor, "batch head row key"]) -> None:
         """Take the masses of one layer's rows."""
@@ -104,7 +120,9 @@ class Masses:
         device = pattern.device
         if device not in self._weights:
             self._weights[device] = self._weights[torch.device("cpu")].to(device)
-        self._of_layer[layer] = masses(pattern, self._weights[device], [column for _, column in self._columns])
+        self._of_layer[layer] = masses(
+            pattern, self._weights[device], [column for _, column in self._columns]
+        )
 
     def fetch(self) -> dict[tuple[str, Column], Float[Tensor, "layer batch head row"]]:
         """The masses of all layers, on the CPU: the one place that waits for the device."""
@@ -132,16 +150,21 @@ class _Batch:
 
 
 class Record:
-    """Metrics of the heads, taken in any run. `hooks` go into the run; `scores()` after it, or after several.
+    """Metrics of the heads, taken in any run. `hooks` go into the run; `scores()` after it, or
+    after several.
 
-    Each sample of each batch that runs is one entry, in the order of running; decode steps add nothing. The rows are
-    those that the metrics ask for, unless `model.pattern_rows` says otherwise.
+    Each sample of each batch that runs is one entry, in the order of running; decode steps add
+    nothing. The rows are those that the metrics ask for, unless `model.pattern_rows` says
+    otherwise.
 
     Args:
-        metrics: row-based ones; those that need more than rows (see `Metric.needs`) get it from the three below.
-        w_o: layer → W_O [head, d_head, d_model] (or `value_mass.same_norms` of it), for metrics that need values.
+        metrics: row-based ones; those that need more than rows (see `Metric.needs`) get it from the
+            three below.
+        w_o: layer → W_O [head, d_head, d_model] (or `value_mass.same_norms` of it), for metrics
+            that need values.
         null: from a run of the same samples under the null question, for metrics that need it.
-        sinks: per sample of the batch which of its visual tokens are sinks, for metrics that leave them out.
+        sinks: per sample of the batch which of its visual tokens are sinks, for metrics that leave
+            them out.
     """
 
     def __init__(
@@ -149,12 +172,17 @@ class Record:
         sinks: Sequence[Tensor] | None = None,
     ):  # fmt: skip
         self.metrics, self._w_o, self._null, self._sinks = list(metrics), w_o, null, sinks
-        self._columns = list(dict.fromkeys((m.sinks, column) for m in self.metrics for column in m.columns))
+        self._columns = list(
+            dict.fromkeys((m.sinks, column) for m in self.metrics for column in m.columns)
+        )
         self._of_layer = [m for m in self.metrics if not m.of_masses]
         self._batch: _Batch | None = None
-        self._step: Tensor | None = None  # the rows that the step reads: while it is the same tensor, so is the step
+        # the rows that the step reads: while it is the same tensor, so is the step
+        self._step: Tensor | None = None
         self._values: Tensor | None = None
-        self._done: dict[str, list[Float[np.ndarray, "part layer head"]]] = {m.key: [] for m in self.metrics}
+        self._done: dict[str, list[Float[np.ndarray, "part layer head"]]] = {
+            m.key: [] for m in self.metrics
+        }
         self._samples: list[str] = []
 
         def record_rows(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
@@ -194,7 +222,10 @@ class Record:
         """The metrics of one sample and layer that need more than masses."""
         assert self._batch is not None
         token_map = self._batch.places.token_maps[sample]
-        rows = {name: pattern.index_select(1, at[name]) for name in dict.fromkeys(m.rows for m in self._of_layer)}
+        rows = {
+            name: pattern.index_select(1, at[name])
+            for name in dict.fromkeys(m.rows for m in self._of_layer)
+        }
         scores = {}
         for m in self._of_layer:
             inputs: dict[str, Any] = {"layer": layer}
@@ -216,7 +247,13 @@ class Record:
             return
         of_rows = batch.masses.fetch()
         more = {
-            m.key: _stacked([torch.stack([s[m.key] for s in batch.scores[layer]]) for layer in sorted(batch.scores)], 2)
+            m.key: _stacked(
+                [
+                    torch.stack([s[m.key] for s in batch.scores[layer]])
+                    for layer in sorted(batch.scores)
+                ],
+                2,
+            )
             for m in self._of_layer
         }
         for i, token_map in enumerate(batch.places.token_maps):
@@ -225,21 +262,29 @@ class Record:
                     inputs: dict[str, Any] = {"token_map": token_map}
                     for column in m.columns:
                         every_row = of_rows[m.sinks, column][:, i]  # [layer, head, row]
-                        inputs[column.tokens] = every_row.index_select(-1, batch.places.at[i][m.rows])
+                        inputs[column.tokens] = every_row.index_select(
+                            -1, batch.places.at[i][m.rows]
+                        )
                     if m.needs_null and self._null is not None:
                         inputs[NULL_MASS] = self._null.evidence_of(i, m)
                     score = m.score(inputs, token_map.id)
-                    parts = torch.stack(score if isinstance(score, tuple) else (score,))  # [part, layer, head]
+                    # [part, layer, head]
+                    parts = torch.stack(score if isinstance(score, tuple) else (score,))
                 else:
                     parts = more[m.key][:, i].transpose(0, 1)
                 self._done[m.key].append(in_all_layers(parts, batch.heads, m, token_map.id))
             self._samples.append(token_map.id)
 
     def per_sample(self, metric: Metric) -> Float[np.ndarray, "sample part layer head"]:
-        """The raw numbers of one metric; `part` is 1, or 2 for a ratio's numerator and denominator."""
+        """The raw numbers of one metric; `part` is 1, or 2 for a ratio's numerator and
+        denominator."""
         self._finish()
         if not self._samples:
-            raise CorelensError("a record of no run", "scores() after a run under record.hooks", "run the model first")
+            raise CorelensError(
+                "a record of no run",
+                "scores() after a run under record.hooks",
+                "run the model first",
+            )
         return np.stack(self._done[metric.key])
 
     def scores(self, meta: dict[str, Any] | None = None) -> dict[str, HeadScores]:
@@ -253,14 +298,18 @@ def _stacked(layers: list[Tensor], head_axis: int) -> Tensor:
     """The layers' tensors as one, on the CPU, in one transfer; fewer heads are filled up with 0."""
     most = max(layer.shape[head_axis] for layer in layers)
     after = [0, 0] * (layers[0].ndim - head_axis - 1)
-    filled = [torch.nn.functional.pad(layer, [*after, 0, most - layer.shape[head_axis]]) for layer in layers]
+    filled = [
+        torch.nn.functional.pad(layer, [*after, 0, most - layer.shape[head_axis]])
+        for layer in layers
+    ]
     return torch.stack([layer.to(layers[0].device) for layer in filled]).cpu()
 
 
 def in_all_layers(
     parts: Float[Tensor, "part some head"], heads: Sequence[int], metric: Metric, sample: str
 ) -> Float[np.ndarray, "part layer head"]:
-    """Scores of the layers that have heads, put where these layers stand; NaN where there is no head.
+    """Scores of the layers that have heads, put where these layers stand; NaN where there is no
+    head.
 
     Args:
         parts: the layers with heads, in their order.
@@ -279,7 +328,8 @@ def in_all_layers(
 
 
 def describe(metric: Metric) -> dict[str, Any]:
-    """What a result says of its metric; `over_samples` is how samples were reduced ("samples" are their names)."""
+    """What a result says of its metric; `over_samples` is how samples were reduced ("samples" are
+    their names)."""
     return {
         "metric": metric.name,
         "key": metric.key,
@@ -293,7 +343,8 @@ def describe(metric: Metric) -> dict[str, Any]:
 
 
 class NullRows:
-    """What a run under the null question leaves for its metrics: masses, and the rows over the regions' keys alone.
+    """What a run under the null question leaves for its metrics: masses, and the rows over the
+    regions' keys alone.
 
     Args:
         metrics: those that need it.
@@ -303,13 +354,18 @@ class NullRows:
     def __init__(self, metrics: Sequence[Metric], sinks: Sequence[Tensor] | None = None):
         self._metrics, self._sinks = list(metrics), sinks
         self._columns = list(
-            dict.fromkeys((m.sinks, Column("evidence", m.keys or "sum")) for m in self._metrics if NULL_MASS in m.needs)
+            dict.fromkeys(
+                (m.sinks, Column("evidence", m.keys or "sum"))
+                for m in self._metrics
+                if NULL_MASS in m.needs
+            )
         )
         self._places: Places | None = None
         self._masses: Masses | None = None
         self._fetched: dict[tuple[str, Column], Float[Tensor, "layer batch head row"]] | None = None
         self._maps: list[TokenMap] = []
-        self._rows: dict[tuple[int, int, str], Float[Tensor, "head row key"]] = {}  # (layer, sample, rows)
+        # (layer, sample, rows)
+        self._rows: dict[tuple[int, int, str], Float[Tensor, "head row key"]] = {}
 
         def keep_regions(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
             pattern = pattern.detach()
@@ -332,7 +388,10 @@ class NullRows:
 
     def pattern_of(self, layer: int, sample: int, metric: Metric) -> dict[str, Any]:
         """`null_pattern` and `null_token_map` of one sample and layer."""
-        return {"null_pattern": self._rows[layer, sample, metric.rows], "null_token_map": self._maps[sample]}
+        return {
+            "null_pattern": self._rows[layer, sample, metric.rows],
+            "null_token_map": self._maps[sample],
+        }
 
     def evidence_of(self, sample: int, metric: Metric) -> Float[Tensor, "layer head row"]:
         """`null_evidence` of one sample: what the rows put on the region, in all layers."""
@@ -349,11 +408,19 @@ def _region_only(token_map: TokenMap) -> TokenMap:
     regions = zip(token_map.regions, token_map.region_weights, strict=True)
     covered = [(torch.searchsorted(region, tokens), weights) for tokens, weights in regions]
     keys = torch.arange(len(region))
-    return TokenMap(torch.ones(len(region), dtype=torch.bool), keys, keys, keys[-1:], covered=covered, id=token_map.id)
+    return TokenMap(
+        torch.ones(len(region), dtype=torch.bool),
+        keys,
+        keys,
+        keys[-1:],
+        covered=covered,
+        id=token_map.id,
+    )
 
 
 class LookedAt:
-    """The key that each head looks at most, in the row that predicts each token of a greedy generation."""
+    """The key that each head looks at most, in the row that predicts each token of a greedy
+    generation."""
 
     def __init__(self) -> None:
         self._keys: dict[int, list[Int[Tensor, "batch head"]]] = {}  # layer → steps
@@ -376,10 +443,13 @@ def _argmax(row: Float[Tensor, "batch head key"]) -> Int[Tensor, "batch head"]:
 
 
 def record(metrics: Iterable[AnyMetric]) -> Record:
-    """A record of several metrics from the same rows of the same runs (those that need rows alone)."""
+    """A record of several metrics from the same rows of the same runs (those that need rows
+    alone)."""
     chosen = [metric(wanted) for wanted in metrics]
     if more := [m.key for m in chosen if not m.needs_rows_alone]:
-        raise CorelensError(f"{more[0]} in a record", "metrics of attention rows alone", "use cl.score_heads")
+        raise CorelensError(
+            f"{more[0]} in a record", "metrics of attention rows alone", "use cl.score_heads"
+        )
     return Record(chosen)
 
 
@@ -392,9 +462,11 @@ class RecordRAM(Record):
 
 
 def record_ram(rows: str = "question", reduce: str = "mean") -> RecordRAM:
-    """Record RAM in any run: `r = cl.record_ram(); model.run_with_hooks(inputs, fwd_hooks=r.hooks); r.scores()`.
+    """Record RAM in any run: `r = cl.record_ram(); model.run_with_hooks(inputs, fwd_hooks=r.hooks);
+    r.scores()`.
 
     Args:
-        rows, reduce: as for `cl.metric("ram", …)`; by default RAM as published, the mean over the question's tokens.
+        rows, reduce: as for `cl.metric("ram", …)`; by default RAM as published, the mean over the
+            question's tokens.
     """
     return RecordRAM([metric("ram", rows=rows, reduce=reduce)])

@@ -1,4 +1,5 @@
-"""A metric by its name: `metric("ram", rows="last")`, or by the key of a result: `metric("ram[rows=last]")`."""
+"""A metric by its name: `metric("ram", rows="last")`, or by the key of a result:
+`metric("ram[rows=last]")`."""
 
 import difflib
 import inspect
@@ -43,19 +44,29 @@ def metric(
     """A metric with its reductions and options.
 
     Args:
-        name: one of `metrics()`; a key as results carry it ("ram[rows=last]"); a `Metric` of your own; or a function
-            f(pattern [head, row, key], token_map) → [head], whose name becomes the metric's.
-        rows: which query rows it reads: "question" (default of most), "last", "answer", or a sum of names.
+        name: one of `metrics()`; a key as results carry it ("ram[rows=last]"); a `Metric` of your
+            own; or a function f(pattern [head, row, key], token_map) → [head], whose name becomes
+            the metric's.
+        rows: which query rows it reads: "question" (default of most), "last", "answer", or a sum of
+            names.
         reduce: over rows: "mean" (default: as published) or "max".
-        keys: over the keys of the region: "sum" (default: as published), "mean", "max", or "hit": 1 where the key that
-            a row attends to most, of all keys, is in the region.
-        samples: over samples: "mean" (default), "median", "rank_mean" or "vote" (top 5% of a sample's heads).
-        sinks: "left_out" takes visual sinks out of the region and the picture (see `cl.visual_sinks`).
+        keys: over the keys of the region: "sum" (default: as published), "mean", "max", or "hit": 1
+            where the key that a row attends to most, of all keys, is in the region.
+        samples: over samples: "mean" (default), "median", "rank_mean" or "vote" (top 5% of a
+            sample's heads).
+        sinks: "left_out" takes visual sinks out of the region and the picture (see
+            `cl.visual_sinks`).
         options: what else the metric takes.
     Raises:
         CorelensError: a name, reduction or option that does not exist.
     """
-    chosen: dict[str, Any] = {"rows": rows, "reduce": reduce, "keys": keys, "samples": samples, "sinks": sinks}
+    chosen: dict[str, Any] = {
+        "rows": rows,
+        "reduce": reduce,
+        "keys": keys,
+        "samples": samples,
+        "sinks": sinks,
+    }
     chosen = {option: value for option, value in chosen.items() if value is not None} | options
     if isinstance(name, Metric):
         return name.with_options(**chosen) if chosen else name
@@ -81,11 +92,14 @@ def metrics() -> tuple[str, ...]:
 def _of_function(function: Callable[..., Any]) -> tuple[Metric, bool]:
     """(a plain function as a Metric, whether it takes any option).
 
-    Behind pattern and token_map, parameters without a default are inputs ("layer" …), those with one are options.
+    Behind pattern and token_map, parameters without a default are inputs ("layer" …), those with
+    one are options.
     """
     parameters = list(inspect.signature(function).parameters.values())
     free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    further = [p for p in parameters[2:] if p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.KEYWORD_ONLY]
+    further = [
+        p for p in parameters[2:] if p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.KEYWORD_ONLY
+    ]
     needs = ("pattern", "token_map", *(p.name for p in further if p.default is p.empty))
     defaults = {p.name: p.default for p in further if p.default is not p.empty}
     reduce = defaults.pop("reduce", None)
@@ -98,7 +112,9 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
     match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*", name)
     if match is None or (match[2] and not all("=" in part for part in match[2].split(","))):
         raise CorelensError(
-            f"the metric {name!r}", 'a name or a key like "ram[rows=last,reduce=max]"', "check brackets"
+            f"the metric {name!r}",
+            'a name or a key like "ram[rows=last,reduce=max]"',
+            "check brackets",
         )
     options = {}
     for part in match[2].split(",") if match[2] else ():

@@ -1,4 +1,5 @@
-"""The retrieval score: does a head look at the evidence in the moment when the model writes what stands there?"""
+"""The retrieval score: does a head look at the evidence in the moment when the model writes what
+stands there?"""
 
 from collections.abc import Sequence
 
@@ -17,15 +18,17 @@ def retrieval(
     steps: Sequence[str],
     texts: Sequence[str | None],
 ) -> tuple[Float[Tensor, " head"], Float[Tensor, " head"]]:
-    """(hits, copied tokens): of the generated tokens that occur in a region's text, those at which the key that the
-    head attends to most lies in such a region; a ratio, 0 to 1.
+    """(hits, copied tokens): of the generated tokens that occur in a region's text, those at which
+    the key that the head attends to most lies in such a region; a ratio, 0 to 1.
 
-    Wu et al. 2024 ("Retrieval Head", arXiv 2404.15574) ask that the key looked at IS the generated token; a visual
-    token is no word, so its region's text must contain it. They divide by the needle's length, which equals the number
-    of copied tokens when the model answers right; a sample in which nothing is copied is left out and counted.
+    Wu et al. 2024 ("Retrieval Head", arXiv 2404.15574) ask that the key looked at IS the generated
+    token; a visual token is no word, so its region's text must contain it. They divide by the
+    needle's length, which equals the number of copied tokens when the model answers right; a sample
+    in which nothing is copied is left out and counted.
 
     Args:
-        looked: the key (of all keys so far) that a head attends to most in the row that predicted each token.
+        looked: the key (of all keys so far) that a head attends to most in the row that predicted
+            each token.
         steps: the text of each generated token; special tokens as "".
         texts: the text of each of the sample's regions.
     """
@@ -40,5 +43,9 @@ def retrieval(
 
 
 RETRIEVAL = Metric(
-    "retrieval", retrieval, needs=("looked", "token_map", "steps", "texts"), rows="generated", ratio=True
+    "retrieval",
+    retrieval,
+    needs=("looked", "token_map", "steps", "texts"),
+    rows="generated",
+    ratio=True,
 )

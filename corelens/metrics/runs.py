@@ -9,7 +9,8 @@ options; see `corelens.metrics.provenance`), and what is finished:
 
 Each of them carries the digest of the identity and its own checksum. What belongs to another run,
 or is not what was written, is refused by name. A run that starts again computes what is missing.
-One launch at a time writes a folder; its processes share it, and no two of them take the same batch.
+One launch at a time writes a folder; its processes share it, and no two of them take the same
+batch.
 """
 
 import json
@@ -56,7 +57,9 @@ class RunFolder:
         if header.is_file():
             self._check(header, identity)
         elif any(self.path.glob("part-*.safetensors")):
-            raise CorelensError(f"{self.path}, parts without a run.json", "a run folder", "choose another folder")
+            raise CorelensError(
+                f"{self.path}, parts without a run.json", "a run folder", "choose another folder"
+            )
         else:
             write_whole(header, json.dumps(identity, indent=1, ensure_ascii=False))
 
@@ -64,7 +67,9 @@ class RunFolder:
         try:
             there = json.loads(header.read_text(encoding="utf-8"))
         except (ValueError, RecursionError, OSError) as error:
-            raise CorelensError(f"{header}, which is no JSON", "a run.json", "choose another folder") from error
+            raise CorelensError(
+                f"{header}, which is no JSON", "a run.json", "choose another folder"
+            ) from error
         there = there if isinstance(there, dict) else {}
         differs = [key for key in {**there, **identity} if there.get(key) != identity.get(key)]
         if differs:
@@ -76,7 +81,7 @@ class RunFolder:
                 "choose another folder, or delete this one",
             )
 
-    # --- results of samples, batch by batch -----------------------------------------------------
+    # --- results of samples, batch by batch
 
     def done(self) -> set[int]:
         """The numbers of the samples whose results are there."""
@@ -117,7 +122,7 @@ class RunFolder:
             raise _foreign(f"{part}, which belongs to another run")
         return numbers, tensors
 
-    # --- results that are made once -------------------------------------------------------------
+    # --- results that are made once
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns (JSON), made once: it lies in the folder, whole or not at all."""
@@ -129,7 +134,8 @@ class RunFolder:
         return value
 
     def lines(self, name: str) -> dict[str, Any]:
-        """{key: value} of what `add_line` kept under this name. A line that a kill has torn is left out."""
+        """{key: value} of what `add_line` kept under this name. A line that a kill has torn is left
+        out."""
         file, values = self.path / f"{file_name(name)}.jsonl", {}
         for line in file.read_bytes().splitlines() if file.exists() else ():
             try:
@@ -202,7 +208,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _take(file: Any, name: str, folder: Path, fcntl: Any) -> bool:
-    """Take the lock: alone if nobody has it, together with others of this launch; False: try again."""
+    """Take the lock: alone if nobody has it, together with others of this launch; False: try
+    again."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.truncate(0)
@@ -236,12 +243,18 @@ def _launch() -> str:
     """The name of this launch: the same in its processes, and in no other launch."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
-        return "a launch of several processes " + "/".join(os.environ.get(name, "") for name in names)
+        return "a launch of several processes " + "/".join(
+            os.environ.get(name, "") for name in names
+        )
     return f"process {os.getpid()} on {socket.gethostname()} {uuid.uuid4().hex}"
 
 
 def _foreign(given: str) -> CorelensError:
-    return CorelensError(given, "what this run wrote", "delete it and start the run again: what is missing is computed")
+    return CorelensError(
+        given,
+        "what this run wrote",
+        "delete it and start the run again: what is missing is computed",
+    )
 
 
 def _short(value: Any) -> str:

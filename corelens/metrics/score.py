@@ -1,7 +1,8 @@
 """Samples through a model: all scores of all heads, resumable, on one process or several.
 
-Every row-based metric is computed from the same rows of the same forward (no language-model head, O(rows × T)
-memory a layer); those with a null question add one forward, those that watch the model write share one generation.
+Every row-based metric is computed from the same rows of the same forward (no language-model head,
+O(rows × T) memory a layer); those with a null question add one forward, those that watch the model
+write share one generation.
 """
 
 import os
@@ -61,31 +62,39 @@ def score_heads(
 
     Args:
         model: a HookedMLLM.
-        samples: questions with regions; a world's name ("refer") or a folder stands for what `cl.load_data` gives.
-        metrics: names ("ram", "lift" …), `cl.metric("ram", rows="last")`, or your own: f(pattern [head, row, key],
-            token_map) → [head], or a `Metric`. By default RAM as published: question rows, mean.
+        samples: questions with regions; a world's name ("refer") or a folder stands for what
+            `cl.load_data` gives.
+        metrics: names ("ram", "lift" …), `cl.metric("ram", rows="last")`, or your own: f(pattern
+            [head, row, key], token_map) → [head], or a `Metric`. By default RAM as published:
+            question rows, mean.
         batch_size: samples a forward; samples of similar size share one.
-        out: a run folder: results are kept after every batch, and a run that was stopped goes on. Processes started
-            by `accelerate launch` share the work through it.
+        out: a run folder: results are kept after every batch, and a run that was stopped goes on.
+            Processes started by `accelerate launch` share the work through it.
         hooks: other hooks to run under (an ablation, say); what they change is what is scored.
         max_new_tokens: how far metrics that watch the model write let it write.
         progress: show a progress bar, with rate and time left.
-        data: what the samples are called, for the result's meta; a synthetic world's name by default.
-        on_error: "raise" at a sample that cannot be scored (a region that the processor crops away, a picture that is
-            broken), or "skip" it: a warning counts those left out, `scores[key].meta["skipped"]` is {id: reason}. Each
-            sample is then prepared once more, by itself, before the run.
+        data: what the samples are called, for the result's meta; a synthetic world's name by
+            default.
+        on_error: "raise" at a sample that cannot be scored (a region that the processor crops away,
+            a picture that is broken), or "skip" it: a warning counts those left out,
+            `scores[key].meta["skipped"]` is {id: reason}. Each sample is then prepared once more,
+            by itself, before the run.
 
     Returns:
-        {key: HeadScores}; the key is the metric's name with options that differ from the default behind it.
+        {key: HeadScores}; the key is the metric's name with options that differ from the default
+        behind it.
 
     Raises:
-        CorelensError: a sample without what a metric needs; a run folder of another run; attention that is not finite.
+        CorelensError: a sample without what a metric needs; a run folder of another run; attention
+            that is not finite.
     """
     wanted = [metrics] if isinstance(metrics, str | Metric) or callable(metrics) else list(metrics)
     chosen = [metric(name) for name in wanted]
     twice = [key for key, count in Counter(m.key for m in chosen).items() if count > 1]
     if twice:
-        raise CorelensError(f"two metrics called {twice[0]!r}", "metrics whose names differ", "name each once")
+        raise CorelensError(
+            f"two metrics called {twice[0]!r}", "metrics whose names differ", "name each once"
+        )
     samples = _questions(samples)
     if not samples or not chosen:
         raise CorelensError(
@@ -98,13 +107,21 @@ def score_heads(
     check_samples(samples, chosen)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and out is None:
-        raise CorelensError(f"{world} processes without a run folder", "out='run/'", "they share the work through it")
+        raise CorelensError(
+            f"{world} processes without a run folder",
+            "out='run/'",
+            "they share the work through it",
+        )
     told = about(model) | {"sample_hash": sample_hash(samples)}
     with ExitStack() as stack:
         folder = None
         if out is not None:
             if hooks:
-                raise CorelensError("out= together with hooks=", "one of them", "a run folder cannot tell hooks apart")
+                raise CorelensError(
+                    "out= together with hooks=",
+                    "one of them",
+                    "a run folder cannot tell hooks apart",
+                )
             refuse_active(model)
             identity = model_identity(model, told) | {
                 "sample_hash": told["sample_hash"],
@@ -119,7 +136,9 @@ def score_heads(
         results: dict[int, dict[str, np.ndarray]] = {}
         groups = list(_batches(samples, batch_size))[rank::world]
         w_o = cache(lambda layer: same_norms(model.blocks[layer].attn.W_O))
-        bar = stack.enter_context(tqdm(total=sum(map(len, groups)), unit="sample", disable=not progress))
+        bar = stack.enter_context(
+            tqdm(total=sum(map(len, groups)), unit="sample", disable=not progress)
+        )
         with torch.no_grad():
             for numbers in groups:
                 if not done >= set(numbers):
@@ -127,13 +146,17 @@ def score_heads(
                     raw = _score_batch(model, batch, chosen, hooks, max_new_tokens, w_o)
                     if folder is not None:
                         folder.add(numbers, raw)
-                    results |= {n: {key: x[i] for key, x in raw.items()} for i, n in enumerate(numbers)}
+                    results |= {
+                        n: {key: x[i] for key, x in raw.items()} for i, n in enumerate(numbers)
+                    }
                 bar.update(len(numbers))
         if folder is not None:
             _wait_for_others(world)
             merged = folder.merged(len(samples))
         else:
-            merged = {m.key: np.stack([results[i][m.key] for i in range(len(samples))]) for m in chosen}
+            merged = {
+                m.key: np.stack([results[i][m.key] for i in range(len(samples))]) for m in chosen
+            }
         worlds = {sample.meta.get("world") for sample in samples}
         data = data or (str(worlds.pop()) if len(worlds) == 1 and None not in worlds else None)
         meta: dict[str, Any] = told | {"data": data, "samples": [sample.id for sample in samples]}
@@ -160,11 +183,17 @@ def _score_batch(
     of_steps = [m for m in metrics if m.needs_answering]
     if of_rows:
         leave_out = any(m.sinks == "left_out" for m in of_rows)
-        sinks = visual_sinks(model, samples, batch_size=len(samples), hooks=hooks).tokens if leave_out else None
+        sinks = (
+            visual_sinks(model, samples, batch_size=len(samples), hooks=hooks).tokens
+            if leave_out
+            else None
+        )
         null = NullRows(of_null, sinks) if of_null else None
         if null is not None:
             answer = any("answer" in m.rows for m in of_null)
-            asked = model.prepare([replace(sample, question=NULL_QUESTION) for sample in samples], answer=answer)
+            asked = model.prepare(
+                [replace(sample, question=NULL_QUESTION) for sample in samples], answer=answer
+            )
             model.run_with_hooks(asked, fwd_hooks=[*hooks, *null.hooks], return_type=None)
         recorded = Record(of_rows, w_o, null, sinks)
         inputs = model.prepare(samples, answer=any("answer" in m.rows for m in of_rows))
@@ -203,21 +232,45 @@ def _check_has_what_it_takes(sample: Sample, metric: Metric) -> None:
     rows = [name.strip() for name in metric.rows.split("+")]
     lacks = None
     if metric.region and not sample.regions:
-        lacks = "without a region", "a sample that says where the evidence is", "Sample(regions=[Box(x0, y0, x1, y1)])"
+        lacks = (
+            "without a region",
+            "a sample that says where the evidence is",
+            "Sample(regions=[Box(x0, y0, x1, y1)])",
+        )
     elif "question" in rows and sample.question is None and sample.messages is None:
-        lacks = "without a question", "a sample whose question's rows can be read", "Sample(question=…), or rows='last'"
+        lacks = (
+            "without a question",
+            "a sample whose question's rows can be read",
+            "Sample(question=…), or rows='last'",
+        )
     elif "answer" in rows and sample.answer is None:
-        lacks = "without an answer", "a sample whose answer's rows can be read", "Sample(answer=…), or rows='last'"
+        lacks = (
+            "without an answer",
+            "a sample whose answer's rows can be read",
+            "Sample(answer=…), or rows='last'",
+        )
     elif metric.needs_answering and not all(region.text for region in sample.regions):
-        lacks = "with a region without text", "the text that stands in each region", 'Box(…, text="Total 7")'
+        lacks = (
+            "with a region without text",
+            "the text that stands in each region",
+            'Box(…, text="Total 7")',
+        )
     elif (metric.needs_null or metric.sinks == "left_out") and sample.messages is not None:
-        lacks = "which is a chat", "a question that can be replaced by the null question", "images= and question="
+        lacks = (
+            "which is a chat",
+            "a question that can be replaced by the null question",
+            "images= and question=",
+        )
     if lacks:
         raise CorelensError(f"{metric.key}: sample {sample.id!r} {lacks[0]}", *lacks[1:])
 
 
 def _score_steps(
-    model: Any, samples: list[Sample], metrics: list[Metric], hooks: Sequence[Hook], max_new_tokens: int
+    model: Any,
+    samples: list[Sample],
+    metrics: list[Metric],
+    hooks: Sequence[Hook],
+    max_new_tokens: int,
 ) -> dict[str, np.ndarray]:
     """Metrics of what the model looks at while it writes: one greedy generation for all of them."""
     looked = LookedAt()
@@ -227,7 +280,10 @@ def _score_steps(
     keys, special = looked.keys(), set(model.tokenizer.all_special_ids)
     per_metric: dict[str, list[np.ndarray]] = {m.key: [] for m in metrics}
     for i, (sample, token_map) in enumerate(zip(samples, inputs.token_maps, strict=True)):
-        steps = ["" if token in special else model.tokenizer.decode([token]) for token in written[i].tolist()]
+        steps = [
+            "" if token in special else model.tokenizer.decode([token])
+            for token in written[i].tolist()
+        ]
         texts = [region.text for region in sample.regions]
         for m in metrics:
             check_finite(torch.where(keys[:, i] < 0, torch.nan, 0.0).sum(-1), m, sample.id)

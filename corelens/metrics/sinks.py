@@ -1,4 +1,5 @@
-"""Visual sinks: tokens of a picture that draw attention whatever is asked. Found, shown, and left out by option."""
+"""Visual sinks: tokens of a picture that draw attention whatever is asked. Found, shown, and left
+out by option."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +17,15 @@ from corelens.inputs.prepare import Inputs, Sample
 from corelens.tokens.regions import Box
 from corelens.tokens.token_map import TokenMap
 
-QUESTIONS = ("N/A", "Describe the picture.", "What is this?")  # none of them asks for one place in the picture
+# none of them asks for one place in the picture
+QUESTIONS = ("N/A", "Describe the picture.", "What is this?")
 THRESHOLD = 5.0  # times the mean attention of the picture's tokens
 ROWS = "question+last"
 
 
 def without(token_map: TokenMap, sinks: Int[Tensor, " sink"]) -> TokenMap:
-    """The same map without these visual tokens (indices into `token_map.visual`): not in V, G, or any picture."""
+    """The same map without these visual tokens (indices into `token_map.visual`): not in V, G, or
+    any picture."""
     positions = token_map.visual[sinks]
 
     def rest(tokens: Int[Tensor, " token"]) -> Tensor:
@@ -40,8 +43,15 @@ def without(token_map: TokenMap, sinks: Int[Tensor, " sink"]) -> TokenMap:
             )
             for picture in pictures
         ]
-    covered = [(tokens[rest(tokens)], weights[rest(tokens)]) for tokens, weights in token_map.covered]
-    return replace(token_map, visual=token_map.visual[rest(token_map.visual)], pictures=pictures, covered=covered)
+    covered = [
+        (tokens[rest(tokens)], weights[rest(tokens)]) for tokens, weights in token_map.covered
+    ]
+    return replace(
+        token_map,
+        visual=token_map.visual[rest(token_map.visual)],
+        pictures=pictures,
+        covered=covered,
+    )
 
 
 @dataclass(eq=False)
@@ -50,8 +60,10 @@ class VisualSinks:
 
     Args:
         samples: whose pictures were looked at.
-        strengths: per sample and visual token the attention that it draws, in times the mean of the picture's tokens:
-            the least over the questions. (Attention: the mean over layers, heads, question rows and the last row.)
+        strengths: per sample and visual token the attention that it draws, in times the mean of the
+            picture's tokens:
+            the least over the questions. (Attention: the mean over layers, heads, question rows and
+            the last row.)
         threshold: from this strength on a token is a sink.
         inputs: the samples, prepared one by one, for the picture.
         questions: what was asked.
@@ -66,19 +78,27 @@ class VisualSinks:
     @property
     def tokens(self) -> list[Int[Tensor, " sink"]]:
         """Per sample its sinks, as indices into `token_map.visual`."""
-        return [torch.from_numpy(np.flatnonzero(strength >= self.threshold)) for strength in self.strengths]
+        return [
+            torch.from_numpy(np.flatnonzero(strength >= self.threshold))
+            for strength in self.strengths
+        ]
 
     @property
     def share(self) -> Float[np.ndarray, " sample"]:
-        """Per sample the share of visual attention that goes to its sinks, by the strengths above."""
-        return np.array([s[s >= self.threshold].sum() / max(s.sum(), 1e-12) for s in self.strengths])
+        """Per sample the share of visual attention that goes to its sinks, by the strengths
+        above."""
+        return np.array(
+            [s[s >= self.threshold].sum() / max(s.sum(), 1e-12) for s in self.strengths]
+        )
 
     def boxes(self, number: int = 0) -> list[Box]:
         """What the sinks of a sample cover, in pixels of the original picture."""
         token_map = self.inputs[number].token_maps[0]
         cells = [token_map.cell(int(token_map.visual[i])) for i in self.tokens[number]]
         of_video = any(picture.frames is not None for picture in token_map.pictures or [])
-        return [Box(*cell[1:], image=0 if of_video else cell[0]) for cell in cells if cell[3] > cell[1]]
+        return [
+            Box(*cell[1:], image=0 if of_video else cell[0]) for cell in cells if cell[3] > cell[1]
+        ]
 
     def _repr_html_(self) -> str:
         from corelens.viz.view import image_html
@@ -86,7 +106,8 @@ class VisualSinks:
         return f"{image_html(self.plot(), 'visual sinks')}<p>{escape(repr(self))}</p>"
 
     def plot(self, number: int = 0) -> Any:
-        """The first picture of a sample with the strengths on it and its sinks outlined, a matplotlib figure."""
+        """The first picture of a sample with the strengths on it and its sinks outlined, a
+        matplotlib figure."""
         from corelens.viz.sinks import sinks_figure
 
         return sinks_figure(self, number)
@@ -109,9 +130,10 @@ def visual_sinks(
 ) -> VisualSinks:
     """Find the tokens of each sample's picture that draw attention whatever is asked.
 
-    Each picture is shown with each of `questions`. A visual token is a sink if under every question the attention on
-    it (mean over all layers, heads, and the question's and last rows) is at least `threshold` times the mean over the
-    picture's tokens. A metric leaves them out by option: `cl.metric("ram", sinks="left_out")`.
+    Each picture is shown with each of `questions`. A visual token is a sink if under every question
+    the attention on it (mean over all layers, heads, and the question's and last rows) is at least
+    `threshold` times the mean over the picture's tokens. A metric leaves them out by option:
+    `cl.metric("ram", sinks="left_out")`.
 
     Args:
         model: a HookedMLLM.
@@ -123,15 +145,17 @@ def visual_sinks(
     Raises:
         CorelensError: a sample that is a chat: its question cannot be replaced.
 
-    The phenomenon: Kang et al. 2025, "See What You Are Told: Visual Attention Sink in Large Multimodal Models", arXiv
-    2503.03321, who find sinks by massive activations in dimensions that each model has its own of. This rule is ours
-    and needs none.
+    The phenomenon: Kang et al. 2025, "See What You Are Told: Visual Attention Sink in Large
+    Multimodal Models", arXiv 2503.03321, who find sinks by massive activations in dimensions that
+    each model has its own of. This rule is ours and needs none.
     """
     samples = [samples] if isinstance(samples, Sample) else list(samples)
     chats = [sample.id for sample in samples if sample.messages is not None]
     if chats or not samples or not questions:
         raise CorelensError(
-            f"sample {chats[0]!r} which is a chat" if chats else f"{len(samples)} samples, {len(questions)} questions",
+            f"sample {chats[0]!r} which is a chat"
+            if chats
+            else f"{len(samples)} samples, {len(questions)} questions",
             "samples with a question that can be replaced, and one question or more to ask instead",
             "give images= and question=",
         )
@@ -142,18 +166,25 @@ def visual_sinks(
             batch = samples[start : start + batch_size]
             each = []
             for question in questions:
-                each.append(_strengths(model, [replace(sample, question=question) for sample in batch], hooks))
+                each.append(
+                    _strengths(
+                        model, [replace(sample, question=question) for sample in batch], hooks
+                    )
+                )
             strengths += [np.min(of_sample, axis=0) for of_sample in zip(*each, strict=True)]
             inputs += [model.prepare(sample) for sample in batch]
     return VisualSinks(samples, strengths, threshold, inputs, tuple(questions))
 
 
-def _strengths(model: Any, samples: list[Sample], hooks: Sequence[Hook]) -> list[Float[np.ndarray, " visual"]]:
+def _strengths(
+    model: Any, samples: list[Sample], hooks: Sequence[Hook]
+) -> list[Float[np.ndarray, " visual"]]:
     """Per sample the attention on each visual token over the mean of them, in one run."""
     total: dict[int, Tensor] = {}
 
     def add_rows(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
-        real = (hook.ctx["rows"] >= 0).to(pattern)  # [batch, row]: padded rows are zero, and do not count
+        # [batch, row]: padded rows are zero, and do not count
+        real = (hook.ctx["rows"] >= 0).to(pattern)
         of_layer = pattern.detach().mean(1).sum(1) / real.sum(1, keepdim=True)
         total[hook.layer()] = of_layer  # [batch, key]
 
@@ -162,5 +193,8 @@ def _strengths(model: Any, samples: list[Sample], hooks: Sequence[Hook]) -> list
     reading: list[Hook] = [*hooks, (lambda name: name.endswith("attn.hook_pattern_rows"), add_rows)]
     model.run_with_hooks(prepared, fwd_hooks=reading, return_type=None)
     attention = torch.stack([of_layer.cpu() for of_layer in total.values()]).mean(0)
-    lines = [line[token_map.visual].double() for line, token_map in zip(attention, prepared.token_maps, strict=True)]
+    lines = [
+        line[token_map.visual].double()
+        for line, token_map in zip(attention, prepared.token_maps, strict=True)
+    ]
     return [(line / line.mean().clamp(min=1e-12)).numpy() for line in lines]

@@ -1,1 +1,2 @@
-"""HookedMLLM: the wrapped Hugging Face model, its hook points wired to its modules, its weights and its cache."""
+"""HookedMLLM: the wrapped Hugging Face model, its hook points wired to its modules, its weights and
+its cache."""

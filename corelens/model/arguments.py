@@ -27,7 +27,13 @@ ELSEWHERE = {
     "verbose": "leave it out",
 }
 # What `generate` takes beside its signature and the fields of GenerationConfig.
-GENERATE = ("tokenizer", "assistant_tokenizer", "trust_remote_code", "use_model_defaults", "use_cache")
+GENERATE = (
+    "tokenizer",
+    "assistant_tokenizer",
+    "trust_remote_code",
+    "use_model_defaults",
+    "use_cache",
+)
 
 
 @cache
@@ -58,19 +64,24 @@ def generate_arguments(hf: Any) -> set[str]:
     return {*_parameters(inspect.unwrap(type(hf).generate)), *vars(GenerationConfig()), *GENERATE}
 
 
-def check_keywords(names: Iterable[str], known: set[str], ours: Iterable[Callable[..., Any]]) -> None:
+def check_keywords(
+    names: Iterable[str], known: set[str], ours: Iterable[Callable[..., Any]]
+) -> None:
     """Raise for a keyword that neither the model nor CoreLens reads, with the nearest that is read.
 
     Args:
         names: the keywords that a call was given.
         known: those that the model reads.
-        ours: functions of CoreLens through which the call came; their keywords are named as near ones, too.
+        ours: functions of CoreLens through which the call came; their keywords are named as near
+            ones, too.
     """
     unknown = [name for name in names if name not in known]
     if not unknown:
         return
     readable = known.union(*(_parameters(function) for function in ours))
-    near = {name: difflib.get_close_matches(name, sorted(readable), n=2, cutoff=0.6) for name in unknown}
+    near = {
+        name: difflib.get_close_matches(name, sorted(readable), n=2, cutoff=0.6) for name in unknown
+    }
     nearest = "; ".join(f"near {name!r}: {', '.join(near[name]) or 'none'}" for name in unknown)
     hints = [ELSEWHERE[name] for name in unknown if name in ELSEWHERE]
     raise CorelensError(
@@ -89,7 +100,9 @@ def check_forward(
 ) -> None:
     """Raise for a `return_type` that there is not, and for options that it would leave unread."""
     if return_type not in ("logits", "loss", "both", None):
-        raise CorelensError(f"return_type={return_type!r}", "'logits', 'loss', 'both' or None", "take one of these")
+        raise CorelensError(
+            f"return_type={return_type!r}", "'logits', 'loss', 'both' or None", "take one of these"
+        )
     loss = return_type in ("loss", "both")
     if loss and (logits_to_keep is not None or "input_ids" not in tensors):
         raise CorelensError(

@@ -1,4 +1,5 @@
-"""A model with its inputs bound: TransformerLens's functions that hand it tokens run it with the picture too."""
+"""A model with its inputs bound: TransformerLens's functions that hand it tokens run it with the
+picture too."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,9 @@ class BoundModel:
         """The bound token ids: what to hand to TransformerLens's functions."""
         return self.inputs.tensors["input_ids"]
 
-    def to_tokens(self, text: Any = None, prepend_bos: bool = False, **options: Any) -> Int[Tensor, "batch pos"]:
+    def to_tokens(
+        self, text: Any = None, prepend_bos: bool = False, **options: Any
+    ) -> Int[Tensor, "batch pos"]:
         """The bound tokens; of a text that is not the bound prompt, its own tokens.
 
         A run on other tokens than the bound ones raises: they have no picture.
@@ -50,7 +53,9 @@ class BoundModel:
             rows = [[first, *row] for row in rows]
         if len({len(row) for row in rows}) > 1:
             raise CorelensError(
-                f"texts of {[len(row) for row in rows]} tokens", "texts of one length", "give them one by one"
+                f"texts of {[len(row) for row in rows]} tokens",
+                "texts of one length",
+                "give them one by one",
             )
         return torch.tensor(rows, dtype=torch.long, device=self.tokens.device)
 
@@ -68,7 +73,9 @@ class BoundModel:
         """The model's run_with_cache on the bound inputs."""
         return self.model.run_with_cache(self._checked(tokens), *args, **kwargs)
 
-    def generate(self, tokens: Any = None, max_new_tokens: int = 8, **options: Any) -> Int[Tensor, "batch new"]:
+    def generate(
+        self, tokens: Any = None, max_new_tokens: int = 8, **options: Any
+    ) -> Int[Tensor, "batch new"]:
         """The model's generate on the bound inputs: the new tokens."""
         return self.model.generate(self._checked(tokens), max_new_tokens, **options)
 
@@ -104,7 +111,7 @@ def bind(model: HookedMLLM, inputs: Inputs) -> BoundModel:
         bound = cl.bind(model, corrupted)
         patching.get_act_patch_resid_pre(bound, bound.tokens, clean_cache, metric)
 
-    Every run has the bound picture; tokens other than the bound ones raise. Pass `model.encode(inputs)` to encode the
-    picture once for all runs.
+    Every run has the bound picture; tokens other than the bound ones raise. Pass
+    `model.encode(inputs)` to encode the picture once for all runs.
     """
     return BoundModel(model, inputs)

@@ -1,4 +1,5 @@
-"""The cache of a run: TransformerLens's, told of DeepStack, of norms behind sublayers, and of per-head names."""
+"""The cache of a run: TransformerLens's, told of DeepStack, of norms behind sublayers, and of
+per-head names."""
 
 import copy
 from difflib import get_close_matches
@@ -17,28 +18,41 @@ from corelens.model.weights import norm_eps, norm_weight
 
 
 class ActivationCache(LensCache):
-    """TransformerLens's ActivationCache, whose methods work here as they do there, on image positions too.
+    """TransformerLens's ActivationCache, whose methods work here as they do there, on image
+    positions too.
 
-    Added: `blocks.3.attn.head.5.hook_z` reads a slice where only `blocks.3.attn.hook_z` was kept. What DeepStack adds
-    is a component of its own ("0_deepstack"). Where a family norms what attention and MLP give before it is added, head
-    and neuron results are what reaches the residual stream: multiplied by the norm's weight over its scale in this run.
+    Added: `blocks.3.attn.head.5.hook_z` reads a slice where only `blocks.3.attn.hook_z` was kept.
+    What DeepStack adds is a component of its own ("0_deepstack"). Where a family norms what
+    attention and MLP give before it is added, head and neuron results are what reaches the residual
+    stream: multiplied by the norm's weight over its scale in this run.
     """
 
     def __getitem__(self, key: Any) -> Tensor:
-        """An activation by its full name, a per-head name, or TransformerLens's shorthand ("z", 3)."""
-        if isinstance(key, str) and key not in self.cache_dict and (match := PER_HEAD.fullmatch(key)):
+        """An activation by its full name, a per-head name, or TransformerLens's shorthand ("z",
+        3)."""
+        if (
+            isinstance(key, str)
+            and key not in self.cache_dict
+            and (match := PER_HEAD.fullmatch(key))
+        ):
             whole = f"{match['attn']}.{match['point']}"
             if whole in self.cache_dict:
                 point = self.model.hook_dict[whole]  # type: ignore[attr-defined]
-                point.per_head(match["kind"], int(match["index"]), key)  # raises for a head that is not there
+                # raises for a head that is not there
+                point.per_head(match["kind"], int(match["index"]), key)
                 at = int(match["index"]) // (point.group if match["kind"] == "head" else 1)
                 return self.cache_dict[whole].select(point.head_axis - (not self.has_batch_dim), at)
-        if isinstance(key, tuple) and f"blocks.{key[1]}.attn.hook_{key[0]}" in self.cache_dict:  # names of ours too
+        # names of ours too
+        if isinstance(key, tuple) and f"blocks.{key[1]}.attn.hook_{key[0]}" in self.cache_dict:
             return self.cache_dict[f"blocks.{key[1]}.attn.hook_{key[0]}"]
         try:
             return super().__getitem__(key)
         except KeyError:
-            name = f"blocks.{key[1]}.attn.hook_{key[0]}" if isinstance(key, tuple) and len(key) > 1 else str(key)
+            name = (
+                f"blocks.{key[1]}.attn.hook_{key[0]}"
+                if isinstance(key, tuple) and len(key) > 1
+                else str(key)
+            )
             near = get_close_matches(name, list(self.cache_dict), n=3, cutoff=0.5)
             raise CorelensError(
                 f"{key!r}, which this cache does not hold",
@@ -55,10 +69,15 @@ class ActivationCache(LensCache):
 
     @classmethod
     def load(cls, folder: str | Path, model: Any, device: Any = None) -> "ActivationCache":
-        """A cache that `run_with_cache(…, to_disk=folder)` wrote; tensors are read when they are asked for."""
+        """A cache that `run_with_cache(…, to_disk=folder)` wrote; tensors are read when they are
+        asked for."""
         held = DiskDict(folder, device=device, new=False)
         if not len(held):
-            raise CorelensError(f"the folder {str(folder)!r} without tensors", "what to_disk= wrote", "check the path")
+            raise CorelensError(
+                f"the folder {str(folder)!r} without tensors",
+                "what to_disk= wrote",
+                "check the path",
+            )
         return cls(held, model, has_batch_dim=held.facts().get("has_batch_dim", True))  # type: ignore[arg-type]
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ActivationCache":
@@ -66,13 +85,14 @@ class ActivationCache(LensCache):
         part = super().apply_slice_to_batch_dim(batch_slice)
         return ActivationCache(part.cache_dict, self.model, has_batch_dim=part.has_batch_dim)
 
-    # --- the residual stream, taken apart -----------------------------------------------------------------------------
+    # --- the residual stream, taken apart
 
     def decompose_resid(
         self, layer: int | None = None, mlp_input: bool = False, mode: Literal["all", "mlp", "attn"] = "all",
         apply_ln: bool = False, pos_slice: Any = None, incl_embeds: bool = True, return_labels: bool = False,
     ) -> Any:  # fmt: skip
-        """As in TransformerLens, with what DeepStack adds after a layer behind that layer's MLP (mode "all")."""
+        """As in TransformerLens, with what DeepStack adds after a layer behind that layer's MLP
+        (mode "all")."""
         if mode == "all":
             self._check_sums(self._depth(layer))
         parts: Any
@@ -94,9 +114,11 @@ class ActivationCache(LensCache):
         self, layer: int = -1, return_labels: bool = False, incl_remainder: bool = False, pos_slice: Any = None,
         apply_ln: bool = False,
     ) -> Any:  # fmt: skip
-        """As in TransformerLens; behind a norm after attention, what of each head reaches the residual stream.
+        """As in TransformerLens; behind a norm after attention, what of each head reaches the
+        residual stream.
 
-        Layers without attention heads, and heads that a layer lacks, are left out: their output is in the remainder.
+        Layers without attention heads, and heads that a layer lacks, are left out: their output is
+        in the remainder.
         """
         if len(set(self.model.cfg.heads)) > 1:  # type: ignore[attr-defined]
             return self._stack_of_some(layer, return_labels, incl_remainder, pos_slice, apply_ln)
@@ -105,18 +127,27 @@ class ActivationCache(LensCache):
         there = self
         if any(block.attn_post_norm is not None for block in self.model.blocks):
             there = copy.copy(self)
-            scaled = {f"blocks.{n}.attn.hook_result": self._result(n) for n in range(self.model.cfg.n_layers)}
+            scaled = {
+                f"blocks.{n}.attn.hook_result": self._result(n)
+                for n in range(self.model.cfg.n_layers)
+            }
             there.cache_dict = {**self.cache_dict, **scaled}
         return super(ActivationCache, there).stack_head_results(
             layer, return_labels, incl_remainder, pos_slice, apply_ln
         )
 
     def get_neuron_results(
-        self, layer: int, neuron_slice: Any = None, pos_slice: Any = None, project_output_onto: Tensor | None = None
+        self,
+        layer: int,
+        neuron_slice: Any = None,
+        pos_slice: Any = None,
+        project_output_onto: Tensor | None = None,
     ) -> Tensor:
-        """As in TransformerLens; behind a norm after the MLP, what of each neuron reaches the residual stream.
+        """As in TransformerLens; behind a norm after the MLP, what of each neuron reaches the
+        residual stream.
 
-        With `project_output_onto` [d_model] or [d_model, output] neither case builds [pos, d_mlp, d_model].
+        With `project_output_onto` [d_model] or [d_model, output] neither case builds [pos, d_mlp,
+        d_model].
         """
         block = self.model.blocks[layer]
         if block.mlp_post_norm is None:
@@ -125,16 +156,23 @@ class ActivationCache(LensCache):
         acts, w_out = self._neurons(layer, neuron_slice, pos_slice)
         if project_output_onto is None:
             return acts[..., None] * w_out * (weight / scale).to(acts.dtype)[..., None, :]
-        # Σ_m W_out[n, m] · weight[m] / scale · direction[m]: weight goes to the direction, scale to the activation
+        # Σ_m W_out[n, m] · weight[m] / scale · direction[m]: weight goes to the direction, scale to
+        # the activation
         onto = project_output_onto.mT if project_output_onto.ndim > 1 else project_output_onto
         onto = onto * weight.to(onto.dtype)
         projected, acts = w_out @ (onto.mT if onto.ndim > 1 else onto), acts / scale.to(acts.dtype)
         return acts * projected if projected.ndim == 1 else acts[..., None] * projected
 
     def neurons_onto(
-        self, layer: int, pos_slice: Any, neuron_slice: Any, directions: Tensor, mlp_input: bool = False
+        self,
+        layer: int,
+        pos_slice: Any,
+        neuron_slice: Any,
+        directions: Tensor,
+        mlp_input: bool = False,
     ) -> Tensor:
-        """As in TransformerLens; behind a norm after the MLP, of what each neuron adds to the residual stream."""
+        """As in TransformerLens; behind a norm after the MLP, of what each neuron adds to the
+        residual stream."""
         if not layer or all(block.mlp_post_norm is None for block in self.model.blocks):
             return super().neurons_onto(layer, pos_slice, neuron_slice, directions, mlp_input)
         scale, centres = self.norm_of(layer, mlp_input, _slice(pos_slice))
@@ -159,13 +197,15 @@ class ActivationCache(LensCache):
         for added, label in self._deepstack(depth, pos_slice):
             added = added[None]
             if apply_ln:
-                added = self.apply_ln_to_stack(added, depth, pos_slice=pos_slice, mlp_input=mlp_input)
+                added = self.apply_ln_to_stack(
+                    added, depth, pos_slice=pos_slice, mlp_input=mlp_input
+                )
             added = added if project_output_onto is None else added @ project_output_onto
             parts = torch.cat([parts, added])
             labels.append(label)
         return (parts, labels) if return_labels else parts
 
-    # --- inside -------------------------------------------------------------------------------------------------------
+    # --- inside
 
     def _depth(self, layer: int | None) -> int:
         return self.model.cfg.n_layers if layer is None or layer == -1 else layer
@@ -213,9 +253,16 @@ class ActivationCache(LensCache):
     def _deepstack(self, layer: int, pos_slice: Any) -> list[tuple[Tensor, str]]:
         """What is added after the layers before `layer`, and its label."""
         count = min(layer, self.model.cfg.n_deepstack)  # type: ignore[attr-defined]
-        held = [(self[f"blocks.{number}.hook_deepstack"], f"{number}_deepstack") for number in range(count)]
-        for number in range(count, min(layer, self.model.cfg.n_layers - 1)):  # of a family that has no point for it
-            before, after = f"blocks.{number}.hook_resid_post", f"blocks.{number + 1}.hook_resid_pre"
+        held = [
+            (self[f"blocks.{number}.hook_deepstack"], f"{number}_deepstack")
+            for number in range(count)
+        ]
+        # of a family that has no point for it
+        for number in range(count, min(layer, self.model.cfg.n_layers - 1)):
+            before, after = (
+                f"blocks.{number}.hook_resid_post",
+                f"blocks.{number + 1}.hook_resid_pre",
+            )
             if before in self.cache_dict and after in self.cache_dict:
                 added = self[after] - self[before].to(self[after].device)
                 if bool(added.any()):
@@ -223,32 +270,48 @@ class ActivationCache(LensCache):
         return [(_slice(pos_slice).apply(added, dim=-2), label) for added, label in held]
 
     def _result(self, layer: int) -> Tensor:
-        """Head results of a layer with a norm after attention, as they reach the residual stream."""
+        """Head results of a layer with a norm after attention, as they reach the residual
+        stream."""
         block, name = self.model.blocks[layer], f"blocks.{layer}.attn.hook_result"
         o_proj = block.attn.module("o_proj")
-        raw = self.cache_dict[name] if name in self.cache_dict else head_results(o_proj, self["z", layer])
+        raw = (
+            self.cache_dict[name]
+            if name in self.cache_dict
+            else head_results(o_proj, self["z", layer])
+        )
         if block.attn_post_norm is None:
             return raw
-        return raw * self._factor(block.attn_post_norm, block, raw.sum(-2) + block.attn.b_O)[..., None, :]
+        return (
+            raw
+            * self._factor(block.attn_post_norm, block, raw.sum(-2) + block.attn.b_O)[..., None, :]
+        )
 
     def _neurons(self, layer: int, neuron_slice: Any, pos_slice: Any) -> tuple[Tensor, Tensor]:
-        """The activations [batch, pos, neuron] and the rows of W_out [neuron, d_model] of some neurons."""
+        """The activations [batch, pos, neuron] and the rows of W_out [neuron, d_model] of some
+        neurons."""
         acts = _slice(pos_slice).apply(self["post", layer], dim=-2)
         w_out = _slice(neuron_slice).apply(self.model.blocks[layer].mlp.W_out, dim=0)
         return _slice(neuron_slice).apply(acts, dim=-1), w_out
 
     def _mlp_norm(self, layer: int, pos_slice: Any) -> tuple[Tensor, Tensor]:
-        """The weight [d_model] of the norm after a layer's MLP, and its scale [batch, pos, 1] in this run."""
+        """The weight [d_model] of the norm after a layer's MLP, and its scale [batch, pos, 1] in
+        this run."""
         block = self.model.blocks[layer]
-        out = _slice(pos_slice).apply(self["post", layer], dim=-2) @ block.mlp.W_out + block.mlp.b_out
-        return norm_weight(block.mlp_post_norm, block.norm_weight_offset), _norm_scale(block.mlp_post_norm, out)
+        out = (
+            _slice(pos_slice).apply(self["post", layer], dim=-2) @ block.mlp.W_out + block.mlp.b_out
+        )
+        return norm_weight(block.mlp_post_norm, block.norm_weight_offset), _norm_scale(
+            block.mlp_post_norm, out
+        )
 
     def _factor(self, norm: Any, block: Any, x: Tensor) -> Tensor:
         """What a norm multiplies its input `x` by, number by number."""
         return (norm_weight(norm, block.norm_weight_offset) / _norm_scale(norm, x)).to(x.dtype)
 
     def _check_neurons(self, layer: int) -> None:
-        missing = [n for n in range(layer) if f"blocks.{n}.mlp.hook_post" in self.model.hook_dict.absent]  # type: ignore[attr-defined]
+        missing = [
+            n for n in range(layer) if f"blocks.{n}.mlp.hook_post" in self.model.hook_dict.absent
+        ]  # type: ignore[attr-defined]
         if missing:
             raise CorelensError(
                 f"single neurons of layers {missing}, which are mixtures of experts", "layers with one MLP",

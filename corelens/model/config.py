@@ -16,10 +16,11 @@ from corelens.model.weights import centres, norm_eps
 class Config:
     """The model's shape under TransformerLens's names.
 
-    Layers may differ: `heads` are the query heads of each layer (0: its mixer has none), `n_heads`, `n_kv_heads` and
-    `d_head` those of the layer with most; `model.blocks[l].attn` has a layer's own. `d_mlp` is None where layers differ
-    or are mixtures of experts. `normalization_type` is "RMS" or "LN"; `n_vision_layers` is 0 where the tower's layers
-    are not known; `n_deepstack` counts the decoder layers after which visual features are added again.
+    Layers may differ: `heads` are the query heads of each layer (0: its mixer has none), `n_heads`,
+    `n_kv_heads` and `d_head` those of the layer with most; `model.blocks[l].attn` has a layer's
+    own. `d_mlp` is None where layers differ or are mixtures of experts. `normalization_type` is
+    "RMS" or "LN"; `n_vision_layers` is 0 where the tower's layers are not known; `n_deepstack`
+    counts the decoder layers after which visual features are added again.
     """
 
     n_layers: int
@@ -53,7 +54,9 @@ def config_of(hf: Any, layout: Layout, parts: Sequence[Parts]) -> Config:
     """Read the shape off a Hugging Face model and the parts of its layers."""
     decoder = layout.decoder(hf)
     text: Any = decoder.config
-    widest = max(parts, key=lambda of_layer: (of_layer.n_heads, of_layer.n_kv_heads * of_layer.d_head))
+    widest = max(
+        parts, key=lambda of_layer: (of_layer.n_heads, of_layer.n_kv_heads * of_layer.d_head)
+    )
     widths = {of_layer.d_mlp for of_layer in parts}
     embeddings = hf.get_input_embeddings()
     norm: Any = layout.final_norm(decoder)

@@ -1,7 +1,9 @@
-"""Which hook points a function of names means: the decoder's only, as TransformerLens's own code expects.
+"""Which hook points a function of names means: the decoder's only, as TransformerLens's own code
+expects.
 
-That code filters by the end of a name (`lambda name: name.endswith("pattern")`) and takes what comes for the decoder's
-tensors. Vision points, whose shapes are others, and `hook_edges`, which holds no tensor, are meant by their full names.
+That code filters by the end of a name (`lambda name: name.endswith("pattern")`) and takes what
+comes for the decoder's tensors. Vision points, whose shapes are others, and `hook_edges`, which
+holds no tensor, are meant by their full names.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,12 +29,15 @@ def kept_by_default(name: str) -> bool:
 
 
 def matching(names: Iterable[str], means: Callable[[str], bool]) -> list[str]:
-    """The decoder's names for which a function is true; an error where it is true for other points only."""
+    """The decoder's names for which a function is true; an error where it is true for other points
+    only."""
     names = list(names)
     if means is every_edges:
         return [name for name in names if every_edges(name)]
     matched = [name for name in names if seen_by_functions(name) and means(name)]
-    if not matched and (others := [name for name in names if not seen_by_functions(name) and means(name)]):
+    if not matched and (
+        others := [name for name in names if not seen_by_functions(name) and means(name)]
+    ):
         raise CorelensError(
             f"a function of hook names that is true for {', '.join(others[:3])}"
             f"{' …' * (len(others) > 3)} and for none of the decoder's points",
@@ -43,7 +48,8 @@ def matching(names: Iterable[str], means: Callable[[str], bool]) -> list[str]:
 
 
 def named(names: Iterable[str], hooks: Iterable[Hook]) -> list[Hook]:
-    """Hooks of which every one has a name: a function of names becomes a hook at each point that it means."""
+    """Hooks of which every one has a name: a function of names becomes a hook at each point that it
+    means."""
     names = list(names)
     pairs: list[Hook] = []
     for means, function in hooks:

@@ -1,4 +1,5 @@
-"""HookedMLLM: a Hugging Face vision-language model with named hook points, run as TransformerLens runs its models."""
+"""HookedMLLM: a Hugging Face vision-language model with named hook points, run as TransformerLens
+runs its models."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -43,13 +44,14 @@ from corelens.tokens.positions import Where, check_where, with_positions
 
 
 class HookedMLLM(LensModel):
-    """Wrap a Hugging Face vision-language model; it stays as it is, outside of runs with hooks untouched.
+    """Wrap a Hugging Face vision-language model; it stays as it is, outside of runs with hooks
+    untouched.
 
     Args:
         hf_model: a transformers model for image-text-to-text.
         processor: its processor; None if you make the input tensors yourself.
-        check: at the first run under hooks, prove by two forwards that hooks which do nothing change nothing
-            (`corelens.model.self_check`).
+        check: at the first run under hooks, prove by two forwards that hooks which do nothing
+            change nothing (`corelens.model.self_check`).
     """
 
     hf: nn.Module
@@ -57,10 +59,13 @@ class HookedMLLM(LensModel):
     def __init__(self, hf_model: Any, processor: Any = None, check: bool = True):
         super().__init__()
         warn_if_untested()
-        # Not as a submodule: the wrapped model's modules keep their names, and hold no reference to us.
+        # Not as a submodule: the wrapped model's modules keep their names, and hold no reference to
+        # us.
         object.__setattr__(self, "hf", hf_model)
         self.processor = processor
-        self.layout = measured(layout_for(getattr(hf_model, "config", hf_model)).fitted(hf_model), hf_model)
+        self.layout = measured(
+            layout_for(getattr(hf_model, "config", hf_model)).fitted(hf_model), hf_model
+        )
         parts = parts_of(hf_model, self.layout)
         self._cfg = config_of(hf_model, self.layout, parts)
 
@@ -94,24 +99,30 @@ class HookedMLLM(LensModel):
         check: bool = True,
         **kwargs: Any,
     ) -> "HookedMLLM":
-        """Load a model and its processor from a folder that `save_pretrained` wrote, or by its name on the Hub.
+        """Load a model and its processor from a folder that `save_pretrained` wrote, or by its name
+        on the Hub.
 
         Args:
             name: folder or Hub name.
             dtype: "auto" (what the checkpoint holds), "float32", "bfloat16", …
             device_map: as in transformers; "auto" splits a model over devices.
             check: as in the constructor.
-            kwargs: handed to transformers' `from_pretrained`; `trust_remote_code` is off unless given here.
+            kwargs: handed to transformers' `from_pretrained`; `trust_remote_code` is off unless
+                given here.
         """
         return cls(*load(name, dtype, device_map, **kwargs), check)
 
-    # --- what is wrapped ----------------------------------------------------------------------------------------------
+    # --- what is wrapped
 
     def setup(self) -> None:
         """Name the hook points and index them; per-head names are made when they are asked for."""
         super().setup()
         for held in ("hook_dict", "mod_dict"):
-            names = {name: module for name, module in getattr(self, held).items() if name not in self._missing}
+            names = {
+                name: module
+                for name, module in getattr(self, held).items()
+                if name not in self._missing
+            }
             setattr(self, held, HookDict(names, self._missing))
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
@@ -123,10 +134,12 @@ class HookedMLLM(LensModel):
     def verify(self, inputs: Any = None) -> Verification:
         """Measure on this model, environment and device whether the identities of hooked runs hold.
 
-        Hook points for which one does not hold are refused by name from then on. See `corelens.model.verify.verify`.
+        Hook points for which one does not hold are refused by name from then on. See
+        `corelens.model.verify.verify`.
 
         Args:
-            inputs: what to run on; by default a picture is drawn, for which the model needs its processor.
+            inputs: what to run on; by default a picture is drawn, for which the model needs its
+                processor.
         """
         return verify(self, inputs)
 
@@ -144,25 +157,28 @@ class HookedMLLM(LensModel):
         self.hf.train(mode)
         return super().train(mode)
 
-    # --- inputs -------------------------------------------------------------------------------------------------------
+    # --- inputs
 
     def prepare(self, samples: Sample | Sequence[Sample], **options: Any) -> Inputs:
-        """Turn a sample, or a list of them, into one batch on the model's device. See `corelens.inputs.prepare`."""
+        """Turn a sample, or a list of them, into one batch on the model's device. See
+        `corelens.inputs.prepare`."""
         batch = [samples] if isinstance(samples, Sample) else list(samples)
         inputs = prepare(batch, self.processor, self.layout, self.hf.config, **options)
         inputs = widened(inputs, self.cfg.dtype)
         return with_positions(inputs, self.layout.first_position).to(self.device)
 
     def inputs(self, **tensors: Tensor) -> Inputs:
-        """Inputs made of tensors that you prepared yourself, as you would hand them to the Hugging Face model."""
+        """Inputs made of tensors that you prepared yourself, as you would hand them to the Hugging
+        Face model."""
         self._check(tensors, HookedMLLM.inputs)
         return from_tensors(tensors, self.layout, self.hf.config, self.processor).to(self.device)
 
     def encode(self, inputs: Inputs) -> Inputs:
-        """The same batch with its pictures encoded once, for many runs on it. See `corelens.inputs.encode`."""
+        """The same batch with its pictures encoded once, for many runs on it. See
+        `corelens.inputs.encode`."""
         return encode(self.layout.visual_features(self.hf), inputs)
 
-    # --- running ------------------------------------------------------------------------------------------------------
+    # --- running
 
     def forward(
         self,
@@ -192,7 +208,9 @@ class HookedMLLM(LensModel):
         with hooked_run(self, batch, self._rows):
             if stop_at_layer is not None:
                 decoder = self.layout.decoder(self.hf)
-                return residual_before(self.hf, decoder, self.ln_final.norm, stop_at_layer, arguments)
+                return residual_before(
+                    self.hf, decoder, self.ln_final.norm, stop_at_layer, arguments
+                )
             if return_type is None and not self.hook_logits.active:
                 self.hf.base_model(**arguments)  # type: ignore[operator]
                 return None
@@ -206,20 +224,26 @@ class HookedMLLM(LensModel):
         return loss if return_type == "loss" else (logits, loss)
 
     def generate(
-        self, inputs: Inputs | Sample | list | dict[str, Tensor] | None = None, max_new_tokens: int = 8, **options: Any
+        self,
+        inputs: Inputs | Sample | list | dict[str, Tensor] | None = None,
+        max_new_tokens: int = 8,
+        **options: Any,
     ) -> Int[Tensor, "batch new"]:
         """Generate as Hugging Face does, with hooks firing at the prefill and at every decode step.
 
         Args:
             inputs: what `prepare` made, samples, or the Hugging Face model's tensors.
             max_new_tokens: how many tokens at the most.
-            options: handed to Hugging Face's `generate` (do_sample, temperature, cache_implementation …).
+            options: handed to Hugging Face's `generate` (do_sample, temperature,
+                cache_implementation …).
 
         Returns:
             The new tokens only; sequences that ended early are padded.
         """
         batch = self._inputs(inputs, {})
-        check_keywords(options, self._arguments() | generate_arguments(self.hf), [HookedMLLM.generate])
+        check_keywords(
+            options, self._arguments() | generate_arguments(self.hf), [HookedMLLM.generate]
+        )
         check_left_padded(batch.tensors)
         beams = options.get("num_beams") or self.hf.generation_config.num_beams or 1  # type: ignore[union-attr]
         if beams > 1:  # type: ignore[operator]
@@ -227,7 +251,9 @@ class HookedMLLM(LensModel):
             raise CorelensError("num_beams > 1", why, "set num_beams=1")
         if options.get("cache_implementation") == "paged":
             why = "one batch: continuous batching mixes requests in one row, hooks would speak of several samples"
-            raise CorelensError('cache_implementation="paged"', why, "leave it out, or call model.hf.generate_batch")
+            raise CorelensError(
+                'cache_implementation="paged"', why, "leave it out, or call model.hf.generate_batch"
+            )
         if self._sparse is not None or any(point.active for point in self.hook_points()):
             options.setdefault("disable_compile", True)
         if any(of_whole_prompt(handle) for handle in self.hook_logits.fwd_hooks):
@@ -240,11 +266,13 @@ class HookedMLLM(LensModel):
         return ids[:, batch.tensors["input_ids"].shape[1] :]
 
     @contextmanager
-    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Iterator[Any]:  # type: ignore[override]
+    def hooks(
+        self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any
+    ) -> Iterator[Any]:  # type: ignore[override]
         """TransformerLens's context with hooks; a single (name, function) needs no list.
 
-        A function of names is asked about the decoder's points only. Other threads wait with their runs of this model
-        until it ends: the hooks are not theirs.
+        A function of names is asked about the decoder's points only. Other threads wait with their
+        runs of this model until it ends: the hooks are not theirs.
         """
         forward, backward = (named(self.hook_dict, hook_list(h)) for h in (fwd_hooks, bwd_hooks))
         with turn(self.hf), super().hooks(forward, backward, *args, **kwargs) as model:  # type: ignore[arg-type]
@@ -272,11 +300,11 @@ class HookedMLLM(LensModel):
         """Run once and keep activations.
 
         Args:
-            names_filter: a hook name, a list of them (per-head names too), or a function of names; by default all but
-                scores, pattern, pattern_rows, result and the vision tower's.
+            names_filter: a hook name, a list of them (per-head names too), or a function of names;
+                by default all but scores, pattern, pattern_rows, result and the vision tower's.
             device: where to keep them; by default each stays on its layer's device.
-            to_disk: a new folder: each activation is written there as it comes, and read when it is asked for;
-                `ActivationCache.load(folder, model)` opens it again.
+            to_disk: a new folder: each activation is written there as it comes, and read when it is
+                asked for; `ActivationCache.load(folder, model)` opens it again.
             pos_slice: keep only these positions, as in TransformerLens.
             return_cache_object: an ActivationCache, or else a plain mapping.
             remove_batch_dim: for a single sample, drop the batch axis.
@@ -284,7 +312,9 @@ class HookedMLLM(LensModel):
         """
         batch = args[0] if args else kwargs.get("inputs")
         if remove_batch_dim and isinstance(batch, Inputs | list) and len(batch) > 1:
-            raise CorelensError(f"remove_batch_dim with {len(batch)} samples", "one sample", "leave it off")
+            raise CorelensError(
+                f"remove_batch_dim with {len(batch)} samples", "one sample", "leave it off"
+            )
         if incl_bwd:
             raise CorelensError(
                 "incl_bwd=True", "a forward run: its output is logits, which have no gradient of their own",
@@ -296,7 +326,11 @@ class HookedMLLM(LensModel):
         with self.hooks(forward_hooks, [], reset_hooks_end, clear_contexts):
             out = self(*args, **kwargs)
         if isinstance(held, DiskDict):
-            held.note(model=self.cfg.model_name, family=self.cfg.family, has_batch_dim=not remove_batch_dim)
+            held.note(
+                model=self.cfg.model_name,
+                family=self.cfg.family,
+                has_batch_dim=not remove_batch_dim,
+            )
         if return_cache_object:
             return out, ActivationCache(held, self, has_batch_dim=not remove_batch_dim)  # type: ignore[arg-type]
         return out, held
@@ -310,12 +344,17 @@ class HookedMLLM(LensModel):
         cache: MutableMapping[str, Tensor] | None = None,
         pos_slice: Any = None,
     ) -> tuple[MutableMapping[str, Tensor], list[Hook], list[Hook]]:
-        """A cache, and the forward and backward hooks that fill it. Over a generation its entries grow step by step."""
+        """A cache, and the forward and backward hooks that fill it. Over a generation its entries
+        grow step by step."""
         cache = {} if cache is None else cache
         pos_slice = None if pos_slice is None else Slice.unwrap(pos_slice)
-        return cache, *caching_hooks(self._points(names_filter), cache, incl_bwd, device, remove_batch_dim, pos_slice)
+        return cache, *caching_hooks(
+            self._points(names_filter), cache, incl_bwd, device, remove_batch_dim, pos_slice
+        )
 
-    def add_caching_hooks(self, names_filter: NamesFilter = None, **options: Any) -> MutableMapping[str, Tensor]:  # type: ignore[override]
+    def add_caching_hooks(
+        self, names_filter: NamesFilter = None, **options: Any
+    ) -> MutableMapping[str, Tensor]:  # type: ignore[override]
         """As get_caching_hooks, and the hooks are added; reset_hooks() takes them away."""
         cache, forward_hooks, backward_hooks = self.get_caching_hooks(names_filter, **options)
         for direction, hooks in (("fwd", forward_hooks), ("bwd", backward_hooks)):
@@ -325,7 +364,8 @@ class HookedMLLM(LensModel):
 
     @contextmanager
     def check_finite(self, names_filter: NamesFilter = None) -> Iterator["HookedMLLM"]:
-        """Within this context a run raises at the first hook point that holds NaN or infinity, and names it."""
+        """Within this context a run raises at the first hook point that holds NaN or infinity, and
+        names it."""
         with self.hooks(finite_hooks(self._points(names_filter))):
             yield self
 
@@ -334,13 +374,18 @@ class HookedMLLM(LensModel):
         if names_filter is None or callable(names_filter):
             names: Sequence[str] = matching(self.hook_dict, names_filter or kept_by_default)
             return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
-        return {n: self.hook_dict[n] for n in ([names_filter] if isinstance(names_filter, str) else names_filter)}  # type: ignore[misc]
+        return {
+            n: self.hook_dict[n]
+            for n in ([names_filter] if isinstance(names_filter, str) else names_filter)
+        }  # type: ignore[misc]
 
     @contextmanager
     def pattern_rows(self, rows: Where) -> Iterator["HookedMLLM"]:
-        """Which rows `hook_pattern_rows` reads within this context: "question", "last+answer", [3, 4] …
+        """Which rows `hook_pattern_rows` reads within this context: "question", "last+answer", [3,
+        4] …
 
-        Outside of it, those that the functions there ask for (`function.rows`, "question" where it says nothing).
+        Outside of it, those that the functions there ask for (`function.rows`, "question" where it
+        says nothing).
         """
         with turn(self.hf):
             before, self._rows = self._rows, check_where(rows)
@@ -351,13 +396,16 @@ class HookedMLLM(LensModel):
 
     @contextmanager
     def sparse(self, sparse: Any) -> Iterator["HookedMLLM"]:
-        """Within this context every run attends as `sparse`, a SparseInference, says; hooks work in it as ever.
+        """Within this context every run attends as `sparse`, a SparseInference, says; hooks work in
+        it as ever.
 
         An inner context takes the place of an outer one.
         """
         if not hasattr(sparse, "plan"):
             raise CorelensError(
-                f"model.sparse({type(sparse).__name__})", "a cl.SparseInference", "say which heads stay full in one"
+                f"model.sparse({type(sparse).__name__})",
+                "a cl.SparseInference",
+                "say which heads stay full in one",
             )
         sparse.plan(self.cfg)  # heads of another model are refused here, not in the middle of a run
         with turn(self.hf):
@@ -368,7 +416,8 @@ class HookedMLLM(LensModel):
                 self._sparse = before
 
     def sparse_plan(self) -> Any:
-        """What the sparse inference of this context leaves out, for one run; None outside of `sparse`."""
+        """What the sparse inference of this context leaves out, for one run; None outside of
+        `sparse`."""
         return None if self._sparse is None else self._sparse.plan(self.cfg)
 
     def _arguments(self) -> set[str]:
@@ -383,7 +432,9 @@ class HookedMLLM(LensModel):
         through = (HookedMLLM.forward, HookedRootModule.run_with_hooks, HookedMLLM.run_with_cache)
         by_hand = {} if isinstance(inputs, Inputs) or not isinstance(inputs, Mapping) else inputs
         self._check([*by_hand, *tensors], *through)
-        if isinstance(inputs, Sample) or (isinstance(inputs, list) and inputs and isinstance(inputs[0], Sample)):
+        if isinstance(inputs, Sample) or (
+            isinstance(inputs, list) and inputs and isinstance(inputs[0], Sample)
+        ):
             inputs = self.prepare(inputs)
         if inputs is not None and not isinstance(inputs, (Inputs, Mapping)):
             raise CorelensError(

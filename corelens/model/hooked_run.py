@@ -17,7 +17,9 @@ from corelens.tokens.positions import Where, resolve, within
 
 
 @contextmanager
-def hooked_run(model: Any, batch: Inputs, rows: Where | None, generating: bool = False) -> Iterator[Running]:
+def hooked_run(
+    model: Any, batch: Inputs, rows: Where | None, generating: bool = False
+) -> Iterator[Running]:
     """Wire the active points for one run; without any, the Hugging Face model runs as it is.
 
     Args:
@@ -45,7 +47,9 @@ def hooked_run(model: Any, batch: Inputs, rows: Where | None, generating: bool =
             positions = torch.arange(so_far, so_far + tokens.shape[1], device=tokens.device)
             read = None
             if rows_read is not None:
-                read = within(resolve(rows_read, batch, positions, tokens.shape[0], rows=True), positions)
+                read = within(
+                    resolve(rows_read, batch, positions, tokens.shape[0], rows=True), positions
+                )
             return Step(batch, positions, read, cached)
 
         try:
@@ -62,5 +66,7 @@ def _refuse_hooked(active: list[Any], silent: dict[str, str]) -> None:
     for point in active:
         if (reason := silent.get(str(point.name))) is not None:
             raise CorelensError(
-                f"a hook at {point.name!r}", f"a point that this layer has: {reason}", "hook another point or layer"
+                f"a hook at {point.name!r}",
+                f"a point that this layer has: {reason}",
+                "hook another point or layer",
             )

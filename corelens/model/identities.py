@@ -1,7 +1,8 @@
 """What must hold of a hooked model, measured on the model itself: one function an identity.
 
-Each returns an `Identity` with the largest error over layers, and names the points that fail. The reference is always
-a computation without CoreLens: plain forwards, PyTorch's own module hooks, eager attention.
+Each returns an `Identity` with the largest error over layers, and names the points that fail. The
+reference is always a computation without CoreLens: plain forwards, PyTorch's own module hooks,
+eager attention.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,8 @@ from corelens.model.filters import kept_by_default
 from corelens.model.self_check import OTHER_KERNEL, checked_names, distance, tolerance
 from corelens.model.weights import readable
 
-# Allowed in float32 and in half precision: absolute for probabilities, relative to the largest number for the rest.
+# Allowed in float32 and in half precision: absolute for probabilities, relative to the largest
+# number for the rest.
 PROBABILITY = (1e-5, 0.02)
 SUM = (2e-5, 0.03)
 NEW_TOKENS = 4
@@ -50,7 +52,8 @@ class Identity:
 
 @dataclass
 class Subject:
-    """What is measured: a HookedMLLM without hooks of its own, inputs, and the plain model's logits on them."""
+    """What is measured: a HookedMLLM without hooks of its own, inputs, and the plain model's logits
+    on them."""
 
     model: Any
     inputs: Inputs
@@ -101,7 +104,9 @@ class Subject:
 
     def cached(self, names: Sequence[str]) -> dict[str, Tensor]:
         """What passes these points."""
-        return self.model.run_with_cache(self.inputs, names_filter=list(names), return_cache_object=False)[1]
+        return self.model.run_with_cache(
+            self.inputs, names_filter=list(names), return_cache_object=False
+        )[1]
 
 
 def same(x: Tensor, hook: Any) -> Tensor:
@@ -110,10 +115,13 @@ def same(x: Tensor, hook: Any) -> Tensor:
 
 
 def unhooked(subject: Subject) -> Identity:
-    """model(inputs) is hf(**inputs.tensors), bit for bit where the model gives the same bits twice."""
+    """model(inputs) is hf(**inputs.tensors), bit for bit where the model gives the same bits
+    twice."""
     error = subject.of_all_rows(subject.model(subject.inputs), subject.plain)
     noise = subject.of_all_rows(subject.forward(), subject.plain)
-    return Identity("a run without hooks = the Hugging Face model", error, 3 * noise, "of the logits' spread")
+    return Identity(
+        "a run without hooks = the Hugging Face model", error, 3 * noise, "of the logits' spread"
+    )
 
 
 def no_ops(subject: Subject) -> Identity:
@@ -126,7 +134,9 @@ def no_ops(subject: Subject) -> Identity:
 
     error = error_of(names)
     failed = tuple(name for name in names if error_of([name]) > allowed) if error > allowed else ()
-    return Identity("hooks that change nothing = no hooks", error, allowed, "of the logits' spread", failed)
+    return Identity(
+        "hooks that change nothing = no hooks", error, allowed, "of the logits' spread", failed
+    )
 
 
 def patterns(subject: Subject) -> Identity:
@@ -152,12 +162,18 @@ def patterns(subject: Subject) -> Identity:
         logits = subject.forward()
     allowed = subject.limit((OTHER_KERNEL, 0.1))
     if subject.of_all_rows(logits, subject.plain) > allowed:
-        return Identity(name, None, None, "the plain model under eager attention computes something else")
+        return Identity(
+            name, None, None, "the plain model under eager attention computes something else"
+        )
     if not returned:
-        return Identity(name, None, None, "its attention modules return no weights under eager attention")
+        return Identity(
+            name, None, None, "its attention modules return no weights under eager attention"
+        )
     real, errors = subject.real, {}
     for number, weights in returned.items():
-        pattern = subject.cached([f"blocks.{number}.attn.hook_pattern"])[f"blocks.{number}.attn.hook_pattern"]
+        pattern = subject.cached([f"blocks.{number}.attn.hook_pattern"])[
+            f"blocks.{number}.attn.hook_pattern"
+        ]
         if pattern.shape != weights.shape:
             errors[number] = float("inf")
             continue
@@ -165,7 +181,9 @@ def patterns(subject: Subject) -> Identity:
         errors[number] = float((gap if real is None else gap * real[:, None].to(gap)).max())
     limit = subject.limit(PROBABILITY)
     points = ("attn_scores", "pattern", "pattern_rows")
-    failed = tuple(f"blocks.{n}.attn.hook_{p}" for n, e in errors.items() if e > limit for p in points)
+    failed = tuple(
+        f"blocks.{n}.attn.hook_{p}" for n, e in errors.items() if e > limit for p in points
+    )
     return Identity(name, max(errors.values()), limit, f"{len(errors)} layers", failed)
 
 
@@ -190,7 +208,9 @@ def zeroed_heads(subject: Subject) -> Identity:
         with ExitStack() as stack:
             for name in chosen:
                 o_proj = subject.o_proj(name)
-                stack.callback(o_proj.register_forward_pre_hook(_without_head(*widths[name])).remove)
+                stack.callback(
+                    o_proj.register_forward_pre_hook(_without_head(*widths[name])).remove
+                )
             wanted = subject.forward()
         return subject.of_all_rows(subject.hooked([(name, _zero(last)) for name in chosen]), wanted)
 
@@ -201,7 +221,9 @@ def zeroed_heads(subject: Subject) -> Identity:
     error = error_of(names)
     failed = [name for name in names if error_of([name]) > allowed] if error > allowed else []
     both = tuple(x for name in failed for x in (name, name.replace("hook_z", "hook_result")))
-    return Identity("zeroed z = zeroed input of o_proj", error, allowed, f"{len(names)} layers", both)
+    return Identity(
+        "zeroed z = zeroed input of o_proj", error, allowed, f"{len(names)} layers", both
+    )
 
 
 def _zero(head: int) -> Callable[..., Tensor]:
@@ -253,7 +275,8 @@ def head_results(subject: Subject) -> Identity:
 
 
 def residuals(subject: Subject) -> Identity:
-    """The residual stream adds up, layer by layer; what does not names the points that cannot be summed."""
+    """The residual stream adds up, layer by layer; what does not names the points that cannot be
+    summed."""
     points = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "deepstack")
     wanted = [name for point in points for name in subject.names(f"hook_{point}")]
     cache, limit = subject.cached(wanted), subject.limit(SUM)
@@ -264,9 +287,19 @@ def residuals(subject: Subject) -> Identity:
 
     for layer in range(subject.model.cfg.n_layers):
         steps = [
-            ((layer, "resid_pre"), (layer, "attn_out"), (layer, "resid_mid"), ("attn_out", "resid_mid")),
+            (
+                (layer, "resid_pre"),
+                (layer, "attn_out"),
+                (layer, "resid_mid"),
+                ("attn_out", "resid_mid"),
+            ),
             ((layer, "resid_mid"), (layer, "mlp_out"), (layer, "resid_post"), ("mlp_out",)),
-            ((layer, "resid_post"), (layer, "deepstack"), (layer + 1, "resid_pre"), ("resid_post",)),
+            (
+                (layer, "resid_post"),
+                (layer, "deepstack"),
+                (layer + 1, "resid_pre"),
+                ("resid_post",),
+            ),
         ]
         for before, added, after, blamed in steps:
             x, y, total = held(*before), held(*added), held(*after)
@@ -280,12 +313,17 @@ def residuals(subject: Subject) -> Identity:
     failed = tuple(name for name, error in errors.items() if error > limit)
     note = f"{subject.model.cfg.n_layers} layers"
     return Identity(
-        "the residual stream = the sum of what is added", max(errors.values(), default=0.0), limit, note, failed
+        "the residual stream = the sum of what is added",
+        max(errors.values(), default=0.0),
+        limit,
+        note,
+        failed,
     )
 
 
 def _relative(subject: Subject, x: Tensor, wanted: Tensor) -> float:
-    """The largest difference in the rows that are not padding, relative to the largest number there."""
+    """The largest difference in the rows that are not padding, relative to the largest number
+    there."""
     if x.shape != wanted.shape:
         return float("inf")
     real = subject.real
@@ -295,7 +333,8 @@ def _relative(subject: Subject, x: Tensor, wanted: Tensor) -> float:
 
 
 def generation(subject: Subject) -> Identity:
-    """Greedy tokens under hooks that change nothing are the model's own, and positions go on counting."""
+    """Greedy tokens under hooks that change nothing are the model's own, and positions go on
+    counting."""
     tensors, hf = subject.inputs.tensors, subject.model.hf
     length = tensors["input_ids"].shape[1]
     options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
@@ -312,7 +351,13 @@ def generation(subject: Subject) -> Identity:
         tokens = subject.model.generate(subject.inputs, **options)
     error = int((tokens != wanted).sum()) if tokens.shape == wanted.shape else wanted.numel()
     if positions != list(range(length + NEW_TOKENS - 1)):
-        return Identity("hooked generate = generate", float("inf"), 0.0, "positions do not count on", tuple(names))
+        return Identity(
+            "hooked generate = generate",
+            float("inf"),
+            0.0,
+            "positions do not count on",
+            tuple(names),
+        )
     return Identity("hooked generate = generate", float(error), 0.0, f"of {wanted.numel()} tokens")
 
 

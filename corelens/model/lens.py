@@ -1,4 +1,5 @@
-"""What TransformerLens's analyses ask a model for: weights of all layers, directions of tokens, summed biases."""
+"""What TransformerLens's analyses ask a model for: weights of all layers, directions of tokens,
+summed biases."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -23,9 +24,11 @@ def _stacked(part: str, name: str, shape: str) -> property:
 
 
 class LensModel(HookedRootModule):
-    """A hooked model's weights under TransformerLens's names. Those of one layer are views: `blocks[l].attn.W_Q`.
+    """A hooked model's weights under TransformerLens's names. Those of one layer are views:
+    `blocks[l].attn.W_Q`.
 
-    No weight is folded: the final norm's weight is in `tokens_to_residual_directions`, not in `W_U`.
+    No weight is folded: the final norm's weight is in `tokens_to_residual_directions`, not in
+    `W_U`.
     """
 
     hf: Any
@@ -37,7 +40,7 @@ class LensModel(HookedRootModule):
     ln_final: Any
     _cfg: Config
 
-    # --- what is wrapped --------------------------------------------------------------------------
+    # --- what is wrapped
 
     @property
     def cfg(self) -> Config:
@@ -57,7 +60,8 @@ class LensModel(HookedRootModule):
         return getattr(self.processor, "tokenizer", self.processor)
 
     def hook_names(self, pattern: str | None = None) -> list[str]:
-        """The hook names, all of them or those that contain `pattern`; per-head names go without saying."""
+        """The hook names, all of them or those that contain `pattern`; per-head names go without
+        saying."""
         return [name for name in self.hook_dict if pattern is None or pattern in name]
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
@@ -75,7 +79,7 @@ class LensModel(HookedRootModule):
             f"width {c.d_model}, {str(c.dtype).removeprefix('torch.')} on {c.device})"
         )
 
-    # --- weights ----------------------------------------------------------------------------------
+    # --- weights
 
     W_Q = _stacked("attn", "W_Q", "head, d_model, d_head")
     W_K = _stacked("attn", "W_K", "kv_head, d_model, d_head")
@@ -108,19 +112,22 @@ class LensModel(HookedRootModule):
 
     @property
     def QK(self) -> FactoredMatrix:
-        """W_Q · W_Kᵀ of all layers, [layer, head, d_model, d_model], as TransformerLens's factored matrix."""
+        """W_Q · W_Kᵀ of all layers, [layer, head, d_model, d_model], as TransformerLens's factored
+        matrix."""
         parts = [block.attn.QK for block in self.blocks]
         return FactoredMatrix(torch.stack([p.A for p in parts]), torch.stack([p.B for p in parts]))
 
     @property
     def OV(self) -> FactoredMatrix:
-        """W_V · W_O of all layers, [layer, head, d_model, d_model], as TransformerLens's factored matrix."""
+        """W_V · W_O of all layers, [layer, head, d_model, d_model], as TransformerLens's factored
+        matrix."""
         parts = [block.attn.OV for block in self.blocks]
         return FactoredMatrix(torch.stack([p.A for p in parts]), torch.stack([p.B for p in parts]))
 
     @property
     def adapter(self) -> Any:
-        """What becomes of logits after the unembedding, for TransformerLens's logit lens: a soft cap in some."""
+        """What becomes of logits after the unembedding, for TransformerLens's logit lens: a soft
+        cap in some."""
         cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
 
         def transform(logits: Tensor) -> Tensor:
@@ -128,8 +135,11 @@ class LensModel(HookedRootModule):
 
         return SimpleNamespace(apply_output_logits_transform=transform)
 
-    def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Float[Tensor, "*tokens d_model"]:
-        """The directions in the final residual stream, over its norm's scale, whose products are the tokens' logits.
+    def tokens_to_residual_directions(
+        self, tokens: str | int | Tensor
+    ) -> Float[Tensor, "*tokens d_model"]:
+        """The directions in the final residual stream, over its norm's scale, whose products are
+        the tokens' logits.
 
         Args:
             tokens: a text of one token, an id, or ids of any shape.
@@ -164,7 +174,7 @@ class LensModel(HookedRootModule):
                 total = total + bias.to(total.device)
         return total
 
-    # --- text -------------------------------------------------------------------------------------
+    # --- text
 
     def to_tokens(self, text: Any = None, *args: Any, **kwargs: Any) -> Int[Tensor, "batch pos"]:
         """Raises: a prompt with a picture is not its text alone. Says what to call instead."""
@@ -189,7 +199,8 @@ class LensModel(HookedRootModule):
         return lines[0] if len(lines) == 1 else lines
 
     def to_string(self, tokens: Any) -> str | list[str]:
-        """The text of ids [pos], or the texts of ids [batch, pos]; special tokens are written out."""
+        """The text of ids [pos], or the texts of ids [batch, pos]; special tokens are written
+        out."""
         ids = torch.as_tensor(tokens)
         if ids.ndim < 2:
             return self.tokenizer.decode(ids.reshape(-1).tolist())
@@ -234,16 +245,19 @@ class LensModel(HookedRootModule):
         loss = loss.masked_fill(~counted, 0.0)
         return loss if per_token else loss.sum() / counted.sum()
 
-    # --- TransformerLens's switches ---------------------------------------------------------------
+    # --- TransformerLens's switches
 
     def set_use_attn_result(self, use: bool) -> None:
         """Does nothing: `hook_result` is there, and made only where something is hooked to it."""
 
     def set_use_hook_mlp_in(self, use: bool) -> None:
-        """Does nothing: there is no `hook_mlp_in`; hook `hook_resid_mid` or `ln2.hook_normalized`."""
+        """Does nothing: there is no `hook_mlp_in`; hook `hook_resid_mid` or
+        `ln2.hook_normalized`."""
 
     def set_use_attn_in(self, use: bool) -> None:
-        """Does nothing: there is no `hook_attn_in`; `cl.path_patch` writes the input of one head."""
+        """Does nothing: there is no `hook_attn_in`; `cl.path_patch` writes the input of one
+        head."""
 
     def set_use_split_qkv_input(self, use: bool) -> None:
-        """Does nothing: there is no `hook_q_input`; `cl.path_patch` writes the q, k or v of one head."""
+        """Does nothing: there is no `hook_q_input`; `cl.path_patch` writes the q, k or v of one
+        head."""

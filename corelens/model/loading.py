@@ -18,12 +18,17 @@ def load(name: str | Path, dtype: Any, device_map: Any, **options: Any) -> tuple
 
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise CorelensError(
-            f"the folder {str(name)!r}", "a folder with a config.json, as save_pretrained writes it", "check the path"
+            f"the folder {str(name)!r}",
+            "a folder with a config.json, as save_pretrained writes it",
+            "check the path",
         )
-    options.setdefault("trust_remote_code", False)  # (left out, transformers asks on standard input)
+    # (left out, transformers asks on standard input)
+    options.setdefault("trust_remote_code", False)
     shared = {key: options[key] for key in SHARED if key in options}
     try:
-        hf = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, device_map=device_map, **options)
+        hf = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, device_map=device_map, **options
+        )
     except (OSError, ValueError, KeyError) as error:
         raise CorelensError(
             f"{str(name)!r}, which transformers could not load ({_said(error)})",

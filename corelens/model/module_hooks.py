@@ -1,4 +1,5 @@
-"""What hangs on a module of the Hugging Face model for one run: its input, or its output, is a hook point's tensor."""
+"""What hangs on a module of the Hugging Face model for one run: its input, or its output, is a hook
+point's tensor."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -33,12 +34,15 @@ def on_output(run: Fires, point: HookPoint) -> Callable[..., Any]:
 
 
 def on_input(run: Fires, point: HookPoint) -> Callable[..., Any]:
-    """The module's first input is the point's tensor (split into heads where the point counts heads)."""
+    """The module's first input is the point's tensor (split into heads where the point counts
+    heads)."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
             return (_fire(run, point, _at_home(module, args[0])), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": _fire(run, point, _at_home(module, kwargs["hidden_states"]))}
+        return args, kwargs | {
+            "hidden_states": _fire(run, point, _at_home(module, kwargs["hidden_states"]))
+        }
 
     return hook
 
@@ -52,6 +56,7 @@ def _fire(run: Fires, point: HookPoint, x: Tensor) -> Tensor:
 
 
 def _at_home(module: nn.Module, x: Tensor) -> Tensor:
-    """On a model that is split over devices: the input as the module will get it, on the module's device."""
+    """On a model that is split over devices: the input as the module will get it, on the module's
+    device."""
     device = execution_device(module)
     return x if device is None else x.to(device)

@@ -1,9 +1,10 @@
-"""The parts of each decoder layer: where its attention, norms and MLP are, and how many heads it has.
+"""The parts of each decoder layer: where its attention, norms and MLP are, and how many heads it
+has.
 
-Of a family with a layout of its own the layout says it, and the text config says how many heads. Of every other family
-it is measured, layer by layer, in one forward over a few tokens: which module calls the attention function, with how
-many heads; which modules' outputs are added to the residual stream; which norm reads the stream before them. What a
-layer does not have is None.
+Of a family with a layout of its own the layout says it, and the text config says how many heads. Of
+every other family it is measured, layer by layer, in one forward over a few tokens: which module
+calls the attention function, with how many heads; which modules' outputs are added to the residual
+stream; which norm reads the stream before them. What a layer does not have is None.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +28,8 @@ from corelens.model.self_check import evaluating
 
 TOKENS = 6
 DEPTH = 2  # modules below a layer that are looked at: layer.mlp.down_proj is at 2
-EXACT, HALF = 1e-4, 0.03  # of the largest number: what a sum may be off, in float32 and in half precision
+# of the largest number: what a sum may be off, in float32 and in half precision
+EXACT, HALF = 1e-4, 0.03
 ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     functional.silu, functional.gelu, partial(functional.gelu, approximate="tanh"), functional.relu,
 )  # fmt: skip
@@ -38,7 +40,8 @@ class Parts:
     """Dotted module paths below one decoder layer (None: it has no such module), and its heads.
 
     Args:
-        mixer: what mixes tokens: the attention module, or a linear-attention, convolution or recurrent one.
+        mixer: what mixes tokens: the attention module, or a linear-attention, convolution or
+            recurrent one.
         attention: the module that attends by heads; None in a layer whose mixer has none.
         q_proj, k_proj, v_proj, o_proj: its projections.
         ln1, ln2: the norms before the mixer and before the MLP.
@@ -79,7 +82,9 @@ class Parts:
         """As a layout and a text config say, without what this layer has not."""
         names = ("attention", "q_proj", "k_proj", "v_proj", "o_proj", "ln1", "ln2", "attn_out", "mlp_out", "mlp",
                  "mlp_gate", "mlp_up", "mlp_down")  # fmt: skip
-        paths: dict[str, Any] = {n: path if has(layer, path := getattr(layout, n)) else None for n in names}
+        paths: dict[str, Any] = {
+            n: path if has(layer, path := getattr(layout, n)) else None for n in names
+        }
         n_heads = text.num_attention_heads
         return cls(
             mixer=paths["attention"], **paths, norm_weight_offset=layout.norm_weight_offset, n_heads=n_heads,
@@ -119,7 +124,7 @@ def parts_of(hf: nn.Module, layout: Layout) -> list[Parts]:
     return [_measured(*one) for one in zip(layers, by_names, calls, strict=True)]
 
 
-# --- one forward -----------------------------------------------------------------------------------------------------
+# --- one forward
 
 
 @dataclass
@@ -128,7 +133,8 @@ class LayerCall:
 
     Args:
         stream, out: the residual stream that enters and leaves the layer, [1, pos, d_model].
-        inputs, outputs: by module path, each module's first tensor in and out; outputs in the order of completion.
+        inputs, outputs: by module path, each module's first tensor in and out; outputs in the order
+            of completion.
         arguments: by module path, what a module was called with.
         attends: (module path, shape of q, shape of k) of each call of the attention function.
     """
@@ -176,12 +182,15 @@ def _first_call(hf: nn.Module, layout: Layout, layers: list[nn.Module]) -> list[
         held = [hf.config.get_text_config(), decoder.config]  # type: ignore[union-attr, operator]
         held += [module.config for module in vision if hasattr(module, "config")]
         stack.enter_context(turn(hf))
-        stack.enter_context(exchanged(attention, list({id(config): config for config in held}.values())))
+        stack.enter_context(
+            exchanged(attention, list({id(config): config for config in held}.values()))
+        )
         stack.enter_context(running(Running(vision=vision)))
         stack.enter_context(evaluating(hf))
         stack.enter_context(torch.no_grad())
         tokens = torch.tensor([ids], device=device if device.type != "meta" else None)
-        with suppress(Exception):  # whatever it raises: layers that have not run by then are taken by their names
+        # whatever it raises: layers that have not run by then are taken by their names
+        with suppress(Exception):
             hf.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)  # type: ignore[operator]
     return [call if hasattr(call, "out") else None for call in calls]
 
@@ -200,7 +209,9 @@ def _watch(call: LayerCall, layer: nn.Module, vision: dict[nn.Module, Any]) -> I
         if not path:
             call.stream, call.out = call.inputs[""], call.outputs[""]
 
-    def attends(path: str, module_of: nn.Module, query: Tensor, key: Tensor, value: Tensor, of: Call) -> Tensor:
+    def attends(
+        path: str, module_of: nn.Module, query: Tensor, key: Tensor, value: Tensor, of: Call
+    ) -> Tensor:
         call.attends.append((path, query.shape, key.shape))
         return plain_z(query, key, value, of)
 
@@ -211,13 +222,15 @@ def _watch(call: LayerCall, layer: nn.Module, vision: dict[nn.Module, Any]) -> I
             yield module.register_forward_hook(partial(after, path))
 
 
-# --- what it shows ---------------------------------------------------------------------------------------------------
+# --- what it shows
 
 
 def _measured(layer: nn.Module, named: Parts, call: LayerCall | None) -> Parts:
     """The parts of one layer as its call shows them; what cannot be told stays as its name says."""
     if call is None:
-        return replace(named, unsummed="it does not run on text alone, so what it adds could not be measured")
+        return replace(
+            named, unsummed="it does not run on text alone, so what it adds could not be measured"
+        )
     parts = _with_sums(layer, named, call)
     parts = _with_heads(layer, parts, call)
     if parts.ln1 is not None:
@@ -230,7 +243,9 @@ def _with_sums(layer: nn.Module, parts: Parts, call: LayerCall) -> Parts:
     wide = call.wide()
     norms = [path for path in call.inputs if path and _is_norm(layer.get_submodule(path))]
     reading = [path for path in norms if call.equal(call.inputs[path], call.stream)]
-    parts = replace(parts, ln1=reading[0] if reading else None, attn_out=None, mlp_out=None, ln2=None)
+    parts = replace(
+        parts, ln1=reading[0] if reading else None, attn_out=None, mlp_out=None, ln2=None
+    )
     for ln2 in norms:  # one after the other: x + a goes into a norm, x + a + m comes out
         middle = call.inputs[ln2]
         first = _shallowest(path for path, x in wide.items() if call.equal(call.stream + x, middle))
@@ -263,12 +278,18 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.ndim == 1 and not list(module.children())
 
 
-def _fed_by(layer: nn.Module, call: LayerCall, wide: dict[str, Tensor], ln2: str, parts: Parts) -> str | None:
+def _fed_by(
+    layer: nn.Module, call: LayerCall, wide: dict[str, Tensor], ln2: str, parts: Parts
+) -> str | None:
     """The module behind ln2, or the norm behind that module."""
-    inner = _shallowest(path for path in wide if path != ln2 and call.equal(call.inputs.get(path), wide[ln2]))
+    inner = _shallowest(
+        path for path in wide if path != ln2 and call.equal(call.inputs.get(path), wide[ln2])
+    )
     if inner is None:
         return parts.mlp
-    behind = (path for path in wide if path != inner and call.equal(call.inputs.get(path), wide[inner]))
+    behind = (
+        path for path in wide if path != inner and call.equal(call.inputs.get(path), wide[inner])
+    )
     return next((path for path in behind if _is_norm(layer.get_submodule(path))), inner)
 
 
@@ -277,7 +298,9 @@ def _source(layer: nn.Module, call: LayerCall, path: str | None) -> str | None:
     if path is None or not _is_norm(layer.get_submodule(path)):
         return path
     x = call.inputs.get(path)
-    return _shallowest(other for other, y in call.outputs.items() if other and other != path and call.equal(y, x))
+    return _shallowest(
+        other for other, y in call.outputs.items() if other and other != path and call.equal(y, x)
+    )
 
 
 def _with_heads(layer: nn.Module, parts: Parts, call: LayerCall) -> Parts:
@@ -285,19 +308,33 @@ def _with_heads(layer: nn.Module, parts: Parts, call: LayerCall) -> Parts:
     mixer = _source(layer, call, parts.attn_out)
     if not call.attends:
         if parts.attention is not None and mixer == parts.attention:
-            return parts  # it attends without the attention function: as its names say, until a run finds it silent
-        none: dict[str, Any] = {"attention": None, "q_proj": None, "k_proj": None, "v_proj": None, "o_proj": None}
+            # it attends without the attention function: as its names say, until a run finds it
+            # silent
+            return parts
+        none: dict[str, Any] = {
+            "attention": None,
+            "q_proj": None,
+            "k_proj": None,
+            "v_proj": None,
+            "o_proj": None,
+        }
         return replace(parts, mixer=mixer, **none, n_heads=0, n_kv_heads=0, d_head=0)
     path, query, key = call.attends[0]
     n_heads, n_kv_heads, d_head = query[1], key[1], query[3]
-    below = {other: module for other, module in layer.named_modules() if other.startswith(f"{path}.")}
-    named: dict[str, Any] = {name: f"{path}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    below = {
+        other: module for other, module in layer.named_modules() if other.startswith(f"{path}.")
+    }
+    named: dict[str, Any] = {
+        name: f"{path}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+    }
     named = {name: where if where in below else None for name, where in named.items()}
     sizes: dict[str, Any] = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_head": d_head}
     parts = replace(parts, mixer=mixer or path, attention=path, **sizes, **named)
     if parts.o_proj is None:  # the last module below that gives what the attention module gives
         last = [
-            other for other in call.outputs if other in below and call.equal(call.outputs[other], call.outputs[path])
+            other
+            for other in call.outputs
+            if other in below and call.equal(call.outputs[other], call.outputs[path])
         ]
         parts = replace(parts, o_proj=last[-1] if last else None)
     width = _width(call, parts.q_proj)
@@ -314,9 +351,11 @@ def _width(call: LayerCall, path: str | None) -> int | None:
 
 
 def _gate_is_second(layer: nn.Module, parts: Parts, call: LayerCall) -> bool:
-    """Whether q_proj's output is [head, 2, d_head], of which the attention function's q reads the first of the two.
+    """Whether q_proj's output is [head, 2, d_head], of which the attention function's q reads the
+    first of the two.
 
-    Measured: the attention module runs again with the second of the two changed, and q stays as it was.
+    Measured: the attention module runs again with the second of the two changed, and q stays as it
+    was.
     """
     assert parts.q_proj is not None and parts.attention is not None
     module, q_proj = layer.get_submodule(parts.attention), layer.get_submodule(parts.q_proj)
@@ -326,7 +365,9 @@ def _gate_is_second(layer: nn.Module, parts: Parts, call: LayerCall) -> bool:
         seen: list[Tensor] = []
 
         def change(projection: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            halves = rearrange(output, "... (head two d) -> ... head two d", two=2, d=parts.d_head).clone()
+            halves = rearrange(
+                output, "... (head two d) -> ... head two d", two=2, d=parts.d_head
+            ).clone()
             if which is not None:
                 halves[..., which, :] += 1
             return rearrange(halves, "... head two d -> ... (head two d)")
@@ -338,7 +379,11 @@ def _gate_is_second(layer: nn.Module, parts: Parts, call: LayerCall) -> bool:
         handle = q_proj.register_forward_hook(change)
         config: Any = module.config
         try:
-            with torch.no_grad(), exchanged(attention, [config]), running(Running(vision={module: keep})):
+            with (
+                torch.no_grad(),
+                exchanged(attention, [config]),
+                running(Running(vision={module: keep})),
+            ):
                 module(*args, **kwargs)
         finally:
             handle.remove()
@@ -355,22 +400,32 @@ def _with_mlp(layer: nn.Module, parts: Parts, call: LayerCall) -> Parts:
         return replace(parts, mlp=None, mlp_gate=None, mlp_up=None, mlp_down=None, d_mlp=None)
     names = {part: f"{mlp}.{name}" for part, name in
              (("mlp_gate", "gate_proj"), ("mlp_up", "up_proj"), ("mlp_down", "down_proj"))}  # fmt: skip
-    paths: dict[str, Any] = {part: path if path in call.inputs else None for part, path in names.items()}
+    paths: dict[str, Any] = {
+        part: path if path in call.inputs else None for part, path in names.items()
+    }
     below = [path for path in call.outputs if path.startswith(f"{mlp}.")]
     if paths["mlp_down"] is None:
-        last = [path for path in below if call.equal(call.outputs[path], call.outputs[mlp]) and path in call.inputs]
+        last = [
+            path
+            for path in below
+            if call.equal(call.outputs[path], call.outputs[mlp]) and path in call.inputs
+        ]
         paths["mlp_down"] = last[-1] if last else None
     inner = call.inputs.get(paths["mlp_down"] or "")
     if paths["mlp_down"] is None or inner is None:
         return replace(parts, mlp=mlp, mlp_gate=None, mlp_up=None, mlp_down=None, d_mlp=None)
     if paths["mlp_gate"] is None or paths["mlp_up"] is None:
-        into = {path: call.outputs[path] for path in below if call.outputs[path].shape == inner.shape}
+        into = {
+            path: call.outputs[path] for path in below if call.outputs[path].shape == inner.shape
+        }
         gate, up = _gate_and_up(call, into, inner)
         paths |= {"mlp_gate": gate, "mlp_up": up}
     return replace(parts, mlp=mlp, **paths, d_mlp=inner.shape[-1])
 
 
-def _gate_and_up(call: LayerCall, into: dict[str, Tensor], inner: Tensor) -> tuple[str | None, str | None]:
+def _gate_and_up(
+    call: LayerCall, into: dict[str, Tensor], inner: Tensor
+) -> tuple[str | None, str | None]:
     """The two projections of which act(gate) · up is the MLP's inner activation."""
     for gate, x in into.items():
         for up, y in into.items():

@@ -1,9 +1,11 @@
-"""Which part of a picture each visual token covers, measured: for families whose geometry nobody wrote down.
+"""Which part of a picture each visual token covers, measured: for families whose geometry nobody
+wrote down.
 
-Strips of a test picture are perturbed, columns first, then rows; each perturbed picture goes through the family's own
-processor and tower, and the inputs of the decoder's first layer that move are the tokens that see the strip. The
-tower's attention is off meanwhile, so that a token answers for its own pixels alone. Columns × rows give each token's
-cell, for tiles and thumbnails alike. A resampler (Q-Former, perceiver) has no such place: that is an error.
+Strips of a test picture are perturbed, columns first, then rows; each perturbed picture goes
+through the family's own processor and tower, and the inputs of the decoder's first layer that move
+are the tokens that see the strip. The tower's attention is off meanwhile, so that a token answers
+for its own pixels alone. Columns × rows give each token's cell, for tiles and thumbnails alike. A
+resampler (Q-Former, perceiver) has no such place: that is an error.
 """
 
 import json
@@ -29,7 +31,8 @@ MOVED = 0.3  # of a token's strongest response: what a strip must give to belong
 
 
 def measured(layout: Layout, hf: nn.Module) -> Layout:
-    """This layout; if nobody wrote its family's geometry down, it measures it when it is asked for."""
+    """This layout; if nobody wrote its family's geometry down, it measures it when it is asked
+    for."""
     if type(layout) is Layout:
         layout.probe = Prober(hf, layout)
     return layout
@@ -51,11 +54,14 @@ class Prober:
         """The cells of one picture's placeholders, in the order of the prompt.
 
         Args:
-            processor: the model's own. options: for its image processor. size: width, height of the original picture.
+            processor: the model's own. options: for its image processor. size: width, height of the
+                original picture.
 
         Errors: tokens that never move, or that move wherever the picture is changed.
         """
-        key = json.dumps([processor.image_processor.to_dict(), options, size], default=str, sort_keys=True)
+        key = json.dumps(
+            [processor.image_processor.to_dict(), options, size], default=str, sort_keys=True
+        )
         if key not in self.known:
             hf = self.hf()
             assert hf is not None
@@ -63,23 +69,33 @@ class Prober:
         return self.known[key]
 
 
-def _probe(hf: nn.Module, layout: Layout, processor: Any, options: dict[str, Any], size: tuple[int, int]) -> Cells:
+def _probe(
+    hf: nn.Module, layout: Layout, processor: Any, options: dict[str, Any], size: tuple[int, int]
+) -> Cells:
     picture, noise = _test_picture(size)
     decoder = layout.decoder(hf)
     inside = set(decoder.modules())
     text_configs = {id(getattr(module, "config", None)) for module in inside} | {id(hf.config)}
-    tower = [m for m in hf.modules() if m not in inside and id(getattr(m, "config", None)) not in text_configs]
+    tower = [
+        m
+        for m in hf.modules()
+        if m not in inside and id(getattr(m, "config", None)) not in text_configs
+    ]
     prompt = _prompt(layout, processor)
 
     def embedded(pictures: Sequence[np.ndarray]) -> Float[Tensor, "picture pos d_model"]:
         images = [[Image.fromarray(pixels.clip(0, 255).astype(np.uint8))] for pixels in pictures]
         return _first_layer_input(hf, decoder, _processed(processor, prompt, images, options))
 
-    ids = _processed(processor, prompt, [[Image.fromarray(picture.astype(np.uint8))]], options)["input_ids"][0]
+    ids = _processed(processor, prompt, [[Image.fromarray(picture.astype(np.uint8))]], options)[
+        "input_ids"
+    ][0]
     placeholder = torch.isin(ids.cpu(), torch.tensor(layout.placeholders(hf.config)))
     count = int(placeholder.sum())
     if not count:
-        raise _unplaced(hf, "its prompt has no image token", "look at processor.apply_chat_template")
+        raise _unplaced(
+            hf, "its prompt has no image token", "look at processor.apply_chat_template"
+        )
     spans = []
     with attention_off(tower), torch.no_grad():
         base = embedded([picture])[0, placeholder]
@@ -88,8 +104,14 @@ def _probe(hf: nn.Module, layout: Layout, processor: Any, options: dict[str, Any
             moved = []
             for first in range(0, len(edges) - 1, PICTURES):
                 changed = []
-                for start, stop in zip(edges[first : first + PICTURES], edges[first + 1 :], strict=False):
-                    strip = (slice(None), slice(start, stop)) if axis == 0 else (slice(start, stop), slice(None))
+                for start, stop in zip(
+                    edges[first : first + PICTURES], edges[first + 1 :], strict=False
+                ):
+                    strip = (
+                        (slice(None), slice(start, stop))
+                        if axis == 0
+                        else (slice(start, stop), slice(None))
+                    )
                     pixels = picture.copy()
                     pixels[strip] += noise[strip]
                     changed.append(pixels)
@@ -109,7 +131,9 @@ def _test_picture(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     width, height = size
     rng = np.random.default_rng(0)
     coarse = rng.integers(60, 196, (height // 16 + 1, width // 16 + 1, 3)).astype(np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BILINEAR)).astype(np.int16)
+    smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BILINEAR)).astype(
+        np.int16
+    )
     blocks = rng.choice([-48, 48], (-(-height // 4), -(-width // 4), 3)).astype(np.int16)
     return smooth, np.kron(blocks, np.ones((4, 4, 1), dtype=np.int16))[:height, :width]
 
@@ -117,14 +141,22 @@ def _test_picture(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 def _prompt(layout: Layout, processor: Any) -> str:
     content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
     if getattr(processor, "chat_template", None):
-        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
     return layout.plain_prompt(processor, 1, 0, "What is it?")
 
 
-def _processed(processor: Any, prompt: str, images: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+def _processed(
+    processor: Any, prompt: str, images: list[Any], options: dict[str, Any]
+) -> dict[str, Any]:
     more = {"images_kwargs": options} if options else {}
     features = processor(
-        text=[prompt] * len(images), images=images, return_tensors="pt", padding=len(images) > 1, **more
+        text=[prompt] * len(images),
+        images=images,
+        return_tensors="pt",
+        padding=len(images) > 1,
+        **more,
     )
     return {name: value for name, value in features.items() if name not in NOT_FOR_THE_MODEL}
 
@@ -162,7 +194,8 @@ def _like(value: Any, weight: Tensor) -> Any:
 
 
 def _edges(length: int, count: int, ratio: float) -> list[int]:
-    """Where strips begin and end: about four to a token of a picture cut evenly, 32 to 128, of two pixels or more."""
+    """Where strips begin and end: about four to a token of a picture cut evenly, 32 to 128, of two
+    pixels or more."""
     along = max(1.0, (count * ratio) ** 0.5)
     strips = int(np.clip(round(4 * along), 32, MOST_STRIPS))
     strips = min(strips, max(1, length // 2))
@@ -181,7 +214,9 @@ def _spans(
     return torch.stack([edges[first], edges[last + 1]], dim=1), seen
 
 
-def _check_local(hf: nn.Module, box: Float[Tensor, "token 4"], size: tuple[int, int], seen: int) -> None:
+def _check_local(
+    hf: nn.Module, box: Float[Tensor, "token 4"], size: tuple[int, int], seen: int
+) -> None:
     if not seen:
         raise _unplaced(hf, "none of its image tokens moves when pixels change while attention in its tower is off",
                         "such a resampler mixes the whole picture into each token")  # fmt: skip
@@ -191,30 +226,38 @@ def _check_local(hf: nn.Module, box: Float[Tensor, "token 4"], size: tuple[int, 
                         "its tokens have no place in the picture")  # fmt: skip
 
 
-def _snapped(box: Float[Tensor, "token 4"], size: tuple[int, int], count: int) -> Float[Tensor, "token 4"]:
-    """Measured edges are off by up to a strip; cells of one size on an even grid are put on that grid."""
+def _snapped(
+    box: Float[Tensor, "token 4"], size: tuple[int, int], count: int
+) -> Float[Tensor, "token 4"]:
+    """Measured edges are off by up to a strip; cells of one size on an even grid are put on that
+    grid."""
     box = box.clone()
     for view in _views(box):
         for axis, length in enumerate(size):
             strip = length / (len(_edges(length, count, size[axis] / size[1 - axis])) - 1)
-            box[view, axis], box[view, axis + 2] = _even(box[view, axis], box[view, axis + 2], length, strip)
+            box[view, axis], box[view, axis + 2] = _even(
+                box[view, axis], box[view, axis + 2], length, strip
+            )
     return box
 
 
 def _views(box: Float[Tensor, "token 4"]) -> list[Bool[Tensor, " token"]]:
     """Tokens with cells of one size: all tiles together, the thumbnail by itself.
 
-    Tokens come row by row, so a view or tile begins where the next token lies higher up than the one before.
+    Tokens come row by row, so a view or tile begins where the next token lies higher up than the
+    one before.
     """
     middle, extent = (box[:, 1] + box[:, 3]) / 2, box[:, 2:] - box[:, :2]
     begins = torch.cat([torch.tensor([True]), middle.diff() < -extent[1:, 1] / 2])
     part = begins.cumsum(0) - 1
-    sizes: list[tuple[Tensor, Tensor]] = []  # of the views so far: width and height of a cell, and its tokens
+    # of the views so far: width and height of a cell, and its tokens
+    sizes: list[tuple[Tensor, Tensor]] = []
     for number in range(int(part[-1]) + 1):
         tokens = part == number
         cell = extent[tokens].median(0).values
         for i, (known, members) in enumerate(sizes):
-            if ((cell / known).log().abs() < 0.22).all():  # a quarter more or less: the strips' own error
+            # a quarter more or less: the strips' own error
+            if ((cell / known).log().abs() < 0.22).all():
                 sizes[i] = (known, members | tokens)
                 break
         else:
@@ -225,10 +268,11 @@ def _views(box: Float[Tensor, "token 4"]) -> list[Bool[Tensor, " token"]]:
 def _even(
     low: Float[Tensor, " token"], high: Float[Tensor, " token"], length: float, strip: float
 ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """The spans of equal cells side by side where these spans are that within a strip; else as they are.
+    """The spans of equal cells side by side where these spans are that within a strip; else as they
+    are.
 
-    The lines between cells are fitted, not the cells' middles: a cell that the picture's border cuts has its inner line
-    where it should be.
+    The lines between cells are fitted, not the cells' middles: a cell that the picture's border
+    cuts has its inner line where it should be.
     """
     centre = (low + high) / 2
     order = centre.sort().values
@@ -244,7 +288,9 @@ def _even(
     if (line - step * index).abs().max() < 1.01 * strip:  # the whole length, evenly
         line = step * index
     elif n > 2:
-        step = ((line - line.mean()) * (index - index.mean())).sum() / ((index - index.mean()) ** 2).sum()
+        step = ((line - line.mean()) * (index - index.mean())).sum() / (
+            (index - index.mean()) ** 2
+        ).sum()
         fitted = line.mean() + step * (index - index.mean())
         if (fitted - line).abs().max() > 1.01 * strip:
             return low, high  # unequal cells: what was measured

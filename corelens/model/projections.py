@@ -1,12 +1,14 @@
-"""The matrix that a projection computes, whatever module computes it: plain, with an adapter, quantised, on disk.
+"""The matrix that a projection computes, whatever module computes it: plain, with an adapter,
+quantised, on disk.
 
-A module's `weight` is not always what it multiplies by: adapters (PEFT's LoRA and its kin) add to it or scale it,
-quantised modules pack it. Here a projection is a linear map x → x · Wᵀ + b, and W and b are those of the map:
+A module's `weight` is not always what it multiplies by: adapters (PEFT's LoRA and its kin) add to
+it or scale it, quantised modules pack it. Here a projection is a linear map x → x · Wᵀ + b, and W
+and b are those of the map:
 
 - of a plain `nn.Linear`, its own weight and bias (views: writing into them writes into the model);
 - of LoRA, W = base + scale · B · A, summed over the active adapters that are not merged (a copy);
-- of any other module, W is measured: what the module makes of the unit vectors (a copy), refused where the module turns
-  out not to be linear.
+- of any other module, W is measured: what the module makes of the unit vectors (a copy), refused
+  where the module turns out not to be linear.
 
 Never the base weight where something is added to it.
 """
@@ -22,11 +24,13 @@ from torch import Tensor, nn
 from corelens.errors import CorelensError
 from corelens.hf import execution_device, offloaded, tied_parameters
 
-MOST_OFF = 0.05  # how far, of its norm, what is computed in parts may lie from what a module computes (8-bit: 0.01)
+# how far, of its norm, what is computed in parts may lie from what a module computes (8-bit: 0.01)
+MOST_OFF = 0.05
 
 
 def readable(module: nn.Module, name: str) -> Tensor | None:
-    """A parameter as a plain tensor: of an offloaded module, what accelerate would load; None where there is none."""
+    """A parameter as a plain tensor: of an offloaded module, what accelerate would load; None where
+    there is none."""
     parameter = getattr(module, name, None)
     if not isinstance(parameter, Tensor):
         return None
@@ -37,7 +41,8 @@ def readable(module: nn.Module, name: str) -> Tensor | None:
 
 
 def readable_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter under its own name, a tied one once; offloaded ones are loaded one after the other."""
+    """Every parameter under its own name, a tied one once; offloaded ones are loaded one after the
+    other."""
     tied = tied_parameters(model)
     for name, parameter in model.named_parameters():
         if name in tied:
@@ -57,10 +62,12 @@ def home(module: nn.Module) -> torch.device:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a module computes x · Wᵀ + b with its own `weight` and `bias`, and these are floating-point numbers."""
+    """Whether a module computes x · Wᵀ + b with its own `weight` and `bias`, and these are
+    floating-point numbers."""
     if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         return False
-    if "forward" in vars(module) and execution_device(module) is None:  # replaced, and not by accelerate
+    # replaced, and not by accelerate
+    if "forward" in vars(module) and execution_device(module) is None:
         return False
     return module.weight.is_floating_point() and module.weight.dtype.itemsize > 1
 
@@ -74,7 +81,9 @@ def projection(module: nn.Module) -> Float[Tensor, "out in"]:
     return weight.to(base.dtype)  # type: ignore[arg-type]
 
 
-def projection_bias(module: nn.Module, x: Float[Tensor, "*batch in"] | None = None) -> Float[Tensor, " out"] | None:
+def projection_bias(
+    module: nn.Module, x: Float[Tensor, "*batch in"] | None = None
+) -> Float[Tensor, " out"] | None:
     """What a projection adds; None where it adds nothing.
 
     Args:
@@ -99,8 +108,9 @@ def head_results(
     """What each head adds through the output projection: result_h = z_h · W_O[h], without the bias.
 
     Args:
-        output: what the projection gave for this z; where the projection is no plain linear module, the sum over heads
-            is checked against it (an adapter that differs from sample to sample, for instance, has no W_O).
+        output: what the projection gave for this z; where the projection is no plain linear module,
+            the sum over heads is checked against it (an adapter that differs from sample to sample,
+            for instance, has no W_O).
     """
     heads = z.shape[-2]
     weight = _exact(o_proj)
@@ -122,7 +132,8 @@ def head_results(
 
 
 def embedding(module: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
-    """The token embeddings; those of an adapter (LoRA, trained tokens) are what it makes of every token (a copy)."""
+    """The token embeddings; those of an adapter (LoRA, trained tokens) are what it makes of every
+    token (a copy)."""
     base = getattr(module, "base_layer", None)
     weight = readable(module if base is None else base, "weight")
     if base is None and weight is not None:
@@ -136,11 +147,12 @@ def embedding(module: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
     return module(torch.arange(weight.shape[0], device=home(base)))
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
+# --- inside
 
 
 def _exact(module: nn.Module) -> Tensor | None:
-    """The matrix where it can be written down (in the widest dtype among its parts); None where it must be measured."""
+    """The matrix where it can be written down (in the widest dtype among its parts); None where it
+    must be measured."""
     if is_plain(module):
         return readable(module, "weight")
     parts = _lora(module)
@@ -153,11 +165,14 @@ def _exact(module: nn.Module) -> Tensor | None:
 
 
 def _lora(module: Any) -> list[tuple[float, Tensor, Tensor]] | None:
-    """(scale, A, B) of each LoRA adapter that takes part; None for any other module, and for variants of LoRA."""
+    """(scale, A, B) of each LoRA adapter that takes part; None for any other module, and for
+    variants of LoRA."""
     base, adapters = getattr(module, "base_layer", None), getattr(module, "lora_A", None)
     if base is None or not isinstance(adapters, nn.ModuleDict) or not is_plain(base):
         return None
-    if not {"merged", "disable_adapters", "active_adapters", "scaling", "lora_B"} <= set(dir(module)):
+    if not {"merged", "disable_adapters", "active_adapters", "scaling", "lora_B"} <= set(
+        dir(module)
+    ):
         return None
     if module.disable_adapters:
         return None if module.merged else []
@@ -168,24 +183,37 @@ def _lora(module: Any) -> list[tuple[float, Tensor, Tensor]] | None:
         if name not in adapters:
             continue
         first, second = adapters[name], module.lora_B[name]
-        other = name in getattr(module, "lora_variant", {}) or getattr(module, "fan_in_fan_out", False)
+        other = name in getattr(module, "lora_variant", {}) or getattr(
+            module, "fan_in_fan_out", False
+        )
         if other or not is_plain(first) or not is_plain(second) or second.bias is not None:
             return None
-        parts.append((float(module.scaling[name]), readable(first, "weight"), readable(second, "weight")))
+        parts.append(
+            (float(module.scaling[name]), readable(first, "weight"), readable(second, "weight"))
+        )
     return parts  # type: ignore[return-value]
 
 
 def _probe(module: Any) -> tuple[int, Tensor]:
-    """How wide a projection's input is, and an empty tensor of the dtype and device that it takes."""
+    """How wide a projection's input is, and an empty tensor of the dtype and device that it
+    takes."""
     inner = module
     while not isinstance(getattr(inner, "in_features", None), int) and hasattr(inner, "base_layer"):
         inner = inner.base_layer
     width = getattr(inner, "in_features", None)
-    wide = (p for p in module.parameters() if p.is_floating_point() and p.dtype.itemsize > 1 and p.ndim > 1)
+    wide = (
+        p
+        for p in module.parameters()
+        if p.is_floating_point() and p.dtype.itemsize > 1 and p.ndim > 1
+    )
     like = next(wide, None)
     if not isinstance(width, int) or like is None:
         weight = getattr(module, "weight", None)
-        kind = f"{weight.dtype} of shape {list(weight.shape)}" if isinstance(weight, Tensor) else "no tensor"
+        kind = (
+            f"{weight.dtype} of shape {list(weight.shape)}"
+            if isinstance(weight, Tensor)
+            else "no tensor"
+        )
         raise CorelensError(
             f"the weight of a {type(module).__name__}, which is {kind}",
             "a matrix of floating-point numbers",

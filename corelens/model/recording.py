@@ -1,4 +1,5 @@
-"""Hooks that keep activations: in memory, on another device, or streamed to a folder of safetensors."""
+"""Hooks that keep activations: in memory, on another device, or streamed to a folder of
+safetensors."""
 
 import json
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -27,14 +28,16 @@ def caching_hooks(
 ) -> tuple[list[Hook], list[Hook]]:
     """Forward and backward hooks that keep what passes `points` in `cache`.
 
-    Over the steps of a generation, an entry grows along pos: prompt first, then a position a step (patterns get a row a
-    step, their keys padded with 0, scores with −inf). A run that begins at position 0 begins anew.
+    Over the steps of a generation, an entry grows along pos: prompt first, then a position a step
+    (patterns get a row a step, their keys padded with 0, scores with −inf). A run that begins at
+    position 0 begins anew.
 
     Args:
         device: where to keep it; None leaves it where its layer is.
         remove_batch_dim: drop a batch axis of size 1.
-        pos_slice: TransformerLens's Slice, taken of the positions (rows, for patterns) of the decoder's points. Of
-            `hook_pattern_rows` the rows at these positions are read and kept (zeros where a sample is padded there).
+        pos_slice: TransformerLens's Slice, taken of the positions (rows, for patterns) of the
+            decoder's points. Of `hook_pattern_rows` the rows at these positions are read and kept
+            (zeros where a sample is padded there).
     """
 
     def keep(x: Tensor, hook: Any, axis: int, backward: bool = False) -> None:
@@ -67,14 +70,16 @@ def caching_hooks(
 
 
 def of_whole_prompt(handle: Any) -> bool:
-    """Whether a hook wants `hook_logits` of the whole prompt, of which `generate` computes the last row alone."""
+    """Whether a hook wants `hook_logits` of the whole prompt, of which `generate` computes the last
+    row alone."""
     return getattr(handle.user_hook, "whole_prompt", False)
 
 
 def _rows_at(
     x: Float[Tensor, "*batch row key"], rows: Tensor, positions: Tensor, pos_slice: Any
 ) -> Float[Tensor, "*batch kept key"]:
-    """The rows of a rows point, [batch, row] of positions, that stand at the positions of a slice."""
+    """The rows of a rows point, [batch, row] of positions, that stand at the positions of a
+    slice."""
     wanted = positions[pos_slice.indices(len(positions))]
     same = rows[:, :, None] == wanted[None, None, :].to(rows.device)
     read = same.any(dim=1)  # [batch, kept]
@@ -113,7 +118,9 @@ class DiskDict(MutableMapping[str, Tensor]):
         self.folder.mkdir(parents=True, exist_ok=True)
         if new and any(self.folder.glob("*.safetensors")):
             raise CorelensError(
-                f"the folder {str(folder)!r}, which holds tensors already", "a new or empty folder", "name another one"
+                f"the folder {str(folder)!r}, which holds tensors already",
+                "a new or empty folder",
+                "name another one",
             )
 
     def _path(self, name: str) -> Path:
@@ -140,7 +147,11 @@ class DiskDict(MutableMapping[str, Tensor]):
 
     def __iter__(self) -> Iterator[str]:
         """The names, sorted."""
-        return iter(sorted(path.name.removesuffix(".safetensors") for path in self.folder.glob("*.safetensors")))
+        return iter(
+            sorted(
+                path.name.removesuffix(".safetensors") for path in self.folder.glob("*.safetensors")
+            )
+        )
 
     def __len__(self) -> int:
         """How many tensors there are."""

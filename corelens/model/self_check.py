@@ -1,8 +1,9 @@
-"""The model checks itself: at its first run under hooks, a run whose hooks do nothing must be the plain run.
+"""The model checks itself: at its first run under hooks, a run whose hooks do nothing must be the
+plain run.
 
-Versions of transformers and families of models differ in ways that nobody has seen yet. Whatever a hook's mere presence
-changes shows in the last row's logits: one plain forward, and one with hooks on z and the residual stream of all layers
-that write back what they read.
+Versions of transformers and families of models differ in ways that nobody has seen yet. Whatever a
+hook's mere presence changes shows in the last row's logits: one plain forward, and one with hooks
+on z and the residual stream of all layers that write back what they read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,9 @@ from corelens.hf import attention_name, takes_argument
 from corelens.hooks.exchange import NAME
 from corelens.inputs.prepare import Inputs
 
-# The distance that is allowed, relative to the logits' spread. On the same kernel nothing but the order of sums on a
-# GPU may differ; a model that was loaded with another implementation (eager, flash) is compared across kernels.
+# The distance that is allowed, relative to the logits' spread. On the same kernel nothing but the
+# order of sums on a GPU may differ; a model that was loaded with another implementation (eager,
+# flash) is compared across kernels.
 SAME_KERNEL, OTHER_KERNEL = 1e-4, 1e-3
 HALF_PRECISION = {SAME_KERNEL: 0.03, OTHER_KERNEL: 0.1}
 
@@ -50,7 +52,8 @@ def self_check(model: Any, batch: Inputs) -> dict[str, str]:
         allowed = tolerance(model.hf, plain)
         error = distance(hooked, plain)
         if error > allowed:
-            allowed = max(allowed, 3 * distance(last_logits(twin, batch), plain))  # a model that differs from itself
+            # a model that differs from itself
+            allowed = max(allowed, 3 * distance(last_logits(twin, batch), plain))
         if error > allowed:
             first = _first_that_differs(twin, batch, plain, allowed)
             raise CorelensError(
@@ -64,7 +67,8 @@ def self_check(model: Any, batch: Inputs) -> dict[str, str]:
 
 
 def checked_names(model: Any) -> list[str]:
-    """The points that the check writes to: z and the residual stream of all layers, in their order."""
+    """The points that the check writes to: z and the residual stream of all layers, in their
+    order."""
     layers = range(model.cfg.n_layers)
     names = ["hook_embed", *(f"blocks.{layer}.{point}" for layer in layers for point in CHECKED)]
     return [name for name in names if name in model.hook_dict]
@@ -85,8 +89,11 @@ def last_logits(
         return model(batch, logits_to_keep=keep)[:, -1].float()
 
 
-def distance(logits: Float[Tensor, "batch d_vocab"], plain: Float[Tensor, "batch d_vocab"]) -> float:
-    """The largest difference of a sample's logits, root mean square over the spread of the plain ones."""
+def distance(
+    logits: Float[Tensor, "batch d_vocab"], plain: Float[Tensor, "batch d_vocab"]
+) -> float:
+    """The largest difference of a sample's logits, root mean square over the spread of the plain
+    ones."""
     if torch.equal(logits, plain):
         return 0.0
     finite = plain.isfinite()
@@ -101,13 +108,17 @@ def tolerance(hf: nn.Module, plain: Tensor) -> float:
     """What may differ: rounding."""
     text: Any = hf.config.get_text_config()  # type: ignore[union-attr, operator]
     allowed = SAME_KERNEL if attention_name(text) == NAME else OTHER_KERNEL
-    single = next(hf.parameters()).dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled()
+    single = (
+        next(hf.parameters()).dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled()
+    )
     return allowed if single else HALF_PRECISION[allowed]
 
 
 @contextmanager
 def evaluating(hf: nn.Module) -> Iterator[None]:
-    """Within this context the model is in evaluation mode: no dropout, no statistics that are updated."""
+    """Within this context the model is in evaluation mode: no dropout, no statistics that are
+    updated."""
     training = [module for module in hf.modules() if module.training]
     try:
         for module in training:
@@ -124,7 +135,11 @@ def _first_that_differs(model: Any, batch: Inputs, plain: Tensor, allowed: float
     for kind in ("hook_embed", *CHECKED):
         of_kind = [name for name in names if name.endswith(kind)]
         if of_kind and distance(last_logits(model, batch, of_kind), plain) > allowed:
-            alone = (name for name in of_kind if distance(last_logits(model, batch, [name]), plain) > allowed)
+            alone = (
+                name
+                for name in of_kind
+                if distance(last_logits(model, batch, [name]), plain) > allowed
+            )
             return next(alone, of_kind[0])
     return names[0]
 
@@ -136,5 +151,9 @@ def _silent(model: Any, fired: set[str]) -> dict[str, str]:
     for layer in range(model.cfg.n_layers):
         block = f"blocks.{layer}"
         if f"{block}.hook_resid_post" in fired and f"{block}.attn.hook_z" not in fired:
-            silent |= {name: reason for p in IN_ATTENTION if (name := f"{block}.attn.hook_{p}") in model.hook_dict}
+            silent |= {
+                name: reason
+                for p in IN_ATTENTION
+                if (name := f"{block}.attn.hook_{p}") in model.hook_dict
+            }
     return silent

@@ -1,4 +1,5 @@
-"""A forward that ends at a layer: what enters the layer is the result, and nothing after it is computed."""
+"""A forward that ends at a layer: what enters the layer is the result, and nothing after it is
+computed."""
 
 from typing import Any
 
@@ -24,14 +25,16 @@ def residual_before(
     Args:
         decoder: the text decoder, with its `layers`.
         norm: the norm behind them.
-        layer: as TransformerLens's `stop_at_layer`: 0 stops before the first layer, n_layers before the final norm,
-            −1 before the last layer.
+        layer: as TransformerLens's `stop_at_layer`: 0 stops before the first layer, n_layers before
+            the final norm, −1 before the last layer.
         arguments: what the model is called with.
     """
     layers = list(decoder.layers)  # type: ignore[arg-type]
     if not -len(layers) <= layer <= len(layers):
         raise CorelensError(
-            f"stop_at_layer={layer}", f"{-len(layers)} to {len(layers)}", "take a layer that the model has"
+            f"stop_at_layer={layer}",
+            f"{-len(layers)} to {len(layers)}",
+            "take a layer that the model has",
         )
     places = [*layers, norm]
     place: Any = places[layer if layer >= 0 else len(layers) + layer]

@@ -1,4 +1,5 @@
-"""`model.verify(inputs)`: the identities of a hooked model, measured on this model, environment and device."""
+"""`model.verify(inputs)`: the identities of a hooked model, measured on this model, environment and
+device."""
 
 from dataclasses import dataclass, replace
 from html import escape
@@ -18,12 +19,16 @@ from corelens.model.self_check import OTHER_KERNEL, distance, evaluating
 
 PICTURE = 224  # pixels a side of the picture that is drawn where no inputs are given
 PAINTED = 3  # cells: the first, one in the middle, the last
-QUESTIONS = ("What is in the picture?", "Which colour does the largest of all of these squares have?")
+QUESTIONS = (
+    "What is in the picture?",
+    "Which colour does the largest of all of these squares have?",
+)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `model.verify` measured: a row an identity, as text with print(), as a table in a notebook."""
+    """What `model.verify` measured: a row an identity, as text with print(), as a table in a
+    notebook."""
 
     model: str
     rows: tuple[Identity, ...]
@@ -63,7 +68,11 @@ class Verification:
             f"<tr><td>{_verdict(row)}</td><td>{escape(row.name)}</td><td>{escape(_measured(row))}</td></tr>"
             for row in self.rows
         ]
-        refused = f"<p>refused from now on: {escape(_shortened(self.refused))}</p>" if self.refused else ""
+        refused = (
+            f"<p>refused from now on: {escape(_shortened(self.refused))}</p>"
+            if self.refused
+            else ""
+        )
         head = "<tr><th></th><th>identity</th><th>measured</th></tr>"
         return f"<p>{escape(self.model)}</p><table>{head}{''.join(cells)}</table>{refused}"
 
@@ -91,8 +100,8 @@ def verify(model: Any, inputs: Any = None) -> Verification:
 
     Args:
         model: a HookedMLLM; hooks that hang on it are not run.
-        inputs: what `prepare` made, or the Hugging Face model's tensors by name; by default a picture is drawn and
-            asked about, for which the model needs its processor.
+        inputs: what `prepare` made, or the Hugging Face model's tensors by name; by default a
+            picture is drawn and asked about, for which the model needs its processor.
     """
     twin = type(model)(model.hf, model.processor, check=False)  # the same model, points of its own
     twin.layout = model.layout
@@ -105,7 +114,8 @@ def verify(model: Any, inputs: Any = None) -> Verification:
         batch = twin.prepare(_samples()[0]) if inputs is None else inputs
         batch = batch if isinstance(batch, Inputs) else twin.inputs(**batch)
         subject = Subject(twin, batch)
-        untouched = _state(model.hf)  # (after a plain forward: transformers marks its modules at their first)
+        # (after a plain forward: transformers marks its modules at their first)
+        untouched = _state(model.hf)
         rows = [measure(subject) for measure in IDENTITIES]
         rows += [_batches(twin), _painted(twin), _gone(subject, untouched)]
     result = Verification(f"{type(model.hf).__name__}: {model!r}", tuple(rows))
@@ -115,19 +125,25 @@ def verify(model: Any, inputs: Any = None) -> Verification:
     return result
 
 
-# --- what needs a processor -------------------------------------------------------------------------------------------
+# --- what needs a processor
 
 
 def _samples() -> list[Sample]:
-    """Two questions of different length about one picture, which is drawn here: no model warns that it is foreign."""
-    return [Sample(images=[_picture()], question=question, meta={"world": "noise"}) for question in QUESTIONS]
+    """Two questions of different length about one picture, which is drawn here: no model warns that
+    it is foreign."""
+    return [
+        Sample(images=[_picture()], question=question, meta={"world": "noise"})
+        for question in QUESTIONS
+    ]
 
 
 def _picture() -> Any:
     """Noise: no two cells of it are alike."""
     from PIL import Image
 
-    return Image.fromarray(np.random.default_rng(0).integers(40, 200, (PICTURE, PICTURE, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(40, 200, (PICTURE, PICTURE, 3), dtype=np.uint8)
+    )
 
 
 def _batches(model: Any) -> Identity:
@@ -139,11 +155,14 @@ def _batches(model: Any) -> Identity:
     together = model(model.prepare(samples))[:, -1].float()
     alone = torch.cat([model(model.prepare(sample))[:, -1].float() for sample in samples])
     single = next(model.hf.parameters()).dtype in (torch.float32, torch.float64)
-    return Identity(name, distance(together, alone), OTHER_KERNEL if single else 0.1, "of the logits' spread")
+    return Identity(
+        name, distance(together, alone), OTHER_KERNEL if single else 0.1, "of the logits' spread"
+    )
 
 
 def _painted(model: Any) -> Identity:
-    """Painting the cell of a visual token in the picture moves that token's embedding more than any other one's.
+    """Painting the cell of a visual token in the picture moves that token's embedding more than any
+    other one's.
 
     The tower's attention is left out meanwhile (z = 0), so that what is painted stays where it is.
     """
@@ -165,8 +184,14 @@ def _painted(model: Any) -> Identity:
         missed = 0
         for position in painted:
             paint = _inside(cells[position])
-            moved = (_embeddings(model, replace(sample, images=[_with_paint(paint)])) - clean).abs().amax(-1)
-            others = [p for p, x in cells.items() if _alike(x, cells[position]) and not _holds(x, paint)]
+            moved = (
+                (_embeddings(model, replace(sample, images=[_with_paint(paint)])) - clean)
+                .abs()
+                .amax(-1)
+            )
+            others = [
+                p for p, x in cells.items() if _alike(x, cells[position]) and not _holds(x, paint)
+            ]
             most = float(moved[others].max()) if others else 0.0
             missed += int(float(moved[position]) <= most)
     return Identity(name, float(missed), 0.0, f"of {len(painted)} cells missed")
@@ -192,7 +217,12 @@ def _inside(cell: tuple[float, float, float, float]) -> tuple[int, int, int, int
     """Whole pixels in the middle of a cell."""
     x0, y0, x1, y1 = cell
     left, top = int(x0 + (x1 - x0) * 0.35), int(y0 + (y1 - y0) * 0.35)
-    return left, top, max(left + 1, int(x0 + (x1 - x0) * 0.65)), max(top + 1, int(y0 + (y1 - y0) * 0.65))
+    return (
+        left,
+        top,
+        max(left + 1, int(x0 + (x1 - x0) * 0.65)),
+        max(top + 1, int(y0 + (y1 - y0) * 0.65)),
+    )
 
 
 def _with_paint(block: tuple[int, int, int, int]) -> Any:
@@ -212,7 +242,9 @@ def _alike(cell: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 def _holds(cell: tuple[float, float, float, float], block: tuple[int, int, int, int]) -> bool:
     """Whether a cell, perhaps another view's, shows all that was painted."""
-    return cell[0] <= block[0] and cell[1] <= block[1] and cell[2] >= block[2] and cell[3] >= block[3]
+    return (
+        cell[0] <= block[0] and cell[1] <= block[1] and cell[2] >= block[2] and cell[3] >= block[3]
+    )
 
 
 def _tower(hf: nn.Module, decoder: nn.Module) -> list[nn.Module]:
@@ -223,11 +255,12 @@ def _tower(hf: nn.Module, decoder: nn.Module) -> list[nn.Module]:
     return [module for module in held if id(module.config) not in text]
 
 
-# --- afterwards -------------------------------------------------------------------------------------------------------
+# --- afterwards
 
 
 def _state(hf: nn.Module) -> tuple[list[Any], Any]:
-    """All that a run could leave behind: hooks, names of attention functions, methods, and the function itself."""
+    """All that a run could leave behind: hooks, names of attention functions, methods, and the
+    function itself."""
     modules = [
         (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), sorted(vars(m)))
         for m in hf.modules()
@@ -237,8 +270,11 @@ def _state(hf: nn.Module) -> tuple[list[Any], Any]:
 
 
 def _gone(subject: Subject, untouched: tuple[list[Any], Any]) -> Identity:
-    """Afterwards no hook is left, every name and function is what it was, and the logits are the same."""
+    """Afterwards no hook is left, every name and function is what it was, and the logits are the
+    same."""
     left = _state(subject.model.hf)
     error = int(left[0] != untouched[0]) + int(left[1] is not untouched[1])
     error += int(not torch.equal(subject.forward().nan_to_num(), subject.plain.nan_to_num()))
-    return Identity("afterwards nothing is left", float(error), 0.0, "things that are not as before")
+    return Identity(
+        "afterwards nothing is left", float(error), 0.0, "things that are not as before"
+    )

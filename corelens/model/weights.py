@@ -1,9 +1,11 @@
-"""Weights in TransformerLens's shapes: views of the Hugging Face model's own, never copies where a view can do.
+"""Weights in TransformerLens's shapes: views of the Hugging Face model's own, never copies where a
+view can do.
 
-`model.blocks[l].attn.W_Q` [head, d_model, d_head] (W_K, W_V with KV heads), `W_O` [head, d_head, d_model], `b_Q` …;
-`model.blocks[l].mlp.W_gate`, `W_in` [d_model, d_mlp], `W_out` [d_mlp, d_model]; norms have `w`. Writing into a view
-writes into the model. Weights that are offloaded are read from where they lie. A projection with an adapter, or of
-another kind than nn.Linear, has no view: its matrix is computed, a copy (see `corelens.model.projections`).
+`model.blocks[l].attn.W_Q` [head, d_model, d_head] (W_K, W_V with KV heads), `W_O` [head, d_head,
+d_model], `b_Q` …; `model.blocks[l].mlp.W_gate`, `W_in` [d_model, d_mlp], `W_out` [d_mlp, d_model];
+norms have `w`. Writing into a view writes into the model. Weights that are offloaded are read from
+where they lie. A projection with an adapter, or of another kind than nn.Linear, has no view: its
+matrix is computed, a copy (see `corelens.model.projections`).
 """
 
 from typing import Any
@@ -27,11 +29,14 @@ def norm_eps(norm: nn.Module) -> float:
 
 
 def centres(norm: nn.Module) -> bool:
-    """Whether a norm takes the mean off its input (LayerNorm), and does not only scale it: measured on one vector."""
+    """Whether a norm takes the mean off its input (LayerNorm), and does not only scale it: measured
+    on one vector."""
     weight = readable(norm, "weight")
     if isinstance(norm, nn.LayerNorm) or weight is None or weight.device.type == "meta":
         return isinstance(norm, nn.LayerNorm)
-    x = torch.linspace(-1, 1, weight.shape[-1], dtype=torch.float32, device=weight.device).to(weight.dtype)
+    x = torch.linspace(-1, 1, weight.shape[-1], dtype=torch.float32, device=weight.device).to(
+        weight.dtype
+    )
     with torch.no_grad():
         moved, still = norm(x[None] + 1).float(), norm(x[None]).float()
     return bool((moved - still).abs().max() <= 0.05 * still.abs().max())
@@ -44,7 +49,7 @@ def norm_weight(norm: nn.Module, offset: float) -> Float[Tensor, " d_model"]:
     return weight if not offset else offset + weight
 
 
-# --- the points with their weights beside them ------------------------------------------------------------------------
+# --- the points with their weights beside them
 
 
 class Norm(NormPoints):
@@ -54,7 +59,8 @@ class Norm(NormPoints):
 
     def __init__(self, norm: nn.Module | None, offset: float):
         super().__init__()
-        object.__setattr__(self, "norm", norm)  # not a submodule: the weights stay the wrapped model's
+        # not a submodule: the weights stay the wrapped model's
+        object.__setattr__(self, "norm", norm)
         self.offset = offset
         self.centres = norm is not None and centres(norm)
 
@@ -83,7 +89,9 @@ def _module(of: tuple[Parts, nn.Module], name: str) -> nn.Module:
 
 
 def _mixer(parts: Parts, layer: nn.Module) -> str:
-    return "unknown module" if parts.mixer is None else type(layer.get_submodule(parts.mixer)).__name__
+    return (
+        "unknown module" if parts.mixer is None else type(layer.get_submodule(parts.mixer)).__name__
+    )
 
 
 def _bias(module: nn.Module) -> Float[Tensor, " out"]:
@@ -110,7 +118,9 @@ class Attention(AttentionPoints):
         return _module(self._of, name)
 
     def _in(self, name: str, heads: int) -> Float[Tensor, "head d_model d_head"]:
-        return rearrange(projection(self.module(name)), "(head d) model -> head model d", head=heads)
+        return rearrange(
+            projection(self.module(name)), "(head d) model -> head model d", head=heads
+        )
 
     def _b(self, name: str, heads: int) -> Float[Tensor, "head d_head"]:
         return rearrange(_bias(self.module(name)), "(head d) -> head d", head=heads)
@@ -119,30 +129,46 @@ class Attention(AttentionPoints):
     def W_gate(self) -> Float[Tensor, "head d_model d_head"]:
         """What makes `hook_gate`, in layers whose q_proj gives a gate beside the query."""
         if not self._of[0].gated:
-            raise CorelensError("W_gate of a layer without a gate", "a layer with gated attention", "see hook_gate")
+            raise CorelensError(
+                "W_gate of a layer without a gate", "a layer with gated attention", "see hook_gate"
+            )
         return self._in("q_proj", self.n_heads)[..., self.d_head :]
 
-    W_Q = property(lambda self: self._in("q_proj", self.n_heads)[..., : self.d_head], doc="[head, d_model, d_head]")
-    W_K = property(lambda self: self._in("k_proj", self.n_kv_heads), doc="[kv_head, d_model, d_head]")
-    W_V = property(lambda self: self._in("v_proj", self.n_kv_heads), doc="[kv_head, d_model, d_head]")
-    b_Q = property(lambda self: self._b("q_proj", self.n_heads)[:, : self.d_head], doc="[head, d_head]")
+    W_Q = property(
+        lambda self: self._in("q_proj", self.n_heads)[..., : self.d_head],
+        doc="[head, d_model, d_head]",
+    )
+    W_K = property(
+        lambda self: self._in("k_proj", self.n_kv_heads), doc="[kv_head, d_model, d_head]"
+    )
+    W_V = property(
+        lambda self: self._in("v_proj", self.n_kv_heads), doc="[kv_head, d_model, d_head]"
+    )
+    b_Q = property(
+        lambda self: self._b("q_proj", self.n_heads)[:, : self.d_head], doc="[head, d_head]"
+    )
     b_K = property(lambda self: self._b("k_proj", self.n_kv_heads), doc="[kv_head, d_head]")
     b_V = property(lambda self: self._b("v_proj", self.n_kv_heads), doc="[kv_head, d_head]")
     b_O = property(lambda self: _bias(self.module("o_proj")), doc="[d_model]")
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        """From a head's z to the residual stream (before the norm after attention, where there is one)."""
-        return rearrange(projection(self.module("o_proj")), "model (head d) -> head d model", head=self.n_heads)
+        """From a head's z to the residual stream (before the norm after attention, where there is
+        one)."""
+        return rearrange(
+            projection(self.module("o_proj")), "model (head d) -> head d model", head=self.n_heads
+        )
 
     @property
     def QK(self) -> FactoredMatrix:
-        """W_Q · W_Kᵀ, [head, d_model, d_model], as TransformerLens's factored matrix; a KV head for each query head."""
+        """W_Q · W_Kᵀ, [head, d_model, d_model], as TransformerLens's factored matrix; a KV head for
+        each query head."""
         return FactoredMatrix(self.W_Q, self._expanded(self.W_K).transpose(-2, -1))
 
     @property
     def OV(self) -> FactoredMatrix:
-        """W_V · W_O, [head, d_model, d_model], as TransformerLens's factored matrix; a KV head for each query head."""
+        """W_V · W_O, [head, d_model, d_model], as TransformerLens's factored matrix; a KV head for
+        each query head."""
         return FactoredMatrix(self._expanded(self.W_V), self.W_O)
 
     def _expanded(self, weight: Tensor) -> Float[Tensor, "head d_model d_head"]:
@@ -156,9 +182,13 @@ class MLP(MLPPoints):
         super().__init__()
         object.__setattr__(self, "_of", (parts, layer))
 
-    W_gate = property(lambda self: projection(_module(self._of, "mlp_gate")).T, doc="[d_model, d_mlp]")
+    W_gate = property(
+        lambda self: projection(_module(self._of, "mlp_gate")).T, doc="[d_model, d_mlp]"
+    )
     W_in = property(lambda self: projection(_module(self._of, "mlp_up")).T, doc="[d_model, d_mlp]")
-    W_out = property(lambda self: projection(_module(self._of, "mlp_down")).T, doc="[d_mlp, d_model]")
+    W_out = property(
+        lambda self: projection(_module(self._of, "mlp_down")).T, doc="[d_mlp, d_model]"
+    )
     b_in = property(lambda self: _bias(_module(self._of, "mlp_up")), doc="[d_mlp]")
     b_out = property(lambda self: _bias(_module(self._of, "mlp_down")), doc="[d_model]")
 
@@ -177,10 +207,17 @@ class Block(BlockPoints):
         self.parts = parts
         self.attn = Attention(parts, layer)
         self.mlp = MLP(parts, layer)
-        self.ln1, self.ln2 = (Norm(_find(layer, path), parts.norm_weight_offset) for path in (parts.ln1, parts.ln2))
-        for name, path, body in (("attn", parts.attn_out, parts.mixer), ("mlp", parts.mlp_out, parts.mlp)):
+        self.ln1, self.ln2 = (
+            Norm(_find(layer, path), parts.norm_weight_offset) for path in (parts.ln1, parts.ln2)
+        )
+        for name, path, body in (
+            ("attn", parts.attn_out, parts.mixer),
+            ("mlp", parts.mlp_out, parts.mlp),
+        ):
             # a norm between a sublayer and the residual stream, where the family has one
-            object.__setattr__(self, f"{name}_post_norm", _find(layer, path) if path != body else None)
+            object.__setattr__(
+                self, f"{name}_post_norm", _find(layer, path) if path != body else None
+            )
         self.norm_weight_offset = parts.norm_weight_offset
 
 

@@ -1,7 +1,7 @@
 """From a hook point to the place in the Hugging Face model where it fires.
 
-What happens inside attention is reached by the attention function. All else is an ordinary module hook, placed for
-the time of one run, and only for points on which something hangs.
+What happens inside attention is reached by the attention function. All else is an ordinary module
+hook, placed for the time of one run, and only for points on which something hangs.
 """
 
 import sys
@@ -27,7 +27,8 @@ from corelens.model.projections import head_results, projection_bias, readable
 from corelens.model.vision import wired_vision
 from corelens.model.weights import Block, Norm, norm_eps, norm_weight
 
-# begin(the new tokens: ids [batch, pos] or embeddings, how many tokens came before, whether there is a cache)
+# begin(the new tokens: ids [batch, pos] or embeddings, how many tokens came before, whether there
+# is a cache)
 Begin = Callable[[Tensor, int, bool], Step]
 
 NEWER = "run `corelens doctor`: this version of transformers may be newer than the tested ones"
@@ -35,7 +36,8 @@ NEWER = "run `corelens doctor`: this version of transformers may be newer than t
 
 @contextmanager
 def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) -> Iterator[None]:
-    """Within this context a forward of `hf` fires every active point of `root`; afterwards `hf` is as it was.
+    """Within this context a forward of `hf` fires every active point of `root`; afterwards `hf` is
+    as it was.
 
     Args:
         hf: the Hugging Face model.
@@ -56,31 +58,44 @@ def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) 
         place(decoder.register_forward_hook(_after_decoder(run), with_kwargs=True))
         place(decoder.register_forward_hook(lambda *_: caching.close(), always_call=True))
         if root.hook_embed.active:
-            # At the first layer, not at the decoder: some decoders merge the pictures in themselves, by the ids.
-            place(layers[0].register_forward_pre_hook(on_input(run, root.hook_embed), with_kwargs=True))
+            # At the first layer, not at the decoder: some decoders merge the pictures in
+            # themselves, by the ids.
+            place(
+                layers[0].register_forward_pre_hook(
+                    on_input(run, root.hook_embed), with_kwargs=True
+                )
+            )
         for points, layer in zip(root.blocks, layers, strict=True):
             for handle in _place_block(run, points, layer):
                 place(handle)
             attends = points.parts.attention is not None
-            if attends and (run.plan is not None or any(point.active for point in points.attn.in_function)):
+            if attends and (
+                run.plan is not None or any(point.active for point in points.attn.in_function)
+            ):
                 run.sites[layer.get_submodule(points.parts.attention)] = points.attn
         for handle in _place_norm(run, root.ln_final):
             place(handle)
         if root.hook_logits.active:
             place(hf.register_forward_hook(_on_logits(run, root.hook_logits)))
 
-        added = [points.hook_deepstack for points in root.blocks if hasattr(points, "hook_deepstack")]
+        added = [
+            points.hook_deepstack for points in root.blocks if hasattr(points, "hook_deepstack")
+        ]
         if any(point.active for point in added):
-            stack.enter_context(layout.deepstack(decoder, lambda layer, x: run.fire(added[layer], x), len(added)))
+            stack.enter_context(
+                layout.deepstack(decoder, lambda layer, x: run.fire(added[layer], x), len(added))
+            )
         stack.enter_context(wired_vision(hf, layout, root.vision, run))
         if run.sites or run.vision:
-            # The masks are made by the decoder's config, in some models by the config that holds it.
+            # The masks are made by the decoder's config, in some models by the config that holds
+            # it.
             text = hf.config.get_text_config()  # type: ignore[union-attr, operator]
             held = [text, decoder.config] if run.sites else []
             held += [module.config for module in (*run.sites, *run.vision)]
             configs = {id(config): config for config in held}
             stack.enter_context(exchanged(attention, list(configs.values())))
-        if "torch._dynamo" in sys.modules:  # hooks are not for compiled code: what is compiled runs as it was written
+        # hooks are not for compiled code: what is compiled runs as it was written
+        if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if torch.is_grad_enabled() and stack.enter_context(checkpointing_off(hf)):
             warnings.warn(
@@ -95,39 +110,57 @@ def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) 
 def _on_decoder(run: Running, begin: Begin, caching: ExitStack) -> Callable[..., None]:
     """The decoder begins: its new tokens are counted on from those that the cache holds.
 
-    Its arguments stay as they are: what it makes of ids, and of pictures by them, is its own affair.
+    Its arguments stay as they are: what it makes of ids, and of pictures by them, is its own
+    affair.
     """
 
     def hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not run.live:
             return
-        tokens = next(x for x in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if x is not None)
+        tokens = next(
+            x
+            for x in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
+            if x is not None
+        )
         cache = _cache_of_step(run, decoder, kwargs, tokens.shape[1])
         so_far = int(cache.get_seq_length()) if cache is not None else 0
         run.step = begin(tokens, so_far, cache is not None)
         run.stored.clear()
         if run.plan is not None:
-            run.plan.begin(run.inputs, so_far, tokens.shape[1], tokens.shape[0], tokens.device, cache)
-        if cache is not None and any(p.hook_rot_k.active or p.hook_v.active for p in run.sites.values()):
+            run.plan.begin(
+                run.inputs, so_far, tokens.shape[1], tokens.shape[0], tokens.device, cache
+            )
+        if cache is not None and any(
+            p.hook_rot_k.active or p.hook_v.active for p in run.sites.values()
+        ):
             caching.enter_context(edits_before_caching(cache, run))
 
     return hook
 
 
 def _after_decoder(run: Running) -> Callable[..., None]:
-    """After the prompt and after the first decode step: the cache holds as many tokens as were counted."""
+    """After the prompt and after the first decode step: the cache holds as many tokens as were
+    counted."""
     steps = 0
 
     def hook(decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         nonlocal steps
         cache = cache_in(kwargs)
-        # (not at every step: reading a length may wait for the GPU; a sparse plan's cache lets go of tokens)
-        if not (run.live and run.generating and run.step and cache is not None and run.plan is None) or steps == 2:
+        # (not at every step: reading a length may wait for the GPU; a sparse plan's cache lets go
+        # of tokens)
+        if (
+            not (
+                run.live and run.generating and run.step and cache is not None and run.plan is None
+            )
+            or steps == 2
+        ):
             return
         steps += 1
         if (length := int(cache.get_seq_length())) != run.step.total:
             raise CorelensError(
-                f"a KV cache that counts {length} tokens where {run.step.total} have passed", "as many", NEWER
+                f"a KV cache that counts {length} tokens where {run.step.total} have passed",
+                "as many",
+                NEWER,
             )
 
     return hook
@@ -136,7 +169,8 @@ def _after_decoder(run: Running) -> Callable[..., None]:
 def _cache_of_step(run: Running, decoder: nn.Module, kwargs: dict[str, Any], new: int) -> Any:
     """The KV cache of this forward of the decoder, or None.
 
-    Raises CorelensError for one that is not understood: positions would begin at 0 again, and nothing would say so.
+    Raises CorelensError for one that is not understood: positions would begin at 0 again, and
+    nothing would say so.
     """
     cache = cache_in(kwargs)
     refused = unknown_caches(kwargs)
@@ -171,14 +205,19 @@ def _reason(parts: Parts, layer: nn.Module, name: str) -> str:
     """Why a layer has no point of this name."""
     if name.startswith("attn.") and parts.attention is None:
         mixer = None if parts.mixer is None else layer.get_submodule(parts.mixer)
-        what = "no attention" if mixer is None else f"a {type(mixer).__name__} ({parts.mixer!r}) and no attention"
+        what = (
+            "no attention"
+            if mixer is None
+            else f"a {type(mixer).__name__} ({parts.mixer!r}) and no attention"
+        )
         return f"it has {what}, so there are no heads; hook_attn_out is its output"
     if name.startswith("mlp.") and parts.mlp is not None:
         return "it has a mixture of experts, or projections that are fused, not one MLP of three"
     return "it has no module of its own for this"
 
 
-# A point, by its name below the layer; the module at which it fires (None: there is none); and what is placed there.
+# A point, by its name below the layer; the module at which it fires (None: there is none); and what
+# is placed there.
 Places = list[tuple[str, HookPoint, str | None, Callable[..., Callable[..., Any]]]]
 
 
@@ -212,20 +251,24 @@ def _after(points: Block) -> Places:
 def _place_block(run: Running, points: Block, layer: nn.Module) -> Iterator[Any]:
     for _, point, path, make in _before(points):
         if point.active and path is not None:
-            yield layer.get_submodule(path).register_forward_pre_hook(make(run, point), with_kwargs=True)
+            yield layer.get_submodule(path).register_forward_pre_hook(
+                make(run, point), with_kwargs=True
+            )
     for _, point, path, make in _after(points):
         if point.active and path is not None:
-            # first of all hooks there: what transformers records as hidden states is what the hooks leave
+            # first of all hooks there: what transformers records as hidden states is what the hooks
+            # leave
             yield layer.get_submodule(path).register_forward_hook(make(run, point), prepend=True)
     yield from _place_norm(run, points.ln1)
     yield from _place_norm(run, points.ln2)
 
 
-# --- what hangs on a module -------------------------------------------------------------------------------------------
+# --- what hangs on a module
 
 
 def _on_shared_input(run: Running, point: HookPoint) -> Callable[..., Any]:
-    """The module's input is the point's tensor, and the layer goes on using it (residual stream): written in place."""
+    """The module's input is the point's tensor, and the layer goes on using it (residual stream):
+    written in place."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not run.live:
@@ -241,7 +284,8 @@ def _on_shared_input(run: Running, point: HookPoint) -> Callable[..., Any]:
 
 
 def _on_added(run: Running, point: HookPoint) -> Callable[..., Any]:
-    """The module's output is added to the residual stream; experts may give it without a batch axis."""
+    """The module's output is added to the residual stream; experts may give it without a batch
+    axis."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
@@ -262,7 +306,9 @@ def _half(number: int) -> Callable[..., Callable[..., Any]]:
 
     def make(run: Running, point: HookPoint) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            halves = rearrange(output, "... (head two d) -> ... head two d", head=point.n_heads, two=2)
+            halves = rearrange(
+                output, "... (head two d) -> ... head two d", head=point.n_heads, two=2
+            )
             edited, changed = run.fire_watched(point, halves[..., number, :].clone())
             if not changed:
                 return None
@@ -281,13 +327,16 @@ def _place_norm(run: Running, points: Norm) -> Iterator[Any]:
 
 
 def _on_norm(run: Running, points: Norm) -> Callable[..., Any]:
-    """What a norm does, taken apart: x / scale = normalized, normalized · weight (+ bias) = output."""
+    """What a norm does, taken apart: x / scale = normalized, normalized · weight (+ bias) =
+    output."""
 
     def hook(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         x = args[0].float()
         if points.centres:
             x = x - x.mean(-1, keepdim=True)
-        scale, scaled = run.fire_watched(points.hook_scale, (x.pow(2).mean(-1, keepdim=True) + norm_eps(norm)).sqrt())
+        scale, scaled = run.fire_watched(
+            points.hook_scale, (x.pow(2).mean(-1, keepdim=True) + norm_eps(norm)).sqrt()
+        )
         normalized, edited = run.fire_watched(points.hook_normalized, (x / scale).to(output.dtype))
         if not (scaled or edited):
             return None
@@ -299,7 +348,8 @@ def _on_norm(run: Running, points: Norm) -> Callable[..., Any]:
 
 
 def _on_result(run: Running, point: HookPoint) -> Callable[..., Any]:
-    """What each head adds: result_h = z_h · W_O[h]; Σ_h result + bias is the projection's output."""
+    """What each head adds: result_h = z_h · W_O[h]; Σ_h result + bias is the projection's
+    output."""
 
     def hook(o_proj: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         z = rearrange(args[0], "... (head d) -> ... head d", head=point.n_heads)

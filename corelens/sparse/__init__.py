@@ -1,4 +1,5 @@
-"""From heads to speed: some heads attend fully, the others under a pattern, and the KV cache holds what is needed."""
+"""From heads to speed: some heads attend fully, the others under a pattern, and the KV cache holds
+what is needed."""
 
 from corelens.sparse.block_sparse import BlockSparse
 from corelens.sparse.budget import KVBudget

@@ -18,12 +18,13 @@ from corelens.sparse.sight import MaskMod
 class BlockSparse:
     """Keys by blocks, chosen as the prompt is read: those whose antidiagonals score highest.
 
-    Every `stride` queries and every `stride` keys make one number, the mean score along the antidiagonal of their
-    square (each token of either side takes part in exactly one pair):
-    S[i, j] = Σ_p q[stride·i + stride − 1 − p] · k[stride·j + p] · scaling / stride, for j ≤ i.
-    After a softmax over j, the sum of S over a block of queries × a block of keys estimates that block's mass. A block
-    of queries sees the first block, its own, and of the others the heaviest, until `threshold` of the mass is seen.
-    Within a block the model's own mask holds. Blocks are counted from the first real token; a head never looks ahead.
+    Every `stride` queries and every `stride` keys make one number, the mean score along the
+    antidiagonal of their square (each token of either side takes part in exactly one pair): S[i, j]
+    = Σ_p q[stride·i + stride − 1 − p] · k[stride·j + p] · scaling / stride, for j ≤ i. After a
+    softmax over j, the sum of S over a block of queries × a block of keys estimates that block's
+    mass. A block of queries sees the first block, its own, and of the others the heaviest, until
+    `threshold` of the mass is seen. Within a block the model's own mask holds. Blocks are counted
+    from the first real token; a head never looks ahead.
 
     Args:
         block: how many tokens a side of a block has, a multiple of `stride`.
@@ -39,9 +40,15 @@ class BlockSparse:
         at_least("stride", self.stride, 1, "the paper takes 8 or 16")
         at_least("block", self.block, self.stride, "the paper takes 128")
         if self.block % self.stride:
-            raise CorelensError(f"block={self.block} and stride={self.stride}", "a multiple of the stride", "take 128")
+            raise CorelensError(
+                f"block={self.block} and stride={self.stride}",
+                "a multiple of the stride",
+                "take 128",
+            )
         if not 0 < self.threshold <= 1:
-            raise CorelensError(f"threshold={self.threshold!r}", "a share above 0, at most 1", "the paper takes 0.9")
+            raise CorelensError(
+                f"threshold={self.threshold!r}", "a share above 0, at most 1", "the paper takes 0.9"
+            )
 
     def sees(self, prompt: Prompt, query: Tensor, key: Tensor, call: Call) -> MaskMod:
         """See `corelens.sparse.patterns`."""
@@ -51,11 +58,18 @@ class BlockSparse:
                 "run without prefill_chunk_size",
             )  # fmt: skip
         blocks = -(-prompt.length // self.block)
-        table = torch.zeros(query.shape[0], query.shape[1], blocks, blocks, dtype=torch.bool, device=query.device)
+        table = torch.zeros(
+            query.shape[0], query.shape[1], blocks, blocks, dtype=torch.bool, device=query.device
+        )
         group = query.shape[1] // key.shape[1]
-        for sample, (first, end) in enumerate(zip(prompt.first.tolist(), prompt.end.tolist(), strict=True)):
+        for sample, (first, end) in enumerate(
+            zip(prompt.first.tolist(), prompt.end.tolist(), strict=True)
+        ):
             for head in range(query.shape[1]):
-                q, k = query[sample, head, first:end].detach(), key[sample, head // group, first:end].detach()
+                q, k = (
+                    query[sample, head, first:end].detach(),
+                    key[sample, head // group, first:end].detach(),
+                )
                 chosen = self.choose(q, k, call.scaling)
                 table[sample, head, : len(chosen), : len(chosen)] = chosen
 
@@ -71,12 +85,19 @@ class BlockSparse:
         """Which blocks of keys one head's blocks of queries see."""
         groups, blocks = -(-len(query) // self.stride), -(-len(query) // self.block)
         missing = groups * self.stride - len(query)
-        q, k = (pad(x.float(), (0, 0, 0, missing)).unflatten(0, (groups, self.stride)) for x in (query, key))
+        q, k = (
+            pad(x.float(), (0, 0, 0, missing)).unflatten(0, (groups, self.stride))
+            for x in (query, key)
+        )
         score = q.flip(1).flatten(1) @ k.flatten(1).T * (scaling / self.stride)
         later = torch.ones(groups, groups, dtype=torch.bool, device=score.device).triu(1)
         mass = score.masked_fill(later, -torch.inf).softmax(dim=-1)
         a_side, missing = self.block // self.stride, blocks * self.block // self.stride - groups
-        mass = pad(mass, (0, missing, 0, missing)).unflatten(0, (blocks, a_side)).unflatten(2, (blocks, a_side))
+        mass = (
+            pad(mass, (0, missing, 0, missing))
+            .unflatten(0, (blocks, a_side))
+            .unflatten(2, (blocks, a_side))
+        )
         mass = mass.sum((1, 3), dtype=torch.float64)
         always = torch.eye(blocks, dtype=torch.bool, device=mass.device)
         always[:, 0] = True

@@ -1,7 +1,9 @@
-"""How many keys each KV head keeps after the prompt: budgets by head score, and what they are judged against.
+"""How many keys each KV head keeps after the prompt: budgets by head score, and what they are
+judged against.
 
-All share out the same total: `budget` keys a KV head on the mean, the last `window` keys of the prompt in every head
-among them. Which keys a head keeps is another question, see `corelens.sparse.selection`.
+All share out the same total: `budget` keys a KV head on the mean, the last `window` keys of the
+prompt in every head among them. Which keys a head keeps is another question, see
+`corelens.sparse.selection`.
 """
 
 from collections.abc import Sequence
@@ -22,24 +24,28 @@ ALLOCATIONS = ("scores", "random", "adakv", "pyramidkv")
 class KVBudget:
     """What the KV heads keep of a prompt, `budget` keys each on the mean.
 
-    With L layers of n KV heads, s the query heads' scores summed over each KV head's group and normalised to Σs = 1
-    over the model, B = budget − window and m = int(ρB) (SparseMM, arXiv 2506.05344):
+    With L layers of n KV heads, s the query heads' scores summed over each KV head's group and
+    normalised to Σs = 1 over the model, B = budget − window and m = int(ρB) (SparseMM, arXiv
+    2506.05344):
 
         capacity = round(s · (B − m) · L · n + m) + window
 
-    Capacity above the prompt's length is given back to the other heads, in proportion to their scores; with
-    `give_back=False` it is dropped, as in the paper's own code, and the mean is then less than `budget`.
+    Capacity above the prompt's length is given back to the other heads, in proportion to their
+    scores; with `give_back=False` it is dropped, as in the paper's own code, and the mean is then
+    less than `budget`.
 
     Args:
-        scores: of every query head (or from a file of KV heads' scores), none negative; None: all heads alike, which
-            is SnapKV (arXiv 2404.14469).
+        scores: of every query head (or from a file of KV heads' scores), none negative; None: all
+            heads alike, which is SnapKV (arXiv 2404.14469).
         budget: keys a KV head keeps on the mean; more than `window`.
         rho: the share of B that every head has whatever its score.
-        window: the last tokens of the prompt, which every head keeps, and whose attention chooses the other keys.
-        allocation: "scores", or a baseline of the same total: "random" (the same capacities, dealt to other heads),
-            "adakv" (arXiv 2407.11550: within each layer, to the heads whose keys have the highest attention, not less
-            than the share `alpha` of B each), "pyramidkv" (arXiv 2406.02069: falling in equal steps from the first
-            layer to the last, which has B / `beta`).
+        window: the last tokens of the prompt, which every head keeps, and whose attention chooses
+            the other keys.
+        allocation: "scores", or a baseline of the same total: "random" (the same capacities, dealt
+            to other heads), "adakv" (arXiv 2407.11550: within each layer, to the heads whose keys
+            have the highest attention, not less than the share `alpha` of B each), "pyramidkv"
+            (arXiv 2406.02069: falling in equal steps from the first layer to the last, which has B
+            / `beta`).
         seed: of "random".
         give_back: share out what is above the prompt's length; False drops it.
     """
@@ -55,17 +61,32 @@ class KVBudget:
     give_back: bool = True
 
     def __post_init__(self) -> None:
-        at_least("window", self.window, 1, "the last tokens of the prompt choose which others are kept")
-        at_least("budget", self.budget, self.window + 1, f"every head keeps the last {self.window} tokens (window=)")
+        at_least(
+            "window", self.window, 1, "the last tokens of the prompt choose which others are kept"
+        )
+        at_least(
+            "budget",
+            self.budget,
+            self.window + 1,
+            f"every head keeps the last {self.window} tokens (window=)",
+        )
         at_least("beta", self.beta, 1, "the paper's is 20")
         for name, usual in (("rho", 0.1), ("alpha", 0.2)):
             if not 0 <= getattr(self, name) <= 1:
-                raise CorelensError(f"{name}={getattr(self, name)!r}", "a share from 0 to 1", f"the paper's is {usual}")
+                raise CorelensError(
+                    f"{name}={getattr(self, name)!r}",
+                    "a share from 0 to 1",
+                    f"the paper's is {usual}",
+                )
         if self.allocation not in ALLOCATIONS:
-            raise CorelensError(f"allocation={self.allocation!r}", f"one of {', '.join(ALLOCATIONS)}", "take one")
+            raise CorelensError(
+                f"allocation={self.allocation!r}", f"one of {', '.join(ALLOCATIONS)}", "take one"
+            )
         if self.scores is None:
             if self.allocation == "random":
-                raise CorelensError("allocation='random' without scores", "the scores that are dealt", "give scores")
+                raise CorelensError(
+                    "allocation='random' without scores", "the scores that are dealt", "give scores"
+                )
             return
         if not isinstance(self.scores, HeadScores):
             raise CorelensError(
@@ -74,7 +95,9 @@ class KVBudget:
             )  # fmt: skip
         if self.allocation not in ("scores", "random"):
             raise CorelensError(
-                f"scores with allocation={self.allocation!r}", "no scores: it does not look at them", "leave them out"
+                f"scores with allocation={self.allocation!r}",
+                "no scores: it does not look at them",
+                "leave them out",
             )
         if (self.scores.values < 0).any():
             raise CorelensError(
@@ -83,14 +106,21 @@ class KVBudget:
             )  # fmt: skip
 
     def capacities(
-        self, n_layers: int, n_heads: int, n_kv_heads: int, length: int, layers: Sequence[int] | None = None
+        self,
+        n_layers: int,
+        n_heads: int,
+        n_kv_heads: int,
+        length: int,
+        layers: Sequence[int] | None = None,
     ) -> Int[np.ndarray, "layer kv_head"]:
-        """How many keys of a prompt of `length` tokens each KV head keeps. (AdaKV moves them within a layer later.)
+        """How many keys of a prompt of `length` tokens each KV head keeps. (AdaKV moves them within
+        a layer later.)
 
         Args:
             n_layers, n_heads, n_kv_heads: the model's shape.
             length: of the prompt, without padding.
-            layers: those the budget speaks of, by default all; the others' rows are 0. L is how many they are.
+            layers: those the budget speaks of, by default all; the others' rows are 0. L is how
+                many they are.
         Raises:
             CorelensError: scores of another model.
         """
@@ -98,11 +128,17 @@ class KVBudget:
         shares = self._shares(n_layers, n_heads, n_kv_heads)[chosen]
         if not shares.any():
             raise CorelensError(
-                f"a KVBudget of scores that are 0 in layers {chosen[:5]}", "a score above 0 there", "take other scores"
+                f"a KVBudget of scores that are 0 in layers {chosen[:5]}",
+                "a score above 0 there",
+                "take other scores",
             )
         spread = self.budget - self.window  # B
         if self.allocation == "pyramidkv":
-            wanted = np.repeat(_pyramid(spread, self.beta, len(chosen), length - self.window)[:, None], n_kv_heads, 1)
+            wanted = np.repeat(
+                _pyramid(spread, self.beta, len(chosen), length - self.window)[:, None],
+                n_kv_heads,
+                1,
+            )
         else:
             least = int(self.rho * spread)
             wanted = np.rint(shares / shares.sum() * (spread - least) * shares.size + least)
@@ -115,7 +151,9 @@ class KVBudget:
             found[chosen] = length if whole else give_back(wanted, shares, length)
         return found
 
-    def _shares(self, n_layers: int, n_heads: int, n_kv_heads: int) -> Float[np.ndarray, "layer kv_head"]:
+    def _shares(
+        self, n_layers: int, n_heads: int, n_kv_heads: int
+    ) -> Float[np.ndarray, "layer kv_head"]:
         """Each KV head's score."""
         if self.scores is None:
             return np.ones((n_layers, n_kv_heads))
@@ -129,14 +167,19 @@ class KVBudget:
             )
         shares = values.reshape(n_layers, n_kv_heads, -1).sum(axis=2)
         if self.allocation == "random":
-            shares = np.random.default_rng(self.seed).permutation(shares.ravel()).reshape(shares.shape)
+            shares = (
+                np.random.default_rng(self.seed).permutation(shares.ravel()).reshape(shares.shape)
+            )
         return shares
 
 
 def give_back(
-    wanted: Int[np.ndarray, "layer kv_head"], shares: Float[np.ndarray, "layer kv_head"], length: int
+    wanted: Int[np.ndarray, "layer kv_head"],
+    shares: Float[np.ndarray, "layer kv_head"],
+    length: int,
 ) -> Int[np.ndarray, "layer kv_head"]:
-    """Capacities none of which is above the prompt's length; what is cut off goes to the others, by their shares.
+    """Capacities none of which is above the prompt's length; what is cut off goes to the others, by
+    their shares.
 
     The sum stays what it was, or all heads keep the whole prompt.
     """
@@ -156,12 +199,16 @@ def give_back(
 
 
 def _pyramid(spread: int, beta: int, n_layers: int, most: int) -> Float[np.ndarray, " layer"]:
-    """PyramidKV: `spread` on the mean, falling in equal steps to spread / beta; flatter where `most` is all there is.
+    """PyramidKV: `spread` on the mean, falling in equal steps to spread / beta; flatter where
+    `most` is all there is.
 
-    (The published code rounds the step down, and so gives out up to L² / 2 keys more; here the mean is kept.)
+    (The published code rounds the step down, and so gives out up to L² / 2 keys more; here the mean
+    is kept.)
     """
     last = spread // beta
     first = 2 * spread - last
     if first > most:
         first, last = max(most, spread), min(2 * spread - most, spread)
-    return np.rint(np.linspace(first, last, n_layers)) if n_layers > 1 else np.array([float(spread)])
+    return (
+        np.rint(np.linspace(first, last, n_layers)) if n_layers > 1 else np.array([float(spread)])
+    )

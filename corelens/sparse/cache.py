@@ -1,8 +1,10 @@
-"""The KV cache of a sparse plan: after the prompt each KV head keeps its own keys, and the others are really gone.
+"""The KV cache of a sparse plan: after the prompt each KV head keeps its own keys, and the others
+are really gone.
 
-It is a transformers `Cache`, so that `generate` works with it as with any: it counts all tokens that were seen, and so
-positions (m-RoPE's too) and masks go on as if nothing had been evicted. What the attention function asks of it beside
-that interface stands at the top of `corelens.sparse.inference`.
+It is a transformers `Cache`, so that `generate` works with it as with any: it counts all tokens
+that were seen, and so positions (m-RoPE's too) and masks go on as if nothing had been evicted. What
+the attention function asks of it beside that interface stands at the top of
+`corelens.sparse.inference`.
 """
 
 from dataclasses import replace
@@ -25,7 +27,8 @@ from corelens.sparse.selection import among_heads, highest, observed, sink_and_w
 
 
 class RaggedLayer(CacheLayerMixin):
-    """One layer: the whole prompt until it is evicted, then what is left of it and the new tokens."""
+    """One layer: the whole prompt until it is evicted, then what is left of it and the new
+    tokens."""
 
     is_sliding = False
     is_croppable = False
@@ -42,8 +45,11 @@ class RaggedLayer(CacheLayerMixin):
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Take new tokens. Before eviction everything is returned; after it, where `attend` reads, the new ones."""
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Take new tokens. Before eviction everything is returned; after it, where `attend` reads,
+        the new ones."""
         if self.store is not None:
             if key_states.shape[2] != 1:
                 raise CorelensError(
@@ -61,7 +67,13 @@ class RaggedLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """How many tokens were seen."""
-        return self.store.seen if self.store is not None else self.keys.shape[2] if self.is_initialized else 0
+        return (
+            self.store.seen
+            if self.store is not None
+            else self.keys.shape[2]
+            if self.is_initialized
+            else 0
+        )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Masks are made as if nothing had been evicted."""
@@ -85,17 +97,21 @@ class RaggedLayer(CacheLayerMixin):
             "set num_beams=1, and decode without an assistant model",
         )  # fmt: skip
 
-    reset = crop = reorder_cache = batch_repeat_interleave = batch_select_indices = offload = prefetch = _refuse
+    reset = crop = reorder_cache = batch_repeat_interleave = batch_select_indices = offload = (
+        prefetch
+    ) = _refuse
 
 
 class RaggedCache(Cache):
     """What `generate` keeps under a plan that evicts.
 
-    A sliding-window layer keeps what its window can still see, in every head: it is bounded already, and neither the
-    pattern's window nor the budget speaks of it. Under a budget, L is how many other layers there are.
+    A sliding-window layer keeps what its window can still see, in every head: it is bounded
+    already, and neither the pattern's window nor the budget speaks of it. Under a budget, L is how
+    many other layers there are.
 
     Args:
-        plan: a `corelens.sparse.inference.Plan`, or what has its sparse, cfg, prompt, pattern(layer) and roles(layer).
+        plan: a `corelens.sparse.inference.Plan`, or what has its sparse, cfg, prompt,
+            pattern(layer) and roles(layer).
     """
 
     def __init__(self, plan: Any):
@@ -110,12 +126,19 @@ class RaggedCache(Cache):
         return sum(layer.nbytes for layer in self.ragged)
 
     def evict(self, layer_idx: int, query: Float[Tensor, "batch head pos d"], call: Call) -> None:
-        """The attention of this layer over the prompt is done, with this query: let go of what is not to be kept."""
+        """The attention of this layer over the prompt is done, with this query: let go of what is
+        not to be kept."""
         layer, sparse, device = self.ragged[layer_idx], self.plan.sparse, query.device
-        prompt = replace(self.plan.prompt, first=self.plan.prompt.first.to(device), end=self.plan.prompt.end.to(device))
+        prompt = replace(
+            self.plan.prompt,
+            first=self.plan.prompt.first.to(device),
+            end=self.plan.prompt.end.to(device),
+        )
         total = layer.get_seq_length()
         if bool((prompt.end < total).any()):
-            raise CorelensError("padding on the right", "padding on the left", "model.prepare pads on the left")
+            raise CorelensError(
+                "padding on the right", "padding on the left", "model.prepare pads on the left"
+            )
         windows, pattern = sliding_windows(call.module.config), self.plan.pattern(layer_idx)
         most: dict[str, int | None] = {"full": None, "sparse": None, "pruned": 0}
         roles, sink = self.plan.roles(layer_idx), 0
@@ -124,13 +147,20 @@ class RaggedCache(Cache):
             most["sparse"] = window
             keep = sink_and_window(prompt, total, roles, 0, window)
         elif sparse.kv_budget is not None:
-            chosen = self._within(sparse.kv_budget, prompt, layer_idx, query, layer.keys, call, windows)
-            keep = chosen & torch.tensor([role != "pruned" for role in roles], device=chosen.device)[:, None]
+            chosen = self._within(
+                sparse.kv_budget, prompt, layer_idx, query, layer.keys, call, windows
+            )
+            keep = (
+                chosen
+                & torch.tensor([role != "pruned" for role in roles], device=chosen.device)[:, None]
+            )
         elif sparse.decode == "streaming" and isinstance(pattern, Streaming):
             sink, most["sparse"] = pattern.sink, pattern.sink + pattern.window
             keep = sink_and_window(prompt, total, roles, pattern.sink, pattern.window)
         else:
-            keep = sink_and_window(prompt, total, ["pruned" if r == "pruned" else "full" for r in roles], 0, 1)
+            keep = sink_and_window(
+                prompt, total, ["pruned" if r == "pruned" else "full" for r in roles], 0, 1
+            )
         layer.store = Ragged(layer.keys, layer.values, keep, [most[role] for role in roles], sink)
         layer.keys = layer.values = None
 
@@ -146,7 +176,9 @@ class RaggedCache(Cache):
                 budget.capacities(cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, length, layers)
                 for length in (prompt.end - prompt.first).tolist()
             ]
-        capacity = torch.from_numpy(np.stack([each[layer] for each in self._capacities])).to(key.device)
+        capacity = torch.from_numpy(np.stack([each[layer] for each in self._capacities])).to(
+            key.device
+        )
         looked_at = observed(query, key, call, prompt, budget.window)
         if budget.allocation == "adakv":
             capacity = among_heads(looked_at, capacity, budget.window, budget.alpha)
@@ -170,7 +202,8 @@ class RaggedCache(Cache):
     def dense(
         self, layer_idx: int
     ) -> tuple[Float[Tensor, "b kv key d"], Float[Tensor, "b kv key e"], Bool[Tensor, "b kv key"]]:
-        """What this layer holds on the axis of original positions: keys and values, 0 elsewhere, and where it is."""
+        """What this layer holds on the axis of original positions: keys and values, 0 elsewhere,
+        and where it is."""
         return self._store(layer_idx).dense()
 
     def positions(self, layer_idx: int) -> list[list[Int[Tensor, " held"]]]:
@@ -179,7 +212,8 @@ class RaggedCache(Cache):
 
 
 def sliding_windows(config: Any) -> list[int | None]:
-    """The window of each layer of a text model, None where it sees everything; read off transformers' own cache."""
+    """The window of each layer of a text model, None where it sees everything; read off
+    transformers' own cache."""
     windows = cache_windows(config)
     kinds = set(getattr(config, "layer_types", None) or ())
     if "chunked_attention" in kinds or windows is None:

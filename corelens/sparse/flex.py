@@ -1,8 +1,10 @@
-"""The `flex` engine: one compiled FlexAttention call for all heads (Dong et al. 2024, arXiv 2412.05496).
+"""The `flex` engine: one compiled FlexAttention call for all heads (Dong et al. 2024, arXiv
+2412.05496).
 
-Which blocks are empty or whole is found once for a prompt's shape, for full attention and for the pattern; a layer's
-block mask takes from these two head by head. A pattern that tells heads apart is looked at anew in every layer. What
-FlexAttention would not know (masks that a model makes of its pictures, soft caps, sinks, gradients) goes to `split`.
+Which blocks are empty or whole is found once for a prompt's shape, for full attention and for the
+pattern; a layer's block mask takes from these two head by head. A pattern that tells heads apart is
+looked at anew in every layer. What FlexAttention would not know (masks that a model makes of its
+pictures, soft caps, sinks, gradients) goes to `split`.
 """
 
 from collections.abc import Callable, Hashable
@@ -29,7 +31,8 @@ def flex(
     call: Call,
     compiled: bool = True,
 ) -> Float[Tensor, "batch pos head d_value"]:
-    """Attention under the call's mask and pattern; without `compiled` it is slow, and runs anywhere."""
+    """Attention under the call's mask and pattern; without `compiled` it is slow, and runs
+    anywhere."""
     sight = call.allowed
     assert isinstance(sight, Sight)
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
@@ -39,13 +42,20 @@ def flex(
         return split(query, key, value, call)
     sight.ran.add("flex")
     run = torch.compile if compiled else _as_it_is
-    with torch.compiler.set_stance("default"):  # a hooked run asks that compiled code run as it was written: not this
-        mask = _block_mask(sight, tuple((here.start, here.stop) for here in spans), query.shape[1], run)
-        z = _once(run, flex_attention)(query, key, value, block_mask=mask, scale=call.scaling, enable_gqa=True)
+    # a hooked run asks that compiled code run as it was written: not this
+    with torch.compiler.set_stance("default"):
+        mask = _block_mask(
+            sight, tuple((here.start, here.stop) for here in spans), query.shape[1], run
+        )
+        z = _once(run, flex_attention)(
+            query, key, value, block_mask=mask, scale=call.scaling, enable_gqa=True
+        )
     return z.transpose(1, 2)
 
 
-def _block_mask(sight: Sight, spans: tuple[tuple[int, int], ...], heads: int, run: Callable[..., Any]) -> BlockMask:
+def _block_mask(
+    sight: Sight, spans: tuple[tuple[int, int], ...], heads: int, run: Callable[..., Any]
+) -> BlockMask:
     """The block mask of one layer, heads apart."""
     assert sight.sees is not None
     length, device, of_pattern = len(sight.rows), sight.rows.device, sight.sees
@@ -70,7 +80,8 @@ def _block_mask(sight: Sight, spans: tuple[tuple[int, int], ...], heads: int, ru
     def whole(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return causal(b, h, q, k) & (full[h] | of_pattern(b, h, q, k))
 
-    # (lambdas: what FlexAttention is given must show its four arguments, which a decorated function does not)
+    # (lambdas: what FlexAttention is given must show its four arguments, which a decorated function
+    # does not)
     if _tells_heads_apart(of_pattern, device) or not isinstance(sight.pattern, Hashable):
         return create(lambda b, h, q, k: whole(b, h, q, k), heads)
     every = kept(None, lambda b, h, q, k: causal(b, h, q, k))

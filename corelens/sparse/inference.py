@@ -2,29 +2,35 @@
 
 The contract between the parts of sparse inference:
 
-- `model.sparse(sparse)` asks `sparse.plan(model.cfg)` for a Plan at every run (a Plan is for one run). The attention
-  function asks the plan for every call of the decoder's attention; vision attention is never touched.
-- `plan.begin(...)` is called when a forward of the decoder begins. `plan.prompt` says where the real tokens are,
-  `plan.decoding` whether this step generates, `plan.total` how many positions there are so far.
-- A cache of `corelens.sparse.cache`, which `plan.new_cache()` makes where decoding is not "full" or a KV budget is
-  given, is a transformers `Cache` with, beside that interface:
+- `model.sparse(sparse)` asks `sparse.plan(model.cfg)` for a Plan at every run (a Plan is for one
+  run). The attention function asks the plan for every call of the decoder's attention; vision
+  attention is never touched.
+- `plan.begin(...)` is called when a forward of the decoder begins. `plan.prompt` says where the
+  real tokens are, `plan.decoding` whether this step generates, `plan.total` how many positions
+  there are so far.
+- A cache of `corelens.sparse.cache`, which `plan.new_cache()` makes where decoding is not "full" or
+  a KV budget is given, is a transformers `Cache` with, beside that interface:
 
-    RaggedCache(plan)               reads plan.sparse (heads, pattern, kv_budget, decode), plan.full [layer, head],
-                                    plan.roles(layer) ("full" | "sparse" | "pruned" for each KV head),
-                                    plan.prompt (first, end, length) and plan.cfg (n_layers, n_heads, n_kv_heads)
-    .update(key, value, layer_idx)  at prefill: stores and returns everything; at a decode step: appends the new
-                                    token (what it returns is not looked at)
-    .evict(layer_idx, query, call)  called once a layer after its attention over the prompt; query [batch, head, pos,
-                                    d] as attention used it (SnapKV looks at its last real rows)
-    .attend(layer_idx, query, call) a decode step's attention over what is held: z [batch, 1, head, d]
-    .dense(layer_idx)               what is held, on the axis of original positions: key, value [batch, kv_head,
-                                    total, d] (0 where evicted) and held [batch, kv_head, total] (bool): hooks on
-                                    pattern, rows and edges of a decode step see and edit that
-    .positions(layer_idx)           the original positions held, for each sample and KV head: list[list[LongTensor]]
-    .get_seq_length()               tokens seen so far, evicted ones counted
+    RaggedCache(plan)               reads plan.sparse (heads, pattern, kv_budget, decode), plan.full
+                                    [layer, head], plan.roles(layer) ("full" | "sparse" | "pruned"
+                                    for each KV head), plan.prompt (first, end, length) and plan.cfg
+                                    (n_layers, n_heads, n_kv_heads)
+    .update(key, value, layer_idx)  at prefill: stores and returns everything; at a decode step:
+                                    appends the new token (what it returns is not looked at)
+    .evict(layer_idx, query, call)  called once a layer after its attention over the prompt; query
+                                    [batch, head, pos, d] as attention used it (SnapKV looks at its
+                                    last real rows)
+    .attend(layer_idx, query, call) a decode step's attention over what is held: z [batch, 1, head,
+    d] .dense(layer_idx)               what is held, on the axis of original positions: key, value
+    [batch, kv_head,
+                                    total, d] (0 where evicted) and held [batch, kv_head, total]
+                                    (bool): hooks on pattern, rows and edges of a decode step see
+                                    and edit that
+    .positions(layer_idx)           the original positions held, for each sample and KV head:
+    list[list[LongTensor]] .get_seq_length()               tokens seen so far, evicted ones counted
 
-A query head sees, at a decode step, what its KV head holds: sparse query heads that share a KV head with a full one
-see all. Under decode="full" every head sees everything at decode steps.
+A query head sees, at a decode step, what its KV head holds: sparse query heads that share a KV head
+with a full one see all. Under decode="full" every head sees everything at decode steps.
 """
 
 import warnings
@@ -58,13 +64,15 @@ class SparseInference:
 
     Args:
         heads: the full heads, a HeadSet or what makes one; none and all are allowed.
-        pattern: what the others see at prefill: Streaming, BlockSparse, Pruned, or a function (b, h, q_idx, kv_idx) →
-            bool of broadcasting index tensors (FlexAttention's `mask_mod`); None: all heads attend fully.
+        pattern: what the others see at prefill: Streaming, BlockSparse, Pruned, or a function (b,
+            h, q_idx, kv_idx) → bool of broadcasting index tensors (FlexAttention's `mask_mod`);
+            None: all heads attend fully.
         kv_budget: how many keys each KV head keeps after the prefill: a KVBudget.
-        decode: "full": generated tokens see all that is cached; "streaming": KV heads without a full query head keep
-            the pattern's sink and window only.
+        decode: "full": generated tokens see all that is cached; "streaming": KV heads without a
+            full query head keep the pattern's sink and window only.
         engine: "auto" or an engine by name, see `corelens.sparse.prefill`.
-        layers: another pattern for some layers, {layer: pattern}; None as a pattern leaves that layer dense.
+        layers: another pattern for some layers, {layer: pattern}; None as a pattern leaves that
+            layer dense.
 
     `ran` holds the names of the engines that have computed something under it.
     """
@@ -80,7 +88,9 @@ class SparseInference:
     def __post_init__(self) -> None:
         given, self.heads = self.heads, HeadSet(() if self.heads is None else self.heads)
         self.layers = dict(self.layers or {})
-        patterns = [pattern for pattern in (self.pattern, *self.layers.values()) if pattern is not None]
+        patterns = [
+            pattern for pattern in (self.pattern, *self.layers.values()) if pattern is not None
+        ]
         for pattern in patterns:
             if not (hasattr(pattern, "sees") or isinstance(pattern, Pruned) or callable(pattern)):
                 raise CorelensError(
@@ -93,21 +103,39 @@ class SparseInference:
                 "add pattern=cl.Streaming(sink=128, window=1024); a KVBudget is made of scores, without heads",
             )  # fmt: skip
         if not patterns and self.kv_budget is None:
-            raise CorelensError("a SparseInference that leaves nothing out", "a pattern or a kv_budget", "give one")
+            raise CorelensError(
+                "a SparseInference that leaves nothing out", "a pattern or a kv_budget", "give one"
+            )
         if not isinstance(self.kv_budget, KVBudget | None):
             raise CorelensError(
-                f"kv_budget={self.kv_budget!r}", "a cl.KVBudget", "for example cl.KVBudget(scores, budget=256)"
+                f"kv_budget={self.kv_budget!r}",
+                "a cl.KVBudget",
+                "for example cl.KVBudget(scores, budget=256)",
             )
         if self.decode not in ("full", "streaming"):
             raise CorelensError(
-                f"decode={self.decode!r}", "'full' or 'streaming'", "for budgets by head see kv_budget="
+                f"decode={self.decode!r}",
+                "'full' or 'streaming'",
+                "for budgets by head see kv_budget=",
             )
-        if self.decode == "streaming" and not any(isinstance(pattern, Streaming) for pattern in patterns):
-            raise CorelensError("decode='streaming' without a Streaming pattern", "its sink and window", "add pattern=")
+        if self.decode == "streaming" and not any(
+            isinstance(pattern, Streaming) for pattern in patterns
+        ):
+            raise CorelensError(
+                "decode='streaming' without a Streaming pattern",
+                "its sink and window",
+                "add pattern=",
+            )
         if self.decode == "streaming" and self.kv_budget is not None:
-            raise CorelensError("decode='streaming' and a kv_budget", "one of them", "each says what the cache keeps")
+            raise CorelensError(
+                "decode='streaming' and a kv_budget",
+                "one of them",
+                "each says what the cache keeps",
+            )
         if self.engine not in ("auto", *ENGINES):
-            raise CorelensError(f"the engine {self.engine!r}", f"'auto' or one of {', '.join(ENGINES)}", "take one")
+            raise CorelensError(
+                f"the engine {self.engine!r}", f"'auto' or one of {', '.join(ENGINES)}", "take one"
+            )
 
     def plan(self, cfg: Any) -> "Plan":
         """How one run of a model of this shape carries it out."""
@@ -134,7 +162,9 @@ class Plan:
             )
         for layer in sparse.layers:
             if not (isinstance(layer, int) and 0 <= layer < cfg.n_layers):
-                raise CorelensError(f"a pattern for layer {layer!r}", f"layers 0 to {cfg.n_layers - 1}", "take one")
+                raise CorelensError(
+                    f"a pattern for layer {layer!r}", f"layers 0 to {cfg.n_layers - 1}", "take one"
+                )
         self.cache: Any = None
         self.told = False
         self.prompt: Prompt | None = None
@@ -145,12 +175,16 @@ class Plan:
         return self.sparse.layers.get(layer, self.sparse.pattern)
 
     def roles(self, layer: int) -> list[str]:
-        """For each KV head "full" (a query head of its is), "pruned" (all are left out) or "sparse"."""
+        """For each KV head "full" (a query head of its is), "pruned" (all are left out) or
+        "sparse"."""
         pattern, group = self.pattern(layer), self.cfg.n_heads // self.cfg.n_kv_heads
         if pattern is None:
             return ["full"] * self.cfg.n_kv_heads
         any_full = self.full[layer].reshape(-1, group).any(axis=1)
-        return ["full" if full else "pruned" if isinstance(pattern, Pruned) else "sparse" for full in any_full]
+        return [
+            "full" if full else "pruned" if isinstance(pattern, Pruned) else "sparse"
+            for full in any_full
+        ]
 
     @property
     def decoding(self) -> bool:
@@ -173,9 +207,11 @@ class Plan:
 
         return RaggedCache(self)
 
-    # --- what a run calls ---------------------------------------------------------------------------------------------
+    # --- what a run calls
 
-    def begin(self, inputs: Any, first_new: int, new: int, batch: int, device: torch.device, cache: Any) -> None:
+    def begin(
+        self, inputs: Any, first_new: int, new: int, batch: int, device: torch.device, cache: Any
+    ) -> None:
         """A forward of the decoder begins, whose `new` tokens come after `first_new` others."""
         if self.prompt is None or first_new == 0:
             self.prompt = prompt_of(inputs, new, batch, device)
@@ -191,7 +227,8 @@ class Plan:
     def restrict(
         self, query: Tensor, key: Tensor, value: Tensor, call: Call, points: AttentionPoints
     ) -> tuple[Tensor, Tensor, Call]:
-        """The keys, values and call with which this layer attends, and its hooks on rows, edges and pattern look."""
+        """The keys, values and call with which this layer attends, and its hooks on rows, edges and
+        pattern look."""
         layer = _layer_of(call)
         whole = points.hook_attn_scores.active or points.hook_pattern.active
         if self.decoding:
@@ -217,7 +254,9 @@ class Plan:
             )
         return key, value, replace(call, allowed=self._sight(pattern, layer, query, key, call))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Float[Tensor, "batch pos head d"] | None:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, call: Call
+    ) -> Float[Tensor, "batch pos head d"] | None:
         """z of this layer; None: nothing is left out here, attend as ever."""
         if call.allowed is None:
             decoding_on_ours = self.decoding and self.cache is not None
@@ -227,7 +266,8 @@ class Plan:
         return ENGINES[engine_for(self.sparse.engine, query.device)](query, key, value, call)
 
     def finish(self, z: Float[Tensor, "batch pos head d"], query: Tensor, call: Call) -> Tensor:
-        """What is left to do when z is there: constants in the place of pruned heads, eviction after the prompt."""
+        """What is left to do when z is there: constants in the place of pruned heads, eviction
+        after the prompt."""
         layer = _layer_of(call)
         pattern = self.pattern(layer)
         if isinstance(pattern, Pruned) and not self.full[layer].all():
@@ -241,7 +281,10 @@ class Plan:
 
     def _sight(self, pattern: Pattern, layer: int, query: Tensor, key: Tensor, call: Call) -> Sight:
         assert self.prompt is not None
-        full, prompt = torch.from_numpy(self.full[layer]).to(query.device), self.prompt.to(query.device)
+        full, prompt = (
+            torch.from_numpy(self.full[layer]).to(query.device),
+            self.prompt.to(query.device),
+        )
         first = max(self.total - key.shape[2], 0)  # a sliding cache has let go of the first ones
         keys = torch.arange(first, first + key.shape[2], device=query.device)
         rows = torch.arange(self.first_new, self.total, device=query.device)

@@ -1,8 +1,9 @@
-"""Which keys a sparse head sees. A pattern only takes away: what the model itself hides stays hidden.
+"""Which keys a sparse head sees. A pattern only takes away: what the model itself hides stays
+hidden.
 
-A pattern's `sees` gives a function of (sample, head, query position, key position), index tensors that broadcast, to
-bool: the form of FlexAttention's `mask_mod`, so that a user's own function of that form is a pattern too. Positions are
-those of the padded row.
+A pattern's `sees` gives a function of (sample, head, query position, key position), index tensors
+that broadcast, to bool: the form of FlexAttention's `mask_mod`, so that a user's own function of
+that form is a pattern too. Positions are those of the padded row.
 """
 
 from collections.abc import Mapping
@@ -25,18 +26,18 @@ def at_least(name: str, value: Any, least: int, do: str) -> None:
 
 @dataclass(frozen=True)
 class Streaming:
-    """Attention sinks and a window: StreamingLLM (arXiv 2309.17453), as a prefill pattern by head: DuoAttention
-    (arXiv 2410.10819).
+    """Attention sinks and a window: StreamingLLM (arXiv 2309.17453), as a prefill pattern by head:
+    DuoAttention (arXiv 2410.10819).
 
-    Row i sees key j ≤ i if j is among the first `sink` real (not padding) keys, or i − window < j, or i is among the
-    last `last` real rows of the prompt. Where a model lets a row look ahead (a bidirectional prefix), it sees the
-    sinks there and the keys j < i + window.
+    Row i sees key j ≤ i if j is among the first `sink` real (not padding) keys, or i − window < j,
+    or i is among the last `last` real rows of the prompt. Where a model lets a row look ahead (a
+    bidirectional prefix), it sees the sinks there and the keys j < i + window.
 
     Args:
         sink: how many first keys every row sees.
         window: how many last keys a row sees, itself among them.
-        last: how many last rows of the prompt see everything. If they cover the question, every head can fetch what
-            the question asks for, and the choice of full heads says little.
+        last: how many last rows of the prompt see everything. If they cover the question, every
+            head can fetch what the question asks for, and the choice of full heads says little.
     """
 
     sink: int = 128
@@ -61,7 +62,12 @@ class Streaming:
 
     def __post_init__(self) -> None:
         at_least("sink", self.sink, 0, "0 leaves the first tokens to the window")
-        at_least("window", self.window, 1, "a row sees itself at the least: window=1; to leave heads out use cl.Pruned")
+        at_least(
+            "window",
+            self.window,
+            1,
+            "a row sees itself at the least: window=1; to leave heads out use cl.Pruned",
+        )
         at_least("last", self.last, 0, "0 gives no row of the prompt full attention")
 
     def sees(self, prompt: Prompt, query: Tensor, key: Tensor, call: Call) -> MaskMod:

@@ -1,4 +1,5 @@
-"""What a sparse plan knows of the running batch: where the real tokens of the prompt begin and end."""
+"""What a sparse plan knows of the running batch: where the real tokens of the prompt begin and
+end."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from corelens.errors import CorelensError
 
 @dataclass
 class Prompt:
-    """The prompt of a running batch, in positions of the padded row. Real tokens stand together: padding is outside.
+    """The prompt of a running batch, in positions of the padded row. Real tokens stand together:
+    padding is outside.
 
     Args:
         first: of each sample, the position of its first real token.
@@ -49,7 +51,8 @@ def prompt_of(inputs: Any, new: int, batch: int, device: torch.device) -> Prompt
             "give the mask that the processor makes",
         )
     real = mask.bool().to(device)
-    real = real.repeat_interleave(batch // real.shape[0], dim=0)  # each sample sampled several times
+    # each sample sampled several times
+    real = real.repeat_interleave(batch // real.shape[0], dim=0)
     length = real.shape[1]
     first = real.int().argmax(dim=1)
     end = length - real.int().flip(1).argmax(dim=1)

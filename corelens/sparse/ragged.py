@@ -1,11 +1,13 @@
-"""Keys and values of heads that hold different numbers of tokens, packed without padding, and attention over them.
+"""Keys and values of heads that hold different numbers of tokens, packed without padding, and
+attention over them.
 
-Heads that hold the same number stand together: such a group is a dense [count, room, d] view of the packed storage, so
-that one call of SDPA reads it, a KV head's query heads as its rows. On CUDA in half precision one call of
-`torch.nn.attention.varlen` reads all groups.
+Heads that hold the same number stand together: such a group is a dense [count, room, d] view of the
+packed storage, so that one call of SDPA reads it, a KV head's query heads as its rows. On CUDA in
+half precision one call of `torch.nn.attention.varlen` reads all groups.
 
-A head grows by each new token, or it is a ring: its first `sink` tokens stay, and each new one takes the place of the
-oldest of the others. Room for new tokens is made for some at a time, so that hardly a token copies what is there.
+A head grows by each new token, or it is a ring: its first `sink` tokens stay, and each new one
+takes the place of the oldest of the others. Room for new tokens is made for some at a time, so that
+hardly a token copies what is there.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 from corelens.errors import CorelensError
 from corelens.hooks.rows import Call
 
-SLACK = 64  # tokens that a growing head gets room for at a time: each copy of the storage serves as many tokens
+# tokens that a growing head gets room for at a time: each copy of the storage serves as many tokens
+SLACK = 64
 
 
 @dataclass
@@ -42,7 +45,9 @@ class Group:
 
     def of(self, packed: Tensor) -> Tensor:
         """Its lines [count, room, …]."""
-        return packed[self.first : self.first + self.count * self.room].unflatten(0, (self.count, self.room))
+        return packed[self.first : self.first + self.count * self.room].unflatten(
+            0, (self.count, self.room)
+        )
 
 
 class Ragged:
@@ -51,7 +56,8 @@ class Ragged:
     Args:
         key, value: those of the prompt.
         keep: which of them stay.
-        limits: for each KV head how many tokens it may hold, the oldest going first; None: all from now on.
+        limits: for each KV head how many tokens it may hold, the oldest going first; None: all from
+            now on.
         sink: how many first tokens a limited head never lets go.
     """
 
@@ -65,7 +71,8 @@ class Ragged:
     ):
         self.batch, self.kv_heads, self.seen = key.shape[0], key.shape[1], key.shape[2]
         lengths, limit = keep.sum(2).flatten().tolist(), [*limits] * self.batch
-        # a head that never holds anything has no place; equal lengths stand together, and rings apart from the others
+        # a head that never holds anything has no place; equal lengths stand together, and rings
+        # apart from the others
         held = [head for head in range(len(lengths)) if limit[head] != 0]
         held.sort(key=lambda head: (limit[head] is None, limit[head] or 0, lengths[head]))
         self.sink = sink
@@ -79,23 +86,33 @@ class Ragged:
                 self.groups.append(Group(first, 1, lengths[head], lengths[head], limit[head]))
 
         device = key.device
-        self.heads = torch.tensor(held, dtype=torch.long, device=device)  # sample · kv_heads + KV head, as they stand
+        # sample · kv_heads + KV head, as they stand
+        self.heads = torch.tensor(held, dtype=torch.long, device=device)
         line, at = keep.flatten(0, 1)[self.heads].nonzero(as_tuple=True)
         whose = self.heads[line]
         self.keys = key[whose // self.kv_heads, whose % self.kv_heads, at]
         self.values = value[whose // self.kv_heads, whose % self.kv_heads, at]
         self.at = at.int()  # original positions
-        offset = [g.length if g.length != g.limit else min(sink, g.length) for g in self.groups for _ in range(g.count)]
+        offset = [
+            g.length if g.length != g.limit else min(sink, g.length)
+            for g in self.groups
+            for _ in range(g.count)
+        ]
         self._place(torch.tensor(offset, dtype=torch.long, device=device))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and values, as the storage holds them. (Positions take four more a token.)"""
+        """Bytes of the keys and values, as the storage holds them. (Positions take four more a
+        token.)"""
         return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
 
-    # --- growing ------------------------------------------------------------------------------------------------------
+    # --- growing
 
-    def append(self, key: Float[Tensor, "batch kv_head 1 d"], value: Float[Tensor, "batch kv_head 1 d_value"]) -> None:
+    def append(
+        self,
+        key: Float[Tensor, "batch kv_head 1 d"],
+        value: Float[Tensor, "batch kv_head 1 d_value"],
+    ) -> None:
         """Take a new token, everywhere."""
         if any(group.length == group.room and group.length != group.limit for group in self.groups):
             self._make_room()
@@ -110,13 +127,19 @@ class Ragged:
         else:
             self.lengths += 1
         for group in self.groups:
-            group.length = group.length + 1 if group.limit is None else min(group.length + 1, group.limit)
+            group.length = (
+                group.length + 1 if group.limit is None else min(group.length + 1, group.limit)
+            )
 
     def _make_room(self) -> None:
         """Copy the storage into one with room for some more tokens a head."""
         offset, first, grown = self.slots - self.starts, 0, []
         for group in self.groups:
-            room = group.length + SLACK if group.limit is None else min(group.length + SLACK, group.limit)
+            room = (
+                group.length + SLACK
+                if group.limit is None
+                else min(group.length + SLACK, group.limit)
+            )
             grown.append(Group(first, group.count, room, group.length, group.limit))
             first += group.count * room
         for name in ("keys", "values", "at"):
@@ -132,7 +155,8 @@ class Ragged:
     lengths: Int[Tensor, " head"]
 
     def _place(self, offset: Int[Tensor, " head"]) -> None:
-        """Note for the kernels where the heads stand; `offset`: which of its own lines each writes next."""
+        """Note for the kernels where the heads stand; `offset`: which of its own lines each writes
+        next."""
         device = offset.device
 
         def by_head(values: list[int], dtype: torch.dtype = torch.long) -> Tensor:
@@ -150,15 +174,26 @@ class Ragged:
         self.queries = torch.arange(len(every) + 1, dtype=torch.int32, device=device)
         self.room = max((group.room for group in self.groups), default=0)
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading
 
-    def attend(self, query: Float[Tensor, "batch head 1 d"], call: Call) -> Float[Tensor, "batch 1 head d_value"]:
-        """Attention of the newest token over all that is held; a head that holds nothing gives 0."""
+    def attend(
+        self, query: Float[Tensor, "batch head 1 d"], call: Call
+    ) -> Float[Tensor, "batch 1 head d_value"]:
+        """Attention of the newest token over all that is held; a head that holds nothing gives
+        0."""
         if call.bias is not None:
-            raise CorelensError("a position bias over an evicted cache", "rotary positions", "decode with a full cache")
+            raise CorelensError(
+                "a position bias over an evicted cache",
+                "rotary positions",
+                "decode with a full cache",
+            )
         group = query.shape[1] // self.kv_heads
         every = rearrange(query[:, :, 0], "batch (kv g) d -> (batch kv) g d", g=group)
-        sinks = None if call.sinks is None else call.sinks.float().view(-1, group)[self.heads % self.kv_heads]
+        sinks = (
+            None
+            if call.sinks is None
+            else call.sinks.float().view(-1, group)[self.heads % self.kv_heads]
+        )
         read = varlen if by_varlen(every, self.values, call) else grouped
         z = every.new_zeros(*every.shape[:2], self.values.shape[-1])
         if self.groups:
@@ -174,25 +209,33 @@ class Ragged:
                 found[next(heads)] = line.long().sort().values
         return [found[sample * self.kv_heads :][: self.kv_heads] for sample in range(self.batch)]
 
-    def dense(self) -> tuple[Float[Tensor, "b kv key d"], Float[Tensor, "b kv key e"], Bool[Tensor, "b kv key"]]:
-        """All that is held on the axis of original positions, zero elsewhere, and where it is held."""
+    def dense(
+        self,
+    ) -> tuple[Float[Tensor, "b kv key d"], Float[Tensor, "b kv key e"], Bool[Tensor, "b kv key"]]:
+        """All that is held on the axis of original positions, zero elsewhere, and where it is
+        held."""
         lines = torch.cat([group.of(torch.arange(len(self.keys), device=self.keys.device))[:, : group.length].flatten()
                            for group in self.groups] or [self.heads])  # fmt: skip
         head = self.heads.repeat_interleave(self.lengths.long())
         where = head * self.seen + self.at[lines]
         size = self.batch * self.kv_heads * self.seen
         key = self.keys.new_zeros(size, self.keys.shape[1]).index_copy_(0, where, self.keys[lines])
-        value = self.values.new_zeros(size, self.values.shape[1]).index_copy_(0, where, self.values[lines])
+        value = self.values.new_zeros(size, self.values.shape[1]).index_copy_(
+            0, where, self.values[lines]
+        )
         held = torch.zeros(size, dtype=torch.bool, device=key.device).index_fill_(0, where, True)
         shape = (self.batch, self.kv_heads, self.seen)
         return key.unflatten(0, shape), value.unflatten(0, shape), held.view(shape)
 
 
-# --- two ways to read -------------------------------------------------------------------------------------------------
+# --- two ways to read
 
 
 def grouped(
-    store: Ragged, query: Float[Tensor, "head g d"], call: Call, sinks: Float[Tensor, "head g"] | None
+    store: Ragged,
+    query: Float[Tensor, "head g d"],
+    call: Call,
+    sinks: Float[Tensor, "head g"] | None,
 ) -> Float[Tensor, "head g d_value"]:
     """Group by group: SDPA, or with a soft cap or sinks scores and softmax in float32."""
     found, done = [], 0
@@ -200,9 +243,14 @@ def grouped(
         some = slice(done, done + group.count)
         done += group.count
         q = query[some]
-        key, value = group.of(store.keys)[:, : group.length], group.of(store.values)[:, : group.length]
+        key, value = (
+            group.of(store.keys)[:, : group.length],
+            group.of(store.values)[:, : group.length],
+        )
         if call.softcap is None and sinks is None:
-            z = nn.functional.scaled_dot_product_attention(q[None], key[None], value[None], scale=call.scaling)[0]
+            z = nn.functional.scaled_dot_product_attention(
+                q[None], key[None], value[None], scale=call.scaling
+            )[0]
         else:
             scores = (q @ key.transpose(1, 2)).float() * call.scaling
             if call.softcap is not None:
@@ -215,18 +263,28 @@ def grouped(
 
 
 def by_varlen(query: Tensor, value: Tensor, call: Call) -> bool:
-    """Whether `varlen` can read this: half precision on CUDA, no soft cap, heads of a width that its kernels know."""
+    """Whether `varlen` can read this: half precision on CUDA, no soft cap, heads of a width that
+    its kernels know."""
     width = query.shape[-1]
     known = width % 8 == 0 and width <= 256 and value.shape[-1] == width
-    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and known and call.softcap is None
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and known
+        and call.softcap is None
+    )
 
 
 def varlen(
-    store: Ragged, query: Float[Tensor, "head g d"], call: Call, sinks: Float[Tensor, "head g"] | None
+    store: Ragged,
+    query: Float[Tensor, "head g d"],
+    call: Call,
+    sinks: Float[Tensor, "head g"] | None,
 ) -> Float[Tensor, "head g d_value"]:
     """All heads in one call: each is a sequence of one query token with its own number of keys.
 
-    A sink takes its share of a softmax that is already done: z · Σ / (Σ + exp(sink)) = z · sigmoid(lse − sink).
+    A sink takes its share of a softmax that is already done: z · Σ / (Σ + exp(sink)) = z ·
+    sigmoid(lse − sink).
     """
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 

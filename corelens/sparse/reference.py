@@ -1,4 +1,5 @@
-"""The `reference` engine: dense attention under the mask, in float32: what every other engine is tested against."""
+"""The `reference` engine: dense attention under the mask, in float32: what every other engine is
+tested against."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -1,4 +1,5 @@
-"""Which keys of the prompt a KV head keeps: those that its last rows look at (SnapKV), or sink and window."""
+"""Which keys of the prompt a KV head keeps: those that its last rows look at (SnapKV), or sink and
+window."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,8 @@ from corelens.hooks.rows import Call, row_scores, softmax
 from corelens.sparse.prompt import Prompt
 
 POOL = 5  # neighbouring keys that share their attention, as in SnapKV
-CHUNK_ELEMENTS = 1 << 25  # attention of the last rows is built in chunks of at most this many numbers (128 MB)
+# attention of the last rows is built in chunks of at most this many numbers (128 MB)
+CHUNK_ELEMENTS = 1 << 25
 
 
 def real_keys(prompt: Prompt, total: int) -> Bool[Tensor, "batch key"]:
@@ -37,8 +39,8 @@ def observed(
 ) -> Float[Tensor, "batch kv_head key"]:
     """How much the prompt's last `window` rows look at each earlier key (SnapKV, arXiv 2404.14469).
 
-    Attention of those rows, edge edits made, averaged over rows and over the group's query heads, average-pooled by 5
-    along the keys before the window; −∞ for padding and for the window itself.
+    Attention of those rows, edge edits made, averaged over rows and over the group's query heads,
+    average-pooled by 5 along the keys before the window; −∞ for padding and for the window itself.
 
     Raises:
         CorelensError: a prompt in parts, the last of which is shorter than the window.
@@ -59,32 +61,53 @@ def observed(
         heads = slice(some * group, (some + chunk) * group)
         numbers = torch.arange(query.shape[1], device=query.device)[heads]
         part = _of_heads(call, numbers)
-        scores = row_scores(query[:, heads], key[:, some : some + chunk], (rows - before).clamp(min=0), None, part)
-        scores = scores if call.edit is None else call.edit(scores, torch.where(valid, rows, -1), numbers)
-        attention = softmax(scores, part.sinks).masked_fill(~valid[:, None, :, None], 0.0).sum(dim=2)
+        scores = row_scores(
+            query[:, heads], key[:, some : some + chunk], (rows - before).clamp(min=0), None, part
+        )
+        scores = (
+            scores
+            if call.edit is None
+            else call.edit(scores, torch.where(valid, rows, -1), numbers)
+        )
+        attention = (
+            softmax(scores, part.sinks).masked_fill(~valid[:, None, :, None], 0.0).sum(dim=2)
+        )
         found.append(reduce(attention, "batch (kv g) key -> batch kv key", "mean", g=group))
     mean = torch.cat(found, dim=1) / valid.sum(dim=1)[:, None, None]
-    pooled = nn.functional.avg_pool1d(mean.masked_fill(~earlier[:, None], 0.0), POOL, stride=1, padding=POOL // 2)
+    pooled = nn.functional.avg_pool1d(
+        mean.masked_fill(~earlier[:, None], 0.0), POOL, stride=1, padding=POOL // 2
+    )
     return pooled.masked_fill(~earlier[:, None], -torch.inf)
 
 
 def highest(
-    looked_at: Float[Tensor, "batch kv_head key"], prompt: Prompt, capacity: Int[Tensor, "batch kv_head"], window: int
+    looked_at: Float[Tensor, "batch kv_head key"],
+    prompt: Prompt,
+    capacity: Int[Tensor, "batch kv_head"],
+    window: int,
 ) -> Bool[Tensor, "batch kv_head key"]:
-    """Keep the prompt's last `window` keys, and of the others those most looked at, `capacity` in all."""
+    """Keep the prompt's last `window` keys, and of the others those most looked at, `capacity` in
+    all."""
     wanted = (capacity - window).clamp(min=0)
     order = looked_at.topk(min(int(wanted.max()), looked_at.shape[2]), dim=2).indices
     first = torch.arange(order.shape[2], device=order.device) < wanted[..., None]
     chosen = torch.zeros_like(looked_at, dtype=torch.bool).scatter_(2, order, first)
-    return (chosen & (looked_at > -torch.inf)) | last_keys(prompt, looked_at.shape[2], window)[:, None]
+    return (chosen & (looked_at > -torch.inf)) | last_keys(prompt, looked_at.shape[2], window)[
+        :, None
+    ]
 
 
 def among_heads(
-    looked_at: Float[Tensor, "batch kv_head key"], capacity: Int[Tensor, "batch kv_head"], window: int, alpha: float
+    looked_at: Float[Tensor, "batch kv_head key"],
+    capacity: Int[Tensor, "batch kv_head"],
+    window: int,
+    alpha: float,
 ) -> Int[Tensor, "batch kv_head"]:
-    """AdaKV (arXiv 2407.11550): one layer's capacities, moved to the heads whose keys are looked at most.
+    """AdaKV (arXiv 2407.11550): one layer's capacities, moved to the heads whose keys are looked at
+    most.
 
-    With B = capacity − window and n_h of the layer's most looked-at keys in head h: (1 − α) · n_h + α · B + window.
+    With B = capacity − window and n_h of the layer's most looked-at keys in head h: (1 − α) · n_h +
+    α · B + window.
     """
     spread, keys = (capacity - window).clamp(min=0), looked_at.shape[2]
     all_heads = looked_at.flatten(1)
@@ -98,11 +121,15 @@ def among_heads(
 def sink_and_window(
     prompt: Prompt, total: int, kinds: Sequence[str], sink: int, window: int
 ) -> Bool[Tensor, "batch kv_head key"]:
-    """Full KV heads keep every real key, sparse ones the first `sink` and the last `window`, pruned ones none."""
+    """Full KV heads keep every real key, sparse ones the first `sink` and the last `window`, pruned
+    ones none."""
     real = real_keys(prompt, total)
     at = torch.arange(total, device=real.device)
     sparse = (real & (at < prompt.first[:, None] + sink)) | last_keys(prompt, total, window)
-    return torch.stack([{"full": real, "sparse": sparse, "pruned": torch.zeros_like(real)}[k] for k in kinds], dim=1)
+    return torch.stack(
+        [{"full": real, "sparse": sparse, "pruned": torch.zeros_like(real)}[k] for k in kinds],
+        dim=1,
+    )
 
 
 def _of_heads(call: Call, heads: Int[Tensor, " some"]) -> Call:

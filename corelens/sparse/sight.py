@@ -1,4 +1,5 @@
-"""What the heads of one layer see in one step: full heads everything, the others what their pattern leaves."""
+"""What the heads of one layer see in one step: full heads everything, the others what their pattern
+leaves."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.sparse.prompt import Prompt
 
-MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (b, h, q_idx, kv_idx) → bool, index tensors broadcast
+# (b, h, q_idx, kv_idx) → bool, index tensors broadcast
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -20,7 +22,8 @@ class Sight:
     Args:
         full: whether a head is full.
         pattern: what the others follow: a Streaming, BlockSparse, Pruned or a function.
-        sees: the pattern bound to this step, as a function of indices; None: the others see nothing.
+        sees: the pattern bound to this step, as a function of indices; None: the others see
+            nothing.
         prompt: where its real tokens are.
         rows: positions of this step's tokens.
         keys: positions of the keys.
@@ -37,8 +40,11 @@ class Sight:
     batch: int
     ran: set[str] = field(default_factory=set)
 
-    def __call__(self, rows: Tensor | None, heads: Tensor | None) -> Bool[Tensor, "#b #h #row #key"]:
-        """For these rows (counted within this step, [batch, row]) and heads; None: all. Axes may be of size 1."""
+    def __call__(
+        self, rows: Tensor | None, heads: Tensor | None
+    ) -> Bool[Tensor, "#b #h #row #key"]:
+        """For these rows (counted within this step, [batch, row]) and heads; None: all. Axes may be
+        of size 1."""
         heads = torch.arange(len(self.full), device=self.full.device) if heads is None else heads
         full = self.full[heads][None, :, None, None]
         seen = self.pattern_of(heads, self.rows[None] if rows is None else self.rows[rows])
@@ -47,11 +53,17 @@ class Sight:
     def pattern_of(
         self, heads: Int[Tensor, " some"], positions: Int[Tensor, "_ row"]
     ) -> Bool[Tensor, "#n #some #row key"] | None:
-        """The pattern alone, for rows at these positions; None if nothing is seen. One head if all see the same."""
+        """The pattern alone, for rows at these positions; None if nothing is seen. One head if all
+        see the same."""
         if self.sees is None:
             return None
         sample = torch.arange(self.batch, device=positions.device)[:, None, None, None]
-        seen = self.sees(sample, heads[None, :, None, None], positions[:, None, :, None], self.keys[None, None, None])
+        seen = self.sees(
+            sample,
+            heads[None, :, None, None],
+            positions[:, None, :, None],
+            self.keys[None, None, None],
+        )
         if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
             raise CorelensError(
                 f"a pattern that returned {getattr(seen, 'dtype', type(seen).__name__)}",

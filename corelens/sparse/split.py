@@ -1,11 +1,13 @@
-"""The `split` engine: full heads through SDPA, sparse heads over the keys that they see; no T² mask is ever made.
+"""The `split` engine: full heads through SDPA, sparse heads over the keys that they see; no T² mask
+is ever made.
 
-Where a layer attends causally and the pattern is Streaming, its first sink + window rows see everything and are plain
-causal attention. Every other row sees the sink and its window, which do not overlap there, and is computed in tiles of
-C rows: the keys that all rows of a tile see (its interior) in one unmasked call, and the sink with the two edges of the
-window in a second, masked one; the two are joined by their log-sum-exp. Query heads that share a KV head are rows of
-one tile, so keys are never repeated. Elsewhere (masks of other forms, other patterns, gradients, other devices than the
-CPU) queries go in chunks against the keys that any of them sees.
+Where a layer attends causally and the pattern is Streaming, its first sink + window rows see
+everything and are plain causal attention. Every other row sees the sink and its window, which do
+not overlap there, and is computed in tiles of C rows: the keys that all rows of a tile see (its
+interior) in one unmasked call, and the sink with the two edges of the window in a second, masked
+one; the two are joined by their log-sum-exp. Query heads that share a KV head are rows of one tile,
+so keys are never repeated. Elsewhere (masks of other forms, other patterns, gradients, other
+devices than the CPU) queries go in chunks against the keys that any of them sees.
 """
 
 from dataclasses import replace
@@ -22,7 +24,8 @@ from corelens.sparse.sight import Sight
 
 CHUNK = 256  # queries that go together where tiles do not apply
 AT_ONCE = 8192  # rows whose tiles are copied at a time: bounds the memory
-TILE = {torch.float32: 256}  # rows of a tile, all heads of a KV head together (measured; other dtypes: 768)
+# rows of a tile, all heads of a KV head together (measured; other dtypes: 768)
+TILE = {torch.float32: 256}
 
 
 def split(
@@ -34,15 +37,26 @@ def split(
     """Attention under the call's mask and pattern."""
     sight = call.allowed
     assert isinstance(sight, Sight)
-    if call.softcap is not None or call.sinks is not None or call.bias is not None or _additive(call.mask):
+    if (
+        call.softcap is not None
+        or call.sinks is not None
+        or call.bias is not None
+        or _additive(call.mask)
+    ):
         return reference(query, key, value, call)  # SDPA knows none of these
     sight.ran.add("split")
     if int(sight.keys[-1]) > int(sight.rows[-1]):  # the empty tail of a static cache
         held = int(sight.rows[-1] - sight.keys[0]) + 1
-        sight, key, value = replace(sight, keys=sight.keys[:held]), key[:, :, :held], value[:, :, :held]
+        sight, key, value = (
+            replace(sight, keys=sight.keys[:held]),
+            key[:, :, :held],
+            value[:, :, :held],
+        )
         call = replace(call, mask=None if call.mask is None else call.mask[..., :held])
     group, full, sparse = query.shape[1] // key.shape[1], sight.full_heads, sight.sparse_heads
-    z = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]).transpose(1, 2)
+    z = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]).transpose(
+        1, 2
+    )
     spans = causal_spans(call, sight)
     if len(full) and spans is None:
         q, k, v = query[:, full], key[:, full // group], value[:, full // group]
@@ -51,7 +65,13 @@ def split(
     elif len(full):
         for sample, here in enumerate(spans or []):
             q, k, v = (x[sample : sample + 1, :, here] for x in (query, key, value))
-            of_full = sdpa(q[:, full], k[:, full // group], v[:, full // group], is_causal=True, scale=call.scaling)
+            of_full = sdpa(
+                q[:, full],
+                k[:, full // group],
+                v[:, full // group],
+                is_causal=True,
+                scale=call.scaling,
+            )
             z[sample, full, here] = of_full[0]
     if spans and isinstance(sight.pattern, Streaming) and _tiles_apply(query, key, value):
         for sample, here in enumerate(spans):
@@ -59,9 +79,12 @@ def split(
                 heads = sparse[sparse // group == kv].tolist()
                 if heads:
                     q = torch.stack([query[sample, head, here] for head in heads])
-                    # (a model lays heads side by side: tiles go over the same keys again and again, in one piece)
+                    # (a model lays heads side by side: tiles go over the same keys again and again,
+                    # in one piece)
                     k, v = key[sample, kv, here].contiguous(), value[sample, kv, here].contiguous()
-                    for head, own in zip(heads, tiles(q, k, v, sight.pattern, call.scaling), strict=True):
+                    for head, own in zip(
+                        heads, tiles(q, k, v, sight.pattern, call.scaling), strict=True
+                    ):
                         z[sample, head, here] = own
     elif len(sparse) and sight.sees is not None:
         z[:, sparse] = _chunked(query, key, value, sparse, call, sight)
@@ -80,7 +103,8 @@ def _tiles_apply(*tensors: Tensor) -> bool:
 
 
 def causal_spans(call: Call, sight: Sight) -> list[slice] | None:
-    """Of each sample, where its real tokens are, if the layer attends causally to just these; else None."""
+    """Of each sample, where its real tokens are, if the layer attends causally to just these; else
+    None."""
     prompt, (first, end) = sight.prompt, (sight.prompt.first.tolist(), sight.prompt.end.tolist())
     if len(sight.rows) != prompt.length or len(sight.keys) != prompt.length:
         return None
@@ -90,12 +114,14 @@ def causal_spans(call: Call, sight: Sight) -> list[slice] | None:
     for sample, here in enumerate(spans):
         mask = call.mask[sample % len(call.mask), 0]
         for rows in sight.rows[here].split(CHUNK):
-            if not torch.equal(mask[rows], (sight.keys >= here.start) & (sight.keys <= rows[:, None])):
+            if not torch.equal(
+                mask[rows], (sight.keys >= here.start) & (sight.keys <= rows[:, None])
+            ):
                 return None
     return spans
 
 
-# --- tiles ------------------------------------------------------------------------------------------------------------
+# --- tiles
 
 
 def tiles(
@@ -105,10 +131,12 @@ def tiles(
     pattern: Streaming,
     scaling: float,
 ) -> Float[Tensor, "head pos d"]:
-    """Causal attention under a Streaming pattern, for query heads that share one KV head, without padding."""
+    """Causal attention under a Streaming pattern, for query heads that share one KV head, without
+    padding."""
     heads, length, _ = query.shape
     z = torch.empty_like(query, memory_format=torch.contiguous_format)
-    dense = min(length, pattern.sink + pattern.window)  # rows whose sink and window leave nothing out
+    # rows whose sink and window leave nothing out
+    dense = min(length, pattern.sink + pattern.window)
     z[:, :dense] = _flash(query[None, :, :dense], _spread(key[:dense], heads), _spread(value[:dense], heads), scaling,
                           is_causal=True)[0][0]  # fmt: skip
     width = min(pattern.window, max(64, TILE.get(query.dtype, 768) // heads // 32 * 32))
@@ -134,8 +162,12 @@ def _tiled(
     q = query.reshape(heads, number, tile, d).transpose(0, 1).reshape(number, 1, heads * tile, d)
 
     def edges(x: Tensor) -> Tensor:
-        """The sink, and beside a tile's own keys those that leave the window while the tile goes on."""
-        left, own = _windows(x, at - window, number, tile, tile), _windows(x, at, number, tile, tile)
+        """The sink, and beside a tile's own keys those that leave the window while the tile goes
+        on."""
+        left, own = (
+            _windows(x, at - window, number, tile, tile),
+            _windows(x, at, number, tile, tile),
+        )
         return torch.cat([x[:sink].expand(number, 1, sink, d), left, own], dim=2)
 
     row, column = torch.arange(tile)[:, None], torch.arange(tile)[None]
@@ -148,19 +180,30 @@ def _tiled(
     return z.reshape(number, heads, tile, d).transpose(0, 1).reshape(heads, rows, d)
 
 
-def _last_rows(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Float[Tensor, "head row d"]:
+def _last_rows(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float
+) -> Float[Tensor, "head row d"]:
     """The last rows of a prompt, which see everything."""
     heads, rows, _ = query.shape
     before = len(key) - rows
     keys, values = _spread(key, heads), _spread(value, heads)
-    z, log_sum = _flash(query[None], keys[:, :, before:], values[:, :, before:], scaling, is_causal=True)
+    z, log_sum = _flash(
+        query[None], keys[:, :, before:], values[:, :, before:], scaling, is_causal=True
+    )
     if before:
-        z = _join(z, log_sum, *_flash(query[None], keys[:, :, :before], values[:, :, :before], scaling))
+        z = _join(
+            z, log_sum, *_flash(query[None], keys[:, :, :before], values[:, :, :before], scaling)
+        )
     return z[0]
 
 
 def _flash(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, is_causal: bool = False, mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    is_causal: bool = False,
+    mask: Tensor | None = None,
 ) -> tuple[Float[Tensor, "n head row d"], Float[Tensor, "n head row"]]:
     """SDPA's own kernel, with the log-sum-exp of the scores beside z."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -169,11 +212,14 @@ def _flash(
 
 
 def _join(z: Tensor, log_sum: Tensor, other: Tensor, other_log_sum: Tensor) -> Tensor:
-    """Attention over two sets of keys from attention over each: weights are the shares of exp-sums."""
+    """Attention over two sets of keys from attention over each: weights are the shares of
+    exp-sums."""
     return torch.lerp(z, other, torch.sigmoid(other_log_sum - log_sum).unsqueeze(-1).to(z.dtype))
 
 
-def _windows(x: Tensor, first: int, number: int, step: int, length: int) -> Float[Tensor, "number 1 length d"]:
+def _windows(
+    x: Tensor, first: int, number: int, step: int, length: int
+) -> Float[Tensor, "number 1 length d"]:
     """Overlapping stretches of x [key, d], each `step` further on; nothing is copied."""
     line = x.stride(0)
     shape, strides = (number, 1, length, x.shape[1]), (step * line, 0, line, x.stride(1))
@@ -184,26 +230,33 @@ def _spread(x: Tensor, heads: int) -> Float[Tensor, "1 head key d"]:
     return x.expand(1, heads, *x.shape)
 
 
-# --- everywhere else --------------------------------------------------------------------------------------------------
+# --- everywhere else
 
 
 def _chunked(
     query: Tensor, key: Tensor, value: Tensor, heads: Int[Tensor, " some"], call: Call, sight: Sight
 ) -> Float[Tensor, "batch some pos d"]:
-    """Chunks of queries against the keys that any of them sees; heads together if they see the same."""
+    """Chunks of queries against the keys that any of them sees; heads together if they see the
+    same."""
     query, group = query[:, heads], query.shape[1] // key.shape[1]
     chunks = []
     for rows in torch.arange(query.shape[2], device=query.device).split(CHUNK):
-        model_hides = sight.keys > sight.rows[rows][:, None] if call.mask is None else ~call.mask[:, :, rows]
+        model_hides = (
+            sight.keys > sight.rows[rows][:, None] if call.mask is None else ~call.mask[:, :, rows]
+        )
         left = sight.pattern_of(heads, sight.rows[rows][None])
         assert left is not None
-        together = [slice(None)] if left.shape[1] == 1 else [slice(i, i + 1) for i in range(len(heads))]
+        together = (
+            [slice(None)] if left.shape[1] == 1 else [slice(i, i + 1) for i in range(len(heads))]
+        )
         z = []
         for some in together:
             seen = (left if left.shape[1] == 1 else left[:, some]) & ~model_hides
             columns = seen.flatten(0, -2).any(0).nonzero()[:, 0]
             of = heads[some] // group
             k, v = key[:, of][:, :, columns], value[:, of][:, :, columns]
-            z.append(sdpa(query[:, some, rows], k, v, attn_mask=seen[..., columns], scale=call.scaling))
+            z.append(
+                sdpa(query[:, some, rows], k, v, attn_mask=seen[..., columns], scale=call.scaling)
+            )
         chunks.append(torch.cat(z, dim=1))
     return torch.cat(chunks, dim=2)

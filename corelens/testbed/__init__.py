@@ -1,7 +1,8 @@
 """Hand-built multimodal models whose heads and circuits are known exactly, and pictures for them.
 
-They run through the ordinary HookedMLLM path: a real processor, vision tower, projector and decoder, with weights that
-were set instead of trained. Use them to see what a method finds when the truth is known.
+They run through the ordinary HookedMLLM path: a real processor, vision tower, projector and
+decoder, with weights that were set instead of trained. Use them to see what a method finds when the
+truth is known.
 """
 
 from corelens.testbed.model import (

@@ -1,10 +1,11 @@
 """Multimodal models whose weights are set by hand, so that what each head does is known exactly.
 
-The residual stream is a list of named flags, each a dimension of its own. A visual token carries its digit, its frame
-and its cell; a text token carries "text". The picture gets there through a real vision tower (each patch's pixels are
-mapped to the flags of what is drawn in it) and a real projector. All heads have the same keys (frame, cell, first
-token) and the same values (digit, cell, "visual"); they differ in what their queries ask for and in where their output
-goes. Rotary frequencies are so low in the dimensions used that position plays no role. MLPs add nothing.
+The residual stream is a list of named flags, each a dimension of its own. A visual token carries
+its digit, its frame and its cell; a text token carries "text". The picture gets there through a
+real vision tower (each patch's pixels are mapped to the flags of what is drawn in it) and a real
+projector. All heads have the same keys (frame, cell, first token) and the same values (digit, cell,
+"visual"); they differ in what their queries ask for and in where their output goes. Rotary
+frequencies are so low in the dimensions used that position plays no role. MLPs add nothing.
 """
 
 from collections.abc import Sequence
@@ -30,16 +31,21 @@ from corelens.testbed.pictures import CELL, CELLS, FRAMES, SIDE, cell
 FLAGS = [
     *(f"digit:{i}" for i in range(10)), *(f"frame:{name}" for name in FRAMES), *(f"cell:{i}" for i in range(CELLS)),
     "visual", "text", "first", "is digit", "rest",
-    *(f"found:{i}" for i in range(CELLS)), "have",  # what the where head writes: the marked cell, and that it is known
-    *(f"other:{i}" for i in range(CELLS)), *(f"junk:{i}" for i in range(10)),  # what decoys write; nobody reads junk
+    # what the where head writes: the marked cell, and that it is known
+    *(f"found:{i}" for i in range(CELLS)), "have",
+    # what decoys write; nobody reads junk
+    *(f"other:{i}" for i in range(CELLS)), *(f"junk:{i}" for i in range(10)),
     *(f"out:{i}" for i in range(10)),  # what the copy head writes, and the unembedding reads
-    "asks", *(f"carried:{i}" for i in range(10)),  # the question mark; what readers write at their rows
+    # the question mark; what readers write at their rows
+    "asks", *(f"carried:{i}" for i in range(10)),
 ]  # fmt: skip
 SEEN = FLAGS[: 10 + len(FRAMES) + CELLS]  # those that the vision tower finds in the pixels
 WIDTH, HEAD, VISION = 128, 64, 32
-SURE, MAYBE, NEVER = 60.0, 30.0, -120.0  # scores before the softmax: what is sought, where to look without it, a veto
+# scores before the softmax: what is sought, where to look without it, a veto
+SURE, MAYBE, NEVER = 60.0, 30.0, -120.0
 UNIT = (WIDTH / 4) ** 0.5  # a flag after the norm, in a token of squared length 4
-UNROTATED = [*range(8, HEAD // 2), *range(HEAD // 2 + 8, HEAD)]  # these pairs turn by less than 1e-6 a position
+# these pairs turn by less than 1e-6 a position
+UNROTATED = [*range(8, HEAD // 2), *range(HEAD // 2 + 8, HEAD)]
 
 
 @dataclass(frozen=True)
@@ -61,37 +67,44 @@ def _each(a: str, b: str, n: int) -> tuple[tuple[str, str], ...]:
     return tuple((f"{a}:{i}", f"{b}:{i}") for i in range(n))
 
 
-_RESTS = (("visual", "first", SURE), ("text", "first", MAYBE))  # visual rows do nothing; text rows only if they must
+# visual rows do nothing; text rows only if they must
+_RESTS = (("visual", "first", SURE), ("text", "first", MAYBE))
 _FINDS = (("text", "frame:marked", SURE), *_RESTS)
 _TELLS = (*_each("cell", "found", CELLS), ("visual", "have"))
 KINDS: dict[str, Kind] = {
     "target": Kind(_FINDS),
-    "distractor": Kind((("text", "frame:distractor", SURE), *_RESTS), _each("cell", "other", CELLS)),
+    "distractor": Kind(
+        (("text", "frame:distractor", SURE), *_RESTS), _each("cell", "other", CELLS)
+    ),
     "bystander": Kind((("text", "frame:distractor", SURE), *_RESTS)),
     "uniform": Kind(),
     "sink": Kind((("visual", "first", SURE), ("text", "first", SURE))),
     "where": Kind(_FINDS, _TELLS),
     "backup": Kind((*_FINDS, ("have", "frame:marked", NEVER)), _TELLS),
-    "copy": Kind((*((a, b, SURE) for a, b in _each("found", "cell", CELLS)), *_RESTS), _each("digit", "out", 10)),
-    "decoy": Kind((*((a, b, SURE) for a, b in _each("other", "cell", CELLS)), *_RESTS), _each("digit", "junk", 10)),
+    "copy": Kind(
+        (*((a, b, SURE) for a, b in _each("found", "cell", CELLS)), *_RESTS),
+        _each("digit", "out", 10),
+    ),
+    "decoy": Kind(
+        (*((a, b, SURE) for a, b in _each("other", "cell", CELLS)), *_RESTS),
+        _each("digit", "junk", 10),
+    ),
     "reader": Kind(_FINDS, _each("digit", "carried", 10), strength=1 / 4),
     "murmur": Kind(_FINDS, _each("digit", "carried", 10), strength=1 / 32),
     "collector": Kind((("text", "asks", SURE),), _each("carried", "out", 10), strength=1 / 2),
 }
 """The heads that a plan can name.
 
-target      always looks at the red cell, writes nothing
-distractor  always looks at the blue cell, writes where that is into flags that only a decoy reads
-bystander   always looks at the blue cell, writes nothing
-uniform     looks equally at everything
-sink        always looks at the first token
-where       looks at the red cell and writes which cell it is
-backup      does the same, but only where nobody has done it before; else it looks at the first token
-copy        looks at the cell that the where head (or the backup) wrote, and moves its digit to the output
-decoy       looks at the cell that the distractor head wrote, and moves its digit to where nobody reads it
-reader      looks at the red cell from every text token and writes its digit there
-murmur      does the same, so faintly that it takes many of them
-collector   looks at the question mark, and moves the digit that readers wrote there to the output
+target      always looks at the red cell, writes nothing distractor  always looks at the blue cell,
+writes where that is into flags that only a decoy reads bystander   always looks at the blue cell,
+writes nothing uniform     looks equally at everything sink        always looks at the first token
+where       looks at the red cell and writes which cell it is backup      does the same, but only
+where nobody has done it before; else it looks at the first token copy        looks at the cell that
+the where head (or the backup) wrote, and moves its digit to the output decoy       looks at the
+cell that the distractor head wrote, and moves its digit to where nobody reads it reader      looks
+at the red cell from every text token and writes its digit there murmur      does the same, so
+faintly that it takes many of them collector   looks at the question mark, and moves the digit that
+readers wrote there to the output
 """
 
 LOOKING = (("target", "distractor", "uniform", "sink"),)
@@ -107,16 +120,19 @@ BLIND = (_IDLE, ("collector",) * 2 + _IDLE[2:])
 
 
 def core_model() -> HookedMLLM:
-    """Retrieval as the CoRe paper describes it: two of 32 heads fetch the digit at the question's tokens.
+    """Retrieval as the CoRe paper describes it: two of 32 heads fetch the digit at the question's
+    tokens.
 
-    L0H0 and L0H1 (readers) write the red cell's digit into the question's tokens; L1H0 and L1H1 (collectors) carry
-    it from the question mark to the last row. All other heads look at everything, at the blue cell or nowhere.
+    L0H0 and L0H1 (readers) write the red cell's digit into the question's tokens; L1H0 and L1H1
+    (collectors) carry it from the question mark to the last row. All other heads look at
+    everything, at the blue cell or nowhere.
     """
     return build(CORE)
 
 
 def spread_model() -> HookedMLLM:
-    """The same answers without specialised heads: 30 of 32 heads fetch the digit, each a little of it."""
+    """The same answers without specialised heads: 30 of 32 heads fetch the digit, each a little of
+    it."""
     return build(SPREAD)
 
 
@@ -126,7 +142,8 @@ def blind_model() -> HookedMLLM:
 
 
 def looking_model() -> HookedMLLM:
-    """One layer: L0H0 looks at the red cell, L0H1 at the blue one, L0H2 equally at everything, L0H3 at the first token.
+    """One layer: L0H0 looks at the red cell, L0H1 at the blue one, L0H2 equally at everything, L0H3
+    at the first token.
 
     It answers nothing: its logits do not depend on the picture.
     """
@@ -136,20 +153,23 @@ def looking_model() -> HookedMLLM:
 def circuit_model() -> HookedMLLM:
     """A circuit that answers which digit is marked, exactly.
 
-    L0H0 (where) finds the red cell and writes which it is into the row; L2H2 (copy) looks there and moves its digit to
-    the output. L1H1 (backup) does what L0H0 does, but only if L0H0 has not. L0H1, L1H2 and L2H1 are decoys: they look
-    at the blue cell, and what they write is not read. The others are uniform heads and sinks.
+    L0H0 (where) finds the red cell and writes which it is into the row; L2H2 (copy) looks there and
+    moves its digit to the output. L1H1 (backup) does what L0H0 does, but only if L0H0 has not.
+    L0H1, L1H2 and L2H1 are decoys: they look at the blue cell, and what they write is not read. The
+    others are uniform heads and sinks.
     """
     return build(CIRCUIT)
 
 
 def build(plan: Sequence[Sequence[str]]) -> HookedMLLM:
-    """A model with the heads of a plan: one list a layer of names in KINDS, an even number of heads in each."""
+    """A model with the heads of a plan: one list a layer of names in KINDS, an even number of heads
+    in each."""
     counts = {len(layer) for layer in plan}
     unknown = sorted({name for layer in plan for name in layer} - set(KINDS))
     if len(counts) != 1 or unknown or next(iter(counts)) % 2:
         raise CorelensError(
-            f"a plan with layers of {sorted(counts)} heads" + (f" and the unknown heads {unknown}" if unknown else ""),
+            f"a plan with layers of {sorted(counts)} heads"
+            + (f" and the unknown heads {unknown}" if unknown else ""),
             f"the same even number of heads in each layer, all among {', '.join(KINDS)}",
             "for instance testbed.build([('target', 'sink')])",
         )
@@ -185,11 +205,16 @@ def build(plan: Sequence[Sequence[str]]) -> HookedMLLM:
     )
     hf = LlavaForConditionalGeneration(config).eval()
     generation = hf.generation_config
-    generation.bos_token_id, generation.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    generation.bos_token_id, generation.eos_token_id = (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    )
     generation.pad_token_id, generation.do_sample = tokenizer.pad_token_id, False
     with torch.no_grad():
         for name, parameter in hf.named_parameters():
-            parameter.fill_(1.0 if parameter.ndim == 1 and "norm" in name and name.endswith("weight") else 0.0)
+            parameter.fill_(
+                1.0 if parameter.ndim == 1 and "norm" in name and name.endswith("weight") else 0.0
+            )
         _set_vision(hf)
         _set_embeddings(hf, tokenizer)
         for layer, kinds in zip(hf.model.language_model.layers, plan, strict=True):
@@ -197,7 +222,7 @@ def build(plan: Sequence[Sequence[str]]) -> HookedMLLM:
     return HookedMLLM(hf, processor)
 
 
-# --- what the weights are --------------------------------------------------------------------------------------------
+# --- what the weights are
 
 
 def _at(flag: str) -> int:
@@ -205,17 +230,23 @@ def _at(flag: str) -> int:
 
 
 def _set_vision(hf: Any) -> None:
-    """Patch pixels → flags of what is drawn there; position embedding → cell; projector → the residual stream."""
+    """Patch pixels → flags of what is drawn there; position embedding → cell; projector → the
+    residual stream."""
     tower = hf.model.vision_tower
     tower = getattr(tower, "vision_model", tower)
     looks = [(digit, frame) for digit in range(10) for frame in FRAMES]
-    pixels = np.stack([cell(*look).astype(np.float64).transpose(2, 0, 1).ravel() / 127.5 - 1 for look in looks])
+    pixels = np.stack(
+        [cell(*look).astype(np.float64).transpose(2, 0, 1).ravel() / 127.5 - 1 for look in looks]
+    )
     wanted = np.zeros((len(looks), VISION))
     for line, (digit, frame) in zip(wanted, looks, strict=True):
         line[_at(f"digit:{digit}")] = line[_at(f"frame:{frame}")] = 1
-    # digits and frames share no pixel, so flags are a linear function of pixels, and least squares finds it
+    # digits and frames share no pixel, so flags are a linear function of pixels, and least squares
+    # finds it
     weight = np.linalg.pinv(pixels) @ wanted
-    tower.embeddings.patch_embedding.weight.copy_(torch.tensor(weight.T).reshape(VISION, 3, CELL, CELL))
+    tower.embeddings.patch_embedding.weight.copy_(
+        torch.tensor(weight.T).reshape(VISION, 3, CELL, CELL)
+    )
     for number in range(CELLS):
         tower.embeddings.position_embedding.weight[1 + number, _at(f"cell:{number}")] = 1
     # Three flags of VISION are always set, so the tower's norm maps 0 and 1 to two fixed numbers;
@@ -232,7 +263,8 @@ def _set_vision(hf: Any) -> None:
 
 
 def _set_embeddings(hf: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Every token has squared length 4, so that the norm is the same for all before any head has written."""
+    """Every token has squared length 4, so that the norm is the same for all before any head has
+    written."""
     embed, unembed = hf.get_input_embeddings().weight, hf.get_output_embeddings().weight
     embed[:, _at("text")] = 1
     embed[:, _at("rest")] = 3**0.5
@@ -248,7 +280,12 @@ def _set_embeddings(hf: Any, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _set_attention(attn: Any, kinds: Sequence[Kind]) -> None:
-    keys = [*(f"frame:{name}" for name in FRAMES), *(f"cell:{i}" for i in range(CELLS)), "first", "asks"]
+    keys = [
+        *(f"frame:{name}" for name in FRAMES),
+        *(f"cell:{i}" for i in range(CELLS)),
+        "first",
+        "asks",
+    ]
     values = [*(f"digit:{i}" for i in range(10)), *(f"cell:{i}" for i in range(CELLS)), "visual"]
     values += [f"carried:{i}" for i in range(10)]
     place = dict(zip(keys, UNROTATED, strict=False))
@@ -276,7 +313,7 @@ def _split(attn: Any, name: str) -> Tensor:
     return torch.zeros(heads, HEAD, WIDTH)
 
 
-# --- the processor ---------------------------------------------------------------------------------------------------
+# --- the processor
 
 TEMPLATE = (
     "{{- '<s>' -}}{%- for message in messages -%}{{- message.role + ': ' -}}"
@@ -291,7 +328,9 @@ def _processor() -> Any:
     """A tokenizer of single bytes, and pictures that go in as they are."""
     special = ["<pad>", "<s>", "</s>", "<image>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: at for at, token in enumerate([*special, *letters])}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={token: at for at, token in enumerate([*special, *letters])}, merges=[])
+    )
     tokenizer.add_special_tokens(special)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -306,7 +345,9 @@ def _processor() -> Any:
     )
     side = SIDE * CELL
     half: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}, **half)
+    images = CLIPImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, **half
+    )
     return LlavaProcessor(
         images, fast, patch_size=CELL, num_additional_image_tokens=1, vision_feature_select_strategy="default",
         chat_template=TEMPLATE,

@@ -1,4 +1,5 @@
-"""Pictures for the hand-built models: a board of 4 × 4 cells, a digit in each, one cell framed red and one blue."""
+"""Pictures for the hand-built models: a board of 4 × 4 cells, a digit in each, one cell framed red
+and one blue."""
 
 from functools import cache
 
@@ -34,7 +35,8 @@ def cell(digit: int, frame: str) -> UInt8[np.ndarray, "16 16 3"]:
 
 
 def board(digits: list[int], marked: int, distractor: int | None = None) -> Image.Image:
-    """The whole picture: `digits` cell by cell, row by row; which cell is framed red, and which blue."""
+    """The whole picture: `digits` cell by cell, row by row; which cell is framed red, and which
+    blue."""
     picture = np.zeros((SIDE * CELL, SIDE * CELL, 3), dtype=np.uint8)
     for number, digit in enumerate(digits):
         y, x = CELL * (number // SIDE), CELL * (number % SIDE)
@@ -55,15 +57,18 @@ def samples(n: int, seed: int = 0, moved: bool = False) -> list[Sample]:
     Args:
         n: how many.
         seed: the same seed gives the same boards.
-        moved: the twins of the same boards, in which the red frame stands around another cell, with another digit.
+        moved: the twins of the same boards, in which the red frame stands around another cell, with
+            another digit.
 
     Returns:
-        Samples whose region is the red cell; `meta` says which cell is "marked" and which "distractor" (blue), and
-        where the red frame of the other twin stands ("other").
+        Samples whose region is the red cell; `meta` says which cell is "marked" and which
+        "distractor" (blue), and where the red frame of the other twin stands ("other").
     """
     if n < 0 or seed < 0:
         raise CorelensError(
-            f"n={n}, seed={seed}", "whole numbers from 0", "ask for a number and seed that are not negative"
+            f"n={n}, seed={seed}",
+            "whole numbers from 0",
+            "ask for a number and seed that are not negative",
         )
     found = []
     for number in range(n):

@@ -1,1 +1,2 @@
-"""Which token is which part of which picture: token maps, regions, positions. Pure geometry, no model."""
+"""Which token is which part of which picture: token maps, regions, positions. Pure geometry, no
+model."""

@@ -1,6 +1,8 @@
-"""Which positions a name means: "question", "last+answer", 17, [3, 4] … for every sample of the running batch.
+"""Which positions a name means: "question", "last+answer", 17, [3, 4] … for every sample of the
+running batch.
 
-Hooks are made before any input exists; a name is looked up when they run, in the token maps of the running batch.
+Hooks are made before any input exists; a name is looked up when they run, in the token maps of the
+running batch.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,8 @@ Where = str | int | Sequence[int] | Tensor  # a name, or positions in the padded
 
 
 def check_where(where: Where) -> Where:
-    """The same, after checking what can be checked before any input exists: that names are known, numbers whole."""
+    """The same, after checking what can be checked before any input exists: that names are known,
+    numbers whole."""
     if isinstance(where, str):
         for name in where.split("+"):
             check_name(name.strip())
@@ -37,15 +40,22 @@ def check_where(where: Where) -> Where:
     return where
 
 
-def resolve(where: Where, inputs: Any, new: Int[Tensor, " pos"], batch: int, rows: bool) -> Int[Tensor, "batch n"]:
-    """The positions that `where` means, one line a sample, −1 where a sample has fewer than another.
+def resolve(
+    where: Where, inputs: Any, new: Int[Tensor, " pos"], batch: int, rows: bool
+) -> Int[Tensor, "batch n"]:
+    """The positions that `where` means, one line a sample, −1 where a sample has fewer than
+    another.
 
     Args:
-        where: a name of TokenMap.positions, or positions: one list for all samples, or [batch, n] with −1 as padding.
-        inputs: the running batch (its `token_maps` are read), or None when the model runs on bare tensors.
+        where: a name of TokenMap.positions, or positions: one list for all samples, or [batch, n]
+            with −1 as padding.
+        inputs: the running batch (its `token_maps` are read), or None when the model runs on bare
+            tensors.
         new: the positions of this step's tokens; those past the prompt were generated.
-        batch: how many sequences run (a multiple of the samples when each is sampled several times).
-        rows: look for rows: "answer" then means the rows that predict the answer, generated ones included.
+        batch: how many sequences run (a multiple of the samples when each is sampled several
+            times).
+        rows: look for rows: "answer" then means the rows that predict the answer, generated ones
+            included.
     """
     if not isinstance(where, str):
         given = torch.as_tensor(where, dtype=torch.long)
@@ -64,7 +74,9 @@ def resolve(where: Where, inputs: Any, new: Int[Tensor, " pos"], batch: int, row
             "inputs whose token maps say where it is",
             "run on model.prepare(sample), or give positions as numbers",
         )
-    lines = [_line(where, token_maps[i * len(token_maps) // batch], new, rows) for i in range(batch)]
+    lines = [
+        _line(where, token_maps[i * len(token_maps) // batch], new, rows) for i in range(batch)
+    ]
     return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=-1).to(new.device)
 
 
@@ -87,15 +99,17 @@ def within(positions: Int[Tensor, "batch n"], new: Int[Tensor, " pos"]) -> Int[T
 def member(positions: Int[Tensor, "batch n"], length: int) -> Tensor:
     """A boolean table [batch, length]: is this position among them?"""
     table = torch.zeros(positions.shape[0], length + 1, dtype=torch.bool, device=positions.device)
-    inside = torch.where((positions >= 0) & (positions < length), positions, length)  # the last column is thrown away
+    # the last column is thrown away
+    inside = torch.where((positions >= 0) & (positions < length), positions, length)
     return table.scatter_(1, inside, True)[:, :length]
 
 
 def with_positions(inputs: Any, first: int | None) -> Any:
-    """The same batch; padded on the left, it gets position ids that count each row's own tokens from `first`.
+    """The same batch; padded on the left, it gets position ids that count each row's own tokens
+    from `first`.
 
-    A model that is given none counts the padding too: its logits are the same (rotary is relative), but rotated q and k
-    are then not those of the sample run alone.
+    A model that is given none counts the padding too: its logits are the same (rotary is relative),
+    but rotated q and k are then not those of the sample run alone.
     """
     mask = inputs.tensors["attention_mask"]
     if first is None or bool(mask[:, 0].all()):

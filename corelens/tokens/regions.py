@@ -1,7 +1,8 @@
-"""Regions: which pixels of which picture hold the evidence. Pure geometry in pixels of the ORIGINAL picture.
+"""Regions: which pixels of which picture hold the evidence. Pure geometry in pixels of the ORIGINAL
+picture.
 
-A pixel (column x, row y) occupies the square [x, x+1) × [y, y+1), so a picture of width W and height H spans
-[0, W] × [0, H], and `Box(0, 0, W, H)` is all of it.
+A pixel (column x, row y) occupies the square [x, x+1) × [y, y+1), so a picture of width W and
+height H spans [0, W] × [0, H], and `Box(0, 0, W, H)` is all of it.
 """
 
 import math
@@ -37,20 +38,27 @@ class Box:
     def __post_init__(self):
         edges = self.x0, self.y0, self.x1, self.y1
         if not all(isinstance(edge, Real) and math.isfinite(edge) for edge in edges):
-            raise CorelensError(f"Box{edges}", "four finite numbers x0, y0, x1, y1", "give corners in pixels")
+            raise CorelensError(
+                f"Box{edges}", "four finite numbers x0, y0, x1, y1", "give corners in pixels"
+            )
         _check_picture(self)
         if not (self.x1 > self.x0 and self.y1 > self.y0):
             raise CorelensError(
-                f"{self} is empty", "x0 < x1 and y0 < y1", "give corners as x0, y0, x1, y1, or use Box.from_xywh"
+                f"{self} is empty",
+                "x0 < x1 and y0 < y1",
+                "give corners as x0, y0, x1, y1, or use Box.from_xywh",
             )
 
     @classmethod
-    def from_xywh(cls, x: float, y: float, w: float, h: float, image: int = 0, text: str | None = None) -> "Box":
+    def from_xywh(
+        cls, x: float, y: float, w: float, h: float, image: int = 0, text: str | None = None
+    ) -> "Box":
         """A box from its left top corner, width and height in pixels, as COCO writes them."""
         return cls(x, y, x + w, y + h, image, text)
 
     def check(self, width: int, height: int) -> None:
-        """Raise if the box reaches beyond a picture of this size by more than one pixel (rounding is forgiven)."""
+        """Raise if the box reaches beyond a picture of this size by more than one pixel (rounding
+        is forgiven)."""
         if self.x0 < -1 or self.y0 < -1 or self.x1 > width + 1 or self.y1 > height + 1:
             raise CorelensError(
                 f"{self} reaches outside its picture of {width} × {height} pixels",
@@ -74,7 +82,8 @@ class Box:
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A region of any form: `mask[y, x]` is True where pixel (x, y) of the original picture belongs to it."""
+    """A region of any form: `mask[y, x]` is True where pixel (x, y) of the original picture belongs
+    to it."""
 
     mask: np.ndarray
     image: int = 0
@@ -90,7 +99,11 @@ class Mask:
                 "for a mask of numbers write mask > 0.5",
             )
         if not mask.any():
-            raise CorelensError("a mask without a single True pixel", "a region of one pixel or more", "check the mask")
+            raise CorelensError(
+                "a mask without a single True pixel",
+                "a region of one pixel or more",
+                "check the mask",
+            )
         object.__setattr__(self, "mask", mask)
 
     def check(self, width: int, height: int) -> None:
@@ -103,7 +116,8 @@ class Mask:
             )
 
     def covered(self, cell: Rect, frame: int | None = None) -> float:
-        """The fraction of `cell` that the mask covers, 0 to 1; pixels on the edge of the cell count in part."""
+        """The fraction of `cell` that the mask covers, 0 to 1; pixels on the edge of the cell count
+        in part."""
         x0, y0, x1, y1 = cell
         left, top = max(int(np.floor(x0)), 0), max(int(np.floor(y0)), 0)
         part = self.mask[top : max(int(np.ceil(y1)), 0), left : max(int(np.ceil(x1)), 0)]
@@ -138,13 +152,19 @@ class Tube:
     def __post_init__(self):
         _check_picture(self)
         if not isinstance(self.boxes, Mapping) or not self.boxes:
-            given = "a tube without frames" if not self.boxes else f"a tube of a {type(self.boxes).__name__}"
+            given = (
+                "a tube without frames"
+                if not self.boxes
+                else f"a tube of a {type(self.boxes).__name__}"
+            )
             raise CorelensError(given, "Tube({frame: Box(…), …})", "give one box or more")
         boxes = {frame: as_region(box) for frame, box in self.boxes.items()}
         for frame, box in boxes.items():
             if isinstance(frame, bool) or not isinstance(frame, Integral):
                 raise CorelensError(
-                    f"a tube with the frame {frame!r}", "whole numbers from 0", "count the video's frames"
+                    f"a tube with the frame {frame!r}",
+                    "whole numbers from 0",
+                    "count the video's frames",
                 )
             if not isinstance(box, Box):
                 raise CorelensError(

@@ -1,4 +1,5 @@
-"""Which token of a row is which part of which picture. Pure geometry: no model, no processor, no family.
+"""Which token of a row is which part of which picture. Pure geometry: no model, no processor, no
+family.
 
 Positions speak of the padded row. Boxes are in pixels of the original picture: x0, y0, x1, y1.
 """
@@ -18,22 +19,27 @@ from corelens.tokens.regions import Region, Tube
 
 WORDS = ("question", "last", "answer", "visual", "region", "text", "template", "all")
 NAMES = (*WORDS, "image:1", "frame:3", "thumbnail", "tile:0")
-THUMBNAIL = -1  # the number of the view that shows the whole picture, beside tiles that show parts of it
+# the number of the view that shows the whole picture, beside tiles that show parts of it
+THUMBNAIL = -1
 
 Positions = str | int | Sequence[int] | np.ndarray | Tensor
 
 
 @dataclass
 class Cells:
-    """What the placeholder tokens of one picture or video cover, in the order in which they stand in the prompt.
+    """What the placeholder tokens of one picture or video cover, in the order in which they stand
+    in the prompt.
 
     Args:
         box: x0, y0, x1, y1 in pixels of the original picture (of each frame, for a video).
-        visual: False for placeholders that are no patch (newline, separator); their box means nothing.
+        visual: False for placeholders that are no patch (newline, separator); their box means
+            nothing.
         frames: for a video, the frames each token covers; −1 pads.
-        shrunk: width and height to which the picture had to be shrunk because it exceeds the processor's limit.
-        views: for a picture that is shown in several views, the number of each token's tile, from 0 in the order in
-            which they stand in the prompt, THUMBNAIL (−1) where it is a token of the whole picture.
+        shrunk: width and height to which the picture had to be shrunk because it exceeds the
+            processor's limit.
+        views: for a picture that is shown in several views, the number of each token's tile, from 0
+            in the order in which they stand in the prompt, THUMBNAIL (−1) where it is a token of
+            the whole picture.
     """
 
     box: Float[Tensor, "token 4"]
@@ -45,7 +51,8 @@ class Cells:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """The visual tokens of one image or video: their positions and boxes; frames and views as in Cells."""
+    """The visual tokens of one image or video: their positions and boxes; frames and views as in
+    Cells."""
 
     positions: Int[Tensor, " token"]
     box: Float[Tensor, "token 4"]
@@ -53,28 +60,34 @@ class Picture:
     views: Int[Tensor, " token"] | None = None
 
     def covered(self, region: Region) -> Float[Tensor, " token"]:
-        """The fraction of each token's cell that a region covers; over a video, the mean over the token's frames."""
+        """The fraction of each token's cell that a region covers; over a video, the mean over the
+        token's frames."""
         boxes = [tuple(box) for box in self.box.tolist()]
         if self.frames is None:
             return torch.tensor([_fraction(region, box) for box in boxes], dtype=torch.float32)
         rows = [[frame for frame in row if frame >= 0] for row in self.frames.tolist()]
-        means = [sum(_fraction(region, b, f) for f in row) / len(row) for b, row in zip(boxes, rows, strict=True)]
+        means = [
+            sum(_fraction(region, b, f) for f in row) / len(row)
+            for b, row in zip(boxes, rows, strict=True)
+        ]
         return torch.tensor(means, dtype=torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class TokenMap:
-    """One sample's row of tokens. All positions are 1-D LongTensors on the CPU, ascending, in the padded row.
+    """One sample's row of tokens. All positions are 1-D LongTensors on the CPU, ascending, in the
+    padded row.
 
-    `question`, `answer`, `images`, `regions`, `region_weights` and `region` raise a CorelensError that says what the
-    sample lacks. Made by `prepare` or `from_tensors`.
+    `question`, `answer`, `images`, `regions`, `region_weights` and `region` raise a CorelensError
+    that says what the sample lacks. Made by `prepare` or `from_tensors`.
 
     Args:
         real: True where the row holds a token of the sample, False on padding.
         placeholder: every token that stands for picture content, newlines and separators included.
         visual: the patches among them.
         last: the one row that predicts the first answer token.
-        pictures: images in the order of the prompt, then videos; None if their geometry is not known.
+        pictures: images in the order of the prompt, then videos; None if their geometry is not
+            known.
         parts: positions of "question" and "answer" as far as the sample has them.
         covered: per region its tokens and their weights.
         missing: per name the error to raise when it is asked for.
@@ -93,10 +106,12 @@ class TokenMap:
 
     def __repr__(self) -> str:
         shown = {"length": self.length, "visual": len(self.visual), "last": int(self.last)}
-        shown |= {name: len(part) for name, part in self.parts.items()} | {"regions": len(self.covered)}
+        shown |= {name: len(part) for name, part in self.parts.items()} | {
+            "regions": len(self.covered)
+        }
         return f"TokenMap({self.id!r}, {', '.join(f'{name}={value}' for name, value in shown.items())})"
 
-    # --- what there is ----------------------------------------------------------------------------------------------
+    # --- what there is
 
     @property
     def length(self) -> int:
@@ -122,8 +137,12 @@ class TokenMap:
 
     @property
     def template(self) -> Int[Tensor, " template"]:
-        """The text around the question: every text token but the question's, the answer's and the last row's."""
-        known = [self.last, *(self.parts[name] for name in ("question", "answer") if name in self.parts)]
+        """The text around the question: every text token but the question's, the answer's and the
+        last row's."""
+        known = [
+            self.last,
+            *(self.parts[name] for name in ("question", "answer") if name in self.parts),
+        ]
         return self.text[~torch.isin(self.text, torch.cat(known))]
 
     @property
@@ -133,12 +152,14 @@ class TokenMap:
 
     @property
     def question(self) -> Int[Tensor, " question"]:
-        """The tokens whose characters overlap the user's question; template, options and instructions excluded."""
+        """The tokens whose characters overlap the user's question; template, options and
+        instructions excluded."""
         return self._part("question", "a question", "Sample(question=…)")
 
     @property
     def answer(self) -> Int[Tensor, " answer"]:
-        """The gold answer's tokens, as they stand in the row (they are predicted one row earlier)."""
+        """The gold answer's tokens, as they stand in the row (they are predicted one row
+        earlier)."""
         return self._part("answer", "an answer in its row", "prepare the sample with answer=True")
 
     @property
@@ -155,7 +176,8 @@ class TokenMap:
 
     @property
     def region_weights(self) -> list[Float[Tensor, " token"]]:
-        """Per region the weight of each of its tokens: 1, or the fraction of its cell that the region covers."""
+        """Per region the weight of each of its tokens: 1, or the fraction of its cell that the
+        region covers."""
         if "region" in self.missing:
             raise self.missing["region"]
         return [weights for _, weights in self.covered]
@@ -167,33 +189,38 @@ class TokenMap:
 
     @property
     def region_weight(self) -> Float[Tensor, " region"]:
-        """The weight of each token of the union: the sum over regions, at most 1 (exact if they do not overlap)."""
+        """The weight of each token of the union: the sum over regions, at most 1 (exact if they do
+        not overlap)."""
         union = self._union()
         return union[union > 0]
 
-    # --- asking -----------------------------------------------------------------------------------------------------
+    # --- asking
 
     def cell(self, position: int) -> tuple[int, float, float, float, float]:
-        """What a visual token covers: (image or first frame, x0, y0, x1, y1) in pixels of the original picture."""
+        """What a visual token covers: (image or first frame, x0, y0, x1, y1) in pixels of the
+        original picture."""
         number, picture, token = self._find(position)
         first = number if picture.frames is None else int(picture.frames[token, 0])
         x0, y0, x1, y1 = picture.box[token].tolist()
         return first, x0, y0, x1, y1
 
     def frames(self, position: int) -> tuple[int, ...]:
-        """All frames of the sample's video that a visual token covers; empty for a token of an image."""
+        """All frames of the sample's video that a visual token covers; empty for a token of an
+        image."""
         _, picture, token = self._find(position)
         if picture.frames is None:
             return ()
         return tuple(frame for frame in picture.frames[token].tolist() if frame >= 0)
 
     def positions(self, spec: Positions, rows: bool = False) -> Int[Tensor, " chosen"]:
-        """Resolve a name, a sum of names or explicit positions to ascending positions in the padded row.
+        """Resolve a name, a sum of names or explicit positions to ascending positions in the padded
+        row.
 
         Args:
-            spec: "question", "last", "answer", "visual", "region", "text", "template", "all", "image:1", "frame:3",
-                "thumbnail" or "tile:0" (of every picture that is shown in such views), or several joined by "+" (an
-                answer that was not prepared is then left out); or ints, or a boolean mask [pos].
+            spec: "question", "last", "answer", "visual", "region", "text", "template", "all",
+                "image:1", "frame:3", "thumbnail" or "tile:0" (of every picture that is shown in
+                such views), or several joined by "+" (an answer that was not prepared is then left
+                out); or ints, or a boolean mask [pos].
             rows: "answer" then means the rows that predict the answer's tokens, one before each.
 
         Errors: an unknown name, a part that the sample lacks, a position outside the row.
@@ -202,12 +229,15 @@ class TokenMap:
             return self._explicit(spec)
         names = [name.strip() for name in spec.split("+")]
         found = [
-            self._named(name, rows) for name in names if len(names) == 1 or name != "answer" or "answer" in self.parts
+            self._named(name, rows)
+            for name in names
+            if len(names) == 1 or name != "answer" or "answer" in self.parts
         ]
         return torch.unique(torch.cat(found)) if found else torch.empty(0, dtype=torch.long)
 
     def evidence_rows(self, rows: Positions) -> Int[Tensor, " row"]:
-        """The rows of `positions(rows, rows=True)`, after checking that one of them at least can see the region."""
+        """The rows of `positions(rows, rows=True)`, after checking that one of them at least can
+        see the region."""
         chosen, region = self.positions(rows, rows=True), self.region
         if len(chosen) == 0 or chosen.max() < region.min():
             raise CorelensError(
@@ -219,16 +249,21 @@ class TokenMap:
         return chosen
 
     def moved(self, start: int, length: int) -> "TokenMap":
-        """This map of an unpadded row, in a row of `length` tokens in which it begins at `start`."""
+        """This map of an unpadded row, in a row of `length` tokens in which it begins at
+        `start`."""
         if start < 0 or start + self.length > length:
             raise CorelensError(
-                f"a row of {self.length} tokens at {start} of {length}", "a row that fits", "choose another length"
+                f"a row of {self.length} tokens at {start} of {length}",
+                "a row that fits",
+                "choose another length",
             )
         real = torch.zeros(length, dtype=torch.bool)
         real[start : start + self.length] = self.real
         pictures = self.pictures
         if pictures is not None:
-            pictures = [replace(picture, positions=picture.positions + start) for picture in pictures]
+            pictures = [
+                replace(picture, positions=picture.positions + start) for picture in pictures
+            ]
         return replace(
             self,
             real=real,
@@ -240,7 +275,7 @@ class TokenMap:
             covered=[(tokens + start, weights) for tokens, weights in self.covered],
         )
 
-    # --- inside -----------------------------------------------------------------------------------------------------
+    # --- inside
 
     def _part(self, name: str, expected: str, do: str) -> Tensor:
         if name in self.parts:
@@ -282,7 +317,9 @@ class TokenMap:
         if chosen.dtype == torch.bool and chosen.shape == self.real.shape:
             chosen = chosen.nonzero()[:, 0]
         chosen = chosen.reshape(-1)
-        whole = len(chosen) == 0 or not (chosen.dtype.is_floating_point or chosen.dtype == torch.bool)
+        whole = len(chosen) == 0 or not (
+            chosen.dtype.is_floating_point or chosen.dtype == torch.bool
+        )
         chosen = torch.unique(chosen.long())
         if not whole or (len(chosen) and (chosen[0] < 0 or chosen[-1] >= self.length)):
             raise CorelensError(
@@ -307,35 +344,66 @@ class TokenMap:
         if number < len(self.images):
             return self.images[number]
         raise CorelensError(
-            f"image:{number} of sample {self.id!r}", f"image:0 to image:{len(self.images) - 1}", "count from 0"
+            f"image:{number} of sample {self.id!r}",
+            f"image:0 to image:{len(self.images) - 1}",
+            "count from 0",
         )
 
     def _view(self, name: str, number: int) -> Int[Tensor, " token"]:
         shown = [picture for picture in self._pictures() if picture.views is not None]
-        tokens = [picture.positions[picture.views == number] for picture in shown if picture.views is not None]
+        tokens = [
+            picture.positions[picture.views == number]
+            for picture in shown
+            if picture.views is not None
+        ]
         if any(map(len, tokens)):
             return torch.cat(tokens)
-        views = sorted({view for picture in shown if picture.views is not None for view in picture.views.tolist()})
+        views = sorted(
+            {
+                view
+                for picture in shown
+                if picture.views is not None
+                for view in picture.views.tolist()
+            }
+        )
         names = ["thumbnail" if view == THUMBNAIL else f"tile:{view}" for view in views]
         raise CorelensError(
             f"{name!r} of sample {self.id!r}",
-            f"a view of its pictures: {', '.join(names)}" if names else "a model that shows a picture in several views",
-            "use one of these" if names else "this one shows each picture once: use 'image:0' or 'visual'",
+            f"a view of its pictures: {', '.join(names)}"
+            if names
+            else "a model that shows a picture in several views",
+            "use one of these"
+            if names
+            else "this one shows each picture once: use 'image:0' or 'visual'",
         )
 
     def _frame(self, number: int) -> Int[Tensor, " token"]:
         videos = [picture for picture in self._pictures() if picture.frames is not None]
-        found = [video.positions[(video.frames == number).any(1)] for video in videos if video.frames is not None]
+        found = [
+            video.positions[(video.frames == number).any(1)]
+            for video in videos
+            if video.frames is not None
+        ]
         if any(map(len, found)):
             return torch.cat(found)
-        count = max((int(video.frames.max()) + 1 for video in videos if video.frames is not None), default=0)
-        raise CorelensError(f"frame:{number} of sample {self.id!r}", f"a video's frame below {count}", "count from 0")
+        count = max(
+            (int(video.frames.max()) + 1 for video in videos if video.frames is not None), default=0
+        )
+        raise CorelensError(
+            f"frame:{number} of sample {self.id!r}",
+            f"a video's frame below {count}",
+            "count from 0",
+        )
 
 
 def covered_tokens(
-    pictures: list[Picture], regions: Iterable[Region], weights: Literal["touch", "fraction"], id: str = ""
+    pictures: list[Picture],
+    regions: Iterable[Region],
+    weights: Literal["touch", "fraction"],
+    id: str = "",
 ) -> list[tuple[Tensor, Tensor]]:
-    """Per region the positions of the tokens whose cell it touches, in every view and frame, and their weights.
+    """Per region the positions of the tokens whose cell it touches, in every view and frame, and
+    their weights.
 
     Errors: a region that touches no token (a processor that crops the border away, for instance).
     """
@@ -353,7 +421,12 @@ def covered_tokens(
                 "look at inputs.show(): this model's processor may crop the picture's border away",
             )
         positions, order = picture.positions[touched].sort()
-        result.append((positions, fraction[touched][order] if weights == "fraction" else torch.ones(len(positions))))
+        result.append(
+            (
+                positions,
+                fraction[touched][order] if weights == "fraction" else torch.ones(len(positions)),
+            )
+        )
     return result
 
 

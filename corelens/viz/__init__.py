@@ -1,4 +1,5 @@
-"""Pictures: tensors, scores and token maps in; a figure or offline HTML out. Reports: `corelens.viz.page`."""
+"""Pictures: tensors, scores and token maps in; a figure or offline HTML out. Reports:
+`corelens.viz.page`."""
 
 from corelens.viz.curves import ablation_curves, sorted_scores
 from corelens.viz.head_grid import head_grid, head_grid_html

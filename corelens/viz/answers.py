@@ -42,8 +42,18 @@ def answers_html(evaluation: Any) -> Markup:
     of = len(wrong) if wrong else len(evaluation.per_sample)
     table = page.table(
         ["sample", "gold", "given", "log-probability (nats)"],
-        [[answer.id, answer.gold, answer.given or "(nothing)", f"{answer.logprob:.2f}"] for answer in listed],
+        [
+            [answer.id, answer.gold, answer.given or "(nothing)", f"{answer.logprob:.2f}"]
+            for answer in listed
+        ],
         f"The first {len(listed)} of {of} {which}.",
     )
-    said = "accuracy **{}** (95% CI over {} samples), log-probability of the gold answer {:.3f} nats"
-    return page.text(said.format(evaluation.interval, len(evaluation.per_sample), evaluation.answer_logprob)) + table
+    said = (
+        "accuracy **{}** (95% CI over {} samples), log-probability of the gold answer {:.3f} nats"
+    )
+    return (
+        page.text(
+            said.format(evaluation.interval, len(evaluation.per_sample), evaluation.answer_logprob)
+        )
+        + table
+    )

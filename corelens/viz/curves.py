@@ -1,4 +1,5 @@
-"""Lines with their uncertainty: scores from the highest head to the lowest, and what ablating heads costs."""
+"""Lines with their uncertainty: scores from the highest head to the lowest, and what ablating heads
+costs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,8 +21,11 @@ LOOK = {  # the controls look the same in every report
 }
 
 
-def sorted_scores(scores: HeadScores, fraction: float = 0.05, ax: Axes | None = None, name_heads: int = 4) -> Figure:
-    """Scores sorted from the highest head to the lowest; the top `fraction` is marked with what it holds of the whole.
+def sorted_scores(
+    scores: HeadScores, fraction: float = 0.05, ax: Axes | None = None, name_heads: int = 4
+) -> Figure:
+    """Scores sorted from the highest head to the lowest; the top `fraction` is marked with what it
+    holds of the whole.
 
     The band is each head's 95% bootstrap interval over samples, where per-sample scores are known.
     """
@@ -33,7 +37,9 @@ def sorted_scores(scores: HeadScores, fraction: float = 0.05, ax: Axes | None = 
         if scores.per_sample is not None and len(scores.per_sample) > 1:
             low, high = scores.ci()
             low, high = (np.array([bound[head] for head in order]) for bound in (low, high))
-            ax.fill_between(rank, low, high, color=style.GREY, alpha=0.28, linewidth=0, label="95% CI")
+            ax.fill_between(
+                rank, low, high, color=style.GREY, alpha=0.28, linewidth=0, label="95% CI"
+            )
         ax.plot(rank, values, color=style.GREY, linewidth=1.2)
         ax.plot(
             rank[:k], values[:k], color=style.HOT, marker="o", markersize=4.5 if k < 25 else 2.5, linewidth=1.4,
@@ -43,18 +49,32 @@ def sorted_scores(scores: HeadScores, fraction: float = 0.05, ax: Axes | None = 
         ax.set_xlim(0, len(values) + 1)
         if values.min() >= 0:
             ax.set_ylim(0)
-        ax.legend(loc="upper right", title=style.words(scores)[2] or None, title_fontsize=8.5, alignment="left")
+        ax.legend(
+            loc="upper right",
+            title=style.words(scores)[2] or None,
+            title_fontsize=8.5,
+            alignment="left",
+        )
         _name(ax, [str(head) for head in order[: min(k, name_heads)]], values)
     return style.figure_of(ax)
 
 
 def cost_bars(labels: Sequence[str], costs: Sequence[tuple[float, float, float]]) -> Figure:
-    """What each group of rows costs when the evidence is cut off from it: (accuracy lost, low, high), one bar each."""
+    """What each group of rows costs when the evidence is cut off from it: (accuracy lost, low,
+    high), one bar each."""
     value, low, high = np.array(costs).T
     at = np.arange(len(labels))[::-1]
     with style.axes(None, 4.6, 0.6 + 0.24 * len(labels)) as ax:
         errors = np.clip([value - low, high - value], 0, None)
-        ax.barh(at, value, xerr=errors, color=style.HOT, ecolor=style.INK, height=0.62, error_kw={"linewidth": 0.9})
+        ax.barh(
+            at,
+            value,
+            xerr=errors,
+            color=style.HOT,
+            ecolor=style.INK,
+            height=0.62,
+            error_kw={"linewidth": 0.9},
+        )
         ax.set(yticks=at, yticklabels=labels, xlabel="accuracy lost, 95% interval")
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.axvline(0, color=style.SOFT, linewidth=0.7)
@@ -67,9 +87,18 @@ def recall_curve(recall: Sequence[tuple[float, float, float]], random: Sequence[
     k = np.arange(1, len(value) + 1)
     with style.axes(None, 3.6, 2.7) as ax:
         ax.fill_between(k, low, high, color=style.HOT, alpha=0.2, linewidth=0, label="95% CI")
-        ax.plot(k, value, color=style.HOT, marker="o", markersize=4, label="pages by the heads' attention")
+        ax.plot(
+            k,
+            value,
+            color=style.HOT,
+            marker="o",
+            markersize=4,
+            label="pages by the heads' attention",
+        )
         ax.plot(k, random, color=style.GREY, linestyle="--", label="pages in random order")
-        ax.set(xlabel="k, pages read", ylabel="recall of evidence pages at k", xticks=k, ylim=(0, 1.05))
+        ax.set(
+            xlabel="k, pages read", ylabel="recall of evidence pages at k", xticks=k, ylim=(0, 1.05)
+        )
         ax.legend(loc="lower right")
     return style.figure_of(ax)
 
@@ -104,15 +133,20 @@ def ablation_curves(
     Where there is one share only, the choices stand side by side.
 
     Args:
-        curves: {"top": [(fraction, mean, low, high), …], "bottom": …, "random": …, "layer-matched": …}; other labels
-            get colours of their own. Fractions, means and bounds between 0 and 1.
+        curves: {"top": [(fraction, mean, low, high), …], "bottom": …, "random": …, "layer-matched":
+            …}; other labels get colours of their own. Fractions, means and bounds between 0 and 1.
         baseline: accuracy with no head ablated; chance: accuracy of guessing.
     """
     if not curves or any(not points for points in curves.values()):
         raise CorelensError(
-            "no curves, or one without points", "{label: [(fraction, mean, low, high), …]}", "run a sweep"
+            "no curves, or one without points",
+            "{label: [(fraction, mean, low, high), …]}",
+            "run a sweep",
         )
-    spare = iter([*zip((style.PURPLE, style.GOLD, "#56b4e9", style.INK), ("v", "P", "X", "*"), strict=True)] * 4)
+    spare = iter(
+        [*zip((style.PURPLE, style.GOLD, "#56b4e9", style.INK), ("v", "P", "X", "*"), strict=True)]
+        * 4
+    )
     with style.axes(ax, 4.8, 3.1) as ax:
         ax.grid(axis="y")
         ax.set_axisbelow(True)
@@ -123,7 +157,8 @@ def ablation_curves(
             if len(shares) == 1:
                 x = np.array([float(place)])
                 ax.vlines(x, low, high, color=colour, linewidth=1.6)
-            else:  # each line a little to the side of the last: lines that agree would hide one another
+            # each line a little to the side of the last: lines that agree would hide one another
+            else:
                 x = x + (place - (len(curves) - 1) / 2) * 0.012 * (shares[-1] - shares[0])
             ax.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
             ax.plot(
@@ -147,7 +182,10 @@ def ablation_curves(
         ax.set(ylabel=f"{ylabel} (95% CI)", ylim=(0, 1.02))
         if len(shares) == 1:
             ax.set_xticks(range(len(curves)), list(curves))
-            ax.set(xlabel=f"heads ablated, {100 * shares[0]:.3g}% of all", xlim=(-0.5, len(curves) - 0.5))
+            ax.set(
+                xlabel=f"heads ablated, {100 * shares[0]:.3g}% of all",
+                xlim=(-0.5, len(curves) - 0.5),
+            )
         else:
             ax.set_xticks(shares, [f"{share:.3g}" for share in np.array(shares) * 100])
             ax.set_xlabel("heads ablated, % of all")

@@ -1,4 +1,5 @@
-"""The small figures of a study's report: measured values with intervals, their controls and their threshold."""
+"""The small figures of a study's report: measured values with intervals, their controls and their
+threshold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ Numbers = Mapping[str, Any]
 
 @dataclass
 class Mark:
-    """One line of the figure: a value, the interval around it, and the controls that it is compared with.
+    """One line of the figure: a value, the interval around it, and the controls that it is compared
+    with.
 
     Args:
         name: a world, a pair of worlds, a budget.
-        value, low, high: the measured value; low and high are the value itself where there is no interval.
+        value, low, high: the measured value; low and high are the value itself where there is no
+            interval.
         controls: values of random sets, drawn as small ticks.
         other: a second value on the line (the bottom heads), hollow.
     """
@@ -43,7 +46,8 @@ class Panel:
 
 
 def finding_figure(id: str, model: Numbers, thresholds: Mapping[str, float]) -> Figure | None:
-    """The figure of a finding on a model, from their part of report.json; None where nothing was measured.
+    """The figure of a finding on a model, from their part of report.json; None where nothing was
+    measured.
 
     Args:
         id: "F1" to "F8".
@@ -58,7 +62,14 @@ def marks_figure(panel: Panel, ax: Axes | None = None) -> Figure:
     """Values with intervals, one line each, controls as ticks, the threshold dashed."""
     with style.axes(ax, 2.7, 0.42 + 0.26 * len(panel.marks)) as ax:
         for y, mark in enumerate(panel.marks):
-            ax.plot(mark.controls, np.full(len(mark.controls), y), "|", color=style.GREY, markersize=6, alpha=0.5)
+            ax.plot(
+                mark.controls,
+                np.full(len(mark.controls), y),
+                "|",
+                color=style.GREY,
+                markersize=6,
+                alpha=0.5,
+            )
             ax.plot([mark.low, mark.high], [y, y], color=style.HOT, linewidth=1.6)
             ax.plot(mark.value, y, "o", color=style.HOT, markersize=5)
             if mark.other is not None:
@@ -75,7 +86,11 @@ def marks_figure(panel: Panel, ax: Axes | None = None) -> Figure:
 
 
 def _measured(model: Numbers, id: str) -> list[tuple[str, Numbers]]:
-    return [(name, world["numbers"][id]) for name, world in model["worlds"].items() if id in world["numbers"]]
+    return [
+        (name, world["numbers"][id])
+        for name, world in model["worlds"].items()
+        if id in world["numbers"]
+    ]
 
 
 def _sparsity(model: Numbers, threshold: float | None) -> Panel:
@@ -113,7 +128,9 @@ def _necessity(model: Numbers, threshold: float | None) -> Panel:
         top, bottom = (numbers[numbers["judged"]][role]["zero"] for role in ("top", "bottom"))
         scale = top["relative"] / top["value"] if top["value"] else 1.0
         ends = top["low"] * scale, top["high"] * scale
-        marks.append(Mark(name, top["relative"], *ends, numbers["random"]["zero"], bottom["relative"]))
+        marks.append(
+            Mark(name, top["relative"], *ends, numbers["random"]["zero"], bottom["relative"])
+        )
     return Panel(marks, threshold, "share lost; ticks: random, hollow: bottom")
 
 
@@ -144,7 +161,9 @@ def _visual_heads(model: Numbers, threshold: float | None) -> Panel:
     marks = []
     for name, numbers in _measured(model, "F8"):
         for gain in numbers["budgets"]:
-            marks.append(Mark(f"{name}, {gain['keys']} keys", gain["value"], gain["low"], gain["high"]))
+            marks.append(
+                Mark(f"{name}, {gain['keys']} keys", gain["value"], gain["low"], gain["high"])
+            )
     return Panel(marks, threshold, "nats gained over equal budgets", None)
 
 

@@ -1,4 +1,5 @@
-"""The layer × head grid: a static picture, and an interactive one that names head, score and interval on hover."""
+"""The layer × head grid: a static picture, and an interactive one that names head, score and
+interval on hover."""
 
 from html import escape
 from typing import Any
@@ -17,13 +18,18 @@ from corelens.viz.view import LiveFigure, View, beside, live_script
 STEPS = 32  # colours on the interactive grid's scale
 
 
-def head_grid(scores: HeadScores, highlight: HeadSet | None = None, ax: Axes | None = None) -> Figure:
-    """Every head's score as a colour: layers downwards, heads across; `highlight` outlines some heads.
+def head_grid(
+    scores: HeadScores, highlight: HeadSet | None = None, ax: Axes | None = None
+) -> Figure:
+    """Every head's score as a colour: layers downwards, heads across; `highlight` outlines some
+    heads.
 
-    The scale begins at zero (two-way around zero if a good part of the scores is negative); its unit stands at the bar.
+    The scale begins at zero (two-way around zero if a good part of the scores is negative); its
+    unit stands at the bar.
 
     Returns:
-        A matplotlib figure. A notebook shows `head_grid_html` in its place; `figure.save_html(path)` writes that.
+        A matplotlib figure. A notebook shows `head_grid_html` in its place;
+        `figure.save_html(path)` writes that.
     """
     layers, heads = scores.values.shape
     own = ax is None
@@ -43,8 +49,14 @@ def head_grid(scores: HeadScores, highlight: HeadSet | None = None, ax: Axes | N
         ax.set(xlabel="head", ylabel="layer")
         ax.spines[:].set_visible(False)
         for layer, head in (highlight or HeadSet()).check(layers, heads):
-            ax.add_patch(Rectangle((head, layer), 1, 1, fill=False, edgecolor=style.HOT, linewidth=1.8, zorder=3))
-        bar = style.figure_of(ax).colorbar(mesh, ax=ax, fraction=0.05, pad=0.025, aspect=max(8, layers * 1.4))
+            ax.add_patch(
+                Rectangle(
+                    (head, layer), 1, 1, fill=False, edgecolor=style.HOT, linewidth=1.8, zorder=3
+                )
+            )
+        bar = style.figure_of(ax).colorbar(
+            mesh, ax=ax, fraction=0.05, pad=0.025, aspect=max(8, layers * 1.4)
+        )
         ax.set_title(style.words(scores)[2], fontweight="normal", fontsize=8.5, color=style.SOFT)
         bar.set_label(style.axis_label(scores))
         bar.outline.set_visible(False)
@@ -58,24 +70,36 @@ def head_grid(scores: HeadScores, highlight: HeadSet | None = None, ax: Axes | N
 
 
 def head_grid_html(
-    scores: HeadScores, highlight: HeadSet | None = None, ci: "tuple[np.ndarray, np.ndarray] | None" = None
+    scores: HeadScores,
+    highlight: HeadSet | None = None,
+    ci: "tuple[np.ndarray, np.ndarray] | None" = None,
 ) -> str:
-    """The grid as offline HTML: hovering (or tabbing to) a head shows "L3H5  RAM 0.42 [0.38, 0.47]".
+    """The grid as offline HTML: hovering (or tabbing to) a head shows "L3H5  RAM 0.42 [0.38,
+    0.47]".
 
     Args:
         highlight: heads to outline.
-        ci: (low, high), each [layer, head]; computed from the samples if not given and there are any.
+        ci: (low, high), each [layer, head]; computed from the samples if not given and there are
+            any.
     Returns:
         One HTML element with its style and a few lines of script; no file and no network behind it.
     """
     layers, heads = scores.values.shape
     if ci is None and scores.per_sample is not None and len(scores.per_sample) > 1:
         ci = scores.ci()
-    if ci is not None and (ci[0].shape != scores.values.shape or ci[1].shape != scores.values.shape):
-        raise CorelensError(f"an interval of shape {ci[0].shape}", f"{scores.values.shape}", "use the scores' own ci()")
+    if ci is not None and (
+        ci[0].shape != scores.values.shape or ci[1].shape != scores.values.shape
+    ):
+        raise CorelensError(
+            f"an interval of shape {ci[0].shape}",
+            f"{scores.values.shape}",
+            "use the scores' own ci()",
+        )
     name, _, detail = style.words(scores)
     _, low, high = style.colormap(scores.values)
-    index = np.clip(np.round((scores.values - low) / (high - low) * (STEPS - 1)), 0, STEPS - 1).astype(int)
+    index = np.clip(
+        np.round((scores.values - low) / (high - low) * (STEPS - 1)), 0, STEPS - 1
+    ).astype(int)
     chosen = (highlight or HeadSet()).mask(layers, heads)
     # the colours of a light page stand in the cells: some viewers of notebooks drop style sheets
     colours = style.hexes(scores.values, STEPS)
@@ -93,11 +117,20 @@ def head_grid_html(
                 f'height="{side}" rx="2" fill="{colours[index[layer, head]]}" '
                 f'class="c{index[layer, head]}{mark}"><title>{escape(said)}</title></rect>'
             )
-    labels = [_label(left + i * (side + gap) + side / 2, top - 6, "middle", i) for i in style.ticks(heads)]
-    labels += [_label(left - 6, top + i * (side + gap) + side / 2 + 3.5, "end", i) for i in style.ticks(layers)]
+    labels = [
+        _label(left + i * (side + gap) + side / 2, top - 6, "middle", i) for i in style.ticks(heads)
+    ]
+    labels += [
+        _label(left - 6, top + i * (side + gap) + side / 2 + 3.5, "end", i)
+        for i in style.ticks(layers)
+    ]
     labels.append(_label(left, 12, "start", "head"))
-    labels.append(f'<g transform="translate(10 {top}) rotate(-90)">{_label(0, 0, "end", "layer")}</g>')
-    stops = "".join(f'<i class="b{i}" style="background:{colour}"></i>' for i, colour in enumerate(colours))
+    labels.append(
+        f'<g transform="translate(10 {top}) rotate(-90)">{_label(0, 0, "end", "layer")}</g>'
+    )
+    stops = "".join(
+        f'<i class="b{i}" style="background:{colour}"></i>' for i, colour in enumerate(colours)
+    )
     marked = '<span class="key"><i></i>highlighted</span>' if chosen.any() else ""
     return (
         f'<div class="cl-live cl-grid {_scale(scores.values)}" data-tips><style>{_css(scores.values)}</style>'
@@ -120,9 +153,14 @@ def _scale(values: np.ndarray) -> str:
 
 
 def _css(values: np.ndarray) -> str:
-    light, dark, at = style.hexes(values, STEPS), style.hexes(values, STEPS, dark=True), _scale(values)
+    light, dark, at = (
+        style.hexes(values, STEPS),
+        style.hexes(values, STEPS, dark=True),
+        _scale(values),
+    )
     both = [f"light-dark({a},{b})" for a, b in zip(light, dark, strict=True)]
     scale = "".join(
-        f".{at} .c{i}{{fill:{colour}}}.{at} .b{i}{{background:{colour}!important}}" for i, colour in enumerate(both)
+        f".{at} .c{i}{{fill:{colour}}}.{at} .b{i}{{background:{colour}!important}}"
+        for i, colour in enumerate(both)
     )
     return f"{scale}{beside('live.css')}"

@@ -21,7 +21,9 @@ def head_marks(
     cell = min(0.3, 6.2 / across, 6.6 / down)
     with style.axes(ax, max(2.4, across * cell + 0.6), max(1.2, down * cell + 0.7)) as ax:
         mask = heads.mask(down, across)
-        ax.pcolormesh(mask, cmap=style.MARKS, vmin=0, vmax=1, edgecolors="white", linewidth=min(0.8, cell * 3))
+        ax.pcolormesh(
+            mask, cmap=style.MARKS, vmin=0, vmax=1, edgecolors="white", linewidth=min(0.8, cell * 3)
+        )
         if len(heads) <= 40:
             for number, (layer, head) in enumerate(heads, 1):
                 ax.text(head + 0.5, layer + 0.5, str(number), ha="center", va="center", color="white",
@@ -34,12 +36,19 @@ def head_marks(
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         ax.set(xlabel="head", ylabel="layer")
-        ax.set_title(f"{len(heads)} of {down * across} heads, numbered in their order", fontsize=8.5)
+        ax.set_title(
+            f"{len(heads)} of {down * across} heads, numbered in their order", fontsize=8.5
+        )
     return style.figure_of(ax)
 
 
 def heads_html(heads: HeadSet) -> Markup:
     """Names of heads, one line a layer."""
-    line = Markup('<tr><th style="text-align:left">layer {}</th><td style="text-align:left">{}</td></tr>')
-    lines = [line.format(layer, ", ".join(f"L{layer}H{head}" for head in of)) for layer, of in heads.by_layer().items()]
+    line = Markup(
+        '<tr><th style="text-align:left">layer {}</th><td style="text-align:left">{}</td></tr>'
+    )
+    lines = [
+        line.format(layer, ", ".join(f"L{layer}H{head}" for head in of))
+        for layer, of in heads.by_layer().items()
+    ]
     return Markup("<p>{} heads</p><table>{}</table>").format(len(heads), Markup("").join(lines))

@@ -15,7 +15,9 @@ from corelens.errors import CorelensError
 from corelens.tokens.regions import Box, Mask, Region, Tube
 from corelens.tokens.token_map import Picture, TokenMap
 
-HEAT = LinearSegmentedColormap.from_list("heat", ["#5b2a8c", "#b5367a", "#ee5a52", "#fd9a4e", "#fde49b"])
+HEAT = LinearSegmentedColormap.from_list(
+    "heat", ["#5b2a8c", "#b5367a", "#ee5a52", "#fd9a4e", "#fde49b"]
+)
 SMALLEST = 320  # pictures are enlarged to this many pixels a side, so that outlines stay thin
 LARGEST = 600  # and photographs drawn at about this many
 
@@ -33,11 +35,12 @@ def attention_map(
 ) -> Float[np.ndarray, "height width"]:
     """How much attention each pixel of a picture gets, in attention a patch (of the finest view).
 
-    Where several views cover a pixel (tile and thumbnail, overlapping tiles) their densities add up, so that the
-    sum over the picture is the attention on all its tokens whatever the views.
+    Where several views cover a pixel (tile and thumbnail, overlapping tiles) their densities add
+    up, so that the sum over the picture is the attention on all its tokens whatever the views.
 
     Args:
-        size: width, height of the original picture. frame: of a video, the frame; None for an image.
+        size: width, height of the original picture. frame: of a video, the frame; None for an
+            image.
         smooth: blur the patches' edges by half a patch; the sum stays, the peak gets lower.
     """
     picture = _picture(token_map, image_index)
@@ -55,9 +58,13 @@ def attention_map(
     # a token that sees padding only has no area, and nothing to show
     for token in np.flatnonzero(chosen.numpy() & (areas > 0)):
         x0, y0, x1, y1 = np.round(boxes[token]).astype(int)
-        density[max(y0, 0) : y1, max(x0, 0) : x1] += float(values[picture.positions[token]]) / areas[token]
+        density[max(y0, 0) : y1, max(x0, 0) : x1] += (
+            float(values[picture.positions[token]]) / areas[token]
+        )
     heat = density * areas[areas > 0].min()
-    return gaussian_filter(heat, float(np.median(boxes[:, 2] - boxes[:, 0])) / 2) if smooth else heat
+    return (
+        gaussian_filter(heat, float(np.median(boxes[:, 2] - boxes[:, 0])) / 2) if smooth else heat
+    )
 
 
 def attention_image(
@@ -67,17 +74,23 @@ def attention_image(
     frame: int | None = None,
     peak: float | None = None,
 ) -> Image.Image:
-    """The picture, dimmed, with the attention glowing on it, and white-and-black lines around the regions.
+    """The picture, dimmed, with the attention glowing on it, and white-and-black lines around the
+    regions.
 
     Args:
         heat: from `attention_map`; None shows the picture as it is.
-        peak: the attention shown brightest; by default the highest of this picture. Share it between pictures that
-            are compared, or an ordinary head looks as eager as the one that finds the evidence.
+        peak: the attention shown brightest; by default the highest of this picture. Share it
+            between pictures that are compared, or an ordinary head looks as eager as the one that
+            finds the evidence.
     """
     scale = max(1, round(SMALLEST / max(1, min(image.size))))
-    step = max(1, min(image.size) // LARGEST)  # of a photograph every second, third … pixel is enough
+    # of a photograph every second, third … pixel is enough
+    step = max(1, min(image.size) // LARGEST)
     size = (-(-image.width // step) * scale, -(-image.height // step) * scale)
-    full = np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), dtype=np.float32) / 255
+    full = (
+        np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
+        / 255
+    )
     mixed = full.copy() if heat is None else _lit(full, heat[::step, ::step], peak)
     for region in regions:
         outline(mixed, region_pixels(region, image.size, frame)[::step, ::step], scale)
@@ -89,16 +102,22 @@ def _lit(
 ) -> Float[np.ndarray, "y x 3"]:
     scale = len(full) // len(heat)
     grey = (full @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
-    level = np.clip(np.kron(heat, np.ones((scale, scale))) / (peak or heat.max() or 1), 0, 1)[..., None]
-    # dimmed where nobody looks, its own colours where attention falls, so that what is looked at can still be read
+    level = np.clip(np.kron(heat, np.ones((scale, scale))) / (peak or heat.max() or 1), 0, 1)[
+        ..., None
+    ]
+    # dimmed where nobody looks, its own colours where attention falls, so that what is looked at
+    # can still be read
     dim = (0.65 * full + 0.35 * grey) * 0.6
     base = dim + (full - dim) * level**0.5
     cover = 0.58 * level**0.7
     return base * (1 - cover) + HEAT(level[..., 0])[..., :3] * cover
 
 
-def outline(pixels: Float[np.ndarray, "y x 3"], inside: Bool[np.ndarray, "height width"], scale: int) -> None:
-    """Draw a region's edge into an enlarged picture: a white line within a black one, seen on any background."""
+def outline(
+    pixels: Float[np.ndarray, "y x 3"], inside: Bool[np.ndarray, "height width"], scale: int
+) -> None:
+    """Draw a region's edge into an enlarged picture: a white line within a black one, seen on any
+    background."""
     if not inside.any():
         return
     inside = np.kron(inside, np.ones((scale, scale), dtype=bool))
@@ -110,7 +129,9 @@ def outline(pixels: Float[np.ndarray, "y x 3"], inside: Bool[np.ndarray, "height
     pixels[np.logical_xor(edge, inner)] = 1.0
 
 
-def region_pixels(region: Region, size: tuple[int, int], frame: int | None = None) -> Bool[np.ndarray, "height width"]:
+def region_pixels(
+    region: Region, size: tuple[int, int], frame: int | None = None
+) -> Bool[np.ndarray, "height width"]:
     """True where a region covers a pixel of its picture (of frame `frame`, for a tube)."""
     if isinstance(region, Mask):
         return region.mask
@@ -135,45 +156,63 @@ def panels(pictures: Sequence[Any], token_map: TokenMap, frames: int) -> list[Pa
             found.append((content, number, None))
             continue
         seen = sorted({frame for row in used.tolist() for frame in row if frame >= 0})
-        picked = sorted({seen[round(i)] for i in np.linspace(0, len(seen) - 1, min(frames, len(seen)))})
+        picked = sorted(
+            {seen[round(i)] for i in np.linspace(0, len(seen) - 1, min(frames, len(seen)))}
+        )
         found += [(content[frame], number, frame) for frame in picked]
     if not found:
-        raise CorelensError("a sample without a picture", "a sample with images or a video", "give one with pictures")
+        raise CorelensError(
+            "a sample without a picture",
+            "a sample with images or a video",
+            "give one with pictures",
+        )
     return found
 
 
 def of_panel(regions: Iterable[Region], image_index: int, frame: int | None) -> list[Region]:
     if frame is not None:
         return [region for region in regions if isinstance(region, Tube) and frame in region.boxes]
-    return [region for region in regions if not isinstance(region, Tube) and region.image == image_index]
+    return [
+        region for region in regions if not isinstance(region, Tube) and region.image == image_index
+    ]
 
 
 def cells(token_map: TokenMap, panel: Panel) -> dict[int, tuple[float, ...]]:
-    """{position: x0, y0, x1, y1} of the patches of a panel; of several views of a picture only the finest."""
+    """{position: x0, y0, x1, y1} of the patches of a panel; of several views of a picture only the
+    finest."""
     _, number, frame = panel
     picture = _picture(token_map, number)
     areas = (picture.box[:, 2] - picture.box[:, 0]) * (picture.box[:, 3] - picture.box[:, 1])
-    # (a tile's patches are the many; the whole picture's, beside them, are four times as large or more)
+    # (a tile's patches are the many; the whole picture's, beside them, are four times as large or
+    # more)
     shown = tokens_in_frame(picture, frame) & (areas > 0) & (areas < 2.5 * areas.median())
-    return {int(p): tuple(box) for p, box in zip(picture.positions[shown], picture.box[shown].tolist(), strict=True)}
+    return {
+        int(p): tuple(box)
+        for p, box in zip(picture.positions[shown], picture.box[shown].tolist(), strict=True)
+    }
 
 
 def _picture(token_map: TokenMap, image_index: int) -> Picture:
     images = token_map.images  # raises if the geometry of this model is not known
     if not 0 <= image_index < len(images):
         raise CorelensError(
-            f"image_index={image_index}", f"0 to {len(images) - 1}", "count the sample's pictures from 0"
+            f"image_index={image_index}",
+            f"0 to {len(images) - 1}",
+            "count the sample's pictures from 0",
         )
     assert token_map.pictures is not None
     return token_map.pictures[image_index]
 
 
 def tokens_in_frame(picture: Picture, frame: int | None) -> Bool[Tensor, " token"]:
-    """Which of a picture's tokens are shown: all of an image's, those that cover `frame` of a video's."""
+    """Which of a picture's tokens are shown: all of an image's, those that cover `frame` of a
+    video's."""
     if picture.frames is None:
         return torch.ones(len(picture.positions), dtype=torch.bool)
     if frame is None:
         raise CorelensError(
-            "a video without a frame", "frame=…, counted in the sample's video", "say which frame to show"
+            "a video without a frame",
+            "frame=…, counted in the sample's video",
+            "say which frame to show",
         )
     return (picture.frames == frame).any(1)

@@ -1,7 +1,9 @@
-"""The logit lens on visual tokens: which words each patch's residual stream stands for, layer by layer.
+"""The logit lens on visual tokens: which words each patch's residual stream stands for, layer by
+layer.
 
-The residual stream after a layer, normed by the final norm and unembedded, as if the layers behind it did nothing
-(nostalgebraist 2020, "interpreting GPT: the logit lens"); on visual tokens as in Neo et al. 2024, arXiv 2410.07149.
+The residual stream after a layer, normed by the final norm and unembedded, as if the layers behind
+it did nothing (nostalgebraist 2020, "interpreting GPT: the logit lens"); on visual tokens as in Neo
+et al. 2024, arXiv 2410.07149.
 """
 
 from collections.abc import Sequence
@@ -54,7 +56,8 @@ class LogitLens:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def top(self, position: int, layer: int = -1) -> list[tuple[str, float]]:
-        """The likeliest tokens of one patch at one of `layers` (−1: the last of them), with their probabilities."""
+        """The likeliest tokens of one patch at one of `layers` (−1: the last of them), with their
+        probabilities."""
         layer = self.layers[-1] if layer == -1 else layer
         if layer not in self.layers or position not in self.positions:
             raise CorelensError(
@@ -63,10 +66,14 @@ class LogitLens:
                 "choose a visual token",
             )
         at = self.layers.index(layer), self.positions.index(position)
-        return [(self.words[int(i)], float(p)) for i, p in zip(self.ids[at], self.probabilities[at], strict=True)]
+        return [
+            (self.words[int(i)], float(p))
+            for i, p in zip(self.ids[at], self.probabilities[at], strict=True)
+        ]
 
     def plot(self, layers: Sequence[int] | None = None, frames: int = 1) -> Figure:
-        """The likeliest token of every patch written on it, one panel a layer (four, evenly spaced, by default)."""
+        """The likeliest token of every patch written on it, one panel a layer (four, evenly spaced,
+        by default)."""
         chosen = evenly(self.layers, 4) if layers is None else list(layers)
         shown = panels(self.pictures, self.token_map, frames)
         wide = max(1.6, min(4.2, 13 / len(chosen)))
@@ -103,7 +110,8 @@ class LogitLens:
         ax.set_axis_off()
 
     def view(self) -> View:
-        """The interactive picture: a slider over layers; hovering a patch names its likeliest tokens."""
+        """The interactive picture: a slider over layers; hovering a patch names its likeliest
+        tokens."""
         shown = panels(self.pictures, self.token_map, 4)
         layers = evenly(self.layers, max(1, MOST_CELLS // len(self.positions)))
         charts = Markup("").join(self._chart(panel, layers) for panel in shown)
@@ -145,13 +153,29 @@ class LogitLens:
                     )
                 )  # fmt: skip
             hidden = Markup(' style="display:none"') if step < len(layers) - 1 else ""
-            groups.append(Markup('<g data-step="{}"{}>{}</g>').format(step, hidden, Markup("").join(marks)))
-        small = image if zoom > 1 else image.resize((round(width), round(height)), Image.Resampling.LANCZOS)
+            groups.append(
+                Markup('<g data-step="{}"{}>{}</g>').format(step, hidden, Markup("").join(marks))
+            )
+        small = (
+            image
+            if zoom > 1
+            else image.resize((round(width), round(height)), Image.Resampling.LANCZOS)
+        )
         name = f"frame {frame}" if frame is not None else f"image {number}"
         return Markup(
             '<figure><svg class="photo" viewBox="0 0 {:.0f} {:.0f}" width="{:.0f}" height="{:.0f}" role="img" '
             'aria-label="{}"><image href="{}" width="{:.0f}" height="{:.0f}"/>{}</svg></figure>'
-        ).format(width, height, width, height, name, page.data_uri(small), width, height, Markup("").join(groups))
+        ).format(
+            width,
+            height,
+            width,
+            height,
+            name,
+            page.data_uri(small),
+            width,
+            height,
+            Markup("").join(groups),
+        )
 
     def _repr_html_(self) -> str:
         return self.view()._repr_html_()
@@ -161,7 +185,9 @@ class LogitLens:
         self.view().save(path)
 
 
-def logit_lens(model: Any, sample: Any, layers: Sequence[int] | None = None, k: int = 5) -> LogitLens:
+def logit_lens(
+    model: Any, sample: Any, layers: Sequence[int] | None = None, k: int = 5
+) -> LogitLens:
     """Decode every patch's residual stream after each layer, and lay the words over the picture.
 
     Args:
@@ -169,11 +195,14 @@ def logit_lens(model: Any, sample: Any, layers: Sequence[int] | None = None, k: 
         layers: which layers; all by default.
         k: how many tokens are kept for each patch.
     Returns:
-        A LogitLens: `.plot()` is a figure, a notebook shows the interactive picture, `.save(path)` writes it.
+        A LogitLens: `.plot()` is a figure, a notebook shows the interactive picture, `.save(path)`
+        writes it.
     """
     wanted = list(range(model.cfg.n_layers)) if layers is None else list(layers)
     if not wanted or not all(0 <= layer < model.cfg.n_layers for layer in wanted):
-        raise CorelensError(f"layers={layers}", f"layers from 0 to {model.cfg.n_layers - 1}", "layers count from 0")
+        raise CorelensError(
+            f"layers={layers}", f"layers from 0 to {model.cfg.n_layers - 1}", "layers count from 0"
+        )
     inputs = model.prepare(sample)
     token_map = inputs.token_maps[0]
     at = torch.cat(token_map.images).unique()
@@ -191,7 +220,9 @@ def logit_lens(model: Any, sample: Any, layers: Sequence[int] | None = None, k: 
     words = {int(i): model.tokenizer.decode([int(i)]) for i in np.unique(ids)}
     probabilities = torch.stack([found[layer][1] for layer in wanted]).numpy()
     meta = {"sample": token_map.id, "family": model.cfg.family}
-    return LogitLens(ids, probabilities, words, wanted, at.tolist(), token_map, inputs.pictures[0], meta)
+    return LogitLens(
+        ids, probabilities, words, wanted, at.tolist(), token_map, inputs.pictures[0], meta
+    )
 
 
 def _likeliest(model: Any, resid: Float[Tensor, "pos d_model"], k: int) -> tuple[Tensor, Tensor]:

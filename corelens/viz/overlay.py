@@ -40,7 +40,8 @@ def attention_overlay(
         weights: attention on every key of the padded row, for instance one row of a pattern.
         image_index: which picture of the sample this is (a video stands behind the images).
         regions: regions to outline; those of other pictures are passed over.
-        smooth: blur the patches' edges. frame: of a video, which frame. peak: brightest attention, to share a scale.
+        smooth: blur the patches' edges. frame: of a video, which frame. peak: brightest attention,
+            to share a scale.
     Returns:
         A matplotlib figure; its colour bar gives attention a patch.
     """
@@ -81,26 +82,46 @@ def overlay(
         smooth: blur the patches' edges; by default a patch is a square.
         frames: at most so many frames of a video, evenly spaced.
     Returns:
-        A matplotlib figure. Under a head's name stand what attention it puts on the region, on the pictures and on the
-        brightest patch. Colours go from 0 to the head's own brightest patch: compare heads by their numbers.
+        A matplotlib figure. Under a head's name stand what attention it puts on the region, on the
+        pictures and on the brightest patch. Colours go from 0 to the head's own brightest patch:
+        compare heads by their numbers.
     """
     inputs, lines, where = looks(model, sample, heads, rows, reduce)
     token_map = inputs.token_maps[0]
     said = f"{sample.question or 'a chat'}   ·   {where}"
-    return _table(panels(inputs.pictures[0], token_map, frames), lines, token_map, sample.regions, said, smooth)
+    return _table(
+        panels(inputs.pictures[0], token_map, frames),
+        lines,
+        token_map,
+        sample.regions,
+        said,
+        smooth,
+    )
 
 
 def head_pictures(
-    model: Any, sample: Any, heads: Any, rows: Any = "question", reduce: str = "max", smooth: bool = False
+    model: Any,
+    sample: Any,
+    heads: Any,
+    rows: Any = "question",
+    reduce: str = "max",
+    smooth: bool = False,
 ) -> list[tuple[Image.Image, str]]:
-    """The same for a page: (picture, words below it), the pictures as they are first, then every head's."""
+    """The same for a page: (picture, words below it), the pictures as they are first, then every
+    head's."""
     inputs, lines, _ = looks(model, sample, heads, rows, reduce)
     token_map, found = inputs.token_maps[0], []
-    shown = [(*panel, of_panel(sample.regions, *panel[1:])) for panel in panels(inputs.pictures[0], token_map, 4)]
+    shown = [
+        (*panel, of_panel(sample.regions, *panel[1:]))
+        for panel in panels(inputs.pictures[0], token_map, 4)
+    ]
     for image, _, frame, regions in shown:
         found.append((attention_image(image, None, regions, frame), "the picture"))
     for name, row, seen, weights in lines:
-        heats = [attention_map(token_map, weights, image.size, i, frame, smooth) for image, i, frame, _ in shown]
+        heats = [
+            attention_map(token_map, weights, image.size, i, frame, smooth)
+            for image, i, frame, _ in shown
+        ]
         peak = max(float(heat.max()) for heat in heats) or 1.0
         for heat, (image, _, frame, regions) in zip(heats, shown, strict=True):
             words = f"**{name}** {row}{' · ' * bool(row)}{seen}, peak {peak:.2g}"
@@ -108,10 +129,13 @@ def head_pictures(
     return found
 
 
-Line = tuple[str, str, str, Tensor]  # a head, the row it looks from, what it sees in words, its attention on every key
+# a head, the row it looks from, what it sees in words, its attention on every key
+Line = tuple[str, str, str, Tensor]
 
 
-def looks(model: Any, sample: Any, heads: Any, rows: Any, reduce: str) -> tuple[Any, list[Line], str]:
+def looks(
+    model: Any, sample: Any, heads: Any, rows: Any, reduce: str
+) -> tuple[Any, list[Line], str]:
     """Run the model: (inputs, one line a head, the rows in words)."""
     heads = HeadSet(heads).check(model.cfg.n_layers, model.cfg.n_heads)
     answer = isinstance(rows, str) and "answer" in rows
@@ -130,7 +154,11 @@ def looks(model: Any, sample: Any, heads: Any, rows: Any, reduce: str) -> tuple[
         picked = several and reduce == "max"
         row = f"from ‘{tokens[at[looks_hardest(pattern, token_map)]].strip()}’" if picked else ""
         lines.append((str(head), row, seen, weights))
-    where = f"{rows} row{'s' * several}" if isinstance(rows, str) else f"row{'s' * several} {', '.join(map(str, at))}"
+    where = (
+        f"{rows} row{'s' * several}"
+        if isinstance(rows, str)
+        else f"row{'s' * several} {', '.join(map(str, at))}"
+    )
     return inputs, lines, f"{f'{reduce} over ' * several}{where}"
 
 
@@ -138,7 +166,8 @@ def _table(
     shown: "list[Panel]", lines: list[Line], token_map: TokenMap, regions: Sequence[Region],
     said: str, smooth: bool,
 ) -> Figure:  # fmt: skip
-    """The pictures as they are, then a line a head; a single picture's heads fill the lines from left to right."""
+    """The pictures as they are, then a line a head; a single picture's heads fill the lines from
+    left to right."""
     cells = len(shown) * (1 + len(lines))
     across = len(shown) if len(shown) > 1 else -(-cells // -(-cells // 5))
     down = -(-cells // across)
@@ -155,7 +184,9 @@ def _table(
         def place(number: int) -> Axes:
             y, x = divmod(number, across)
             left, bottom = x * (wide + 0.12) + 0.05, size[1] - top - (y + 1) * (height + words)
-            ax = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], height / size[1]))
+            ax = figure.add_axes(
+                (left / size[0], bottom / size[1], wide / size[0], height / size[1])
+            )
             ax.set_axis_off()
             ax.set_anchor("W")
             return ax
@@ -163,10 +194,19 @@ def _table(
         for number, (image, index, frame) in enumerate(shown):
             ax, outlined = place(number), of_panel(regions, index, frame)
             ax.imshow(attention_image(image, None, outlined, frame), interpolation="antialiased")
-            name = f"frame {frame}" if frame is not None else f"image {index}" if len(shown) > 1 else "the picture"
+            name = (
+                f"frame {frame}"
+                if frame is not None
+                else f"image {index}"
+                if len(shown) > 1
+                else "the picture"
+            )
             _entitle(ax, name, "", "region outlined" if outlined else "")
         for number, (name, row, seen, weights) in enumerate(lines, 1):
-            heats = [attention_map(token_map, weights, image.size, i, frame, smooth) for image, i, frame in shown]
+            heats = [
+                attention_map(token_map, weights, image.size, i, frame, smooth)
+                for image, i, frame in shown
+            ]
             peak = max(float(heat.max()) for heat in heats) or 1.0
             for column, (heat, (image, index, frame)) in enumerate(zip(heats, shown, strict=True)):
                 ax = place(number * len(shown) + column)
@@ -175,14 +215,21 @@ def _table(
                 if not column:
                     _entitle(ax, name, row, f"{seen}, peak {peak:.2g}")
         scale = figure.add_axes(
-            (1 - (right - 0.1) / size[0], 1 - (top + words + height) / size[1], 0.1 / size[0], height / size[1])
+            (
+                1 - (right - 0.1) / size[0],
+                1 - (top + words + height) / size[1],
+                0.1 / size[0],
+                height / size[1],
+            )
         )
         bar = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), cax=scale, ticks=[0, 1])
         scale.set_yticklabels(["0", "a head's\npeak"], fontsize=7.5)
         bar.set_label("attention a patch", labelpad=-18, fontsize=8)
         bar.outline.set_visible(False)
         # (a question is shown as it is: "$5 and $6" is no formula)
-        figure.text(0.05 / size[0], 1 - 0.18 / size[1], said, fontsize=9, color=style.SOFT, parse_math=False)
+        figure.text(
+            0.05 / size[0], 1 - 0.18 / size[1], said, fontsize=9, color=style.SOFT, parse_math=False
+        )
     return figure
 
 
@@ -192,7 +239,12 @@ def _entitle(ax: Axes, name: str, row: str, seen: str) -> None:
         name, (0, 1), (0, 12), xycoords="axes fraction", textcoords="offset points",
         fontsize=10, fontweight="bold", parse_math=False,
     )  # fmt: skip
-    small: Any = {"fontsize": 7.2, "color": style.SOFT, "parse_math": False, "textcoords": "offset points"}
+    small: Any = {
+        "fontsize": 7.2,
+        "color": style.SOFT,
+        "parse_math": False,
+        "textcoords": "offset points",
+    }
     ax.annotate(row, (1, 0), (4, 1), xycoords=title, **small)
     ax.annotate(seen, (0, 1), (0, 3), xycoords="axes fraction", **small)
 
@@ -203,13 +255,18 @@ def looks_hardest(pattern: Float[Tensor, "row key"], token_map: TokenMap) -> int
     return int(pattern[:, target].sum(-1).argmax())
 
 
-def chosen_row(pattern: Float[Tensor, "row key"], token_map: TokenMap, reduce: str = "max") -> tuple[Tensor, str]:
-    """The row that puts most on the region (or the mean of rows), and in words what it puts on region and picture."""
+def chosen_row(
+    pattern: Float[Tensor, "row key"], token_map: TokenMap, reduce: str = "max"
+) -> tuple[Tensor, str]:
+    """The row that puts most on the region (or the mean of rows), and in words what it puts on
+    region and picture."""
     if reduce == "mean":
         weights = pattern.mean(0)
     elif reduce == "max":
         weights = pattern[looks_hardest(pattern, token_map)]
     else:
-        raise CorelensError(f"reduce={reduce!r}", "'max' or 'mean'", "'max' shows the row that looks hardest")
+        raise CorelensError(
+            f"reduce={reduce!r}", "'max' or 'mean'", "'max' shows the row that looks hardest"
+        )
     said = [f"region {float(weights[token_map.region].sum()):.2f}"] if token_map.regions else []
     return weights, ", ".join([*said, f"picture {float(weights[token_map.visual].sum()):.2f}"])

@@ -1,7 +1,9 @@
-"""The one page that every report is made of: offline, light and dark, and whatever it is given to show is escaped.
+"""The one page that every report is made of: offline, light and dark, and whatever it is given to
+show is escaped.
 
-`page(title, [section("Heads", text("…"), figure(fig, "…"))], meta)` gives a whole HTML document. The helpers return
-`Markup`: what they were given is escaped in it. Only `html` takes markup as it is; hand it our own.
+`page(title, [section("Heads", text("…"), figure(fig, "…"))], meta)` gives a whole HTML document.
+The helpers return `Markup`: what they were given is escaped in it. Only `html` takes markup as it
+is; hand it our own.
 """
 
 import base64
@@ -31,9 +33,13 @@ class Section:
 
 
 def page(
-    title: str, sections: Iterable[Section], meta: Mapping[str, Any] | None = None, subtitle: str | None = None
+    title: str,
+    sections: Iterable[Section],
+    meta: Mapping[str, Any] | None = None,
+    subtitle: str | None = None,
 ) -> str:
-    """A whole HTML document that asks the network for nothing (its content security policy forbids it).
+    """A whole HTML document that asks the network for nothing (its content security policy forbids
+    it).
 
     Args:
         title, subtitle: what was found, in words.
@@ -41,11 +47,14 @@ def page(
         meta: how it was made (model, data, seed, versions …), shown at the foot.
     """
     template = _environment().get_template("page.html.jinja")
-    return template.render(title=title, subtitle=subtitle, sections=_unique(sections), meta=meta or {})
+    return template.render(
+        title=title, subtitle=subtitle, sections=_unique(sections), meta=meta or {}
+    )
 
 
 def section(title: str, *parts: Markup | str) -> Section:
-    """A section; a plain string among the parts becomes a paragraph. An empty title gives no heading."""
+    """A section; a plain string among the parts becomes a paragraph. An empty title gives no
+    heading."""
     made = tuple(part if isinstance(part, Markup) else text(part) for part in parts)
     return Section(title, made, re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section")
 
@@ -72,7 +81,8 @@ def note(*paragraphs: str) -> Markup:
 
 
 def tiles(numbers: Iterable[Sequence[str]], hot: int | None = None) -> Markup:
-    """A row of large numbers: (label, value) or (label, value, what stands small below it); `hot` marks one."""
+    """A row of large numbers: (label, value) or (label, value, what stands small below it); `hot`
+    marks one."""
     made = []
     for i, (label, value, *more) in enumerate(numbers):
         small = Markup('<dd class="more">{}</dd>').format(more[0]) if more else ""
@@ -91,7 +101,8 @@ def table(
     hot: Iterable[int] = (),
     groups: Iterable[int] = (),
 ) -> Markup:
-    """A table. The first column names its row; numbers and cells like "0.42 [0.38, 0.47]" stand to the right.
+    """A table. The first column names its row; numbers and cells like "0.42 [0.38, 0.47]" stand to
+    the right.
 
     Args:
         hot: rows to mark. groups: rows above which a stronger line is drawn.
@@ -99,29 +110,38 @@ def table(
     rows, hot, groups = [list(row) for row in rows], set(hot), set(groups)
     right = [i > 0 and all(_numeric(row[i]) for row in rows) for i in range(len(columns))]
     head = Markup("").join(
-        Markup('<th scope="col"{}>{}</th>').format(Markup(' class="num"') if right[i] else "", column)
+        Markup('<th scope="col"{}>{}</th>').format(
+            Markup(' class="num"') if right[i] else "", column
+        )
         for i, column in enumerate(columns)
     )
     body = []
     for number, row in enumerate(rows):
-        mark = " ".join(name for name, chosen in (("hot", hot), ("group", groups)) if number in chosen)
+        mark = " ".join(
+            name for name, chosen in (("hot", hot), ("group", groups)) if number in chosen
+        )
         cells = [Markup('<th scope="row">{}</th>').format(_inline(str(row[0])))]
         cells += [
             Markup("<td{}>{}</td>").format(Markup(' class="num"') if right[i] else "", _cell(cell))
             for i, cell in enumerate(row[1:], 1)
         ]
         body.append(Markup('<tr class="{}">{}</tr>').format(mark, Markup("").join(cells)))
-    return Markup('<div class="scroll"><table>{}<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(
-        Markup("<caption>{}</caption>").format(_inline(caption)) if caption else "", head, Markup("\n").join(body)
+    return Markup(
+        '<div class="scroll"><table>{}<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+    ).format(
+        Markup("<caption>{}</caption>").format(_inline(caption)) if caption else "",
+        head,
+        Markup("\n").join(body),
     )
 
 
 def figure(fig: "Figure | Markup", caption: str) -> Markup:
-    """A matplotlib figure as inline SVG (inverted on a dark page, so no photographs in it), or markup of our own."""
+    """A matplotlib figure as inline SVG (inverted on a dark page, so no photographs in it), or
+    markup of our own."""
     if isinstance(fig, Figure):
-        return Markup('<figure class="ink" role="group">{}<figcaption>{}</figcaption></figure>').format(
-            svg(fig, caption), _inline(caption)
-        )
+        return Markup(
+            '<figure class="ink" role="group">{}<figcaption>{}</figcaption></figure>'
+        ).format(svg(fig, caption), _inline(caption))
     return Markup('<figure><div class="plot">{}</div><figcaption>{}</figcaption></figure>').format(
         fig, _inline(caption)
     )
@@ -133,9 +153,12 @@ def pair(*figures: Markup) -> Markup:
 
 
 def pictures(
-    rows: Iterable[tuple[str | None, Sequence[tuple[Image.Image | str, str]]]], caption: str, columns: int | None = None
+    rows: Iterable[tuple[str | None, Sequence[tuple[Image.Image | str, str]]]],
+    caption: str,
+    columns: int | None = None,
 ) -> Markup:
-    """Small pictures in rows: [(words above the row or None, [(picture, words below it), …]), …]."""
+    """Small pictures in rows: [(words above the row or None, [(picture, words below it), …]),
+    …]."""
     rows = [(above, list(row)) for above, row in rows]
     columns = columns or max(len(row) for _, row in rows)
     cells = []
@@ -150,19 +173,23 @@ def pictures(
                 )
             )
         cells += [Markup("<div></div>")] * (-len(row) % columns)
-    grid = Markup('<div class="pictures" style="grid-template-columns:repeat({},minmax(0,14.5rem))">{}</div>')
+    grid = Markup(
+        '<div class="pictures" style="grid-template-columns:repeat({},minmax(0,14.5rem))">{}</div>'
+    )
     return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(
         grid.format(columns, Markup("").join(cells)), _inline(caption)
     )
 
 
 def html(trusted: str) -> Markup:
-    """Markup of our own making, taken as it is. Never anything that came from a model, a data set or a user."""
+    """Markup of our own making, taken as it is. Never anything that came from a model, a data set
+    or a user."""
     return Markup(trusted)
 
 
 def svg(fig: Figure, label: str) -> Markup:
-    """A matplotlib figure as one `<svg>` element: text stays text, no background, ids of its own, always the same."""
+    """A matplotlib figure as one `<svg>` element: text stays text, no background, ids of its own,
+    always the same."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "corelens"}):
         fig.savefig(
@@ -191,7 +218,8 @@ def _rounded(place: re.Match[str]) -> str:
 
 
 def data_uri(image: Image.Image | str) -> str:
-    """A picture as a data URI: PNG, or JPEG where that is much smaller (photographs); a JPEG in base64 as it is."""
+    """A picture as a data URI: PNG, or JPEG where that is much smaller (photographs); a JPEG in
+    base64 as it is."""
     if isinstance(image, str):
         return f"data:image/jpeg;base64,{image}"
     image = image.convert("RGB")
@@ -206,7 +234,10 @@ def data_uri(image: Image.Image | str) -> str:
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

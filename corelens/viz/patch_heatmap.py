@@ -1,4 +1,5 @@
-"""What patching did: a heat map over layers, heads or positions, with the picture where a position is a patch."""
+"""What patching did: a heat map over layers, heads or positions, with the picture where a position
+is a patch."""
 
 import re
 from collections.abc import Sequence
@@ -31,14 +32,18 @@ def patch_heatmap(
     row: int = 0,
     ax: Axes | None = None,
 ) -> Figure:
-    """The mean over samples under each patch: a grid for two axes, bars (with the standard error) for one.
+    """The mean over samples under each patch: a grid for two axes, bars (with the standard error)
+    for one.
 
     Args:
         result: a PatchResult of one or two axes; of more, a part: `result.select(layer=3)`.
-        inputs: what was patched. Where positions were swept, the patches of the picture are then shown as pictures:
+        inputs: what was patched. Where positions were swept, the patches of the picture are then
+            shown as pictures:
             cut out on the axis, and with their effects laid over the whole picture.
-        tokens: the row's tokens as strings, `model.to_str_tokens(inputs)`: the axis then names them.
-        what: "effect" (the metric's unit), "recovered" (0: nothing, 1: the other run), or "values" (the metric's unit).
+        tokens: the row's tokens as strings, `model.to_str_tokens(inputs)`: the axis then names
+            them.
+        what: "effect" (the metric's unit), "recovered" (0: nothing, 1: the other run), or "values"
+            (the metric's unit).
         row: which row of `inputs` is shown.
         ax: axes to draw the grid on; the picture is then left out.
     """
@@ -46,7 +51,9 @@ def patch_heatmap(
         raise CorelensError(f"what={what!r}", "'effect', 'recovered' or 'values'", "choose one")
     if not 1 <= len(result.axes) <= 2:
         raise CorelensError(
-            f"a picture of {len(result.axes)} axes", "one or two", "take a part with result.select(layer=3)"
+            f"a picture of {len(result.axes)} axes",
+            "one or two",
+            "take a part with result.select(layer=3)",
         )
     mean, names = np.nanmean(getattr(result, what), axis=0), dict(result.axes)
     if len(names) == 1 and (grid := _as_grid(mean, *names.values())):
@@ -57,7 +64,10 @@ def patch_heatmap(
     last = list(names)[-1]
     if inputs is not None and last == "position" and ax is None:
         return _with_picture(mean, names, inputs, row, tokens, label, title)
-    width, height = 1.6 + 0.32 * mean.shape[-1], 2.6 if mean.ndim == 1 else 1.1 + 0.3 * mean.shape[0]
+    width, height = (
+        1.6 + 0.32 * mean.shape[-1],
+        2.6 if mean.ndim == 1 else 1.1 + 0.3 * mean.shape[0],
+    )
     with style.axes(ax, float(np.clip(width, 3, 12)), float(np.clip(height, 2, 10))) as ax:
         if mean.ndim == 1:
             error = getattr(result, what).std(0) / max(1, len(result.base)) ** 0.5
@@ -89,14 +99,19 @@ def _with_picture(
     mean: Float[np.ndarray, "*down across"], names: dict[str, list[str]], inputs: Any, row: int,
     tokens: Sequence[str] | None, label: str, title: str,
 ) -> Figure:  # fmt: skip
-    """Above: the effects of the patches over the picture, a picture a layer. Below: the grid, patches cut out."""
+    """Above: the effects of the patches over the picture, a picture a layer. Below: the grid,
+    patches cut out."""
     token_map, at = inputs.token_maps[row], [int(position) for position in names["position"]]
     grid = mean if mean.ndim == 2 else mean[None]
     down = next(iter(names.items())) if mean.ndim == 2 else ("", [""])
     shown = panels(inputs.pictures[row], token_map, 1)
     panel = max(shown, key=lambda panel: len(set(at) & set(token_map.images[panel[1]].tolist())))
     image, places = panel[0], {p: cell for p, cell in cells(token_map, panel).items() if p in at}
-    lines = sorted({round(i) for i in np.linspace(0, len(grid) - 1, min(MOST_PICTURES, len(grid)))}) if places else []
+    lines = (
+        sorted({round(i) for i in np.linspace(0, len(grid) - 1, min(MOST_PICTURES, len(grid)))})
+        if places
+        else []
+    )
     scale, low, high = style.colormap(grid[np.isfinite(grid)])
     width = float(np.clip(0.13 * len(at) + 1.8, 7, 13))
     side = min(1.9, (width - 0.2) / max(len(lines), 1)) if lines else 0
@@ -109,15 +124,22 @@ def _with_picture(
         if lines:
             halves = figure.add_gridspec(2, 1, height_ratios=[tall, strip + 1.35])
             above, below = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
-            for ax, line in zip(above.subplots(1, len(lines), squeeze=False)[0], lines, strict=True):
+            for ax, line in zip(
+                above.subplots(1, len(lines), squeeze=False)[0], lines, strict=True
+            ):
                 values = {p: float(grid[line, at.index(p)]) for p in places}
                 _over(ax, image, places, values, scale, low, high)
                 ax.set_title(f"{down[0]} {down[1][line]}".strip() or title, fontsize=8.5)
-        patch = float(np.clip((width - 1.2) / len(at), 0.1, 0.4))  # patches about as high as a column is wide
-        ax, foot = below.subplots(2, 1, height_ratios=[strip, patch], sharex=True, gridspec_kw={"hspace": 0})
+        # patches about as high as a column is wide
+        patch = float(np.clip((width - 1.2) / len(at), 0.1, 0.4))
+        ax, foot = below.subplots(
+            2, 1, height_ratios=[strip, patch], sharex=True, gridspec_kw={"hspace": 0}
+        )
         _mesh(ax, grid, {down[0]: down[1]})
         ax.tick_params(bottom=False, labelbottom=False)
-        bar = figure.colorbar(ScalarMappable(Normalize(low, high), scale), ax=[ax, foot], fraction=0.03, pad=0.01)
+        bar = figure.colorbar(
+            ScalarMappable(Normalize(low, high), scale), ax=[ax, foot], fraction=0.03, pad=0.01
+        )
         bar.set_label(label, fontsize=8)
         bar.outline.set_visible(False)
         _foot(foot, at, token_map, inputs.pictures[row], tokens)
@@ -126,7 +148,13 @@ def _with_picture(
 
 
 def _over(
-    ax: Axes, image: Image.Image, places: dict[int, Any], values: dict[int, float], scale: Any, low: float, high: float
+    ax: Axes,
+    image: Image.Image,
+    places: dict[int, Any],
+    values: dict[int, float],
+    scale: Any,
+    low: float,
+    high: float,
 ) -> None:
     """Each patch tinted by its value, the more the further from zero."""
     grey = np.asarray(image.convert("L"), dtype=float) / 255
@@ -142,7 +170,13 @@ def _over(
     ax.set_axis_off()
 
 
-def _foot(ax: Axes, at: list[int], token_map: TokenMap, pictures: Sequence[Any], tokens: Sequence[str] | None) -> None:
+def _foot(
+    ax: Axes,
+    at: list[int],
+    token_map: TokenMap,
+    pictures: Sequence[Any],
+    tokens: Sequence[str] | None,
+) -> None:
     """Under each column of the grid: the patch it is, or its token."""
     visual, texts = set(token_map.visual.tolist()), []
     for column, position in enumerate(at):
@@ -156,11 +190,16 @@ def _foot(ax: Axes, at: list[int], token_map: TokenMap, pictures: Sequence[Any],
         image = pictures[number][frames[0]] if frames else pictures[number]
         part = image.crop(tuple(round(edge) for edge in cell)).resize((24, 24)).convert("RGB")
         ax.imshow(np.asarray(part), extent=(column, column + 1, 0, 1), aspect="auto")
-    words = [(tokens[at[i]].replace("\n", "↵").strip() or "␣") if tokens is not None else str(at[i]) for i in texts]
+    words = [
+        (tokens[at[i]].replace("\n", "↵").strip() or "␣") if tokens is not None else str(at[i])
+        for i in texts
+    ]
     ax.set_xticks([i + 0.5 for i in texts], words, rotation=90, fontsize=6.5, parse_math=False)
     ax.set(xlim=(0, len(at)), ylim=(0, 1), yticks=[])
     ax.spines[:].set_visible(False)
-    ax.set_xlabel("position" + (" (patches of the picture cut out)" if len(texts) < len(at) else ""))
+    ax.set_xlabel(
+        "position" + (" (patches of the picture cut out)" if len(texts) < len(at) else "")
+    )
 
 
 def _ticks(axis: Any, labels: Sequence[str], offset: float) -> None:
@@ -171,8 +210,11 @@ def _ticks(axis: Any, labels: Sequence[str], offset: float) -> None:
         axis.set_tick_params(rotation=60)
 
 
-def _as_grid(mean: np.ndarray, labels: Sequence[str]) -> tuple[np.ndarray, dict[str, list[str]]] | None:
-    """Values whose labels are heads ("L3H5"), as [layer, head] with NaN where there is none; None for other labels."""
+def _as_grid(
+    mean: np.ndarray, labels: Sequence[str]
+) -> tuple[np.ndarray, dict[str, list[str]]] | None:
+    """Values whose labels are heads ("L3H5"), as [layer, head] with NaN where there is none; None
+    for other labels."""
     heads = [re.fullmatch(r"L(\d+)H(\d+)", label) for label in labels]
     if len(heads) < 12 or not all(heads):
         return None
@@ -180,4 +222,7 @@ def _as_grid(mean: np.ndarray, labels: Sequence[str]) -> tuple[np.ndarray, dict[
     grid = np.full([1 + max(at) for at in zip(*places, strict=True)], np.nan)
     for place, value in zip(places, mean, strict=True):
         grid[place] = value
-    return grid, {"layer": [str(i) for i in range(len(grid))], "head": [str(i) for i in range(grid.shape[1])]}
+    return grid, {
+        "layer": [str(i) for i in range(len(grid))],
+        "head": [str(i) for i in range(grid.shape[1])],
+    }

@@ -1,4 +1,5 @@
-"""Which token covers which part of a picture: the patch grid over the picture, regions outlined, tokens numbered."""
+"""Which token covers which part of a picture: the patch grid over the picture, regions outlined,
+tokens numbered."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,17 +23,25 @@ from corelens.viz import style
 MOST_NUMBERS = 400  # more numbers in one panel could not be read
 
 
-def show_patches(token_map: TokenMap, pictures: Sequence[Any], regions: Sequence[Region] = ()) -> Figure:
-    """One panel a view of a picture (whole picture, tiles), side by side; a video as a strip of its frames.
+def show_patches(
+    token_map: TokenMap, pictures: Sequence[Any], regions: Sequence[Region] = ()
+) -> Figure:
+    """One panel a view of a picture (whole picture, tiles), side by side; a video as a strip of its
+    frames.
 
-    Tokens of the regions are tinted; the number in a cell is the token's position in the padded row.
+    Tokens of the regions are tinted; the number in a cell is the token's position in the padded
+    row.
 
     Args:
         token_map: its boxes are drawn.
         pictures: as in `Inputs.pictures`: images first, then each video as its list of frames.
         regions: outlined as they were given.
     """
-    panels = [panel for number in range(len(pictures)) for panel in _panels(token_map, number, pictures[number])]
+    panels = [
+        panel
+        for number in range(len(pictures))
+        for panel in _panels(token_map, number, pictures[number])
+    ]
     marked = set(token_map.region.tolist()) if token_map.covered else set()
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
@@ -42,13 +51,16 @@ def show_patches(token_map: TokenMap, pictures: Sequence[Any], regions: Sequence
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
-        for ax, (title, image, picture, chosen, number, frame) in zip(axes.flat, panels, strict=False):
+        for ax, (title, image, picture, chosen, number, frame) in zip(
+            axes.flat, panels, strict=False
+        ):
             _draw(ax, title, image, picture, chosen, marked)
             for region in regions:
                 if isinstance(region, Tube) == (frame is not None) and region.image == number:
                     _outline(ax, region, frame)
         figure.tight_layout()
-        plt.close(figure)  # a notebook would show it twice otherwise: once as pyplot's, once as the cell's value
+        # a notebook would show it twice otherwise: once as pyplot's, once as the cell's value
+        plt.close(figure)
     return figure
 
 
@@ -56,7 +68,8 @@ Panel = tuple[str, Image.Image, Picture, Bool[Tensor, " token"], int, int | None
 
 
 def _panels(token_map: TokenMap, number: int, content: Any) -> list[Panel]:
-    """Title, image, its tokens, which of them this panel shows, the picture's number among its kind, and the frame."""
+    """Title, image, its tokens, which of them this panel shows, the picture's number among its
+    kind, and the frame."""
     assert token_map.pictures is not None
     picture = token_map.pictures[number]
     if picture.frames is not None:
@@ -68,8 +81,14 @@ def _panels(token_map: TokenMap, number: int, content: Any) -> list[Panel]:
     sizes = torch.unique((areas / areas.max()).round(decimals=2))
     whole = torch.ones(len(areas), dtype=torch.bool)
     views = [whole] if len(sizes) == 1 or not _overlap(picture) else _views(picture)
-    titles = [f"image {number}" + (f", view {view}" if len(views) > 1 else "") for view in range(len(views))]
-    return [(title, content, picture, view, number, None) for title, view in zip(titles, views, strict=True)]
+    titles = [
+        f"image {number}" + (f", view {view}" if len(views) > 1 else "")
+        for view in range(len(views))
+    ]
+    return [
+        (title, content, picture, view, number, None)
+        for title, view in zip(titles, views, strict=True)
+    ]
 
 
 def _overlap(picture: Picture) -> bool:
@@ -81,7 +100,8 @@ def _overlap(picture: Picture) -> bool:
 
 
 def _views(picture: Picture) -> list[Bool[Tensor, " token"]]:
-    """Tokens by the size of their cells: the tiles together make one view, the whole picture another."""
+    """Tokens by the size of their cells: the tiles together make one view, the whole picture
+    another."""
     width = picture.box[:, 2] - picture.box[:, 0]
     full = (width > 0.7 * width.max()) if width.max() > 1.3 * width.median() else (width < 0)
     tall = picture.box[:, 3] - picture.box[:, 1]
@@ -90,7 +110,12 @@ def _views(picture: Picture) -> list[Bool[Tensor, " token"]]:
 
 
 def _draw(
-    ax: Axes, title: str, image: Image.Image, picture: Picture, chosen: Bool[Tensor, " token"], marked: set[int]
+    ax: Axes,
+    title: str,
+    image: Image.Image,
+    picture: Picture,
+    chosen: Bool[Tensor, " token"],
+    marked: set[int],
 ) -> None:
     ax.imshow(np.asarray(image), extent=(0, image.width, image.height, 0), interpolation="nearest")
     positions, boxes = picture.positions[chosen].tolist(), picture.box[chosen].tolist()
@@ -100,7 +125,9 @@ def _draw(
     if len(positions) <= MOST_NUMBERS:
         size = max(2.5, min(7.0, 56 / max(1, len(positions)) ** 0.5))
         for position, (x0, _, _, y1) in zip(positions, boxes, strict=True):
-            number = ax.text(x0, y1, f" {position}", ha="left", va="bottom", fontsize=size, color="white")
+            number = ax.text(
+                x0, y1, f" {position}", ha="left", va="bottom", fontsize=size, color="white"
+            )
             number.set_path_effects([Stroke(linewidth=1.2, foreground="#000000a0"), Normal()])
     ax.set(xlim=(0, image.width), ylim=(image.height, 0), title=f"{title}: {len(positions)} tokens")
     ax.tick_params(labelsize=7)
@@ -117,4 +144,6 @@ def _outline(ax: Axes, region: Region, frame: int | None) -> None:
         box = region.boxes.get(frame) if isinstance(region, Tube) and frame is not None else region
         if box is not None and not isinstance(box, Tube):
             x0, y0, x1, y1 = box.bounds
-            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width))
+            ax.add_patch(
+                Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width)
+            )

@@ -23,7 +23,8 @@ ABLATIONS = {
 
 
 def profile_figure(profile: "HeadProfile") -> Figure:
-    """Left: its place among all heads. Right: what it attends to in every sample, the best first."""
+    """Left: its place among all heads. Right: what it attends to in every sample, the best
+    first."""
     scores = next(iter(profile.scores.values()))
     values = np.sort(scores.values.ravel())[::-1]
     rank = profile.rank(next(iter(profile.scores)))
@@ -41,10 +42,25 @@ def profile_figure(profile: "HeadProfile") -> Figure:
         at = np.arange(1, len(bottom) + 1)
         for (name, mass), colour in zip(profile.masses.items(), COLOURS, strict=True):
             height = mass[profile.order]
-            right.bar(at, height, 1, bottom=bottom, color=colour, label=f"{name} {mass.mean():.2f}", linewidth=0)
+            right.bar(
+                at,
+                height,
+                1,
+                bottom=bottom,
+                color=colour,
+                label=f"{name} {mass.mean():.2f}",
+                linewidth=0,
+            )
             bottom += height
-        right.set(xlabel="samples, best first", ylabel="attention mass", xlim=(0.5, len(bottom) + 0.5), ylim=(0, 1.02))
-        right.legend(title="part, mean", loc="center left", bbox_to_anchor=(1, 0.5), title_fontsize=8.5)
+        right.set(
+            xlabel="samples, best first",
+            ylabel="attention mass",
+            xlim=(0.5, len(bottom) + 0.5),
+            ylim=(0, 1.02),
+        )
+        right.legend(
+            title="part, mean", loc="center left", bbox_to_anchor=(1, 0.5), title_fontsize=8.5
+        )
     return figure
 
 
@@ -69,14 +85,23 @@ def _sections(profile: "HeadProfile") -> list[p.Section]:
     numbers = [
         (f"{name} ({unit})", f"{scores.values[profile.head]:.2f}", _ci(scores, profile.head)),
         ("rank among all heads", f"{profile.rank(key)}", f"of {scores.values.size}"),
-        ("attention on the region", f"{region.mean():.2f}", f"from {region.min():.2f} to {region.max():.2f}"),
+        (
+            "attention on the region",
+            f"{region.mean():.2f}",
+            f"from {region.min():.2f} to {region.max():.2f}",
+        ),
     ]
     if "mean" in profile.ablations:
         lost = profile.ablations["mean"].logprob_lost
-        numbers.append(("lost without it (mean ablation)", f"{lost.value:.2f} nats", f"95% CI {_range(lost)}"))
+        numbers.append(
+            ("lost without it (mean ablation)", f"{lost.value:.2f} nats", f"95% CI {_range(lost)}")
+        )
     looks = list(profile.looks)
     half = max(1, len(looks) // 2)
-    rows = [("Best: most on the region", looks[:half]), ("Worst: least on the region", looks[half:])]
+    rows = [
+        ("Best: most on the region", looks[:half]),
+        ("Worst: least on the region", looks[half:]),
+    ]
     return [
         p.section("", p.tiles(numbers, hot=0)),
         p.section(
@@ -95,7 +120,11 @@ def _sections(profile: "HeadProfile") -> list[p.Section]:
                 "split over the parts of the prompt.",
             ),
             p.pictures(
-                [(words, [(profile.looks[at], _caption(profile, at)) for at in of]) for words, of in rows if of],
+                [
+                    (words, [(profile.looks[at], _caption(profile, at)) for at in of])
+                    for words, of in rows
+                    if of
+                ],
                 "Its best and worst samples by attention on the outlined region: chosen for that, not typical. "
                 "One brightness scale for all of them.",
             ),
@@ -108,9 +137,13 @@ def _scores(profile: "HeadProfile") -> Markup:
     lines = []
     for key, one in profile.scores.items():
         layer = sorted(one.values[profile.head.layer], reverse=True)
-        value = f"{one.values[profile.head]:.3f} {_ci(one, profile.head, '[{:.3f}, {:.3f}]')}".strip()
+        value = (
+            f"{one.values[profile.head]:.3f} {_ci(one, profile.head, '[{:.3f}, {:.3f}]')}".strip()
+        )
         place = layer.index(one.values[profile.head]) + 1
-        lines.append([key, value, style.words(one)[1], profile.rank(key), f"{place} of {len(layer)}"])
+        lines.append(
+            [key, value, style.words(one)[1], profile.rank(key), f"{place} of {len(layer)}"]
+        )
     columns = ["score", f"of {profile.head}", "unit", "rank in the model", "rank in its layer"]
     return p.table(columns, lines, "Scores, with 95% intervals over the samples that were scored.")
 
@@ -123,7 +156,12 @@ def _lost(profile: "HeadProfile") -> Markup:
         [ABLATIONS[kind], _interval(one.accuracy), _interval(one.lost), _interval(one.logprob_lost)]
         for kind, one in profile.ablations.items()
     ]
-    columns = ["ablated: this head alone", "accuracy", "accuracy lost", "log-probability lost (nats)"]
+    columns = [
+        "ablated: this head alone",
+        "accuracy",
+        "accuracy lost",
+        "log-probability lost (nats)",
+    ]
     return p.table(
         columns, lines,
         f"What {len(profile.samples)} samples lose without {profile.head}; 95% intervals over samples (accuracy: "

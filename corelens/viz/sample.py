@@ -1,4 +1,5 @@
-"""One sample as a person sees it: its pictures with the regions outlined, its question and its answer."""
+"""One sample as a person sees it: its pictures with the regions outlined, its question and its
+answer."""
 
 from typing import Any
 
@@ -25,12 +26,20 @@ def shown(sample: Any) -> list[tuple[str, Image.Image]]:
         frames = read_video(sample.video, f"sample {sample.id!r}")
         step = -(-len(frames) // MOST_FRAMES)
         tubes = [region for region in sample.regions if isinstance(region, Tube)]
-        found += [(f"frame {at}", attention_image(frames[at], None, tubes, at)) for at in range(0, len(frames), step)]
+        found += [
+            (f"frame {at}", attention_image(frames[at], None, tubes, at))
+            for at in range(0, len(frames), step)
+        ]
     return found
 
 
 def _in_chat(sample: Any) -> list[Any]:
-    parts = [part for message in sample.messages or [] for part in message["content"] if isinstance(part, dict)]
+    parts = [
+        part
+        for message in sample.messages or []
+        for part in message["content"]
+        if isinstance(part, dict)
+    ]
     return [part["image"] for part in parts if part.get("type") == "image" and "image" in part]
 
 
@@ -45,7 +54,9 @@ def sample_figure(sample: Any) -> Figure:
         ratios = [image.width / image.height for _, image in pictures]
         if pictures:
             for ax, (name, image) in zip(
-                figure.subplots(1, len(pictures), squeeze=False, width_ratios=ratios)[0], pictures, strict=True
+                figure.subplots(1, len(pictures), squeeze=False, width_ratios=ratios)[0],
+                pictures,
+                strict=True,
             ):
                 ax.imshow(image, interpolation="antialiased")
                 ax.set_axis_off()
@@ -57,7 +68,9 @@ def sample_figure(sample: Any) -> Figure:
 
 def said(sample: Any) -> str:
     """Question, options and answer in one line."""
-    options = "".join(f"   {chr(65 + i)}. {option}" for i, option in enumerate(sample.choices or []))
+    options = "".join(
+        f"   {chr(65 + i)}. {option}" for i, option in enumerate(sample.choices or [])
+    )
     gold = f"   →  {sample.answer}" if sample.answer is not None else ""
     return f"{sample.question or 'a chat'}{options}{gold}"
 
@@ -66,4 +79,6 @@ def sample_html(sample: Any) -> Markup:
     """The same for a notebook."""
     picture = Markup('<img alt="{}" src="{}" style="height:220px;margin:0 6px 6px 0">')
     images = [picture.format(name, page.data_uri(image)) for name, image in shown(sample)]
-    return Markup("<div>{}</div><p>{} <code>{}</code></p>").format(Markup("").join(images), said(sample), sample.id)
+    return Markup("<div>{}</div><p>{} <code>{}</code></p>").format(
+        Markup("").join(images), said(sample), sample.id
+    )

@@ -10,7 +10,8 @@ from corelens.viz.heat import attention_image, attention_map, panels
 
 
 def sinks_figure(sinks: Any, number: int = 0) -> Figure:
-    """The first picture of a sample with the attention that its tokens draw whatever is asked, sinks outlined.
+    """The first picture of a sample with the attention that its tokens draw whatever is asked,
+    sinks outlined.
 
     Args:
         sinks: a VisualSinks.
@@ -27,5 +28,7 @@ def sinks_figure(sinks: Any, number: int = 0) -> Figure:
     with style.axes(None, 3.6, 3.6) as ax:
         ax.imshow(drawn)
         ax.set_axis_off()
-        ax.set_title(f"{len(sinks.tokens[number])} sinks, {sinks.share[number]:.0%} of visual attention")
+        ax.set_title(
+            f"{len(sinks.tokens[number])} sinks, {sinks.share[number]:.0%} of visual attention"
+        )
     return style.figure_of(ax)

@@ -1,4 +1,5 @@
-"""What sparse inference gains and costs: speed-ups beside their limits, accuracy over what is left out."""
+"""What sparse inference gains and costs: speed-ups beside their limits, accuracy over what is left
+out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -27,23 +28,42 @@ Points = Sequence[tuple[float, float, float, float]]  # (x, accuracy, low, high)
 
 
 def speed_bars(report: "SpeedReport") -> Figure:
-    """Left: each phase's speed-up with its quartiles, and what the operation count allows. Right: both accuracies."""
+    """Left: each phase's speed-up with its quartiles, and what the operation count allows. Right:
+    both accuracies."""
     from corelens.evaluation.speed_report import PHASES
 
     with plt.rc_context(style.RC):
         figure, (left, right) = plt.subplots(
-            1, 2, figsize=(7.6, 0.45 * len(report.phases) + 1.3), width_ratios=(3.2, 1), layout="constrained"
+            1,
+            2,
+            figsize=(7.6, 0.45 * len(report.phases) + 1.3),
+            width_ratios=(3.2, 1),
+            layout="constrained",
         )
         plt.close(figure)
         names = report.phases[::-1]
         for y, phase in enumerate(names):
             ratio, limit = report.speedup(phase), report.limit(phase)
             colour = style.BLUE if ratio.high < 1 else style.HOT if ratio.low > 1 else style.GREY
-            left.plot([1, ratio.median], [y, y], color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
+            left.plot(
+                [1, ratio.median],
+                [y, y],
+                color=colour,
+                linewidth=6,
+                alpha=0.25,
+                solid_capstyle="butt",
+            )
             left.plot([ratio.low, ratio.high], [y, y], color=colour, linewidth=1.6)
-            left.plot(ratio.median, y, marker="o", color=colour, markersize=6, markeredgecolor="white")
+            left.plot(
+                ratio.median, y, marker="o", color=colour, markersize=6, markeredgecolor="white"
+            )
             left.annotate(
-                f"{ratio.median:.2f}x", (ratio.median, y), (0, 6), textcoords="offset points", ha="center", fontsize=8
+                f"{ratio.median:.2f}x",
+                (ratio.median, y),
+                (0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
             )
             if limit is not None:
                 left.plot(limit, y, marker="|", color=style.INK, markersize=14, markeredgewidth=1.6)
@@ -62,16 +82,29 @@ def speed_bars(report: "SpeedReport") -> Figure:
         left.set_xscale("log", base=2)
         left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
         low, high = left.get_xlim()
-        left.set(yticks=range(len(names)), yticklabels=[PHASES[n] for n in names], ylim=(-0.6, len(names) - 0.2))
-        left.set(xlabel="speed-up: dense time / sparse time, quartiles", xlim=(min(low, 0.7), max(high, 1.45)))
+        left.set(
+            yticks=range(len(names)),
+            yticklabels=[PHASES[n] for n in names],
+            ylim=(-0.6, len(names) - 0.2),
+        )
+        left.set(
+            xlabel="speed-up: dense time / sparse time, quartiles",
+            xlim=(min(low, 0.7), max(high, 1.45)),
+        )
         left.grid(axis="y", visible=False)
         for x, (interval, colour) in enumerate(
             ((report.dense.accuracy, style.GREY), (report.sparse.accuracy, style.HOT))
         ):
             right.plot([x, x], [interval.low, interval.high], color=colour, linewidth=1.6)
-            right.plot(x, interval.value, marker="o", color=colour, markersize=6, markeredgecolor="white")
+            right.plot(
+                x, interval.value, marker="o", color=colour, markersize=6, markeredgecolor="white"
+            )
             right.annotate(
-                f"{interval.value:.2f}", (x, interval.value), (8, 0), textcoords="offset points", va="center"
+                f"{interval.value:.2f}",
+                (x, interval.value),
+                (8, 0),
+                textcoords="offset points",
+                va="center",
             )
         right.set(xticks=(0, 1), xticklabels=("dense", "sparse"), xlim=(-0.5, 1.8), ylim=(0, 1.05))
         right.set(ylabel="accuracy (95% CI)")
@@ -88,15 +121,21 @@ def speed_curves(
     columns: int = 4,
     percent: bool = True,
 ) -> Figure:
-    """Accuracy over what is kept: a panel a share of full heads (or whatever `panels` names), a line a choice of heads.
+    """Accuracy over what is kept: a panel a share of full heads (or whatever `panels` names), a
+    line a choice of heads.
 
     Args:
-        panels: {title: {line: [(x, value, low, high), …]}}; lines of one name look the same in every panel.
+        panels: {title: {line: [(x, value, low, high), …]}}; lines of one name look the same in
+            every panel.
         xlabel: what x is (a window, tokens kept …), drawn in powers of two.
         baseline: dense; chance: of guessing.
     """
     if not panels or any(not points for lines in panels.values() for points in lines.values()):
-        raise CorelensError("no panels, or a line without points", "{title: {line: [(x, …), …]}}", "measure something")
+        raise CorelensError(
+            "no panels, or a line without points",
+            "{title: {line: [(x, …), …]}}",
+            "measure something",
+        )
     looks = _looks(dict.fromkeys(name for lines in panels.values() for name in lines))
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
@@ -117,7 +156,9 @@ def speed_curves(
             _panel(ax, lines, looks)
             for level, words in ((baseline, "dense"), (chance, "chance")):
                 if level is not None:
-                    ax.axhline(level, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1)
+                    ax.axhline(
+                        level, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1
+                    )
                     ax.annotate(
                         words, (0.01, level), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
                         fontsize=7.5, color=style.SOFT,
@@ -130,7 +171,11 @@ def speed_curves(
             ax.set_ylabel(f"{ylabel} (95% CI)")
         for ax in grid[-1]:
             ax.set_xlabel(xlabel)
-        handles = {label: line for ax in grid.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        handles = {
+            label: line
+            for ax in grid.flat
+            for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
+        }
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)),
             handlelength=1.8,
@@ -140,7 +185,10 @@ def speed_curves(
 
 def _looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """A colour and a marker for each line: the controls look as in every report."""
-    spare = iter([*zip((style.GOLD, "#56b4e9", style.INK, style.PURPLE), ("P", "X", "*", "v"), strict=True)] * 8)
+    spare = iter(
+        [*zip((style.GOLD, "#56b4e9", style.INK, style.PURPLE), ("P", "X", "*", "v"), strict=True)]
+        * 8
+    )
     return {name: SPEED_LOOK.get(name) or next(spare) for name in names}
 
 
@@ -148,7 +196,8 @@ def _panel(ax: Axes, lines: Mapping[str, Points], looks: Mapping[str, tuple[str,
     """Each line a little to the side of the last: lines that agree would hide one another."""
     ticks = sorted({point[0] for points in lines.values() for point in points})
     places = np.log2(ticks)
-    apart = min(0.035 * np.ptp(places), 0.1 * np.diff(places).min()) if len(ticks) > 1 else 0.1  # octaves
+    # octaves
+    apart = min(0.035 * np.ptp(places), 0.1 * np.diff(places).min()) if len(ticks) > 1 else 0.1
     for number, (name, points) in enumerate(lines.items()):
         colour, marker = looks[name]
         x, value, low, high = np.array(sorted(points), dtype=float).T
@@ -187,7 +236,9 @@ def trade_off(
                     textcoords="offset points", fontsize=7.5, color=style.SOFT)  # fmt: skip
         for number, (name, points) in enumerate(lines.items()):
             colour, marker = looks[name]
-            x, value, low, high, window = np.array(sorted(points, key=lambda point: point[4]), dtype=float).T
+            x, value, low, high, window = np.array(
+                sorted(points, key=lambda point: point[4]), dtype=float
+            ).T
             ax.vlines(x, low, high, color=colour, alpha=0.3, linewidth=1.2)
             ax.plot(x, value, color=colour, marker=marker, markersize=5, linewidth=1, markeredgecolor="white",
                     markeredgewidth=0.5, label=name)  # fmt: skip
@@ -195,7 +246,14 @@ def trade_off(
                 ax.annotate(f"{window[i]:g}", (x[i], value[i]), (0, -12 - 8 * number), textcoords="offset points",
                             ha="center", fontsize=7, color=colour)  # fmt: skip
         if chosen is not None:
-            ax.plot(*chosen, marker="o", markersize=13, markerfacecolor="none", color=style.INK, linestyle="none")
+            ax.plot(
+                *chosen,
+                marker="o",
+                markersize=13,
+                markerfacecolor="none",
+                color=style.INK,
+                linestyle="none",
+            )
         ax.axvline(1, color=style.SOFT, linewidth=0.7)
         ax.set(xlabel=xlabel, ylabel="accuracy (95% CI)", ylim=(0, 1.06))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -1,4 +1,5 @@
-"""Figures of the findings' notebooks: overlaps, depth profiles, clouds of heads, what kept heads keep."""
+"""Figures of the findings' notebooks: overlaps, depth profiles, clouds of heads, what kept heads
+keep."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,15 +15,19 @@ from corelens.viz import style
 COLOURS, MARKERS = (style.PURPLE, style.GOLD, style.BLUE, style.GREY), ("v", "P", "s", "D")
 
 
-def overlap(scores: Mapping[str, HeadScores], fraction: float, chance: float, ax: Axes | None = None) -> Figure:
+def overlap(
+    scores: Mapping[str, HeadScores], fraction: float, chance: float, ax: Axes | None = None
+) -> Figure:
     """How far the same heads score high in several worlds.
 
     Args:
         scores: {world: scores of one model}.
         fraction: of the heads in the top sets.
-        chance: the Jaccard overlap that 95% of random pairs of sets do not exceed; what exceeds it is set bold.
+        chance: the Jaccard overlap that 95% of random pairs of sets do not exceed; what exceeds it
+            is set bold.
     Returns:
-        A matrix: Spearman's rank correlation above the diagonal, Jaccard overlap of the top sets below it.
+        A matrix: Spearman's rank correlation above the diagonal, Jaccard overlap of the top sets
+        below it.
     """
     names = list(scores)
     n = len(names)
@@ -34,7 +39,9 @@ def overlap(scores: Mapping[str, HeadScores], fraction: float, chance: float, ax
                     found = scores[a].agreement(scores[b], fraction)
                     values[i, j] = found.spearman if i < j else found.jaccard
         scale = LinearSegmentedColormap.from_list("one", style.LIGHT_STOPS)
-        ax.pcolormesh(np.clip(values, 0, 1), cmap=scale, vmin=0, vmax=1, edgecolors="#ffffff", linewidth=2)
+        ax.pcolormesh(
+            np.clip(values, 0, 1), cmap=scale, vmin=0, vmax=1, edgecolors="#ffffff", linewidth=2
+        )
         for i, j in np.argwhere(~np.isnan(values)):
             strong = values[i, j] > (0.5 if i < j else chance)
             ax.text(
@@ -46,17 +53,24 @@ def overlap(scores: Mapping[str, HeadScores], fraction: float, chance: float, ax
         ax.set_yticks(np.arange(n) + 0.5, names)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-        ax.set_title("ρ above, Jaccard below the diagonal", fontweight="normal", fontsize=8.5, color=style.SOFT)
+        ax.set_title(
+            "ρ above, Jaccard below the diagonal",
+            fontweight="normal",
+            fontsize=8.5,
+            color=style.SOFT,
+        )
     return style.figure_of(ax)
 
 
 def depth_profiles(
     profiles: Mapping[str, Sequence[float]], depths: Mapping[str, float], ax: Axes | None = None
 ) -> Figure:
-    """Where models of several scales hold their score: each layer's share of it over relative depth.
+    """Where models of several scales hold their score: each layer's share of it over relative
+    depth.
 
     Args:
-        profiles: {model: mean score of each layer}; drawn times the number of layers, so that 1 is an even spread.
+        profiles: {model: mean score of each layer}; drawn times the number of layers, so that 1 is
+            an even spread.
         depths: {model: mean relative depth of its top heads}, marked on the line.
     """
     with style.axes(ax, 6.4, 2.9) as ax:
@@ -66,16 +80,38 @@ def depth_profiles(
             at, one = np.linspace(0, 1, len(profile)), i % len(style.CYCLE)
             ax.plot(at, share, color=style.CYCLE[one], linewidth=1.4, label=name)
             here, marker = np.interp(depths[name], at, share), style.MARKERS[one]
-            ax.plot(depths[name], here, marker, color=style.CYCLE[one], markersize=8, markeredgecolor="white")
-        ax.set(xlabel="relative depth (0: first layer, 1: last)", ylabel="layer's share, times even", ylim=(0, None))
+            ax.plot(
+                depths[name],
+                here,
+                marker,
+                color=style.CYCLE[one],
+                markersize=8,
+                markeredgecolor="white",
+            )
+        ax.set(
+            xlabel="relative depth (0: first layer, 1: last)",
+            ylabel="layer's share, times even",
+            ylim=(0, None),
+        )
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1.4)
     return style.figure_of(ax)
 
 
-def head_cloud(spread: np.ndarray, precision: np.ndarray, chosen: np.ndarray, ax: Axes | None = None) -> Figure:
-    """Every head by how widely it looks over the picture (x) and how precisely (y); the chosen ones are marked."""
+def head_cloud(
+    spread: np.ndarray, precision: np.ndarray, chosen: np.ndarray, ax: Axes | None = None
+) -> Figure:
+    """Every head by how widely it looks over the picture (x) and how precisely (y); the chosen ones
+    are marked."""
     with style.axes(ax, 4.6, 3.0) as ax:
-        ax.scatter(spread[~chosen], precision[~chosen], s=16, color=style.GREY, alpha=0.6, linewidth=0, label="others")
+        ax.scatter(
+            spread[~chosen],
+            precision[~chosen],
+            s=16,
+            color=style.GREY,
+            alpha=0.6,
+            linewidth=0,
+            label="others",
+        )
         ax.scatter(
             spread[chosen],
             precision[chosen],
@@ -86,8 +122,16 @@ def head_cloud(spread: np.ndarray, precision: np.ndarray, chosen: np.ndarray, ax
             label="top heads",
         )
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set(xlabel="share of the picture it spreads over", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-        named = [(f"L{i}H{j}", float(spread[i, j]), float(precision[i, j])) for i, j in np.argwhere(chosen)[:8]]
+        ax.set(
+            xlabel="share of the picture it spreads over",
+            ylabel="precision",
+            xlim=(0, 1.02),
+            ylim=(0, 1.02),
+        )
+        named = [
+            (f"L{i}H{j}", float(spread[i, j]), float(precision[i, j]))
+            for i, j in np.argwhere(chosen)[:8]
+        ]
         style.name_points(ax, named, style.HOT)
         ax.legend(loc="upper right")
     return style.figure_of(ax)
@@ -99,7 +143,8 @@ def kept_curves(
     blind: float,
     ax: Axes | None = None,
 ) -> Figure:
-    """Accuracy when only some heads see the picture, one line a choice of heads, 95% intervals as bands."""
+    """Accuracy when only some heads see the picture, one line a choice of heads, 95% intervals as
+    bands."""
     with style.axes(ax, 5.2, 3.1) as ax:
         ax.grid(axis="y")
         ax.set_axisbelow(True)
@@ -118,6 +163,10 @@ def kept_curves(
         ax.set_xticks(shares, [f"{100 * share:.3g}" for share in shares])
         ax.minorticks_off()
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set(xlabel="heads that see the picture, % of all", ylabel="accuracy (95% CI)", ylim=(-0.02, 1.02))
+        ax.set(
+            xlabel="heads that see the picture, % of all",
+            ylabel="accuracy (95% CI)",
+            ylim=(-0.02, 1.02),
+        )
         ax.legend(loc="best", handlelength=1.6)
     return style.figure_of(ax)

@@ -1,4 +1,5 @@
-"""The report of a study, drawn from report.json alone: the result first, one row a finding, details folded."""
+"""The report of a study, drawn from report.json alone: the result first, one row a finding, details
+folded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +38,8 @@ def study_page(report: Numbers) -> str:
 
 
 def summary(report: Numbers) -> Markup:
-    """One row a finding: verdict, number, small figure, what to conclude. Of several models: one column each."""
+    """One row a finding: verdict, number, small figure, what to conclude. Of several models: one
+    column each."""
     if len(report["models"]) > 1:
         return _matrix(report)
     name, model = next(iter(report["models"].items()))
@@ -45,7 +47,11 @@ def summary(report: Numbers) -> Markup:
     rows = []
     for finding in report["findings"]:
         figure = finding_figure(finding["id"], model, thresholds)
-        small = p.svg(figure, f"{finding['id']} {finding['title']}, {name}") if figure is not None else ""
+        small = (
+            p.svg(figure, f"{finding['id']} {finding['title']}, {name}")
+            if figure is not None
+            else ""
+        )
         rows.append(
             Markup(
                 '<tr><th scope="row">{} {}</th><td>{}</td><td>{}<span class="lesson">{}</span></td>'
@@ -63,10 +69,15 @@ def summary(report: Numbers) -> Markup:
 
 
 def verdict(judged: Numbers) -> Markup:
-    """The verdict as a badge: a sign and words, so that its colour is not needed; the reason below it."""
+    """The verdict as a badge: a sign and words, so that its colour is not needed; the reason below
+    it."""
     kind, sign = SIGNS[judged["word"]]
-    reason = Markup('<span class="scope">{}</span>').format(judged["reason"]) if judged["reason"] else ""
-    return Markup('<span class="verdict {}">{} {}</span>{}').format(kind, sign, judged["shown"], reason)
+    reason = (
+        Markup('<span class="scope">{}</span>').format(judged["reason"]) if judged["reason"] else ""
+    )
+    return Markup('<span class="verdict {}">{} {}</span>{}').format(
+        kind, sign, judged["shown"], reason
+    )
 
 
 def _matrix(report: Numbers) -> Markup:
@@ -77,10 +88,14 @@ def _matrix(report: Numbers) -> Markup:
         for name in names:
             kind, sign = SIGNS[finding["models"][name]["word"]]
             shown = finding["models"][name]["shown"]
-            cells.append(Markup('<td><span class="verdict {}">{} {}</span></td>').format(kind, sign, shown))
+            cells.append(
+                Markup('<td><span class="verdict {}">{} {}</span></td>').format(kind, sign, shown)
+            )
         heading = Markup('<th scope="row">{} {}</th>').format(finding["id"], finding["title"])
         rows.append(Markup("<tr>{}{}</tr>").format(heading, Markup("").join(cells)))
-    head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in ("finding", *names))
+    head = Markup("").join(
+        Markup('<th scope="col">{}</th>').format(name) for name in ("finding", *names)
+    )
     table = '<div class="scroll bleed"><table class="claims"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
     return Markup(table).format(head, Markup("").join(rows))
 
@@ -103,8 +118,14 @@ def _reads(name: str, model: Numbers) -> str:
         return f"**No ranking of {name}'s heads can be judged**: {reading['reason']}.{answers}"
     if reading["published"]:
         return f"**{name} reads the evidence at the question's tokens**, as the paper has it: RAM is judged.{answers}"
-    costs = [part["row_costs"]["question"] for part in worlds.values() if part["row_costs"] and not part["why_not"]]
-    lost = " to ".join(dict.fromkeys(f"{100 * value:.0f}" for value in (min(_values(costs)), max(_values(costs)))))
+    costs = [
+        part["row_costs"]["question"]
+        for part in worlds.values()
+        if part["row_costs"] and not part["why_not"]
+    ]
+    lost = " to ".join(
+        dict.fromkeys(f"{100 * value:.0f}" for value in (min(_values(costs)), max(_values(costs))))
+    )
     return (
         f"**{name} does not read the evidence as the paper has it**: cutting it from the question's tokens in all "
         f"heads costs {lost} points. It reads at the last row, so the heads judged are those of RAM at the last row, a "
@@ -126,9 +147,15 @@ def _details(report: Numbers, name: str, model: Numbers) -> list[Markup]:
         rows = []
         for finding in report["findings"]:
             judged = finding["models"][name]
-            rows.append([finding["id"], judged["shown"], judged["number"] or "–", judged["reason"] or "–"])
-        parts.append(p.folded("Verdicts", p.table(["finding", "verdict", "number", "reason"], rows)))
-    left_out = [[world, part["why_not"]] for world, part in model["worlds"].items() if part["why_not"]]
+            rows.append(
+                [finding["id"], judged["shown"], judged["number"] or "–", judged["reason"] or "–"]
+            )
+        parts.append(
+            p.folded("Verdicts", p.table(["finding", "verdict", "number", "reason"], rows))
+        )
+    left_out = [
+        [world, part["why_not"]] for world, part in model["worlds"].items() if part["why_not"]
+    ]
     if left_out:
         parts.append(p.folded("Worlds that do not count", p.table(["world", "why"], left_out)))
     return [*parts, *_rows(model), *_interventions(model), *_faithfulness(model), *_over_n(model)]
@@ -138,7 +165,10 @@ def _rows(model: Numbers) -> list[Markup]:
     rows = []
     for world, part in model["worlds"].items():
         if part["row_costs"]:
-            cells = [_points(part["row_costs"][group]) if group in part["row_costs"] else "–" for group in READS]
+            cells = [
+                _points(part["row_costs"][group]) if group in part["row_costs"] else "–"
+                for group in READS
+            ]
             rows.append([world, *cells])
     if not rows:
         return []
@@ -146,7 +176,11 @@ def _rows(model: Numbers) -> list[Markup]:
         "Points lost when the evidence is cut from these rows in all heads, on the scoring samples, with Newcombe's "
         "95% intervals."
     )
-    return [p.folded("Which rows the answer hangs on", p.table(["world", *READS.values()], rows, caption))]
+    return [
+        p.folded(
+            "Which rows the answer hangs on", p.table(["world", *READS.values()], rows, caption)
+        )
+    ]
 
 
 def _interventions(model: Numbers) -> list[Markup]:
@@ -158,14 +192,23 @@ def _interventions(model: Numbers) -> list[Markup]:
         for key in (key for key in part["scores"] if key in numbers):
             for role in ("top", "bottom"):
                 costs = numbers[key][role]
-                kinds = [_points(costs[kind]) if kind in costs else "–" for kind in ("zero", "uniform", "knockout")]
+                kinds = [
+                    _points(costs[kind]) if kind in costs else "–"
+                    for kind in ("zero", "uniform", "knockout")
+                ]
                 rows.append([f"{world}: {role} by {key}", *kinds])
-        spread = [_quantile(numbers["random"].get(kind)) for kind in ("zero", "uniform", "knockout")]
+        spread = [
+            _quantile(numbers["random"].get(kind)) for kind in ("zero", "uniform", "knockout")
+        ]
         rows.append([f"{world}: random, 95% quantile", *spread])
     if not rows:
         return []
     caption = "Points lost without the output (zero), with even attention (uniform), or without sight of the evidence."
-    return [p.folded("What the heads cost", p.table(["heads", "zero", "uniform", "knockout"], rows, caption))]
+    return [
+        p.folded(
+            "What the heads cost", p.table(["heads", "zero", "uniform", "knockout"], rows, caption)
+        )
+    ]
 
 
 def _quantile(relative: list[float] | None) -> str:
@@ -184,7 +227,9 @@ def _faithfulness(model: Numbers) -> list[Markup]:
     if not rows:
         return []
     caption = "CPR (higher is better) and CMD (lower is better) of MIB, arXiv 2504.13151, by interchange of heads."
-    return [p.folded("Faithfulness of the rankings", p.table(["ranking", "CPR", "CMD"], rows, caption))]
+    return [
+        p.folded("Faithfulness of the rankings", p.table(["ranking", "CPR", "CMD"], rows, caption))
+    ]
 
 
 def _over_n(model: Numbers) -> list[Markup]:
@@ -192,7 +237,9 @@ def _over_n(model: Numbers) -> list[Markup]:
     for world, part in model["worlds"].items():
         for key, agreement in part["agreement_over_n"].items():
             for row in agreement:
-                rows.append([f"{world}: {key}", row["n"], f"{row['spearman']:.2f}", f"{row['jaccard']:.2f}"])
+                rows.append(
+                    [f"{world}: {key}", row["n"], f"{row['spearman']:.2f}", f"{row['jaccard']:.2f}"]
+                )
     if not rows:
         return []
     caption = "Two rankings from n samples each, none in common: rank correlation, and overlap of their top 5%."
@@ -201,18 +248,24 @@ def _over_n(model: Numbers) -> list[Markup]:
 
 
 def _how(report: Numbers) -> list[Markup]:
-    claims = [[finding["id"], finding["claim"], finding["criterion"]] for finding in report["findings"]]
+    claims = [
+        [finding["id"], finding["claim"], finding["criterion"]] for finding in report["findings"]
+    ]
     sources = dict.fromkeys(criterion["source"] for criterion in report["criteria"])
     options = [[name.replace("_", " "), _words(value)] for name, value in report["options"].items()]
     for name, model in report["models"].items():
         for world, part in model["worlds"].items():
-            options.append([f"{name}, {world}", f"{part['scored']} scored, {part['tested']} tested"])
+            options.append(
+                [f"{name}, {world}", f"{part['scored']} scored, {part['tested']} tested"]
+            )
             if part["without_region"]:
                 options[-1][1] += f", {part['without_region']} without a region left out"
     parts = [
         p.folded("Claims and criteria", p.table(["", "claimed", "reproduced if"], claims)),
         p.folded(
-            "Options and samples", p.table(["setting", "value"], options), f"Thresholds from: {'; '.join(sources)}."
+            "Options and samples",
+            p.table(["setting", "value"], options),
+            f"Thresholds from: {'; '.join(sources)}.",
         ),
     ]
     if report.get("command"):

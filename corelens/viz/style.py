@@ -1,4 +1,5 @@
-"""How CoreLens's pictures look: colours that survive colour blindness, print and dark pages, and words with units."""
+"""How CoreLens's pictures look: colours that survive colour blindness, print and dark pages, and
+words with units."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +18,21 @@ from corelens.viz.view import LiveFigure
 
 # Okabe and Ito 2008, "Color universal design": told apart under every common colour blindness
 INK, SOFT, RULE = "#22262b", "#6b7177", "#d9dcdf"
-HOT, BLUE, GREEN, GREY, GOLD, PURPLE = "#d55e00", "#0072b2", "#009e73", "#7f858b", "#e69f00", "#a4568c"
+HOT, BLUE, GREEN, GREY, GOLD, PURPLE = (
+    "#d55e00",
+    "#0072b2",
+    "#009e73",
+    "#7f858b",
+    "#e69f00",
+    "#a4568c",
+)
 CIVIDIS = matplotlib.colormaps["cividis"]
 MARKS = ListedColormap(["#ececea", HOT])
 CYCLE = (HOT, BLUE, GREEN, GREY, PURPLE, GOLD)
 MARKERS = ("o", "s", "^", "D", "v", "P")  # lines differ in form too: print may be grey
 
-# one-way scales from the page's colour to its opposite; luminance falls (rises) all the way, so grey print is readable
+# one-way scales from the page's colour to its opposite; luminance falls (rises) all the way, so
+# grey print is readable
 LIGHT_STOPS = ("#f4f4f1", "#dbe8c6", "#93cfb1", "#45a5b4", "#2a6b9f", "#1d2a64")
 DARK_STOPS = ("#23272e", "#2b3f6d", "#2c6f96", "#43a59d", "#9fd58c", "#f6f2a8")
 # two-way: blue below zero, orange above
@@ -32,7 +41,11 @@ DARK_TWO = ("#7cc3f2", "#2f6b99", "#23272e", "#b0561c", "#ffb070")
 
 # the first of these that the machine has (matplotlib grumbles about each that it has not)
 _FOUND = set(font_manager.get_font_names())
-FONT = [f for f in ("Inter", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "Liberation Sans") if f in _FOUND][:1]
+FONT = [
+    f
+    for f in ("Inter", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "Liberation Sans")
+    if f in _FOUND
+][:1]
 RC: Any = {
     "font.family": [*FONT, "DejaVu Sans"],
     "font.size": 9,
@@ -84,12 +97,17 @@ NAMES = {
 
 
 def colormap(values: np.ndarray, dark: bool = False) -> tuple[Colormap, float, float]:
-    """A colour scale and its ends for these values: one-way from zero, two-way if a good part lies below zero."""
+    """A colour scale and its ends for these values: one-way from zero, two-way if a good part lies
+    below zero."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if low < -0.1 * abs(high):
         end = max(-low, high) or 1.0
         return LinearSegmentedColormap.from_list("two", DARK_TWO if dark else LIGHT_TWO), -end, end
-    return LinearSegmentedColormap.from_list("one", DARK_STOPS if dark else LIGHT_STOPS), 0.0, max(high, 0) or 1.0
+    return (
+        LinearSegmentedColormap.from_list("one", DARK_STOPS if dark else LIGHT_STOPS),
+        0.0,
+        max(high, 0) or 1.0,
+    )
 
 
 def hexes(values: np.ndarray, steps: int, dark: bool = False) -> list[str]:
@@ -99,7 +117,8 @@ def hexes(values: np.ndarray, steps: int, dark: bool = False) -> list[str]:
 
 
 def words(scores: Any) -> tuple[str, str, str]:
-    """Name, unit and choice of rows of a HeadScores: ("RAM", "attention mass", "max over question rows")."""
+    """Name, unit and choice of rows of a HeadScores: ("RAM", "attention mass", "max over question
+    rows")."""
     name, unit = NAMES.get(str(scores.meta.get("metric", "")), (scores.label, ""))
     rows, reduce = scores.meta.get("rows"), scores.meta.get("reduce")
     detail = f"{reduce} over {rows} rows" if rows and reduce else f"{rows} rows" if rows else ""
@@ -117,11 +136,14 @@ def axis_label(scores: Any) -> str:
 def axes(ax: Axes | None, width: float, height: float) -> Iterator[Axes]:
     """Axes to draw on: the given ones, or those of a new figure of this size in inches.
 
-    A new figure is closed for pyplot at once, so that a notebook shows it once (as the cell's value), not twice.
+    A new figure is closed for pyplot at once, so that a notebook shows it once (as the cell's
+    value), not twice.
     """
     with plt.rc_context(RC):
         if ax is None:
-            figure, ax = plt.subplots(figsize=(width, height), layout="constrained", FigureClass=LiveFigure)
+            figure, ax = plt.subplots(
+                figsize=(width, height), layout="constrained", FigureClass=LiveFigure
+            )
             plt.close(figure)
         yield ax
 
@@ -136,9 +158,14 @@ def figure_of(ax: Axes) -> Figure:
 def name_points(ax: Axes, points: Sequence[tuple[str, float, float]], colour: str) -> None:
     """Write names beside points (name, x, y), apart from one another; the axes' limits must be set.
 
-    Names in the upper half are pushed down where two would stand on one another, names in the lower half up.
+    Names in the upper half are pushed down where two would stand on one another, names in the lower
+    half up.
     """
-    pixels = ax.transData.transform([(x, y) for _, x, y in points]).reshape(-1, 2) * 72 / figure_of(ax).dpi
+    pixels = (
+        ax.transData.transform([(x, y) for _, x, y in points]).reshape(-1, 2)
+        * 72
+        / figure_of(ax).dpi
+    )
     middle = ax.transAxes.transform((0, 0.5))[1] * 72 / figure_of(ax).dpi
     taken: list[tuple[float, float]] = []
     for i in sorted(range(len(points)), key=lambda i: -abs(pixels[i, 1] - middle)):
@@ -148,8 +175,11 @@ def name_points(ax: Axes, points: Sequence[tuple[str, float, float]], colour: st
             at += step
         taken.append((across, at))
         name, x, y = points[i]
-        words = ax.annotate(name, (x, y), (8, at - up), textcoords="offset points", va="center", fontsize=7.5)
-        words.set(color=colour, path_effects=[withStroke(linewidth=2, foreground="white")])  # over other points too
+        words = ax.annotate(
+            name, (x, y), (8, at - up), textcoords="offset points", va="center", fontsize=7.5
+        )
+        # over other points too
+        words.set(color=colour, path_effects=[withStroke(linewidth=2, foreground="white")])
 
 
 def ticks(count: int) -> list[int]:

@@ -1,7 +1,8 @@
-"""Attention between tokens, drawn by CircuitsVis; a picture's many patches are a few sums, so that a page stays small.
+"""Attention between tokens, drawn by CircuitsVis; a picture's many patches are a few sums, so that
+a page stays small.
 
-CircuitsVis (github.com/TransformerLensOrg/CircuitsVis) embeds its script in `local_src`, which needs no network; its
-`show_code()` and its notebook display load from elsewhere and are not used.
+CircuitsVis (github.com/TransformerLensOrg/CircuitsVis) embeds its script in `local_src`, which
+needs no network; its `show_code()` and its notebook display load from elsewhere and are not used.
 """
 
 from typing import Any
@@ -18,7 +19,8 @@ from corelens.viz import style
 from corelens.viz.view import View
 
 MOST_NUMBERS = 250_000  # attention values on one page: about 2 MB beside the script's 1.3 MB
-# CircuitsVis knows light pages only; where a notebook or a site is dark, white turns dark and blue stays blue
+# CircuitsVis knows light pages only; where a notebook or a site is dark, white turns dark and blue
+# stays blue
 DARK = (
     '[data-jp-theme-light="false"] .cl-tokens,.vscode-dark .cl-tokens,[data-md-color-scheme="slate"] .cl-tokens'
     "{filter:invert(.915) hue-rotate(180deg)}"
@@ -27,15 +29,17 @@ LESS_THAN = "\ue000"  # stands for "<" until the page is whole (see `drawn`)
 
 
 def token_view(model: Any, sample: Any, heads: Any, rows: Any = "text") -> View:
-    """How heads attend between the tokens of a prompt. Choose a head above; hover a cell for its number.
+    """How heads attend between the tokens of a prompt. Choose a head above; hover a cell for its
+    number.
 
-    Tokens of text stand for themselves. Of each picture (or each group of frames of a video) there are two sums: the
-    tokens of the region, and the rest.
+    Tokens of text stand for themselves. Of each picture (or each group of frames of a video) there
+    are two sums: the tokens of the region, and the rest.
 
     Args:
         model: a HookedMLLM. sample: a Sample. heads: a HeadSet, or what makes one.
-        rows: which tokens' attention is computed: "text" (default), "question+last", …; "all" also shows that of the
-            patches (the mean over a sum's patches) at T² cost. Rows left out are empty.
+        rows: which tokens' attention is computed: "text" (default), "question+last", …; "all" also
+            shows that of the patches (the mean over a sum's patches) at T² cost. Rows left out are
+            empty.
     Returns:
         A View: a notebook shows it, `.save(path)` writes an offline page of 2 to 5 MB.
     """
@@ -89,9 +93,15 @@ def segments(token_map: TokenMap, tokens: list[str]) -> list[tuple[str, list[int
     region = set(token_map.region.tolist()) if token_map.covered else set()
     found = [(tokens[at].replace("\n", "↵"), [at]) for at in token_map.text.tolist()]
     for number, picture in enumerate(token_map.pictures or []):
-        frames = [()] * len(picture.positions) if picture.frames is None else list(map(tuple, picture.frames.tolist()))
+        frames = (
+            [()] * len(picture.positions)
+            if picture.frames is None
+            else list(map(tuple, picture.frames.tolist()))
+        )
         for frame in dict.fromkeys(frames):
-            here = [at for at, of in zip(picture.positions.tolist(), frames, strict=True) if of == frame]
+            here = [
+                at for at, of in zip(picture.positions.tolist(), frames, strict=True) if of == frame
+            ]
             shown = sorted({f for f in frame if f >= 0})
             name = f"image {number}" if not shown else f"frames {shown[0]}–{shown[-1]}"
             parts = (
@@ -104,12 +114,15 @@ def segments(token_map: TokenMap, tokens: list[str]) -> list[tuple[str, list[int
     return sorted(found, key=lambda group: group[1][0])
 
 
-def drawn(attention: Float[Tensor, "head segment segment"], names: list[str], heads: HeadSet) -> Markup:
+def drawn(
+    attention: Float[Tensor, "head segment segment"], names: list[str], heads: HeadSet
+) -> Markup:
     """CircuitsVis's element, its script within it; no name can end that script."""
     from circuitsvis.attention import attention_heads
 
-    # CircuitsVis writes the tokens as JSON into a script, as they are: a token "</script>" would end it. Each "<" goes
-    # in as a character of no meaning, and is an escape of JavaScript in the page.
+    # CircuitsVis writes the tokens as JSON into a script, as they are: a token "</script>" would
+    # end it. Each "<" goes in as a character of no meaning, and is an escape of JavaScript in the
+    # page.
     given = [name.replace("<", LESS_THAN) for name in names]
     backwards = not bool(attention.triu(1).any())
     drawn = attention_heads(

@@ -1,4 +1,5 @@
-"""Interactive pictures: one HTML element that a notebook shows as it is, and that `save` writes as an offline page."""
+"""Interactive pictures: one HTML element that a notebook shows as it is, and that `save` writes as
+an offline page."""
 
 import base64
 import io
@@ -43,7 +44,8 @@ class View:
 
 
 class LiveFigure(Figure):
-    """A matplotlib figure with an interactive twin: notebooks show the twin, `savefig` and print show the figure."""
+    """A matplotlib figure with an interactive twin: notebooks show the twin, `savefig` and print
+    show the figure."""
 
     make_view: Callable[[], View] | None = None
 
@@ -53,12 +55,15 @@ class LiveFigure(Figure):
     def save_html(self, path: str | Path) -> None:
         """Write the interactive twin as an offline page."""
         if self.make_view is None:
-            raise CorelensError("a figure without an interactive twin", "what cl.head_grid returns", "use savefig")
+            raise CorelensError(
+                "a figure without an interactive twin", "what cl.head_grid returns", "use savefig"
+            )
         self.make_view().save(path)
 
 
 def live_script() -> Markup:
-    """The script that gives every marked element (`data-tips`) on the page quick tooltips, and a layer slider."""
+    """The script that gives every marked element (`data-tips`) on the page quick tooltips, and a
+    layer slider."""
     return Markup("<script>{}</script>").format(Markup(beside("live.js")))
 
 

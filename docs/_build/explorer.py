@@ -1,4 +1,5 @@
-"""Make the explorer's example page and, by Chromium, its picture: `python docs/_build/explorer.py`."""
+"""Make the explorer's example page and, by Chromium, its picture: `python
+docs/_build/explorer.py`."""
 
 import shutil
 import subprocess
@@ -11,7 +12,8 @@ DOCS = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """The first scene of its seed, with two rankings to colour by and the three best heads of the last row pinned."""
+    """The first scene of its seed, with two rankings to colour by and the three best heads of the
+    last row pinned."""
     model, samples = cl.load_demo(), cl.synthetic("refer", n=31, seed=1)
     scores = cl.score_heads(model, samples[1:], ["ram", "ram[rows=last]"])
     best = scores["ram[rows=last]"].top(k=3)

@@ -1,4 +1,5 @@
-"""Draw the pictures of docs/gallery.md by its own code: `python docs/_build/gallery.py` (needs Chromium for one)."""
+"""Draw the pictures of docs/gallery.md by its own code: `python docs/_build/gallery.py` (needs
+Chromium for one)."""
 
 import ast
 import re
@@ -8,7 +9,9 @@ import tempfile
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1]
-ENTRY = re.compile(r"```python\n(.*?)```(?:\n\n!\[[^\]]*\]\((images/[\w-]+\.png)\))?", flags=re.DOTALL)
+ENTRY = re.compile(
+    r"```python\n(.*?)```(?:\n\n!\[[^\]]*\]\((images/[\w-]+\.png)\))?", flags=re.DOTALL
+)
 MOST = 150_000  # bytes a picture
 
 
@@ -17,7 +20,11 @@ def last_value(code: str, space: dict) -> object:
     tree = ast.parse(code)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "gallery", "exec"), space)
-    return None if last is None else eval(compile(ast.Expression(last.value), "gallery", "eval"), space)
+    return (
+        None
+        if last is None
+        else eval(compile(ast.Expression(last.value), "gallery", "eval"), space)
+    )
 
 
 def draw(value: object, path: Path) -> None:

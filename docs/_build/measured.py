@@ -1,4 +1,5 @@
-"""Tables and sentences whose numbers are those of benchmarks/results; docs/_build/tables.py writes them into pages."""
+"""Tables and sentences whose numbers are those of benchmarks/results; docs/_build/tables.py writes
+them into pages."""
 
 import json
 from collections.abc import Iterable
@@ -25,21 +26,35 @@ def hooks() -> str:
     results = read("hooks-cpu")["results"]
     rows = [["", *(f"{int(length) // 1024}k tokens" for length in results)]]
     for key, words in HOOKED.items():
-        rows.append([words, *(f"{cell[key]['time_ratio']['median']:.2f}x" for cell in results.values())])
+        rows.append(
+            [words, *(f"{cell[key]['time_ratio']['median']:.2f}x" for cell in results.values())]
+        )
     return markdown(rows)
 
 
 def scores() -> str:
     """Time and memory of scoring all heads over those of a plain forward."""
     rows = [["model", "tokens", "time", "memory", "`output_attentions`: time", "memory"]]
-    runs = sorted(read("scores")["runs"].items(), key=lambda item: (item[0][:2] == "4b", item[1]["tokens"]))
+    runs = sorted(
+        read("scores")["runs"].items(), key=lambda item: (item[0][:2] == "4b", item[1]["tokens"])
+    )
     for _, run in runs:
-        time, memory, peak = run.get("time_ratio", {}), run.get("memory_ratio", {}), run["peak_bytes"]
+        time, memory, peak = (
+            run.get("time_ratio", {}),
+            run.get("memory_ratio", {}),
+            run["peak_bytes"],
+        )
         cells = [f"{time['scores']['processor'][0]:.2f}x" if "scores" in time else "–"]
-        cells += [f"{memory['scores']['above']:.2f}x" if memory else f"{peak['scores']['above'] / 1e9:.1f} GB"]
+        cells += [
+            f"{memory['scores']['above']:.2f}x"
+            if memory
+            else f"{peak['scores']['above'] / 1e9:.1f} GB"
+        ]
         cells += [f"{time['eager']['processor'][0]:.1f}x" if "eager" in time else "–"]
         cells += [
-            f"{memory['eager']['above']:.0f}x ({peak['eager']['above'] / 1e9:.1f} GB)" if "eager" in memory else "–"
+            f"{memory['eager']['above']:.0f}x ({peak['eager']['above'] / 1e9:.1f} GB)"
+            if "eager" in memory
+            else "–"
         ]
         rows.append([run["shape"].split(" (")[0], f"{run['tokens']:,}", *cells])
     return markdown(rows)
@@ -47,7 +62,11 @@ def scores() -> str:
 
 def speed() -> str:
     """Patching against loops, sparse prefill and KV budgets against the dense run."""
-    patching, (prefill,), decode = read("patching"), read("prefill-cpu")["cells"], read("decode-cpu")["cells"]
+    patching, (prefill,), decode = (
+        read("patching"),
+        read("prefill-cpu")["cells"],
+        read("decode-cpu")["cells"],
+    )
     rows = [["", "factor", "what counting operations or bytes allows"]]
     for sweep in patching["sweeps"]:
         words = f"patching sweep over {sweep['sweep']}, {sweep['tokens']:,} tokens, against one forward a patch"
@@ -61,7 +80,13 @@ def speed() -> str:
         f"{prefill['heads']} heads full, sink {prefill['sink']}, window {prefill['window']:,}, against the dense call"
     )
     laid_out = f"{attention['speedup over laid out']['median']:.1f}x than a dense call on keys laid out for it"
-    rows.append([words, f"{attention['speedup']['median']:.1f}x faster ({laid_out})", f"{attention['limit']:.1f}x"])
+    rows.append(
+        [
+            words,
+            f"{attention['speedup']['median']:.1f}x faster ({laid_out})",
+            f"{attention['limit']:.1f}x",
+        ]
+    )
     for cell in decode:
         kept = cell["kv_bytes"]["budget"] / cell["kv_bytes"]["dense"]
         words = f"a decoded token at that shape (2 layers), {cell['tokens']:,} tokens × {cell['batch']} samples"
@@ -79,7 +104,12 @@ def knockout() -> str:
     rows.append(["top 5% by RAM of the last row", interval(run["top"]["ram[rows=last]"])])
     rows.append(["top 5% by RAM as published (question rows)", interval(run["top"]["ram"])])
     lowest, median, highest = draws[0], draws[len(draws) // 2], draws[-1]
-    rows.append([f"random, {len(draws)} draws: lowest, median, highest", f"{lowest:.3f}, {median:.3f}, {highest:.3f}"])
+    rows.append(
+        [
+            f"random, {len(draws)} draws: lowest, median, highest",
+            f"{lowest:.3f}, {median:.3f}, {highest:.3f}",
+        ]
+    )
     return markdown(rows)
 
 
@@ -87,29 +117,59 @@ def metrics() -> str:
     """Accuracy without the top heads by each score."""
     rows = [["score", "mean ablation", "knockout of the evidence"]]
     for key, line in read("metrics_compared")["scores"].items():
-        cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*line[kind]["accuracy"]) for kind in ("mean", "knockout")]
+        cells = [
+            "{:.3f} [{:.3f}, {:.3f}]".format(*line[kind]["accuracy"])
+            for kind in ("mean", "knockout")
+        ]
         rows.append([key if key == "random" else f"`{todays_key(key)}`", *cells])
     return markdown(rows)
 
 
 def todays_key(key: str) -> str:
-    """The key under which a score of metrics_compared.json is known now; the maximum over rows was the default then."""
+    """The key under which a score of metrics_compared.json is known now; the maximum over rows was
+    the default then."""
     name, _, options = key.removesuffix("]").partition("[")
     if name not in ("ram", "visual_mass", "calibrated_ram", "value_mass") or options == "rows=last":
         return key
     own = [option for option in options.split(",") if option]
-    own = [option for option in own if option != "reduce=mean"] if "reduce=mean" in own else [*own, "reduce=max"]
+    own = (
+        [option for option in own if option != "reduce=mean"]
+        if "reduce=mean" in own
+        else [*own, "reduce=max"]
+    )
     return name + (f"[{','.join(own)}]" if own else "")
 
 
 def contrast() -> str:
     """Accuracy with five heads full and the others in a window, by which heads are full."""
-    rows = [["full heads", "`qwen3vl-s`, window 8", "`qwen3vl-s-long`, window 16", "the same, window 128"]]
+    rows = [
+        [
+            "full heads",
+            "`qwen3vl-s`, window 8",
+            "`qwen3vl-s-long`, window 16",
+            "the same, window 128",
+        ]
+    ]
     short, long = read("sparse_contrast")["pattern"], read("sparse_contrast_long")["pattern"]
-    rows.append(["all (dense)", *(f"{part['dense']['accuracy']['value']:.3f}" for part in (short, long, long))])
-    for name in ("top, RAM (last row)", "top, RAM (question rows)", "random", "bottom, RAM (last row)", "no full head"):
+    rows.append(
+        [
+            "all (dense)",
+            *(f"{part['dense']['accuracy']['value']:.3f}" for part in (short, long, long)),
+        ]
+    )
+    for name in (
+        "top, RAM (last row)",
+        "top, RAM (question rows)",
+        "random",
+        "bottom, RAM (last row)",
+        "no full head",
+    ):
         cells = [
-            next(interval(point["accuracy"]) for point in part["points"] if is_at(point, name, window))
+            next(
+                interval(point["accuracy"])
+                for point in part["points"]
+                if is_at(point, name, window)
+            )
             for part, window in ((short, 8), (long, 16), (long, 128))
         ]
         rows.append([name, *cells])
@@ -129,7 +189,11 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     counts = [str(len(top["heads"])), str(run["layers"] * run["heads"])]
     right = [f"{one['accuracy']:.3f}" for one in (run["clean"], top)]
     for page in ("README.md", "docs/index.md"):
-        yield page, "the evidence from {} of {} heads and accuracy falls from {} to {}", [*counts, *right]
+        yield (
+            page,
+            "the evidence from {} of {} heads and accuracy falls from {} to {}",
+            [*counts, *right],
+        )
         yield page, "hide it from {} random heads and it stays between {} and {} ({} draws, {} scenes)", [
             counts[0], f"{draws[0]:.3f}", f"{draws[-1]:.3f}", str(len(draws)), str(run["answered"])]  # fmt: skip
     published = f"{run['top']['ram']['accuracy']:.3f}"
@@ -141,7 +205,10 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     numbers = [masked["top"]["accuracy"], masked["bottom"]["accuracy"], random[0], random[-1]]
     numbers = [f"{x:.3f}" for x in [*numbers, masked["clean"]["accuracy"]]]
     yield "README.md", words, [*numbers, str(masked["tested"])]
-    hooked = [results["8192"][key]["time_ratio"]["median"] for key in ("CoreLens, no hook", "CoreLens, z of all heads")]
+    hooked = [
+        results["8192"][key]["time_ratio"]["median"]
+        for key in ("CoreLens, no hook", "CoreLens, z of all heads")
+    ]
     words = "run without hooks takes {} of transformers' own time at 8k tokens, z of all heads {}"
     yield "README.md", words, [f"{ratio:.2f}x" for ratio in hooked]
     scored = read("scores")["runs"]["4b 8192"]["time_ratio"]["scores"]["processor"][0]

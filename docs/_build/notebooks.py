@@ -1,4 +1,5 @@
-"""Tutorials and findings, as pages of the site: each notebook's text, code and committed outputs; nothing is run."""
+"""Tutorials and findings, as pages of the site: each notebook's text, code and committed outputs;
+nothing is run."""
 
 import base64
 import json
@@ -15,7 +16,9 @@ def on_config(config: Any, **_: Any) -> None:
     """Give each notebook its place in the navigation."""
     for title, folder in FOLDERS.items():
         entry = next(one for one in config.nav if title in one)
-        entry[title] += [f"{folder}/{path.stem}.md" for path in sorted((ROOT / folder).glob("*.ipynb"))]
+        entry[title] += [
+            f"{folder}/{path.stem}.md" for path in sorted((ROOT / folder).glob("*.ipynb"))
+        ]
 
 
 def on_files(files: Files, config: Any, **_: Any) -> None:

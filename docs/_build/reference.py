@@ -1,8 +1,10 @@
-"""The reference is made of `corelens.__all__`: a page says which parts it holds, and gets every public name of them.
+"""The reference is made of `corelens.__all__`: a page says which parts it holds, and gets every
+public name of them.
 
-A line `{{ public: model, demo }}` on a page of docs/reference becomes a mkdocstrings entry for each name that
-`corelens/__init__.py` takes from `corelens.model.hooked` or `corelens.demo`, or from a module below these. A line
-`{{ commands }}` becomes the commands of `corelens/cli/*.py` with their docstrings. Nothing is imported.
+A line `{{ public: model, demo }}` on a page of docs/reference becomes a mkdocstrings entry for each
+name that `corelens/__init__.py` takes from `corelens.model.hooked` or `corelens.demo`, or from a
+module below these. A line `{{ commands }}` becomes the commands of `corelens/cli/*.py` with their
+docstrings. Nothing is imported.
 """
 
 import ast
@@ -23,7 +25,10 @@ def public_names() -> dict[str, str]:
         for node in tree.body
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
     )
-    return {name: origin[name] for name in sorted(names, key=lambda name: (name[0].islower(), name.lower()))}
+    return {
+        name: origin[name]
+        for name in sorted(names, key=lambda name: (name[0].islower(), name.lower()))
+    }
 
 
 def defined_in(name: str, module: str) -> str:
@@ -39,7 +44,9 @@ def _source(module: str) -> str:
 
 def _imported(module: str) -> dict[str, str]:
     """{name: the module of ours it is imported from}."""
-    imports = [node for node in ast.walk(ast.parse(_source(module))) if isinstance(node, ast.ImportFrom)]
+    imports = [
+        node for node in ast.walk(ast.parse(_source(module))) if isinstance(node, ast.ImportFrom)
+    ]
     ours = [node for node in imports if str(node.module).startswith("corelens")]
     return {alias.name: str(node.module) for node in ours for alias in node.names}
 
@@ -48,12 +55,16 @@ def names_on(markdown: str) -> dict[str, str]:
     """The public names that a page's marks ask for."""
     parts = [part.strip() for mark in MARK.findall(markdown) for part in mark.split(",")]
     below = tuple(f"corelens.{part}." for part in parts)
-    return {name: module for name, module in public_names().items() if f"{module}.".startswith(below)}
+    return {
+        name: module for name, module in public_names().items() if f"{module}.".startswith(below)
+    }
 
 
 def nowhere() -> list[str]:
     """Public names that no page of the reference holds."""
-    held = {name for page in (DOCS / "reference").glob("*.md") for name in names_on(page.read_text())}
+    held = {
+        name for page in (DOCS / "reference").glob("*.md") for name in names_on(page.read_text())
+    }
     return sorted(public_names().keys() - held)
 
 
@@ -63,7 +74,11 @@ def commands() -> str:
     files = sorted((DOCS.parent / "corelens" / "cli").glob("*.py"))
     for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
         for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
-            if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Attribute) and mark.func.attr == "command":
+            if (
+                isinstance(mark, ast.Call)
+                and isinstance(mark.func, ast.Attribute)
+                and mark.func.attr == "command"
+            ):
                 group = getattr(mark.func.value, "id", "app").removesuffix("app").strip("_")
                 name = ast.literal_eval(mark.args[0]) if mark.args else node.name.replace("_", "-")
                 text += f"## corelens {f'{group} {name}'.strip()}\n\n{ast.get_docstring(node)}\n\n"
@@ -85,4 +100,6 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
             for name, module in names_on(mark[0]).items()
         )
 
-    return MARK.sub(entries, markdown).replace("{{ commands }}", commands() if "{{ commands }}" in markdown else "")
+    return MARK.sub(entries, markdown).replace(
+        "{{ commands }}", commands() if "{{ commands }}" in markdown else ""
+    )

@@ -1,8 +1,10 @@
-"""Numbers of the README and the documentation that are made from committed JSON: `python docs/_build/tables.py`.
+"""Numbers of the README and the documentation that are made from committed JSON: `python
+docs/_build/tables.py`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. A sentence is known by its words: those of
-`measured.sentences` are looked for, whatever numbers stand in them. With --check nothing is written, and a page that
-says something else than its JSON is an error; a page that lacks a sentence always is.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. A sentence is known by
+its words: those of `measured.sentences` are looked for, whatever numbers stand in them. With
+--check nothing is written, and a page that says something else than its JSON is an error; a page
+that lacks a sentence always is.
 """
 
 import json
@@ -13,7 +15,8 @@ from pathlib import Path
 import measured
 
 ROOT = Path(__file__).parents[2]
-STUDY = ROOT / "docs/study"  # report.json: all models, by `corelens study --zoo`; demo.json: `corelens demo`
+# report.json: all models, by `corelens study --zoo`; demo.json: `corelens demo`
+STUDY = ROOT / "docs/study"
 PAGES = ("README.md", "docs/index.md", "docs/findings.md", "docs/benchmarks.md")
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
@@ -30,12 +33,19 @@ def verdicts(report: dict) -> str:
         rows = [["finding", "verdict", "number"]]
         for finding in report["findings"]:
             number = finding["number"] + (f" ({finding['reason']})" if finding["reason"] else "")
-            rows.append([f"{finding['id']} {finding['title']}", finding["models"][names[0]]["shown"], number])
+            rows.append(
+                [
+                    f"{finding['id']} {finding['title']}",
+                    finding["models"][names[0]]["shown"],
+                    number,
+                ]
+            )
     return markdown(rows)
 
 
 def costs(report: dict) -> str:
-    """Points lost by cutting the evidence from rows, and by masking heads, in every model and world."""
+    """Points lost by cutting the evidence from rows, and by masking heads, in every model and
+    world."""
     rows = [["model and world", "right", "cut at the question's tokens", "cut at the last row", "top 5% masked",
              "bottom 5% masked", "random, highest"]]  # fmt: skip
     for name, model in report["models"].items():
@@ -55,7 +65,9 @@ def costs(report: dict) -> str:
 def criteria(report: dict) -> str:
     """The thresholds, and where each comes from."""
     rows = [["finding", "threshold", "what is compared with it", "source"]]
-    rows += [[x["finding"], f"{x['value']:g}", x["meaning"], x["source"]] for x in report["criteria"]]
+    rows += [
+        [x["finding"], f"{x['value']:g}", x["meaning"], x["source"]] for x in report["criteria"]
+    ]
     return markdown(rows)
 
 
@@ -110,7 +122,9 @@ def main(check: bool) -> int:
             if not check:
                 (ROOT / name).write_text(renewed, encoding="utf-8")
     if check and stale:
-        print(f"numbers in {', '.join(stale)} are not those of the committed JSON: run python docs/_build/tables.py")
+        print(
+            f"numbers in {', '.join(stale)} are not those of the committed JSON: run python docs/_build/tables.py"
+        )
     return int(check and bool(stale))
 
 

@@ -17,7 +17,9 @@ class Adapted(nn.Module):
     def __init__(self, linear: nn.Linear, rank: int = RANK) -> None:
         super().__init__()
         self.linear = linear
-        self.down = nn.Parameter(torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features))
+        self.down = nn.Parameter(
+            torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features)
+        )
         self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,7 +28,8 @@ class Adapted(nn.Module):
 
 
 def adapt(decoder: Any) -> nn.ModuleDict:
-    """Put adapters around every projection of a decoder's layers; returns them by the projection's name."""
+    """Put adapters around every projection of a decoder's layers; returns them by the projection's
+    name."""
     adapters = nn.ModuleDict()
     for i, layer in enumerate(decoder.layers):
         for part in (layer.self_attn, layer.mlp):

@@ -19,9 +19,12 @@ _TEXTS = (".json", ".jinja", ".safetensors")
 
 
 def write_card(run: Path, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """The card of the trained part in `folder`: what the run's log says, and `facts` (minutes, machine, notes). The
-    measurements are added by `measured`, which opens the model by its name."""
-    log, dense = log_of(run), [json.loads(line) for line in (run / "tower_log.jsonl").read_text().splitlines()]
+    """The card of the trained part in `folder`: what the run's log says, and `facts` (minutes,
+    machine, notes). The measurements are added by `measured`, which opens the model by its name."""
+    log, dense = (
+        log_of(run),
+        [json.loads(line) for line in (run / "tower_log.jsonl").read_text().splitlines()],
+    )
     checks = [line for line in log if "validation" in line]
     best = max(checks, key=lambda line: line["validation"])
     card = {
@@ -75,13 +78,16 @@ TESTED: tuple[measure.World, ...] = (
 
 
 def measured(folder: Path, n: int, scored: int, tested: int, draws: int = 10) -> dict[str, Any]:
-    """Measure the model (in bfloat16) and put the numbers on its card; its heads where it answers best."""
+    """Measure the model (in bfloat16) and put the numbers on its card; its heads where it answers
+    best."""
     card = json.loads((folder / "card.json").read_text())
     model = load_demo(folder.name, dtype="bfloat16")
     card["parameters"] = sum(weight.numel() for weight in model.hf.parameters())
     card["held_out"], card["controls"] = measure.answers(model, TESTED, n)
     best = TESTED[int(np.argmax([row["accuracy"] for row in card["held_out"]]))]
     card["reads"] = [measure.rows_that_read(model, best, 40)]
-    card["zeroed"] = [measure.heads(model, best, scored, tested, rows, draws) for rows in ("question", "last")]
+    card["zeroed"] = [
+        measure.heads(model, best, scored, tested, rows, draws) for rows in ("question", "last")
+    ]
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card

@@ -1,4 +1,5 @@
-"""From smol-vlm's best checkpoint to what the wheel carries: the trained part, configs, a card of what was measured."""
+"""From smol-vlm's best checkpoint to what the wheel carries: the trained part, configs, a card of
+what was measured."""
 
 import json
 import tempfile
@@ -62,20 +63,28 @@ def build_processor(tokenizer: Any) -> Idefics3Processor:
         image_std=[0.5] * 3,
     )
     tokens = (SIDE // PATCH // MERGE) ** 2
-    return Idefics3Processor(images, tokenizer, image_seq_len=tokens, chat_template=chat_template("idefics3"))
+    return Idefics3Processor(
+        images, tokenizer, image_seq_len=tokens, chat_template=chat_template("idefics3")
+    )
 
 
 def write_trained(run: Path, folder: Path) -> None:
     """What was trained, in bfloat16, with the configs, to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    tower = {key: value for key, value in load_file(run / "tower.safetensors").items() if key.startswith("tower.")}
+    tower = {
+        key: value
+        for key, value in load_file(run / "tower.safetensors").items()
+        if key.startswith("tower.")
+    }
     with safe_open(run / "best.safetensors", "pt") as file:
         rest = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     weights = {key: value.to(torch.bfloat16).contiguous() for key, value in (tower | rest).items()}
     save_file(weights, folder / TRAINED, {"format": "pt"})
     (folder / TRAINED).chmod(0o644)
     build_config().save_pretrained(folder)
-    generation = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False, max_new_tokens=64)
+    generation = GenerationConfig(
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False, max_new_tokens=64
+    )
     generation.save_pretrained(folder)
     with tempfile.TemporaryDirectory() as part:
         build_processor(build_tokenizer(decoder_file())).save_pretrained(part)

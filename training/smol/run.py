@@ -36,8 +36,8 @@ def train_smol(out: Path, seed: int = 0, steps: int | None = None) -> Path:
 
 
 def export_smol(run: Path, machine: str, root: Path = REPOSITORY) -> dict[str, Any]:
-    """Write the best checkpoint's trained part with its card into `root`/smol-vlm, and measure it if that is where
-    `load_demo` finds it."""
+    """Write the best checkpoint's trained part with its card into `root`/smol-vlm, and measure it
+    if that is where `load_demo` finds it."""
     folder = root / "smol-vlm"
     write_trained(run, folder)
     card = write_card(run, folder, {"machine": machine})
@@ -54,8 +54,11 @@ def open_decoder() -> tuple[Any, Any]:
         text.vocab_size = 49152
         text.save_pretrained(place)
         weights = {
-            key.replace("model.text_model.", "model."): value.bfloat16() for key, value in decoder_weights(file).items()
+            key.replace("model.text_model.", "model."): value.bfloat16()
+            for key, value in decoder_weights(file).items()
         }
         save_file(weights, Path(place) / "model.safetensors", {"format": "pt"})
-        decoder = LlamaForCausalLM.from_pretrained(place, dtype=torch.bfloat16, local_files_only=True)
+        decoder = LlamaForCausalLM.from_pretrained(
+            place, dtype=torch.bfloat16, local_files_only=True
+        )
     return decoder, build_tokenizer(file)

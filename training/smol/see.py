@@ -1,6 +1,7 @@
 """Stage A of smol-vlm: the tower and its connector learn to name what lies at each visual token.
 
-Pictures are the worlds' own, a third of them of another size and squeezed to the tower's square as the processor does.
+Pictures are the worlds' own, a third of them of another size and squeezed to the tower's square as
+the processor does.
 """
 
 import json
@@ -18,7 +19,16 @@ from corelens.data.synthetic.refer import draw_scene, stream
 from corelens.data.synthetic.refer_hard import draw_scene as hard_scene
 from corelens.data.synthetic.refer_hard import paint as paint_hard
 from corelens.tokens.token_map import Cells
-from training.smol.tower import MERGE, PATCH, SIDE, begin_tower, build_probes, build_tower, dense_loss, words
+from training.smol.tower import (
+    MERGE,
+    PATCH,
+    SIDE,
+    begin_tower,
+    build_probes,
+    build_tower,
+    dense_loss,
+    words,
+)
 
 _STREAM = 1_000_008  # in the entropy of the random stream
 TOKENS = SIDE // PATCH // MERGE
@@ -64,7 +74,14 @@ def draw_dense(step: int, seed: int, batch: int, jitter: float) -> dict[str, np.
     return {"images": np.stack(images), "labels": np.stack(labels)}
 
 
-def see(out: Path, decoder: Any, tokenizer: Any, start: dict[str, torch.Tensor], steps: int, seed: int = 0) -> None:
+def see(
+    out: Path,
+    decoder: Any,
+    tokenizer: Any,
+    start: dict[str, torch.Tensor],
+    steps: int,
+    seed: int = 0,
+) -> None:
     """Train for `steps`; state and log in `out`, resumed where they are."""
     from training.dense import LABELS
     from training.optimizer import Optimizer
@@ -87,26 +104,44 @@ def see(out: Path, decoder: Any, tokenizer: Any, start: dict[str, torch.Tensor],
         saved = load_file(state)
         for name, weight in modules.named_parameters():
             weight.data.copy_(saved[name])
-        optimizer.load_moments({k.removeprefix("moment/"): v for k, v in saved.items() if k.startswith("moment/")})
+        optimizer.load_moments(
+            {k.removeprefix("moment/"): v for k, v in saved.items() if k.startswith("moment/")}
+        )
     began = time.time() - seconds
     while step < steps:
-        jitter = 8.0 * min(1.0, step / 300) * (1.0 if step % 2 else float(np.random.default_rng(step).random()))
+        jitter = (
+            8.0
+            * min(1.0, step / 300)
+            * (1.0 if step % 2 else float(np.random.default_rng(step).random()))
+        )
         batch = draw_dense(step, seed, 32, jitter)
         drawn = time.time()
         with torch.autocast("cpu", torch.bfloat16):
             loss, distance, marks = dense_loss(tower, connector, probes, batch, named, columns)
         (loss + 2 * distance).backward()
-        rate = 1e-3 * min(1, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / steps)))
+        rate = (
+            1e-3
+            * min(1, (step + 1) / 50)
+            * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / steps)))
+        )
         optimizer.step(rate, 1.0)
         step += 1
         if step % 25 == 0 or step == 1:
-            line = {"step": step, "loss": loss.item(), "distance": distance.item(), "rate": rate, **marks}
+            line = {
+                "step": step,
+                "loss": loss.item(),
+                "distance": distance.item(),
+                "rate": rate,
+                **marks,
+            }
             line |= {"seconds": time.time() - began, "learning": time.time() - drawn}
             with open(out / "tower_log.jsonl", "a") as file:
                 file.write(json.dumps({k: round(v, 4) for k, v in line.items()}) + "\n")
         if step % 200 == 0 or step == steps:
             tensors = {name: w.detach().contiguous() for name, w in modules.named_parameters()}
-            tensors |= {f"moment/{key}": value.contiguous() for key, value in optimizer.moments().items()}
+            tensors |= {
+                f"moment/{key}": value.contiguous() for key, value in optimizer.moments().items()
+            }
             info = {"progress": json.dumps({"step": step, "seconds": time.time() - began})}
             save_file(tensors, out / "tower.part", metadata=info)
             (out / "tower.part").replace(state)

@@ -1,11 +1,13 @@
-"""The vision tower of smol-vlm and its first lesson: what object lies at each visual token, and what stands on it.
+"""The vision tower of smol-vlm and its first lesson: what object lies at each visual token, and
+what stands on it.
 
-The tower is Idefics3's class. It begins with qwen3vl-m's tower, whose blocks have the same shapes (that one turns its
-queries and keys by row and column, this one adds positions: its attention has to learn its way again).
+The tower is Idefics3's class. It begins with qwen3vl-m's tower, whose blocks have the same shapes
+(that one turns its queries and keys by row and column, this one adds positions: its attention has
+to learn its way again).
 
-Beside the probes' cross-entropy, the connector learns to give each token the mean of the embeddings of the words that
-name what lies there ("red", "circle", "7"; "background" where nothing does), so that the decoder, which has only ever
-read words, begins with tokens that it understands.
+Beside the probes' cross-entropy, the connector learns to give each token the mean of the embeddings
+of the words that name what lies there ("red", "circle", "7"; "background" where nothing does), so
+that the decoder, which has only ever read words, begins with tokens that it understands.
 """
 
 import copy
@@ -17,7 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.idefics3.configuration_idefics3 import Idefics3Config
-from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector, Idefics3VisionTransformer
+from transformers.models.idefics3.modeling_idefics3 import (
+    Idefics3Connector,
+    Idefics3VisionTransformer,
+)
 
 from corelens.data.synthetic.drawing import LETTERS
 from corelens.data.synthetic.refer import COLOURS, KINDS
@@ -38,8 +43,8 @@ IGNORED = -100
 
 @dataclass
 class Words:
-    """Embeddings of the words that name what labels mean: [values + 1, width] a label, the last (none) zero; and that
-    of an empty token."""
+    """Embeddings of the words that name what labels mean: [values + 1, width] a label, the last
+    (none) zero; and that of an empty token."""
 
     tables: dict[str, Tensor]
     empty: Tensor
@@ -47,7 +52,9 @@ class Words:
     def target(self, labels: dict[str, Tensor]) -> Tensor:
         """[tokens, width]: the mean of what is named at each token."""
         named = {key: self.tables[key][labels[key]] for key in self.tables}
-        count = torch.stack([labels[key] < len(table) - 1 for key, table in self.tables.items()]).sum(0)
+        count = torch.stack(
+            [labels[key] < len(table) - 1 for key, table in self.tables.items()]
+        ).sum(0)
         total = torch.stack(list(named.values())).sum(0)
         return torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], self.empty)
 
@@ -97,12 +104,21 @@ def pixels_of(images: np.ndarray) -> Tensor:
 
 
 def features(tower: Any, pixels: Tensor) -> Tensor:
-    """The tower's output [batch, patches, width]; its attention in float32, as it is faster there."""
+    """The tower's output [batch, patches, width]; its attention in float32, as it is faster
+    there."""
     side = SIDE // PATCH
-    patches = pixels.unflatten(2, (side, PATCH)).unflatten(4, (side, PATCH)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+    patches = (
+        pixels.unflatten(2, (side, PATCH))
+        .unflatten(4, (side, PATCH))
+        .permute(0, 2, 4, 1, 3, 5)
+        .flatten(3)
+    )
     embed = tower.embeddings
-    hidden = F.linear(patches.flatten(1, 2), embed.patch_embedding.weight.flatten(1), embed.patch_embedding.bias)
-    hidden = hidden + embed.position_embedding.weight  # as many positions as patches, in the same order
+    hidden = F.linear(
+        patches.flatten(1, 2), embed.patch_embedding.weight.flatten(1), embed.patch_embedding.bias
+    )
+    # as many positions as patches, in the same order
+    hidden = hidden + embed.position_embedding.weight
     for layer in tower.encoder.layers:
         attn, normed = layer.self_attn, layer.layer_norm1(hidden)
         q, k, v = (
@@ -118,8 +134,11 @@ def features(tower: Any, pixels: Tensor) -> Tensor:
 
 def build_tower(text: Any) -> tuple[Idefics3VisionTransformer, Idefics3Connector]:
     """Tower and connector from random weights, for a decoder of config `text`."""
-    # A copy: a config that becomes part of another forgets its attention implementation, and causality with it.
-    config = Idefics3Config(vision_config=VISION, text_config=copy.deepcopy(text), scale_factor=MERGE)
+    # A copy: a config that becomes part of another forgets its attention implementation, and
+    # causality with it.
+    config = Idefics3Config(
+        vision_config=VISION, text_config=copy.deepcopy(text), scale_factor=MERGE
+    )
     vision: Any = config.vision_config
     return Idefics3VisionTransformer(vision), Idefics3Connector(config)
 
@@ -131,9 +150,15 @@ def build_probes(sizes: dict[str, int]) -> nn.ModuleDict:
 
 
 def dense_loss(
-    tower: Any, connector: Any, probes: Any, batch: dict[str, np.ndarray], named: Words, columns: dict[str, int]
+    tower: Any,
+    connector: Any,
+    probes: Any,
+    batch: dict[str, np.ndarray],
+    named: Words,
+    columns: dict[str, int],
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """The probes' loss, the connector's (mean squared error over the target's mean square), and the share right."""
+    """The probes' loss, the connector's (mean squared error over the target's mean square), and the
+    share right."""
     hidden = features(tower, pixels_of(batch["images"]))
     shuffled = connector.pixel_shuffle(hidden, MERGE).flatten(0, 1)
     visual = connector.modality_projection(shuffled).float()
@@ -152,6 +177,9 @@ def dense_loss(
     if (labels[:, columns["colour"]] == IGNORED).all():
         return loss, visual.new_zeros(()), marks
     what = {key: labels[:, columns[key]] for key in named.tables}
-    what = {key: row.masked_fill(row == IGNORED, len(named.tables[key]) - 1) for key, row in what.items()}
+    what = {
+        key: row.masked_fill(row == IGNORED, len(named.tables[key]) - 1)
+        for key, row in what.items()
+    }
     target = named.target(what)
     return loss, F.mse_loss(visual, target) / target.square().mean(), marks

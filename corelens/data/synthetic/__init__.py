@@ -32,20 +32,24 @@ def worlds() -> list[str]:
 def synthetic(world: str, n: int, seed: int = 0, **options: Any) -> list[Sample]:
     """`n` samples of a synthetic world.
 
-    The same seed gives the same samples, sample i does not depend on `n`, and no seed gives a scene that a demo
-    model was trained on: training draws from a random stream of its own (see `refer`, option `split`).
+    The same seed gives the same samples, sample i does not depend on `n`, and no seed gives a scene
+    that a demo model was trained on: training draws from a random stream of its own (see `refer`,
+    option `split`).
 
     Args:
-        world: the world's name: "refer" (shapes that carry digits), "refer-hard" (with sizes, letters and relations),
-            "compare" (two shapes at once), "hop" (one shape by way of another), "emoji" (things on photographs), "doc"
-            (pages of key–value lines) or "video" (moving shapes that show their digit for a while).
+        world: the world's name: "refer" (shapes that carry digits), "refer-hard" (with sizes,
+            letters and relations), "compare" (two shapes at once), "hop" (one shape by way of
+            another), "emoji" (things on photographs), "doc" (pages of key–value lines) or "video"
+            (moving shapes that show their digit for a while).
         n: how many samples.
         seed: any whole number from 0.
         options: the world's difficulty, for instance `objects=8`; see the function of that name in
-            `corelens.data.synthetic`. `LONG` of `doc`, `video` and `refer_hard` there: options of a long context.
+            `corelens.data.synthetic`. `LONG` of `doc`, `video` and `refer_hard` there: options of a
+            long context.
 
     Raises:
-        CorelensError: for an unknown world, a negative n or seed, an unknown option or an impossible scene.
+        CorelensError: for an unknown world, a negative n or seed, an unknown option or an
+            impossible scene.
     """
     if world not in WORLDS:
         raise CorelensError(
@@ -55,7 +59,9 @@ def synthetic(world: str, n: int, seed: int = 0, **options: Any) -> list[Sample]
         )
     if n < 0 or seed < 0:
         raise CorelensError(
-            f"n={n}, seed={seed}", "whole numbers from 0", "ask for a number and seed that are not negative"
+            f"n={n}, seed={seed}",
+            "whole numbers from 0",
+            "ask for a number and seed that are not negative",
         )
     try:
         return WORLDS[world](n, seed=seed, **options)

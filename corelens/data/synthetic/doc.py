@@ -1,10 +1,11 @@
-"""World `doc`, after MMDocIR: rendered pages, one image each, of short key–value lines; the question asks one code.
+"""World `doc`, after MMDocIR: rendered pages, one image each, of short key–value lines; the
+question asks one code.
 
-A page is paper with a heading on top, lines such as "Total 47" in several sizes at varied places, grey bars where other
-text would stand, and its number at the foot. "What is the code of Total on page 2?" is asked where the key stands on
-several pages, each time with another value (decoys), "What is the code of Total?" where it stands on one page alone.
-Some page's heading says the asked key too, without a value ("Total Summary"). The asked value occurs once in the whole
-document.
+A page is paper with a heading on top, lines such as "Total 47" in several sizes at varied places,
+grey bars where other text would stand, and its number at the foot. "What is the code of Total on
+page 2?" is asked where the key stands on several pages, each time with another value (decoys),
+"What is the code of Total?" where it stands on one page alone. Some page's heading says the asked
+key too, without a value ("Total Summary"). The asked value occurs once in the whole document.
 """
 
 from dataclasses import dataclass, replace
@@ -18,22 +19,37 @@ from corelens.errors import CorelensError
 from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box
 
-KEYS = ("Total", "Invoice", "Order", "Date", "Name", "Amount", "Account", "Ticket", "Room", "Price", "Tax")
+KEYS = (
+    "Total",
+    "Invoice",
+    "Order",
+    "Date",
+    "Name",
+    "Amount",
+    "Account",
+    "Ticket",
+    "Room",
+    "Price",
+    "Tax",
+)
 HEADINGS = ("Report", "Summary", "Index", "Notes")
 MINIMUM = {"pages": 2, "lines": 4, "side": 256, "digits": 2, "named": 0.5}
-"""The documented minimum of difficulty: below it no number is published. (256 px a side are 64 visual tokens of 32.)"""
+"""The documented minimum of difficulty: below it no number is published. (256 px a side are 64
+visual tokens of 32.)"""
 LONG = {"pages": 12, "lines": 6, "sides": (640, 768), "clutter": 24}
 """A long context: 12 pages of 400 to 576 visual tokens of 32 × 32 pixels."""
 
 _WORLD = 1_000_002  # in the entropy of the random stream
 _HEADING, _FOOT = 26, 14  # font sizes in pixels
-_MARGIN, _GAP, _BAR = 8, 5, 14  # pixels: paper's edge, between any two rows, height of a row of grey bars
+# pixels: paper's edge, between any two rows, height of a row of grey bars
+_MARGIN, _GAP, _BAR = 8, 5, 14
 _PAD = 2  # pixels of paper around a line's ink that belong to its region
 
 
 @dataclass(frozen=True)
 class Line:
-    """A key and its value; `x`: the left edge, `y`: the baseline, `gap`: between key and value; all in pixels."""
+    """A key and its value; `x`: the left edge, `y`: the baseline, `gap`: between key and value; all
+    in pixels."""
 
     key: str
     value: str
@@ -45,7 +61,10 @@ class Line:
     @property
     def words(self) -> list[tuple[str, int]]:
         """What is written, each word with its left edge in pixels."""
-        return [(self.key, self.x), (self.value, self.x + round(font(self.size).getlength(self.key)) + self.gap)]
+        return [
+            (self.key, self.x),
+            (self.value, self.x + round(font(self.size).getlength(self.key)) + self.gap),
+        ]
 
     @property
     def box(self) -> Box:
@@ -58,7 +77,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Page:
-    """One page; `heading_x`: the heading's left edge, `heading_y`: its baseline, `bars`: x0, y0, x1, y1; in pixels."""
+    """One page; `heading_x`: the heading's left edge, `heading_y`: its baseline, `bars`: x0, y0,
+    x1, y1; in pixels."""
 
     width: int
     height: int
@@ -87,41 +107,53 @@ def doc(
     turn: int = 0,
     split: str = "test",
 ) -> list[Sample]:
-    """`n` samples: pages, "What is the code of Total on page 2?", "47", and the box around that line on that page.
+    """`n` samples: pages, "What is the code of Total on page 2?", "47", and the box around that
+    line on that page.
 
     Args:
         n: how many.
         seed: sample i of a seed is always the same document, whatever `n`.
         pages: pages in a document, 1 to 40, or (fewest, most). Published numbers need 2 or more.
-        lines: key–value lines a page, 1 to 10, or (fewest, most), drawn for each page. Published numbers need 4.
-        sides: smallest and largest side of a page in pixels; width and height are drawn apart, in steps of 32, once a
-            document. Published numbers need 256 or more.
-        fonts: smallest and largest font size of a line, in pixels; where lines do not fit, the largest get smaller.
+        lines: key–value lines a page, 1 to 10, or (fewest, most), drawn for each page. Published
+            numbers need 4.
+        sides: smallest and largest side of a page in pixels; width and height are drawn apart, in
+            steps of 32, once a document. Published numbers need 256 or more.
+        fonts: smallest and largest font size of a line, in pixels; where lines do not fit, the
+            largest get smaller.
         digits: of a value, 1 to 4. Published numbers need 2 or more.
-        named: the share of questions whose key stands on several pages and that therefore name the page (none in a
-            document of one page). Published numbers need 0.5 or more.
+        named: the share of questions whose key stands on several pages and that therefore name the
+            page (none in a document of one page). Published numbers need 0.5 or more.
         clutter: at most so many rows of grey bars a page, where there is room.
-        turn: the asked value counted on by so many (after the last comes the first, and values that stand elsewhere in
-            the document are passed over); all else stays as it is, to the pixel.
+        turn: the asked value counted on by so many (after the last comes the first, and values that
+            stand elsewhere in the document are passed over); all else stays as it is, to the pixel.
         split: "test" (everyone's), "train" or "validation"; see `refer`.
 
     Raises:
-        CorelensError: for a document that is impossible (more lines than a page has room or keys for).
+        CorelensError: for a document that is impossible (more lines than a page has room or keys
+            for).
     """
     samples = []
     minimum = MINIMUM
     for i in range(n):
         rng = stream(split, _WORLD, seed, i)
         size = draw_size(rng, sides)
-        document, asked = draw_document(rng, *size, pages, lines, fonts, digits, named, clutter, turn)
+        document, asked = draw_document(
+            rng, *size, pages, lines, fonts, digits, named, clutter, turn
+        )
         published = (
             min(smallest(pages) / minimum["pages"], smallest(lines) / minimum["lines"]) >= 1
-            and min(sides[0] / minimum["side"], digits / minimum["digits"], named / minimum["named"]) >= 1
+            and min(
+                sides[0] / minimum["side"], digits / minimum["digits"], named / minimum["named"]
+            )
+            >= 1
         )
         sheets = [
             {
                 "heading": page.heading,
-                "lines": [{"key": x.key, "value": x.value, "size": x.size, "box": x.box.bounds} for x in page.lines],
+                "lines": [
+                    {"key": x.key, "value": x.value, "size": x.size, "box": x.box.bounds}
+                    for x in page.lines
+                ],
             }
             for page in document
         ]
@@ -146,7 +178,8 @@ def draw_document(
     clutter: int = 3,
     turn: int = 0,
 ) -> tuple[list[Page], tuple[int, int]]:
-    """A document of pages of `width` × `height` pixels, and (page, line) of what shall be asked; arguments as in `doc`.
+    """A document of pages of `width` × `height` pixels, and (page, line) of what shall be asked;
+    arguments as in `doc`.
 
     Any other line can be asked too, with `ask`.
     """
@@ -167,7 +200,9 @@ def draw_document(
         title = f"{heading} {rng.choice(HEADINGS)}"
         document.append(_page(rng, width, height, number, title, names, codes, fonts, clutter))
     if turn:
-        document[page] = _turned(document[page], line, turn, {value for codes in values for value in codes})
+        document[page] = _turned(
+            document[page], line, turn, {value for codes in values for value in codes}
+        )
     return document, (page, line)
 
 
@@ -178,9 +213,15 @@ def ask(document: list[Page], page: int, line: int) -> Query:
         CorelensError: where the key stands twice on that page.
     """
     asked = document[page].lines[line]
-    places = [i for i, sheet in enumerate(document) for other in sheet.lines if other.key == asked.key]
+    places = [
+        i for i, sheet in enumerate(document) for other in sheet.lines if other.key == asked.key
+    ]
     if places.count(page) > 1:
-        raise CorelensError(f"key {asked.key!r} twice on page {page + 1}", "a key once a page", "ask for another line")
+        raise CorelensError(
+            f"key {asked.key!r} twice on page {page + 1}",
+            "a key once a page",
+            "ask for another line",
+        )
     where = f" on page {page + 1}" if len(places) > 1 else ""
     box = asked.box
     region = Box(box.x0, box.y0, box.x1, box.y1, image=page, text=f"{asked.key} {asked.value}")
@@ -196,21 +237,32 @@ def paint(page: Page) -> Image.Image:
     for bar in page.bars:
         draw.rectangle(bar, fill=grey)
     rule = page.heading_y + 7
-    draw.text((page.heading_x, page.heading_y), page.heading, fill=page.ink, font=font(page.heading_size), anchor="ls")
+    draw.text(
+        (page.heading_x, page.heading_y),
+        page.heading,
+        fill=page.ink,
+        font=font(page.heading_size),
+        anchor="ls",
+    )
     draw.line((_MARGIN, rule, page.width - _MARGIN, rule), fill=_shade(page.paper, 0.6))
     for line in page.lines:
         for word, x in line.words:
             draw.text((x, line.y), word, fill=page.ink, font=font(line.size), anchor="ls")
     foot = (page.width / 2, page.height - _MARGIN)
-    draw.text(foot, f"Page {page.number + 1}", fill=_shade(page.paper, 0.4), font=font(_FOOT), anchor="ms")
+    draw.text(
+        foot, f"Page {page.number + 1}", fill=_shade(page.paper, 0.4), font=font(_FOOT), anchor="ms"
+    )
     return image
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
+# --- inside
 
 
-def _keys(rng: np.random.Generator, rows: list[int], repeated: bool) -> tuple[list[list[str]], tuple[int, int]]:
-    """Keys of every page, each once a page, and which (page, line) is asked: its key is elsewhere or nowhere else."""
+def _keys(
+    rng: np.random.Generator, rows: list[int], repeated: bool
+) -> tuple[list[list[str]], tuple[int, int]]:
+    """Keys of every page, each once a page, and which (page, line) is asked: its key is elsewhere
+    or nowhere else."""
     page, asked = int(rng.integers(len(rows))), str(rng.choice(KEYS))
     holds = np.zeros(len(rows), bool)
     if repeated:
@@ -225,8 +277,11 @@ def _keys(rng: np.random.Generator, rows: list[int], repeated: bool) -> tuple[li
     return keys, (page, keys[page].index(asked))
 
 
-def _values(rng: np.random.Generator, rows: list[int], asked: tuple[int, int], digits: int) -> list[list[str]]:
-    """Values without a leading zero; the asked one occurs once, the others too while there are enough."""
+def _values(
+    rng: np.random.Generator, rows: list[int], asked: tuple[int, int], digits: int
+) -> list[list[str]]:
+    """Values without a leading zero; the asked one occurs once, the others too while there are
+    enough."""
     low, high, total = 10 ** (digits - 1), 10**digits, sum(rows)
     own = int(rng.integers(low, high))
     pool = np.delete(np.arange(low, high), own - low)
@@ -238,7 +293,8 @@ def _values(rng: np.random.Generator, rows: list[int], asked: tuple[int, int], d
 
 
 def _turned(page: Page, line: int, turn: int, taken: set[str]) -> Page:
-    """The page with a line's value counted on. Its words stay: the font's digits are equally wide."""
+    """The page with a line's value counted on. Its words stay: the font's digits are equally
+    wide."""
     value = page.lines[line].value
     low = 10 ** (len(value) - 1)
     free = [x for x in range(low, 10 * low) if str(x) == value or str(x) not in taken]
@@ -257,7 +313,8 @@ def _page(
     fonts: tuple[int, int],
     clutter: int,
 ) -> Page:
-    """Rows of lines and bars under the heading, in random order, the free height dealt out between them."""
+    """Rows of lines and bars under the heading, in random order, the free height dealt out between
+    them."""
     top, bottom = _MARGIN + _HEADING + 8, height - _MARGIN - _FOOT - 2
     room, depth = width - 2 * _MARGIN, bottom - top
     sizes = _sizes(rng, keys, values, room, depth, fonts)
@@ -287,14 +344,34 @@ def _page(
     ink = tuple(int(x) for x in rng.integers(0, 60, 3))
     size = min(_HEADING, int(_HEADING * room / font(_HEADING).getlength(heading)))
     left = _MARGIN + int(rng.integers(max(0, room - int(font(size).getlength(heading))) + 1))
-    parts = (left, _MARGIN + _HEADING - 4, size, tuple(placed[i] for i in range(len(keys))), tuple(bands))
-    return Page(width, height, number, heading, *parts, (paper[0], paper[1], paper[2]), (ink[0], ink[1], ink[2]))
+    parts = (
+        left,
+        _MARGIN + _HEADING - 4,
+        size,
+        tuple(placed[i] for i in range(len(keys))),
+        tuple(bands),
+    )
+    return Page(
+        width,
+        height,
+        number,
+        heading,
+        *parts,
+        (paper[0], paper[1], paper[2]),
+        (ink[0], ink[1], ink[2]),
+    )
 
 
 def _sizes(
-    rng: np.random.Generator, keys: list[str], values: list[str], room: int, depth: int, fonts: tuple[int, int]
+    rng: np.random.Generator,
+    keys: list[str],
+    values: list[str],
+    room: int,
+    depth: int,
+    fonts: tuple[int, int],
 ) -> list[int]:
-    """A font size a line; where lines do not fit, the largest are made smaller. Raises where the smallest do not."""
+    """A font size a line; where lines do not fit, the largest are made smaller. Raises where the
+    smallest do not."""
     least, longest = fonts[0], max(_width(key, "8" * len(values[0]), fonts[0]) for key in KEYS)
     tall = (_height(least) + _GAP) * len(keys)
     if longest > room or tall > depth:

@@ -1,7 +1,8 @@
-"""What the drawn worlds share: figures with symbols, free places, fonts, cluttered backgrounds, questions.
+"""What the drawn worlds share: figures with symbols, free places, fonts, cluttered backgrounds,
+questions.
 
-A world first describes a scene (all that a seed decides), then paints the description: the same description with one
-symbol changed is the same picture with one symbol changed.
+A world first describes a scene (all that a seed decides), then paints the description: the same
+description with one symbol changed is the same picture with one symbol changed.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from corelens.tokens.regions import Box, Region
 
 DIGITS = "0123456789"
 LETTERS = "ACEFHKLMPRTUXY"
-"""Capital letters that are mistaken neither for a digit (B for 8, S for 5, …) nor for one another."""
+"""Capital letters that are mistaken neither for a digit (B for 8, S for 5, …) nor for one
+another."""
 
 Number = int | tuple[int, int]
 """A number, or the smallest and the largest of which one is drawn."""
@@ -77,7 +79,8 @@ class Query:
     anchor: int | None = None
 
     def sample(self, world: str, name: str, **meta: object) -> Sample:
-        """The question as a Sample without its pictures, with `meta` and what the query knows in its meta."""
+        """The question as a Sample without its pictures, with `meta` and what the query knows in
+        its meta."""
         more = {"form": self.form, "asked": self.asked, "anchor": self.anchor}
         return Sample(
             question=self.question,
@@ -89,7 +92,8 @@ class Query:
 
 
 def draw_number(rng: np.random.Generator, value: Number, name: str, low: int, high: int) -> int:
-    """A whole number that an option gives, or one drawn from its range; an error outside `low` … `high`."""
+    """A whole number that an option gives, or one drawn from its range; an error outside `low` …
+    `high`."""
     first, last = smallest(value), value if isinstance(value, int) else value[1]
     if not low <= first <= last <= high:
         raise CorelensError(
@@ -106,25 +110,35 @@ def smallest(value: Number) -> int:
 
 
 def draw_figure(
-    rng: np.random.Generator, name: tuple[str, str], symbol: str, centre: tuple[float, float], radius: float
+    rng: np.random.Generator,
+    name: tuple[str, str],
+    symbol: str,
+    centre: tuple[float, float],
+    radius: float,
 ) -> Figure:
     """A figure of (colour, kind) `name`, its colour a little off."""
-    red, green, blue = (int(np.clip(c + rng.integers(-_TINT, _TINT + 1), 0, 255)) for c in COLOURS[name[0]])
+    red, green, blue = (
+        int(np.clip(c + rng.integers(-_TINT, _TINT + 1), 0, 255)) for c in COLOURS[name[0]]
+    )
     return Figure(*name, symbol, *centre, radius, (red, green, blue))
 
 
 def draw_symbols(rng: np.random.Generator, pool: str, n: int) -> list[str]:
-    """`n` symbols of a pool: all different while there are enough, else each equally often (or once more)."""
+    """`n` symbols of a pool: all different while there are enough, else each equally often (or once
+    more)."""
     rounds = [pool[i] for _ in range(-(-n // len(pool))) for i in rng.permutation(len(pool))]
     return rounds[:n]
 
 
 def draw_names(rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
-    """`n` different (colour, kind) names in random order; some two share the colour or the kind alone."""
+    """`n` different (colour, kind) names in random order; some two share the colour or the kind
+    alone."""
     pairs = [(colour, kind) for colour in COLOURS for kind in KINDS]
     order = [pairs[i] for i in rng.permutation(len(pairs))]
     twin = next(i for i, pair in enumerate(order) if shared(pair, order[0]) == 1)
-    chosen = [order[0], order[twin], *(pair for i, pair in enumerate(order) if i not in (0, twin))][:n]
+    chosen = [order[0], order[twin], *(pair for i, pair in enumerate(order) if i not in (0, twin))][
+        :n
+    ]
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
@@ -136,7 +150,8 @@ def shared(a: Sequence[str], b: Sequence[str]) -> int:
 def draw_centres(
     rng: np.random.Generator, radii: Sequence[float], width: int, height: int, gap: float
 ) -> list[tuple[float, float]] | None:
-    """Centres of circles that neither overlap nor leave the picture; None where the darts found no room.
+    """Centres of circles that neither overlap nor leave the picture; None where the darts found no
+    room.
 
     Args:
         radii: in pixels; the largest is placed first.
@@ -160,7 +175,8 @@ def draw_centres(
 
 
 def paint_figure(draw: ImageDraw.ImageDraw, figure: Figure, size: int) -> None:
-    """Paint a figure and, if it carries one, its symbol, `size` pixels high, black on light and white on dark."""
+    """Paint a figure and, if it carries one, its symbol, `size` pixels high, black on light and
+    white on dark."""
     outline = figure.shape.outline
     if figure.kind == "circle":
         draw.ellipse(outline, fill=figure.tint)
@@ -173,9 +189,11 @@ def paint_figure(draw: ImageDraw.ImageDraw, figure: Figure, size: int) -> None:
 
 
 def paint_clutter(seed: int, width: int, height: int, amount: int) -> Image.Image:
-    """A muted background: `amount` lines, half as many blotches, and half as many outlines of empty shapes.
+    """A muted background: `amount` lines, half as many blotches, and half as many outlines of empty
+    shapes.
 
-    Its grey stays between that of the dark colours (blue, purple) and that of the light ones (pink, cyan, yellow).
+    Its grey stays between that of the dark colours (blue, purple) and that of the light ones (pink,
+    cyan, yellow).
     """
     rng = np.random.default_rng(seed)
     base = int(rng.integers(90, 145))
@@ -204,6 +222,8 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     loaded = ImageFont.load_default(size)
     if not isinstance(loaded, ImageFont.FreeTypeFont):
         raise CorelensError(
-            "a Pillow without FreeType", "a Pillow that can draw its own font", "pip install --force-reinstall pillow"
+            "a Pillow without FreeType",
+            "a Pillow that can draw its own font",
+            "pip install --force-reinstall pillow",
         )
     return loaded

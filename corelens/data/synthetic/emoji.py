@@ -1,10 +1,12 @@
 """World `emoji`: everyday things on photographs, each with a digit on the tag below it.
 
-"What digit is under the banana?" Things are turned and of many sizes, digits in several fonts; the whole picture is
-noisy and went through JPEG. The pictures lie in the package, with their licences: glyphs of Noto Color Emoji, and
-photographs that scikit-image bundles; the fonts are those of matplotlib.
+"What digit is under the banana?" Things are turned and of many sizes, digits in several fonts; the
+whole picture is noisy and went through JPEG. The pictures lie in the package, with their licences:
+glyphs of Noto Color Emoji, and photographs that scikit-image bundles; the fonts are those of
+matplotlib.
 
-What a model can do without looking: all digits of a scene differ, so a guess is right once in ten times.
+What a model can do without looking: all digits of a scene differ, so a guess is right once in ten
+times.
 """
 
 import io
@@ -31,7 +33,8 @@ NAMES = tuple(_WORDS.split())
 PHOTOGRAPHS = ("brick", "chelsea", "coffee", "grass", "gravel", "hubble")
 FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono", "STIXGeneral", "cmr10")
 MINIMUM = {"objects": 4, "side": 256}
-"""The documented minimum of difficulty: below it no number is published. (256 px a side are 64 visual tokens of 32.)"""
+"""The documented minimum of difficulty: below it no number is published. (256 px a side are 64
+visual tokens of 32.)"""
 QUESTION = "What digit is under the {name}?"
 
 _PICTURES = Path(__file__).parent / "pictures"
@@ -55,22 +58,26 @@ def emoji(
     turn: int = 0,
     split: str = "test",
 ) -> list[Sample]:
-    """`n` samples: a scene, "What digit is under the banana?", "7", and the box around the banana and its tag.
+    """`n` samples: a scene, "What digit is under the banana?", "7", and the box around the banana
+    and its tag.
 
     Args:
         n: how many.
         seed: sample i of a seed is always the same scene, whatever `n`.
         objects: things in a scene, 1 to 10, or (fewest, most). Published numbers need 4 or more.
-        sides: smallest and largest side of the picture in pixels; width and height are drawn apart, in steps of 32.
-            Published numbers need 256 or more.
+        sides: smallest and largest side of the picture in pixels; width and height are drawn apart,
+            in steps of 32. Published numbers need 256 or more.
         quality: of JPEG, 1 to 100, or (lowest, highest).
-        noise: the largest standard deviation of the pixels' noise, of 255; each picture has its own.
-        turn: the asked digit counted on by so many (digits that stand elsewhere in the scene are passed over, where any
-            are left); all else stays as it is (to the pixel before JPEG, which spreads a change over its block).
+        noise: the largest standard deviation of the pixels' noise, of 255; each picture has its
+            own.
+        turn: the asked digit counted on by so many (digits that stand elsewhere in the scene are
+            passed over, where any are left); all else stays as it is (to the pixel before JPEG,
+            which spreads a change over its block).
         split: "test" (everyone's), "train" or "validation"; see `refer`.
 
     Raises:
-        CorelensError: for a scene that is impossible (more objects than fit), and where a picture or font is missing.
+        CorelensError: for a scene that is impossible (more objects than fit), and where a picture
+            or font is missing.
     """
     samples = []
     for i in range(n):
@@ -93,14 +100,16 @@ def emoji(
             f"emoji-{seed}-{i:04d}",
             split=split,
             published=smallest(objects) >= MINIMUM["objects"] and sides[0] >= MINIMUM["side"],
-            objects=[{"name": name, "symbol": digit, "box": box.bounds} for name, digit, box in parts],
+            objects=[
+                {"name": name, "symbol": digit, "box": box.bounds} for name, digit, box in parts
+            ],
         )
         sample.images = [_squeezed(image, level)]
         samples.append(sample)
     return samples
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
+# --- inside
 
 
 def _counted_on(digits: list[str], asked: int, turn: int) -> str:
@@ -111,7 +120,12 @@ def _counted_on(digits: list[str], asked: int, turn: int) -> str:
 
 
 def _paint(
-    rng: np.random.Generator, width: int, height: int, things: list[str], digits: list[str], noise: float
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    things: list[str],
+    digits: list[str],
+    noise: float,
 ) -> tuple[Image.Image, list[Box]]:
     """The picture, and the box around each thing and its tag."""
     image = _ground(rng, width, height)
@@ -119,13 +133,19 @@ def _paint(
     sizes = [int(x) for x in rng.integers(_SIDES[0], _SIDES[1] + 1, len(things))]
     boxes = _places(rng, sizes, width, height)
     for name, digit, side, box in zip(things, digits, sizes, boxes, strict=True):
-        glyph = _glyph(name).rotate(float(rng.uniform(*_TURNS)), Image.Resampling.BICUBIC, expand=True)
+        glyph = _glyph(name).rotate(
+            float(rng.uniform(*_TURNS)), Image.Resampling.BICUBIC, expand=True
+        )
         glyph.thumbnail((side, side), Image.Resampling.LANCZOS)
         left, top = int(box.x0), int(box.y0)
-        image.paste(glyph, (left + (side - glyph.width) // 2, top + (side - glyph.height) // 2), glyph)
+        image.paste(
+            glyph, (left + (side - glyph.width) // 2, top + (side - glyph.height) // 2), glyph
+        )
         middle, upper = left + side // 2, top + side
         tag = (middle - _TAG[0] // 2, upper, middle + _TAG[0] // 2 - 1, upper + _TAG[1] - 1)
-        draw.rounded_rectangle(tag, 5, fill=tuple(int(v) for v in rng.integers(225, 256, 3)), outline=(60, 60, 60))
+        draw.rounded_rectangle(
+            tag, 5, fill=tuple(int(v) for v in rng.integers(225, 256, 3)), outline=(60, 60, 60)
+        )
         font = _font(FONTS[int(rng.integers(len(FONTS)))], int(rng.integers(19, 24)))
         draw.text((middle, upper + _TAG[1] / 2), digit, fill=(10, 10, 10), font=font, anchor="mm")
     grain = rng.normal(0, rng.uniform(0, noise), (height, width, 3)) if noise else 0
@@ -144,7 +164,9 @@ def _places(rng: np.random.Generator, sizes: list[int], width: int, height: int)
             free = np.ones(_DARTS, bool)
             for box in boxes:
                 beside = (darts[:, 0] >= box.x1 + _GAP) | (darts[:, 0] + side + _GAP <= box.x0)
-                free &= beside | (darts[:, 1] >= box.y1 + _GAP) | (darts[:, 1] + high + _GAP <= box.y0)
+                free &= (
+                    beside | (darts[:, 1] >= box.y1 + _GAP) | (darts[:, 1] + high + _GAP <= box.y0)
+                )
             if not free.any():
                 break
             x, y = darts[int(free.argmax())]
@@ -163,9 +185,16 @@ def _ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     photograph = _picture(f"{PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))]}.jpg", "RGB")
     share = float(rng.uniform(0.5, 1.0)) * min(photograph.width / width, photograph.height / height)
     wide, high = int(width * share), int(height * share)
-    left, top = int(rng.integers(photograph.width - wide + 1)), int(rng.integers(photograph.height - high + 1))
-    part = photograph.crop((left, top, left + wide, top + high)).resize((width, height), Image.Resampling.BICUBIC)
-    return Image.blend(part, Image.new("RGB", part.size, (200, 200, 200)), float(rng.uniform(0.2, 0.5)))
+    left, top = (
+        int(rng.integers(photograph.width - wide + 1)),
+        int(rng.integers(photograph.height - high + 1)),
+    )
+    part = photograph.crop((left, top, left + wide, top + high)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    return Image.blend(
+        part, Image.new("RGB", part.size, (200, 200, 200)), float(rng.uniform(0.2, 0.5))
+    )
 
 
 def _squeezed(image: Image.Image, quality: int) -> Image.Image:
@@ -187,7 +216,9 @@ def _picture(name: str, mode: str) -> Image.Image:
         return Image.open(_PICTURES / name).convert(mode)
     except OSError as error:
         raise CorelensError(
-            f"the picture {name} of the world emoji ({error})", "all pictures of the package", "install corelens again"
+            f"the picture {name} of the world emoji ({error})",
+            "all pictures of the package",
+            "install corelens again",
         ) from error
 
 
@@ -200,5 +231,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
         return ImageFont.truetype(file, size)
     except OSError as error:
         raise CorelensError(
-            f"the font {file} ({error})", "the fonts that matplotlib brings", "pip install --force-reinstall matplotlib"
+            f"the font {file} ({error})",
+            "the fonts that matplotlib brings",
+            "pip install --force-reinstall matplotlib",
         ) from error

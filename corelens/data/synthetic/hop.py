@@ -1,12 +1,13 @@
 """World `hop`: two steps, the first of which cannot be left out.
 
-"What digit is on the other shape that has the colour of the star?" The question does not say the colour: the star has
-to be looked at, and then the shape of its colour.
+"What digit is on the other shape that has the colour of the star?" The question does not say the
+colour: the star has to be looked at, and then the shape of its colour.
 
-What a model can do without looking: all digits of a scene differ, so a guess is right once in ten times. Without the
-first step (the star hidden): some two other shapes share a colour, too, and each of the rest is alone with its own, so
-the one asked for is one of `objects` − 3 such shapes and nothing tells which. Without the question: two pairs share a
-colour, and any of their four shapes may be meant.
+What a model can do without looking: all digits of a scene differ, so a guess is right once in ten
+times. Without the first step (the star hidden): some two other shapes share a colour, too, and each
+of the rest is alone with its own, so the one asked for is one of `objects` − 3 such shapes and
+nothing tells which. Without the question: two pairs share a colour, and any of their four shapes
+may be meant.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ from corelens.inputs.sample import Sample
 
 FORMS = ("colour", "kind")
 MINIMUM = {"objects": 6, "side": 256}
-"""The documented minimum of difficulty: below it no number is published. (256 px a side are 64 visual tokens of 32.)"""
+"""The documented minimum of difficulty: below it no number is published. (256 px a side are 64
+visual tokens of 32.)"""
 WORDINGS = {
     "colour": (
         "What digit is on the other shape that has the colour of the {anchor}?",
@@ -55,22 +57,25 @@ def hop(
     hide: bool = False,
     split: str = "test",
 ) -> list[Sample]:
-    """`n` samples: a scene, a question that goes by way of another shape, the digit, and two boxes: around the shape
-    that carries it, then around the one by whose way the question goes.
+    """`n` samples: a scene, a question that goes by way of another shape, the digit, and two boxes:
+    around the shape that carries it, then around the one by whose way the question goes.
 
     Args:
         n: how many.
         seed: sample i of a seed is always the same scene, whatever `n`.
         objects: shapes in a scene, 5 to 8, or (fewest, most). Published numbers need 6 or more.
-        sides: smallest and largest side of the picture in pixels; width and height are drawn apart, in steps of 32.
-            Published numbers need 256 or more.
-        forms: the forms of question, of which each sample draws one: "colour" (from the only star to the other shape of
-            its colour), "kind" (from the only red shape to the other shape of its kind).
+        sides: smallest and largest side of the picture in pixels; width and height are drawn apart,
+            in steps of 32. Published numbers need 256 or more.
+        forms: the forms of question, of which each sample draws one: "colour" (from the only star
+            to the other shape of its colour), "kind" (from the only red shape to the other shape of
+            its kind).
         wording: "plain", or "varied": one of three wordings a form.
-        clutter: how many lines lie in the background (and half as many blotches and empty outlines).
-        turn: the asked digit counted on by so many (digits that stand elsewhere in the scene are passed over, where any
-            are left); all else stays as it is, to the pixel.
-        hide: paint a grey box over the shape by whose way the question goes. The answer stays, and nothing tells it.
+        clutter: how many lines lie in the background (and half as many blotches and empty
+            outlines).
+        turn: the asked digit counted on by so many (digits that stand elsewhere in the scene are
+            passed over, where any are left); all else stays as it is, to the pixel.
+        hide: paint a grey box over the shape by whose way the question goes. The answer stays, and
+            nothing tells it.
         split: "test" (everyone's), "train" or "validation"; see `refer`.
 
     Raises:
@@ -85,12 +90,18 @@ def hop(
         scene, query = draw_scene(rng, *size, objects, str(rng.choice(forms)), wording, clutter)
         if turn:
             scene, query = _turned(scene, query, turn)
-        published = smallest(objects) >= MINIMUM["objects"] and sides[0] >= MINIMUM["side"] and not hide
-        sample = query.sample("hop", f"hop-{seed}-{i:04d}", split=split, published=published, objects=describe(scene))
+        published = (
+            smallest(objects) >= MINIMUM["objects"] and sides[0] >= MINIMUM["side"] and not hide
+        )
+        sample = query.sample(
+            "hop", f"hop-{seed}-{i:04d}", split=split, published=published, objects=describe(scene)
+        )
         sample.images = [paint(scene)]
         if hide and query.anchor is not None:
             box = scene.figures[query.anchor].box
-            ImageDraw.Draw(sample.images[0]).rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), fill=_GREY)
+            ImageDraw.Draw(sample.images[0]).rectangle(
+                (box.x0, box.y0, box.x1 - 1, box.y1 - 1), fill=_GREY
+            )
         samples.append(sample)
     return samples
 
@@ -104,14 +115,16 @@ def draw_scene(
     wording: str = "plain",
     clutter: int = 6,
 ) -> tuple[Scene, Query]:
-    """A scene of `width` × `height` pixels and a question of a form that it answers; arguments as in `hop`."""
+    """A scene of `width` × `height` pixels and a question of a form that it answers; arguments as
+    in `hop`."""
     count = draw_number(rng, objects, "objects", 5, 8)
     shares, differs = (COLOURS, KINDS) if form == "colour" else (KINDS, COLOURS)
     # The trait that is shared: twice the anchor's, twice another, once each of the rest.
     values = [list(shares)[i] for i in rng.permutation(len(shares))]
     common = [values[0], values[0], values[1], values[1], *values[2:]][:count]
     own = [list(differs)[i] for i in rng.permutation(len(differs))]
-    # The trait that names the anchor is its alone; the other shapes have any others, two of one pair different ones.
+    # The trait that names the anchor is its alone; the other shapes have any others, two of one
+    # pair different ones.
     rest = [own[1 + int(i)] for i in rng.integers(len(own) - 1, size=count)]
     if rest[2] == rest[3]:
         rest[3] = own[1 + own.index(rest[2]) % (len(own) - 1)]
@@ -119,7 +132,9 @@ def draw_scene(
     names = traits if form == "colour" else [(b, a) for a, b in traits]
     symbols = [DIGITS[i] for i in rng.permutation(10)[:count]]
     order = rng.permutation(count)
-    figures = draw_shapes(rng, [names[i] for i in order], [symbols[i] for i in order], width, height)
+    figures = draw_shapes(
+        rng, [names[i] for i in order], [symbols[i] for i in order], width, height
+    )
     anchor, asked = (int(i) for i in order.argsort()[:2])
     scene = Scene(width, height, figures, "digit", int(rng.integers(2**32)), clutter)
     question = WORDINGS[form][int(rng.integers(wordings(wording)))].format(anchor=own[0])
@@ -131,7 +146,9 @@ def _turned(scene: Scene, query: Query, turn: int) -> tuple[Scene, Query]:
     """The same with another digit where the answer stands."""
     begin = DIGITS.index(query.answer)
     others = DIGITS[begin + 1 :] + DIGITS[:begin]
-    free = [digit for digit in others if all(figure.symbol != digit for figure in scene.figures)] or list(others)
+    free = [
+        digit for digit in others if all(figure.symbol != digit for figure in scene.figures)
+    ] or list(others)
     digit = free[(turn - 1) % len(free)]
     figures = list(scene.figures)
     figures[query.asked] = replace(figures[query.asked], symbol=digit)

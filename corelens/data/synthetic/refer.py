@@ -1,7 +1,9 @@
-"""World `refer`, after RefCOCOg: coloured shapes that carry digits; the question names one by colour and kind.
+"""World `refer`, after RefCOCOg: coloured shapes that carry digits; the question names one by
+colour and kind.
 
-What is drawn: a canvas of muted clutter (blotches, lines), on it shapes of unique (colour, kind), each with a digit in
-Pillow's bundled FreeType font. The asked shape has a near twin: another of the same colour or of the same kind.
+What is drawn: a canvas of muted clutter (blotches, lines), on it shapes of unique (colour, kind),
+each with a digit in Pillow's bundled FreeType font. The asked shape has a near twin: another of the
+same colour or of the same kind.
 """
 
 import math
@@ -28,7 +30,8 @@ COLOURS = {
 KINDS = ("circle", "square", "triangle", "diamond", "hexagon", "star")
 QUESTION = "What digit is on the {colour} {kind}?"
 MINIMUM = {"objects": 6, "side": 256}
-"""The documented minimum of difficulty: below it no number is published. (256 px a side are 64 visual tokens of 32.)"""
+"""The documented minimum of difficulty: below it no number is published. (256 px a side are 64
+visual tokens of 32.)"""
 
 _SPLITS = {"test": 0, "train": 1, "validation": 2}
 _GRID = 16  # pixels: a vision patch of the demo models
@@ -50,9 +53,13 @@ class Shape:
 
     @property
     def outline(self) -> list[tuple[float, float]]:
-        """The polygon's corners in pixels (for a circle: left top and right bottom of the box around it)."""
+        """The polygon's corners in pixels (for a circle: left top and right bottom of the box
+        around it)."""
         if self.kind == "circle":
-            return [(self.x - self.radius, self.y - self.radius), (self.x + self.radius, self.y + self.radius)]
+            return [
+                (self.x - self.radius, self.y - self.radius),
+                (self.x + self.radius, self.y + self.radius),
+            ]
         turns, ratio = {
             "square": ([45, 135, 225, 315], 1.0),
             "triangle": ([30, 150, 270], 1.0),
@@ -100,19 +107,24 @@ def refer(
     Args:
         n: how many.
         seed: sample i of a seed is always the same scene, whatever `n`.
-        objects: shapes in a scene, 1 to 48. Published numbers need 6 or more; fewer are for training.
-        sides: smallest and largest side of the picture in pixels; width and height are drawn apart, in steps of 32.
-            Published numbers need 256 or more.
-        jitter: how far centres stray from the 16 px patch grid, in pixels each way (0: on the grid; 8: anywhere).
+        objects: shapes in a scene, 1 to 48. Published numbers need 6 or more; fewer are for
+            training.
+        sides: smallest and largest side of the picture in pixels; width and height are drawn apart,
+            in steps of 32. Published numbers need 256 or more.
+        jitter: how far centres stray from the 16 px patch grid, in pixels each way (0: on the grid;
+            8: anywhere).
         clutter: how many lines lie in the background (and half as many blotches).
-        colours: how many colours a scene may use. Few make many twins of one colour, told apart by kind alone.
-        turn: the asked shape's digit counted on by so many (9 + 1 is 0); all else stays as it is, to the pixel. A model
-            that looks answers the new digit.
-        split: "test" (everyone's), "train" or "validation" (which checkpoint to keep). A scene's random stream begins
-            with its split's number, so the scenes of one split cannot be drawn in another, whatever the seed.
+        colours: how many colours a scene may use. Few make many twins of one colour, told apart by
+            kind alone.
+        turn: the asked shape's digit counted on by so many (9 + 1 is 0); all else stays as it is,
+            to the pixel. A model that looks answers the new digit.
+        split: "test" (everyone's), "train" or "validation" (which checkpoint to keep). A scene's
+            random stream begins with its split's number, so the scenes of one split cannot be drawn
+            in another, whatever the seed.
 
     Raises:
-        CorelensError: for a scene that is impossible (more objects than fit or than there are colour-kind pairs).
+        CorelensError: for a scene that is impossible (more objects than fit or than there are
+            colour-kind pairs).
     """
     samples = []
     for i in range(n):
@@ -143,10 +155,12 @@ def refer(
 
 
 def stream(split: str, *numbers: int) -> np.random.Generator:
-    """The random stream of a split and further numbers. Streams of different splits never meet: the split comes first
-    in the entropy from which numpy seeds them."""
+    """The random stream of a split and further numbers. Streams of different splits never meet: the
+    split comes first in the entropy from which numpy seeds them."""
     if split not in _SPLITS:
-        raise CorelensError(f"split {split!r}", f"one of {', '.join(_SPLITS)}", "name one of these splits")
+        raise CorelensError(
+            f"split {split!r}", f"one of {', '.join(_SPLITS)}", "name one of these splits"
+        )
     return np.random.default_rng((_SPLITS[split], *numbers))
 
 
@@ -160,9 +174,14 @@ def draw_scene(
     colours: int = len(COLOURS),
     turn: int = 0,
 ) -> Scene:
-    """One scene of `width` × `height` pixels from a random stream; the other arguments as in `refer`."""
+    """One scene of `width` × `height` pixels from a random stream; the other arguments as in
+    `refer`."""
     if not 1 <= colours <= len(COLOURS):
-        raise CorelensError(f"colours={colours}", f"1 to {len(COLOURS)}", "ask for a number of colours that there are")
+        raise CorelensError(
+            f"colours={colours}",
+            f"1 to {len(COLOURS)}",
+            "ask for a number of colours that there are",
+        )
     if not 1 <= objects <= colours * len(KINDS):
         raise CorelensError(
             f"objects={objects} in {colours} colours",
@@ -176,18 +195,25 @@ def draw_scene(
         Shape(colour, kind, int(digit), *centre)
         for (colour, kind), digit, centre in zip(names, digits, centres, strict=True)
     ]
-    twins = [i for i, a in enumerate(shapes) if any((a.colour == b.colour) != (a.kind == b.kind) for b in shapes)]
+    twins = [
+        i
+        for i, a in enumerate(shapes)
+        if any((a.colour == b.colour) != (a.kind == b.kind) for b in shapes)
+    ]
     asked = int(rng.choice(twins or range(objects)))  # one object alone has no twin
     shapes[asked] = replace(shapes[asked], digit=(shapes[asked].digit + turn) % 10)
     return Scene(_paint(rng, width, height, shapes, clutter), shapes, asked)
 
 
 def draw_size(rng: np.random.Generator, sides: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of a picture in pixels, each from `sides` (smallest, largest) in steps of 32."""
+    """Width and height of a picture in pixels, each from `sides` (smallest, largest) in steps of
+    32."""
     low, high = sides
     if low > high or low < 2 * _RADII[1]:
         raise CorelensError(
-            f"sides={sides}", f"(smallest, largest) of {2 * _RADII[1]} px or more", "give a larger picture"
+            f"sides={sides}",
+            f"(smallest, largest) of {2 * _RADII[1]} px or more",
+            "give a larger picture",
         )
     width, height = (int(low + 32 * rng.integers((high - low) // 32 + 1)) for _ in range(2))
     return width, height
@@ -195,7 +221,11 @@ def draw_size(rng: np.random.Generator, sides: tuple[int, int]) -> tuple[int, in
 
 def _names(rng: np.random.Generator, objects: int, colours: int) -> list[tuple[str, str]]:
     """Unique (colour, kind) pairs; the second is a near twin of the first."""
-    palette = list(COLOURS) if colours == len(COLOURS) else rng.permutation(list(COLOURS))[:colours].tolist()
+    palette = (
+        list(COLOURS)
+        if colours == len(COLOURS)
+        else rng.permutation(list(COLOURS))[:colours].tolist()
+    )
     pairs = [(colour, kind) for colour in palette for kind in KINDS]
     order = [pairs[i] for i in rng.permutation(len(pairs))]
     first = order[0]
@@ -209,7 +239,10 @@ def _centres(
 ) -> list[tuple[float, float, float]]:
     """Centres and radii of shapes that neither overlap nor leave the picture."""
     margin = _RADII[1]
-    xs, ys = np.arange(margin, width - margin + 1, _GRID), np.arange(margin, height - margin + 1, _GRID)
+    xs, ys = (
+        np.arange(margin, width - margin + 1, _GRID),
+        np.arange(margin, height - margin + 1, _GRID),
+    )
     grid = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2).astype(float)
     for _ in range(_TRIES):
         placed: list[tuple[float, float, float]] = []
@@ -219,7 +252,8 @@ def _centres(
             points = np.clip(np.round(points), margin, [width - margin, height - margin])
         free = np.ones(len(points), bool)
         for radius in rng.uniform(*_RADII, objects):
-            for x, y, other in placed[-1:]:  # earlier ones are marked already, for the largest radius
+            # earlier ones are marked already, for the largest radius
+            for x, y, other in placed[-1:]:
                 free &= np.hypot(points[:, 0] - x, points[:, 1] - y) > other + _RADII[1] + 1
             if not free.any():
                 break
@@ -234,7 +268,9 @@ def _centres(
     )
 
 
-def _paint(rng: np.random.Generator, width: int, height: int, shapes: list[Shape], clutter: int) -> Image.Image:
+def _paint(
+    rng: np.random.Generator, width: int, height: int, shapes: list[Shape], clutter: int
+) -> Image.Image:
     base = int(rng.integers(70, 190))
     image = Image.new("RGB", (width, height), muted(rng, base))
     draw = ImageDraw.Draw(image)
@@ -245,7 +281,9 @@ def _paint(rng: np.random.Generator, width: int, height: int, shapes: list[Shape
         ends = [(float(rng.uniform(0, width)), float(rng.uniform(0, height))) for _ in range(2)]
         draw.line(ends, fill=muted(rng, int(rng.integers(40, 220))), width=int(rng.integers(1, 4)))
     for shape in shapes:
-        red, green, blue = (int(np.clip(c + rng.integers(-14, 15), 0, 255)) for c in COLOURS[shape.colour])
+        red, green, blue = (
+            int(np.clip(c + rng.integers(-14, 15), 0, 255)) for c in COLOURS[shape.colour]
+        )
         if shape.kind == "circle":
             draw.ellipse(shape.outline, fill=(red, green, blue))
         else:
@@ -266,5 +304,7 @@ def muted(rng: np.random.Generator, base: int) -> tuple[int, int, int]:
 def _font() -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(_FONT)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise CorelensError("a Pillow without FreeType", "a Pillow that can draw its own font", "pip install pillow")
+        raise CorelensError(
+            "a Pillow without FreeType", "a Pillow that can draw its own font", "pip install pillow"
+        )
     return font

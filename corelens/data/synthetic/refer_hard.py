@@ -1,12 +1,15 @@
-"""World `refer-hard`: shapes of two sizes at free places, with digits and letters; the question names one by colour
-and kind, by its size as well, or by where it lies: "What symbol is on the shape left of the blue star?"
+"""World `refer-hard`: shapes of two sizes at free places, with digits and letters; the question
+names one by colour and kind, by its size as well, or by where it lies: "What symbol is on the shape
+left of the blue star?"
 
-Every scene holds, beside one shape, its twin in another size, in another colour and of another kind; so whatever is
-asked, some other shape shares all that the question says but one thing, and carries another symbol.
+Every scene holds, beside one shape, its twin in another size, in another colour and of another
+kind; so whatever is asked, some other shape shares all that the question says but one thing, and
+carries another symbol.
 
-When a relation is unambiguous: the shape asked for lies `MARGIN` pixels or more on the named side of the anchor, centre
-to centre, and no farther aside than that distance (a cone of 90°); every other shape that the words before the
-relation fit lies `MARGIN` pixels or more on the opposite side. The anchor's colour and kind occur once.
+When a relation is unambiguous: the shape asked for lies `MARGIN` pixels or more on the named side
+of the anchor, centre to centre, and no farther aside than that distance (a cone of 90°); every
+other shape that the words before the relation fit lies `MARGIN` pixels or more on the opposite
+side. The anchor's colour and kind occur once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,15 +41,19 @@ from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box
 
 SIZES = {"small": (20, 24), "large": (32, 38)}
-"""Radii in pixels, smallest and largest: a large shape is a third larger than any small one, or more."""
+"""Radii in pixels, smallest and largest: a large shape is a third larger than any small one, or
+more."""
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-"""The side on which the shape asked for lies, seen from the anchor, as a step in x (to the right) and y (down)."""
+"""The side on which the shape asked for lies, seen from the anchor, as a step in x (to the right)
+and y (down)."""
 MARGIN = 24
-"""Pixels, centre to centre: nearer to the line through the anchor nothing counts as on one side of it."""
+"""Pixels, centre to centre: nearer to the line through the anchor nothing counts as on one side of
+it."""
 FORMS = ("attribute", "size", "relation")
 SYMBOLS = {"digit": DIGITS, "letter": LETTERS, "symbol": DIGITS + LETTERS}
 MINIMUM = {"objects": 6, "side": 320}
-"""The documented minimum of difficulty: below it no number is published. (320 px a side: 100 visual tokens of 32.)"""
+"""The documented minimum of difficulty: below it no number is published. (320 px a side: 100 visual
+tokens of 32.)"""
 LONG = {"objects": (36, 48), "sides": (1536, 1600), "clutter": 60}
 """A long context: 2,304 to 2,500 visual tokens of 32 × 32 pixels."""
 
@@ -79,20 +86,24 @@ def refer_hard(
     turn: int = 0,
     split: str = "test",
 ) -> list[Sample]:
-    """`n` samples: a scene, a question of one of the forms, the symbol, and the box around the shape asked for.
+    """`n` samples: a scene, a question of one of the forms, the symbol, and the box around the
+    shape asked for.
 
     Args:
         n: how many.
         seed: sample i of a seed is always the same scene, whatever `n`.
         objects: shapes in a scene, 4 to 64, or (fewest, most). Published numbers need 6 or more.
-        sides: smallest and largest side of the picture in pixels; width and height are drawn apart, in steps of 32.
-            Published numbers need 320 or more.
+        sides: smallest and largest side of the picture in pixels; width and height are drawn apart,
+            in steps of 32. Published numbers need 320 or more.
         symbols: "digit", "letter" or "symbol" (both); the question uses this word.
-        forms: the forms of question, of which each sample draws one: "attribute" ("the red circle"), "size" ("the
-            small red circle", beside a large one), "relation" ("the circle left of the blue star").
-        clutter: how many lines lie in the background (and half as many blotches and empty outlines).
-        turn: the asked shape's symbol counted on by so many (after the last comes the first; symbols that stand
-            elsewhere in the scene are left out, if any are left); all else stays as it is, to the pixel.
+        forms: the forms of question, of which each sample draws one: "attribute" ("the red
+            circle"), "size" ("the small red circle", beside a large one), "relation" ("the circle
+            left of the blue star").
+        clutter: how many lines lie in the background (and half as many blotches and empty
+            outlines).
+        turn: the asked shape's symbol counted on by so many (after the last comes the first;
+            symbols that stand elsewhere in the scene are left out, if any are left); all else stays
+            as it is, to the pixel.
         split: "test" (everyone's), "train" or "validation"; see `refer`.
 
     Raises:
@@ -111,7 +122,11 @@ def refer_hard(
             scene, query = _turned(scene, query, turn)
         published = smallest(objects) >= MINIMUM["objects"] and sides[0] >= MINIMUM["side"]
         sample = query.sample(
-            "refer-hard", f"refer-hard-{seed}-{i:04d}", split=split, published=published, objects=describe(scene)
+            "refer-hard",
+            f"refer-hard-{seed}-{i:04d}",
+            split=split,
+            published=published,
+            objects=describe(scene),
         )
         sample.images = [paint(scene)]
         samples.append(sample)
@@ -127,9 +142,12 @@ def draw_scene(
     form: str = "attribute",
     clutter: int = 8,
 ) -> tuple[Scene, Query]:
-    """A scene of `width` × `height` pixels and a question of a form that it answers; arguments as in `refer_hard`."""
+    """A scene of `width` × `height` pixels and a question of a form that it answers; arguments as
+    in `refer_hard`."""
     if symbols not in SYMBOLS:
-        raise CorelensError(f"symbols={symbols!r}", f"one of {', '.join(SYMBOLS)}", "name one of these")
+        raise CorelensError(
+            f"symbols={symbols!r}", f"one of {', '.join(SYMBOLS)}", "name one of these"
+        )
     count = draw_number(rng, objects, "objects", 4, 64)
     for _ in range(_TRIES):
         names = _names(rng, count)
@@ -139,7 +157,9 @@ def draw_scene(
         if centres is None:
             continue
         parts = zip(names, marks, centres, radii, strict=True)
-        figures = tuple(draw_figure(rng, name[:2], mark, centre, radius) for name, mark, centre, radius in parts)
+        figures = tuple(
+            draw_figure(rng, name[:2], mark, centre, radius) for name, mark, centre, radius in parts
+        )
         scene = Scene(width, height, figures, symbols, int(rng.integers(2**32)), clutter)
         found = [query for query in questions(scene) if query.form == form]
         if found:
@@ -154,7 +174,8 @@ def draw_scene(
 def questions(scene: Scene) -> list[Query]:
     """Every question that the scene answers without ambiguity and in the face of a distractor.
 
-    A distractor fits the question but for one thing; a question whose distractor carries the same symbol is left out.
+    A distractor fits the question but for one thing; a question whose distractor carries the same
+    symbol is left out.
     """
     figures, found = scene.figures, []
     for form, words, asked, anchor, others in (*_by_name(figures), *_by_place(figures)):
@@ -194,7 +215,7 @@ def region(figure: Figure) -> Box:
     return Box(box.x0, box.y0, box.x1, box.y1, text=figure.symbol)
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
+# --- inside
 
 
 def _turned(scene: Scene, query: Query, turn: int) -> tuple[Scene, Query]:
@@ -202,7 +223,9 @@ def _turned(scene: Scene, query: Query, turn: int) -> tuple[Scene, Query]:
     figures, symbols = list(scene.figures), SYMBOLS[scene.word]
     at = symbols.index(query.answer)
     others = symbols[at + 1 :] + symbols[:at]
-    free = [symbol for symbol in others if all(figure.symbol != symbol for figure in figures)] or others
+    free = [
+        symbol for symbol in others if all(figure.symbol != symbol for figure in figures)
+    ] or others
     symbol = free[(turn - 1) % len(free)]
     figures[query.asked] = replace(figures[query.asked], symbol=symbol)
     turned = replace(query, answer=symbol, regions=[region(figures[query.asked])])
@@ -213,7 +236,8 @@ _Found = tuple[str, str, int, int | None, list[int]]  # form, words, asked, anch
 
 
 def _by_name(figures: Sequence[Figure]) -> Iterator[_Found]:
-    """Questions by colour and kind, where these occur once, and by size where they occur once in each size."""
+    """Questions by colour and kind, where these occur once, and by size where they occur once in
+    each size."""
     traits = [(f.colour, f.kind, size_of(f)) for f in figures]
     for i, (colour, kind, size) in enumerate(traits):
         alike = [j for j, t in enumerate(traits) if j != i and t[:2] == (colour, kind)]
@@ -225,7 +249,8 @@ def _by_name(figures: Sequence[Figure]) -> Iterator[_Found]:
 
 
 def _by_place(figures: Sequence[Figure]) -> Iterator[_Found]:
-    """Questions by where a shape lies from an anchor; distractors are what the words fit on the other side."""
+    """Questions by where a shape lies from an anchor; distractors are what the words fit on the
+    other side."""
     names = [(f.colour, f.kind) for f in figures]
     nouns = {"shape": list(range(len(figures)))}
     for name in KINDS:
@@ -238,16 +263,32 @@ def _by_place(figures: Sequence[Figure]) -> Iterator[_Found]:
         for relation, (right, down) in RELATIONS.items():
             for noun, fits in nouns.items():
                 others = [i for i in fits if i != anchor]
-                along = {i: right * (figures[i].x - f.x) + down * (figures[i].y - f.y) for i in others}
-                aside = {i: abs(down * (figures[i].x - f.x)) + abs(right * (figures[i].y - f.y)) for i in others}
+                along = {
+                    i: right * (figures[i].x - f.x) + down * (figures[i].y - f.y) for i in others
+                }
+                aside = {
+                    i: abs(down * (figures[i].x - f.x)) + abs(right * (figures[i].y - f.y))
+                    for i in others
+                }
                 there = [i for i in others if along[i] > -MARGIN]
-                if len(there) == 1 and along[there[0]] >= MARGIN and aside[there[0]] <= along[there[0]]:
+                if (
+                    len(there) == 1
+                    and along[there[0]] >= MARGIN
+                    and aside[there[0]] <= along[there[0]]
+                ):
                     rest = [i for i in others if i != there[0]]
-                    yield "relation", f"{noun} {relation} the {f.colour} {f.kind}", there[0], anchor, rest
+                    yield (
+                        "relation",
+                        f"{noun} {relation} the {f.colour} {f.kind}",
+                        there[0],
+                        anchor,
+                        rest,
+                    )
 
 
 def _names(rng: np.random.Generator, objects: int) -> list[tuple[str, str, str]]:
-    """Unique (colour, kind, size) in random order; one of them has a twin in size, in colour and in kind."""
+    """Unique (colour, kind, size) in random order; one of them has a twin in size, in colour and in
+    kind."""
     everything = _triples()
     order = [everything[i] for i in rng.permutation(len(everything))]
     first = order[0]

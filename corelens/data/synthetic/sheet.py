@@ -19,11 +19,13 @@ from corelens.tokens.regions import Box, Mask, Region, Tube
 PAPER, INK, SOFT = (255, 255, 255), (34, 38, 43), (107, 113, 119)
 OUTLINE, HALO = (224, 0, 122), (255, 255, 255)
 _GAP, _TEXT, _SMALL = 8, 15, 11  # pixels
-_COLUMNS = {"doc": 2, "video": 1, "emoji": 3}  # on a sheet of few samples: of several pictures each, or photographs
+# on a sheet of few samples: of several pictures each, or photographs
+_COLUMNS = {"doc": 2, "video": 1, "emoji": 3}
 
 
 def contact_sheet(samples: Sequence[Sample], columns: int = 4, height: int = 220) -> Image.Image:
-    """One picture of many samples: each one's images or frames in a row, regions outlined, question and answer below.
+    """One picture of many samples: each one's images or frames in a row, regions outlined, question
+    and answer below.
 
     Args:
         columns: samples a row.
@@ -40,10 +42,14 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 4, height: int = 220
         )
     cells = [_cell(sample, height) for sample in samples]
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    widths = [max(row[i].width for row in rows if i < len(row)) for i in range(min(columns, len(cells)))]
+    widths = [
+        max(row[i].width for row in rows if i < len(row)) for i in range(min(columns, len(cells)))
+    ]
     heights = [max(cell.height for cell in row) for row in rows]
     gap = 2 * _GAP
-    sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), sum(heights) + gap * (len(rows) + 1)), PAPER)
+    sheet = Image.new(
+        "RGB", (sum(widths) + gap * (len(widths) + 1), sum(heights) + gap * (len(rows) + 1)), PAPER
+    )
     y = gap
     for row, tall in zip(rows, heights, strict=True):
         x = gap
@@ -55,7 +61,8 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 4, height: int = 220
 
 
 def save_sheets(folder: str | Path, seed: int = 0) -> list[Path]:
-    """Draw twelve samples (six where each is several pictures) of every world into `folder` as PNG of 256 colours."""
+    """Draw twelve samples (six where each is several pictures) of every world into `folder` as PNG
+    of 256 colours."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -71,9 +78,15 @@ def save_sheets(folder: str | Path, seed: int = 0) -> list[Path]:
 
 def _cell(sample: Sample, height: int) -> Image.Image:
     video = bool(sample.video)
-    pictures = read_video(sample.video, "video") if video else [read_picture(p, "image") for p in sample.images]
+    pictures = (
+        read_video(sample.video, "video")
+        if video
+        else [read_picture(p, "image") for p in sample.images]
+    )
     word = "frame" if video else "page" if len(pictures) > 1 else ""
-    strip = [_outlined(picture, i, sample.regions, video, height) for i, picture in enumerate(pictures)]
+    strip = [
+        _outlined(picture, i, sample.regions, video, height) for i, picture in enumerate(pictures)
+    ]
     label = _SMALL + 5 if word else 0
     width = sum(picture.width for picture in strip) + _GAP * (len(strip) - 1)
     lines = [*_wrap(sample.question or "", width), f"Answer: {sample.answer}"]
@@ -82,7 +95,9 @@ def _cell(sample: Sample, height: int) -> Image.Image:
     x = 0
     for i, picture in enumerate(strip):
         # pages count from 1, as in the questions; frames from 0, as in a Tube
-        draw.text((x, 0), f"{word} {i if video else i + 1}" if word else "", fill=SOFT, font=font(_SMALL))
+        draw.text(
+            (x, 0), f"{word} {i if video else i + 1}" if word else "", fill=SOFT, font=font(_SMALL)
+        )
         cell.paste(picture, (x, label))
         x += picture.width + _GAP
     for i, line in enumerate(lines):
@@ -91,7 +106,9 @@ def _cell(sample: Sample, height: int) -> Image.Image:
     return cell
 
 
-def _outlined(picture: Image.Image, index: int, regions: Sequence[Region], video: bool, height: int) -> Image.Image:
+def _outlined(
+    picture: Image.Image, index: int, regions: Sequence[Region], video: bool, height: int
+) -> Image.Image:
     scale = height / picture.height
     shown = picture.resize((max(round(picture.width * scale), 1), height), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(shown)

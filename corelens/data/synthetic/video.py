@@ -1,10 +1,11 @@
-"""World `video`, after VidSTG: coloured shapes that move, each with a digit that it carries for some frames only.
+"""World `video`, after VidSTG: coloured shapes that move, each with a digit that it carries for
+some frames only.
 
-What is drawn: shapes of unique (colour, kind) on a still, cluttered background; each goes straight on and turns back at
-the borders; none overlaps another in any frame. Every shape carries its digit in one unbroken span of frames, is bare
-in the others, and has no other digit. The asked shape has a near twin (of the same colour or the same kind alone), and
-some other shape's digit is to be seen while the asked one's is not. The region is a tube over exactly the frames that
-show the digit.
+What is drawn: shapes of unique (colour, kind) on a still, cluttered background; each goes straight
+on and turns back at the borders; none overlaps another in any frame. Every shape carries its digit
+in one unbroken span of frames, is bare in the others, and has no other digit. The asked shape has a
+near twin (of the same colour or the same kind alone), and some other shape's digit is to be seen
+while the asked one's is not. The region is a tube over exactly the frames that show the digit.
 """
 
 from dataclasses import dataclass, replace
@@ -33,7 +34,8 @@ from corelens.tokens.regions import Tube
 
 QUESTION = "What digit is shown on the {colour} {kind}?"
 MINIMUM = {"frames": 4, "objects": 4, "side": 256, "speed": 4}
-"""The documented minimum of difficulty: below it no number is published. (256 px a side: 64 tokens of 32 a frame.)"""
+"""The documented minimum of difficulty: below it no number is published. (256 px a side: 64 tokens
+of 32 a frame.)"""
 LONG = {"frames": 32, "objects": 8, "sides": (512, 576), "speed": (4, 8)}
 """A long context: 16 pairs of frames, 256 to 324 visual tokens of 32 × 32 pixels each."""
 FPS = 2.0
@@ -48,7 +50,8 @@ _DARTS, _TRIES = 128, 100
 
 @dataclass(frozen=True)
 class Actor:
-    """A moving shape: `figure` with its digit, its centre in every frame, and the frames [first, end) of its digit."""
+    """A moving shape: `figure` with its digit, its centre in every frame, and the frames [first,
+    end) of its digit."""
 
     figure: Figure
     path: tuple[tuple[float, float], ...]
@@ -58,7 +61,12 @@ class Actor:
     def at(self, frame: int) -> Figure:
         """The shape in a frame, with its digit or bare."""
         x, y = self.path[frame]
-        return replace(self.figure, x=x, y=y, symbol=self.figure.symbol if self.first <= frame < self.end else "")
+        return replace(
+            self.figure,
+            x=x,
+            y=y,
+            symbol=self.figure.symbol if self.first <= frame < self.end else "",
+        )
 
 
 @dataclass(frozen=True)
@@ -87,40 +95,58 @@ def video(
     turn: int = 0,
     split: str = "test",
 ) -> list[Sample]:
-    """`n` samples: frames, "What digit is shown on the red circle?", "7", and the tube of that shape with its digit.
+    """`n` samples: frames, "What digit is shown on the red circle?", "7", and the tube of that
+    shape with its digit.
 
     Args:
         n: how many.
         seed: sample i of a seed is always the same scene, whatever `n`.
         frames: how many, 2 to 256, or (fewest, most). Published numbers need 4 or more.
         objects: shapes in a scene, 1 to 48, or (fewest, most). Published numbers need 4 or more.
-        sides: smallest and largest side of a frame in pixels; width and height are drawn apart, in steps of 32, once a
-            scene. Published numbers need 256 or more.
-        speed: smallest and largest, in pixels a frame (less where a shape turns back). Published numbers need 4 or
-            more.
-        span: fewest and most frames in which a shape carries its digit; by default 2 to half of the frames.
-        grid: centres lie on every so many pixels in every frame (1: anywhere; 16: on `refer`'s grid, the patches of the
-            bundled models, where shapes stand still for a while and then step on).
-        clutter: how many lines lie in the background (and half as many blotches and empty outlines).
-        turn: the asked shape's digit counted on by so many (9 + 1 is 0); all else stays as it is, to the pixel.
+        sides: smallest and largest side of a frame in pixels; width and height are drawn apart, in
+            steps of 32, once a scene. Published numbers need 256 or more.
+        speed: smallest and largest, in pixels a frame (less where a shape turns back). Published
+            numbers need 4 or more.
+        span: fewest and most frames in which a shape carries its digit; by default 2 to half of the
+            frames.
+        grid: centres lie on every so many pixels in every frame (1: anywhere; 16: on `refer`'s
+            grid, the patches of the bundled models, where shapes stand still for a while and then
+            step on).
+        clutter: how many lines lie in the background (and half as many blotches and empty
+            outlines).
+        turn: the asked shape's digit counted on by so many (9 + 1 is 0); all else stays as it is,
+            to the pixel.
         split: "test" (everyone's), "train" or "validation"; see `refer`.
 
     Raises:
-        CorelensError: for a scene that is impossible (more objects than find a way, a span of all frames).
+        CorelensError: for a scene that is impossible (more objects than find a way, a span of all
+            frames).
     """
     samples = []
     for i in range(n):
         rng = stream(split, _WORLD, seed, i)
-        scene, asked = draw_scene(rng, *draw_size(rng, sides), frames, objects, speed, span, clutter, grid, turn)
+        scene, asked = draw_scene(
+            rng, *draw_size(rng, sides), frames, objects, speed, span, clutter, grid, turn
+        )
         enough = smallest(frames) >= MINIMUM["frames"] and smallest(objects) >= MINIMUM["objects"]
         published = enough and sides[0] >= MINIMUM["side"] and speed[0] >= MINIMUM["speed"]
         actors = [
-            {"colour": a.figure.colour, "kind": a.figure.kind, "digit": a.figure.symbol, "frames": [a.first, a.end]}
+            {
+                "colour": a.figure.colour,
+                "kind": a.figure.kind,
+                "digit": a.figure.symbol,
+                "frames": [a.first, a.end],
+            }
             | {"boxes": [a.at(frame).box.bounds for frame in range(scene.frames)]}
             for a in scene.actors
         ]
         sample = ask(scene, asked).sample(
-            "video", f"video-{seed}-{i:04d}", split=split, published=published, fps=FPS, objects=actors
+            "video",
+            f"video-{seed}-{i:04d}",
+            split=split,
+            published=published,
+            fps=FPS,
+            objects=actors,
         )
         sample.video = paint(scene)
         samples.append(sample)
@@ -139,7 +165,8 @@ def draw_scene(
     grid: int = 1,
     turn: int = 0,
 ) -> tuple[Scene, int]:
-    """A scene in frames of `width` × `height` pixels, and which shape shall be asked; arguments as in `video`.
+    """A scene in frames of `width` × `height` pixels, and which shape shall be asked; arguments as
+    in `video`.
 
     Any other shape can be asked too, with `ask`.
     """
@@ -169,7 +196,9 @@ def ask(scene: Scene, asked: int) -> Query:
     """The question of one shape; its region is the shape in the frames that show its digit."""
     actor = scene.actors[asked]
     figure = actor.figure
-    tube = Tube({frame: actor.at(frame).box for frame in range(actor.first, actor.end)}, text=figure.symbol)
+    tube = Tube(
+        {frame: actor.at(frame).box for frame in range(actor.first, actor.end)}, text=figure.symbol
+    )
     question = QUESTION.format(colour=figure.colour, kind=figure.kind)
     return Query(question, figure.symbol, [tube], "digit", asked)
 
@@ -187,7 +216,7 @@ def paint(scene: Scene) -> list[Image.Image]:
     return images
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
+# --- inside
 
 
 def _paths(
@@ -208,8 +237,12 @@ def _paths(
         for i, radius in enumerate(radii):
             turn, pace = rng.uniform(0, 2 * np.pi, _DARTS), rng.uniform(*speed, _DARTS)
             step = pace[:, None] * np.stack([np.cos(turn), np.sin(turn)], -1)
-            way = rng.uniform(0, room, (_DARTS, 2))[:, None] + np.arange(frames)[:, None] * step[:, None]
-            way = np.round(least + room - np.abs(room - way % (2 * room)))  # turns back at the borders
+            way = (
+                rng.uniform(0, room, (_DARTS, 2))[:, None]
+                + np.arange(frames)[:, None] * step[:, None]
+            )
+            # turns back at the borders
+            way = np.round(least + room - np.abs(room - way % (2 * room)))
             if grid > 1:
                 way = _RADII[1] + np.round((way - _RADII[1]) / grid) * grid
             free = np.ones(_DARTS, bool)
@@ -231,7 +264,8 @@ def _paths(
 def _spans(
     rng: np.random.Generator, objects: int, frames: int, short: int, long: int, asked: int
 ) -> list[tuple[int, int]]:
-    """Frames [first, end) of every digit; some other digit is seen in a frame in which the asked one is not."""
+    """Frames [first, end) of every digit; some other digit is seen in a frame in which the asked
+    one is not."""
     while True:
         spans = []
         for _ in range(objects):
