@@ -109,6 +109,11 @@ def emoji(
     return samples
 
 
+def photograph(name: str) -> Image.Image:
+    """One of PHOTOGRAPHS, RGB."""
+    return _picture(f"{name}.jpg", "RGB")
+
+
 # --- inside
 
 
@@ -182,14 +187,12 @@ def _places(rng: np.random.Generator, sizes: list[int], width: int, height: int)
 
 def _ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """A part of a photograph, scaled to the picture, and paler, so that things stand out."""
-    photograph = _picture(f"{PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))]}.jpg", "RGB")
-    share = float(rng.uniform(0.5, 1.0)) * min(photograph.width / width, photograph.height / height)
+    whole = photograph(PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))])
+    share = float(rng.uniform(0.5, 1.0)) * min(whole.width / width, whole.height / height)
     wide, high = int(width * share), int(height * share)
-    left, top = (
-        int(rng.integers(photograph.width - wide + 1)),
-        int(rng.integers(photograph.height - high + 1)),
-    )
-    part = photograph.crop((left, top, left + wide, top + high)).resize(
+    left = int(rng.integers(whole.width - wide + 1))
+    top = int(rng.integers(whole.height - high + 1))
+    part = whole.crop((left, top, left + wide, top + high)).resize(
         (width, height), Image.Resampling.BICUBIC
     )
     return Image.blend(
