@@ -31,7 +31,7 @@ from PIL import Image
 
 import corelens as cl
 from corelens.interventions import activation_patch, counterfactual, knockout, logit_diff
-from corelens.interventions.patch import first_row, write
+from corelens.interventions.patching import first_row, write
 from corelens.interventions.replay import LEAST_PREFIX
 from corelens.interventions.sites import patches
 from corelens.tokens.regions import Box

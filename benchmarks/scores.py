@@ -78,7 +78,7 @@ def make(shape: str) -> cl.HookedMLLM:
     return cl.HookedMLLM(model, processor)
 
 
-def inputs_of(model: cl.HookedMLLM, tokens: int) -> cl.Inputs:
+def inputs_of(model: cl.HookedMLLM, tokens: int) -> cl.inputs.Inputs:
     """One question about pictures of 1,024 tokens, as many as make about this many tokens,
     encoded."""
     noise = np.random.default_rng(0)
@@ -94,7 +94,7 @@ def inputs_of(model: cl.HookedMLLM, tokens: int) -> cl.Inputs:
         return model.encode(model.prepare(sample, answer=True))
 
 
-def runs(model: cl.HookedMLLM, inputs: cl.Inputs) -> dict[str, Callable[[], Any]]:
+def runs(model: cl.HookedMLLM, inputs: cl.inputs.Inputs) -> dict[str, Callable[[], Any]]:
     """The three things that are compared."""
     w_o = cache(lambda layer: same_norms(model.blocks[layer].attn.W_O))  # once a run of score_heads
 

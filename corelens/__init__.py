@@ -2,6 +2,9 @@
 
 Hooks on every attention head of a Hugging Face vision-language model, the heads that fetch visual
 evidence (CoRe heads), causal tests of them, and what they save. See the README for a first hour.
+
+The names that a first hour needs are here. All others are reached through their room, which needs
+no import of its own: `cl.viz.logit_lens`, `cl.data.load_samples`, `cl.evaluation.tune_sparse`.
 """
 
 from importlib import import_module
@@ -10,202 +13,201 @@ from typing import TYPE_CHECKING, Any
 from corelens.errors import CorelensError
 
 if TYPE_CHECKING:
-    from corelens.data import load_data, load_samples, save_samples, synthetic
+    from corelens import data as data
+    from corelens import demo as demo
+    from corelens import evaluation as evaluation
+    from corelens import explorer as explorer
+    from corelens import findings as findings
+    from corelens import heads as heads
+    from corelens import inputs as inputs
+    from corelens import interventions as interventions
+    from corelens import layouts as layouts
+    from corelens import metrics as metrics
+    from corelens import model as model
+    from corelens import sparse as sparse
+    from corelens import testbed as testbed
+    from corelens import tokens as tokens
+    from corelens import viz as viz
+    from corelens.data.synthetic import synthetic
     from corelens.demo import list_demos, load_demo
-    from corelens.evaluation.causal_scores import causal_scores
-    from corelens.evaluation.contrast import budget_contrast, sparse_contrast
-    from corelens.evaluation.evaluate import Evaluation, ablation_sweep, evaluate, paired
-    from corelens.evaluation.head_profile import HeadProfile, head_profile
-    from corelens.evaluation.rerank import PageRanking, rerank_pages
-    from corelens.evaluation.speed_report import SpeedReport
-    from corelens.evaluation.tuning import tune_sparse
-    from corelens.evaluation.where_read import RowCosts, where_read
-    from corelens.explorer.explore import Explorer, explore
+    from corelens.evaluation.answers import paired
+    from corelens.evaluation.evaluate import ablation_sweep, evaluate
+    from corelens.evaluation.rerank import rerank_pages
+    from corelens.evaluation.where_read import where_read
+    from corelens.explorer.explore import explore
     from corelens.findings import study
-    from corelens.heads.scores import Head, HeadScores, HeadSet
-    from corelens.inputs.prepare import Inputs, Sample
+    from corelens.heads.head_set import Head, HeadSet
+    from corelens.heads.scores import HeadScores
+    from corelens.inputs.sample import Sample
     from corelens.interventions import (
-        PatchResult,
         ablate,
-        accuracy,
         activation_patch,
-        answer_logprob,
         attribution_patch,
         counterfactual,
         edge_bias,
-        kl,
         knockout,
         logit_diff,
         mean_z,
-        pair,
         patch,
         path_hooks,
         path_patch,
     )
-    from corelens.layouts import Layout, register_layout
-    from corelens.metrics import Metric, metric
-    from corelens.metrics.record import record, record_ram
+    from corelens.layouts import register_layout
+    from corelens.metrics import metric
+    from corelens.metrics.record import record_ram
     from corelens.metrics.score import score_heads
-    from corelens.metrics.sinks import visual_sinks
     from corelens.model.bound import bind
-    from corelens.model.cache import ActivationCache
     from corelens.model.hooked import HookedMLLM
-    from corelens.sparse import BlockSparse, KVBudget, Pruned, SparseInference, Streaming
+    from corelens.sparse import KVBudget, Pruned, SparseInference, Streaming
     from corelens.tokens.regions import Box, Mask, Tube
-    from corelens.tokens.token_map import TokenMap
-    from corelens.viz import (
-        ablation_curves,
-        head_grid,
-        logit_lens,
-        overlay,
-        patch_heatmap,
-        sorted_scores,
-        token_view,
-    )
+    from corelens.viz import head_grid, overlay
 
 __version__ = "0.1.0"
 
 # Where the public names live. Each is imported when it is first used: `import corelens` and the
 # commands that need no model wait for neither torch nor transformers.
-_PLACES = {
-    "corelens.data": ("load_data", "load_samples", "save_samples", "synthetic"),
-    "corelens.demo": ("list_demos", "load_demo"),
-    "corelens.evaluation.causal_scores": ("causal_scores",),
-    "corelens.evaluation.contrast": ("budget_contrast", "sparse_contrast"),
-    "corelens.evaluation.evaluate": ("Evaluation", "ablation_sweep", "evaluate", "paired"),
-    "corelens.evaluation.head_profile": ("HeadProfile", "head_profile"),
-    "corelens.evaluation.rerank": ("PageRanking", "rerank_pages"),
-    "corelens.evaluation.speed_report": ("SpeedReport",),
-    "corelens.evaluation.tuning": ("tune_sparse",),
-    "corelens.evaluation.where_read": ("RowCosts", "where_read"),
-    "corelens.explorer.explore": ("Explorer", "explore"),
+_PUBLIC = {
+    "corelens.data.synthetic": ("synthetic",),
+    "corelens.demo": (
+        "list_demos",
+        "load_demo",
+    ),
+    "corelens.evaluation.answers": ("paired",),
+    "corelens.evaluation.evaluate": (
+        "ablation_sweep",
+        "evaluate",
+    ),
+    "corelens.evaluation.rerank": ("rerank_pages",),
+    "corelens.evaluation.where_read": ("where_read",),
+    "corelens.explorer.explore": ("explore",),
     "corelens.findings": ("study",),
-    "corelens.heads.scores": ("Head", "HeadScores", "HeadSet"),
-    "corelens.inputs.prepare": ("Inputs", "Sample"),
+    "corelens.heads.head_set": (
+        "Head",
+        "HeadSet",
+    ),
+    "corelens.heads.scores": ("HeadScores",),
+    "corelens.inputs.sample": ("Sample",),
     "corelens.interventions": (
-        "PatchResult",
         "ablate",
-        "accuracy",
         "activation_patch",
-        "answer_logprob",
         "attribution_patch",
         "counterfactual",
         "edge_bias",
-        "kl",
         "knockout",
         "logit_diff",
         "mean_z",
-        "pair",
         "patch",
         "path_hooks",
         "path_patch",
     ),
-    "corelens.layouts": ("Layout", "register_layout"),
-    "corelens.metrics": ("Metric", "metric"),
-    "corelens.metrics.record": ("record", "record_ram"),
+    "corelens.layouts": ("register_layout",),
+    "corelens.metrics": ("metric",),
+    "corelens.metrics.record": ("record_ram",),
     "corelens.metrics.score": ("score_heads",),
-    "corelens.metrics.sinks": ("visual_sinks",),
     "corelens.model.bound": ("bind",),
-    "corelens.model.cache": ("ActivationCache",),
     "corelens.model.hooked": ("HookedMLLM",),
-    "corelens.sparse": ("BlockSparse", "KVBudget", "Pruned", "SparseInference", "Streaming"),
-    "corelens.tokens.regions": ("Box", "Mask", "Tube"),
-    "corelens.tokens.token_map": ("TokenMap",),
+    "corelens.sparse": (
+        "KVBudget",
+        "Pruned",
+        "SparseInference",
+        "Streaming",
+    ),
+    "corelens.tokens.regions": (
+        "Box",
+        "Mask",
+        "Tube",
+    ),
     "corelens.viz": (
-        "ablation_curves",
         "head_grid",
-        "logit_lens",
         "overlay",
-        "patch_heatmap",
-        "sorted_scores",
-        "token_view",
     ),
 }
-_ROOM = {name: room for room, names in _PLACES.items() for name in names}
+_MODULE = {name: module for module, names in _PUBLIC.items() for name in names}
+
+# Names that changed when they moved to their room.
+_RENAMED = {"pair": "interventions.counterfactual_pairs", "record": "metrics.record_metrics"}
+
+_ROOMS = (
+    "data",
+    "demo",
+    "evaluation",
+    "explorer",
+    "findings",
+    "heads",
+    "inputs",
+    "interventions",
+    "layouts",
+    "metrics",
+    "model",
+    "sparse",
+    "testbed",
+    "tokens",
+    "viz",
+)
 
 __all__ = [
-    "ActivationCache",
-    "BlockSparse",
     "Box",
     "CorelensError",
-    "Evaluation",
-    "Explorer",
     "Head",
-    "HeadProfile",
     "HeadScores",
     "HeadSet",
     "HookedMLLM",
-    "Inputs",
     "KVBudget",
-    "Layout",
     "Mask",
-    "Metric",
-    "PageRanking",
-    "PatchResult",
     "Pruned",
-    "RowCosts",
     "Sample",
     "SparseInference",
-    "SpeedReport",
     "Streaming",
-    "TokenMap",
     "Tube",
     "ablate",
-    "ablation_curves",
     "ablation_sweep",
-    "accuracy",
     "activation_patch",
-    "answer_logprob",
     "attribution_patch",
     "bind",
-    "budget_contrast",
-    "causal_scores",
     "counterfactual",
     "edge_bias",
     "evaluate",
     "explore",
     "head_grid",
-    "head_profile",
-    "kl",
     "knockout",
     "list_demos",
-    "load_data",
     "load_demo",
-    "load_samples",
     "logit_diff",
-    "logit_lens",
     "mean_z",
     "metric",
     "overlay",
-    "pair",
     "paired",
     "patch",
-    "patch_heatmap",
     "path_hooks",
     "path_patch",
-    "record",
     "record_ram",
     "register_layout",
     "rerank_pages",
-    "save_samples",
     "score_heads",
-    "sorted_scores",
-    "sparse_contrast",
     "study",
     "synthetic",
-    "token_view",
-    "tune_sparse",
-    "visual_sinks",
     "where_read",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOM:
-        raise AttributeError(f"module 'corelens' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_ROOM[name]), name)
-    return value
+    if name in _MODULE:
+        value = globals()[name] = getattr(import_module(_MODULE[name]), name)
+        return value
+    if name in _ROOMS:
+        return import_module(f"corelens.{name}")
+    place = _RENAMED.get(name) or _place_in_a_room(name)
+    message = f"module 'corelens' has no attribute {name!r}"
+    raise AttributeError(f"{message}: it is corelens.{place}" if place else message)
+
+
+def _place_in_a_room(name: str) -> str | None:
+    """ "viz.logit_lens" for "logit_lens": where a public name is that is not here."""
+    if name.startswith("_"):
+        return None
+    rooms = (room for room in _ROOMS if name in import_module(f"corelens.{room}").__all__)
+    return next((f"{room}.{name}" for room in rooms), None)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])

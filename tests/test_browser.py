@@ -66,7 +66,7 @@ def test_the_study_report_opens_and_unfolds(browse, tmp_path):
 
 def test_a_token_view_shows_the_head_that_is_hovered(browse, demo, tmp_path):
     model, sample = demo
-    cl.token_view(model, sample, HEADS).save(tmp_path / "tokens.html")
+    cl.viz.token_view(model, sample, HEADS).save(tmp_path / "tokens.html")
     page = (tmp_path / "tokens.html").read_text(encoding="utf-8")
     assert len(page) < 5e6 and "unpkg.com" not in page
     script = (
@@ -85,7 +85,7 @@ def test_tokens_cannot_break_out_of_a_token_view(browse):
     """CircuitsVis writes tokens into a script as they are; ours are escaped before."""
     import torch
 
-    from corelens.viz.token_view import View, drawn
+    from corelens.viz.tokens import View, drawn
 
     evil = [
         "</script><script>document.body.dataset.bad = 1</script>",
@@ -102,7 +102,7 @@ def test_tokens_cannot_break_out_of_a_token_view(browse):
 
 def test_the_logit_lens_names_tokens_and_moves_through_layers(browse, demo, tmp_path):
     model, sample = demo
-    lens = cl.logit_lens(model, sample, layers=[0, 3, 7])
+    lens = cl.viz.logit_lens(model, sample, layers=[0, 3, 7])
     lens.save(tmp_path / "lens.html")
     script = (
         "const slider = all('input[type=range]')[0]; slider.value = 1; slider.dispatchEvent(new Event('input'));"

@@ -135,7 +135,7 @@ def test_rows_says_what_where_read_says(corelens, model, tmp_path):
     wanted = cl.where_read(model, cl.synthetic("refer", 4, seed=1), tokens=False)
     assert told["rows"] == wanted.rows == "last" and list(told["groups"]) == list(wanted.costs)
     assert told["groups"]["last"]["cost"][0] == wanted.costs["last"].difference
-    assert cl.RowCosts.load(tmp_path / "made/rows.json").costs == wanted.costs
+    assert cl.evaluation.RowCosts.load(tmp_path / "made/rows.json").costs == wanted.costs
     assert "question[0]" in corelens("rows qwen3vl-s refer --n 2")
 
 
@@ -183,9 +183,11 @@ def test_patch_draws_heads_positions_and_roles(corelens, tmp_path):
 
 def test_patch_takes_twins_from_a_folder(corelens, tmp_path):
     samples = cl.synthetic("refer", 2, seed=5)
-    cl.save_samples(samples, tmp_path / "mine")
-    cl.save_samples(
-        cl.pair(samples, "noise")[0][1:] + cl.pair(samples, "noise")[1][1:], tmp_path / "twins"
+    cl.data.save_samples(samples, tmp_path / "mine")
+    cl.data.save_samples(
+        cl.interventions.counterfactual_pairs(samples, "noise")[0][1:]
+        + cl.interventions.counterfactual_pairs(samples, "noise")[1][1:],
+        tmp_path / "twins",
     )
     told = json.loads(corelens("patch qwen3vl-s mine --twin twins --site v --per kv_head --json"))
     assert (
@@ -211,7 +213,7 @@ print(done.output, sorted({{"torch", "transformers", "scipy.stats", "matplotlib"
 def test_what_needs_no_model_waits_for_none(tmp_path, line):
     """A second is for torch and transformers alone; without them these answer in a third of it."""
     scores(tmp_path)
-    cl.save_samples(cl.synthetic("refer", 2, seed=1), tmp_path / "own")
+    cl.data.save_samples(cl.synthetic("refer", 2, seed=1), tmp_path / "own")
     done = subprocess.run(
         [sys.executable, "-c", MODEL_LESS.format(line=shlex.split(line))],
         cwd=tmp_path,
@@ -259,7 +261,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(tmp_path, monkeypatch, line,
 
 
 def test_score_takes_part_of_a_folder_and_runs_are_compared(corelens, tmp_path):
-    cl.save_samples(cl.synthetic("refer", 5, seed=1), tmp_path / "own")
+    cl.data.save_samples(cl.synthetic("refer", 5, seed=1), tmp_path / "own")
     for out in ("one", "two"):
         corelens(f"score qwen3vl-s own --limit 3 --metric ram --metric lift --out {out} --json")
     assert (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from corelens.data import synthetic, worlds
+from corelens.data.synthetic import synthetic, worlds
 from corelens.data.synthetic.refer import COLOURS, MINIMUM
 from corelens.errors import CorelensError
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from corelens.data import synthetic
+from corelens.data.synthetic import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_scene
 from corelens.data.synthetic.video import LONG
 from corelens.demo import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from corelens.data import synthetic
+from corelens.data.synthetic import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_scene
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import prepare

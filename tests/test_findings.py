@@ -395,7 +395,7 @@ def test_the_study_runs_on_every_public_set(name, tmp_path, every_world_counts):
     made = published.MAKERS[name](tmp_path / "data")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # questions without an answer to compare are left out
-        loaded = cl.load_data(made)
+        loaded = cl.data.load_data(made)
     samples = [
         replace(sample, id=f"{sample.id} {i}")
         for i in range(10)

@@ -80,11 +80,11 @@ def test_500_changed_sample_files(tmp_path):
     blob = "\n".join(json.dumps(line) for line in LINES).encode()
     rng = random.Random(1)
     file.write_bytes(blob)
-    assert len(cl.load_samples(tmp_path)) == 3
+    assert len(cl.data.load_samples(tmp_path)) == 3
     for _ in range(500):
         file.write_bytes(changed(blob, rng))
         try:
-            assert all(isinstance(sample, cl.Sample) for sample in cl.load_samples(tmp_path))
+            assert all(isinstance(sample, cl.Sample) for sample in cl.data.load_samples(tmp_path))
         except cl.CorelensError as error:
             assert "samples.jsonl" in str(error)
 
@@ -107,7 +107,7 @@ def test_a_line_that_cannot_be_read_is_named_with_its_field(tmp_path, line, fiel
     Image.new("RGB", (64, 48)).save(tmp_path / "p.png")
     (tmp_path / "samples.jsonl").write_bytes(json.dumps(LINES[0]).encode() + b"\n" + line)
     with pytest.raises(cl.CorelensError) as error:
-        cl.load_samples(tmp_path)
+        cl.data.load_samples(tmp_path)
     assert f"line 2, field {field!r}" in str(error.value)
 
 

@@ -2,11 +2,16 @@
 layouts only."""
 
 import ast
+import inspect
 import re
 from functools import cache
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
+
+import corelens as cl
 
 ROOT = Path(__file__).parents[1] / "corelens"
 FILES = {
@@ -231,3 +236,34 @@ def test_private_parts_of_others_are_touched_in_hf_only():
 )  # fmt: skip
 def test_a_private_part_would_be_seen(line):
     assert private_parts(line)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("logit_lens", "viz.logit_lens"), ("load_samples", "data.load_samples"),
+        ("tune_sparse", "evaluation.tune_sparse"), ("pair", "interventions.counterfactual_pairs"),
+        ("record", "metrics.record_metrics"), ("TokenMap", "tokens.TokenMap"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_in_a_room_tells_its_room(old, new):
+    with pytest.raises(AttributeError, match=f"it is corelens.{new}$"):
+        getattr(cl, old)
+    assert attrgetter(new)(cl)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    assert not hasattr(cl, "no_such_name") and not hasattr(cl, "__wrapped__")
+
+
+def test_every_public_name_and_room_can_be_had():
+    assert all(getattr(cl, name) is not None for name in dir(cl)) and len(cl.__all__) <= 45
+
+
+def test_no_module_hides_behind_a_name_of_its_room():
+    """`cl.viz.logit_lens` is a function in `viz/lens.py`: a module of its name could not be had."""
+    for init in ROOT.glob("*/__init__.py"):
+        files = {path.stem for path in init.parent.glob("*.py")}
+        room = import_module(f"corelens.{init.parent.name}")
+        for name in files & set(vars(room)):
+            assert inspect.ismodule(getattr(room, name)), f"corelens.{init.parent.name}.{name}"

@@ -169,7 +169,7 @@ def test_kl_is_scipys_relative_entropy_from_the_clean_run():
     sample = cl.synthetic("refer", 1, seed=1)[0]
     clean, other = model.prepare(sample), model.prepare(cl.counterfactual(sample, "noise"))
     found = cl.activation_patch(
-        model, clean, other, site="resid_post", metric=cl.kl(), per=("layer",)
+        model, clean, other, site="resid_post", metric=cl.interventions.kl(), per=("layer",)
     )
     p, q = (model(inputs)[0, -1].float().softmax(-1).detach().numpy() for inputs in (clean, other))
     assert stats.entropy(p, q) != pytest.approx(stats.entropy(q, p), rel=0.05)

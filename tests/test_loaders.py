@@ -45,10 +45,10 @@ def model():
 
 def all_of(name, root) -> list[cl.Sample]:
     if name == "mmlongbench":
-        return [sample for task in MMLONGBENCH for sample in cl.load_data(root, task=task)]
+        return [sample for task in MMLONGBENCH for sample in cl.data.load_data(root, task=task)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return cl.load_data(root)
+        return cl.data.load_data(root)
 
 
 def alike(a, b) -> float:
@@ -205,7 +205,7 @@ def test_nothing_is_decoded_before_a_model_reads_it(copies, monkeypatch):
 def test_n_and_seed(copies):
     root = copies["refcocog"]
     every = [sample.id for sample in refcocog(root, by="google")]
-    assert [sample.id for sample in cl.load_data(root, n=3, by="google")] == every[:3]
+    assert [sample.id for sample in cl.data.load_data(root, n=3, by="google")] == every[:3]
     drawn = [
         [sample.id for sample in refcocog(root, by="google", n=2, seed=seed)] for seed in range(20)
     ]
@@ -217,8 +217,8 @@ def test_n_and_seed(copies):
 
 def test_samples_can_be_kept_in_our_own_format(copies, tmp_path):
     samples = vidstg(copies["vidstg"], n=1, frames=3)
-    cl.save_samples(samples, tmp_path)
-    (back,) = cl.load_data(tmp_path)
+    cl.data.save_samples(samples, tmp_path)
+    (back,) = cl.data.load_data(tmp_path)
     assert (
         back.question == samples[0].question
         and back.regions[0].boxes.keys() == samples[0].regions[0].boxes.keys()
@@ -251,7 +251,7 @@ def test_a_missing_file_is_named_with_its_place(copies, tmp_path, name, gone):
     root = shutil.copytree(copies[name], tmp_path / name)
     shutil.rmtree(root / gone) if (root / gone).is_dir() else (root / gone).unlink()
     with pytest.raises(cl.CorelensError) as caught:
-        cl.load_data(root)
+        cl.data.load_data(root)
     assert str(root / gone) in str(caught.value) and "docs/data.md" in str(caught.value)
     report = check(root)
     # then other parts are whole
@@ -351,7 +351,7 @@ def test_a_file_of_another_format_is_named(copies, tmp_path, kind):
     root = shutil.copytree(copies[name], tmp_path / name)
     (root / file).write_text(content)
     with pytest.raises(cl.CorelensError, match=said):
-        cl.load_data(root)
+        cl.data.load_data(root)
 
 
 def test_videos_that_are_cut_off_or_none(copies, tmp_path):
@@ -379,7 +379,7 @@ def test_a_missing_library_is_named(copies, tmp_path, monkeypatch, package, name
     root = shutil.copytree(copies[name], tmp_path / name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(cl.CorelensError, match=r"corelens\[data\]"):
-        for sample in cl.load_data(root):
+        for sample in cl.data.load_data(root):
             for picture in files.pictures(sample):
                 read_picture(picture, "")
 
@@ -388,30 +388,30 @@ def test_folders_that_hold_none_or_two(copies, tmp_path):
     assert {name: recognise(root) for name, root in copies.items()} == {name: name for name in SETS}
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(cl.CorelensError, match=r"notes\.txt.*\n.*refcocog"):
-        cl.load_data(tmp_path)
+        cl.data.load_data(tmp_path)
     both = shutil.copytree(copies["mlvu"], tmp_path / "both")
     shutil.copytree(copies["mmdocir"], both, dirs_exist_ok=True)
     with pytest.raises(cl.CorelensError, match="mmdocir and mlvu"):
-        cl.load_data(both)
+        cl.data.load_data(both)
     for given, advice in (("refcoco", "did you mean"), (tmp_path / "gone", "check the name")):
         with pytest.raises(cl.CorelensError, match=advice):
-            cl.load_data(given)
-    assert len(cl.load_data("refer", n=2)) == 2
+            cl.data.load_data(given)
+    assert len(cl.data.load_data("refer", n=2)) == 2
 
 
 def test_options_may_follow_a_name(copies):
-    (sample,) = cl.load_data("refer:sides=[320,384],objects=8", n=1, seed=3)
+    (sample,) = cl.data.load_data("refer:sides=[320,384],objects=8", n=1, seed=3)
     (same,) = cl.synthetic("refer", 1, seed=3, sides=(320, 384), objects=8)
     assert (sample.question, sample.regions) == (same.question, same.regions)
     root = copies["refcocog"]
-    google = [sample.id for sample in cl.load_data(root, by="google")]
+    google = [sample.id for sample in cl.data.load_data(root, by="google")]
     assert (
         google
-        == [sample.id for sample in cl.load_data(f"{root}:by=google")]
-        != [s.id for s in cl.load_data(root)]
+        == [sample.id for sample in cl.data.load_data(f"{root}:by=google")]
+        != [s.id for s in cl.data.load_data(root)]
     )
     with pytest.raises(cl.CorelensError, match="wheels"):
-        cl.load_data("video:wheels=4", n=1)
+        cl.data.load_data("video:wheels=4", n=1)
 
 
 @pytest.mark.parametrize(

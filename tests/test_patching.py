@@ -18,10 +18,10 @@ from corelens.interventions import (
     answer_logprob,
     attribution_patch,
     counterfactual,
+    counterfactual_pairs,
     kl,
     knockout,
     logit_diff,
-    pair,
     patch,
 )  # fmt: skip
 from corelens.interventions.replay import Replay
@@ -449,7 +449,7 @@ def test_pairs_share_their_token_grid_or_are_refused():
         ("blur", {}),
         ("swap", {"other": Box(70, 0, 90, 20), "answer": ["blue", "3"]}),
     ):
-        pairs = pair(clean, kind, model=model, **options)
+        pairs = counterfactual_pairs(clean, kind, model=model, **options)
         assert [a for a, _ in pairs] == clean and all(
             b.images[0].size == (96, 64) for _, b in pairs
         )
@@ -465,9 +465,12 @@ def test_pairs_share_their_token_grid_or_are_refused():
             lambda: counterfactual(sample(0), "text", other="Which colour?", model=model),
             "they part at token",
         ),
-        (lambda: pair([painted()], [small]), "pictures of the same sizes"),
-        (lambda: pair([painted()], [sample(0, "Which?")], model=model), "they part"),
-        (lambda: pair([painted()], []), "one twin a sample"),
+        (lambda: counterfactual_pairs([painted()], [small]), "pictures of the same sizes"),
+        (
+            lambda: counterfactual_pairs([painted()], [sample(0, "Which?")], model=model),
+            "they part",
+        ),
+        (lambda: counterfactual_pairs([painted()], []), "one twin a sample"),
         (lambda: counterfactual(painted(), "erase"), "swap, replace, blur"),
         (lambda: counterfactual(painted(), "swap"), "without other="),
         (lambda: counterfactual(painted(), "blur", other=1), "with other="),

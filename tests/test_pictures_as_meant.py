@@ -565,20 +565,20 @@ def test_paths_that_leave_the_folder(tmp_path):
         with pytest.raises(
             CorelensError, match="line 1, field 'images.0.': .*secret.png', which leaves the folder"
         ):
-            cl.load_samples(folder)
+            cl.data.load_samples(folder)
         with pytest.raises(CorelensError, match="leaves the folder"):
-            cl.load_data(folder)
+            cl.data.load_data(folder)
     (folder / "samples.jsonl").write_text('{"images": ["../secret.png"], "question": "?"}')
     assert (
-        len(cl.load_samples(folder, outside=True))
-        == len(cl.load_data(f"{folder}:outside=true"))
+        len(cl.data.load_samples(folder, outside=True))
+        == len(cl.data.load_data(f"{folder}:outside=true"))
         == 1
     )
     (folder / "samples.jsonl").write_text(
         '{"images": ["own.png"], "question": "?", "regions": [{"mask": "../secret.png"}]}'
     )
     with pytest.raises(CorelensError, match="field 'regions.0..mask'.*leaves the folder"):
-        cl.load_samples(folder)
+        cl.data.load_samples(folder)
 
 
 def test_a_turned_photo_is_saved_as_it_is_seen(tmp_path):
@@ -587,8 +587,8 @@ def test_a_turned_photo_is_saved_as_it_is_seen(tmp_path):
     exif[0x0112] = 6
     pixels.save(tmp_path / "a.png", exif=exif)
     sample = Sample([Image.open(tmp_path / "a.png")], QUESTION, regions=[Box(0, 80, 60, 96)])
-    cl.save_samples([sample], tmp_path / "kept")
-    assert read_picture(cl.load_samples(tmp_path / "kept")[0].images[0], "").size == (64, 96)
+    cl.data.save_samples([sample], tmp_path / "kept")
+    assert read_picture(cl.data.load_samples(tmp_path / "kept")[0].images[0], "").size == (64, 96)
 
 
 @pytest.mark.parametrize("world", ["refer", "refer-hard", "doc", "video"])

@@ -87,22 +87,22 @@ def test_what_cannot_be_ranked_is_said(model):
 
 def test_sinks_are_what_is_looked_at_whatever_is_asked():
     model, boards = looking_model(), samples(4, seed=3)
-    found = cl.visual_sinks(model, boards, threshold=3)
+    found = cl.metrics.visual_sinks(model, boards, threshold=3)
     # two heads always look at the red and at the blue cell
     for number, sample in enumerate(boards):
         always = {box(sample.meta["marked"]).bounds, box(sample.meta["distractor"]).bounds}
         assert {sink.bounds for sink in found.boxes(number)} == always
     assert (found.share > 0.5).all() and "4 samples" in repr(found)
-    assert [len(tokens) for tokens in cl.visual_sinks(model, boards, threshold=1e9).tokens] == [
-        0
-    ] * 4
+    assert [
+        len(tokens) for tokens in cl.metrics.visual_sinks(model, boards, threshold=1e9).tokens
+    ] == [0] * 4
     figure = found.plot(0)
     assert figure.axes[0].images and "sinks" in figure.axes[0].get_title(loc="left")
 
 
 def test_strengths_are_the_least_over_questions_of_the_mean_attention(model):
     sample = document(0)
-    found = cl.visual_sinks(model, sample, questions=["N/A", "Which?"])
+    found = cl.metrics.visual_sinks(model, sample, questions=["N/A", "Which?"])
     hf = copy.deepcopy(model.hf)
     hf.set_attn_implementation("eager")
     each = []
@@ -135,4 +135,6 @@ def test_a_metric_leaves_sinks_out():
     )
     assert scores["ram[sinks=left_out]"].meta["sinks"] == "left_out"
     with pytest.raises(cl.CorelensError, match="which is a chat"):
-        cl.visual_sinks(model, cl.Sample(messages=[{"role": "user", "content": "What?"}], id="c"))
+        cl.metrics.visual_sinks(
+            model, cl.Sample(messages=[{"role": "user", "content": "What?"}], id="c")
+        )

@@ -331,7 +331,7 @@ def test_a_full_disk_is_said(model, tmp_path, monkeypatch):
     for write in (
         lambda: cl.score_heads(model, [base()], ["ram"], out=tmp_path / "run"),
         lambda: cl.HeadScores(np.ones((2, 2))).save(tmp_path / "s"),
-        lambda: cl.save_samples([base()], tmp_path / "samples"),
+        lambda: cl.data.save_samples([base()], tmp_path / "samples"),
         lambda: disk.append_line(tmp_path / "l", "x"),
     ):
         with pytest.raises(cl.CorelensError, match="no room left"):

@@ -12,7 +12,7 @@ from transformers.masking_utils import sdpa_mask
 from corelens import hf as reach
 from corelens.errors import CorelensError
 from corelens.hooks import exchange
-from corelens.interventions.ablate import ablate
+from corelens.interventions.ablation import ablate
 from corelens.model import self_check, wiring
 from corelens.model.hooked import HookedMLLM
 from family_parts import TEXT, randomise

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corelens.data import synthetic, worlds
+from corelens.data.synthetic import synthetic, worlds
 from corelens.data.synthetic.sheet import OUTLINE, contact_sheet
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import Sample

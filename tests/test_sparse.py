@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn.attention import flex_attention
 
 from corelens import (
-    BlockSparse,
     Box,
     CorelensError,
     HeadSet,
@@ -29,6 +28,7 @@ from corelens import (
 )
 from corelens.hooks.rows import Call, rows_z
 from corelens.inputs.prepare import Inputs
+from corelens.sparse import BlockSparse
 from corelens.sparse.flex import flex
 from corelens.sparse.prefill import engine_for
 from corelens.sparse.prompt import Prompt

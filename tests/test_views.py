@@ -18,9 +18,9 @@ from corelens.evaluation.answers import Answer
 from corelens.evaluation.contrast import Kept, SparseContrast
 from corelens.interventions.result import PatchResult
 from corelens.viz.heat import attention_image
-from corelens.viz.logit_lens import evenly
-from corelens.viz.overlay import head_pictures
-from corelens.viz.token_view import segment_attention, segments
+from corelens.viz.lens import evenly
+from corelens.viz.overlays import head_pictures
+from corelens.viz.tokens import segment_attention, segments
 from test_viz import SIZE, FakeModel, scores, token_map
 
 EVIL = "<script>alert(1)</script>"
@@ -57,7 +57,7 @@ def test_patches_of_the_picture_stand_on_the_axis_and_on_the_picture():
     inputs = SimpleNamespace(token_maps=[tm], pictures=[[picture]])
     at = [*range(20, 30)]  # six patches, then text
     r = result(layer=[str(i) for i in range(9)], position=[str(p) for p in at])
-    figure = cl.patch_heatmap(r, inputs, tokens=[f"$t{i}" for i in range(tm.length)])
+    figure = cl.viz.patch_heatmap(r, inputs, tokens=[f"$t{i}" for i in range(tm.length)])
     over, (grid, foot) = figure.axes[:6], figure.axes[6:8]
     assert [ax.get_title(loc="left") for ax in over] == [f"layer {i}" for i in (0, 2, 3, 5, 6, 8)]
     assert np.allclose(np.asarray(grid.collections[0].get_array()).reshape(9, 10), r.effect.mean(0))
@@ -67,23 +67,23 @@ def test_patches_of_the_picture_stand_on_the_axis_and_on_the_picture():
     x, y = over[0].patches[0].get_xy()
     assert (0, x, y) == tm.cell(20)[:3] and len(over[0].patches) == 6
     assert figure.axes[8].get_ylabel() == "effect: logit difference"
-    assert len(cl.patch_heatmap(r).axes) == 2  # without inputs: the grid and its scale
-    alone = cl.patch_heatmap(result(position=[str(p) for p in at]), inputs)
+    assert len(cl.viz.patch_heatmap(r).axes) == 2  # without inputs: the grid and its scale
+    alone = cl.viz.patch_heatmap(result(position=[str(p) for p in at]), inputs)
     assert [t.get_text() for t in alone.axes[2].get_xticklabels()] == ["26", "27", "28", "29"]
 
 
 def test_patch_heatmap_refuses_what_it_cannot_draw():
     with pytest.raises(cl.CorelensError, match="3 axes"):
-        cl.patch_heatmap(result(layer=["0"], head=["0"], position=["0"]))
+        cl.viz.patch_heatmap(result(layer=["0"], head=["0"], position=["0"]))
     with pytest.raises(cl.CorelensError, match="what='mean'"):
-        cl.patch_heatmap(result(layer=["0"]), what="mean")
+        cl.viz.patch_heatmap(result(layer=["0"]), what="mean")
 
 
 # --- the logit lens
 
 
 def test_the_last_layer_of_the_lens_is_what_the_model_predicts_there(model, samples):
-    lens = cl.logit_lens(model, samples[0], k=3)
+    lens = cl.viz.logit_lens(model, samples[0], k=3)
     inputs = model.prepare(samples[0])
     logits, cache = model.run_with_cache(inputs, names_filter="blocks.2.hook_resid_post")
     at = inputs.token_maps[0].visual.tolist()
@@ -106,7 +106,7 @@ def test_the_last_layer_of_the_lens_is_what_the_model_predicts_there(model, samp
     with pytest.raises(cl.CorelensError, match="layer 9"):
         lens.top(at[0], 9)
     with pytest.raises(cl.CorelensError, match="layers=\\[8\\]"):
-        cl.logit_lens(model, samples[0], layers=[8])
+        cl.viz.logit_lens(model, samples[0], layers=[8])
 
 
 def test_layers_are_taken_evenly_with_the_last():
@@ -141,7 +141,7 @@ def test_a_token_view_sums_a_pictures_patches(model, samples):
     _, text = segment_attention(model, inputs, heads)
     assert torch.allclose(text[:, line], mass[:, line], atol=1e-6) and not text[:, region].any()
     with pytest.raises(cl.CorelensError, match="0 heads"):
-        cl.token_view(model, samples[0], [])
+        cl.viz.token_view(model, samples[0], [])
 
 
 def test_a_videos_frames_are_segments(model):
@@ -168,7 +168,7 @@ def test_what_stands_between_a_pictures_rows_is_a_segment_too():
 
 def test_a_head_profile_agrees_with_scores_and_evaluations(model, samples, tmp_path):
     found = cl.score_heads(model, samples, ["ram[rows=last]", "visual_mass[rows=last]"])
-    profile = cl.head_profile(model, samples, found, "L5H6", examples=2, batch_size=4)
+    profile = cl.evaluation.head_profile(model, samples, found, "L5H6", examples=2, batch_size=4)
     per_sample = found["ram[rows=last]"].per_sample[:, 5, 6]
     assert np.allclose(profile.masses["region"], per_sample, atol=1e-5)
     assert np.allclose(sum(profile.masses.values()), 1, atol=1e-5)
@@ -196,16 +196,16 @@ def test_a_head_profile_without_answers_has_no_ablations(model, samples):
 
     asked = [replace(sample, answer=None) for sample in samples[:2]]
     s = scores(8, 12, rows="question")
-    profile = cl.head_profile(model, asked, s, (1, 5))
+    profile = cl.evaluation.head_profile(model, asked, s, (1, 5))
     assert (
         profile.ablations == {}
         and "What it does" not in profile.page()
         and profile.meta["rows"] == "question"
     )
     with pytest.raises(cl.CorelensError, match="L8H0"):
-        cl.head_profile(model, asked, s, (8, 0))
+        cl.evaluation.head_profile(model, asked, s, (8, 0))
     with pytest.raises(cl.CorelensError, match="without a region"):
-        cl.head_profile(model, [replace(asked[0], regions=[])], s, (1, 5))
+        cl.evaluation.head_profile(model, [replace(asked[0], regions=[])], s, (1, 5))
 
 
 # --- results show themselves
@@ -213,12 +213,12 @@ def test_a_head_profile_without_answers_has_no_ablations(model, samples):
 
 def test_every_result_shows_itself_and_escapes(samples):
     answers = [Answer(EVIL, EVIL, EVIL, i % 2 == 0, -float(i)) for i in range(6)]
-    evaluation = cl.Evaluation(answers)
+    evaluation = cl.evaluation.Evaluation(answers)
     s = scores()
     heads = cl.HeadSet([(0, 1), (2, 4)])
     picture = Image.new("RGB", SIZE, "grey")
     sample = cl.Sample([picture], EVIL, EVIL, [cl.Box(1, 1, 20, 20)], choices=[EVIL], id=EVIL)
-    inputs = cl.Inputs({}, [token_map()], [sample], [[picture]])
+    inputs = cl.inputs.Inputs({}, [token_map()], [sample], [[picture]])
     for shown in (
         evaluation,
         s,
@@ -269,16 +269,21 @@ def test_whatever_a_public_function_finds_shows_itself():
             *([said] if getattr(said, "__module__", "").startswith("corelens") else []),
         }
 
-    functions = [one for name in cl.__all__ if inspect.isfunction(one := getattr(cl, name))]
+    public = [getattr(room, name) for room in (cl, cl.evaluation, cl.viz) for name in room.__all__]
+    functions = [value for value in public if inspect.isfunction(value)]
     found = {
         one
         for function in functions
         for one in classes(inspect.signature(function).return_annotation)
     }
-    assert {cl.Evaluation, cl.HeadScores, cl.PatchResult, SparseContrast, Study} <= found and len(
-        found
-    ) > 15
-    for one in (found | {cl.HeadSet, cl.Inputs, cl.SpeedReport}) - {
+    assert {
+        cl.evaluation.Evaluation,
+        cl.HeadScores,
+        cl.interventions.PatchResult,
+        SparseContrast,
+        Study,
+    } <= found and len(found) > 15
+    for one in (found | {cl.HeadSet, cl.inputs.Inputs, cl.evaluation.SpeedReport}) - {
         x for x in found if x.__name__ in NO_RESULTS
     }:
         assert callable(one.plot) and callable(one._repr_html_), one
@@ -292,7 +297,7 @@ def test_a_contrast_shows_itself_and_draws_lines_that_agree_side_by_side(samples
         for line in ("top", "bottom", "random")
     ]
     answers = [Answer(EVIL, "1", "1", True, -1.0)] * 4
-    found = SparseContrast("pattern", cl.Evaluation(answers), points)
+    found = SparseContrast("pattern", cl.evaluation.Evaluation(answers), points)
     markup = found._repr_html_()
     assert markup.count("<tr") == 7 and "<img" in markup and EVIL not in markup
     assert repr(found).startswith(
@@ -323,7 +328,7 @@ def test_only_a_figure_of_its_own_has_an_interactive_twin(tmp_path):
     assert "data-tips" in figure._repr_html_()
     figure.save_html(tmp_path / "grid.html")
     assert (tmp_path / "grid.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    shared = cl.sorted_scores(s)
+    shared = cl.viz.sorted_scores(s)
     cl.head_grid(s, ax=shared.axes[0])
     assert shared._repr_html_() is None
     with pytest.raises(cl.CorelensError, match="without an interactive twin"):

@@ -10,10 +10,10 @@ import torch
 import corelens as cl
 from corelens.cli.rows import stored
 from corelens.evaluation.answers import CI, Difference, Interval
-from corelens.evaluation.causal_scores import causal_scores
+from corelens.evaluation.causal import causal_scores
 from corelens.evaluation.where_read import RowCosts, where_read
 from corelens.heads.scores import HeadScores
-from corelens.interventions.counterfactual import counterfactual
+from corelens.interventions.counterfactuals import counterfactual
 from corelens.testbed import circuit_model, samples
 from families import tiny
 from test_score import mixed
@@ -181,7 +181,7 @@ def test_causal_attribution_is_the_first_order_of_patching(model, answered):
 
 def test_the_circuit_s_copy_head_is_the_causal_one():
     model, boards = circuit_model(), samples(16, seed=5)
-    found = cl.causal_scores(model, boards)
+    found = cl.evaluation.causal_scores(model, boards)
     assert found.top(1) == cl.HeadSet([(2, 2)]) and found.values[2, 2] > 1
     # the backup stands in: alone, the where head is worth nothing
     assert np.abs(found.values[0, 0]) < 1e-3

@@ -55,7 +55,7 @@ def test_nearest_names(model, sample):
         (lambda: cache["blocks.3.attn.hook_zz"], "nearest: blocks.3.attn.hook_z"),
         (lambda: cache["resid_pst", 3], "blocks.3.hook_resid_post"),
         (lambda: cl.load_demo("qwen3vl"), "did you mean 'qwen3vl-"),
-        (lambda: cl.load_data("reffer"), "did you mean 'refer'"),
+        (lambda: cl.data.load_data("reffer"), "did you mean 'refer'"),
         (lambda: cl.synthetic("reffer", 1), "did you mean 'refer'"),
         (lambda: cl.metric("rma"), "did you mean 'ram'"),
         (lambda: cl.metric("ram[row=last]"), "did you mean 'rows'? options: rows, "),

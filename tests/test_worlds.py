@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import corelens as cl
-from corelens.data import load_samples, save_samples, synthetic, worlds
+from corelens.data import load_samples, save_samples
+from corelens.data.synthetic import synthetic, worlds
 from corelens.data.synthetic.drawing import DIGITS, LETTERS, draw_symbols, font
 from corelens.data.synthetic.refer import stream
 from corelens.errors import CorelensError

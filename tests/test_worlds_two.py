@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from corelens.data import synthetic
+from corelens.data.synthetic import synthetic
 from corelens.data.synthetic.drawing import DIGITS, LETTERS
 from corelens.errors import CorelensError
 

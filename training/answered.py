@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from corelens.data import synthetic
+from corelens.data.synthetic import synthetic
 from corelens.data.synthetic.sheet import contact_sheet
 from corelens.demo import checkpoint, read_card
 from corelens.inputs.prepare import Sample

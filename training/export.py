@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 from safetensors import safe_open
 
-from corelens.data import synthetic
+from corelens.data.synthetic import synthetic
 from corelens.demo import REPOSITORY, sha256
 from corelens.inputs.prepare import Sample
 from training.build import build_model, build_processor

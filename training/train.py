@@ -28,7 +28,7 @@ from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import nn
 
-from corelens.data import synthetic
+from corelens.data.synthetic import synthetic
 from corelens.data.synthetic.refer import COLOURS
 from corelens.demo import checkpoint
 from corelens.errors import CorelensError

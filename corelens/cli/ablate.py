@@ -135,7 +135,7 @@ def add_ablate(app: typer.Typer) -> None:
 
 def _reference(model: Any, kind: str, samples: Any) -> Any:
     """What takes the place of the heads' output: its mean over these samples, or their run."""
-    from corelens.interventions.ablate import mean_z
+    from corelens.interventions.ablation import mean_z
 
     samples = samples[: REFERENCES[kind]]
     if kind == "mean":

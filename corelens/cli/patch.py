@@ -190,7 +190,7 @@ def _twins(
     from corelens.data import load_data
     from corelens.data.public import split_options
     from corelens.data.synthetic import WORLDS
-    from corelens.interventions.counterfactual import pair
+    from corelens.interventions.counterfactuals import counterfactual_pairs
 
     if twin is None:
         world, options = split_options(data)
@@ -200,16 +200,16 @@ def _twins(
             and "turn" in inspect.signature(WORLDS[world]).parameters
             and "turn" not in options
         ):
-            made = pair(samples, load_data(data, n, seed, turn=TURN), model=model)
+            made = counterfactual_pairs(samples, load_data(data, n, seed, turn=TURN), model=model)
             return f"{data}, turn={TURN}", [b for _, b in made]
         twin = "blur"
     if twin in BLIND:
-        made = pair(samples, twin, model=model)
+        made = counterfactual_pairs(samples, twin, model=model)
     elif twin == "replace":
         others = [_next(samples, number) for number in range(len(samples))]
-        made = pair(samples, "replace", other=others, model=model)
+        made = counterfactual_pairs(samples, "replace", other=others, model=model)
     else:
-        made = pair(samples, open_data(twin, n, seed)[:n], model=model)
+        made = counterfactual_pairs(samples, open_data(twin, n, seed)[:n], model=model)
     return twin, [b for _, b in made]
 
 
@@ -346,7 +346,7 @@ def _write(
     result: Any, out: Path, model: Any, samples: Any, twins: Any, rows: list[list[str]]
 ) -> None:
     from corelens.viz import page as p
-    from corelens.viz.patch_heatmap import patch_heatmap
+    from corelens.viz.patch_effects import patch_heatmap
     from corelens.viz.view import image_html
 
     if out.suffix.lower() == ".safetensors":
@@ -380,7 +380,7 @@ def _write(
 def _heads_html(result: Any) -> str:
     """Heads as an interactive grid, the interval of each on hover; empty for other axes."""
     from corelens.heads.scores import HeadScores
-    from corelens.viz.head_grid import head_grid_html
+    from corelens.viz.head_grids import head_grid_html
 
     if list(result.axes) != ["layer", "head"]:
         return ""

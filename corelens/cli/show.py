@@ -134,7 +134,7 @@ def _heads(
     hooked: Any, name: str, sample: Any, heads: Any, scores: Any, top: int, rows: str
 ) -> tuple[Any, str, dict[str, float | None]]:
     """The heads to show, how they were ranked, and {head: score}."""
-    from corelens.data import synthetic
+    from corelens.data.synthetic import synthetic
     from corelens.demo import list_demos, read_card
     from corelens.metrics import metric
     from corelens.metrics.score import score_heads
@@ -182,7 +182,7 @@ def _write(
     model: Any, sample: Any, heads: Any, rows: str, smooth: bool, out: Path, told: dict[str, str]
 ) -> None:
     from corelens.viz import page as p
-    from corelens.viz.overlay import head_pictures, overlay
+    from corelens.viz.overlays import head_pictures, overlay
 
     if out.suffix.lower() != ".html":
         write_picture(overlay(model, sample, heads, rows=rows, smooth=smooth), out)

@@ -55,7 +55,7 @@ def add_study(
 
         Example: `corelens demo --out report`
         """
-        from corelens.data import synthetic
+        from corelens.data.synthetic import synthetic
         from corelens.demo import load_demo
         from corelens.findings import study
 

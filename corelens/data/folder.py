@@ -277,7 +277,7 @@ def _path(name: Any, field: str, line: _Line) -> str:
         raise CorelensError(
             f"{line.file}, line {line.number}, field {field!r}: {name!r}, which leaves the folder",
             f"a path inside {line.file.parent}",
-            "move the file into the folder; for a file that you trust: cl.load_samples(path, outside=True), or "
+            "move the file into the folder; for a file that you trust: cl.data.load_samples(path, outside=True), or "
             "PATH:outside=true where a command takes data",
         )
     if path is None or not _is_file(path):

@@ -300,8 +300,9 @@ def budget_contrast(
             for name, one in ranked.items():
                 of = f", {name}" if name else ""
                 dealt = [
-                    KVBudget(one, **size, allocation="random", seed=seed + i) for i in range(draws)
-                ]  # type: ignore[arg-type]
+                    KVBudget(one, **size, allocation="random", seed=seed + i)  # type: ignore[arg-type]
+                    for i in range(draws)
+                ]
                 lines |= {f"by score{of}": [KVBudget(one, **size)], f"dealt at random{of}": dealt}  # type: ignore[arg-type]
             for line, plans in lines.items():
                 runs = []

@@ -30,7 +30,7 @@ from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook, hook_list
 from corelens.inputs.each import OnError, usable
 from corelens.inputs.prepare import Inputs, Sample
-from corelens.interventions.ablate import ablate, mean_z
+from corelens.interventions.ablation import ablate, mean_z
 from corelens.interventions.edges import knockout
 
 __all__ = [

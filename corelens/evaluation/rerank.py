@@ -91,7 +91,7 @@ def rerank_pages(
     Args:
         model: a HookedMLLM.
         samples: questions about several images, the pages. `meta["evidence_pages"]` holds the right
-            ones (as `cl.load_data` fills it for MMDocIR), by the names in `meta["pages"]`; without
+            ones (as `cl.data.load_data` fills it for MMDocIR), by the names in `meta["pages"]`; without
             it, the images that the sample's regions lie on.
         heads: a HeadSet, or anything that makes one, for instance
             `scores["calibrated_ram"].top(0.05)`. Choose them on other documents.
@@ -182,7 +182,7 @@ def _check(sample: Sample, calibrated: bool) -> None:
         raise CorelensError(
             f"sample {sample.id!r} with {len(sample.images)} images and {len(_pages(sample))} names of pages",
             "a question about several images, the pages, each with a name or none",
-            "for instance cl.load_data of MMDocIR's folder",
+            "for instance cl.data.load_data of MMDocIR's folder",
         )
     if calibrated and sample.messages is not None:
         raise CorelensError(

@@ -19,7 +19,7 @@ from corelens.findings.world import World
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.heads.stats import ranking
-from corelens.interventions.ablate import ablate
+from corelens.interventions.ablation import ablate
 from corelens.metrics.score import score_heads
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's

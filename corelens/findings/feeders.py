@@ -14,7 +14,7 @@ from corelens.errors import CorelensError
 from corelens.findings.world import World
 from corelens.heads.head_set import HeadSet
 from corelens.inputs.prepare import Sample
-from corelens.interventions.counterfactual import counterfactual
+from corelens.interventions.counterfactuals import counterfactual
 from corelens.interventions.path import path_patch
 
 PAIRS = 16  # questions exchanged, of the scoring samples

@@ -26,7 +26,7 @@ from corelens.heads.disk import write_whole
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Inputs, Sample
-from corelens.interventions.ablate import ablate
+from corelens.interventions.ablation import ablate
 from corelens.interventions.edges import QUESTION_ON
 from corelens.metrics.score import score_heads
 

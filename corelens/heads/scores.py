@@ -414,13 +414,13 @@ class HeadScores:
         return str(self.meta.get("key") or self.meta.get("metric") or "score")
 
     def plot(self, highlight: HeadSet | None = None, ax: Any = None) -> Any:
-        """The layer × head grid as a matplotlib figure; see `corelens.viz.head_grid`."""
-        from corelens.viz.head_grid import head_grid
+        """The layer × head grid as a matplotlib figure; see `corelens.viz.head_grids`."""
+        from corelens.viz.head_grids import head_grid
 
         return head_grid(self, highlight=highlight, ax=ax)
 
     def _repr_html_(self) -> str:
-        from corelens.viz.head_grid import head_grid_html
+        from corelens.viz.head_grids import head_grid_html
 
         return head_grid_html(self)
 

@@ -1,11 +1,11 @@
 """Interventions: every factory returns a list of hooks, and lists add up."""
 
-from corelens.interventions.ablate import ablate, mean_z
+from corelens.interventions.ablation import ablate, mean_z
 from corelens.interventions.attribution import attribution_patch
-from corelens.interventions.counterfactual import counterfactual, pair
+from corelens.interventions.counterfactuals import counterfactual, counterfactual_pairs
 from corelens.interventions.edges import edge_bias, knockout
 from corelens.interventions.metrics import accuracy, answer_logprob, kl, logit_diff
-from corelens.interventions.patch import activation_patch, patch
+from corelens.interventions.patching import activation_patch, patch
 from corelens.interventions.path import path_hooks, path_patch
 from corelens.interventions.result import PatchResult
 
@@ -17,12 +17,12 @@ __all__ = [
     "answer_logprob",
     "attribution_patch",
     "counterfactual",
+    "counterfactual_pairs",
     "edge_bias",
     "kl",
     "knockout",
     "logit_diff",
     "mean_z",
-    "pair",
     "patch",
     "path_hooks",
     "path_patch",

@@ -20,7 +20,7 @@ from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs
 from corelens.interventions.metrics import Bound
-from corelens.interventions.patch import Direction, prepare_runs, result_of
+from corelens.interventions.patching import Direction, prepare_runs, result_of
 from corelens.interventions.result import PatchResult
 from corelens.interventions.sites import Patch, axis_of, patches
 

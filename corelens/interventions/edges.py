@@ -8,7 +8,7 @@ from corelens.heads.head_set import HeadSet
 from corelens.hooks.attention_function import Edges
 from corelens.hooks.edges import every_edges
 from corelens.hooks.points import Hook
-from corelens.interventions.ablate import Heads
+from corelens.interventions.ablation import Heads
 from corelens.tokens.positions import Where, check_where
 
 QUESTION_ON = "question+last+answer"  # what reads evidence for the answer, generated rows included

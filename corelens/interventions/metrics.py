@@ -294,7 +294,7 @@ def single_tokens(
             raise CorelensError(
                 f"the answer {answer!r}, which is {len(ids)} tokens: {[model.tokenizer.decode([i]) for i in ids]}",
                 "an answer of one token",
-                "choose answers that differ in one token, give a token id, or use cl.answer_logprob()",
+                "choose answers that differ in one token, give a token id, or use cl.interventions.answer_logprob()",
             )
         found.append(answer if isinstance(answer, int) else ids[0])
     return torch.tensor(found, dtype=torch.long)

@@ -29,7 +29,7 @@ from corelens.interventions.ends import (
     rank,
     reaches,
 )
-from corelens.interventions.patch import Direction, prepare_runs, result_of, share
+from corelens.interventions.patching import Direction, prepare_runs, result_of, share
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
 from corelens.interventions.sites import PLACES, places, table
@@ -324,8 +324,8 @@ def _measure(
             last = (
                 logits
                 if receiver_table is None
-                else _mixed(receiver_table, logits, last, start.runs)
-            )  # type: ignore[arg-type]
+                else _mixed(receiver_table, logits, last, start.runs)  # type: ignore[arg-type]
+            )
         found.append(_by_run(measure, last, start.runs))  # type: ignore[arg-type]
     return found
 

@@ -110,13 +110,13 @@ class PatchResult:
 
     def plot(self, what: str = "effect", ax: Any = None) -> Any:
         """The mean over samples as a matplotlib figure: bars for one axis, a grid for two; see
-        `cl.patch_heatmap`.
+        `cl.viz.patch_heatmap`.
 
         Args:
             what: "effect", "recovered" or "values".
             ax: matplotlib axes to draw on.
         """
-        from corelens.viz.patch_heatmap import patch_heatmap
+        from corelens.viz.patch_effects import patch_heatmap
 
         return patch_heatmap(self, what=what, ax=ax)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import Inputs
-from corelens.interventions.ablate import ROLES
+from corelens.interventions.ablation import ROLES
 from corelens.tokens.positions import Where, member, resolve
 
 # site → its point in a layer, and what its extra axis counts

@@ -52,7 +52,7 @@ class Metric:
         samples: how samples are reduced: "mean", "median", "rank_mean" (of each sample's ranks of
             heads, 1 the best, 0 the last) or "vote" (the share of samples that have the head in
             their top 5%).
-        sinks: "left_out" takes the visual sinks (`cl.visual_sinks`) out of G and V.
+        sinks: "left_out" takes the visual sinks (`cl.metrics.visual_sinks`) out of G and V.
         options: the function's own options and their values.
         ratio: whether it returns (numerator, denominator), summed over samples before they are
             divided.

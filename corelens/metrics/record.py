@@ -442,7 +442,7 @@ def _argmax(row: Float[Tensor, "batch head key"]) -> Int[Tensor, "batch head"]:
     return torch.where(best.values.isfinite(), best.indices, -1)
 
 
-def record(metrics: Iterable[AnyMetric]) -> Record:
+def record_metrics(metrics: Iterable[AnyMetric]) -> Record:
     """A record of several metrics from the same rows of the same runs (those that need rows
     alone)."""
     chosen = [metric(wanted) for wanted in metrics]

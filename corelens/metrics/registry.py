@@ -55,7 +55,7 @@ def metric(
         samples: over samples: "mean" (default), "median", "rank_mean" or "vote" (top 5% of a
             sample's heads).
         sinks: "left_out" takes visual sinks out of the region and the picture (see
-            `cl.visual_sinks`).
+            `cl.metrics.visual_sinks`).
         options: what else the metric takes.
     Raises:
         CorelensError: a name, reduction or option that does not exist.

@@ -63,7 +63,7 @@ def score_heads(
     Args:
         model: a HookedMLLM.
         samples: questions with regions; a world's name ("refer") or a folder stands for what
-            `cl.load_data` gives.
+            `cl.data.load_data` gives.
         metrics: names ("ram", "lift" …), `cl.metric("ram", rows="last")`, or your own: f(pattern
             [head, row, key], token_map) → [head], or a `Metric`. By default RAM as published:
             question rows, mean.

@@ -309,9 +309,8 @@ class ActivationCache(LensCache):
         return (norm_weight(norm, block.norm_weight_offset) / _norm_scale(norm, x)).to(x.dtype)
 
     def _check_neurons(self, layer: int) -> None:
-        missing = [
-            n for n in range(layer) if f"blocks.{n}.mlp.hook_post" in self.model.hook_dict.absent
-        ]  # type: ignore[attr-defined]
+        absent = self.model.hook_dict.absent  # type: ignore[attr-defined]
+        missing = [n for n in range(layer) if f"blocks.{n}.mlp.hook_post" in absent]
         if missing:
             raise CorelensError(
                 f"single neurons of layers {missing}, which are mixtures of experts", "layers with one MLP",

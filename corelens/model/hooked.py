@@ -352,9 +352,9 @@ class HookedMLLM(LensModel):
             self._points(names_filter), cache, incl_bwd, device, remove_batch_dim, pos_slice
         )
 
-    def add_caching_hooks(
+    def add_caching_hooks(  # type: ignore[override]
         self, names_filter: NamesFilter = None, **options: Any
-    ) -> MutableMapping[str, Tensor]:  # type: ignore[override]
+    ) -> MutableMapping[str, Tensor]:
         """As get_caching_hooks, and the hooks are added; reset_hooks() takes them away."""
         cache, forward_hooks, backward_hooks = self.get_caching_hooks(names_filter, **options)
         for direction, hooks in (("fwd", forward_hooks), ("bwd", backward_hooks)):
@@ -374,10 +374,8 @@ class HookedMLLM(LensModel):
         if names_filter is None or callable(names_filter):
             names: Sequence[str] = matching(self.hook_dict, names_filter or kept_by_default)
             return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
-        return {
-            n: self.hook_dict[n]
-            for n in ([names_filter] if isinstance(names_filter, str) else names_filter)
-        }  # type: ignore[misc]
+        names = [names_filter] if isinstance(names_filter, str) else names_filter
+        return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
 
     @contextmanager
     def pattern_rows(self, rows: Where) -> Iterator["HookedMLLM"]:

@@ -2,12 +2,12 @@
 `corelens.viz.page`."""
 
 from corelens.viz.curves import ablation_curves, sorted_scores
-from corelens.viz.head_grid import head_grid, head_grid_html
+from corelens.viz.head_grids import head_grid, head_grid_html
 from corelens.viz.heat import attention_image, attention_map
-from corelens.viz.logit_lens import LogitLens, logit_lens
-from corelens.viz.overlay import attention_overlay, overlay
-from corelens.viz.patch_heatmap import patch_heatmap
-from corelens.viz.token_view import token_view
+from corelens.viz.lens import LogitLens, logit_lens
+from corelens.viz.overlays import attention_overlay, overlay
+from corelens.viz.patch_effects import patch_heatmap
+from corelens.viz.tokens import token_view
 from corelens.viz.view import View
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The page on one head: what `corelens.evaluation.head_profile` found out about it."""
+"""The page on one head: what `corelens.evaluation.profile` found out about it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from corelens.heads.scores import HeadSet
 from corelens.viz import page as p
 from corelens.viz import style
-from corelens.viz.head_grid import head_grid_html
+from corelens.viz.head_grids import head_grid_html
 
 if TYPE_CHECKING:
-    from corelens.evaluation.head_profile import HeadProfile
+    from corelens.evaluation.profile import HeadProfile
 
 COLOURS = (style.HOT, style.GOLD, style.BLUE, style.GREY, "#bfc3c7")
 ABLATIONS = {

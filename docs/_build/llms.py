@@ -55,12 +55,13 @@ def _page(path: Path) -> tuple[str, str, str]:
 
 def _first_line(name: str, module: str) -> str:
     """The first sentence of the docstring of a public name, read from its source."""
+    plain = name.rpartition(".")[2]
     path = DOCS.parent.joinpath(*defined_in(name, module).split("."))
     source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(
         encoding="utf-8"
     )
     for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == plain:
             return " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
     return ""
 

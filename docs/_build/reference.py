@@ -1,10 +1,10 @@
-"""The reference is made of `corelens.__all__`: a page says which parts it holds, and gets every
-public name of them.
+"""The reference is made of the `__all__` of the package and of its rooms: a page says which rooms
+it holds, and gets every public function and class of them.
 
 A line `{{ public: model, demo }}` on a page of docs/reference becomes a mkdocstrings entry for each
-name that `corelens/__init__.py` takes from `corelens.model.hooked` or `corelens.demo`, or from a
-module below these. A line `{{ commands }}` becomes the commands of `corelens/cli/*.py` with their
-docstrings. Nothing is imported.
+name that `corelens/__init__.py`, or the room itself, takes from `corelens.model`, `corelens.demo`
+or a module below these. A line `{{ commands }}` becomes the commands of `corelens/cli/*.py` with
+their docstrings. Nothing is imported.
 """
 
 import ast
@@ -17,24 +17,44 @@ MARK = re.compile(r"^\{\{ public: (.+) \}\}$", flags=re.MULTILINE)
 
 
 def public_names() -> dict[str, str]:
-    """{public name: the module it is taken from}, classes first, in alphabetical order."""
-    tree = ast.parse(_source("corelens"))
-    origin = _imported("corelens")
-    names = next(
+    """{public name: the module it is taken from}, classes first, in alphabetical order.
+
+    The names in `cl.` come first ("ablate"), then those of the rooms ("viz.logit_lens") that are
+    not in `cl.` too; constants are left out.
+    """
+    top = _all("corelens")
+    names = {name: _imported("corelens")[name] for name in _in_order(top)}
+    for room in _literal("corelens", "_ROOMS"):
+        module = f"corelens.{room}"
+        for name in _in_order(_all(module)):
+            if name not in top and not name.isupper():
+                names[f"{room}.{name}"] = _imported(module).get(name, module)
+    return names
+
+
+def _in_order(names: list[str]) -> list[str]:
+    return sorted(names, key=lambda name: (name[0].islower(), name.lower()))
+
+
+def _all(module: str) -> list[str]:
+    return _literal(module, "__all__")
+
+
+def _literal(module: str, variable: str) -> Any:
+    """The value of a variable that is written out at the top of a module."""
+    assignments = [node for node in ast.parse(_source(module)).body if isinstance(node, ast.Assign)]
+    return next(
         ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+        for node in assignments
+        if getattr(node.targets[0], "id", "") == variable
     )
-    return {
-        name: origin[name]
-        for name in sorted(names, key=lambda name: (name[0].islower(), name.lower()))
-    }
 
 
 def defined_in(name: str, module: str) -> str:
     """The module in which a name taken from `module` is written: some modules only hand it on."""
-    above = _imported(module).get(name)
-    return module if above is None else defined_in(name, above)
+    plain = name.rpartition(".")[2]
+    above = _imported(module).get(plain)
+    return module if above is None else defined_in(plain, above)
 
 
 def _source(module: str) -> str:
@@ -96,7 +116,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
     def entries(mark: re.Match[str]) -> str:
         return "\n".join(
-            f"::: {defined_in(name, module)}.{name}\n    options:\n      heading: cl.{name}\n      toc_label: {name}\n"
+            f"::: {defined_in(name, module)}.{name.rpartition('.')[2]}\n"
+            f"    options:\n      heading: cl.{name}\n      toc_label: {name}\n"
             for name, module in names_on(mark[0]).items()
         )
 

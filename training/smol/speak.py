@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from corelens.data import synthetic
+from corelens.data.synthetic import synthetic
 from training.blind import HeadDropout
 from training.smol.adapters import adapt
 from training.smol.asked import Chat, draw_chat

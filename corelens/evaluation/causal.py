@@ -16,7 +16,7 @@ from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample
 from corelens.interventions.attribution import attribution_patch
-from corelens.interventions.counterfactual import counterfactual
+from corelens.interventions.counterfactuals import counterfactual
 from corelens.interventions.edges import QUESTION_ON
 from corelens.interventions.metrics import answer_logprob
 from corelens.metrics.provenance import about

@@ -87,7 +87,7 @@ def counterfactual(
     return twin
 
 
-def pair(
+def counterfactual_pairs(
     samples: Sequence[Sample],
     kind_or_twins: str | Sequence[Sample],
     *,

@@ -88,7 +88,7 @@ def _put(name: str, there: Tensor, positions: Where | None) -> Callable[..., Any
                 f"a source of {list(there.shape[:1])} samples × {length} positions for {name!r} in a run of "
                 f"{x.shape[0]} × {last}",
                 "a source over the same positions, of one sample or of as many as run",
-                "pair inputs of the same token grid (cl.counterfactual, cl.pair)",
+                "pair inputs of the same token grid (cl.counterfactual, cl.interventions.counterfactual_pairs)",
             )
         new = there.to(x).index_select(query_axis, here.to(there.device))
         new = _same_shape(new.repeat_interleave(x.shape[0] // there.shape[0], dim=0), x, name)

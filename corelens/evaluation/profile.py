@@ -18,7 +18,7 @@ from corelens.heads.disk import write_whole
 from corelens.heads.intervals import Interval, accuracy_difference, mean_interval
 from corelens.heads.scores import Head, HeadScores, HeadSet
 from corelens.inputs.prepare import Inputs, Sample
-from corelens.interventions.ablate import mean_z
+from corelens.interventions.ablation import mean_z
 
 KINDS = ("zero", "mean", "knockout")
 PARTS = ("region", "rest of the picture", "question", "first token", "other text")
@@ -188,7 +188,7 @@ def _attention(
 ) -> list[tuple[dict[str, Tensor], Float[Tensor, " key"]]]:
     """Per sample what the head puts on each part, and its attention on every token of the sample's
     unpadded row."""
-    from corelens.viz.overlay import chosen_row
+    from corelens.viz.overlays import chosen_row
 
     found: list[tuple[dict[str, Tensor], Tensor]] = []
 
