@@ -10,10 +10,12 @@ import subprocess
 
 from jaxtyping import install_import_hook
 
+import helpers.typecheck  # noqa: F401  (the import hook takes it from the package)
+
 # on every CPU the same product has the same bits, wherever it lies in memory
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
-install_import_hook("corelens", "typecheck.checker").__enter__()
+install_import_hook("corelens", "helpers.typecheck.checker").__enter__()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

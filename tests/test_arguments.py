@@ -7,8 +7,8 @@ import torch
 
 from corelens.errors import CorelensError
 from corelens.model.hooked import HookedMLLM
-from families import FAMILIES, tiny
-from test_families_hooks import SAMPLES, alone, batch_of, hooked
+from helpers.families import FAMILIES, tiny
+from helpers.family_runs import SAMPLES, alone, batch_of, hooked
 
 over_families = pytest.mark.parametrize("family", FAMILIES)
 

@@ -9,7 +9,7 @@ from corelens.errors import CorelensError
 from corelens.inputs.prepare import Inputs, Sample, prepare
 from corelens.layouts import layout_for
 from corelens.tokens.regions import Box
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
 
 NAMES = ("visual", "question", "last", "answer", "region", "text", "all")
 

@@ -13,8 +13,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
-from families import tiny
-from test_families_hooks import alone, hooked
+from helpers.families import tiny
+from helpers.family_runs import alone, hooked
 
 POINTS = [
     f"attn.hook_{n}" for n in ("q", "k", "v", "rot_q", "rot_k", "z", "pattern", "attn_scores")

@@ -118,7 +118,7 @@ def test_the_logit_lens_names_tokens_and_moves_through_layers(browse, demo, tmp_
 
 
 def test_a_page_of_every_part_opens_without_errors(browse):
-    from test_viz import whole_page
+    from helpers.views import whole_page
 
     said, console, network = browse(whole_page(), HOVER.format(".cl-grid rect", 8))
     assert said.startswith("L1H3  RAM ") and not console and not network

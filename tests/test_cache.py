@@ -10,8 +10,9 @@ from corelens.errors import CorelensError
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.model.bound import bind
 from corelens.model.cache import ActivationCache
-from families import FAMILIES
-from test_families_hooks import SAMPLES, alone, batch_of, hooked, picture, reference
+from helpers.families import FAMILIES
+from helpers.family_runs import SAMPLES, alone, batch_of, hooked, reference
+from helpers.samples import picture
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

@@ -13,7 +13,7 @@ from corelens.data.synthetic.refer import COLOURS, KINDS, draw_scene
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import prepare
 from corelens.layouts import layout_for
-from elsewhere import DEVICE, Elsewhere, elsewhere
+from helpers.elsewhere import DEVICE, Elsewhere, elsewhere
 from training.batches import Plan, caption_chat, draw_batch, picture_tokens
 from training.build import PRESETS, build_model, build_processor
 from training.dense import IGNORED, LABELS, shape_labels

@@ -6,8 +6,8 @@ import torch
 
 import corelens as cl
 from corelens.evaluation.evaluate import Answer, Evaluation, batches, bootstrap_mean, conditions
-from families import tiny
-from test_model import sample
+from helpers.families import tiny
+from helpers.samples import sample
 
 
 @pytest.fixture(scope="module")

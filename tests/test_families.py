@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from corelens.inputs.prepare import Sample, prepare
 from corelens.layouts import layout_for
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,56 +1,14 @@
 """Families × properties: every hook point of every family against the wrapped model itself."""
 
-from functools import cache
-
 import pytest
 import torch
 from einops import rearrange
-from PIL import Image
 
-from corelens.inputs.prepare import Inputs, Sample
-from corelens.model.hooked import HookedMLLM
-from families import FAMILIES, rounding, tiny
+from corelens.inputs.prepare import Inputs
+from helpers.families import FAMILIES, rounding
+from helpers.family_runs import SAMPLES, alone, batch_of, hooked, real, reference
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
-
-
-def picture(seed: int, size: tuple[int, int]) -> Image.Image:
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
-    return Image.fromarray(noise.numpy())
-
-
-SAMPLES = [
-    Sample(images=[picture(0, (96, 64))], question="What digit is on the red circle?", answer="7"),
-    Sample(
-        images=[picture(1, (70, 110)), picture(2, (64, 64))], question="Which colour?", answer="2"
-    ),
-]
-
-
-@cache
-def hooked(family: str) -> HookedMLLM:
-    return HookedMLLM(*tiny(family))
-
-
-@cache
-def batch_of(family: str, side: str = "left") -> Inputs:
-    return hooked(family).prepare(SAMPLES, padding_side=side)
-
-
-@cache
-def alone(family: str, index: int) -> Inputs:
-    return hooked(family).prepare(SAMPLES[index])
-
-
-@cache
-def reference(family: str) -> torch.Tensor:
-    with torch.no_grad():
-        return hooked(family).hf(**batch_of(family).tensors, use_cache=False).logits
-
-
-def real(inputs: Inputs) -> torch.Tensor:
-    return torch.stack([token_map.real for token_map in inputs.token_maps])
 
 
 @torch.no_grad()

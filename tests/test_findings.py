@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import corelens as cl
-import published
 from corelens.evaluation import knockouts
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.knockouts import Knockouts
@@ -41,7 +40,8 @@ from corelens.findings.world import resampled
 from corelens.heads.intervals import clopper_pearson
 from corelens.heads.scores import HeadScores
 from corelens.sparse import SparseInference, Streaming
-from families import FAMILIES, tiny
+from helpers import published
+from helpers.families import FAMILIES, tiny
 
 RAM = "ram"
 

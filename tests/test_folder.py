@@ -8,7 +8,7 @@ import pytest
 
 import corelens as cl
 from corelens.data.folder import load_samples, save_samples
-from test_model import picture
+from helpers.samples import picture
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 import corelens as cl
 from corelens import hf
-from families import FAMILIES, rounding, tiny
+from helpers.families import FAMILIES, rounding, tiny
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 

@@ -267,3 +267,13 @@ def test_no_module_hides_behind_a_name_of_its_room():
         room = import_module(f"corelens.{init.parent.name}")
         for name in files & set(vars(room)):
             assert inspect.ismodule(getattr(room, name)), f"corelens.{init.parent.name}.{name}"
+
+
+def test_no_test_file_imports_another():
+    """What several of them use stands in `tests/helpers/`."""
+    tests = {path.stem: path for path in Path(__file__).parent.glob("test_*.py")}
+    for path in tests.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not tests.keys() & {module.split(".")[0] for module in modules}, path.name

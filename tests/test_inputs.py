@@ -12,7 +12,7 @@ from corelens.inputs.tensors import check_has_media, from_tensors
 from corelens.layouts import layout_for
 from corelens.tokens.regions import Box, Mask, Tube
 from corelens.tokens.token_map import TokenMap
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
 
 QUESTION = "What digit is on the red circle?"
 

@@ -12,7 +12,7 @@ from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions import ablate, edge_bias, knockout, mean_z
 from corelens.model.hooked import HookedMLLM
 from corelens.tokens.regions import Box
-from families import rounding, tiny
+from helpers.families import rounding, tiny
 
 # m-RoPE + QK-norm + DeepStack; plain Llama with newline tokens; sliding layers, two-way images,
 # norms after attention; a prompt that attends both ways

@@ -16,8 +16,8 @@ from corelens.metrics.score import score_heads
 from corelens.model.hooked import HookedMLLM
 from corelens.model.projections import head_results
 from corelens.tokens.regions import Box
-from families import tiny
-from test_families_hooks import SAMPLES, alone, batch_of, hooked, reference
+from helpers.families import tiny
+from helpers.family_runs import SAMPLES, alone, batch_of, hooked, reference
 
 EVERYTHING = [
     "hook_embed",

@@ -18,7 +18,7 @@ from corelens.errors import CorelensError
 from corelens.inputs.prepare import Sample, prepare
 from corelens.layouts import Layout, layout_for, register_layout
 from corelens.tokens.token_map import TokenMap
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
 
 PIXELS = {  # pixels along a token in the picture the tower sees
     "qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32, "qwen3_vl_moe": 32, "llava": 14, "llava_next": 14,

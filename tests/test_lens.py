@@ -8,8 +8,8 @@ from transformer_lens.head_detector import detect_head
 
 from corelens.errors import CorelensError
 from corelens.model.bound import BoundModel, bind
-from families import FAMILIES
-from test_families_hooks import alone, batch_of, hooked
+from helpers.families import FAMILIES
+from helpers.family_runs import alone, batch_of, hooked
 
 over_families = pytest.mark.parametrize("family", FAMILIES)
 

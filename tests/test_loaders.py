@@ -14,7 +14,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import corelens as cl
-import published
 from corelens.cli.app import app
 from corelens.data import files, video
 from corelens.data.check import check
@@ -27,7 +26,8 @@ from corelens.data.refcocog import refcocog
 from corelens.data.scoring import RULES
 from corelens.data.vidstg import vidstg
 from corelens.inputs.pictures import Later, read_picture
-from families import tiny
+from helpers import published
+from helpers.families import tiny
 
 MMLONGBENCH = ("infoseek", "vh_single", "retrieval-text", "retrieval-image", "counting-image", "cars196", "gov", "mmlongdoc", "slidevqa")  # fmt: skip
 

@@ -5,31 +5,12 @@ import copy
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from corelens.errors import CorelensError
-from corelens.inputs.prepare import Sample
 from corelens.model.hooked import HookedMLLM
-from corelens.tokens.regions import Box
-from families import tiny
-
-
-def picture(seed: int, size=(96, 64)) -> Image.Image:
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
-    return Image.fromarray(noise.numpy())
-
-
-def sample(
-    seed: int = 0, size=(96, 64), question="What digit is on the red circle?", images=1
-) -> Sample:
-    return Sample(
-        images=[picture(seed + i, size) for i in range(images)],
-        question=question,
-        answer="7",
-        regions=[Box(5, 5, 60, 40)],
-    )
+from helpers.families import tiny
+from helpers.samples import sample
 
 
 @pytest.fixture(scope="module")

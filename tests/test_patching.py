@@ -27,7 +27,7 @@ from corelens.interventions import (
 from corelens.interventions.replay import Replay
 from corelens.model.hooked import HookedMLLM
 from corelens.tokens.regions import Box, Mask, Tube
-from families import tiny
+from helpers.families import tiny
 
 FAMILIES = ["qwen3_vl", "llava_next", "gemma3", "paligemma", "qwen3_vl_moe"]
 

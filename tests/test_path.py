@@ -27,7 +27,7 @@ from corelens.interventions import (
 )
 from corelens.model.hooked import HookedMLLM
 from corelens.tokens.regions import Box
-from families import tiny
+from helpers.families import tiny
 
 FAMILIES = ["qwen3_vl", "llava_next", "gemma3"]
 

@@ -17,7 +17,7 @@ from corelens.inputs.typed import reserved
 from corelens.layouts import layout_for
 from corelens.tokens.positions import check_where
 from corelens.tokens.regions import Box, Mask, Tube
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
 
 QUESTION = "What digit is on the red circle?"
 

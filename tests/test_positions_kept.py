@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from corelens.errors import CorelensError
-from families import FAMILIES
-from test_families_hooks import alone, batch_of, hooked, real
+from helpers.families import FAMILIES
+from helpers.family_runs import alone, batch_of, hooked, real
 
 over_families = pytest.mark.parametrize("family", FAMILIES)
 PATTERN, ROWS = "blocks.2.attn.hook_pattern", "blocks.2.attn.hook_pattern_rows"

@@ -9,12 +9,11 @@ import torch
 from PIL import Image
 
 import corelens as cl
-import families
-import family_recent
 from corelens.hf import attention_off
 from corelens.layouts.base import Layout
 from corelens.model import probing
-from family_parts import randomise
+from helpers import families, family_recent
+from helpers.family_parts import randomise
 
 SIZE = (320, 256)
 PLACED = ("mistral3", "aya_vision", "glm46v", "qwen3_5")

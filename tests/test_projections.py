@@ -13,8 +13,8 @@ from corelens.metrics.score import score_heads
 from corelens.model.hooked import HookedMLLM
 from corelens.model.projections import head_results, projection, projection_bias
 from corelens.tokens.regions import Box
-from families import FAMILIES, tiny
-from test_families_hooks import SAMPLES, alone
+from helpers.families import FAMILIES, tiny
+from helpers.family_runs import SAMPLES, alone
 
 peft = pytest.importorskip("peft")
 # peft asks transformers for a name that it is about to rename

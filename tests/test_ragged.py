@@ -30,10 +30,10 @@ from corelens.sparse.cache import RaggedCache, sliding_windows
 from corelens.sparse.prompt import Prompt
 from corelens.sparse.ragged import Ragged, grouped
 from corelens.sparse.selection import among_heads, highest, observed, sink_and_window
-from families import FAMILIES, tiny
-from family_parts import randomise
-from test_families_hooks import picture
-from test_other_models import soft_capped, with_sinks
+from helpers.families import FAMILIES, tiny
+from helpers.family_parts import randomise
+from helpers.other_models import soft_capped, with_sinks
+from helpers.samples import picture
 
 WINDOW, BUDGET, NEW = 6, 16, 6
 SAMPLES = [

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import corelens as cl
-import family_recent
 from corelens.errors import CorelensError
-from family_parts import randomise
+from helpers import family_recent
+from helpers.family_parts import randomise
 
 FAMILIES = list(family_recent.BUILDERS)
 HEADS = cl.HeadSet([(1, 3), (3, 0)])  # of layers that attend in every family

@@ -10,8 +10,8 @@ import torch
 
 import corelens as cl
 from corelens.testbed import box, looking_model, samples
-from families import tiny
-from test_model import picture
+from helpers.families import tiny
+from helpers.samples import picture
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 import corelens as cl
 from corelens.heads import disk
 from corelens.metrics.runs import RunFolder
-from families import tiny
-from test_score import mixed
+from helpers.families import tiny
+from helpers.samples import many, mixed
 
 METRICS = ["ram", "lift", "calibrated_ram", "value_mass", "visual_head"]
 TESTS = Path(__file__).parent
@@ -31,8 +31,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from test_runs import METRICS, many
-from families import tiny
+from helpers.samples import many
+from helpers.families import tiny
 import corelens as cl
 import corelens.metrics.score
 slow = sys.modules["corelens.metrics.score"]
@@ -41,21 +41,8 @@ def after(*arguments):
     time.sleep({pause})
     return before(*arguments)
 slow._score_batch = after
-cl.score_heads(cl.HookedMLLM(*tiny("qwen3_vl")), many(), METRICS, batch_size=2, out={out!r})
+cl.score_heads(cl.HookedMLLM(*tiny("qwen3_vl")), many(), {metrics!r}, batch_size=2, out={out!r})
 """
-
-
-def many() -> list[cl.Sample]:
-    samples = []
-    for i in range(4):
-        for one in mixed():
-            one.id = f"{i}-{one.id}"
-            one.question = f"{one.question} {i}"
-            one.regions = [
-                cl.Box(r.x0, r.y0, r.x1, r.y1, image=r.image, text="a 7 b") for r in one.regions
-            ]
-            samples.append(one)
-    return samples
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +63,7 @@ def equal(a, b):
 
 
 def start(out: Path, pause: float, **environment: str) -> subprocess.Popen:
-    script = SCRIPT.format(tests=str(TESTS), out=str(out), pause=pause)
+    script = SCRIPT.format(tests=str(TESTS), metrics=METRICS, out=str(out), pause=pause)
     return subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **environment})
 
 

@@ -10,8 +10,8 @@ import torch
 
 import corelens as cl
 from corelens.metrics.provenance import all_weights, pictures, pixels, sample_hash, weight_hash
-from families import tiny
-from test_model import picture, sample
+from helpers.families import tiny
+from helpers.samples import mixed, picture, video
 
 
 @pytest.fixture(scope="module")
@@ -24,20 +24,6 @@ def eager(model):
     hf = copy.deepcopy(model.hf)
     hf.set_attn_implementation("eager")
     return hf
-
-
-def video(seed: int) -> cl.Sample:
-    frames = [picture(seed + i, (64, 64)) for i in range(4)]
-    tube = cl.Tube({1: cl.Box(5, 5, 30, 30), 2: cl.Box(20, 20, 60, 60)})
-    return cl.Sample(video=frames, question="When?", answer="2", regions=[tube], id=f"video-{seed}")
-
-
-def mixed() -> list[cl.Sample]:
-    samples = [sample(0), sample(1, (128, 96), "Which colour?", images=2), sample(7, (64, 64))]
-    samples[1].regions = [cl.Box(3, 3, 50, 50, image=1), cl.Box(40, 40, 90, 60, image=1)]
-    for i, one in enumerate(samples):
-        one.id = f"mixed-{i}"
-    return samples
 
 
 SETS = {"images": mixed, "video": lambda: [video(0), video(5)]}

@@ -18,8 +18,8 @@ import torch
 
 import corelens as cl
 from corelens.metrics import metric
-from families import tiny
-from test_model import picture
+from helpers.families import tiny
+from helpers.samples import picture
 
 FAMILIES = ["qwen3_vl", "llava_onevision", "internvl"]
 NEW = 5  # tokens that are written for the metrics that watch the model write

@@ -15,26 +15,15 @@ from corelens.hooks import exchange
 from corelens.interventions.ablation import ablate
 from corelens.model import self_check, wiring
 from corelens.model.hooked import HookedMLLM
-from family_parts import TEXT, randomise
-from odd_models import masks_by_name, merges_by_ids
+from helpers.family_parts import TEXT, randomise
+from helpers.odd_models import masks_by_name, merges_by_ids
+from helpers.text_models import text, text_model
 
 Z = "blocks.1.attn.hook_z"
 
 
 def same(x, hook):
     return x.clone()
-
-
-def text_model(**options) -> HookedMLLM:
-    """A small decoder of text, which is all that these tests need."""
-    return HookedMLLM(
-        randomise(LlamaForCausalLM(LlamaConfig(**TEXT, vocab_size=64, pad_token_id=0))), **options
-    )
-
-
-def text(batch: int = 2, length: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:
-    ids = torch.randint(1, 64, (batch, length), generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ from corelens.sparse.prefill import engine_for
 from corelens.sparse.prompt import Prompt
 from corelens.sparse.sight import Sight
 from corelens.sparse.split import split, tiles
-from families import FAMILIES, tiny
-from test_families_hooks import picture
+from helpers.families import FAMILIES, tiny
+from helpers.samples import picture
 
 SAMPLES = [
     Sample(images=[picture(0, (96, 64))], question="Which colour?", answer="7"),

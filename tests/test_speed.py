@@ -22,8 +22,8 @@ from corelens.evaluation.timing import kv_bytes, time_in_turns
 from corelens.evaluation.tuning import tune_sparse
 from corelens.hooks.rows import Call
 from corelens.sparse import KVBudget, Pruned, SparseInference, Streaming
-from families import tiny
-from test_model import sample
+from helpers.families import tiny
+from helpers.samples import sample
 
 CIRCUIT = cl.HeadSet([(0, 0), (2, 2)])  # the testbed's where and copy heads
 

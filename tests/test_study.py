@@ -14,7 +14,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import corelens as cl
-import published
 from corelens import testbed
 from corelens.cli.app import app
 from corelens.cli.study import default_worlds
@@ -25,7 +24,8 @@ from corelens.findings.options import LAST, Options
 from corelens.findings.result import FINDINGS, Study
 from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED
 from corelens.heads import disk
-from families import tiny
+from helpers import published
+from helpers.families import tiny
 
 OPTIONS = {
     "draws": 2, "curve_draws": 1, "kinds": ("zero", "knockout"), "shares": (0.05,), "score_share": 20 / 44,

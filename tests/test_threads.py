@@ -11,8 +11,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from corelens.errors import CorelensError
 from corelens.hooks import running
 from corelens.model.hooked import HookedMLLM
-from family_parts import TEXT, randomise
-from test_self_check import text, text_model
+from helpers.family_parts import TEXT, randomise
+from helpers.text_models import text, text_model
 
 Z = "blocks.1.attn.hook_z"
 ROUNDS = 12

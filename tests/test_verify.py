@@ -13,8 +13,8 @@ from corelens.errors import CorelensError
 from corelens.hooks import attention_function
 from corelens.model import wiring
 from corelens.model.hooked import HookedMLLM
-from families import FAMILIES, tiny
-from test_self_check import text, text_model
+from helpers.families import FAMILIES, tiny
+from helpers.text_models import text, text_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -21,7 +21,7 @@ from corelens.viz.heat import attention_image
 from corelens.viz.lens import evenly
 from corelens.viz.overlays import head_pictures
 from corelens.viz.tokens import segment_attention, segments
-from test_viz import SIZE, FakeModel, scores, token_map
+from helpers.views import SIZE, FakeModel, scores, token_map
 
 EVIL = "<script>alert(1)</script>"
 

@@ -7,8 +7,9 @@ from einops import rearrange
 
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import Sample
-from families import FAMILIES, rounding
-from test_families_hooks import SAMPLES, alone, batch_of, hooked, picture, reference
+from helpers.families import FAMILIES, rounding
+from helpers.family_runs import SAMPLES, alone, batch_of, hooked, reference
+from helpers.samples import picture
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

@@ -15,8 +15,8 @@ from corelens.evaluation.where_read import RowCosts, where_read
 from corelens.heads.scores import HeadScores
 from corelens.interventions.counterfactuals import counterfactual
 from corelens.testbed import circuit_model, samples
-from families import tiny
-from test_score import mixed
+from helpers.families import tiny
+from helpers.samples import mixed
 
 
 @pytest.fixture(scope="module")

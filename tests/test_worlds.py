@@ -16,7 +16,7 @@ from corelens.data.synthetic import synthetic, worlds
 from corelens.data.synthetic.drawing import DIGITS, LETTERS, draw_symbols, font
 from corelens.data.synthetic.refer import stream
 from corelens.errors import CorelensError
-from families import tiny
+from helpers.families import tiny
 
 # the package's functions hide its modules of the same name
 doc, refer_hard, video = (

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from family_parts import randomise
+from helpers.family_parts import randomise
 
 IMAGE = 60
 TEXT = {

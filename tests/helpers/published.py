@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from test_model import picture
+from helpers.samples import picture
 
 
 def write_json(path: Path, content: Any) -> None:

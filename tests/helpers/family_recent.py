@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from family_parts import build_tokenizer, chatml, text_config
-from family_qwen import QWEN_TEMPLATE, qwen_ids, qwen_tokenizer
+from helpers.family_parts import build_tokenizer, chatml, text_config
+from helpers.family_qwen import QWEN_TEMPLATE, qwen_ids, qwen_tokenizer
 
 SIGLIP = {
     "hidden_size": 32,

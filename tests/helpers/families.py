@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from family_parts import build_tokenizer, chatml, randomise, text_config
-from family_qwen import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
+from helpers.family_parts import build_tokenizer, chatml, randomise, text_config
+from helpers.family_qwen import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 
 # --- LLaVA
 

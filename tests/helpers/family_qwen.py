@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from family_parts import build_tokenizer, chatml, text_config
+from helpers.family_parts import build_tokenizer, chatml, text_config
 
 QWEN_SPECIAL = [
     "<|endoftext|>",
