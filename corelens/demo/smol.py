@@ -130,9 +130,9 @@ def decoder_file() -> Path:
     return file
 
 
-def assemble(folder: Path, file: Path, out: Path) -> None:
+def assemble(folder: Path, file: Path, out: Path, scale: float = SCALE) -> None:
     """Write the whole model to `out`, as `save_pretrained` would: bfloat16 weights, config,
-    processor."""
+    processor. `scale`: of the adapters; 0 leaves the decoder as its package has it."""
     from transformers import AutoConfig, AutoProcessor
 
     trained = load_file(folder / TRAINED)
@@ -142,7 +142,7 @@ def assemble(folder: Path, file: Path, out: Path) -> None:
         layer, projection = key.removeprefix("adapters.").split(":")
         part = "mlp" if projection in ("up_proj", "down_proj", "gate_proj") else "self_attn"
         name = f"{_TEXT}layers.{layer}.{part}.{projection}.weight"
-        weights[name] += SCALE * trained[f"{key}.up"].float() @ trained[f"{key}.down"].float()
+        weights[name] += scale * trained[f"{key}.up"].float() @ trained[f"{key}.down"].float()
     for key, value in trained.items():
         if key.startswith("tower."):
             weights[f"model.vision_model.{key.removeprefix('tower.')}"] = value
