@@ -105,7 +105,7 @@ def runs(model: cl.HookedMLLM, inputs: cl.inputs.Inputs) -> dict[str, Callable[[
         _geometry.cache_clear()  # every sample has its own
         record = Record([metric(name) for name in METRICS], w_o)
         model.run_with_hooks(inputs, fwd_hooks=record.hooks, return_type=None)
-        return [record.per_sample(one) for one in record.metrics]
+        return [record.per_sample(metric) for metric in record.metrics]
 
     def eager() -> Any:
         model.hf.set_attn_implementation("eager")
@@ -132,7 +132,7 @@ def times(shape: str, tokens: int, repeats: int, modes: list[str]) -> dict[str, 
     inputs = inputs_of(model, tokens)
     todo = runs(model, inputs)
     clocks = {"clock": time.perf_counter, "processor": time.process_time}
-    found: dict[str, dict[str, list[float]]] = {
+    seconds: dict[str, dict[str, list[float]]] = {
         clock: {mode: [] for mode in modes} for clock in clocks
     }
     for number in range(repeats + 1):
@@ -141,7 +141,7 @@ def times(shape: str, tokens: int, repeats: int, modes: list[str]) -> dict[str, 
             todo[mode]()
             if number:
                 for clock, now in clocks.items():
-                    found[clock][mode].append(now() - start[clock])
+                    seconds[clock][mode].append(now() - start[clock])
     rows = len(
         torch.unique(
             torch.cat(
@@ -149,7 +149,7 @@ def times(shape: str, tokens: int, repeats: int, modes: list[str]) -> dict[str, 
             )
         )
     )
-    return {"length": inputs.length, "rows": rows, "seconds": found}
+    return {"length": inputs.length, "rows": rows, "seconds": seconds}
 
 
 @torch.no_grad()
@@ -177,10 +177,14 @@ def _status(field: str) -> int:
 def in_a_process(shape: str, tokens: int, mode: str) -> dict[str, int]:
     """`peak` in a fresh process that gives freed memory back at once, so that resident is what is
     in use."""
-    given = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "1048576",
+        "MALLOC_TRIM_THRESHOLD_": "1048576",
+    }
     command = [sys.executable, __file__, "--peak", mode, "--shape", shape, "--tokens", str(tokens)]
     return json.loads(
-        subprocess.run(command, env=given, check=True, capture_output=True, text=True).stdout
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     )
 
 
@@ -212,53 +216,53 @@ def main() -> None:
     parser.add_argument("--skip", choices=["times", "memory"], help="leave one of them out")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--peak", choices=MODES, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.peak:
-        print(json.dumps(peak(given.shape[0], given.tokens[0], given.peak)))
+    options = parser.parse_args()
+    if options.peak:
+        print(json.dumps(peak(options.shape[0], options.tokens[0], options.peak)))
         return
-    given.out.parent.mkdir(exist_ok=True)
+    options.out.parent.mkdir(exist_ok=True)
     results = (
-        json.loads(given.out.read_text())
-        if given.out.exists()
+        json.loads(options.out.read_text())
+        if options.out.exists()
         else {"benchmark": "scores", "metrics": METRICS}
     )
-    for shape in given.shape:
-        for tokens in given.tokens:
-            fits = patterns_bytes(shape, tokens) < given.room * 1e9
+    for shape in options.shape:
+        for tokens in options.tokens:
+            fits = patterns_bytes(shape, tokens) < options.room * 1e9
             modes = [mode for mode in MODES if mode != "eager" or fits]
-            found = {"shape": SHAPES[shape][0], "tokens": tokens, "machine": machine()}
-            if given.skip != "times":
-                found |= times(shape, tokens, given.repeats, modes)
-                found["time_ratio"] = {
-                    mode: {clock: ratio(took[mode], took["forward"]) for clock, took in found["seconds"].items()}
+            result = {"shape": SHAPES[shape][0], "tokens": tokens, "machine": machine()}
+            if options.skip != "times":
+                result |= times(shape, tokens, options.repeats, modes)
+                result["time_ratio"] = {
+                    mode: {clock: ratio(took[mode], took["forward"]) for clock, took in result["seconds"].items()}
                     for mode in modes if mode != "forward"
                 }  # fmt: skip
-            if given.skip != "memory":
-                found["peak_bytes"] = {mode: in_a_process(shape, tokens, mode) for mode in modes}
-                base = found["peak_bytes"]["forward"]
-                found["memory_ratio"] = {
-                    m: {which: found["peak_bytes"][m][which] / base[which] for which in ("above", "whole")}
+            if options.skip != "memory":
+                result["peak_bytes"] = {mode: in_a_process(shape, tokens, mode) for mode in modes}
+                base = result["peak_bytes"]["forward"]
+                result["memory_ratio"] = {
+                    m: {which: result["peak_bytes"][m][which] / base[which] for which in ("above", "whole")}
                     for m in modes if m != "forward"
                 }  # fmt: skip
             known = results.setdefault("runs", {}).setdefault(f"{shape} {tokens}", {})
-            known |= found
-            given.out.write_text(json.dumps(results, indent=1, ensure_ascii=False))
+            known |= result
+            options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False))
             print(line(known), flush=True)
 
 
-def line(found: dict[str, Any]) -> str:
+def line(result: dict[str, Any]) -> str:
     """One row of the table."""
-    cells = [f"{found['shape']:<72} {found['tokens']:>6}"]
+    cells = [f"{result['shape']:<72} {result['tokens']:>6}"]
     for mode in ("scores", "eager"):
-        if mode in found.get("time_ratio", {}):
-            median, low, high = found["time_ratio"][mode]["clock"]
-            processor = found["time_ratio"][mode]["processor"][0]
+        if mode in result.get("time_ratio", {}):
+            median, low, high = result["time_ratio"][mode]["clock"]
+            processor = result["time_ratio"][mode]["processor"][0]
             cells.append(
                 f"{mode}: time {median:.3f}x [{low:.3f}, {high:.3f}], processor {processor:.3f}x"
             )
-        if mode in found.get("memory_ratio", {}):
-            memory = found["memory_ratio"][mode]
-            size = found["peak_bytes"][mode]["above"] / 1e9
+        if mode in result.get("memory_ratio", {}):
+            memory = result["memory_ratio"][mode]
+            size = result["peak_bytes"][mode]["above"] / 1e9
             cells.append(
                 f"{mode}: memory {memory['above']:.3f}x ({size:.2f} GB; whole process {memory['whole']:.3f}x)"
             )

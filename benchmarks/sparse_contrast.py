@@ -59,19 +59,21 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=21)
     parser.add_argument("--name", default="sparse_contrast", help="of the files written")
-    given = parser.parse_args()
+    options = parser.parse_args()
     start = time.perf_counter()
-    model = cl.load_demo(given.model)
-    scenes = {"objects": given.objects} | ({"sides": tuple(given.sides)} if given.sides else {})
-    samples = cl.synthetic("refer", given.scored + given.answered, seed=given.seed, **scenes)
-    scored, answered = samples[: given.scored], samples[given.scored :]
-    scores = cl.score_heads(model, scored, list(RANKINGS.values()), batch_size=given.batch_size)
+    model = cl.load_demo(options.model)
+    scenes = {"objects": options.objects} | (
+        {"sides": tuple(options.sides)} if options.sides else {}
+    )
+    samples = cl.synthetic("refer", options.scored + options.answered, seed=options.seed, **scenes)
+    scored, answered = samples[: options.scored], samples[options.scored :]
+    scores = cl.score_heads(model, scored, list(RANKINGS.values()), batch_size=options.batch_size)
     print(f"scored: {time.perf_counter() - start:.0f} s", flush=True)
     result = {
         "benchmark": "sparse_contrast",
-        "model": given.model,
+        "model": options.model,
         "world": "refer",
-        "seed": given.seed,
+        "seed": options.seed,
     }
     result |= {"scenes": scenes, "scored": len(scored), "visual_tokens": _range(model, answered)}
 
@@ -79,7 +81,7 @@ def main() -> None:
         result[part.kind] = part.to_json()
         result["minutes"] = round((time.perf_counter() - start) / 60, 1)
         text = json.dumps(result, indent=1, ensure_ascii=False, default=str)
-        (ROOT / "benchmarks" / "results" / f"{given.name}.json").write_text(text)
+        (ROOT / "benchmarks" / "results" / f"{options.name}.json").write_text(text)
         part.plot(metric).savefig(ROOT / "docs" / "images" / f"{picture}.png")
         print(f"\n{part.kind}: dense {part.dense}")
         for p in part.points:
@@ -87,15 +89,15 @@ def main() -> None:
             print(f"{p.line:<42} {share:>4} {p.x:>4}  {getattr(p, metric)}", flush=True)
 
     pattern = sparse_contrast(
-        model, answered, {name: scores[key] for name, key in RANKINGS.items()}, fractions=given.fractions,
-        windows=given.windows, sink=given.sink, draws=given.draws, seed=given.seed, progress=True,
-        batch_size=given.batch_size,
+        model, answered, {name: scores[key] for name, key in RANKINGS.items()}, fractions=options.fractions,
+        windows=options.windows, sink=options.sink, draws=options.draws, seed=options.seed, progress=True,
+        batch_size=options.batch_size,
     )  # fmt: skip
-    done(pattern, "accuracy", given.name)
-    if not given.captioned:
+    done(pattern, "accuracy", options.name)
+    if not options.captioned:
         return
     captions = [captioned(sample) for sample in scored]
-    asked_to_list = [captioned(sample) for sample in answered[: given.captioned]]
+    asked_to_list = [captioned(sample) for sample in answered[: options.captioned]]
     of_captions = cl.score_heads(
         model, captions, ["ram[rows=answer]", "visual_head"], batch_size=20, max_new_tokens=48
     )
@@ -108,13 +110,13 @@ def main() -> None:
         model,
         asked_to_list,
         shares,
-        given.budgets,
+        options.budgets,
         window=8,
-        draws=given.draws,
-        seed=given.seed,
+        draws=options.draws,
+        seed=options.seed,
         progress=True,
     )
-    done(budgets, "answer_logprob", f"{given.name}_kv")
+    done(budgets, "answer_logprob", f"{options.name}_kv")
 
 
 def _range(model: cl.HookedMLLM, samples: list[cl.Sample]) -> list[int]:

@@ -98,7 +98,7 @@ def export_demo(
     model.to(getattr(torch, stored)).save_pretrained(folder)
     processor.save_pretrained(folder)
     shared = recipe.start_tower or next(
-        (name for one in RECIPES.values() if one.start_tower == name), ""
+        (name for other in RECIPES.values() if other.start_tower == name), ""
     )
     weight_files = split_tower(folder, shared) if shared else [WHOLE]
     for file in weight_files:
@@ -152,8 +152,8 @@ def model_card(card: dict[str, Any]) -> str:
         for form, part in row.get("forms", {}).items():
             rows.append(f"| | of these: {form} | {_found(part, row['split'])} |")
     for row in card["controls"]:
-        found = f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} %"
-        blind.append(f"| {row['world']} | {_options(row)} | {row['n']} | {found} |")
+        rates = f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} %"
+        blind.append(f"| {row['world']} | {_options(row)} | {row['n']} | {rates} |")
         if "anchor_hidden" in row:
             part = row["anchor_hidden"]
             low, high = (f"{100 * x:.1f}" for x in part["ci95"])
@@ -177,12 +177,12 @@ anchor ("left of the blue star") hidden under a grey box: what stays right did w
             f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not scale"
         )
     limits = "" if free else f", and reads digits on the 16 px grid only\n({' and '.join(grids)})"
-    what = ("An " if card["architecture"].startswith("I") else "A ") + card["architecture"]
+    article = ("An " if card["architecture"].startswith("I") else "A ") + card["architecture"]
     worlds = " and ".join(f"`{world}`" for world in training["worlds"])
     notes = "".join(f"- {note}\n" for note in training["notes"])
     return f"""# {card["name"]}
 
-{what} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
+{article} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
 {card["heads"]} heads, {card["kv_heads"]} KV heads), {begun}
 by CoreLens on {worlds} (see docs/worlds.md), for instance "What digit is on the red circle?"
 It knows nothing else{limits}.
@@ -239,12 +239,12 @@ def _controls(model: Any, processor: Any, check: Check, n: int, seed: int) -> di
         )
         for s in samples
     ]
-    said = answers(model, processor, turned)
+    answered = answers(model, processor, turned)
     return {
         "n": n,
         "blank": _mean(_right(model, processor, blanks)),
-        "follows": sum(a == twin.answer for a, twin in zip(said, turned, strict=True)) / n,
-        "stays": sum(a == sample.answer for a, sample in zip(said, samples, strict=True)) / n,
+        "follows": sum(a == twin.answer for a, twin in zip(answered, turned, strict=True)) / n,
+        "stays": sum(a == sample.answer for a, sample in zip(answered, samples, strict=True)) / n,
     }
 
 
@@ -268,10 +268,10 @@ def _put(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 def _right(model: Any, processor: Any, samples: list[Sample]) -> list[bool]:
     """Which samples are answered exactly right."""
-    said: list[str] = []
+    answered: list[str] = []
     for start in track(range(0, len(samples), _CHUNK), description="held out"):
-        said += answers(model, processor, samples[start : start + _CHUNK])
-    return [a == sample.answer for a, sample in zip(said, samples, strict=True)]
+        answered += answers(model, processor, samples[start : start + _CHUNK])
+    return [a == sample.answer for a, sample in zip(answered, samples, strict=True)]
 
 
 def _mean(right: list[bool]) -> float:
@@ -286,8 +286,8 @@ def _measured(right: list[bool]) -> dict[str, Any]:
 def _by_form(samples: list[Sample], right: list[bool]) -> dict[str, Any]:
     """What `_measured` tells, for each form of question where there are several."""
     parts: dict[str, list[bool]] = {}
-    for sample, one in zip(samples, right, strict=True):
-        parts.setdefault(sample.meta.get("form", ""), []).append(one)
+    for sample, is_right in zip(samples, right, strict=True):
+        parts.setdefault(sample.meta.get("form", ""), []).append(is_right)
     return (
         {"forms": {form: _measured(parts[form]) for form in sorted(parts)}}
         if len(parts) > 1

@@ -300,11 +300,11 @@ def _dense_loss(
         logits, gold = modules["probes"][name](features).float(), labels[:, i]
         if (gold == IGNORED).all():
             continue
-        there = (gold != none) & (gold != IGNORED)
+        labelled = (gold != none) & (gold != IGNORED)
         weight = logits.new_ones(none + 1)
         weight[none] = 0.2
         loss = loss + F.cross_entropy(logits, gold, weight)
-        marks[name] = (logits.argmax(-1) == gold)[there].float().mean().item()
+        marks[name] = (logits.argmax(-1) == gold)[labelled].float().mean().item()
     return loss, marks
 
 
@@ -319,13 +319,13 @@ def _text_loss(
     inputs = family_of(model).inputs(model, ids, batch["images"])
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     labels, digits = batch["labels"][:, 1:], batch["answers"][:, 1:]
-    said = labels != IGNORED
-    logits, gold = model.lm_head(hidden[:, :-1][said]).float(), labels[said]
+    spoken = labels != IGNORED
+    logits, gold = model.lm_head(hidden[:, :-1][spoken]).float(), labels[spoken]
     right = logits.argmax(-1) == gold
     # later answers of a chat can be guessed by leaving out earlier ones
     first = digits & (digits.cumsum(1) == 1)
     marks = {
-        key: right[mask[said]].float().mean().item()
+        key: right[mask[spoken]].float().mean().item()
         for key, mask in (("digit", digits), ("first", first))
     }
     marks["words"] = right.float().mean().item()

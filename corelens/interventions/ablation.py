@@ -23,7 +23,7 @@ KINDS = ("zero", "mean", "resample", "uniform")
 # the roles a token can have; "other": template, options, answer
 ROLES = ("visual", "question", "other")
 Heads = HeadSet | Iterable[Any]
-# edit(z [batch, pos, some, d], hook, layer, heads) → the same
+# edit(z [batch, pos, head, d] of the ablated heads, hook, layer, heads) → the same
 Edit = Callable[[Tensor, Any, int, list[int]], Tensor]
 
 
@@ -50,7 +50,7 @@ def ablate(
     Returns:
         One hook a layer, for run_with_hooks, hooks, evaluate, generate …
     """
-    chosen = heads if isinstance(heads, HeadSet) else HeadSet(heads)
+    head_set = heads if isinstance(heads, HeadSet) else HeadSet(heads)
     if kind not in KINDS:
         raise CorelensError(
             f"the ablation {kind!r}", f"one of {', '.join(KINDS)}", "for edges use cl.knockout"
@@ -74,7 +74,7 @@ def ablate(
             f"blocks.{layer}.attn.{point}",
             _on_heads(edit, layer, numbers, positions, f"ablate_{kind}"),
         )
-        for layer, numbers in chosen.by_layer().items()
+        for layer, numbers in head_set.by_layer().items()
     ]
 
 
@@ -112,7 +112,7 @@ def _zero(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:
 def _mean(reference: Mapping[int, Tensor]) -> Edit:
     def edit(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:
         try:
-            mean = reference[layer][:, numbers].to(z)  # [role or 1, some, d]
+            mean = reference[layer][:, numbers].to(z)  # [role or 1, head, d]
         except (KeyError, TypeError, IndexError) as error:
             raise CorelensError(
                 f"a reference without the mean of layer {layer}",
@@ -130,35 +130,37 @@ def _resample(reference: Any, seed: int) -> Edit:
     cache, other = reference if isinstance(reference, tuple) else (reference, None)
 
     def edit(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:
-        there = cache[f"blocks.{layer}.attn.hook_z"][:, :, numbers].to(z)  # [samples, pos, some, d]
+        reference_z = cache[f"blocks.{layer}.attn.hook_z"][:, :, numbers].to(
+            z
+        )  # [sample, pos, head, d]
         here = hook.ctx["positions"]
         if other is None:
-            length = there.shape[1]
-            if z.shape[0] % there.shape[0] or (
+            length = reference_z.shape[1]
+            if z.shape[0] % reference_z.shape[0] or (
                 int(here[-1]) + 1 != length and int(here[0]) < length
             ):
                 raise CorelensError(
-                    f"a reference run of {list(there.shape[:2])} samples × positions for one of "
+                    f"a reference run of {list(reference_z.shape[:2])} samples × positions for one of "
                     f"{[z.shape[0], int(here[-1]) + 1]}",
                     "the same number of positions, or the reference's inputs, so that tokens are drawn by role",
                     "give reference=(cache, inputs)",
                 )
-            there = there.repeat_interleave(z.shape[0] // there.shape[0], dim=0)
-            return there[:, here.clamp(max=length - 1)]
+            reference_z = reference_z.repeat_interleave(z.shape[0] // reference_z.shape[0], dim=0)
+            return reference_z[:, here.clamp(max=length - 1)]
         # The same draw in every layer: a position takes all its heads from one place.
         generator = torch.Generator().manual_seed(seed)
-        mine = _roles(hook.ctx["inputs"], here, z.shape[0]).cpu()
+        roles = _roles(hook.ctx["inputs"], here, z.shape[0]).cpu()
         real = torch.stack([token_map.real for token_map in other.token_maps])
-        theirs = torch.where(
+        reference_roles = torch.where(
             real, _roles(other, torch.arange(real.shape[1]), len(real)).cpu(), -1
         ).flatten()
-        flat = torch.empty(mine.numel(), dtype=torch.long)
+        draws = torch.empty(roles.numel(), dtype=torch.long)
         for role in range(len(ROLES)):
-            pool = (theirs == role).nonzero()[:, 0]
-            pool = pool if len(pool) else (theirs >= 0).nonzero()[:, 0]
-            at = (mine.flatten() == role).nonzero()[:, 0]
-            flat[at] = pool[torch.randint(len(pool), (len(at),), generator=generator)]
-        return there.flatten(0, 1)[flat.to(z.device)].reshape(z.shape)
+            pool = (reference_roles == role).nonzero()[:, 0]
+            pool = pool if len(pool) else (reference_roles >= 0).nonzero()[:, 0]
+            targets = (roles.flatten() == role).nonzero()[:, 0]
+            draws[targets] = pool[torch.randint(len(pool), (len(targets),), generator=generator)]
+        return reference_z.flatten(0, 1)[draws.to(z.device)].reshape(z.shape)
 
     return edit
 

@@ -65,10 +65,10 @@ def attribution_patch(
     names = list(dict.fromkeys(name for job in jobs for name in job.names))
     inputs = ["hook_embed", *model.hook_names("hook_deepstack")]
     with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
-        near_logits, here = model.run_with_cache(
+        near_logits, base_values = model.run_with_cache(
             base, names_filter=[*names, *inputs], return_cache_object=False
         )
-        far_logits, there = model.run_with_cache(
+        far_logits, other_values = model.run_with_cache(
             other, names_filter=[*names, *inputs], return_cache_object=False
         )
     near = measure(near_logits[:, -measure.keep :] if measure.keep else near_logits)
@@ -76,13 +76,17 @@ def attribution_patch(
     total: dict[str, Tensor] = {}
     shares = [step / steps for step in range(steps)] if steps else [0.0]
     for share in shares:
-        mixed = {name: here[name] + share * (there[name] - here[name]) for name in inputs}
+        mixed = {
+            name: base_values[name] + share * (other_values[name] - base_values[name])
+            for name in inputs
+        }
         for name, gradient in _gradients(
             model, base, names, measure, hooks, mixed if share else {}
         ).items():
             total[name] = total.get(name, 0) + gradient / len(shares)
     scores = {
-        name: (there[name].float() - here[name].float()) * total[name].float() for name in names
+        name: (other_values[name].float() - base_values[name].float()) * total[name].float()
+        for name in names
     }
     nowhere = torch.full_like(near, torch.nan)  # a layer without attention
     values = [
@@ -115,28 +119,28 @@ def _gradients(
         # the graph begins here: the vision tower is not part of it
         return x.detach().requires_grad_()
 
-    def keep(name: str) -> Callable[..., Tensor]:
-        def kept(x: Tensor, hook: Any) -> Tensor:
+    def keeping(name: str) -> Callable[..., Tensor]:
+        def keep(x: Tensor, hook: Any) -> Tensor:
             seen[name] = x.clone() if x.requires_grad else x.detach().requires_grad_()
             return seen[name]
 
-        return kept
+        return keep
 
     every: list[Hook] = [
         *hooks,
         *((name, put(value)) for name, value in inputs.items()),
         ("hook_embed", begin),
     ]
-    every += [(name, keep(name)) for name in names]
+    every += [(name, keeping(name)) for name in names]
     with torch.enable_grad(), _frozen(model):
         logits = model.run_with_hooks(base, fwd_hooks=every, logits_to_keep=measure.keep)
         values = measure(logits)
         if not values.requires_grad:  # a metric without a gradient, such as accuracy
             return {name: torch.zeros_like(x) for name, x in seen.items()}
-        found = torch.autograd.grad(values.sum(), list(seen.values()), allow_unused=True)
+        gradients = torch.autograd.grad(values.sum(), list(seen.values()), allow_unused=True)
     return {
         n: torch.zeros_like(x) if g is None else g
-        for (n, x), g in zip(seen.items(), found, strict=True)
+        for (n, x), g in zip(seen.items(), gradients, strict=True)
     }
 
 

@@ -49,8 +49,8 @@ def patch(names: str | Iterable[str], source: Any, positions: Where | None = Non
     """
     if positions is not None:
         check_where(positions)
-    chosen = [names] if isinstance(names, str) else list(names)
-    return [(name, _put(name, _value(source, name), positions)) for name in chosen]
+    hook_names = [names] if isinstance(names, str) else list(names)
+    return [(name, _put(name, _value(source, name), positions)) for name in hook_names]
 
 
 def _value(source: Any, name: str) -> Tensor:
@@ -72,26 +72,28 @@ def _value(source: Any, name: str) -> Tensor:
     )
 
 
-def _put(name: str, there: Tensor, positions: Where | None) -> Callable[..., Any]:
+def _put(name: str, source_value: Tensor, positions: Where | None) -> Callable[..., Any]:
     query_axis = 2 if axis_of(name)[0] == 2 and ".head." not in name else 1
 
     def patch(x: Tensor, hook: Any) -> Tensor:
         here = hook.ctx.get("positions")
         if here is None or name.startswith("vision.") or name.endswith("hook_pattern_rows"):
             # what has no positions of the decoder is replaced as a whole
-            return _same_shape(there, x, name).to(x)
-        length, last = there.shape[query_axis], int(here[-1]) + 1
+            return _same_shape(source_value, x, name).to(x)
+        length, last = source_value.shape[query_axis], int(here[-1]) + 1
         if int(here[0]) >= length:  # generated tokens
             return x
-        if last != length or x.shape[0] % there.shape[0]:
+        if last != length or x.shape[0] % source_value.shape[0]:
             raise CorelensError(
-                f"a source of {list(there.shape[:1])} samples × {length} positions for {name!r} in a run of "
+                f"a source of {list(source_value.shape[:1])} samples × {length} positions for {name!r} in a run of "
                 f"{x.shape[0]} × {last}",
                 "a source over the same positions, of one sample or of as many as run",
                 "pair inputs of the same token grid (cl.counterfactual, cl.interventions.counterfactual_pairs)",
             )
-        new = there.to(x).index_select(query_axis, here.to(there.device))
-        new = _same_shape(new.repeat_interleave(x.shape[0] // there.shape[0], dim=0), x, name)
+        new = source_value.to(x).index_select(query_axis, here.to(source_value.device))
+        new = _same_shape(
+            new.repeat_interleave(x.shape[0] // source_value.shape[0], dim=0), x, name
+        )
         if positions is None:
             return new.clone()
         where = member(
@@ -102,11 +104,11 @@ def _put(name: str, there: Tensor, positions: Where | None) -> Callable[..., Any
     return patch
 
 
-def _same_shape(there: Tensor, x: Tensor, name: str) -> Tensor:
-    if there.shape == x.shape:
-        return there
+def _same_shape(source_value: Tensor, x: Tensor, name: str) -> Tensor:
+    if source_value.shape == x.shape:
+        return source_value
     raise CorelensError(
-        f"a source {list(there.shape)} for {name!r}, which is {list(x.shape)}",
+        f"a source {list(source_value.shape)} for {name!r}, which is {list(x.shape)}",
         "the same shape",
         "run both on inputs alike",
     )
@@ -295,9 +297,9 @@ def _together(
                 runs = share(replay, start.row, batch_tokens)
                 chunk, members = [number for _, number in members[:runs]], members[runs:]
                 start = Start(start.layer, start.row, len(chunk))
-                some = [jobs[number] for number in chunk]
+                chunk_jobs = [jobs[number] for number in chunk]
                 logits = replay.run(
-                    start, [(name, write(some, name, source[name])) for name in names]
+                    start, [(name, write(chunk_jobs, name, source[name])) for name in names]
                 )
                 for run, number in enumerate(chunk):
                     values[number] = measure(logits[run :: start.runs])  # type: ignore[index]
@@ -323,18 +325,18 @@ def write(jobs: Sequence[Patch], name: str, source: Tensor) -> Callable[..., Ten
         new = source.to(x).index_select(rows_axis, here.to(source.device))
         x = x.clone()
         for run, job in enumerate(jobs):
-            mine, theirs = x[run :: len(jobs)], new
+            written, theirs = x[run :: len(jobs)], new
             if job.part is not None:
-                at = (slice(None),) * part_axis + (job.part,)
-                mine, theirs = mine[at], theirs[at]
+                part = (slice(None),) * part_axis + (job.part,)
+                written, theirs = written[part], theirs[part]
             if job.where is None:
-                mine.copy_(theirs)
+                written.copy_(theirs)
             else:
-                mine.copy_(
+                written.copy_(
                     torch.where(
-                        _along(job.where[:, here.to(job.where.device)], mine, rows_axis),
+                        _along(job.where[:, here.to(job.where.device)], written, rows_axis),
                         theirs,
-                        mine,
+                        written,
                     )
                 )
         return x
@@ -348,12 +350,14 @@ def first_row(job: Patch, base: Mapping[str, Tensor], source: Mapping[str, Tenso
     first = None
     for name in job.names:
         rows_axis, part_axis = axis_of(name)
-        at = (slice(None),) * part_axis + (job.part,) if job.part is not None else ()
+        part = (slice(None),) * part_axis + (job.part,) if job.part is not None else ()
         # [sample, pos]
-        differs = (base[name][at] != source[name][at]).transpose(1, rows_axis).flatten(2).any(-1)
+        differs = (
+            (base[name][part] != source[name][part]).transpose(1, rows_axis).flatten(2).any(-1)
+        )
         if job.where is not None:
             differs = differs & job.where.to(differs.device)
-        found = differs.any(0).nonzero()[:, 0]
-        if len(found):
-            first = int(found[0]) if first is None else min(first, int(found[0]))
+        rows = differs.any(0).nonzero()[:, 0]
+        if len(rows):
+            first = int(rows[0]) if first is None else min(first, int(rows[0]))
     return first

@@ -75,7 +75,7 @@ def path_hooks(
         (layer_of(name) for name in held if name.endswith(("attn.hook_z", "hook_attn_out"))),
         default=-1,
     )
-    chosen = parse_senders(
+    parsed = parse_senders(
         senders, layers, max((held[name].shape[2] for name in of_heads), default=0), [*other]
     )
 
@@ -84,7 +84,7 @@ def path_hooks(
             return [None]
         return [member(resolve(positions, inputs, here, batch, rows=True), int(here[-1]) + 1)]
 
-    return _path_hooks([chosen], where, held, other, freeze_mlps, layers)
+    return _path_hooks([parsed], where, held, other, freeze_mlps, layers)
 
 
 def _path_hooks(
@@ -104,7 +104,7 @@ def _path_hooks(
         frozen += [f"blocks.{layer}.hook_mlp_out" for layer in range(first, n_layers)]
     for name in {*frozen, *written}:
         held = [base] * (name in frozen) + [source] * (name in written)
-        if any(name not in one for one in held):
+        if any(name not in values for values in held):
             raise CorelensError(
                 f"a {'base' if name in frozen and name not in base else 'source'} cache without {name!r}",
                 "base: hook_z of all layers, and hook_mlp_out with freeze_mlps=True; source: what the senders write",
@@ -120,15 +120,17 @@ def _path_hooks(
             new = _rows(source[name], here, x, copies) if name in written else x
             tables = where(inputs, here, n * copies)
             for run, sender in written.get(name, []):
-                at = (slice(None), slice(None), sender.head) if sender.head is not None else ()
-                mine, theirs, own = x[run::runs][at], new[at], tables[run]
-                for limit in (own, sender.places(inputs, here, len(theirs))):
+                part = (slice(None), slice(None), sender.head) if sender.head is not None else ()
+                written_run, theirs, table = x[run::runs][part], new[part], tables[run]
+                for limit in (table, sender.places(inputs, here, len(theirs))):
                     if limit is not None:
                         limit = limit[:, here.to(limit.device)].to(x.device)
                         theirs = torch.where(
-                            limit.reshape(*limit.shape, *[1] * (mine.ndim - 2)), theirs, mine
+                            limit.reshape(*limit.shape, *[1] * (written_run.ndim - 2)),
+                            theirs,
+                            written_run,
                         )
-                mine.copy_(theirs)
+                written_run.copy_(theirs)
             return x
 
         return path
@@ -222,8 +224,10 @@ def path_patch(
         for name in per
     }  # fmt: skip
     alone = [[sender] for sender in all_senders] if "sender" in per else [list(all_senders)]
-    groups: list[Group] = [(some, where) for some in alone for where in tables]
-    targets = [[one] for one in all_receivers] if "receiver" in per else [list(all_receivers)]
+    groups: list[Group] = [(group_senders, where) for group_senders in alone for where in tables]
+    targets = (
+        [[receiver] for receiver in all_receivers] if "receiver" in per else [list(all_receivers)]
+    )
     _warn_hidden(targets)
 
     names = list(dict.fromkeys(name for sender in all_senders for name in sender.names))
@@ -265,17 +269,17 @@ def path_patch(
             row = replay.begin(layer, min(first[number] or 0 for number in same)).row
             chunk = same[: share(replay, row, batch_tokens)]
             todo = [number for number in todo if number not in chunk]
-            some, start = (
+            group_senders, start = (
                 [groups[number] for number in chunk],
                 Start(max(layer, 0), row, len(chunk)),
             )
             measured = _measure(
-                replay, some, targets, source, freeze_mlps, receiver_table, start, measure
+                replay, group_senders, targets, source, freeze_mlps, receiver_table, start, measure
             )
             for run, number in enumerate(chunk):
-                for at, value in enumerate(measured):
-                    if reach[number][at]:
-                        values[number][at] = value[run :: len(chunk)]
+                for target_number, value in enumerate(measured):
+                    if reach[number][target_number]:
+                        values[number][target_number] = value[run :: len(chunk)]
             bar.advance(task, len(chunk))
     return result_of(_in_order(values, per, len(alone), len(tables)), near, far, axes, base, meta)
 
@@ -307,7 +311,7 @@ def _measure(
     }
     to_logits = any(receiver.reads == "hook_logits" for target in targets for receiver in target)
     logits = replay.run(start, hooks, {name: recorder(name) for name in wanted}, logits=to_logits)
-    found = []
+    values = []
     for target in targets:
         # what comes before the start was not run: no sender reaches it
         inner = [receiver for receiver in target if receiver.reads in read]
@@ -326,8 +330,8 @@ def _measure(
                 if receiver_table is None
                 else _mixed(receiver_table, logits, last, start.runs)  # type: ignore[arg-type]
             )
-        found.append(_by_run(measure, last, start.runs))  # type: ignore[arg-type]
-    return found
+        values.append(_by_run(measure, last, start.runs))  # type: ignore[arg-type]
+    return values
 
 
 def _mixed(where: Tensor, new: Tensor, old: Tensor, runs: int) -> Tensor:
@@ -346,12 +350,12 @@ def _in_order(
 ) -> list[Tensor]:
     """[sender · place][receiver] in the order of the axes."""
     n_receivers = len(values[0]) if values else 0
-    grid = torch.stack([torch.stack(list(line)) for line in values]).reshape(
+    grid = torch.stack([torch.stack(list(by_receiver)) for by_receiver in values]).reshape(
         n_senders, n_places, n_receivers, -1
     )
     order = ["sender", next((name for name in per if name in PLACES), "place"), "receiver"]
     grid = grid.permute(
-        *(order.index(name) for name in [*per, *(one for one in order if one not in per)]), 3
+        *(order.index(name) for name in [*per, *(name for name in order if name not in per)]), 3
     )
     return list(grid.flatten(0, 2))
 
@@ -365,7 +369,11 @@ def _reached(
     senders, where = group
     if where is not None and receiver_table is not None and not (where & receiver_table).any():
         # the path run moves nothing between positions; only scores and pattern look at others
-        target = [one for one in target if one.reads.endswith(("hook_attn_scores", "hook_pattern"))]
+        target = [
+            receiver
+            for receiver in target
+            if receiver.reads.endswith(("hook_attn_scores", "hook_pattern"))
+        ]
     return any(reaches(sender, receiver, n_layers) for sender in senders for receiver in target)
 
 
@@ -377,8 +385,8 @@ def _first_row(
     rows = []
     for sender in senders:
         for name in sender.names:
-            at = (slice(None), slice(None), sender.head) if sender.head is not None else ()
-            differs = (base[name][at] != source[name][at]).flatten(2).any(-1)
+            part = (slice(None), slice(None), sender.head) if sender.head is not None else ()
+            differs = (base[name][part] != source[name][part]).flatten(2).any(-1)
             if where is not None:
                 differs = differs & where.to(differs.device)
             rows += differs.any(0).nonzero()[:1, 0].tolist()
@@ -388,15 +396,15 @@ def _first_row(
 def _warn_unreachable(
     groups: Sequence[Group], targets: Sequence[Sequence[Receiver]], reach: list[list[bool]]
 ) -> None:
-    for at, target in enumerate(targets):
-        lost = [group for number, group in enumerate(groups) if not reach[number][at]]
+    for target_number, target in enumerate(targets):
+        lost = [group for number, group in enumerate(groups) if not reach[number][target_number]]
         if lost:
-            some = ", ".join(
+            examples = ", ".join(
                 dict.fromkeys(sender.label for senders, _ in lost[:6] for sender in senders[:6])
             )
             warnings.warn(
-                f"{len(lost)} of {len(groups)} sets of senders ({some} …) cannot reach "
-                f"{', '.join(one.name for one in target)}: it comes earlier in the order of computation, or no sender "
+                f"{len(lost)} of {len(groups)} sets of senders ({examples} …) cannot reach "
+                f"{', '.join(receiver.name for receiver in target)}: it comes earlier in the order of computation, or no sender "
                 "carries a change at its positions. Effect 0.",
                 stacklevel=3,
             )

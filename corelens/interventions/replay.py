@@ -93,9 +93,10 @@ class Replay:
         run."""
         mask = self._kwargs.get("attention_mask")
         masks = list(mask.values()) if isinstance(mask, dict) else [mask]
-        for one in masks:
-            if one is not None and (
-                not isinstance(one, Tensor) or (one.ndim == 4 and _sees_ahead(one))
+        for layer_mask in masks:
+            if layer_mask is not None and (
+                not isinstance(layer_mask, Tensor)
+                or (layer_mask.ndim == 4 and _sees_ahead(layer_mask))
             ):
                 return False
         return True
@@ -138,21 +139,21 @@ class Replay:
         if self._needs_ids():
             tensors["input_ids"] = self._any_text(tensors.pop("inputs_embeds"))
         batch = Inputs(tensors, self.inputs.token_maps, self.inputs.samples)
-        kept = [(name, function) for name, function in self.hooks if _fires(str(name), start)]
-        every = [*kept, *hooks, *(reading or {}).items()]
+        base_hooks = [(name, function) for name, function in self.hooks if _fires(str(name), start)]
+        every = [*base_hooks, *hooks, *(reading or {}).items()]
         length = self.length - start.row
         wanted = self.length if self.keep is None else self.keep
         with torch.no_grad(), self._begun(start, kwargs):
             if not logits:
                 self.model.run_with_hooks(batch, fwd_hooks=every, return_type=None)
                 return None
-            found = self.model.run_with_hooks(
+            row_logits = self.model.run_with_hooks(
                 batch, fwd_hooks=every, logits_to_keep=min(wanted, length)
             )
         if wanted > length:  # rows before the start are the base run's
             before = self.logits[:, : wanted - length].repeat_interleave(start.runs, dim=0)
-            found = torch.cat([before, found], dim=1)
-        return found
+            row_logits = torch.cat([before, row_logits], dim=1)
+        return row_logits
 
     # --- how the decoder is called
 
@@ -179,8 +180,8 @@ class Replay:
         given."""
         with ExitStack() as stack:
 
-            def call(module: nn.Module, args: Any, given: dict[str, Any]) -> Any:
-                return (), {**given, **kwargs}
+            def call(module: nn.Module, args: Any, received: dict[str, Any]) -> Any:
+                return (), {**received, **kwargs}
 
             stack.callback(self.decoder.register_forward_pre_hook(call, with_kwargs=True).remove)
             layers = list(self.decoder.layers)
@@ -191,10 +192,10 @@ class Replay:
             name = f"blocks.{start.layer}.hook_resid_pre" if start.layer else "hook_embed"
             stream = _repeat(self.cache[name], start)
 
-            def from_base(module: nn.Module, args: Any, given: dict[str, Any]) -> Any:
+            def from_base(module: nn.Module, args: Any, received: dict[str, Any]) -> Any:
                 if args:
-                    return (stream.clone(), *args[1:]), given
-                return args, given | {"hidden_states": stream.clone()}
+                    return (stream.clone(), *args[1:]), received
+                return args, received | {"hidden_states": stream.clone()}
 
             stack.callback(
                 layers[start.layer].register_forward_pre_hook(from_base, with_kwargs=True).remove
@@ -221,7 +222,7 @@ class Replay:
         mask = kwargs.get("attention_mask")
         make = self._mask
         kwargs["attention_mask"] = (
-            {name: make(one, start) for name, one in mask.items()}
+            {name: make(layer_mask, start) for name, layer_mask in mask.items()}
             if isinstance(mask, dict)
             else make(mask, start, False)
         )
@@ -236,10 +237,11 @@ class Replay:
             number = torch.zeros_like(where, dtype=torch.long)
             number[where] = torch.arange(int(where.sum()), device=where.device)
             kwargs["visual_pos_masks"] = _repeat(where, start)
-            chosen = _repeat(number, start)[kwargs["visual_pos_masks"]]
+            numbers = _repeat(number, start)[kwargs["visual_pos_masks"]]
             if kwargs.get("deepstack_visual_embeds") is not None:
                 kwargs["deepstack_visual_embeds"] = [
-                    one[chosen.to(one.device)] for one in kwargs["deepstack_visual_embeds"]
+                    features[numbers.to(features.device)]
+                    for features in kwargs["deepstack_visual_embeds"]
                 ]
         return kwargs
 

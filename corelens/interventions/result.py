@@ -63,11 +63,11 @@ class PatchResult:
         """The k patches of largest mean effect, by absolute value: ({axis: label}, effect)."""
         mean = self.effect.mean(0)
         order = np.argsort(-np.abs(mean), axis=None, kind="stable")[:k]
-        found = []
+        largest = []
         for index in zip(*np.unravel_index(order, mean.shape), strict=True) if mean.ndim else [()]:
             labels = {name: self.axes[name][i] for name, i in zip(self.axes, index, strict=True)}
-            found.append((labels, float(mean[index])))
-        return found
+            largest.append((labels, float(mean[index])))
+        return largest
 
     def select(self, **labels: str | int) -> "PatchResult":
         """The part at these labels: `result.select(layer=3)` has one axis less."""
@@ -81,8 +81,8 @@ class PatchResult:
                     else f"one of {axes[name][:12]}",
                     "result.axes has the labels",
                 )
-            at = 1 + list(axes).index(name)
-            values = values.take(axes.pop(name).index(str(label)), axis=at)
+            axis = 1 + list(axes).index(name)
+            values = values.take(axes.pop(name).index(str(label)), axis=axis)
         return PatchResult(
             values, self.base, self.other, axes, self.samples, self.meta | {"selected": labels}
         )
@@ -131,17 +131,20 @@ class PatchResult:
                 f"the same axes and labels as {list(self.axes)}",
                 "use one `per`",
             )
-        mine, theirs = self.effect.mean(0).ravel(), exact.effect.mean(0).ravel()
+        effects, exact_effects = self.effect.mean(0).ravel(), exact.effect.mean(0).ravel()
         with style.axes(ax, 3.6, 3.4) as ax:
-            low, high = min(mine.min(), theirs.min()), max(mine.max(), theirs.max())
+            low, high = (
+                min(effects.min(), exact_effects.min()),
+                max(effects.max(), exact_effects.max()),
+            )
             ax.plot([low, high], [low, high], color=style.SOFT, linewidth=0.8)
-            ax.scatter(theirs, mine, s=12, color=style.BLUE, alpha=0.7, linewidths=0)
+            ax.scatter(exact_effects, effects, s=12, color=style.BLUE, alpha=0.7, linewidths=0)
             ax.set(
                 xlabel=f"{exact.meta.get('method', 'exact')} effect",
                 ylabel=f"{self.meta.get('method', 'estimated')} effect",
             )
-            if len(mine) > 1 and mine.std() > 0 and theirs.std() > 0:
-                ax.set_title(f"r = {np.corrcoef(mine, theirs)[0, 1]:.3f}")
+            if len(effects) > 1 and effects.std() > 0 and exact_effects.std() > 0:
+                ax.set_title(f"r = {np.corrcoef(effects, exact_effects)[0, 1]:.3f}")
         return style.figure_of(ax)
 
     # --- files

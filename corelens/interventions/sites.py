@@ -101,20 +101,23 @@ def patches(
                 str(i) if step == 1 else f"{i}–{min(i + step, size) - 1}"
                 for i in range(0, size, step)
             ]
-    found = []
+    jobs = []
     for index in product(*(range(len(labels)) for labels in axes.values())):
-        at = dict(zip(axes, index, strict=True))
+        chosen_index = dict(zip(axes, index, strict=True))
         part = None
         for name in ("head", "kv_head", "neuron"):
-            if name in at:
+            if name in chosen_index:
                 size, step = _extent(model, name, block)
-                part = slice(at[name] * step, min((at[name] + 1) * step, size))
-        place = next((along_places[at[name]] for name in PLACES if name in at), along_places[0])
-        names = _names(model, site, at.get("layer"))
-        found.append(Patch(_with_part(model, names, part), part, place))
-    if all(not job.names for job in found):  # nowhere: the first layer says why
+                part = slice(chosen_index[name] * step, min((chosen_index[name] + 1) * step, size))
+        place = next(
+            (along_places[chosen_index[name]] for name in PLACES if name in chosen_index),
+            along_places[0],
+        )
+        names = _names(model, site, chosen_index.get("layer"))
+        jobs.append(Patch(_with_part(model, names, part), part, place))
+    if all(not job.names for job in jobs):  # nowhere: the first layer says why
         model.hook_dict[f"blocks.0.{SITES[site][0]}"]
-    return axes, found
+    return axes, jobs
 
 
 def _check(site: str, per: tuple[str, ...]) -> None:
@@ -148,7 +151,9 @@ def _names(model: Any, site: str, layer: int | None) -> tuple[str, ...]:
         return ("hook_embed", *(name for name in model.hook_names("hook_deepstack")))
     layers = range(model.cfg.n_layers) if layer is None else [layer]
     return tuple(
-        name for at in layers if (name := f"blocks.{at}.{SITES[site][0]}") in model.hook_dict
+        name
+        for number in layers
+        if (name := f"blocks.{number}.{SITES[site][0]}") in model.hook_dict
     )
 
 
@@ -168,10 +173,10 @@ def table(where: Where, inputs: Inputs) -> Bool[Tensor, "sample pos"]:
 
 def _visual(inputs: Inputs) -> Bool[Tensor, "sample pos"]:
     """Every token that stands for picture content."""
-    found = torch.zeros(len(inputs), inputs.length, dtype=torch.bool)
-    for line, token_map in zip(found, inputs.token_maps, strict=True):
-        line[token_map.placeholder] = True
-    return found
+    visual = torch.zeros(len(inputs), inputs.length, dtype=torch.bool)
+    for row, token_map in zip(visual, inputs.token_maps, strict=True):
+        row[token_map.placeholder] = True
+    return visual
 
 
 def places(
@@ -200,7 +205,9 @@ def places(
     if "position" in per:
         real = torch.stack([token_map.real for token_map in inputs.token_maps])
         swept = and_within(real).any(0).nonzero()[:, 0].tolist()
-        return [and_within(table(at, inputs)) for at in swept], [str(at) for at in swept]
+        return [and_within(table(position, inputs)) for position in swept], [
+            str(position) for position in swept
+        ]
     if "role" in per:
         if named:
             return [and_within(table(label, inputs)) for label in positions], list(positions)
@@ -224,10 +231,10 @@ def _regions(
             "the same number of regions, one or more, in each",
             "patch per='role'",
         )
-    found: list[Bool[Tensor, "sample pos"] | None] = []
+    of_regions: list[Bool[Tensor, "sample pos"] | None] = []
     for number in range(counts.pop()):
         place = torch.zeros(len(inputs), inputs.length, dtype=torch.bool)
-        for line, token_map in zip(place, inputs.token_maps, strict=True):
-            line[token_map.regions[number]] = True
-        found.append(and_within(place))
-    return found, [str(number) for number in range(len(found))]
+        for row, token_map in zip(place, inputs.token_maps, strict=True):
+            row[token_map.regions[number]] = True
+        of_regions.append(and_within(place))
+    return of_regions, [str(number) for number in range(len(of_regions))]

@@ -70,12 +70,14 @@ class BlockSparse:
                     query[sample, head, first:end].detach(),
                     key[sample, head // group, first:end].detach(),
                 )
-                chosen = self.choose(q, k, call.scaling)
-                table[sample, head, : len(chosen), : len(chosen)] = chosen
+                seen_blocks = self.choose(q, k, call.scaling)
+                table[sample, head, : len(seen_blocks), : len(seen_blocks)] = seen_blocks
 
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            at = (((x - prompt.first[b]) // self.block).clamp(0, blocks - 1) for x in (q, k))
-            return table[b, h, *at]
+            block_indices = (
+                ((x - prompt.first[b]) // self.block).clamp(0, blocks - 1) for x in (q, k)
+            )
+            return table[b, h, *block_indices]
 
         return mask_mod
 

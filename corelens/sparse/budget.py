@@ -124,32 +124,32 @@ class KVBudget:
         Raises:
             CorelensError: scores of another model.
         """
-        chosen = list(range(n_layers)) if layers is None else list(layers)
-        shares = self._shares(n_layers, n_heads, n_kv_heads)[chosen]
+        budgeted = list(range(n_layers)) if layers is None else list(layers)
+        shares = self._shares(n_layers, n_heads, n_kv_heads)[budgeted]
         if not shares.any():
             raise CorelensError(
-                f"a KVBudget of scores that are 0 in layers {chosen[:5]}",
+                f"a KVBudget of scores that are 0 in layers {budgeted[:5]}",
                 "a score above 0 there",
                 "take other scores",
             )
         spread = self.budget - self.window  # B
         if self.allocation == "pyramidkv":
             wanted = np.repeat(
-                _pyramid(spread, self.beta, len(chosen), length - self.window)[:, None],
+                _pyramid(spread, self.beta, len(budgeted), length - self.window)[:, None],
                 n_kv_heads,
                 1,
             )
         else:
             least = int(self.rho * spread)
             wanted = np.rint(shares / shares.sum() * (spread - least) * shares.size + least)
-        found = np.zeros((n_layers, n_kv_heads), dtype=np.int64)
+        capacities = np.zeros((n_layers, n_kv_heads), dtype=np.int64)
         whole = length <= self.budget  # (rounding could cost the mean a key)
         wanted = wanted.astype(np.int64) + self.window
         if not self.give_back:
-            found[chosen] = np.minimum(wanted, length)
+            capacities[budgeted] = np.minimum(wanted, length)
         else:
-            found[chosen] = length if whole else give_back(wanted, shares, length)
-        return found
+            capacities[budgeted] = length if whole else give_back(wanted, shares, length)
+        return capacities
 
     def _shares(
         self, n_layers: int, n_heads: int, n_kv_heads: int
@@ -183,9 +183,9 @@ def give_back(
 
     The sum stays what it was, or all heads keep the whole prompt.
     """
-    kept = np.minimum(wanted, length)
-    spare = int(wanted.sum() - kept.sum())
-    while spare and (room := length - kept).any():
+    capacities = np.minimum(wanted, length)
+    spare = int(wanted.sum() - capacities.sum())
+    while spare and (room := length - capacities).any():
         weights = np.where(room > 0, shares, 0.0)
         if not weights.any():
             weights = (room > 0).astype(float)
@@ -194,8 +194,8 @@ def give_back(
         if not more.any():  # less than one key a head is left: one each to those that are owed most
             owed = np.argsort(-np.where(room > 0, parts, -1.0), axis=None, kind="stable")
             more.ravel()[owed[: min(spare, int((room > 0).sum()))]] = 1
-        kept, spare = kept + more, spare - int(more.sum())
-    return kept
+        capacities, spare = capacities + more, spare - int(more.sum())
+    return capacities
 
 
 def _pyramid(spread: int, beta: int, n_layers: int, most: int) -> Float[np.ndarray, " layer"]:

@@ -147,12 +147,14 @@ class RaggedCache(Cache):
             most["sparse"] = window
             keep = sink_and_window(prompt, total, roles, 0, window)
         elif sparse.kv_budget is not None:
-            chosen = self._within(
+            in_budget = self._within(
                 sparse.kv_budget, prompt, layer_idx, query, layer.keys, call, windows
             )
             keep = (
-                chosen
-                & torch.tensor([role != "pruned" for role in roles], device=chosen.device)[:, None]
+                in_budget
+                & torch.tensor([role != "pruned" for role in roles], device=in_budget.device)[
+                    :, None
+                ]
             )
         elif sparse.decode == "streaming" and isinstance(pattern, Streaming):
             sink, most["sparse"] = pattern.sink, pattern.sink + pattern.window
@@ -176,9 +178,9 @@ class RaggedCache(Cache):
                 budget.capacities(cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, length, layers)
                 for length in (prompt.end - prompt.first).tolist()
             ]
-        capacity = torch.from_numpy(np.stack([each[layer] for each in self._capacities])).to(
-            key.device
-        )
+        capacity = torch.from_numpy(
+            np.stack([capacities[layer] for capacities in self._capacities])
+        ).to(key.device)
         looked_at = observed(query, key, call, prompt, budget.window)
         if budget.allocation == "adakv":
             capacity = among_heads(looked_at, capacity, budget.window, budget.alpha)

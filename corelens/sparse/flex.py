@@ -64,7 +64,7 @@ def _block_mask(
         create = _once(run, create_block_mask)
         return create(mask_mod, len(spans), n_heads, length, length, device=device)
 
-    def kept(pattern: Any, mask_mod: MaskMod) -> BlockMask:
+    def remembered(pattern: Any, mask_mod: MaskMod) -> BlockMask:
         name = (pattern, spans, length, device)
         if name not in _kept:
             if len(_kept) >= KEPT:
@@ -84,8 +84,8 @@ def _block_mask(
     # does not)
     if _tells_heads_apart(of_pattern, device) or not isinstance(sight.pattern, Hashable):
         return create(lambda b, h, q, k: whole(b, h, q, k), heads)
-    every = kept(None, lambda b, h, q, k: causal(b, h, q, k))
-    part = kept(sight.pattern, lambda b, h, q, k: causal(b, h, q, k) & of_pattern(b, h, q, k))
+    every = remembered(None, lambda b, h, q, k: causal(b, h, q, k))
+    part = remembered(sight.pattern, lambda b, h, q, k: causal(b, h, q, k) & of_pattern(b, h, q, k))
     number, indices, whole_number, whole_indices = (
         torch.where(full.reshape(1, -1, *[1] * (of_full.ndim - 2)), of_full, of_part)
         for of_full, of_part in zip(_tables(every), _tables(part), strict=True)

@@ -86,7 +86,7 @@ class SparseInference:
     ran: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        given, self.heads = self.heads, HeadSet(() if self.heads is None else self.heads)
+        full_heads, self.heads = self.heads, HeadSet(() if self.heads is None else self.heads)
         self.layers = dict(self.layers or {})
         patterns = [
             pattern for pattern in (self.pattern, *self.layers.values()) if pattern is not None
@@ -97,7 +97,7 @@ class SparseInference:
                     f"the pattern {pattern!r}", "Streaming, BlockSparse, Pruned, or a function (b, h, q_idx, kv_idx)",
                     "for example cl.Streaming(sink=128, window=1024)",
                 )  # fmt: skip
-        if given is not None and not patterns:
+        if full_heads is not None and not patterns:
             raise CorelensError(
                 "full heads without a pattern for the others", "what the other heads see",
                 "add pattern=cl.Streaming(sink=128, window=1024); a KVBudget is made of scores, without heads",
@@ -166,7 +166,7 @@ class Plan:
                     f"a pattern for layer {layer!r}", f"layers 0 to {cfg.n_layers - 1}", "take one"
                 )
         self.cache: Any = None
-        self.told = False
+        self.warned = False
         self.prompt: Prompt | None = None
         self.first_new, self.total = 0, 0
 
@@ -245,8 +245,8 @@ class Plan:
         pattern = self.pattern(layer)
         if pattern is None or self.full[layer].all():
             return key, value, call
-        if whole and not self.told:
-            self.told = True
+        if whole and not self.warned:
+            self.warned = True
             warnings.warn(
                 "a hook on the scores or the pattern: such a layer is built densely under its sparse mask, and not by "
                 "the engine (hook_pattern_rows makes only the rows asked for)",

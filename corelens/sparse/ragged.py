@@ -88,11 +88,11 @@ class Ragged:
         device = key.device
         # sample · kv_heads + KV head, as they stand
         self.heads = torch.tensor(held, dtype=torch.long, device=device)
-        line, at = keep.flatten(0, 1)[self.heads].nonzero(as_tuple=True)
-        whose = self.heads[line]
-        self.keys = key[whose // self.kv_heads, whose % self.kv_heads, at]
-        self.values = value[whose // self.kv_heads, whose % self.kv_heads, at]
-        self.at = at.int()  # original positions
+        row, position = keep.flatten(0, 1)[self.heads].nonzero(as_tuple=True)
+        whose = self.heads[row]
+        self.keys = key[whose // self.kv_heads, whose % self.kv_heads, position]
+        self.values = value[whose // self.kv_heads, whose % self.kv_heads, position]
+        self.token_positions = position.int()  # original positions
         offset = [
             g.length if g.length != g.limit else min(sink, g.length)
             for g in self.groups
@@ -118,7 +118,7 @@ class Ragged:
             self._make_room()
         self.keys.index_copy_(0, self.slots, key.flatten(0, 2)[self.heads])
         self.values.index_copy_(0, self.slots, value.flatten(0, 2)[self.heads])
-        self.at.index_fill_(0, self.slots, self.seen)
+        self.token_positions.index_fill_(0, self.slots, self.seen)
         self.seen += 1
         self.slots += 1
         if self.rings:
@@ -142,7 +142,7 @@ class Ragged:
             )
             grown.append(Group(first, group.count, room, group.length, group.limit))
             first += group.count * room
-        for name in ("keys", "values", "at"):
+        for name in ("keys", "values", "token_positions"):
             old = getattr(self, name)
             new = old.new_empty(first, *old.shape[1:])
             for before, after in zip(self.groups, grown, strict=True):
@@ -202,26 +202,26 @@ class Ragged:
 
     def positions(self) -> list[list[Int[Tensor, " held"]]]:
         """The original positions that are held, ascending, for each sample and KV head."""
-        found = [self.at.new_empty(0).long()] * (self.batch * self.kv_heads)
+        held = [self.token_positions.new_empty(0).long()] * (self.batch * self.kv_heads)
         heads = iter(self.heads.tolist())
         for group in self.groups:
-            for line in group.of(self.at)[:, : group.length]:
-                found[next(heads)] = line.long().sort().values
-        return [found[sample * self.kv_heads :][: self.kv_heads] for sample in range(self.batch)]
+            for head_positions in group.of(self.token_positions)[:, : group.length]:
+                held[next(heads)] = head_positions.long().sort().values
+        return [held[sample * self.kv_heads :][: self.kv_heads] for sample in range(self.batch)]
 
     def dense(
         self,
     ) -> tuple[Float[Tensor, "b kv key d"], Float[Tensor, "b kv key e"], Bool[Tensor, "b kv key"]]:
         """All that is held on the axis of original positions, zero elsewhere, and where it is
         held."""
-        lines = torch.cat([group.of(torch.arange(len(self.keys), device=self.keys.device))[:, : group.length].flatten()
+        slots = torch.cat([group.of(torch.arange(len(self.keys), device=self.keys.device))[:, : group.length].flatten()
                            for group in self.groups] or [self.heads])  # fmt: skip
         head = self.heads.repeat_interleave(self.lengths.long())
-        where = head * self.seen + self.at[lines]
+        where = head * self.seen + self.token_positions[slots]
         size = self.batch * self.kv_heads * self.seen
-        key = self.keys.new_zeros(size, self.keys.shape[1]).index_copy_(0, where, self.keys[lines])
+        key = self.keys.new_zeros(size, self.keys.shape[1]).index_copy_(0, where, self.keys[slots])
         value = self.values.new_zeros(size, self.values.shape[1]).index_copy_(
-            0, where, self.values[lines]
+            0, where, self.values[slots]
         )
         held = torch.zeros(size, dtype=torch.bool, device=key.device).index_fill_(0, where, True)
         shape = (self.batch, self.kv_heads, self.seen)
@@ -238,11 +238,11 @@ def grouped(
     sinks: Float[Tensor, "head g"] | None,
 ) -> Float[Tensor, "head g d_value"]:
     """Group by group: SDPA, or with a soft cap or sinks scores and softmax in float32."""
-    found, done = [], 0
+    outputs, done = [], 0
     for group in store.groups:
-        some = slice(done, done + group.count)
+        members = slice(done, done + group.count)
         done += group.count
-        q = query[some]
+        q = query[members]
         key, value = (
             group.of(store.keys)[:, : group.length],
             group.of(store.values)[:, : group.length],
@@ -256,10 +256,10 @@ def grouped(
             if call.softcap is not None:
                 scores = torch.tanh(scores / call.softcap) * call.softcap
             if sinks is not None:
-                scores = torch.cat([scores, sinks[some, :, None]], dim=2)
+                scores = torch.cat([scores, sinks[members, :, None]], dim=2)
             z = scores.softmax(dim=2)[..., : group.length].to(value.dtype) @ value
-        found.append(z)
-    return torch.cat(found)
+        outputs.append(z)
+    return torch.cat(outputs)
 
 
 def by_varlen(query: Tensor, value: Tensor, call: Call) -> bool:

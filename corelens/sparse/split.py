@@ -140,13 +140,13 @@ def tiles(
     z[:, :dense] = _flash(query[None, :, :dense], _spread(key[:dense], heads), _spread(value[:dense], heads), scaling,
                           is_causal=True)[0][0]  # fmt: skip
     width = min(pattern.window, max(64, TILE.get(query.dtype, 768) // heads // 32 * 32))
-    at = dense
-    while at < length:
-        tile = min(width, length - at)  # what is left at the end is one narrower tile
-        number = max(1, min(length - at, AT_ONCE) // tile)
-        rows = slice(at, at + number * tile)
-        z[:, rows] = _tiled(query[:, rows], key, value, at, tile, pattern, scaling)
-        at = rows.stop
+    start = dense
+    while start < length:
+        tile = min(width, length - start)  # what is left at the end is one narrower tile
+        number = max(1, min(length - start, AT_ONCE) // tile)
+        rows = slice(start, start + number * tile)
+        z[:, rows] = _tiled(query[:, rows], key, value, start, tile, pattern, scaling)
+        start = rows.stop
     if pattern.last and dense < length:
         z[:, -pattern.last :] = _last_rows(query[:, -pattern.last :], key, value, scaling)
     return z
@@ -154,7 +154,7 @@ def tiles(
 
 def _tiled(
     query: Float[Tensor, "head pos d"], key: Float[Tensor, "key d"], value: Float[Tensor, "key d"],
-    at: int, tile: int, pattern: Streaming, scaling: float,
+    start: int, tile: int, pattern: Streaming, scaling: float,
 ) -> Float[Tensor, "head pos d"]:  # fmt: skip
     """Whole tiles of rows, the first row at position `at`, all past sink + window."""
     heads, rows, d = query.shape
@@ -165,8 +165,8 @@ def _tiled(
         """The sink, and beside a tile's own keys those that leave the window while the tile goes
         on."""
         left, own = (
-            _windows(x, at - window, number, tile, tile),
-            _windows(x, at, number, tile, tile),
+            _windows(x, start - window, number, tile, tile),
+            _windows(x, start, number, tile, tile),
         )
         return torch.cat([x[:sink].expand(number, 1, sink, d), left, own], dim=2)
 
@@ -175,7 +175,7 @@ def _tiled(
     hidden = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf).repeat(heads, 1)
     z, log_sum = _flash(q, edges(key), edges(value), scaling, mask=hidden)
     if inner := window - tile:
-        keys, values = (_windows(x, at - inner, number, tile, inner) for x in (key, value))
+        keys, values = (_windows(x, start - inner, number, tile, inner) for x in (key, value))
         z = _join(z, log_sum, *_flash(q, keys, values, scaling))
     return z.reshape(number, heads, tile, d).transpose(0, 1).reshape(heads, rows, d)
 
@@ -250,13 +250,19 @@ def _chunked(
             [slice(None)] if left.shape[1] == 1 else [slice(i, i + 1) for i in range(len(heads))]
         )
         z = []
-        for some in together:
-            seen = (left if left.shape[1] == 1 else left[:, some]) & ~model_hides
+        for head_slice in together:
+            seen = (left if left.shape[1] == 1 else left[:, head_slice]) & ~model_hides
             columns = seen.flatten(0, -2).any(0).nonzero()[:, 0]
-            of = heads[some] // group
+            of = heads[head_slice] // group
             k, v = key[:, of][:, :, columns], value[:, of][:, :, columns]
             z.append(
-                sdpa(query[:, some, rows], k, v, attn_mask=seen[..., columns], scale=call.scaling)
+                sdpa(
+                    query[:, head_slice, rows],
+                    k,
+                    v,
+                    attn_mask=seen[..., columns],
+                    scale=call.scaling,
+                )
             )
         chunks.append(torch.cat(z, dim=1))
     return torch.cat(chunks, dim=2)

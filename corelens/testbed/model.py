@@ -291,13 +291,13 @@ def _set_attention(attn: Any, kinds: Sequence[Kind]) -> None:
     place = dict(zip(keys, UNROTATED, strict=False))
     q, k, v, o = (_split(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
     for group in range(len(k)):
-        for flag, at in place.items():
-            k[group, at, _at(flag)] = 1
-        for at, flag in enumerate(values):
-            v[group, at, _at(flag)] = 1 / UNIT
+        for flag, dimension in place.items():
+            k[group, dimension, _at(flag)] = 1
+        for dimension, flag in enumerate(values):
+            v[group, dimension, _at(flag)] = 1 / UNIT
     for head, kind in enumerate(kinds):
-        for mine, theirs, score in kind.asks:
-            q[head, place[theirs], _at(mine)] = score * HEAD**0.5 / UNIT**2
+        for row_flag, key_flag, score in kind.asks:
+            q[head, place[key_flag], _at(row_flag)] = score * HEAD**0.5 / UNIT**2
         for source, target in kind.writes:
             o[head, values.index(source), _at(target)] = kind.strength
     attn.q_proj.weight.copy_(q.flatten(0, 1))
@@ -329,7 +329,9 @@ def _processor() -> Any:
     special = ["<pad>", "<s>", "</s>", "<image>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(
-        models.BPE(vocab={token: at for at, token in enumerate([*special, *letters])}, merges=[])
+        models.BPE(
+            vocab={token: number for number, token in enumerate([*special, *letters])}, merges=[]
+        )
     )
     tokenizer.add_special_tokens(special)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -70,14 +70,14 @@ def samples(n: int, seed: int = 0, moved: bool = False) -> list[Sample]:
             "whole numbers from 0",
             "ask for a number and seed that are not negative",
         )
-    found = []
+    boards = []
     for number in range(n):
         rng = np.random.default_rng([seed, number])
         digits = rng.permutation(np.arange(CELLS) % 10).tolist()
         first, distractor, *rest = rng.permutation(CELLS).tolist()
-        second = next(at for at in rest if digits[at] != digits[first])
+        second = next(cell for cell in rest if digits[cell] != digits[first])
         marked, other = (second, first) if moved else (first, second)
-        found.append(
+        boards.append(
             Sample(
                 images=[board(digits, marked, distractor)],
                 question=QUESTION,
@@ -87,4 +87,4 @@ def samples(n: int, seed: int = 0, moved: bool = False) -> list[Sample]:
                 meta={"marked": marked, "distractor": distractor, "other": other, "digits": digits},
             )
         )
-    return found
+    return boards

@@ -88,10 +88,10 @@ def speed() -> str:
         ]
     )
     for cell in decode:
-        kept = cell["kv_bytes"]["budget"] / cell["kv_bytes"]["dense"]
+        memory = cell["kv_bytes"]["budget"] / cell["kv_bytes"]["dense"]
         words = f"a decoded token at that shape (2 layers), {cell['tokens']:,} tokens × {cell['batch']} samples"
         words += f", KV budget {cell['budget']} a head"
-        factor = f"{cell['eager']['speedup']:.2f}x faster, KV memory {kept:.1%}"
+        factor = f"{cell['eager']['speedup']:.2f}x faster, KV memory {memory:.1%}"
         rows.append([words, factor, f"{cell['limit_by_bytes']:.2f}x"])
     return markdown(rows)
 
@@ -187,7 +187,7 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     top = run["top"]["ram[rows=last]"]
     draws = sorted(draw["accuracy"] for draw in run["random"])
     counts = [str(len(top["heads"])), str(run["layers"] * run["heads"])]
-    right = [f"{one['accuracy']:.3f}" for one in (run["clean"], top)]
+    right = [f"{part['accuracy']:.3f}" for part in (run["clean"], top)]
     for page in ("README.md", "docs/index.md"):
         yield (
             page,
@@ -230,8 +230,8 @@ def interval(part: dict[str, Any]) -> str:
 
 def markdown(rows: list[list[str]]) -> str:
     """A table in Markdown; the first row is its head."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+    table_rows = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([table_rows[0], "|---" * len(rows[0]) + "|", *table_rows[1:]]) + "\n"
 
 
 TABLES = {table.__name__: table for table in (hooks, scores, speed, knockout, metrics, contrast)}

@@ -79,8 +79,8 @@ def points(cost: dict) -> str:
 
 def markdown(rows: list[list[str]]) -> str:
     """A table in Markdown; the first row is its head."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+    table_rows = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([table_rows[0], "|---" * len(rows[0]) + "|", *table_rows[1:]]) + "\n"
 
 
 TABLES = {"verdicts": verdicts, "costs": costs, "criteria": criteria}
