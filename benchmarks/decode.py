@@ -199,12 +199,20 @@ def cell(
         p.nbytes for layer in model.layout.decoder(model.hf).layers for p in layer.parameters()
     )  # type: ignore[union-attr]
     result: dict[str, Any] = {
-        "tokens": tokens, "batch": batch, "budget": budget, "weight_bytes": weights, "kv_bytes": held,
-        "kept": {"mean": round(float(np.mean(lengths)), 1), "min": min(lengths), "max": max(lengths)},
+        "tokens": tokens,
+        "batch": batch,
+        "budget": budget,
+        "weight_bytes": weights,
+        "kv_bytes": held,
+        "kept": {
+            "mean": round(float(np.mean(lengths)), 1),
+            "min": min(lengths),
+            "max": max(lengths),
+        },
         "evict_ms_a_layer": round(float(np.median(sides["budget"].evict_seconds)) * 1e3, 2),
         "limit_by_bytes": round((weights + held["dense"]) / (weights + held["budget"]), 3),
         "eager": measure(sides, repeats),
-    }  # fmt: skip
+    }
     if compiled:
         static = Side(
             model,
@@ -225,11 +233,13 @@ def cell(
                 middle["short"] + (best - middle["short"]) * held["budget"] / held["dense"]
             )
             result[mode] |= {
-                "kv_share": round(1 - middle["short"] / best, 3), "speedup": round(speedup, 3),
+                "kv_share": round(1 - middle["short"] / best, 3),
+                "speedup": round(speedup, 3),
                 "speedup_over_transformers": round(middle["dense"] / middle["budget"], 3),
-                "limit_by_time": round(allowed, 3), "share_of_limit_by_time": round(speedup / allowed, 3),
+                "limit_by_time": round(allowed, 3),
+                "share_of_limit_by_time": round(speedup / allowed, 3),
                 "share_of_limit_by_bytes": round(speedup / result["limit_by_bytes"], 3),
-            }  # fmt: skip
+            }
     return result
 
 
@@ -291,11 +301,17 @@ def main() -> None:
     model = make(options.shape, options.layers, options.device, dtype)
     out = options.out or RESULTS / f"decode-{options.device}.json"
     results = {
-        "benchmark": "decode", "machine": machine(options.device), "shape": options.shape, "layers": options.layers,
-        "dtype": str(dtype).removeprefix("torch."), "repeats": options.repeats, "cells": [],
-    }  # fmt: skip
+        "benchmark": "decode",
+        "machine": machine(options.device),
+        "shape": options.shape,
+        "layers": options.layers,
+        "dtype": str(dtype).removeprefix("torch."),
+        "repeats": options.repeats,
+        "cells": [],
+    }
     print(
-        f"{'':14}{'kv share':>9}{'dense':>9}{'whole':>9}{'budget':>9}{'short':>9} ms a token   speed-up (limit)   KV MB"
+        f"{'':14}{'kv share':>9}{'dense':>9}{'whole':>9}{'budget':>9}{'short':>9} ms a token   "
+        "speed-up (limit)   KV MB"
     )
     for tokens in options.tokens:
         for batch in options.batch:
@@ -319,10 +335,12 @@ def line(result: dict[str, Any], kind: str) -> str:
                 for name in ("dense", "whole", "budget", "short")
             )
             rows.append(
-                f"{result['tokens'] // 1024:>4}k × {result['batch']:<7}{mode_result['kv_share']:9.2f}{times}{'':14}"
+                f"{result['tokens'] // 1024:>4}k × "
+                f"{result['batch']:<7}{mode_result['kv_share']:9.2f}{times}{'':14}"
                 f"{mode_result['speedup']:.2f}x"
                 f" ({mode_result['limit_by_time']:.2f}x, bytes {result['limit_by_bytes']:.2f}x)   "
-                f"{result['kv_bytes']['dense'] / 1e6:.0f} → {result['kv_bytes']['budget'] / 1e6:.0f} {mode}"
+                f"{result['kv_bytes']['dense'] / 1e6:.0f} → "
+                f"{result['kv_bytes']['budget'] / 1e6:.0f} {mode}"
             )
     return "\n".join(rows)
 

@@ -74,9 +74,12 @@ def build(attention: str = "sdpa") -> Any:
         "vocab_size": SHAPE["vocabulary"],
     }
     config = LlavaConfig(
-        text_config=text | {"max_position_embeddings": 65536}, vision_config=vision, image_token_index=IMAGE_ID,
-        image_seq_length=IMAGE_TOKENS, architectures=["LlavaForConditionalGeneration"],
-    )  # fmt: skip
+        text_config=text | {"max_position_embeddings": 65536},
+        vision_config=vision,
+        image_token_index=IMAGE_ID,
+        image_seq_length=IMAGE_TOKENS,
+        architectures=["LlavaForConditionalGeneration"],
+    )
     model = LlavaForConditionalGeneration(config).eval()
     model.set_attn_implementation(attention)
     return model
@@ -382,7 +385,8 @@ def main() -> None:
         report["imports"] = import_times(options.imports)
         base, ours = (report["imports"][name]["median"] for name in IMPORTS)
         print(
-            f"import corelens: {ours:.2f} s, {ours / base:.2f}x of {base:.2f} s ({next(iter(IMPORTS))}); to reach: 1.15"
+            f"import corelens: {ours:.2f} s, {ours / base:.2f}x of {base:.2f} s "
+            f"({next(iter(IMPORTS))}); to reach: 1.15"
         )
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"hooks-{options.device}.json"

@@ -56,12 +56,22 @@ def main() -> None:
 
     clean = cl.evaluate(model, prepared)
     result: dict[str, Any] = {
-        "benchmark": "knockout", "model": options.model, "weight_hash": scores["ram"].meta["weight_hash"],
+        "benchmark": "knockout",
+        "model": options.model,
+        "weight_hash": scores["ram"].meta["weight_hash"],
         "parameters": sum(weights.numel() for weights in model.hf.parameters()),
-        "layers": model.cfg.n_layers, "heads": model.cfg.n_heads, "world": options.world, "seed": options.seed,
-        "scored": options.scored, "answered": options.answered, "versions": scores["ram"].meta["versions"],
-        "read_at": costs.rows, "clean": {"accuracy": clean.accuracy, "ci": list(clean.ci)}, "top": {}, "random": [],
-    }  # fmt: skip
+        "layers": model.cfg.n_layers,
+        "heads": model.cfg.n_heads,
+        "world": options.world,
+        "seed": options.seed,
+        "scored": options.scored,
+        "answered": options.answered,
+        "versions": scores["ram"].meta["versions"],
+        "read_at": costs.rows,
+        "clean": {"accuracy": clean.accuracy, "ci": list(clean.ci)},
+        "top": {},
+        "random": [],
+    }
     for key, ranking in scores.items():
         result["top"][key] = without(ranking.top(0.05))
         print(key, result["top"][key], flush=True)

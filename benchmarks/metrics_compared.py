@@ -26,14 +26,33 @@ from corelens.evaluation.evaluate import batches, bootstrap_mean, evaluate
 
 RESULTS = Path(__file__).parent / "results" / "metrics_compared.json"
 RAM = [
-    "ram", "ram[reduce=max]", "ram[rows=last]", "ram[rows=answer]", "ram[rows=answer,reduce=max]",
-    "ram[rows=question+last]", "ram[rows=question+last,reduce=max]", "ram[rows=text]", "ram[rows=text,reduce=max]",
-]  # fmt: skip
+    "ram",
+    "ram[reduce=max]",
+    "ram[rows=last]",
+    "ram[rows=answer]",
+    "ram[rows=answer,reduce=max]",
+    "ram[rows=question+last]",
+    "ram[rows=question+last,reduce=max]",
+    "ram[rows=text]",
+    "ram[rows=text,reduce=max]",
+]
 RIVALS = [
-    "calibrated_ram", "calibrated_ram[rows=last]", "precision", "precision[rows=last]", "lift", "lift[rows=last]",
-    "visual_mass", "visual_mass[rows=last]", "gaze", "value_mass", "value_mass[rows=last]", "qr", "localization",
-    "retrieval", "visual_head",
-]  # fmt: skip
+    "calibrated_ram",
+    "calibrated_ram[rows=last]",
+    "precision",
+    "precision[rows=last]",
+    "lift",
+    "lift[rows=last]",
+    "visual_mass",
+    "visual_mass[rows=last]",
+    "gaze",
+    "value_mass",
+    "value_mass[rows=last]",
+    "qr",
+    "localization",
+    "retrieval",
+    "visual_head",
+]
 
 
 def main() -> None:
@@ -101,16 +120,25 @@ def main() -> None:
     )
     print(line("random", results["random"]))
     result = {
-        "benchmark": "metrics_compared", "model": options.model, "weight_hash": ram.meta["weight_hash"],
-        "world": options.world, "seed": options.seed, "scored": len(scored), "answered": len(answered), "k": k,
-        "clean": bootstrap_mean(clean), "versions": ram.meta["versions"], "cores": os.cpu_count(),
+        "benchmark": "metrics_compared",
+        "model": options.model,
+        "weight_hash": ram.meta["weight_hash"],
+        "world": options.world,
+        "seed": options.seed,
+        "scored": len(scored),
+        "answered": len(answered),
+        "k": k,
+        "clean": bootstrap_mean(clean),
+        "versions": ram.meta["versions"],
+        "cores": os.cpu_count(),
         "minutes": round((time.perf_counter() - start) / 60, 1),
         "scores": dict(sorted(results.items(), key=lambda item: item[1]["mean"]["accuracy"].value)),
-    }  # fmt: skip
+    }
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False, default=str))
     print(
-        f"\nclean accuracy {result['clean']}; by accuracy after mean-ablating each score's own top {k} heads:\n"
+        f"\nclean accuracy {result['clean']}; by accuracy after mean-ablating each score's own top "
+        f"{k} heads:\n"
     )
     for key, score in result["scores"].items():
         print(line(key, score))

@@ -167,10 +167,18 @@ def sweep(
     bound = allowed(model, base, source, per, positions)
     speed_up = (len(jobs) + 2) * loop_s / ours
     return {
-        "sweep": name, "patches": len(jobs), "tokens": base.length, "loop_s": len(jobs) * loop_s, "ours_s": ours,
-        "loop_with_tower_s": len(jobs) * (loop_s + tower), "speed_up": speed_up, "allowed": bound,
-        "of_allowed": speed_up / bound, "largest_error": error, "effect": float(np.abs(result.effect).max()),
-    }  # fmt: skip
+        "sweep": name,
+        "patches": len(jobs),
+        "tokens": base.length,
+        "loop_s": len(jobs) * loop_s,
+        "ours_s": ours,
+        "loop_with_tower_s": len(jobs) * (loop_s + tower),
+        "speed_up": speed_up,
+        "allowed": bound,
+        "of_allowed": speed_up / bound,
+        "largest_error": error,
+        "effect": float(np.abs(result.effect).max()),
+    }
 
 
 def knocked_out(model: cl.HookedMLLM, tokens: int, repeats: int) -> dict[str, Any]:
@@ -234,16 +242,20 @@ def main() -> None:
     ]
     for row in rows:
         print(
-            f"{row['sweep']:16} {row['patches']:4} patches of {row['tokens']} tokens: loop {row['loop_s']:7.1f} s "
-            f"(with tower {row['loop_with_tower_s']:7.1f} s), ours {row['ours_s']:6.1f} s: ×{row['speed_up']:.1f} of "
-            f"×{row['allowed']:.1f} allowed ({row['of_allowed']:.0%}); largest error {row['largest_error']:.1e} "
+            f"{row['sweep']:16} {row['patches']:4} patches of {row['tokens']} tokens: loop "
+            f"{row['loop_s']:7.1f} s "
+            f"(with tower {row['loop_with_tower_s']:7.1f} s), ours {row['ours_s']:6.1f} s: "
+            f"×{row['speed_up']:.1f} of "
+            f"×{row['allowed']:.1f} allowed ({row['of_allowed']:.0%}); largest error "
+            f"{row['largest_error']:.1e} "
             f"(largest effect {row['effect']:.1e})"
         )
     cut = knocked_out(
         make(min(options.layers, 4), options.width, options.heads), options.knockout_tokens, 3
     )
     print(
-        f"knockout at {cut['tokens']} tokens: {cut['ratio']:.3f} of a plain forward ({cut['plain_s']:.2f} s)"
+        f"knockout at {cut['tokens']} tokens: {cut['ratio']:.3f} of a plain forward "
+        f"({cut['plain_s']:.2f} s)"
     )
     shape = {
         "layers": options.layers,

@@ -174,9 +174,14 @@ def cell(
     left = left_pairs(sparse, cfg, [tokens])
     assert left is not None
     result: dict[str, Any] = {
-        "shape": name, "tokens": tokens, "full_heads": len(heads), "heads": cfg.n_layers * cfg.n_heads,
-        "sink": options.sink, "window": options.window, "engine": engine_for(options.engine, torch.device(options.device)),
-    }  # fmt: skip
+        "shape": name,
+        "tokens": tokens,
+        "full_heads": len(heads),
+        "heads": cfg.n_layers * cfg.n_heads,
+        "sink": options.sink,
+        "window": options.window,
+        "engine": engine_for(options.engine, torch.device(options.device)),
+    }
     # kernels and memory pools need no more than a short prompt to be warm
     if options.device == "cpu":
         for run in attention_sides(
@@ -228,9 +233,13 @@ def main() -> None:
     options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     out = options.out or RESULTS / f"prefill-{options.device}.json"
     results: dict[str, Any] = {
-        "benchmark": "prefill", "machine": machine(options.device), "dtype": options.dtype, "layers": options.layers,
-        "repeats": options.repeats, "cells": [],
-    }  # fmt: skip
+        "benchmark": "prefill",
+        "machine": machine(options.device),
+        "dtype": options.dtype,
+        "layers": options.layers,
+        "repeats": options.repeats,
+        "cells": [],
+    }
     print(f"{'':28}{'dense':>10}{'sparse':>10}   speed-up (quartiles) of limit = share")
     for name in options.shapes:
         model = (

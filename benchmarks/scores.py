@@ -44,9 +44,21 @@ from training.build import PRESETS, build_model, build_processor
 
 RESULTS = Path(__file__).parent / "results" / "scores.json"
 METRICS = [
-    "ram", "ram[reduce=max]", "ram[rows=last]", "ram[rows=answer]", "ram[rows=answer,reduce=max]", "visual_mass",
-    "visual_mass[rows=last]", "precision", "lift", "lift[rows=last]", "gaze", "random", "value_mass", "localization",
-]  # fmt: skip
+    "ram",
+    "ram[reduce=max]",
+    "ram[rows=last]",
+    "ram[rows=answer]",
+    "ram[rows=answer,reduce=max]",
+    "visual_mass",
+    "visual_mass[rows=last]",
+    "precision",
+    "lift",
+    "lift[rows=last]",
+    "gaze",
+    "random",
+    "value_mass",
+    "localization",
+]
 VISION = {
     "depth": 1,
     "hidden_size": 32,
@@ -55,15 +67,31 @@ VISION = {
     "deepstack_visual_indexes": [0],
 }
 SHAPES = {
-    "small": ("12 layers × 16 heads, width 512", {
-        "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 16,
-        "num_key_value_heads": 8, "head_dim": 32, "mrope_section": [6, 5, 5],
-    }),
-    "4b": ("2 layers of Qwen3-VL-4B's shape (32 heads, 8 KV heads, width 2,560)", {
-        "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 2, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "mrope_section": [24, 20, 20],
-    }),
-}  # fmt: skip
+    "small": (
+        "12 layers × 16 heads, width 512",
+        {
+            "hidden_size": 512,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 32,
+            "mrope_section": [6, 5, 5],
+        },
+    ),
+    "4b": (
+        "2 layers of Qwen3-VL-4B's shape (32 heads, 8 KV heads, width 2,560)",
+        {
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "mrope_section": [24, 20, 20],
+        },
+    ),
+}
 MODES = ("forward", "scores", "eager")
 
 
@@ -88,7 +116,10 @@ def inputs_of(model: cl.HookedMLLM, tokens: int) -> cl.inputs.Inputs:
         for _ in range(max(1, tokens // 1024))
     ]
     region = cl.Box(side // 4, side // 4, side // 2, side // 2, image=len(pages) - 1)
-    question = "What digit is on the small red circle in the last of these pictures, left of the blue star?"
+    question = (
+        "What digit is on the small red circle in the last of these pictures, left of the blue "
+        "star?"
+    )
     sample = cl.Sample(pages, question, "7", [region], id="long")
     with torch.no_grad():
         return model.encode(model.prepare(sample, answer=True))
@@ -199,9 +230,13 @@ def machine() -> dict[str, Any]:
     about = Path("/proc/cpuinfo").read_text().splitlines()
     names = [entry.split(":")[1].strip() for entry in about if "model name" in entry]
     return {
-        "cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "load_at_start": [round(x, 1) for x in os.getloadavg()], "torch": torch.__version__, "dtype": "float32",
-    }  # fmt: skip
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_at_start": [round(x, 1) for x in os.getloadavg()],
+        "torch": torch.__version__,
+        "dtype": "float32",
+    }
 
 
 def main() -> None:
@@ -234,16 +269,24 @@ def main() -> None:
             if options.skip != "times":
                 result |= times(shape, tokens, options.repeats, modes)
                 result["time_ratio"] = {
-                    mode: {clock: ratio(took[mode], took["forward"]) for clock, took in result["seconds"].items()}
-                    for mode in modes if mode != "forward"
-                }  # fmt: skip
+                    mode: {
+                        clock: ratio(took[mode], took["forward"])
+                        for clock, took in result["seconds"].items()
+                    }
+                    for mode in modes
+                    if mode != "forward"
+                }
             if options.skip != "memory":
                 result["peak_bytes"] = {mode: in_a_process(shape, tokens, mode) for mode in modes}
                 base = result["peak_bytes"]["forward"]
                 result["memory_ratio"] = {
-                    m: {which: result["peak_bytes"][m][which] / base[which] for which in ("above", "whole")}
-                    for m in modes if m != "forward"
-                }  # fmt: skip
+                    m: {
+                        which: result["peak_bytes"][m][which] / base[which]
+                        for which in ("above", "whole")
+                    }
+                    for m in modes
+                    if m != "forward"
+                }
             known = results.setdefault("runs", {}).setdefault(f"{shape} {tokens}", {})
             known |= result
             options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False))
@@ -264,7 +307,8 @@ def line(result: dict[str, Any]) -> str:
             memory = result["memory_ratio"][mode]
             size = result["peak_bytes"][mode]["above"] / 1e9
             cells.append(
-                f"{mode}: memory {memory['above']:.3f}x ({size:.2f} GB; whole process {memory['whole']:.3f}x)"
+                f"{mode}: memory {memory['above']:.3f}x ({size:.2f} GB; whole process "
+                f"{memory['whole']:.3f}x)"
             )
     return " | ".join(cells)
 

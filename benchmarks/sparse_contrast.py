@@ -89,10 +89,17 @@ def main() -> None:
             print(f"{p.line:<42} {share:>4} {p.x:>4}  {getattr(p, metric)}", flush=True)
 
     pattern = sparse_contrast(
-        model, answered, {name: scores[key] for name, key in RANKINGS.items()}, fractions=options.fractions,
-        windows=options.windows, sink=options.sink, draws=options.draws, seed=options.seed, progress=True,
+        model,
+        answered,
+        {name: scores[key] for name, key in RANKINGS.items()},
+        fractions=options.fractions,
+        windows=options.windows,
+        sink=options.sink,
+        draws=options.draws,
+        seed=options.seed,
+        progress=True,
         batch_size=options.batch_size,
-    )  # fmt: skip
+    )
     done(pattern, "accuracy", options.name)
     if not options.captioned:
         return
@@ -133,9 +140,12 @@ def captioned(sample: cl.Sample) -> cl.Sample:
     names = [f"{o['colour']} {o['kind']} {o['digit']}" for o in objects]
     regions = [cl.Box(*o["box"], text=name) for o, name in zip(objects, names, strict=True)]
     return cl.Sample(
-        images=sample.images, question="List every object.", answer=", ".join(names) + ".", regions=regions,
+        images=sample.images,
+        question="List every object.",
+        answer=", ".join(names) + ".",
+        regions=regions,
         id=sample.id,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -124,7 +124,9 @@ def export_demo(
             "recipe": as_dict(recipe),
             "notes": list(notes),
         },
-        "chosen_by": f"accuracy on {scenes} validation scenes alone, every {recipe.check_every} steps",
+        "chosen_by": (
+            f"accuracy on {scenes} validation scenes alone, every {recipe.check_every} steps"
+        ),
         "held_out": held_out,
         "controls": controls,
         "sha256": {
@@ -152,7 +154,10 @@ def model_card(card: dict[str, Any]) -> str:
         for form, part in row.get("forms", {}).items():
             rows.append(f"| | of these: {form} | {_found(part, row['split'])} |")
     for row in card["controls"]:
-        rates = f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} %"
+        rates = (
+            f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} "
+            "%"
+        )
         blind.append(f"| {row['world']} | {_options(row)} | {row['n']} | {rates} |")
         if "anchor_hidden" in row:
             part = row["anchor_hidden"]
@@ -174,7 +179,8 @@ anchor ("left of the blue star") hidden under a grey box: what stays right did w
 (its weights lie in that model's folder), and all else trained from scratch"""
     if sides := recipe.get("sides"):
         grids.append(
-            f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not scale"
+            f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not "
+            "scale"
         )
     limits = "" if free else f", and reads digits on the 16 px grid only\n({' and '.join(grids)})"
     article = ("An " if card["architecture"].startswith("I") else "A ") + card["architecture"]

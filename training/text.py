@@ -40,7 +40,8 @@ _TEMPLATE = (
     "{%- endif -%}{%- endfor -%}{%- endif -%}"
     "{%- endmacro -%}"
     "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message.role + '\n' -}}{{- write(message.content) -}}{{- '<|im_end|>\n' -}}"
+    "{{- '<|im_start|>' + message.role + '\n' -}}{{- write(message.content) -}}{{- '<|im_end|>\n' "
+    "-}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )

@@ -99,9 +99,18 @@ def train_demo(
     )
     modules = nn.ModuleDict({"model": model, "probes": probes}).to(where)
     progress: dict[str, Any] = {
-        "step": 0, "seconds": 0.0, "level": recipe.first_level, "caption": [], "question": [], "best": -1.0,
-        "best_step": 0, "planned": [], "recipe": as_dict(recipe), "seed": seed, "name": name,
-    }  # fmt: skip
+        "step": 0,
+        "seconds": 0.0,
+        "level": recipe.first_level,
+        "caption": [],
+        "question": [],
+        "best": -1.0,
+        "best_step": 0,
+        "planned": [],
+        "recipe": as_dict(recipe),
+        "seed": seed,
+        "name": name,
+    }
     state = out / "state.safetensors"
     optimizer = _optimizer(modules, recipe, step=0)
     if resume and state.exists():
@@ -155,7 +164,9 @@ def train_demo(
                 _check(model, processor, scenes, progress, out)
                 bar.update(
                     task,
-                    description=f"{name}: {progress['level']} objects, held out {progress['best']:.1%}",
+                    description=(
+                        f"{name}: {progress['level']} objects, held out {progress['best']:.1%}"
+                    ),
                 )
             save_state(state, modules, optimizer, progress)
     finally:

@@ -58,7 +58,8 @@ def ablate(
     if (kind in ("mean", "resample")) != (reference is not None):
         raise CorelensError(
             f"ablate(…, {kind!r}) {'without' if reference is None else 'with'} a reference",
-            "a reference for 'mean' (cl.mean_z(model, samples)) and 'resample' (another run's cache), none otherwise",
+            "a reference for 'mean' (cl.mean_z(model, samples)) and 'resample' (another run's "
+            "cache), none otherwise",
             "add or drop reference=",
         )
     if positions is not None:
@@ -140,9 +141,11 @@ def _resample(reference: Any, seed: int) -> Edit:
                 int(here[-1]) + 1 != length and int(here[0]) < length
             ):
                 raise CorelensError(
-                    f"a reference run of {list(reference_z.shape[:2])} samples × positions for one of "
+                    f"a reference run of {list(reference_z.shape[:2])} samples × positions for one "
+                    "of "
                     f"{[z.shape[0], int(here[-1]) + 1]}",
-                    "the same number of positions, or the reference's inputs, so that tokens are drawn by role",
+                    "the same number of positions, or the reference's inputs, so that tokens are "
+                    "drawn by role",
                     "give reference=(cache, inputs)",
                 )
             reference_z = reference_z.repeat_interleave(z.shape[0] // reference_z.shape[0], dim=0)

@@ -65,7 +65,8 @@ def counterfactual(
     if (kind in ("swap", "replace", "text")) != (other is not None):
         raise CorelensError(
             f"counterfactual(…, {kind!r}) {'without' if other is None else 'with'} other=",
-            "a region to swap with, a sample or picture to replace by, another question; nothing for blur, noise, mask",
+            "a region to swap with, a sample or picture to replace by, another question; nothing "
+            "for blur, noise, mask",
             "add or drop other=",
         )
     if kind == "text" and sample.messages is not None:
@@ -151,9 +152,10 @@ def _region(sample: Sample, region: Any) -> Region:
         return region
     if not isinstance(region, int):
         raise CorelensError(
-            f"a {type(region).__name__} as a region", "a Box, Mask or Tube, or the number of a region of the sample",
+            f"a {type(region).__name__} as a region",
+            "a Box, Mask or Tube, or the number of a region of the sample",
             "for instance other=Box(x0, y0, x1, y1)",
-        )  # fmt: skip
+        )
     if not 0 <= region < len(sample.regions):
         raise CorelensError(
             f"region {region} of sample {sample.id!r}, which has {len(sample.regions)}",

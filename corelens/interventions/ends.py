@@ -17,11 +17,29 @@ from corelens.tokens.positions import member, resolve
 
 # the points of a layer in the order of computation
 ORDER = (
-    "hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
-    "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_gate", "attn.hook_z",
-    "attn.hook_result", "hook_attn_out", "hook_resid_mid", "ln2.hook_scale", "ln2.hook_normalized", "mlp.hook_pre",
-    "mlp.hook_post", "hook_mlp_out", "hook_resid_post", "hook_deepstack",
-)  # fmt: skip
+    "hook_resid_pre",
+    "ln1.hook_scale",
+    "ln1.hook_normalized",
+    "attn.hook_q",
+    "attn.hook_k",
+    "attn.hook_v",
+    "attn.hook_rot_q",
+    "attn.hook_rot_k",
+    "attn.hook_attn_scores",
+    "attn.hook_pattern",
+    "attn.hook_gate",
+    "attn.hook_z",
+    "attn.hook_result",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "ln2.hook_scale",
+    "ln2.hook_normalized",
+    "mlp.hook_pre",
+    "mlp.hook_post",
+    "hook_mlp_out",
+    "hook_resid_post",
+    "hook_deepstack",
+)
 FROZEN = ("attn.hook_gate", "attn.hook_z", "attn.hook_result", "hook_attn_out")  # in the path run
 # before the norm's weight
 ALIASES = {"hook_mlp_in": "ln2.hook_normalized", "hook_attn_in": "ln1.hook_normalized"}
@@ -130,7 +148,8 @@ def parse_senders(senders: Any, n_layers: int, n_heads: int, names: Iterable[str
             ):
                 raise CorelensError(
                     f"the sender {sender!r}",
-                    "what writes to the residual stream: heads, hook_mlp_out, hook_embed, hook_deepstack, 'visual'",
+                    "what writes to the residual stream: heads, hook_mlp_out, hook_embed, "
+                    "hook_deepstack, 'visual'",
                     "for a head write (layer, head) or 'L3H5'",
                 )
             parsed.append(Sender(sender, (sender, *_gate(sender, gates))))

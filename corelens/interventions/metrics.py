@@ -43,7 +43,8 @@ class Bound:
         shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         if shape != [len(logits)]:
             raise CorelensError(
-                f"the metric {self.label!r}, which returned {shape} for logits {list(logits.shape)}",
+                f"the metric {self.label!r}, which returned {shape} for logits "
+                f"{list(logits.shape)}",
                 f"one number a sample: a tensor of shape [{len(logits)}]",
                 "for instance lambda logits: logits[:, -1, a] - logits[:, -1, b]",
             )
@@ -75,7 +76,8 @@ class LogitMetric:
             raise CorelensError(
                 f"{self.label} called on bare logits",
                 "a metric that knows its tokens",
-                "hand it to a runner, bind it: metric.bind(model, inputs)(logits), or give token ids instead of texts",
+                "hand it to a runner, bind it: metric.bind(model, inputs)(logits), or give token "
+                "ids instead of texts",
             )
         return self._free(logits)
 
@@ -300,9 +302,11 @@ def single_tokens(
     for answer, ids in zip(per_sample, tokenised, strict=True):
         if isinstance(answer, str) and len(ids) != 1:
             raise CorelensError(
-                f"the answer {answer!r}, which is {len(ids)} tokens: {[model.tokenizer.decode([i]) for i in ids]}",
+                f"the answer {answer!r}, which is {len(ids)} tokens: "
+                f"{[model.tokenizer.decode([i]) for i in ids]}",
                 "an answer of one token",
-                "choose answers that differ in one token, give a token id, or use cl.interventions.answer_logprob()",
+                "choose answers that differ in one token, give a token id, or use "
+                "cl.interventions.answer_logprob()",
             )
         tokens.append(answer if isinstance(answer, int) else ids[0])
     return torch.tensor(tokens, dtype=torch.long)

@@ -38,18 +38,23 @@ def check_pair(clean: Inputs, corrupted: Inputs) -> None:
         if counts[0] != counts[1] or len(a.placeholder) != len(b.placeholder):
             position = _first_difference(clean, corrupted, i)
             raise CorelensError(
-                f"{where}: {counts[0]} tokens of which {len(a.placeholder)} are visual, and {counts[1]} of which "
-                f"{len(b.placeholder)} are visual in its corrupted twin; they part at token {position}",
+                f"{where}: {counts[0]} tokens of which {len(a.placeholder)} are visual, and "
+                f"{counts[1]} of which "
+                f"{len(b.placeholder)} are visual in its corrupted twin; they part at token "
+                f"{position}",
                 "twins of the same length and token grid",
-                "change the picture without its size (cl.counterfactual), a text by one of as many tokens",
+                "change the picture without its size (cl.counterfactual), a text by one of as "
+                "many tokens",
             )
         if not torch.equal(a.placeholder, b.placeholder) or not torch.equal(a.real, b.real):
             position = _first_difference(clean, corrupted, i)
             raise CorelensError(
-                f"{where}: the visual tokens or the padding stand at other positions in its corrupted twin (from "
+                f"{where}: the visual tokens or the padding stand at other positions in its "
+                "corrupted twin (from "
                 f"{position} on)",
                 "twins whose tokens stand at the same positions",
-                "keep the text before the picture as it is, and prepare both batches with the same padding",
+                "keep the text before the picture as it is, and prepare both batches with the "
+                "same padding",
             )
     for name in ("image_grid_thw", "video_grid_thw"):
         grids = clean.tensors.get(name), corrupted.tensors.get(name)

@@ -85,10 +85,12 @@ def _put(name: str, source_value: Tensor, positions: Where | None) -> Callable[.
             return x
         if last != length or x.shape[0] % source_value.shape[0]:
             raise CorelensError(
-                f"a source of {list(source_value.shape[:1])} samples × {length} positions for {name!r} in a run of "
+                f"a source of {list(source_value.shape[:1])} samples × {length} positions for "
+                f"{name!r} in a run of "
                 f"{x.shape[0]} × {last}",
                 "a source over the same positions, of one sample or of as many as run",
-                "pair inputs of the same token grid (cl.counterfactual, cl.interventions.counterfactual_pairs)",
+                "pair inputs of the same token grid (cl.counterfactual, "
+                "cl.interventions.counterfactual_pairs)",
             )
         new = source_value.to(x).index_select(query_axis, here.to(source_value.device))
         new = _same_shape(
@@ -237,15 +239,24 @@ def result_of(
     )
     to_array = lambda x: x.detach().float().cpu().numpy()  # noqa: E731
     return PatchResult(
-        stacked.reshape(len(near), *shape).astype(np.float32), to_array(near), to_array(far), axes,
-        [token_map.id for token_map in base.token_maps], meta,
-    )  # fmt: skip
+        stacked.reshape(len(near), *shape).astype(np.float32),
+        to_array(near),
+        to_array(far),
+        axes,
+        [token_map.id for token_map in base.token_maps],
+        meta,
+    )
 
 
 def _one_by_one(
-    model: Any, base: Inputs, jobs: Sequence[Patch], source: Mapping[str, Tensor], measure: Bound,
-    hooks: Sequence[Hook], progress: bool,
-) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    model: Any,
+    base: Inputs,
+    jobs: Sequence[Patch],
+    source: Mapping[str, Tensor],
+    measure: Bound,
+    hooks: Sequence[Hook],
+    progress: bool,
+) -> tuple[Tensor, list[Tensor]]:
     """The plain loop: one whole forward a patch."""
     with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("patching", total=len(jobs))
@@ -270,9 +281,15 @@ def _one_by_one(
 
 
 def _together(
-    model: Any, base: Inputs, jobs: Sequence[Patch], source: Mapping[str, Tensor], measure: Bound,
-    hooks: Sequence[Hook], batch_tokens: int | None, progress: bool,
-) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    model: Any,
+    base: Inputs,
+    jobs: Sequence[Patch],
+    source: Mapping[str, Tensor],
+    measure: Bound,
+    hooks: Sequence[Hook],
+    batch_tokens: int | None,
+    progress: bool,
+) -> tuple[Tensor, list[Tensor]]:
     """Patches of one layer share batches; a run begins at the first layer and row that a patch
     changes."""
     replay = Replay(model, base, hooks, names=list(source), keep=measure.keep)

@@ -88,9 +88,13 @@ def path_hooks(
 
 
 def _path_hooks(
-    groups: Sequence[Sequence[Sender]], where: Callable[[Any, Tensor, int], Sequence[Tensor | None]],
-    base: Mapping[str, Tensor], source: Mapping[str, Tensor], freeze_mlps: bool, n_layers: int,
-) -> list[Hook]:  # fmt: skip
+    groups: Sequence[Sequence[Sender]],
+    where: Callable[[Any, Tensor, int], Sequence[Tensor | None]],
+    base: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    freeze_mlps: bool,
+    n_layers: int,
+) -> list[Hook]:
     """Hooks for a batch in which row i·runs + j is sample i of run j, and run j has the senders of
     group j."""
     written: dict[str, list[tuple[int, Sender]]] = {}
@@ -106,8 +110,10 @@ def _path_hooks(
         held = [base] * (name in frozen) + [source] * (name in written)
         if any(name not in values for values in held):
             raise CorelensError(
-                f"a {'base' if name in frozen and name not in base else 'source'} cache without {name!r}",
-                "base: hook_z of all layers, and hook_mlp_out with freeze_mlps=True; source: what the senders write",
+                f"a {'base' if name in frozen and name not in base else 'source'} cache without "
+                f"{name!r}",
+                "base: hook_z of all layers, and hook_mlp_out with freeze_mlps=True; source: what "
+                "the senders write",
                 "run model.run_with_cache(inputs) without a names_filter, or name these points",
             )
 
@@ -219,10 +225,13 @@ def path_patch(
     tables, place_labels = places(base, per, positions)
     receiver_table = None if receiver_positions is None else table(receiver_positions, base)
     axes = {
-        name: [s.label for s in all_senders] if name == "sender"
-        else [r.name for r in all_receivers] if name == "receiver" else place_labels
+        name: [s.label for s in all_senders]
+        if name == "sender"
+        else [r.name for r in all_receivers]
+        if name == "receiver"
+        else place_labels
         for name in per
-    }  # fmt: skip
+    }
     alone = [[sender] for sender in all_senders] if "sender" in per else [list(all_senders)]
     groups: list[Group] = [(group_senders, where) for group_senders in alone for where in tables]
     targets = (
@@ -285,16 +294,26 @@ def path_patch(
 
 
 def _measure(
-    replay: Replay, groups: Sequence[Group], targets: Sequence[Sequence[Receiver]], source: Mapping[str, Tensor],
-    freeze_mlps: bool, receiver_table: Tensor | None, start: Start, measure: Callable[[Tensor], Tensor],
-) -> list[Tensor]:  # fmt: skip
+    replay: Replay,
+    groups: Sequence[Group],
+    targets: Sequence[Sequence[Receiver]],
+    source: Mapping[str, Tensor],
+    freeze_mlps: bool,
+    receiver_table: Tensor | None,
+    start: Start,
+    measure: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
     """The path run of these groups in one batch, and a last run for each set of receivers: [sample
     · runs] each."""
     tables = [where for _, where in groups]
     hooks = _path_hooks(
-        [senders for senders, _ in groups], lambda inputs, here, batch: tables, replay.cache, source, freeze_mlps,
+        [senders for senders, _ in groups],
+        lambda inputs, here, batch: tables,
+        replay.cache,
+        source,
+        freeze_mlps,
         replay.model.cfg.n_layers,
-    )  # fmt: skip
+    )
     read: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Callable[..., None]:
@@ -404,7 +423,8 @@ def _warn_unreachable(
             )
             warnings.warn(
                 f"{len(lost)} of {len(groups)} sets of senders ({examples} …) cannot reach "
-                f"{', '.join(receiver.name for receiver in target)}: it comes earlier in the order of computation, or no sender "
+                f"{', '.join(receiver.name for receiver in target)}: it comes earlier in the order "
+                "of computation, or no sender "
                 "carries a change at its positions. Effect 0.",
                 stacklevel=3,
             )
@@ -414,7 +434,8 @@ def _warn_hidden(targets: Sequence[Sequence[Receiver]]) -> None:
     for target in targets:
         if len(target) > 1 and any(receiver.reads == "hook_logits" for receiver in target):
             warnings.warn(
-                "hook_logits among several receivers fixes the logits at what comes there on direct paths: the other "
+                "hook_logits among several receivers fixes the logits at what comes there on "
+                "direct paths: the other "
                 "receivers cannot be seen. per='receiver' patches each alone.",
                 stacklevel=3,
             )

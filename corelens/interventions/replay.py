@@ -49,9 +49,14 @@ class Replay:
     """
 
     def __init__(
-        self, model: Any, inputs: Inputs, hooks: Sequence[Hook] = (), names: Sequence[str] = (),
-        keep: int | None = None, rows: bool = True,
-    ):  # fmt: skip
+        self,
+        model: Any,
+        inputs: Inputs,
+        hooks: Sequence[Hook] = (),
+        names: Sequence[str] = (),
+        keep: int | None = None,
+        rows: bool = True,
+    ):
         self.model, self.inputs, self.hooks, self.keep = (
             model,
             inputs,

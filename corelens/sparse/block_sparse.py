@@ -54,9 +54,10 @@ class BlockSparse:
         """See `corelens.sparse.patterns`."""
         if query.shape[2] != prompt.length:
             raise CorelensError(
-                f"BlockSparse in a step of {query.shape[2]} of {prompt.length} tokens", "the whole prompt in one step",
+                f"BlockSparse in a step of {query.shape[2]} of {prompt.length} tokens",
+                "the whole prompt in one step",
                 "run without prefill_chunk_size",
-            )  # fmt: skip
+            )
         blocks = -(-prompt.length // self.block)
         table = torch.zeros(
             query.shape[0], query.shape[1], blocks, blocks, dtype=torch.bool, device=query.device

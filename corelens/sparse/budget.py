@@ -90,9 +90,10 @@ class KVBudget:
             return
         if not isinstance(self.scores, HeadScores):
             raise CorelensError(
-                f"a KVBudget of a {type(self.scores).__name__}", "HeadScores, or None for equal budgets",
+                f"a KVBudget of a {type(self.scores).__name__}",
+                "HeadScores, or None for equal budgets",
                 'give scores["ram"] of cl.score_heads',
-            )  # fmt: skip
+            )
         if self.allocation not in ("scores", "random"):
             raise CorelensError(
                 f"scores with allocation={self.allocation!r}",
@@ -101,9 +102,11 @@ class KVBudget:
             )
         if (self.scores.values < 0).any():
             raise CorelensError(
-                f"a KVBudget of scores down to {self.scores.values.min():g}", "scores that are not negative",
-                "a budget is a share of the sum; a difference of scores (calibrated RAM) has none: take RAM itself",
-            )  # fmt: skip
+                f"a KVBudget of scores down to {self.scores.values.min():g}",
+                "scores that are not negative",
+                "a budget is a share of the sum; a difference of scores (calibrated RAM) has "
+                "none: take RAM itself",
+            )
 
     def capacities(
         self,

@@ -53,9 +53,10 @@ class RaggedLayer(CacheLayerMixin):
         if self.store is not None:
             if key_states.shape[2] != 1:
                 raise CorelensError(
-                    f"{key_states.shape[2]} tokens at once after the eviction", "one token a step",
+                    f"{key_states.shape[2]} tokens at once after the eviction",
+                    "one token a step",
                     "a fresh cache for each prompt, and no assistant model",
-                )  # fmt: skip
+                )
             self.store.append(key_states, value_states)
             return key_states, value_states
         if not self.is_initialized:
@@ -95,7 +96,7 @@ class RaggedLayer(CacheLayerMixin):
             "a cache of evicted keys that is to be reordered, cropped, copied or used again",
             "greedy decoding or sampling, and a fresh cache for each prompt",
             "set num_beams=1, and decode without an assistant model",
-        )  # fmt: skip
+        )
 
     reset = crop = reorder_cache = batch_repeat_interleave = batch_select_indices = offload = (
         prefetch
@@ -167,9 +168,15 @@ class RaggedCache(Cache):
         layer.keys = layer.values = None
 
     def _within(
-        self, budget: KVBudget, prompt: Prompt, layer: int, query: Tensor, key: Tensor, call: Call,
+        self,
+        budget: KVBudget,
+        prompt: Prompt,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        call: Call,
         windows: list[int | None],
-    ) -> Bool[Tensor, "batch kv_head key"]:  # fmt: skip
+    ) -> Bool[Tensor, "batch kv_head key"]:
         """What a layer keeps under a budget."""
         cfg = self.plan.cfg
         if self._capacities is None:
@@ -190,9 +197,10 @@ class RaggedCache(Cache):
         store = self.ragged[layer_idx].store
         if store is None:
             raise CorelensError(
-                f"layer {layer_idx} of a cache that was not evicted", "a prompt that was run under its plan",
+                f"layer {layer_idx} of a cache that was not evicted",
+                "a prompt that was run under its plan",
                 "generate within model.sparse(…)",
-            )  # fmt: skip
+            )
         return store
 
     def attend(

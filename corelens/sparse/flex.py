@@ -91,9 +91,15 @@ def _block_mask(
         for of_full, of_part in zip(_tables(every), _tables(part), strict=True)
     )
     return BlockMask.from_kv_blocks(
-        number, indices, whole_number, whole_indices, BLOCK_SIZE=every.BLOCK_SIZE,
-        mask_mod=lambda b, h, q, k: whole(b, h, q, k), seq_lengths=(length, length), compute_q_blocks=False,
-    )  # fmt: skip
+        number,
+        indices,
+        whole_number,
+        whole_indices,
+        BLOCK_SIZE=every.BLOCK_SIZE,
+        mask_mod=lambda b, h, q, k: whole(b, h, q, k),
+        seq_lengths=(length, length),
+        compute_q_blocks=False,
+    )
 
 
 def _tables(mask: BlockMask) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -94,14 +94,17 @@ class SparseInference:
         for pattern in patterns:
             if not (hasattr(pattern, "sees") or isinstance(pattern, Pruned) or callable(pattern)):
                 raise CorelensError(
-                    f"the pattern {pattern!r}", "Streaming, BlockSparse, Pruned, or a function (b, h, q_idx, kv_idx)",
+                    f"the pattern {pattern!r}",
+                    "Streaming, BlockSparse, Pruned, or a function (b, h, q_idx, kv_idx)",
                     "for example cl.Streaming(sink=128, window=1024)",
-                )  # fmt: skip
+                )
         if full_heads is not None and not patterns:
             raise CorelensError(
-                "full heads without a pattern for the others", "what the other heads see",
-                "add pattern=cl.Streaming(sink=128, window=1024); a KVBudget is made of scores, without heads",
-            )  # fmt: skip
+                "full heads without a pattern for the others",
+                "what the other heads see",
+                "add pattern=cl.Streaming(sink=128, window=1024); a KVBudget is made of scores, "
+                "without heads",
+            )
         if not patterns and self.kv_budget is None:
             raise CorelensError(
                 "a SparseInference that leaves nothing out", "a pattern or a kv_budget", "give one"
@@ -199,7 +202,8 @@ class Plan:
             return None
         if without := [layer for layer, heads in enumerate(self.cfg.heads) if not heads]:
             raise CorelensError(
-                f"a cache that lets go of tokens, in a model whose layers {without} keep a state and no keys",
+                f"a cache that lets go of tokens, in a model whose layers {without} keep a state "
+                "and no keys",
                 "layers with attention heads, all of them",
                 'decode with a full cache: decode="full", no kv_budget, nothing pruned',
             )
@@ -218,8 +222,9 @@ class Plan:
             if first_new == 0 and new > self.prompt.length:
                 raise CorelensError(
                     f"{new - self.prompt.length} generated tokens in one step with the prompt",
-                    "a cache: what was generated decodes, it is not part of the sparse prefill", "leave use_cache on",
-                )  # fmt: skip
+                    "a cache: what was generated decodes, it is not part of the sparse prefill",
+                    "leave use_cache on",
+                )
         self.first_new, self.total = first_new, first_new + new
         engine_for(self.sparse.engine, device)  # refused here, not in the middle of a run
         self.cache = cache if hasattr(cache, "evict") else None
@@ -248,7 +253,8 @@ class Plan:
         if whole and not self.warned:
             self.warned = True
             warnings.warn(
-                "a hook on the scores or the pattern: such a layer is built densely under its sparse mask, and not by "
+                "a hook on the scores or the pattern: such a layer is built densely under its "
+                "sparse mask, and not by "
                 "the engine (hook_pattern_rows makes only the rows asked for)",
                 stacklevel=2,
             )

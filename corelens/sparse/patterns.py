@@ -103,7 +103,8 @@ class Pruned:
         if not isinstance(mean, Tensor) or mean.ndim != 3 or len(mean) != 1:
             raise CorelensError(
                 f"no mean z of layer {layer} in Pruned(mean_z)",
-                "one mean for all tokens, [1, head, d_head] a layer: what cl.mean_z(model, samples) returns",
+                "one mean for all tokens, [1, head, d_head] a layer: what cl.mean_z(model, "
+                "samples) returns",
                 "make it with the model that is run, without by_role",
             )
         return mean[0]

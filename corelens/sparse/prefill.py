@@ -21,7 +21,8 @@ def engine_for(name: str, device: torch.device) -> str:
         return "flex" if device.type == "cuda" else "split"
     if name == "flex" and device.type != "cuda":
         raise CorelensError(
-            f"the engine 'flex' on {device.type}", "a CUDA device: its kernels are compiled for that",
+            f"the engine 'flex' on {device.type}",
+            "a CUDA device: its kernels are compiled for that",
             "take engine='auto', which is 'split' here",
-        )  # fmt: skip
+        )
     return name

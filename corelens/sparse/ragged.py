@@ -214,8 +214,15 @@ class Ragged:
     ) -> tuple[Float[Tensor, "b kv key d"], Float[Tensor, "b kv key e"], Bool[Tensor, "b kv key"]]:
         """All that is held on the axis of original positions, zero elsewhere, and where it is
         held."""
-        slots = torch.cat([group.of(torch.arange(len(self.keys), device=self.keys.device))[:, : group.length].flatten()
-                           for group in self.groups] or [self.heads])  # fmt: skip
+        slots = torch.cat(
+            [
+                group.of(torch.arange(len(self.keys), device=self.keys.device))[
+                    :, : group.length
+                ].flatten()
+                for group in self.groups
+            ]
+            or [self.heads]
+        )
         head = self.heads.repeat_interleave(self.lengths.long())
         where = head * self.seen + self.token_positions[slots]
         size = self.batch * self.kv_heads * self.seen
@@ -289,9 +296,18 @@ def varlen(
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     z, lse = varlen_attn(
-        query, store.keys[:, None], store.values[:, None], store.queries, store.bounds, 1, store.room,
-        return_aux=AuxRequest(lse=True), scale=call.scaling, enable_gqa=True, seqused_k=store.lengths,
-    )  # fmt: skip
+        query,
+        store.keys[:, None],
+        store.values[:, None],
+        store.queries,
+        store.bounds,
+        1,
+        store.room,
+        return_aux=AuxRequest(lse=True),
+        scale=call.scaling,
+        enable_gqa=True,
+        seqused_k=store.lengths,
+    )
     if sinks is not None:
         z = z * torch.sigmoid(lse.transpose(0, 1) - sinks)[..., None].to(z.dtype)
     return z

@@ -51,9 +51,10 @@ def observed(
     valid = rows >= prompt.first[:, None]
     if (valid & (rows < before)).any():
         raise CorelensError(
-            f"the last {query.shape[2]} tokens of a prompt in parts", f"the {window} whose attention a KV budget reads",
+            f"the last {query.shape[2]} tokens of a prompt in parts",
+            f"the {window} whose attention a KV budget reads",
             "take another prefill_chunk_size, or none",
-        )  # fmt: skip
+        )
     chunk = max(1, CHUNK_ELEMENTS // (query.shape[0] * group * window * total))
     earlier = real_keys(prompt, total) & ~last_keys(prompt, total, window)
     by_kv_head = []

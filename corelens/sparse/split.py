@@ -137,8 +137,13 @@ def tiles(
     z = torch.empty_like(query, memory_format=torch.contiguous_format)
     # rows whose sink and window leave nothing out
     dense = min(length, pattern.sink + pattern.window)
-    z[:, :dense] = _flash(query[None, :, :dense], _spread(key[:dense], heads), _spread(value[:dense], heads), scaling,
-                          is_causal=True)[0][0]  # fmt: skip
+    z[:, :dense] = _flash(
+        query[None, :, :dense],
+        _spread(key[:dense], heads),
+        _spread(value[:dense], heads),
+        scaling,
+        is_causal=True,
+    )[0][0]
     width = min(pattern.window, max(64, TILE.get(query.dtype, 768) // heads // 32 * 32))
     start = dense
     while start < length:
@@ -153,9 +158,14 @@ def tiles(
 
 
 def _tiled(
-    query: Float[Tensor, "head pos d"], key: Float[Tensor, "key d"], value: Float[Tensor, "key d"],
-    start: int, tile: int, pattern: Streaming, scaling: float,
-) -> Float[Tensor, "head pos d"]:  # fmt: skip
+    query: Float[Tensor, "head pos d"],
+    key: Float[Tensor, "key d"],
+    value: Float[Tensor, "key d"],
+    start: int,
+    tile: int,
+    pattern: Streaming,
+    scaling: float,
+) -> Float[Tensor, "head pos d"]:
     """Whole tiles of rows, the first row at position `at`, all past sink + window."""
     heads, rows, d = query.shape
     number, sink, window = rows // tile, pattern.sink, pattern.window

@@ -29,16 +29,25 @@ from corelens.model.hooked import HookedMLLM
 from corelens.testbed.pictures import CELL, CELLS, FRAMES, SIDE, cell
 
 FLAGS = [
-    *(f"digit:{i}" for i in range(10)), *(f"frame:{name}" for name in FRAMES), *(f"cell:{i}" for i in range(CELLS)),
-    "visual", "text", "first", "is digit", "rest",
+    *(f"digit:{i}" for i in range(10)),
+    *(f"frame:{name}" for name in FRAMES),
+    *(f"cell:{i}" for i in range(CELLS)),
+    "visual",
+    "text",
+    "first",
+    "is digit",
+    "rest",
     # what the where head writes: the marked cell, and that it is known
-    *(f"found:{i}" for i in range(CELLS)), "have",
+    *(f"found:{i}" for i in range(CELLS)),
+    "have",
     # what decoys write; nobody reads junk
-    *(f"other:{i}" for i in range(CELLS)), *(f"junk:{i}" for i in range(10)),
+    *(f"other:{i}" for i in range(CELLS)),
+    *(f"junk:{i}" for i in range(10)),
     *(f"out:{i}" for i in range(10)),  # what the copy head writes, and the unembedding reads
     # the question mark; what readers write at their rows
-    "asks", *(f"carried:{i}" for i in range(10)),
-]  # fmt: skip
+    "asks",
+    *(f"carried:{i}" for i in range(10)),
+]
 SEEN = FLAGS[: 10 + len(FRAMES) + CELLS]  # those that the vision tower finds in the pixels
 WIDTH, HEAD, VISION = 128, 64, 32
 # scores before the softmax: what is sought, where to look without it, a veto
@@ -319,7 +328,8 @@ TEMPLATE = (
     "{{- '<s>' -}}{%- for message in messages -%}{{- message.role + ': ' -}}"
     "{%- if message.content is string -%}{{- message.content -}}{%- else -%}"
     "{%- for part in message.content -%}{%- if part.type == 'image' -%}{{- '<image>' -}}"
-    "{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{{- '\n' -}}"
+    "{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{{- "
+    "'\n' -}}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- 'assistant: ' -}}{%- endif -%}"
 )
 
@@ -351,6 +361,10 @@ def _processor() -> Any:
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}, **half
     )
     return LlavaProcessor(
-        images, fast, patch_size=CELL, num_additional_image_tokens=1, vision_feature_select_strategy="default",
+        images,
+        fast,
+        patch_size=CELL,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
         chat_template=TEMPLATE,
-    )  # fmt: skip
+    )
