@@ -12,22 +12,19 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
-from corelens.inputs.prepare import Inputs
-from corelens.interventions.metrics import Bound, bound
-from corelens.interventions.pairs import as_inputs, check_pair
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
+from corelens.interventions.runs import Direction, Runs, prepare_runs
 from corelens.interventions.sites import Patch, axis_of, patches
+from corelens.model.hooked import HookedMLLM
 from corelens.tokens.positions import Where, check_where, member, resolve
 
-Direction = str  # "denoising" or "noising"
 # rows × patches in one forward, at most: more of them only fill a processor's caches
 BATCH_TOKENS = {"cpu": 1024}
 BATCH_TOKENS_ELSEWHERE = 16_384
@@ -127,12 +124,13 @@ def _along(where: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def activation_patch(
-    model: Any,
+    model: HookedMLLM,
     clean: Any,
     corrupted: Any,
     site: str = "z",
     metric: Any = None,
     per: Sequence[str] | str | None = ("layer", "head"),
+    *,
     direction: Direction = "denoising",
     positions: Any = None,
     hooks: Sequence[Hook] = (),
@@ -141,7 +139,7 @@ def activation_patch(
     fast: bool = True,
     progress: bool = False,
 ) -> PatchResult:
-    """Patch one place after the other and measure what it does.
+    """Patch one activation after the other, and measure what each does to the metric.
 
     Args:
         model: a HookedMLLM.
@@ -163,165 +161,84 @@ def activation_patch(
             default 1,024 on a CPU, 16,384 elsewhere; one patch is always run whole.
         fast: False: one whole forward a patch, as you would write it yourself; slower, the same
             numbers.
+        progress: show a progress bar.
 
-    A place that the model does not have (a head of a layer without attention) has the value NaN.
+    What the model does not have (a head of a layer without attention) has the value NaN.
 
     Errors: grids that differ; a metric of the wrong shape; a site without such an axis.
     """
-    clean, corrupted, measure, base, other, site_meta = prepare_runs(
-        model,
-        clean,
-        corrupted,
-        metric,
-        direction,
-        hooks,
-        {"site": site, "method": "activation patching"},
+    runs = prepare_runs(
+        model, clean, corrupted, metric, direction, hooks, site=site, method="activation patching"
     )
-    axes, jobs = patches(model, base, site, per, positions, block)
-    names = list(dict.fromkeys(name for job in jobs for name in job.names))
-    with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
-        logits, source = model.run_with_cache(
-            other, names_filter=names, logits_to_keep=measure.keep, return_cache_object=False
-        )
-    far = measure(logits)
-    if not fast:
-        near, values = _one_by_one(model, base, jobs, source, measure, hooks, progress)
+    axes, jobs = patches(model, runs.base, site, per, positions, block)
+    source, far = runs.other_values(list(dict.fromkeys(name for job in jobs for name in job.names)))
+    if fast:
+        near, values = _together(runs, jobs, source, batch_tokens, progress)
     else:
-        near, values = _together(model, base, jobs, source, measure, hooks, batch_tokens, progress)
-    return result_of(values, near, far, axes, base, site_meta)
-
-
-def prepare_runs(
-    model: Any,
-    clean: Any,
-    corrupted: Any,
-    metric: Any,
-    direction: str,
-    hooks: Sequence[Hook],
-    meta: dict[str, Any],
-) -> tuple[Inputs, Inputs, Bound, Inputs, Inputs, dict[str, Any]]:
-    """What every runner begins with: (clean, corrupted, metric, base run, other run, meta),
-    pictures encoded once."""
-    if direction not in ("denoising", "noising"):
-        raise CorelensError(f"direction={direction!r}", "'denoising' or 'noising'", "choose one")
-    if metric is None:
-        raise CorelensError(
-            "no metric", "what to measure", "for instance metric=cl.logit_diff('7', '3')"
-        )
-    clean, corrupted = as_inputs(model, clean), as_inputs(model, corrupted)
-    check_pair(clean, corrupted)
-    tower = model.hook_names("vision.")
-    if not any(
-        any(map(name, tower)) if callable(name) else name.startswith("vision.") for name, _ in hooks
-    ):
-        clean, corrupted = model.encode(clean), model.encode(corrupted)
-    with model.hooks(fwd_hooks=list(hooks)):
-        measure = bound(metric, model, clean, corrupted)
-    base, other = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
-    meta = meta | {"direction": direction, "metric": measure.label, "family": model.cfg.family}
-    return clean, corrupted, measure, base, other, meta
-
-
-def result_of(
-    values: Sequence[Tensor],
-    near: Tensor,
-    far: Tensor,
-    axes: dict[str, list[str]],
-    base: Inputs,
-    meta: dict[str, Any],
-) -> PatchResult:
-    """Values in the order of the axes' product, each [sample], as a PatchResult."""
-    shape = [len(labels) for labels in axes.values()]
-    stacked = (
-        torch.stack([value.detach().float().cpu() for value in values], dim=1).numpy()
-        if values
-        else np.zeros((len(near), 0))
-    )
-    to_array = lambda x: x.detach().float().cpu().numpy()  # noqa: E731
-    return PatchResult(
-        stacked.reshape(len(near), *shape).astype(np.float32),
-        to_array(near),
-        to_array(far),
-        axes,
-        [token_map.id for token_map in base.token_maps],
-        meta,
-    )
+        near, values = _one_by_one(runs, jobs, source, progress)
+    return runs.result(values, near, far, axes)
 
 
 def _one_by_one(
-    model: Any,
-    base: Inputs,
-    jobs: Sequence[Patch],
-    source: Mapping[str, Tensor],
-    measure: Bound,
-    hooks: Sequence[Hook],
-    progress: bool,
+    runs: Runs, jobs: Sequence[Patch], source: Mapping[str, Tensor], progress: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """The plain loop: one whole forward a patch."""
+    """The metric of the base run, and under each patch: one whole forward a patch."""
+    keep = runs.measure.keep
+
+    def measured(hooks: Sequence[Hook]) -> Tensor:
+        logits = runs.model.run_with_hooks(runs.base, fwd_hooks=list(hooks), logits_to_keep=keep)
+        return runs.measure(logits)
+
     with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("patching", total=len(jobs))
-        near = measure(
-            model.run_with_hooks(base, fwd_hooks=list(hooks), logits_to_keep=measure.keep)
-        )
+        near = measured(runs.hooks)
         values = []
         for job in jobs:
-            if not job.names:
-                values.append(torch.full_like(near, torch.nan))
-                continue
-            put = [(name, write([job], name, source[name])) for name in job.names]
-            values.append(
-                measure(
-                    model.run_with_hooks(
-                        base, fwd_hooks=[*hooks, *put], logits_to_keep=measure.keep
-                    )
-                )
-            )
+            hooks = [(name, write([job], name, source[name])) for name in job.names]
+            missing = torch.full_like(near, torch.nan)
+            values.append(measured([*runs.hooks, *hooks]) if hooks else missing)
             bar.advance(task)
     return near, values
 
 
 def _together(
-    model: Any,
-    base: Inputs,
+    runs: Runs,
     jobs: Sequence[Patch],
     source: Mapping[str, Tensor],
-    measure: Bound,
-    hooks: Sequence[Hook],
     batch_tokens: int | None,
     progress: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Patches of one layer share batches; a run begins at the first layer and row that a patch
-    changes."""
-    replay = Replay(model, base, hooks, names=list(source), keep=measure.keep)
+    """As `_one_by_one`, faster: patches of one layer share batches, and a run begins at the first
+    layer and row that a patch changes."""
+    measure = runs.measure
+    replay = Replay(runs.model, runs.base, runs.hooks, names=list(source), keep=measure.keep)
     near = measure(replay.logits)
-    values: list[Tensor | None] = [None] * len(jobs)
-    groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    values: list[Tensor] = [torch.full_like(near, torch.nan)] * len(jobs)
+    by_points: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # (first row, number of the job)
     for number, job in enumerate(jobs):
-        if not job.names:
-            values[number] = torch.full_like(near, torch.nan)
-            continue
         row = first_row(job, replay.cache, source)
-        if row is None:  # the two runs agree wherever this patch writes
+        if row is not None:
+            by_points.setdefault(job.names, []).append((row, number))
+        elif job.names:  # the two runs agree wherever this patch writes: nothing to run
             values[number] = near
-        else:
-            groups.setdefault(job.names, []).append((row, number))
     with Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task("patching", total=sum(map(len, groups.values())))
-        for names, members in groups.items():
+        task = bar.add_task("patching", total=sum(map(len, by_points.values())))
+        for names, members in by_points.items():
+            # Sorted by row, patches that begin late share a batch that begins late.
             members.sort()
             while members:
                 start = replay.begin(min(map(layer_of, names)), members[0][0])
-                runs = share(replay, start.row, batch_tokens)
-                chunk, members = [number for _, number in members[:runs]], members[runs:]
-                start = Start(start.layer, start.row, len(chunk))
+                size = share(replay, start.row, batch_tokens)
+                chunk, members = [number for _, number in members[:size]], members[size:]
                 chunk_jobs = [jobs[number] for number in chunk]
                 logits = replay.run(
-                    start, [(name, write(chunk_jobs, name, source[name])) for name in names]
+                    Start(start.layer, start.row, len(chunk)),
+                    [(name, write(chunk_jobs, name, source[name])) for name in names],
                 )
                 for run, number in enumerate(chunk):
-                    values[number] = measure(logits[run :: start.runs])  # type: ignore[index]
+                    values[number] = measure(logits[run :: len(chunk)])  # type: ignore[index]
                 bar.advance(task, len(chunk))
-    return near, values  # type: ignore[return-value]
+    return near, values
 
 
 def share(replay: Replay, row: int, batch_tokens: int | None) -> int:
@@ -342,20 +259,12 @@ def write(jobs: Sequence[Patch], name: str, source: Tensor) -> Callable[..., Ten
         new = source.to(x).index_select(rows_axis, here.to(source.device))
         x = x.clone()
         for run, job in enumerate(jobs):
-            written, theirs = x[run :: len(jobs)], new
-            if job.part is not None:
-                part = (slice(None),) * part_axis + (job.part,)
-                written, theirs = written[part], theirs[part]
-            if job.where is None:
-                written.copy_(theirs)
-            else:
-                written.copy_(
-                    torch.where(
-                        _along(job.where[:, here.to(job.where.device)], written, rows_axis),
-                        theirs,
-                        written,
-                    )
-                )
+            part = (slice(None),) * part_axis + (job.part,) if job.part is not None else ()
+            own, new_part = x[run :: len(jobs)][part], new[part]  # (`own` is a view of x)
+            if job.where is not None:
+                where = _along(job.where[:, here.to(job.where.device)], own, rows_axis)
+                new_part = torch.where(where, new_part, own)
+            own.copy_(new_part)
         return x
 
     return patch

@@ -57,22 +57,15 @@ class Replay:
         keep: int | None = None,
         rows: bool = True,
     ):
-        self.model, self.inputs, self.hooks, self.keep = (
-            model,
-            inputs,
-            named(model.hook_dict, hooks),
-            keep,
-        )
+        self.model, self.inputs, self.keep = model, inputs, keep
+        self.hooks = named(model.hook_dict, hooks)
         self.decoder = model.layout.decoder(model.hf)
         layers = range(model.cfg.n_layers)
         wanted = ["hook_embed", *(f"blocks.{layer}.hook_resid_pre" for layer in layers)]
         rows = rows and all(model.cfg.heads)  # what other mixers carry from row to row is not kept
         if rows:
-            wanted += [
-                f"blocks.{layer}.attn.{point}"
-                for layer in layers
-                for point in ("hook_rot_k", "hook_v")
-            ]
+            wanted += [f"blocks.{layer}.attn.hook_rot_k" for layer in layers]
+            wanted += [f"blocks.{layer}.attn.hook_v" for layer in layers]
         caching = [*dict.fromkeys([*wanted, *names])]
         self._kwargs: dict[str, Any] = {}
         handle = self.decoder.register_forward_pre_hook(self._capture, with_kwargs=True)
@@ -85,17 +78,20 @@ class Replay:
             handle.remove()
         self.cache: dict[str, Tensor] = cache
         self.length = self.cache["hook_embed"].shape[1]
-        # (layers that use the keys of an earlier one need it to run)
+        # A layer without a k_proj of its own reads the keys of an earlier layer from the decoder's
+        # own bookkeeping: that layer then has to run, so every run begins at the first.
         parts = [block.parts for block in model.blocks]
         self._own_keys = all(p.k_proj or not (p.attention and p.q_proj) for p in parts)
         self.suffixes = rows and self._causal()
 
     def _capture(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        # What the model calls its decoder with (masks, rotary positions, DeepStack's features) is
+        # the family's own affair: it is recorded once and cut to size for each run.
         self._kwargs = dict(kwargs)
 
     def _causal(self) -> bool:
         """Whether no row attends to a later one: then rows before a patch are those of the base
-        run."""
+        run. A mask of an unknown kind counts as one that looks ahead."""
         mask = self._kwargs.get("attention_mask")
         masks = list(mask.values()) if isinstance(mask, dict) else [mask]
         for layer_mask in masks:
@@ -134,8 +130,9 @@ class Replay:
             The logits of the last `keep` positions (or of all).
         """
         kwargs = self._called_with(start)
-        # (without position ids some models make their own, from what they remember of the last
-        # batch)
+        # The model is called with little, and its decoder with `kwargs`. Position ids are passed
+        # all the same: without them some models make their own, from what they remember of the
+        # last batch.
         tensors = {
             name: kwargs[name]
             for name in ("inputs_embeds", "position_ids")
@@ -208,12 +205,14 @@ class Replay:
             yield
 
     def _called_with(self, start: Start) -> dict[str, Any]:
+        """What the base run called its decoder with, cut to the rows from `start.row` on and
+        repeated for each run of the batch."""
         kwargs = dict(self._kwargs)
         n = len(self.cache["hook_embed"])
         kwargs["inputs_embeds"] = self._embeds(start)
         for name, value in self._kwargs.items():
             if name in ("cache_position", "input_ids"):
-                del kwargs[name]
+                del kwargs[name]  # made anew; embeddings stand in the place of ids
             elif (
                 name not in CALL
                 and isinstance(value, Tensor)
@@ -233,10 +232,12 @@ class Replay:
         )
         ids = kwargs.get("position_ids")
         if ids is not None:
+            # [batch or 1, pos], or [3, batch, pos] for rotary positions in time, height and width
             if (ids.shape[-2] == n and n > 1) or ids.ndim == 3:
                 ids = ids.repeat_interleave(start.runs, dim=-2)
             kwargs["position_ids"] = ids[..., start.row :]
-        # DeepStack: which rows get which visual features
+        # DeepStack adds one feature a visual token, stacked without the text tokens between: number
+        # the tokens, cut and repeat the numbers as the rows are, and take the features by number.
         if kwargs.get("visual_pos_masks") is not None:
             where = kwargs["visual_pos_masks"]
             number = torch.zeros_like(where, dtype=torch.long)
@@ -268,9 +269,8 @@ class Replay:
         """The base run's keys and values before `start.row`."""
         cache = DynamicCache()
         for layer in range(self.model.cfg.n_layers):
-            runs = (
-                start.runs if layer >= start.layer else 1
-            )  # the layers before are not run: only their length is asked for
+            # The layers before are not run: only the length of their cache is asked for.
+            runs = start.runs if layer >= start.layer else 1
             key, value = (
                 self.cache[f"blocks.{layer}.attn.{point}"][:, : start.row]
                 .transpose(1, 2)

@@ -97,7 +97,8 @@ class PatchResult:
             for labels, e in self.top(3)
         )
         about = f"{self.meta.get('direction', 'patching')} {self.meta.get('site', '')}".strip()
-        return f"PatchResult({about}: {shape}, {len(self.base)} samples; {self.meta.get('metric', 'effect')} {best})"
+        metric = self.meta.get("metric", "effect")
+        return f"PatchResult({about}: {shape}, {len(self.base)} samples; {metric} {best})"
 
     def _repr_html_(self) -> str:
         """The figure, and the largest effects in words."""
