@@ -141,6 +141,7 @@ class RaggedCache(Cache):
                 "padding on the right", "padding on the left", "model.prepare pads on the left"
             )
         windows, pattern = sliding_windows(call.module.config), self.plan.pattern(layer_idx)
+        # How many tokens a KV head may ever hold, by its role; None: it grows with every token.
         most: dict[str, int | None] = {"full": None, "sparse": None, "pruned": 0}
         roles, sink = self.plan.roles(layer_idx), 0
         if (window := windows[layer_idx]) is not None:

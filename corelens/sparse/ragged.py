@@ -71,8 +71,9 @@ class Ragged:
     ):
         self.batch, self.kv_heads, self.seen = key.shape[0], key.shape[1], key.shape[2]
         lengths, limit = keep.sum(2).flatten().tolist(), [*limits] * self.batch
-        # a head that never holds anything has no place; equal lengths stand together, and rings
-        # apart from the others
+        # A head that never holds anything gets no storage. The others are sorted so that heads of
+        # equal length and limit are neighbours: each such group is one dense view. Rings stand
+        # apart, for they wrap around at their own limit.
         held = [head for head in range(len(lengths)) if limit[head] != 0]
         held.sort(key=lambda head: (limit[head] is None, limit[head] or 0, lengths[head]))
         self.sink = sink
@@ -86,18 +87,19 @@ class Ragged:
                 self.groups.append(Group(first, 1, lengths[head], lengths[head], limit[head]))
 
         device = key.device
-        # sample · kv_heads + KV head, as they stand
+        # The head at each place of the storage, as the number sample · kv_heads + KV head.
         self.heads = torch.tensor(held, dtype=torch.long, device=device)
         row, position = keep.flatten(0, 1)[self.heads].nonzero(as_tuple=True)
         whose = self.heads[row]
         self.keys = key[whose // self.kv_heads, whose % self.kv_heads, position]
         self.values = value[whose // self.kv_heads, whose % self.kv_heads, position]
         self.token_positions = position.int()  # original positions
-        offset = [
-            g.length if g.length != g.limit else min(sink, g.length)
-            for g in self.groups
-            for _ in range(g.count)
-        ]
+        # Where each head writes next: behind what it holds; a full ring over its oldest token,
+        # the first behind the sink.
+        offset: list[int] = []
+        for group in self.groups:
+            full_ring = group.length == group.limit
+            offset += [min(sink, group.length) if full_ring else group.length] * group.count
         self._place(torch.tensor(offset, dtype=torch.long, device=device))
 
     @property
@@ -121,7 +123,7 @@ class Ragged:
         self.token_positions.index_fill_(0, self.slots, self.seen)
         self.seen += 1
         self.slots += 1
-        if self.rings:
+        if self.rings:  # past its end a ring goes on behind its sink
             self.slots = torch.where(self.slots == self.ends, self.wraps, self.slots)
             self.lengths = torch.minimum(self.lengths + 1, self.limits)
         else:
@@ -133,6 +135,7 @@ class Ragged:
 
     def _make_room(self) -> None:
         """Copy the storage into one with room for some more tokens a head."""
+        # Where each head writes next, counted from its own start, stays the same when starts move.
         offset, first, grown = self.slots - self.starts, 0, []
         for group in self.groups:
             room = (

@@ -45,7 +45,8 @@ def split(
     ):
         return reference(query, key, value, call)  # SDPA knows none of these
     sight.ran.add("split")
-    if int(sight.keys[-1]) > int(sight.rows[-1]):  # the empty tail of a static cache
+    # A static cache hands over its whole room; what lies behind the last row is empty.
+    if int(sight.keys[-1]) > int(sight.rows[-1]):
         held = int(sight.rows[-1] - sight.keys[0]) + 1
         sight, key, value = (
             replace(sight, keys=sight.keys[:held]),
@@ -79,8 +80,8 @@ def split(
                 heads = sparse[sparse // group == kv].tolist()
                 if heads:
                     q = torch.stack([query[sample, head, here] for head in heads])
-                    # (a model lays heads side by side: tiles go over the same keys again and again,
-                    # in one piece)
+                    # A model lays heads side by side in memory. Tiles read the same keys again and
+                    # again, which is faster from one piece.
                     k, v = key[sample, kv, here].contiguous(), value[sample, kv, here].contiguous()
                     for head, own in zip(
                         heads, tiles(q, k, v, sight.pattern, call.scaling), strict=True
@@ -144,6 +145,8 @@ def tiles(
         scaling,
         is_causal=True,
     )[0][0]
+    # A tile of all heads together holds about TILE rows; it is no wider than the window, so that
+    # its first row still sees the tile's first key.
     width = min(pattern.window, max(64, TILE.get(query.dtype, 768) // heads // 32 * 32))
     start = dense
     while start < length:
@@ -180,10 +183,13 @@ def _tiled(
         )
         return torch.cat([x[:sink].expand(number, 1, sink, d), left, own], dim=2)
 
+    # Row r of a tile sees, of the keys that leave the window while the tile goes on, those behind
+    # its own place (column > row), and of the tile's own keys those up to itself (column <= row).
     row, column = torch.arange(tile)[:, None], torch.arange(tile)[None]
     seen = torch.cat([torch.ones(tile, sink, dtype=torch.bool), column > row, column <= row], dim=1)
     hidden = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf).repeat(heads, 1)
     z, log_sum = _flash(q, edges(key), edges(value), scaling, mask=hidden)
+    # The interior: the keys between these two edges, which every row of the tile sees, unmasked.
     if inner := window - tile:
         keys, values = (_windows(x, start - inner, number, tile, inner) for x in (key, value))
         z = _join(z, log_sum, *_flash(q, keys, values, scaling))
@@ -223,7 +229,11 @@ def _flash(
 
 def _join(z: Tensor, log_sum: Tensor, other: Tensor, other_log_sum: Tensor) -> Tensor:
     """Attention over two sets of keys from attention over each: weights are the shares of
-    exp-sums."""
+    exp-sums.
+
+    With L = log Σ exp(scores) of each set, the second has the share exp(L₂) / (exp(L₁) + exp(L₂)) =
+    sigmoid(L₂ − L₁) of the whole softmax.
+    """
     return torch.lerp(z, other, torch.sigmoid(other_log_sum - log_sum).unsqueeze(-1).to(z.dtype))
 
 
