@@ -1,19 +1,19 @@
 """What a KV budget saves at decoding: the time of a token and the memory of keys and values, dense
 against evicted.
 
-    python benchmarks/decode.py                                  # 8k to 32k tokens; some minutes on
-    one core python benchmarks/decode.py --device cuda --layers 36 --tokens 8192 32768 131072
-    --batch 1 4 16 python benchmarks/decode.py --tokens 1024 --batch 2 --repeats 3 --out look.json
+    python benchmarks/decode.py  # 8k to 32k tokens; some minutes on one core
+    python benchmarks/decode.py --device cuda --layers 36 --tokens 8192 32768 131072 --batch 1 4 16
+    python benchmarks/decode.py --tokens 1024 --batch 2 --repeats 3 --out look.json
 
 Decoder layers of a real model's shape with random weights (a vocabulary of 512: no language-model
 head to speak of), and a cache filled with random keys and values, as a prompt of that length leaves
 it. One forward is one token of every sample of the batch. Sides, taken in turns after warming up:
 
     dense     transformers' own cache and SDPA: what generate does (the cache is copied to take a
-    token) whole     corelens' cache, nothing evicted: the same keys and values, read where they lie
+              token)
+    whole     corelens' cache, nothing evicted: the same keys and values, read where they lie
     budget    the same cache under KVBudget(scores, budget), capacities of all sizes (scores are
-    random numbers to the
-              eighth power), keys chosen by SnapKV's rule
+              random numbers to the eighth power), keys chosen by SnapKV's rule
     short     a cache of 64 tokens: what a token costs without reading keys and values
 
 The speed-up is against the faster of dense and whole. Two limits: by bytes, (weights + keys and

@@ -1,8 +1,8 @@
 """The README's number: what a model loses when its best heads no longer see the evidence, and when
 others do not.
 
-    python benchmarks/knockout.py                                       # 100 scenes score, 250
-    others test python benchmarks/knockout.py --scored 20 --answered 30 --draws 3   # a look
+    python benchmarks/knockout.py  # 100 scenes score, 250 others test
+    python benchmarks/knockout.py --scored 20 --answered 30 --draws 3   # a look
 
 The evidence (the tokens of the asked shape) is cut off from heads at the question's tokens, the
 last row and the answer's rows (`cl.knockout`): from the top 5% by RAM of the last row, the top 5%

@@ -1,8 +1,8 @@
 """Which score finds the heads that matter most? Every metric's own top 5% ablated, on a bundled
 demo model.
 
-    python benchmarks/metrics_compared.py                            # 200 scenes scored, 300 others
-    answered: minutes python benchmarks/metrics_compared.py --scored 40 --answered 60  # a look
+    python benchmarks/metrics_compared.py  # 200 scenes scored, 300 others answered: minutes
+    python benchmarks/metrics_compared.py --scored 40 --answered 60  # a look
 
 Each line: a score, how many of its top heads RAM's default ranking has too, the rank correlation
 with it over all heads, and the accuracy on other scenes when these heads are mean-ablated, and when

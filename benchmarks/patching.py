@@ -1,13 +1,14 @@
 """How fast sweeps of patches are, against one whole forward a patch; and what a knockout costs.
 
-    python benchmarks/patching.py                 # 12 layers, width 512, 1,024 visual tokens: some
-    minutes on one core python benchmarks/patching.py --quick         # a small shape, seconds
+    python benchmarks/patching.py           # 12 layers, 1,024 visual tokens: minutes on one core
+    python benchmarks/patching.py --quick   # a small shape, seconds
 
 Three sweeps over every head, and over head × region:
 
     all rows        z patched everywhere, the pictures differ in one region: a run begins at the
-    layer and at the region head × region   z patched in one region after another text rows
-    the questions differ, the picture does not: a run is the rows after the picture
+                    layer and at the region
+    head × region   z patched in one region after another
+    text rows       the questions differ, the picture does not: a run is the rows after the picture
 
 The loop is timed on some patches spread over the layers (its cost does not depend on the patch),
 some before and some after the sweep, in seconds of processor time, so that a busy machine does not

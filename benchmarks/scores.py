@@ -1,14 +1,16 @@
 """What scoring costs: every metric of one forward together, against that forward alone, and against
 output_attentions.
 
-    python benchmarks/scores.py                      # both shapes, 1k to 16k tokens: about an hour
-    on one core python benchmarks/scores.py --tokens 1024 2048   # some minutes python
-    benchmarks/scores.py --tokens 32768 --repeats 1 --shape small
+    python benchmarks/scores.py     # both shapes, 1k to 16k tokens: about an hour on one core
+    python benchmarks/scores.py --tokens 1024 2048    # some minutes
+    python benchmarks/scores.py --tokens 32768 --repeats 1 --shape small
 
     forward   the model without CoreLens: SDPA, no cache, no language-model head, the vision tower's
-    output given scores    the same forward under HookedMLLM with a Record of all metrics below,
-    fetched: as score_heads runs it eager     the same forward with output_attentions=True; only
-    where its patterns leave room in memory
+              output given
+    scores    the same forward under HookedMLLM with a Record of all metrics below, fetched: as
+              score_heads runs it
+    eager     the same forward with output_attentions=True; only where its patterns leave room in
+              memory
 
 Times are taken in turns in one process, after one round of warming up: on the clock, and as
 processor time, which leaves out what other programs took meanwhile. Peak memory is taken in a

@@ -1,13 +1,14 @@
 """Are the CoRe heads the ones that sparse inference must keep? The top heads full, against as many
 others full.
 
-    python benchmarks/sparse_contrast.py                               # the whole of it: an hour on
-    one slow core python benchmarks/sparse_contrast.py --answered 24 --captioned 8   # a look python
-    benchmarks/sparse_contrast.py --model qwen3vl-s-long --name sparse_contrast_long --sides 960
-    1024 \\
-        --objects 24 --scored 30 --answered 80 --captioned 0 --fractions 0.05 --windows 16 64 256
-        --sink 4 \\ --batch-size 8                                                 # about 1,000
-        visual tokens
+    python benchmarks/sparse_contrast.py    # the whole of it: an hour on one slow core
+    python benchmarks/sparse_contrast.py --answered 24 --captioned 8    # a look
+
+About 1,000 visual tokens:
+
+    python benchmarks/sparse_contrast.py --model qwen3vl-s-long --name sparse_contrast_long \\
+        --sides 960 1024 --objects 24 --scored 30 --answered 80 --captioned 0 --fractions 0.05 \\
+        --windows 16 64 256 --sink 4 --batch-size 8
 
 Part 1, `pattern`: questions of the world `refer`. Heads are ranked by RAM at the question's rows
 and at the last row, on other scenes; the top share attends fully, the others see the first `sink`

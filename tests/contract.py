@@ -1,10 +1,9 @@
 """The contract suite: what CoreLens needs of transformers, tokenizers and TransformerLens, over all
 families' tiny models.
 
-    python tests/contract.py --transformers 5.17.0      # also --tokenizers and --transformer-lens
-    python tests/contract.py --lowest                   # the lowest versions that pyproject.toml
-    allows python tests/contract.py --newer                    # what the registry has above our
-    cap: news, never an error
+    python tests/contract.py --transformers 5.17.0    # also --tokenizers and --transformer-lens
+    python tests/contract.py --lowest       # the lowest versions that pyproject.toml allows
+    python tests/contract.py --newer        # what the registry has above our cap: news, no error
 
 It makes an environment of its own, which holds these packages and borrows all others, torch among
 them, from the environment that runs it, and runs there the tests named below. What else is given is

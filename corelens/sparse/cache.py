@@ -186,9 +186,8 @@ class RaggedCache(Cache):
                 budget.capacities(cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, length, layers)
                 for length in (prompt.end - prompt.first).tolist()
             ]
-        capacity = torch.from_numpy(
-            np.stack([capacities[layer] for capacities in self._capacities])
-        ).to(key.device)
+        capacity = torch.from_numpy(np.stack([sample[layer] for sample in self._capacities]))
+        capacity = capacity.to(key.device)
         looked_at = observed(query, key, call, prompt, budget.window)
         if budget.allocation == "adakv":
             capacity = among_heads(looked_at, capacity, budget.window, budget.alpha)

@@ -1,33 +1,32 @@
-"""SparseInference: what is to be left out; Plan: how one run leaves it out.
+"""SparseInference: which keys heads leave out; Plan: how one run leaves them out.
 
 The contract between the parts of sparse inference:
 
 - `model.sparse(sparse)` asks `sparse.plan(model.cfg)` for a Plan at every run (a Plan is for one
   run). The attention function asks the plan for every call of the decoder's attention; vision
   attention is never touched.
-- `plan.begin(...)` is called when a forward of the decoder begins. `plan.prompt` says where the
-  real tokens are, `plan.decoding` whether this step generates, `plan.total` how many positions
-  there are so far.
-- A cache of `corelens.sparse.cache`, which `plan.new_cache()` makes where decoding is not "full" or
-  a KV budget is given, is a transformers `Cache` with, beside that interface:
+- `plan.begin(…)` is called when a forward of the decoder begins. `plan.prompt` says where the real
+  tokens are, `plan.decoding` whether this step generates, `plan.total` how many positions there are
+  so far.
+- `plan.new_cache()` makes a `corelens.sparse.cache.RaggedCache` where decoding is not "full" or a
+  KV budget is given. Beside the interface of a transformers `Cache` it has:
 
-    RaggedCache(plan)               reads plan.sparse (heads, pattern, kv_budget, decode), plan.full
-                                    [layer, head], plan.roles(layer) ("full" | "sparse" | "pruned"
-                                    for each KV head), plan.prompt (first, end, length) and plan.cfg
-                                    (n_layers, n_heads, n_kv_heads)
-    .update(key, value, layer_idx)  at prefill: stores and returns everything; at a decode step:
-                                    appends the new token (what it returns is not looked at)
-    .evict(layer_idx, query, call)  called once a layer after its attention over the prompt; query
-                                    [batch, head, pos, d] as attention used it (SnapKV looks at its
-                                    last real rows)
-    .attend(layer_idx, query, call) a decode step's attention over what is held: z [batch, 1, head,
-    d] .dense(layer_idx)               what is held, on the axis of original positions: key, value
-    [batch, kv_head,
-                                    total, d] (0 where evicted) and held [batch, kv_head, total]
-                                    (bool): hooks on pattern, rows and edges of a decode step see
-                                    and edit that
-    .positions(layer_idx)           the original positions held, for each sample and KV head:
-    list[list[LongTensor]] .get_seq_length()               tokens seen so far, evicted ones counted
+  .update(key, value, layer_idx)
+      at prefill: stores and returns everything; at a decode step: appends the new token, and what
+      it returns is not looked at
+  .evict(layer_idx, query, call)
+      called once a layer, after its attention over the prompt; query [batch, head, pos, d] as
+      attention used it (SnapKV looks at its last real rows)
+  .attend(layer_idx, query, call)
+      a decode step's attention over what is held: z [batch, 1, head, d]
+  .dense(layer_idx)
+      what is held, on the axis of original positions: key and value [batch, kv_head, total, d], 0
+      where evicted, and held [batch, kv_head, total], bool. Hooks on pattern, rows and edges of a
+      decode step see and edit these
+  .positions(layer_idx)
+      the original positions that are held, a list for each sample of a tensor for each KV head
+  .get_seq_length()
+      how many tokens were seen so far, evicted ones counted
 
 A query head sees, at a decode step, what its KV head holds: sparse query heads that share a KV head
 with a full one see all. Under decode="full" every head sees everything at decode steps.

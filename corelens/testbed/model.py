@@ -104,16 +104,18 @@ KINDS: dict[str, Kind] = {
 }
 """The heads that a plan can name.
 
-target      always looks at the red cell, writes nothing distractor  always looks at the blue cell,
-writes where that is into flags that only a decoy reads bystander   always looks at the blue cell,
-writes nothing uniform     looks equally at everything sink        always looks at the first token
-where       looks at the red cell and writes which cell it is backup      does the same, but only
-where nobody has done it before; else it looks at the first token copy        looks at the cell that
-the where head (or the backup) wrote, and moves its digit to the output decoy       looks at the
-cell that the distractor head wrote, and moves its digit to where nobody reads it reader      looks
-at the red cell from every text token and writes its digit there murmur      does the same, so
-faintly that it takes many of them collector   looks at the question mark, and moves the digit that
-readers wrote there to the output
+target       looks at the red cell whatever happens, and writes nothing
+distractor   looks at the blue cell, and writes which it is where only a decoy reads
+bystander    looks at the blue cell, and writes nothing
+uniform      looks equally at everything
+sink         looks at the first token
+where        looks at the red cell, and writes which cell it is
+backup       as where, but only if no earlier head has done it; else it looks at the first token
+copy         looks at the cell that where (or backup) wrote; moves its digit to the output
+decoy        looks at the cell that the distractor wrote; moves its digit where nobody reads it
+reader       looks at the red cell from every text token, and writes its digit there
+murmur       as reader, but so faintly that it takes many of them
+collector    looks at the question mark; moves the digit that readers wrote there to the output
 """
 
 LOOKING = (("target", "distractor", "uniform", "sink"),)
