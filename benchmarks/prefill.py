@@ -2,10 +2,10 @@
 sparse.
 
     python benchmarks/prefill.py    # 16k tokens on a CPU, one shape
-    python benchmarks/prefill.py --tokens 512 --window 64 --sink 16 --repeats 2 --decoder \
+    python benchmarks/prefill.py --tokens 512 --window 64 --sink 16 --repeats 2 --decoder \\
         --out look.json
-    python benchmarks/prefill.py --device cuda --layers 4 --decoder \
-        --tokens 4096 16384 32768 65536 131072 \
+    python benchmarks/prefill.py --device cuda --layers 4 --decoder \\
+        --tokens 4096 16384 32768 65536 131072 \\
         --shapes qwen3vl-4b qwen3vl-8b qwen3vl-32b llava-onevision-7b
 
 Layers of a real model's shape with random weights; 5% of the heads of these layers, drawn at

@@ -8,7 +8,7 @@ About 1,000 visual tokens:
 
     python benchmarks/sparse_contrast.py --model qwen3vl-s-long --name sparse_contrast_long \\
         --sides 960 1024 --objects 24 --scored 30 --answered 80 --captioned 0 --fractions 0.05 \\
-        --windows 16 64 256 --sink 4 --batch-size 8
+        --windows 16 64 256 --sink 4 --batch-size 8 --picture docs/images/sparse_contrast_long.png
 
 Part 1, `pattern`: questions of the world `refer`. Heads are ranked by RAM at the question's rows
 and at the last row, on other scenes; the top share attends fully, the others see the first `sink`
@@ -21,7 +21,7 @@ anything is evicted, so answers of one token could not show anything. Shares by 
 score, even, and dealt to other heads; as many keys in all. The measure is the log-probability of
 the gold caption (this model writes few captions without a slip).
 
-Writes the numbers, every paired difference with its 95% interval, and a picture of both.
+Writes the numbers, and every paired difference with its 95% interval.
 """
 
 import argparse
@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=21)
-    parser.add_argument("--name", default="sparse_contrast", help="of the files written")
+    parser.add_argument("--name", default="sparse_contrast", help="of the JSON file")
+    parser.add_argument("--picture", type=Path, help="draw part 1 into this file")
     options = parser.parse_args()
     start = time.perf_counter()
     model = cl.load_demo(options.model)
@@ -78,12 +79,11 @@ def main() -> None:
     }
     result |= {"scenes": scenes, "scored": len(scored), "visual_tokens": _range(model, answered)}
 
-    def done(part: SparseContrast, metric: str, picture: str) -> None:
+    def done(part: SparseContrast, metric: str) -> None:
         result[part.kind] = part.to_json()
         result["minutes"] = round((time.perf_counter() - start) / 60, 1)
         text = json.dumps(result, indent=1, ensure_ascii=False, default=str)
         (ROOT / "benchmarks" / "results" / f"{options.name}.json").write_text(text)
-        part.plot(metric).savefig(ROOT / "docs" / "images" / f"{picture}.png")
         print(f"\n{part.kind}: dense {part.dense}")
         for p in part.points:
             share = "" if p.share is None else f"{p.share:.0%}"
@@ -101,7 +101,9 @@ def main() -> None:
         progress=True,
         batch_size=options.batch_size,
     )
-    done(pattern, "accuracy", options.name)
+    done(pattern, "accuracy")
+    if options.picture:
+        pattern.plot("accuracy").savefig(options.picture)
     if not options.captioned:
         return
     captions = [captioned(sample) for sample in scored]
@@ -124,7 +126,7 @@ def main() -> None:
         seed=options.seed,
         progress=True,
     )
-    done(budgets, "answer_logprob", f"{options.name}_kv")
+    done(budgets, "answer_logprob")
 
 
 def _range(model: cl.HookedMLLM, samples: list[cl.Sample]) -> list[int]:
