@@ -150,7 +150,7 @@ def _resample(reference: Any, seed: int) -> Edit:
                 )
             reference_z = reference_z.repeat_interleave(z.shape[0] // reference_z.shape[0], dim=0)
             return reference_z[:, here.clamp(max=length - 1)]
-        # The same draw in every layer: a position takes all its heads from one place.
+        # The same draw in every layer: a position takes all its heads from one and the same token.
         generator = torch.Generator().manual_seed(seed)
         roles = _roles(hook.ctx["inputs"], here, z.shape[0]).cpu()
         real = torch.stack([token_map.real for token_map in other.token_maps])

@@ -34,7 +34,7 @@ from corelens.interventions.senders_receivers import (
     parse_senders,
     reaches,
 )
-from corelens.interventions.sites import PLACES, places, table
+from corelens.interventions.sites import POSITION_AXES, position_masks, table
 from corelens.model.hooked import HookedMLLM
 from corelens.tokens.positions import Where
 
@@ -104,15 +104,15 @@ def path_patch(
     all_senders = parse_senders(senders, n_layers, model.cfg.n_heads, model.hook_names())
     all_receivers = parse_receivers(receivers, model)
     runs.meta["receivers"] = [receiver.name for receiver in all_receivers]
-    tables, place_labels = places(runs.base, per, positions)
+    masks, mask_labels = position_masks(runs.base, per, positions)
     receiver_table = None if receiver_positions is None else table(receiver_positions, runs.base)
     labels = {
         "sender": [sender.label for sender in all_senders],
         "receiver": [receiver.name for receiver in all_receivers],
     }
-    axes = {name: labels.get(name, place_labels) for name in per}
+    axes = {name: labels.get(name, mask_labels) for name in per}
     jointly = [[sender] for sender in all_senders] if "sender" in per else [all_senders]
-    groups: list[Group] = list(product(jointly, tables))
+    groups: list[Group] = list(product(jointly, masks))
     targets = [[receiver] for receiver in all_receivers] if "receiver" in per else [all_receivers]
     _warn_hidden(targets)
 
@@ -147,16 +147,16 @@ def path_patch(
                     if reached[number][column]:
                         values[number][column] = measured[run]
             bar.advance(task, len(chunk))
-    return runs.result(_in_order(values, per, len(jointly), len(tables)), near, far, axes)
+    return runs.result(_in_order(values, per, len(jointly), len(masks)), near, far, axes)
 
 
 def _checked_axes(per: Sequence[str] | str | None) -> tuple[str, ...]:
     per = (per,) if isinstance(per, str) else tuple(per or ())
-    unknown = set(per) - {"sender", "receiver", *PLACES}
-    if unknown or len(set(per)) < len(per) or len(set(per) & set(PLACES)) > 1:
+    unknown = set(per) - {"sender", "receiver", *POSITION_AXES}
+    if unknown or len(set(per)) < len(per) or len(set(per) & set(POSITION_AXES)) > 1:
         raise CorelensError(
             f"per={per}",
-            f"axes among sender, receiver, and one of {', '.join(PLACES)}",
+            f"axes among sender, receiver, and one of {', '.join(POSITION_AXES)}",
             "leave out the rest",
         )
     return per
@@ -264,13 +264,13 @@ def _mixed(where: Tensor, new: Tensor, old: Tensor, runs: int) -> Tensor:
 
 
 def _in_order(
-    values: list[list[Tensor]], per: Sequence[str], n_senders: int, n_places: int
+    values: list[list[Tensor]], per: Sequence[str], n_senders: int, n_masks: int
 ) -> list[Tensor]:
-    """values[sender · place][receiver] in the order of the axes `per`."""
+    """values[sender · mask][receiver] in the order of the axes `per`."""
     grid = torch.stack([torch.stack(by_receiver) for by_receiver in values])
-    grid = grid.unflatten(0, (n_senders, n_places))  # [sender, place, receiver, sample]
-    place = next((name for name in per if name in PLACES), "place")
-    order = ["sender", place, "receiver"]
+    grid = grid.unflatten(0, (n_senders, n_masks))  # [sender, mask, receiver, sample]
+    position_axis = next((name for name in per if name in POSITION_AXES), "mask")
+    order = ["sender", position_axis, "receiver"]
     # Axes that were not asked for have size 1 and go behind the others.
     names = [*per, *(name for name in order if name not in per)]
     grid = grid.permute(*(order.index(name) for name in names), 3)

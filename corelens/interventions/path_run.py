@@ -107,13 +107,13 @@ def group_hooks(
             if name not in written:
                 return x
             new = _rows(source[name], here, x, copies // runs)
-            allowed = tables(inputs, here, len(new))
+            masks = tables(inputs, here, len(new))
             for run, sender in written[name]:
                 part = (slice(None), slice(None), sender.head) if sender.head is not None else ()
                 own, value = x[run::runs][part], new[part]  # (`own` is a view of x)
-                for table in (allowed[run], sender.places(inputs, here, len(value))):
-                    if table is not None:
-                        where = table[:, here.to(table.device)].to(x.device)
+                for mask in (masks[run], sender.allowed(inputs, here, len(value))):
+                    if mask is not None:
+                        where = mask[:, here.to(mask.device)].to(x.device)
                         where = where.reshape(*where.shape, *[1] * (own.ndim - 2))
                         value = torch.where(where, value, own)
                 own.copy_(value)

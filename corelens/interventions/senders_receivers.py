@@ -63,7 +63,7 @@ class Sender:
     head: int | None = None
     visual: bool = False
 
-    def places(self, inputs: Any, here: Tensor, batch: int) -> Tensor | None:
+    def allowed(self, inputs: Any, here: Tensor, batch: int) -> Tensor | None:
         """Where it may write at all, up to the last of the positions `here`: [batch, pos], or None:
         everywhere."""
         if not self.visual:

@@ -299,16 +299,16 @@ def _set_attention(attn: Any, kinds: Sequence[Kind]) -> None:
     ]
     values = [*(f"digit:{i}" for i in range(10)), *(f"cell:{i}" for i in range(CELLS)), "visual"]
     values += [f"carried:{i}" for i in range(10)]
-    place = dict(zip(keys, UNROTATED, strict=False))
+    dimensions = dict(zip(keys, UNROTATED, strict=False))
     q, k, v, o = (_split(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
     for group in range(len(k)):
-        for flag, dimension in place.items():
+        for flag, dimension in dimensions.items():
             k[group, dimension, _at(flag)] = 1
         for dimension, flag in enumerate(values):
             v[group, dimension, _at(flag)] = 1 / UNIT
     for head, kind in enumerate(kinds):
         for row_flag, key_flag, score in kind.asks:
-            q[head, place[key_flag], _at(row_flag)] = score * HEAD**0.5 / UNIT**2
+            q[head, dimensions[key_flag], _at(row_flag)] = score * HEAD**0.5 / UNIT**2
         for source, target in kind.writes:
             o[head, values.index(source), _at(target)] = kind.strength
     attn.q_proj.weight.copy_(q.flatten(0, 1))
