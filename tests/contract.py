@@ -150,13 +150,13 @@ def main() -> int:
         parser.add_argument(f"--{package}", metavar="VERSION")
     parser.add_argument("--lowest", action="store_true")
     parser.add_argument("--newer", action="store_true")
-    given, options = parser.parse_known_args()
-    asked = {package: getattr(given, package.replace("-", "_")) for package in LOWEST}
+    arguments, options = parser.parse_known_args()
+    asked = {package: getattr(arguments, package.replace("-", "_")) for package in LOWEST}
     versions = {package: version for package, version in asked.items() if version}
-    if given.newer:
+    if arguments.newer:
         news(options)
         return 0
-    if given.lowest:
+    if arguments.lowest:
         versions = LOWEST | versions
     if not versions:
         parser.error("name a version: --transformers 5.17.0, --lowest or --newer")

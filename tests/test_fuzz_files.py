@@ -163,12 +163,14 @@ def test_duo_attentions_sizes_are_a_streaming(tmp_path):
 def test_capacity_above_the_prompt_is_dropped_as_the_papers_code_does():
     scores = cl.HeadScores(np.array([[8.0, 1, 1, 1], [1, 1, 1, 1]]))
     shape = {"n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
-    kept, dropped = (cl.KVBudget(scores, 100, window=10, give_back=back) for back in (True, False))
+    returned, dropped = (
+        cl.KVBudget(scores, 100, window=10, give_back=back) for back in (True, False)
+    )
     # s · (B − m) · L · n + m + window, by hand: B 90, m 9
     plain = np.rint(np.array([[9, 2], [2, 2]]) / 15 * 81 * 4 + 9).astype(int) + 10
     np.testing.assert_array_equal(dropped.capacities(**shape, length=120), np.minimum(plain, 120))
     assert (
-        kept.capacities(**shape, length=120).sum()
+        returned.capacities(**shape, length=120).sum()
         == plain.sum()
         > dropped.capacities(**shape, length=120).sum()
     )

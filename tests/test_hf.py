@@ -289,11 +289,11 @@ def test_the_contract_begins_at_the_lowest_versions():
 
 def test_constraints_are_names_and_versions_inside_the_range():
     """Of every package that the README's commands ask for, and without an address."""
-    lines = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    requirements = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in requirements if not line.startswith("#"))
     assert all(
         re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)
-        for line in lines
+        for line in requirements
         if not line.startswith("#")
     )
     pinned = {re.sub(r"[-_.]+", "-", name).lower(): Version(text) for name, text in pins.items()}

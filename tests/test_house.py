@@ -33,25 +33,25 @@ def parsed(module: str) -> ast.Module:
 def imports(module: str) -> frozenset[str]:
     """The files of the package that a file imports when it is imported (not inside functions, not
     for types only)."""
-    found = set()
+    imported = set()
 
     def visit(nodes):
         for node in nodes:
             if isinstance(node, ast.Import):
-                found.update(alias.name for alias in node.names)
+                imported.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module:
                 inside = [f"{node.module}.{alias.name}" for alias in node.names]
                 modules = [name for name in inside if name in FILES]
-                found.update(modules)
+                imported.update(modules)
                 if len(modules) < len(inside):
-                    found.add(node.module)
+                    imported.add(node.module)
             elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.dump(node.test):
                 visit([*node.body, *node.orelse])
             elif isinstance(node, (ast.Try, ast.With)):
                 visit(node.body)
 
     visit(parsed(module).body)
-    return frozenset(found & FILES.keys() - {module, "corelens"})
+    return frozenset(imported & FILES.keys() - {module, "corelens"})
 
 
 def all_imports(module: str) -> set[str]:
