@@ -35,7 +35,7 @@ def ablate(
     positions: Where | None = None,
     seed: int = 0,
 ) -> list[Hook]:
-    """Hooks that ablate these heads.
+    """Hooks that ablate heads: they replace the heads' z, or make their attention uniform.
 
     Args:
         heads: a HeadSet, or anything that makes one.
@@ -82,6 +82,8 @@ def ablate(
 def _on_heads(
     edit: Edit, layer: int, numbers: Sequence[int], positions: Where | None, name: str
 ) -> Callable[..., Any]:
+    """A hook function that edits z (or q) of these heads, at these positions."""
+
     def hook_function(z: Float[Tensor, "batch pos head d"], hook: Any) -> Tensor:
         if max(numbers) >= z.shape[2]:
             raise CorelensError(
@@ -111,6 +113,8 @@ def _zero(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:
 
 
 def _mean(reference: Mapping[int, Tensor]) -> Edit:
+    """Replace z by its mean, or by the mean of its token's role."""
+
     def edit(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:
         try:
             mean = reference[layer][:, numbers].to(z)  # [role or 1, head, d]
@@ -128,6 +132,8 @@ def _mean(reference: Mapping[int, Tensor]) -> Edit:
 
 
 def _resample(reference: Any, seed: int) -> Edit:
+    """Replace z by that of another run: of the same position, or of a random token of the same
+    role."""
     cache, other = reference if isinstance(reference, tuple) else (reference, None)
 
     def edit(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:

@@ -38,7 +38,7 @@ def counterfactual(
     seed: int = 0,
     model: Any = None,
 ) -> Sample:
-    """A twin of a sample, changed in one thing.
+    """A copy of a sample with one change: in its picture, or in its question.
 
     Args:
         sample: a sample with a region (not needed for "text").
@@ -95,7 +95,7 @@ def counterfactual_pairs(
     model: Any = None,
     **options: Any,
 ) -> list[tuple[Sample, Sample]]:
-    """Matched pairs (clean, corrupted), each of one token grid.
+    """Pairs (clean sample, corrupted twin) whose tokens stand at the same positions.
 
     Args:
         samples: the clean ones.
@@ -166,6 +166,7 @@ def _region(sample: Sample, region: Any) -> Region:
 
 
 def _sizes(sample: Sample) -> list[tuple[int, ...]]:
+    """(width, height) of each image, and (frames, width, height) of a video."""
     images: list[tuple[int, ...]] = [
         read_picture(image, f"sample {sample.id!r}").size for image in sample.images
     ]
@@ -287,7 +288,8 @@ def _swapped(sample: Sample, first: Region, second: Region) -> Sample:
 
 
 def _content(other: Any) -> Image.Image:
-    """What replaces: the first region of another sample, or a whole picture."""
+    """The picture that replaces a region: the first region of another sample, or a whole
+    picture."""
     if not isinstance(other, Sample):
         return read_picture(other, "other")
     region = _region(other, 0)

@@ -24,7 +24,7 @@ Answers = str | int | Sequence[str | int] | None
 
 @dataclass(frozen=True)
 class Bound:
-    """A metric that knows its samples.
+    """A metric that is bound to the runs it measures: it knows their answers and rows.
 
     Args:
         label: what is measured, for axes and headings.
@@ -52,8 +52,8 @@ class Bound:
 
 
 class LogitMetric:
-    """A metric made before any sample exists. `bind` gives it the runs; with token ids it also
-    works unbound."""
+    """A metric that still has to be bound to runs (`bind`). One made of token ids also works
+    unbound, at the last position."""
 
     def __init__(
         self, label: str, make: Callable[..., Bound], free: Callable[[Tensor], Tensor] | None = None

@@ -34,7 +34,7 @@ BATCH_TOKENS_ELSEWHERE = 16_384
 
 
 def patch(names: str | Iterable[str], source: Any, positions: Where | None = None) -> list[Hook]:
-    """Hooks that put the values of another run into these points.
+    """Hooks that replace activations by those of another run.
 
     Args:
         names: hook names, per-head names too.
@@ -70,6 +70,7 @@ def _value(source: Any, name: str) -> Tensor:
 
 
 def _put(name: str, source_value: Tensor, positions: Where | None) -> Callable[..., Any]:
+    """A hook function that writes another run's activation, at these positions."""
     query_axis = 2 if axis_of(name)[0] == 2 and ".head." not in name else 1
 
     def patch(x: Tensor, hook: Any) -> Tensor:
@@ -114,7 +115,8 @@ def _same_shape(source_value: Tensor, x: Tensor, name: str) -> Tensor:
 
 
 def _along(where: Tensor, x: Tensor, axis: int) -> Tensor:
-    """[batch, pos] as a mask that broadcasts over x, whose positions are on `axis`."""
+    """A mask [batch, pos], reshaped so that it broadcasts over x, whose positions are on
+    `axis`."""
     shape = [1] * x.ndim
     shape[0], shape[axis] = where.shape
     return where.to(x.device).reshape(shape)

@@ -168,8 +168,11 @@ def _batches(
     replay: Replay,
     batch_tokens: int | None,
 ) -> Iterator[tuple[list[int], Start]]:
-    """Numbers of groups that share a batch, and where their runs begin: groups whose senders begin
-    in the same layer, in the order of the first rows that they change."""
+    """Batches of path runs: the numbers of the groups in a batch, and where its runs begin.
+
+    Groups whose senders begin in the same layer share batches, in the order of the first rows that
+    they change: so a batch begins as late as its earliest group allows.
+    """
     layers = {
         number: min(layer_of(name) for sender in groups[number][0] for name in sender.names)
         for number in first_rows
@@ -185,8 +188,7 @@ def _batches(
 
 
 class _PathRun:
-    """The path run of some groups in one batch: what receivers read in it, and the metric once they
-    have it.
+    """The path run of some groups in one batch, and the last runs that follow from it.
 
     Args:
         replay: of the base run.
@@ -234,8 +236,14 @@ class _PathRun:
     def metric_with(
         self, target: Target, where: Tensor | None, measure: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:
-        """The metric [sample] of each run, when these receivers have what they read here (at the
-        positions `where` [sample, pos]; None: at all), and what comes after them is recomputed."""
+        """The metric [sample] of the last run, for each run of the batch.
+
+        Args:
+            target: the receivers: they have what they read in the path run, and everything past
+                them is recomputed.
+            where: [sample, pos], True where they have it; None: everywhere.
+            measure: the metric.
+        """
         runs = self.start.runs
         at_logits = any(receiver.reads == "hook_logits" for receiver in target)
         # A point before the start was not run: no sender reaches it.
@@ -266,7 +274,13 @@ def _mixed(where: Tensor, new: Tensor, old: Tensor, runs: int) -> Tensor:
 def _in_order(
     values: list[list[Tensor]], per: Sequence[str], n_senders: int, n_masks: int
 ) -> list[Tensor]:
-    """values[sender · mask][receiver] in the order of the axes `per`."""
+    """One value for each combination of senders, mask and receivers, in the order of `per`.
+
+    Args:
+        values: [senders · masks][receivers], each [sample].
+        per: the axes of the result.
+        n_senders, n_masks: how many sets of senders and masks of positions there are.
+    """
     grid = torch.stack([torch.stack(by_receiver) for by_receiver in values])
     grid = grid.unflatten(0, (n_senders, n_masks))  # [sender, mask, receiver, sample]
     position_axis = next((name for name in per if name in POSITION_AXES), "mask")

@@ -29,8 +29,8 @@ def path_hooks(
     freeze_mlps: bool = False,
     positions: Where | None = None,
 ) -> list[Hook]:
-    """Hooks of the path run: senders have the values of another run, every other head that of the
-    base run.
+    """Hooks of the path run of path patching: senders have the values of another run, every other
+    head keeps that of the base run.
 
     Run the base inputs under them, read what receivers read (`model.run_with_cache`), and
     `cl.patch` it into a last run. The logits of the path run itself are those with `hook_logits` as

@@ -37,7 +37,7 @@ class Start:
 
 
 class Replay:
-    """One base run, and runs that begin in the middle of it.
+    """One base run, and further runs of the same batch that begin in the middle of it.
 
     Args:
         model: a HookedMLLM.
@@ -163,15 +163,16 @@ class Replay:
         return _repeat(self.cache["hook_embed"], start)
 
     def _needs_ids(self) -> bool:
-        """Whether the model makes the decoder more than embeddings of the ids: embeddings alone do
-        not call it then."""
+        """Whether the model hands its decoder more than embeddings that it made of the ids: then it
+        cannot be called with embeddings alone."""
         n = len(self.cache["hook_embed"])
         more = (x for name, x in self._kwargs.items() if name not in CALL and isinstance(x, Tensor))
         made = any(x.is_floating_point() and x.shape[:2] == (n, self.length) for x in more)
         return made and self._kwargs.get("input_ids") is None
 
     def _any_text(self, embeds: Tensor) -> Int[Tensor, "batch pos"]:
-        """Ids that stand for no picture; what the decoder gets for them is replaced."""
+        """Token ids of plain text, to call the model with: what its decoder gets for them is
+        replaced."""
         pictures = self.model.layout.placeholders(self.model.hf.config)
         token = next(token for token in range(len(pictures) + 1) if token not in pictures)
         return torch.full(embeds.shape[:2], token, device=embeds.device)
@@ -252,8 +253,14 @@ class Replay:
         return kwargs
 
     def _mask(self, mask: Tensor | None, start: Start, made: bool = True) -> Tensor | None:
-        """The mask of the rows from `start.row` on; if it was `made` before the decoder, None means
-        causal."""
+        """The attention mask of the rows from `start.row` on, for each run of the batch.
+
+        Args:
+            mask: the base run's; None: causal.
+            start: where the run begins.
+            made: whether the model makes the mask before it calls the decoder: then the decoder
+                does not make a causal one of None, and it is built here.
+        """
         if mask is None:
             if not made or not start.row:
                 return None
@@ -282,6 +289,7 @@ class Replay:
 
 
 def _repeat(x: Tensor, start: Start) -> Tensor:
+    """The rows of x [batch, pos, …] from the start on, each sample once for each run."""
     return x[:, start.row :].repeat_interleave(start.runs, dim=0)
 
 

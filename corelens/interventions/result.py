@@ -17,7 +17,7 @@ FORMAT, VERSION = "corelens.patch_result", 1
 
 @dataclass(eq=False)
 class PatchResult:
-    """The metric under each patch.
+    """The metric under each patch of a sweep, with a name and labels for every axis.
 
     Args:
         values: float32 [sample, *axes]: the metric of each sample under each patch.
@@ -44,7 +44,7 @@ class PatchResult:
     @property
     def effect(self) -> Float[np.ndarray, "sample *axes"]:
         """The metric under the patch minus that of the unpatched run, [sample, *axes]."""
-        return self.values - self._spread(self.base)
+        return self.values - self._by_sample(self.base)
 
     @property
     def recovered(self) -> Float[np.ndarray, "sample *axes"]:
@@ -53,10 +53,11 @@ class PatchResult:
 
         NaN for a sample in which the two runs do not differ.
         """
-        gap = self._spread(self.other - self.base)
+        gap = self._by_sample(self.other - self.base)
         return np.divide(self.effect, gap, out=np.full_like(self.values, np.nan), where=gap != 0)
 
-    def _spread(self, x: np.ndarray) -> np.ndarray:
+    def _by_sample(self, x: np.ndarray) -> np.ndarray:
+        """One number a sample, shaped to broadcast over the axes."""
         return x.reshape(-1, *[1] * len(self.axes))
 
     def top(self, k: int = 10) -> list[tuple[dict[str, str], float]]:

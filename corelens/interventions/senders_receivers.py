@@ -49,7 +49,7 @@ _HEAD = re.compile(r"blocks\.(\d+)\.attn\.(head|kv_head)\.(\d+)\.(hook_\w+)")
 
 @dataclass(frozen=True)
 class Sender:
-    """What sends: these points (of one head, if `head` is given), with another run's values.
+    """A sender: hook points, or one head of them, that have another run's values.
 
     Args:
         label: for the result's axis.
@@ -64,8 +64,8 @@ class Sender:
     visual: bool = False
 
     def allowed(self, inputs: Any, here: Tensor, batch: int) -> Tensor | None:
-        """Where it may write at all, up to the last of the positions `here`: [batch, pos], or None:
-        everywhere."""
+        """The positions at which it may write, as a mask [batch, pos] up to the last of the positions
+        `here`; None: everywhere."""
         if not self.visual:
             return None
         return member(resolve("visual", inputs, here, batch, rows=True), int(here[-1]) + 1)
@@ -73,7 +73,7 @@ class Sender:
 
 @dataclass(frozen=True)
 class Receiver:
-    """What receives: its name, and the point that is read in the path run.
+    """A receiver: a point that has, in the last run, what it read in the path run.
 
     Args:
         name: as it was given.
@@ -173,8 +173,7 @@ def _gate(name: str, gates: set[str]) -> list[str]:
 
 
 def mixing(layer: int, names: Container[str], written: Container[str] = ()) -> list[str]:
-    """The points that freeze what a layer carries between tokens: its heads, or else its mixer's
-    output.
+    """The points by which a layer is frozen: its heads, or the output of a mixer without heads.
 
     Args:
         names: the points that the base run's cache holds, or that the model has.
@@ -235,7 +234,7 @@ def rank(name: str, n_layers: int) -> tuple[int, int]:
 
 
 def reaches(sender: Sender, receiver: Receiver, n_layers: int) -> bool:
-    """Whether a direct path leads from one to the other."""
+    """Whether a direct path can lead from a sender to a receiver."""
     point = re.sub(r"\.(head|kv_head)\.\d+\.", ".", receiver.reads)
     if point.endswith(FROZEN) or receiver.reads in sender.names:
         return False

@@ -49,7 +49,7 @@ def axis_of(name: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """One patch: these points at once, of each this part, at these positions.
+    """One patch of a sweep: points that are written at once, which part of them, and where.
 
     Args:
         names: hook points; none where the model has no such point (a layer without
@@ -167,7 +167,7 @@ def _with_part(model: Any, names: tuple[str, ...], part: slice | None) -> tuple[
 
 
 def table(where: Where, inputs: Inputs) -> Bool[Tensor, "sample pos"]:
-    """True at the positions that `where` means, for each sample."""
+    """A mask [sample, pos] of the positions that `where` names."""
     every = torch.arange(inputs.length)
     return member(resolve(where, inputs, every, len(inputs), rows=True), inputs.length)
 

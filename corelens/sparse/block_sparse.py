@@ -16,7 +16,7 @@ from corelens.sparse.sight import MaskMod
 
 @dataclass(frozen=True)
 class BlockSparse:
-    """Keys by blocks, chosen as the prompt is read: those whose antidiagonals score highest.
+    """XAttention: each head attends to the blocks of keys whose antidiagonals score highest.
 
     Every `stride` queries and every `stride` keys make one number, the mean score along the
     antidiagonal of their square (each token of either side takes part in exactly one pair): S[i, j]
@@ -51,7 +51,8 @@ class BlockSparse:
             )
 
     def sees(self, prompt: Prompt, query: Tensor, key: Tensor, call: Call) -> MaskMod:
-        """See `corelens.sparse.patterns`."""
+        """The pattern for this prompt, as a function of index tensors: which block of queries sees
+        which block of keys."""
         if query.shape[2] != prompt.length:
             raise CorelensError(
                 f"BlockSparse in a step of {query.shape[2]} of {prompt.length} tokens",

@@ -22,7 +22,7 @@ ALLOCATIONS = ("scores", "random", "adakv", "pyramidkv")
 
 @dataclass(frozen=True)
 class KVBudget:
-    """What the KV heads keep of a prompt, `budget` keys each on the mean.
+    """How many keys of a prompt each KV head keeps: `budget` on average.
 
     With L layers of n KV heads, s the query heads' scores summed over each KV head's group and
     normalised to Σs = 1 over the model, B = budget − window and m = int(ρB) (SparseMM, arXiv
@@ -157,7 +157,7 @@ class KVBudget:
     def _shares(
         self, n_layers: int, n_heads: int, n_kv_heads: int
     ) -> Float[np.ndarray, "layer kv_head"]:
-        """Each KV head's score."""
+        """The score of each KV head: the sum of its query heads' scores."""
         if self.scores is None:
             return np.ones((n_layers, n_kv_heads))
         values = self.scores.values.astype(np.float64)
@@ -181,8 +181,7 @@ def give_back(
     shares: Float[np.ndarray, "layer kv_head"],
     length: int,
 ) -> Int[np.ndarray, "layer kv_head"]:
-    """Capacities none of which is above the prompt's length; what is cut off goes to the others, by
-    their shares.
+    """Capacities capped at the prompt's length; the excess goes to the other heads by their shares.
 
     The sum stays what it was, or all heads keep the whole prompt.
     """
@@ -202,8 +201,8 @@ def give_back(
 
 
 def _pyramid(spread: int, beta: int, n_layers: int, most: int) -> Float[np.ndarray, " layer"]:
-    """PyramidKV: `spread` on the mean, falling in equal steps to spread / beta; flatter where
-    `most` is all there is.
+    """PyramidKV's budget of each layer: `spread` on average, falling in equal steps to the last
+    layer's spread / beta; flatter where a layer would keep more than `most`.
 
     (The published code rounds the step down, and so gives out up to L² / 2 keys more; here the mean
     is kept.)

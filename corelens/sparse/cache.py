@@ -27,7 +27,7 @@ from corelens.sparse.selection import among_heads, highest, observed, sink_and_w
 
 
 class RaggedLayer(CacheLayerMixin):
-    """One layer: the whole prompt until it is evicted, then what is left of it and the new
+    """One layer's keys and values: the whole prompt, then what eviction left of it and the new
     tokens."""
 
     is_sliding = False
@@ -41,7 +41,7 @@ class RaggedLayer(CacheLayerMixin):
         self.store: Ragged | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is reserved."""
+        """Note dtype and device; nothing is allocated."""
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
@@ -81,7 +81,7 @@ class RaggedLayer(CacheLayerMixin):
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """It has no limit."""
+        """−1: the cache has no limit."""
         return -1
 
     @property
@@ -104,7 +104,7 @@ class RaggedLayer(CacheLayerMixin):
 
 
 class RaggedCache(Cache):
-    """What `generate` keeps under a plan that evicts.
+    """The KV cache of `generate` under a plan that evicts keys after the prompt.
 
     A sliding-window layer keeps what its window can still see, in every head: it is bounded
     already, and neither the pattern's window nor the budget speaks of it. Under a budget, L is how
@@ -127,8 +127,8 @@ class RaggedCache(Cache):
         return sum(layer.nbytes for layer in self.ragged)
 
     def evict(self, layer_idx: int, query: Float[Tensor, "batch head pos d"], call: Call) -> None:
-        """The attention of this layer over the prompt is done, with this query: let go of what is
-        not to be kept."""
+        """Drop the keys and values of a layer that the plan does not keep, after its attention over
+        the prompt with this query."""
         layer, sparse, device = self.ragged[layer_idx], self.plan.sparse, query.device
         prompt = replace(
             self.plan.prompt,
@@ -178,7 +178,7 @@ class RaggedCache(Cache):
         call: Call,
         windows: list[int | None],
     ) -> Bool[Tensor, "batch kv_head key"]:
-        """What a layer keeps under a budget."""
+        """Which keys each KV head of a layer keeps under a budget."""
         cfg = self.plan.cfg
         if self._capacities is None:
             layers = [number for number, window in enumerate(windows) if window is None]

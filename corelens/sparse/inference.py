@@ -59,7 +59,7 @@ Pattern = Streaming | BlockSparse | Pruned | MaskMod
 
 @dataclass
 class SparseInference:
-    """Which heads attend fully, and what the others leave out.
+    """A plan of sparse attention: which heads attend fully, and which keys the others leave out.
 
     Args:
         heads: the full heads, a HeadSet or what makes one; none and all are allowed.
@@ -140,7 +140,7 @@ class SparseInference:
             )
 
     def plan(self, cfg: Any) -> "Plan":
-        """How one run of a model of this shape carries it out."""
+        """The Plan of one run of a model of this shape."""
         return Plan(self, cfg)
 
 
@@ -173,11 +173,11 @@ class Plan:
         self.first_new, self.total = 0, 0
 
     def pattern(self, layer: int) -> Pattern | None:
-        """What the heads of this layer that are not full see."""
+        """The pattern of the heads of this layer that are not full."""
         return self.sparse.layers.get(layer, self.sparse.pattern)
 
     def roles(self, layer: int) -> list[str]:
-        """For each KV head "full" (a query head of its is), "pruned" (all are left out) or
+        """The role of each KV head: "full" if one of its query heads is, else "pruned" or
         "sparse"."""
         pattern, group = self.pattern(layer), self.cfg.n_heads // self.cfg.n_kv_heads
         if pattern is None:
@@ -215,7 +215,8 @@ class Plan:
     def begin(
         self, inputs: Any, first_new: int, new: int, batch: int, device: torch.device, cache: Any
     ) -> None:
-        """A forward of the decoder begins, whose `new` tokens come after `first_new` others."""
+        """Note that a forward of the decoder begins, whose `new` tokens come after `first_new`
+        others."""
         if self.prompt is None or first_new == 0:
             self.prompt = prompt_of(inputs, new, batch, device)
             if first_new == 0 and new > self.prompt.length:
@@ -262,7 +263,7 @@ class Plan:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, call: Call
     ) -> Float[Tensor, "batch pos head d"] | None:
-        """z of this layer; None: nothing is left out here, attend as ever."""
+        """z of this layer; None if nothing is left out here and ordinary attention is to run."""
         if call.allowed is None:
             decoding_on_ours = self.decoding and self.cache is not None
             return self.cache.attend(_layer_of(call), query, call) if decoding_on_ours else None
@@ -271,8 +272,7 @@ class Plan:
         return ENGINES[engine_for(self.sparse.engine, query.device)](query, key, value, call)
 
     def finish(self, z: Float[Tensor, "batch pos head d"], query: Tensor, call: Call) -> Tensor:
-        """What is left to do when z is there: constants in the place of pruned heads, eviction
-        after the prompt."""
+        """z with constants in the place of pruned heads; after the prompt, keys are evicted."""
         layer = _layer_of(call)
         pattern = self.pattern(layer)
         if isinstance(pattern, Pruned) and not self.full[layer].all():

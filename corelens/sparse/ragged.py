@@ -30,11 +30,11 @@ class Group:
     """Some heads of the same length, side by side in the packed storage.
 
     Args:
-        first: their first line in the packed storage.
+        first: their first slot in the packed storage.
         count: how many heads.
-        room: lines a head has.
-        length: lines a head uses.
-        limit: lines it may ever use: a ring; None: it grows.
+        room: slots a head has.
+        length: slots a head uses.
+        limit: slots it may ever use: a ring; None: it grows.
     """
 
     first: int
@@ -44,14 +44,14 @@ class Group:
     limit: int | None
 
     def of(self, packed: Tensor) -> Tensor:
-        """Its lines [count, room, …]."""
+        """The slots of this group, as a view [count, room, …] of a packed tensor."""
         return packed[self.first : self.first + self.count * self.room].unflatten(
             0, (self.count, self.room)
         )
 
 
 class Ragged:
-    """One layer's keys and values, a different number for every sample and KV head.
+    """The keys and values of one layer, packed: every sample and KV head has its own number of them.
 
     Args:
         key, value: those of the prompt.
@@ -115,7 +115,7 @@ class Ragged:
         key: Float[Tensor, "batch kv_head 1 d"],
         value: Float[Tensor, "batch kv_head 1 d_value"],
     ) -> None:
-        """Take a new token, everywhere."""
+        """Append a new token in every head."""
         if any(group.length == group.room and group.length != group.limit for group in self.groups):
             self._make_room()
         self.keys.index_copy_(0, self.slots, key.flatten(0, 2)[self.heads])
@@ -154,12 +154,12 @@ class Ragged:
         self.groups = grown
         self._place(offset)
 
-    slots: Int[Tensor, " head"]  # the line that each head writes next
+    slots: Int[Tensor, " head"]  # the slot that each head writes next
     lengths: Int[Tensor, " head"]
 
     def _place(self, offset: Int[Tensor, " head"]) -> None:
-        """Note for the kernels where the heads stand; `offset`: which of its own lines each writes
-        next."""
+        """Compute where each head's slots lie, as the kernels need it; `offset`: which of its own
+        slots a head writes next."""
         device = offset.device
 
         def by_head(values: list[int], dtype: torch.dtype = torch.long) -> Tensor:
@@ -215,8 +215,8 @@ class Ragged:
     def dense(
         self,
     ) -> tuple[Float[Tensor, "b kv key d"], Float[Tensor, "b kv key e"], Bool[Tensor, "b kv key"]]:
-        """All that is held on the axis of original positions, zero elsewhere, and where it is
-        held."""
+        """Keys and values on the axis of original positions, zero where nothing is held, and a mask
+        of what is held."""
         slots = torch.cat(
             [
                 group.of(torch.arange(len(self.keys), device=self.keys.device))[
@@ -247,7 +247,7 @@ def grouped(
     call: Call,
     sinks: Float[Tensor, "head g"] | None,
 ) -> Float[Tensor, "head g d_value"]:
-    """Group by group: SDPA, or with a soft cap or sinks scores and softmax in float32."""
+    """Attention group by group: SDPA; with a soft cap or sinks, scores and softmax in float32."""
     outputs, done = [], 0
     for group in store.groups:
         members = slice(done, done + group.count)

@@ -91,8 +91,8 @@ def highest(
     capacity: Int[Tensor, "batch kv_head"],
     window: int,
 ) -> Bool[Tensor, "batch kv_head key"]:
-    """Keep the prompt's last `window` keys, and of the others those most looked at, `capacity` in
-    all."""
+    """A mask of the keys that are kept: the prompt's last `window`, and of the others those most
+    attended to, `capacity` in all."""
     wanted = (capacity - window).clamp(min=0)
     order = looked_at.topk(min(int(wanted.max()), looked_at.shape[2]), dim=2).indices
     first = torch.arange(order.shape[2], device=order.device) < wanted[..., None]
@@ -138,7 +138,7 @@ def sink_and_window(
 
 
 def _of_heads(call: Call, heads: Int[Tensor, " some"]) -> Call:
-    """The same call as these query heads alone make it."""
+    """The call, cut to these query heads."""
 
     def of(x: Tensor | None) -> Tensor | None:
         return x[:, heads] if x is not None and x.shape[1] > 1 else x

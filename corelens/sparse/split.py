@@ -97,14 +97,14 @@ def _additive(mask: Tensor | None) -> bool:
 
 
 def _tiles_apply(*tensors: Tensor) -> bool:
-    """Where the kernel is there that gives log-sum-exp on a CPU, which no gradient goes through."""
+    """Whether the CPU kernel can run that gives log-sum-exp; no gradient goes through it."""
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     same_width = tensors[0].shape[-1] == tensors[2].shape[-1]
     return all(x.device.type == "cpu" for x in tensors) and not needs_grad and same_width
 
 
 def causal_spans(call: Call, sight: Sight) -> list[slice] | None:
-    """Of each sample, where its real tokens are, if the layer attends causally to just these; else
+    """The span of each sample's real tokens, if the layer attends causally to just these; else
     None."""
     prompt, (first, end) = sight.prompt, (sight.prompt.first.tolist(), sight.prompt.end.tolist())
     if len(sight.rows) != prompt.length or len(sight.keys) != prompt.length:
@@ -169,7 +169,8 @@ def _tiled(
     pattern: Streaming,
     scaling: float,
 ) -> Float[Tensor, "head pos d"]:
-    """Whole tiles of rows, the first row at position `at`, all past sink + window."""
+    """Attention of whole tiles of rows that lie past sink + window; `start` is the position of the
+    first row."""
     heads, rows, d = query.shape
     number, sink, window = rows // tile, pattern.sink, pattern.window
     q = query.reshape(heads, number, tile, d).transpose(0, 1).reshape(number, 1, heads * tile, d)
@@ -199,7 +200,7 @@ def _tiled(
 def _last_rows(
     query: Tensor, key: Tensor, value: Tensor, scaling: float
 ) -> Float[Tensor, "head row d"]:
-    """The last rows of a prompt, which see everything."""
+    """Attention of the last rows of a prompt, which see everything."""
     heads, rows, _ = query.shape
     before = len(key) - rows
     keys, values = _spread(key, heads), _spread(value, heads)
@@ -256,8 +257,8 @@ def _spread(x: Tensor, heads: int) -> Float[Tensor, "1 head key d"]:
 def _chunked(
     query: Tensor, key: Tensor, value: Tensor, heads: Int[Tensor, " some"], call: Call, sight: Sight
 ) -> Float[Tensor, "batch some pos d"]:
-    """Chunks of queries against the keys that any of them sees; heads together if they see the
-    same."""
+    """Attention of chunks of queries over the keys that any of them sees; heads go together if they
+    see the same."""
     query, group = query[:, heads], query.shape[1] // key.shape[1]
     chunks = []
     for rows in torch.arange(query.shape[2], device=query.device).split(CHUNK):
