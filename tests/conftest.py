@@ -33,7 +33,8 @@ def chromium():
     )
     if not browser:
         pytest.skip(
-            "headless Chromium is missing: install Debian's package `chromium` (apt-get install chromium)"
+            "headless Chromium is missing: install Debian's package `chromium` (apt-get install "
+            "chromium)"
         )
     return browser
 

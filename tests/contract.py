@@ -44,7 +44,10 @@ BROKEN = {
     "5.20.": {
         "softcap": SOFTCAP,
         "test_a_prompt_may_come_in_parts": IN_PARTS,
-        "smolvlm": "it cuts the tokens of all tiles into rows of patch_size, which our tiles of 4 do not fill",
+        "smolvlm": (
+            "it cuts the tokens of all tiles into rows of patch_size, which our tiles of 4 do not "
+            "fill"
+        ),
     },
 }
 # tokenizers' lowest is that of the lowest transformers
@@ -89,7 +92,10 @@ def _ask(python: Path, code: str) -> str:
 def run(python: Path, options: list[str], limit: float | None = None) -> int:
     """The suite under this Python: pytest's exit code."""
     names = ["torch", "transformers", "tokenizers", "transformer-lens", "accelerate"]
-    code = f"from importlib.metadata import version; print(', '.join(f'{{n}} {{version(n)}}' for n in {names}))"
+    code = (
+        f"from importlib.metadata import version; print(', '.join(f'{{n}} {{version(n)}}' for n in "
+        f"{names}))"
+    )
     print(f"contract with {_ask(python, code)}", flush=True)
     print("\n".join(f"  {part}: {', '.join(files)}" for part, files in SUITE.items()), flush=True)
     files = [str(ROOT / "tests" / name) for part in SUITE.values() for name in part]
@@ -137,7 +143,8 @@ def news(options: list[str]) -> None:
             print(f"news: the contract suite did not end ({type(error).__name__})")
         else:
             print(
-                f"news: above the cap the contract {'holds: lift it' if code == 0 else 'is broken, see above'}"
+                "news: above the cap the contract "
+                f"{'holds: lift it' if code == 0 else 'is broken, see above'}"
             )
 
 

@@ -31,7 +31,10 @@ HOVER = (
 
 def test_the_browser_would_tell(browse):
     """A page that fails and asks the network for things is found out."""
-    page = "<body><img src='http://example.com/a.png'><script src='https://example.org/b.js'></script><script>oops()</script></body>"
+    page = (
+        "<body><img src='http://example.com/a.png'><script "
+        "src='https://example.org/b.js'></script><script>oops()</script></body>"
+    )
     _, console, network = browse(page, "return 1")
     assert network == ["http://example.com/a.png", "https://example.org/b.js"]
     assert "oops is not defined" in "".join(console)
@@ -56,7 +59,8 @@ def test_the_study_report_opens_and_unfolds(browse, tmp_path):
     study.write(tmp_path)
     script = (
         "const folded = all('details'); folded.forEach((part) => { part.open = true; });"
-        "return folded.length + ' ' + all('table').filter((table) => table.offsetHeight > 0).length;"
+        "return folded.length + ' ' + all('table').filter((table) => table.offsetHeight > "
+        "0).length;"
     )
     seen, console, network = browse(study.report.read_text(encoding="utf-8"), script)
     parts, tables = map(int, seen.split())
@@ -71,9 +75,11 @@ def test_a_token_view_shows_the_head_that_is_hovered(browse, demo, tmp_path):
     assert len(page) < 5e6 and "unpkg.com" not in page
     script = (
         "const head = all('h4').find((h) => h.textContent === 'L1H9').parentElement;"
-        "const shown = () => all('h3').map((h) => h.textContent).filter((t) => t.includes('Zoomed')).join();"
+        "const shown = () => all('h3').map((h) => h.textContent).filter((t) => "
+        "t.includes('Zoomed')).join();"
         "const before = shown();"
-        "head.dispatchEvent(new MouseEvent('mouseover', {bubbles: true, relatedTarget: document.body}));"
+        "head.dispatchEvent(new MouseEvent('mouseover', {bubbles: true, relatedTarget: "
+        "document.body}));"
         "await wait(500); return before + ' → ' + shown();"
     )
     text, console, network = browse(page, script)
@@ -105,9 +111,12 @@ def test_the_logit_lens_names_tokens_and_moves_through_layers(browse, demo, tmp_
     lens = cl.viz.logit_lens(model, sample, layers=[0, 3, 7])
     lens.save(tmp_path / "lens.html")
     script = (
-        "const slider = all('input[type=range]')[0]; slider.value = 1; slider.dispatchEvent(new Event('input'));"
-        "const now = all('.now')[0].textContent, shown = all('g[data-step]').filter((g) => g.style.display !== 'none');"
-        "const cell = shown[0].querySelectorAll('rect')[5]; cell.dispatchEvent(new PointerEvent('pointerenter'));"
+        "const slider = all('input[type=range]')[0]; slider.value = 1; slider.dispatchEvent(new "
+        "Event('input'));"
+        "const now = all('.now')[0].textContent, shown = all('g[data-step]').filter((g) => "
+        "g.style.display !== 'none');"
+        "const cell = shown[0].querySelectorAll('rect')[5]; cell.dispatchEvent(new "
+        "PointerEvent('pointerenter'));"
         "return [now, shown.length, shown[0].dataset.step, all('.tip')[0].textContent].join(' | ');"
     )
     text, console, network = browse((tmp_path / "lens.html").read_text(encoding="utf-8"), script)

@@ -112,8 +112,8 @@ def test_score_and_ablate_say_when_a_ranking_is_read_where_a_cut_costs_nothing(c
     )
     assert "costs: question 0 points, template 0 points, last 100 points (n=8" in text
     assert (
-        "note: ram: these heads look, and the answer does not need it (cutting rows=question off from it"
-        in text
+        "note: ram: these heads look, and the answer does not need it (cutting rows=question off "
+        "from it" in text
     )
     assert "rows=last costs 100 points: try 'ram[rows=last]'" in text and text.count("note:") == 1
     cut = "ablate qwen3vl-s refer --scores run --n 3 --draws 1 --kind zero"
@@ -180,7 +180,8 @@ def test_patch_draws_heads_positions_and_roles(corelens, tmp_path):
     )
     assert Image.open(tmp_path / "where.png").width > 600
     text = corelens(
-        "patch qwen3vl-s refer --n 2 --site resid_post --per role --twin replace --metric kl --direction noising"
+        "patch qwen3vl-s refer --n 2 --site resid_post --per role --twin replace --metric kl "
+        "--direction noising"
     )
     assert "region" in text and "twin: replace" in text and "KL from the clean run" in text
 

@@ -50,7 +50,10 @@ def test_500_changed_score_files(tmp_path):
 
 
 def test_the_same_scores_are_the_same_bytes_in_every_process(tmp_path):
-    script = "import sys, numpy as np, corelens as cl; cl.HeadScores(np.ones((2, 2)), meta={'a': 'é'}).save(sys.argv[1])"
+    script = (
+        "import sys, numpy as np, corelens as cl; cl.HeadScores(np.ones((2, 2)), meta={'a': "
+        "'é'}).save(sys.argv[1])"
+    )
     for i in range(6):
         subprocess.run([sys.executable, "-c", script, str(tmp_path / str(i))], check=True)
     assert len({(tmp_path / str(i)).read_bytes() for i in range(6)}) == 1

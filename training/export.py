@@ -163,8 +163,9 @@ def model_card(card: dict[str, Any]) -> str:
             part = row["anchor_hidden"]
             low, high = (f"{100 * x:.1f}" for x in part["ci95"])
             hidden = f"""
-Of {part["n"]} relations in `{row["world"]}` {100 * part["accuracy"]:.1f} % ({low}–{high}) are answered right with their
-anchor ("left of the blue star") hidden under a grey box: what stays right did without it.
+Of {part["n"]} relations in `{row["world"]}` {100 * part["accuracy"]:.1f} % ({low}–{high}) are
+answered right with their anchor ("left of the blue star") hidden under a grey box: what stays right
+did without it.
 """
     free = any(part.get("jitter") for part in recipe.get("mix", ()))
     grids = ["`refer` with `jitter=0`"]
@@ -186,6 +187,7 @@ anchor ("left of the blue star") hidden under a grey box: what stays right did w
     article = ("An " if card["architecture"].startswith("I") else "A ") + card["architecture"]
     worlds = " and ".join(f"`{world}`" for world in training["worlds"])
     notes = "".join(f"- {note}\n" for note in training["notes"])
+    after = f" after that of `{start}`" if start else ""
     return f"""# {card["name"]}
 
 {article} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
@@ -200,11 +202,12 @@ Licence: MIT, as CoreLens.
 
 ![Loss of batches and accuracy on validation scenes over the steps of training]({CURVE})
 
-Above the loss of batches (of a visual token summed over its dense labels), with the median of nine; below the accuracy
-on validation scenes, which falls where harder ones join.
+Above the loss of batches (of a visual token summed over its dense labels), with the median of nine;
+below the accuracy on validation scenes, which falls where harder ones join.
 
-Does it look? With the picture made blank its answers must be right by chance alone (10 % for a digit); with the asked
-symbol or value, and nothing else, turned into another, its answers must follow.
+Does it look? With the picture made blank its answers must be right by chance alone (10 % for a
+digit); with the asked symbol or value, and nothing else, turned into another, its answers must
+follow.
 
 | world | options | scenes | blank: right | turned: follows | turned: stays |
 |---|---|---|---|---|---|
@@ -212,10 +215,11 @@ symbol or value, and nothing else, turned into another, its answers must follow.
 {hidden}
 - Chosen by {card["chosen_by"]}; no attention head was looked at before.
 - Test scenes: `corelens.synthetic(world, scenes, seed={seed}, **options)`.
-- Training{f" after that of `{start}`" if start else ""}: {training["steps"]} steps, {training["hours"]} hours on
+- Training{after}: {training["steps"]} steps, {training["hours"]} hours on
   {training["machine"]}, seed {training["seed"]};
   scenes without end from the training split, so none was seen twice. Log: `train_log.jsonl`.
-{notes}- Weights are stored in {card["stored_dtype"]}; `corelens.load_demo("{card["name"]}")` runs them in float32.
+{notes}- Weights are stored in {card["stored_dtype"]};
+  `corelens.load_demo("{card["name"]}")` runs them in float32.
 - Again: `python -m training {card["name"]} --seed {training["seed"]}`.
 """
 

@@ -1,4 +1,4 @@
-"""The attention function that a model calls: its name in the configs, and the table of functions."""
+"""The attention function that a model calls: its name in configs, and the table of functions."""
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def source_of(config: Any) -> str:
-    """The Hub name or the folder that a config was loaded from; "" for one that was made by hand."""
+    """The Hub name or the folder that a config was loaded from; "" for one made by hand."""
     return str(getattr(config, "_name_or_path", "") or "")
 
 

@@ -334,8 +334,8 @@ def _warn_unreachable(
             labels = dict.fromkeys(s.label for senders, _ in lost[:6] for s in senders[:6])
             examples, names = ", ".join(labels), ", ".join(receiver.name for receiver in target)
             warnings.warn(
-                f"{len(lost)} of {len(groups)} sets of senders ({examples} …) cannot reach {names}: "
-                "it comes earlier in the order of computation, or no sender carries a change at "
+                f"{len(lost)} of {len(groups)} sets of senders ({examples} …) cannot reach "
+                f"{names}: it comes earlier in the order of computation, or no sender carries a change at "
                 "its positions. Effect 0.",
                 stacklevel=3,
             )

@@ -64,7 +64,7 @@ class Sender:
     visual: bool = False
 
     def allowed(self, inputs: Any, here: Tensor, batch: int) -> Tensor | None:
-        """The positions at which it may write, as a mask [batch, pos] up to the last of the positions
+        """The positions at which it may write, as a mask [batch, pos] up to the last position of
         `here`; None: everywhere."""
         if not self.visual:
             return None

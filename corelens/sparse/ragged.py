@@ -51,7 +51,7 @@ class Group:
 
 
 class Ragged:
-    """The keys and values of one layer, packed: every sample and KV head has its own number of them.
+    """One layer's keys and values, packed: every sample and KV head has its own number of them.
 
     Args:
         key, value: those of the prompt.
