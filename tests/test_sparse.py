@@ -32,8 +32,8 @@ from corelens.sparse import BlockSparse
 from corelens.sparse.flex import flex
 from corelens.sparse.prefill import engine_for
 from corelens.sparse.prompt import Prompt
-from corelens.sparse.sight import Sight
 from corelens.sparse.split import split, tiles
+from corelens.sparse.visible import Visible
 from helpers.families import FAMILIES, tiny
 from helpers.samples import picture
 
@@ -185,7 +185,7 @@ def case(pattern, mask: str, heads: int, kv_heads: int, full: list[int], **optio
         q,
         k,
         v,
-        replace(call, allowed=Sight(is_full, pattern, sees, prompt, positions, positions, BATCH)),
+        replace(call, allowed=Visible(is_full, pattern, sees, prompt, positions, positions, BATCH)),
     )
 
 

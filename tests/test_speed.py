@@ -306,8 +306,8 @@ def test_pairs_are_counted_as_the_plan_masks():
             causal = torch.ones(length, length, dtype=torch.bool).tril()
             query, key = torch.zeros(1, 4, length, 1), torch.zeros(1, 2, length, 1)
             for layer in range(3):
-                sight = plan._sight(plan.pattern(layer), layer, query, key, call)
-                seen += int((sight(None, None).expand(1, 4, length, length) & causal).sum())
+                visible = plan._visible(plan.pattern(layer), layer, query, key, call)
+                seen += int((visible(None, None).expand(1, 4, length, length) & causal).sum())
                 whole += 4 * int(causal.sum())
         assert left_pairs(sparse, cfg, (37, 5)) == pytest.approx(seen / whole)
 

@@ -335,8 +335,8 @@ def _warn_unreachable(
             examples, names = ", ".join(labels), ", ".join(receiver.name for receiver in target)
             warnings.warn(
                 f"{len(lost)} of {len(groups)} sets of senders ({examples} …) cannot reach "
-                f"{names}: it comes earlier in the order of computation, or no sender carries a change at "
-                "its positions. Effect 0.",
+                f"{names}: it comes earlier in the order of computation, or no sender carries a "
+                "change at its positions. Effect 0.",
                 stacklevel=3,
             )
 

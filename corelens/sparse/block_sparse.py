@@ -11,7 +11,7 @@ from corelens.errors import CorelensError
 from corelens.hooks.rows import Call
 from corelens.sparse.patterns import at_least
 from corelens.sparse.prompt import Prompt
-from corelens.sparse.sight import MaskMod
+from corelens.sparse.visible import MaskMod
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ from corelens.sparse.patterns import Pruned, Streaming
 from corelens.sparse.prefill import ENGINES, engine_for
 from corelens.sparse.prompt import Prompt, prompt_of
 from corelens.sparse.reference import reference
-from corelens.sparse.sight import MaskMod, Sight
+from corelens.sparse.visible import MaskMod, Visible
 
 Pattern = Streaming | BlockSparse | Pruned | MaskMod
 
@@ -258,7 +258,7 @@ class Plan:
                 "the engine (hook_pattern_rows makes only the rows asked for)",
                 stacklevel=2,
             )
-        return key, value, replace(call, allowed=self._sight(pattern, layer, query, key, call))
+        return key, value, replace(call, allowed=self._visible(pattern, layer, query, key, call))
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, call: Call
@@ -284,7 +284,9 @@ class Plan:
             self.cache.evict(layer, query, call)
         return z
 
-    def _sight(self, pattern: Pattern, layer: int, query: Tensor, key: Tensor, call: Call) -> Sight:
+    def _visible(
+        self, pattern: Pattern, layer: int, query: Tensor, key: Tensor, call: Call
+    ) -> Visible:
         assert self.prompt is not None
         full, prompt = (
             torch.from_numpy(self.full[layer]).to(query.device),
@@ -296,7 +298,7 @@ class Plan:
         sees: MaskMod | None = None
         if not isinstance(pattern, Pruned):
             sees = pattern.sees(prompt, query, key, call) if hasattr(pattern, "sees") else pattern
-        return Sight(full, pattern, sees, prompt, rows, keys, query.shape[0], self.sparse.ran)
+        return Visible(full, pattern, sees, prompt, rows, keys, query.shape[0], self.sparse.ran)
 
 
 def _layer_of(call: Call) -> int:

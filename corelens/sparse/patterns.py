@@ -15,7 +15,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.hooks.rows import Call
 from corelens.sparse.prompt import Prompt
-from corelens.sparse.sight import MaskMod
+from corelens.sparse.visible import MaskMod
 
 
 def at_least(name: str, value: Any, least: int, do: str) -> None:

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from corelens.hooks.rows import Call
 from corelens.sparse.patterns import Streaming
 from corelens.sparse.reference import reference
-from corelens.sparse.sight import Sight
+from corelens.sparse.visible import Visible
 
 CHUNK = 256  # queries that go together where tiles do not apply
 AT_ONCE = 8192  # rows whose tiles are copied at a time: bounds the memory
@@ -35,8 +35,8 @@ def split(
     call: Call,
 ) -> Float[Tensor, "batch pos head d_value"]:
     """Attention under the call's mask and pattern."""
-    sight = call.allowed
-    assert isinstance(sight, Sight)
+    visible = call.allowed
+    assert isinstance(visible, Visible)
     if (
         call.softcap is not None
         or call.sinks is not None
@@ -44,21 +44,21 @@ def split(
         or _additive(call.mask)
     ):
         return reference(query, key, value, call)  # SDPA knows none of these
-    sight.ran.add("split")
+    visible.ran.add("split")
     # A static cache hands over its whole room; what lies behind the last row is empty.
-    if int(sight.keys[-1]) > int(sight.rows[-1]):
-        held = int(sight.rows[-1] - sight.keys[0]) + 1
-        sight, key, value = (
-            replace(sight, keys=sight.keys[:held]),
+    if int(visible.keys[-1]) > int(visible.rows[-1]):
+        held = int(visible.rows[-1] - visible.keys[0]) + 1
+        visible, key, value = (
+            replace(visible, keys=visible.keys[:held]),
             key[:, :, :held],
             value[:, :, :held],
         )
         call = replace(call, mask=None if call.mask is None else call.mask[..., :held])
-    group, full, sparse = query.shape[1] // key.shape[1], sight.full_heads, sight.sparse_heads
+    group, full, sparse = query.shape[1] // key.shape[1], visible.full_heads, visible.sparse_heads
     z = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]).transpose(
         1, 2
     )
-    spans = causal_spans(call, sight)
+    spans = causal_spans(call, visible)
     if len(full) and spans is None:
         q, k, v = query[:, full], key[:, full // group], value[:, full // group]
         causal = call.mask is None and call.is_causal
@@ -74,7 +74,7 @@ def split(
                 scale=call.scaling,
             )
             z[sample, full, here] = of_full[0]
-    if spans and isinstance(sight.pattern, Streaming) and _tiles_apply(query, key, value):
+    if spans and isinstance(visible.pattern, Streaming) and _tiles_apply(query, key, value):
         for sample, here in enumerate(spans):
             for kv in range(key.shape[1]):
                 heads = sparse[sparse // group == kv].tolist()
@@ -84,11 +84,11 @@ def split(
                     # again, which is faster from one piece.
                     k, v = key[sample, kv, here].contiguous(), value[sample, kv, here].contiguous()
                     for head, own in zip(
-                        heads, tiles(q, k, v, sight.pattern, call.scaling), strict=True
+                        heads, tiles(q, k, v, visible.pattern, call.scaling), strict=True
                     ):
                         z[sample, head, here] = own
-    elif len(sparse) and sight.sees is not None:
-        z[:, sparse] = _chunked(query, key, value, sparse, call, sight)
+    elif len(sparse) and visible.sees is not None:
+        z[:, sparse] = _chunked(query, key, value, sparse, call, visible)
     return z.transpose(1, 2)
 
 
@@ -103,20 +103,23 @@ def _tiles_apply(*tensors: Tensor) -> bool:
     return all(x.device.type == "cpu" for x in tensors) and not needs_grad and same_width
 
 
-def causal_spans(call: Call, sight: Sight) -> list[slice] | None:
+def causal_spans(call: Call, visible: Visible) -> list[slice] | None:
     """The span of each sample's real tokens, if the layer attends causally to just these; else
     None."""
-    prompt, (first, end) = sight.prompt, (sight.prompt.first.tolist(), sight.prompt.end.tolist())
-    if len(sight.rows) != prompt.length or len(sight.keys) != prompt.length:
+    prompt, (first, end) = (
+        visible.prompt,
+        (visible.prompt.first.tolist(), visible.prompt.end.tolist()),
+    )
+    if len(visible.rows) != prompt.length or len(visible.keys) != prompt.length:
         return None
     spans = [slice(*span) for span in zip(first, end, strict=True)]
     if call.mask is None:
         return spans if call.is_causal and not prompt.padded else None
     for sample, here in enumerate(spans):
         mask = call.mask[sample % len(call.mask), 0]
-        for rows in sight.rows[here].split(CHUNK):
+        for rows in visible.rows[here].split(CHUNK):
             if not torch.equal(
-                mask[rows], (sight.keys >= here.start) & (sight.keys <= rows[:, None])
+                mask[rows], (visible.keys >= here.start) & (visible.keys <= rows[:, None])
             ):
                 return None
     return spans
@@ -255,7 +258,12 @@ def _spread(x: Tensor, heads: int) -> Float[Tensor, "1 head key d"]:
 
 
 def _chunked(
-    query: Tensor, key: Tensor, value: Tensor, heads: Int[Tensor, " some"], call: Call, sight: Sight
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: Int[Tensor, " some"],
+    call: Call,
+    visible: Visible,
 ) -> Float[Tensor, "batch some pos d"]:
     """Attention of chunks of queries over the keys that any of them sees; heads go together if they
     see the same."""
@@ -263,9 +271,11 @@ def _chunked(
     chunks = []
     for rows in torch.arange(query.shape[2], device=query.device).split(CHUNK):
         model_hides = (
-            sight.keys > sight.rows[rows][:, None] if call.mask is None else ~call.mask[:, :, rows]
+            visible.keys > visible.rows[rows][:, None]
+            if call.mask is None
+            else ~call.mask[:, :, rows]
         )
-        left = sight.pattern_of(heads, sight.rows[rows][None])
+        left = visible.pattern_of(heads, visible.rows[rows][None])
         assert left is not None
         together = (
             [slice(None)] if left.shape[1] == 1 else [slice(i, i + 1) for i in range(len(heads))]

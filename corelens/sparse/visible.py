@@ -16,7 +16,7 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
-class Sight:
+class Visible:
     """Which keys the rows of one call may see under a pattern, beside what the model itself hides.
 
     Args:
