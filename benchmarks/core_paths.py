@@ -92,9 +92,9 @@ def main() -> None:
     readers = ["hook_logits"]
     for layer in range(first_core + 1, layers):
         readers += [
-            f"blocks.{layer}.attn.head.{head}.hook_{what}"
+            f"blocks.{layer}.attn.head.{head}.hook_{kind}"
             for head in range(heads)
-            for what in "qkv"
+            for kind in "qkv"
         ]
         readers += [f"blocks.{layer}.hook_mlp_in"]
     read = cl.path_patch(

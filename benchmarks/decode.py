@@ -1,19 +1,19 @@
 """What a KV budget saves at decoding: the time of a token and the memory of keys and values, dense
 against evicted.
 
-    python benchmarks/decode.py                                  # 8k to 32k tokens; some minutes on
-    one core python benchmarks/decode.py --device cuda --layers 36 --tokens 8192 32768 131072
-    --batch 1 4 16 python benchmarks/decode.py --tokens 1024 --batch 2 --repeats 3 --out look.json
+    python benchmarks/decode.py  # 8k to 32k tokens; some minutes on one core
+    python benchmarks/decode.py --device cuda --layers 36 --tokens 8192 32768 131072 --batch 1 4 16
+    python benchmarks/decode.py --tokens 1024 --batch 2 --repeats 3 --out look.json
 
 Decoder layers of a real model's shape with random weights (a vocabulary of 512: no language-model
 head to speak of), and a cache filled with random keys and values, as a prompt of that length leaves
 it. One forward is one token of every sample of the batch. Sides, taken in turns after warming up:
 
     dense     transformers' own cache and SDPA: what generate does (the cache is copied to take a
-    token) whole     corelens' cache, nothing evicted: the same keys and values, read where they lie
+              token)
+    whole     corelens' cache, nothing evicted: the same keys and values, read where they lie
     budget    the same cache under KVBudget(scores, budget), capacities of all sizes (scores are
-    random numbers to the
-              eighth power), keys chosen by SnapKV's rule
+              random numbers to the eighth power), keys chosen by SnapKV's rule
     short     a cache of 64 tokens: what a token costs without reading keys and values
 
 The speed-up is against the faster of dense and whole. Two limits: by bytes, (weights + keys and
@@ -139,11 +139,11 @@ class Side:
     @property
     def nbytes(self) -> int:
         """Of the keys and values that it holds."""
-        said = getattr(self.cache, "nbytes", None)
+        nbytes = getattr(self.cache, "nbytes", None)
         return (
             sum(x.keys.nbytes + x.values.nbytes for x in self.cache.layers)
-            if said is None
-            else said
+            if nbytes is None
+            else nbytes
         )
 
 
@@ -162,16 +162,16 @@ def measure(sides: dict[str, Side], repeats: int) -> dict[str, dict[str, dict[st
             seconds = sides[name].step()
             if turn >= 0:
                 taken[name].append(seconds)
-    found = {}
-    for name, each in taken.items():
-        quartiles = np.quantile(each, [0.25, 0.5, 0.75], axis=0).T * 1e3
-        found[name] = {
+    times = {}
+    for name, seconds in taken.items():
+        quartiles = np.quantile(seconds, [0.25, 0.5, 0.75], axis=0).T * 1e3
+        times[name] = {
             kind: {"low": round(low, 3), "median": round(middle, 3), "high": round(high, 3)}
             for kind, (low, middle, high) in zip(
                 ("clock_ms", "processor_ms"), quartiles.tolist(), strict=True
             )
         }
-    return found
+    return times
 
 
 @torch.inference_mode()
@@ -181,30 +181,38 @@ def cell(
     """One prompt length and batch size."""
     cfg, config = model.cfg, model.hf.config
     scores = cl.HeadScores(np.random.default_rng(0).random((cfg.n_layers, cfg.n_heads)) ** 8)
-    everything, some = (cl.KVBudget(budget=tokens), cl.KVBudget(scores, budget=budget))
+    everything, partial = (cl.KVBudget(budget=tokens), cl.KVBudget(scores, budget=budget))
     sides = {
         "dense": Side(model, batch, tokens, cache=DynamicCache(config=config)),
         "whole": Side(model, batch, tokens, cl.SparseInference(kv_budget=everything)),
-        "budget": Side(model, batch, tokens, cl.SparseInference(kv_budget=some)),
+        "budget": Side(model, batch, tokens, cl.SparseInference(kv_budget=partial)),
         "short": Side(model, batch, SHORT, cache=DynamicCache(config=config)),
     }
     held = {name: side.nbytes for name, side in sides.items()}
     lengths = [
-        len(kept)
+        len(lengths_kept)
         for layer in range(cfg.n_layers)
         for line in sides["budget"].cache.positions(layer)
-        for kept in line
+        for lengths_kept in line
     ]
     weights = sum(
         p.nbytes for layer in model.layout.decoder(model.hf).layers for p in layer.parameters()
     )  # type: ignore[union-attr]
-    found: dict[str, Any] = {
-        "tokens": tokens, "batch": batch, "budget": budget, "weight_bytes": weights, "kv_bytes": held,
-        "kept": {"mean": round(float(np.mean(lengths)), 1), "min": min(lengths), "max": max(lengths)},
+    result: dict[str, Any] = {
+        "tokens": tokens,
+        "batch": batch,
+        "budget": budget,
+        "weight_bytes": weights,
+        "kv_bytes": held,
+        "kept": {
+            "mean": round(float(np.mean(lengths)), 1),
+            "min": min(lengths),
+            "max": max(lengths),
+        },
         "evict_ms_a_layer": round(float(np.median(sides["budget"].evict_seconds)) * 1e3, 2),
         "limit_by_bytes": round((weights + held["dense"]) / (weights + held["budget"]), 3),
         "eager": measure(sides, repeats),
-    }  # fmt: skip
+    }
     if compiled:
         static = Side(
             model,
@@ -214,23 +222,25 @@ def cell(
         )
         static.forward = torch.compile(model.hf.forward)
         with compiled_parts(model):
-            found["compiled"] = measure(sides | {"static": static}, repeats)
+            result["compiled"] = measure(sides | {"static": static}, repeats)
     kind = "processor_ms" if cfg.device.type == "cpu" else "clock_ms"
     for mode in ("eager", "compiled"):
-        if mode in found:
-            middle = {name: side[kind]["median"] for name, side in found[mode].items()}
+        if mode in result:
+            middle = {name: side[kind]["median"] for name, side in result[mode].items()}
             best = min(middle[name] for name in ("dense", "whole", "static") if name in middle)
             speedup = best / middle["budget"]
             allowed = best / (
                 middle["short"] + (best - middle["short"]) * held["budget"] / held["dense"]
             )
-            found[mode] |= {
-                "kv_share": round(1 - middle["short"] / best, 3), "speedup": round(speedup, 3),
+            result[mode] |= {
+                "kv_share": round(1 - middle["short"] / best, 3),
+                "speedup": round(speedup, 3),
                 "speedup_over_transformers": round(middle["dense"] / middle["budget"], 3),
-                "limit_by_time": round(allowed, 3), "share_of_limit_by_time": round(speedup / allowed, 3),
-                "share_of_limit_by_bytes": round(speedup / found["limit_by_bytes"], 3),
-            }  # fmt: skip
-    return found
+                "limit_by_time": round(allowed, 3),
+                "share_of_limit_by_time": round(speedup / allowed, 3),
+                "share_of_limit_by_bytes": round(speedup / result["limit_by_bytes"], 3),
+            }
+    return result
 
 
 @contextmanager
@@ -251,21 +261,22 @@ def compiled_parts(model: cl.HookedMLLM) -> Iterator[None]:
 def machine(device: str) -> dict[str, Any]:
     """What it ran on."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    cpu_lines = info.read_text().splitlines() if info.is_file() else []
     cpu = next(
-        (line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor()
+        (line.split(":")[1].strip() for line in cpu_lines if "model name" in line),
+        platform.processor(),
     )
-    found = {
+    about = {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    found |= {
+    about |= {
         "transformers": transformers.__version__,
         "load_at_start": [round(x, 1) for x in os.getloadavg()],
     }
-    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+    return about | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
 
 
 def main() -> None:
@@ -284,42 +295,52 @@ def main() -> None:
         "--compile", action=argparse.BooleanOptionalAction, help="by default on CUDA"
     )
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    compiled = given.device == "cuda" if given.compile is None else given.compile
-    dtype = torch.bfloat16 if given.device == "cuda" else torch.float32
-    model = make(given.shape, given.layers, given.device, dtype)
-    out = given.out or RESULTS / f"decode-{given.device}.json"
+    options = parser.parse_args()
+    compiled = options.device == "cuda" if options.compile is None else options.compile
+    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    model = make(options.shape, options.layers, options.device, dtype)
+    out = options.out or RESULTS / f"decode-{options.device}.json"
     results = {
-        "benchmark": "decode", "machine": machine(given.device), "shape": given.shape, "layers": given.layers,
-        "dtype": str(dtype).removeprefix("torch."), "repeats": given.repeats, "cells": [],
-    }  # fmt: skip
+        "benchmark": "decode",
+        "machine": machine(options.device),
+        "shape": options.shape,
+        "layers": options.layers,
+        "dtype": str(dtype).removeprefix("torch."),
+        "repeats": options.repeats,
+        "cells": [],
+    }
     print(
-        f"{'':14}{'kv share':>9}{'dense':>9}{'whole':>9}{'budget':>9}{'short':>9} ms a token   speed-up (limit)   KV MB"
+        f"{'':14}{'kv share':>9}{'dense':>9}{'whole':>9}{'budget':>9}{'short':>9} ms a token   "
+        "speed-up (limit)   KV MB"
     )
-    for tokens in given.tokens:
-        for batch in given.batch:
-            one = cell(model, tokens, batch, given.budget, given.repeats, compiled)
-            results["cells"].append(one)
+    for tokens in options.tokens:
+        for batch in options.batch:
+            result = cell(model, tokens, batch, options.budget, options.repeats, compiled)
+            results["cells"].append(result)
             out.parent.mkdir(exist_ok=True)
             out.write_text(json.dumps(results, indent=1) + "\n")
-            print(line(one, "processor_ms" if given.device == "cpu" else "clock_ms"), flush=True)
+            print(
+                line(result, "processor_ms" if options.device == "cpu" else "clock_ms"), flush=True
+            )
 
 
-def line(one: dict[str, Any], kind: str) -> str:
+def line(result: dict[str, Any], kind: str) -> str:
     """A row of the table; under it one for what was compiled."""
     rows = []
     for mode in ("eager", "compiled"):
-        if mode in one:
-            found = one[mode]
+        if mode in result:
+            mode_result = result[mode]
             times = "".join(
-                f"{found[name][kind]['median']:9.1f}"
+                f"{mode_result[name][kind]['median']:9.1f}"
                 for name in ("dense", "whole", "budget", "short")
             )
             rows.append(
-                f"{one['tokens'] // 1024:>4}k × {one['batch']:<7}{found['kv_share']:9.2f}{times}{'':14}"
-                f"{found['speedup']:.2f}x"
-                f" ({found['limit_by_time']:.2f}x, bytes {one['limit_by_bytes']:.2f}x)   "
-                f"{one['kv_bytes']['dense'] / 1e6:.0f} → {one['kv_bytes']['budget'] / 1e6:.0f} {mode}"
+                f"{result['tokens'] // 1024:>4}k × "
+                f"{result['batch']:<7}{mode_result['kv_share']:9.2f}{times}{'':14}"
+                f"{mode_result['speedup']:.2f}x"
+                f" ({mode_result['limit_by_time']:.2f}x, bytes {result['limit_by_bytes']:.2f}x)   "
+                f"{result['kv_bytes']['dense'] / 1e6:.0f} → "
+                f"{result['kv_bytes']['budget'] / 1e6:.0f} {mode}"
             )
     return "\n".join(rows)
 

@@ -74,9 +74,12 @@ def build(attention: str = "sdpa") -> Any:
         "vocab_size": SHAPE["vocabulary"],
     }
     config = LlavaConfig(
-        text_config=text | {"max_position_embeddings": 65536}, vision_config=vision, image_token_index=IMAGE_ID,
-        image_seq_length=IMAGE_TOKENS, architectures=["LlavaForConditionalGeneration"],
-    )  # fmt: skip
+        text_config=text | {"max_position_embeddings": 65536},
+        vision_config=vision,
+        image_token_index=IMAGE_ID,
+        image_seq_length=IMAGE_TOKENS,
+        architectures=["LlavaForConditionalGeneration"],
+    )
     model = LlavaForConditionalGeneration(config).eval()
     model.set_attn_implementation(attention)
     return model
@@ -109,7 +112,7 @@ def ways_to_run(device: str, dtype: torch.dtype) -> tuple[Ways, dict[str, str]]:
         with model.pattern_rows(list(range(last - ROWS, last))):
             return model.run_with_cache(tensors, names_filter=rows)
 
-    found: Ways = {
+    ways: Ways = {
         PLAIN: lambda tensors: hf(**tensors, use_cache=False),
         "Hugging Face, eager": lambda tensors: eager(**tensors, use_cache=False),
         "CoreLens, no hook": model,
@@ -125,12 +128,12 @@ def ways_to_run(device: str, dtype: torch.dtype) -> tuple[Ways, dict[str, str]]:
     missing = {}
     for name, make in (("TransformerBridge", _bridge), ("nnsight", _nnsight)):
         try:
-            found |= make(device, dtype)
+            ways |= make(device, dtype)
         except Exception as error:  # the others are measured without it
             missing[name] = (
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             )
-    return found, missing
+    return ways, missing
 
 
 def _bridge(device: str, dtype: torch.dtype) -> Ways:
@@ -179,11 +182,11 @@ def _nnsight(device: str, dtype: torch.dtype) -> Ways:
     traced = NNsight(build().to(device, dtype))
 
     def z(tensors: dict[str, Any]) -> Any:
-        kept = []
+        saved = []
         with traced.trace(**tensors, use_cache=False):
             for layer in traced.model.language_model.layers:
-                kept.append(layer.self_attn.o_proj.input.save())
-        return kept
+                saved.append(layer.self_attn.o_proj.input.save())
+        return saved
 
     z(prompt(80, device))
     return {"nnsight, z of all heads": z}
@@ -197,11 +200,11 @@ def seconds_of(run: Callable[[dict[str, Any]], Any], tensors: dict[str, Any], de
     gc.collect()
     start = time.perf_counter()
     with torch.no_grad():
-        kept = run(tensors)
+        output = run(tensors)
     if device != "cpu":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    del kept
+    del output
     return seconds
 
 
@@ -217,9 +220,9 @@ def memory_of(run: Callable[[dict[str, Any]], Any], tensors: dict[str, Any], dev
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
     with torch.no_grad():
-        kept = run(tensors)
+        output = run(tensors)
     peak = torch.cuda.max_memory_allocated() if device != "cpu" else _status("VmHWM")
-    del kept
+    del output
     return (peak - before) / 2**20
 
 
@@ -310,21 +313,21 @@ def machine(device: str) -> dict[str, Any]:
             ),
             cpu,
         )
-    found = {
+    about = {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    found |= {
+    about |= {
         "transformers": transformers.__version__,
         "device": device,
         "python": platform.python_version(),
     }
-    found["transformer_lens"] = getattr(transformer_lens, "__version__", "4")
+    about["transformer_lens"] = getattr(transformer_lens, "__version__", "4")
     if device != "cpu":
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        about["gpu"] = torch.cuda.get_device_name()
+    return about
 
 
 def show(results: dict[int, dict[str, dict[str, Any]]]) -> None:
@@ -337,13 +340,13 @@ def show(results: dict[int, dict[str, dict[str, Any]]]) -> None:
     )
     for name in names:
         cells = []
-        for one in results.values():
-            ratio, memory = one[name]["time_ratio"], one[name]["memory_ratio"]
+        for result in results.values():
+            ratio, memory = result[name]["time_ratio"], result[name]["memory_ratio"]
             spread = f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
             cells.append(f"{f'{spread} / {memory:.2f}':>24}")
         target = f"   to reach: {TARGETS[name]:.2f}" if name in TARGETS else ""
         print(f"{name:<{width}}" + "".join(cells) + target)
-    plain = "".join(f"{one[PLAIN]['seconds']['median']:>22.3f} s" for one in results.values())
+    plain = "".join(f"{result[PLAIN]['seconds']['median']:>22.3f} s" for result in results.values())
     print(f"{'plain SDPA takes':<{width}}{plain}")
 
 
@@ -361,13 +364,13 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    found, missing = ways_to_run(options.device, getattr(torch, options.dtype))
-    results = {n: compare_times(found, n, options.repeats, options.device) for n in options.tokens}
+    ways, missing = ways_to_run(options.device, getattr(torch, options.dtype))
+    results = {n: compare_times(ways, n, options.repeats, options.device) for n in options.tokens}
     if options.device == "cpu":
         give_back_memory()
-    for n, one in results.items():
-        for name, memory in compare_memory(found, n, options.device).items():
-            one[name] |= memory
+    for n, result in results.items():
+        for name, memory in compare_memory(ways, n, options.device).items():
+            result[name] |= memory
     show(results)
     for name, reason in missing.items():
         print(f"{name} was not measured: {reason}")
@@ -382,7 +385,8 @@ def main() -> None:
         report["imports"] = import_times(options.imports)
         base, ours = (report["imports"][name]["median"] for name in IMPORTS)
         print(
-            f"import corelens: {ours:.2f} s, {ours / base:.2f}x of {base:.2f} s ({next(iter(IMPORTS))}); to reach: 1.15"
+            f"import corelens: {ours:.2f} s, {ours / base:.2f}x of {base:.2f} s "
+            f"({next(iter(IMPORTS))}); to reach: 1.15"
         )
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"hooks-{options.device}.json"

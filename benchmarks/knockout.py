@@ -1,8 +1,8 @@
 """The README's number: what a model loses when its best heads no longer see the evidence, and when
 others do not.
 
-    python benchmarks/knockout.py                                       # 100 scenes score, 250
-    others test python benchmarks/knockout.py --scored 20 --answered 30 --draws 3   # a look
+    python benchmarks/knockout.py  # 100 scenes score, 250 others test
+    python benchmarks/knockout.py --scored 20 --answered 30 --draws 3   # a look
 
 The evidence (the tokens of the asked shape) is cut off from heads at the question's tokens, the
 last row and the answer's rows (`cl.knockout`): from the top 5% by RAM of the last row, the top 5%
@@ -56,12 +56,22 @@ def main() -> None:
 
     clean = cl.evaluate(model, prepared)
     result: dict[str, Any] = {
-        "benchmark": "knockout", "model": options.model, "weight_hash": scores["ram"].meta["weight_hash"],
+        "benchmark": "knockout",
+        "model": options.model,
+        "weight_hash": scores["ram"].meta["weight_hash"],
         "parameters": sum(weights.numel() for weights in model.hf.parameters()),
-        "layers": model.cfg.n_layers, "heads": model.cfg.n_heads, "world": options.world, "seed": options.seed,
-        "scored": options.scored, "answered": options.answered, "versions": scores["ram"].meta["versions"],
-        "read_at": costs.rows, "clean": {"accuracy": clean.accuracy, "ci": list(clean.ci)}, "top": {}, "random": [],
-    }  # fmt: skip
+        "layers": model.cfg.n_layers,
+        "heads": model.cfg.n_heads,
+        "world": options.world,
+        "seed": options.seed,
+        "scored": options.scored,
+        "answered": options.answered,
+        "versions": scores["ram"].meta["versions"],
+        "read_at": costs.rows,
+        "clean": {"accuracy": clean.accuracy, "ci": list(clean.ci)},
+        "top": {},
+        "random": [],
+    }
     for key, ranking in scores.items():
         result["top"][key] = without(ranking.top(0.05))
         print(key, result["top"][key], flush=True)

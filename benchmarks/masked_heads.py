@@ -29,10 +29,16 @@ def main(model_name: str, out: Path) -> None:
         return {"heads": heads.to_json(), "accuracy": result.accuracy, "ci": list(result.ci)}
 
     run = {
-        "model": model_name, "world": "refer", "scored": len(scored), "tested": len(tested), "kind": "zero",
-        "clean": without(cl.HeadSet([])), "top": without(top), "bottom": without(scores.bottom(SHARE)),
+        "model": model_name,
+        "world": "refer",
+        "scored": len(scored),
+        "tested": len(tested),
+        "kind": "zero",
+        "clean": without(cl.HeadSet([])),
+        "top": without(top),
+        "bottom": without(scores.bottom(SHARE)),
         "random": [without(scores.random(k=len(top), seed=seed)) for seed in range(DRAWS)],
-    }  # fmt: skip
+    }
     out.write_text(json.dumps(run, indent=1) + "\n")
 
 

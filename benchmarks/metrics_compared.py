@@ -1,8 +1,8 @@
 """Which score finds the heads that matter most? Every metric's own top 5% ablated, on a bundled
 demo model.
 
-    python benchmarks/metrics_compared.py                            # 200 scenes scored, 300 others
-    answered: minutes python benchmarks/metrics_compared.py --scored 40 --answered 60  # a look
+    python benchmarks/metrics_compared.py  # 200 scenes scored, 300 others answered: minutes
+    python benchmarks/metrics_compared.py --scored 40 --answered 60  # a look
 
 Each line: a score, how many of its top heads RAM's default ranking has too, the rank correlation
 with it over all heads, and the accuracy on other scenes when these heads are mean-ablated, and when
@@ -26,14 +26,33 @@ from corelens.evaluation.evaluate import batches, bootstrap_mean, evaluate
 
 RESULTS = Path(__file__).parent / "results" / "metrics_compared.json"
 RAM = [
-    "ram", "ram[reduce=max]", "ram[rows=last]", "ram[rows=answer]", "ram[rows=answer,reduce=max]",
-    "ram[rows=question+last]", "ram[rows=question+last,reduce=max]", "ram[rows=text]", "ram[rows=text,reduce=max]",
-]  # fmt: skip
+    "ram",
+    "ram[reduce=max]",
+    "ram[rows=last]",
+    "ram[rows=answer]",
+    "ram[rows=answer,reduce=max]",
+    "ram[rows=question+last]",
+    "ram[rows=question+last,reduce=max]",
+    "ram[rows=text]",
+    "ram[rows=text,reduce=max]",
+]
 RIVALS = [
-    "calibrated_ram", "calibrated_ram[rows=last]", "precision", "precision[rows=last]", "lift", "lift[rows=last]",
-    "visual_mass", "visual_mass[rows=last]", "gaze", "value_mass", "value_mass[rows=last]", "qr", "localization",
-    "retrieval", "visual_head",
-]  # fmt: skip
+    "calibrated_ram",
+    "calibrated_ram[rows=last]",
+    "precision",
+    "precision[rows=last]",
+    "lift",
+    "lift[rows=last]",
+    "visual_mass",
+    "visual_mass[rows=last]",
+    "gaze",
+    "value_mass",
+    "value_mass[rows=last]",
+    "qr",
+    "localization",
+    "retrieval",
+    "visual_head",
+]
 
 
 def main() -> None:
@@ -49,11 +68,11 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
+    options = parser.parse_args()
     start = time.perf_counter()
-    model = cl.load_demo(given.model)
-    samples = cl.synthetic(given.world, given.scored + given.answered, seed=given.seed)
-    scored, answered = samples[: given.scored], samples[given.scored :]
+    model = cl.load_demo(options.model)
+    samples = cl.synthetic(options.world, options.scored + options.answered, seed=options.seed)
+    scored, answered = samples[: options.scored], samples[options.scored :]
     scores = cl.score_heads(model, scored, RAM + RIVALS, batch_size=20, max_new_tokens=4)
     print(
         f"scored {len(scored)} scenes, {len(scores)} metrics: {time.perf_counter() - start:.0f} s",
@@ -83,51 +102,60 @@ def main() -> None:
         }
 
     ram = scores["ram"]
-    lines: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for key, score in scores.items():
-        agreement = ram.agreement(score, given.fraction)
-        top = score.top(given.fraction)
-        shared = len(top & ram.top(given.fraction))
-        lines[key] = {
+        agreement = ram.agreement(score, options.fraction)
+        top = score.top(options.fraction)
+        shared = len(top & ram.top(options.fraction))
+        results[key] = {
             "heads": list(map(str, top)),
             "shared_with_ram": shared,
             "spearman": agreement.spearman,
         }
-        lines[key] |= cost([top])
-        print(line(key, lines[key]), flush=True)
-    k = len(ram.top(given.fraction))
-    lines["random"] = {"draws": given.draws} | cost(
-        [ram.random(k=k, seed=seed) for seed in range(given.draws)]
+        results[key] |= cost([top])
+        print(line(key, results[key]), flush=True)
+    k = len(ram.top(options.fraction))
+    results["random"] = {"draws": options.draws} | cost(
+        [ram.random(k=k, seed=seed) for seed in range(options.draws)]
     )
-    print(line("random", lines["random"]))
+    print(line("random", results["random"]))
     result = {
-        "benchmark": "metrics_compared", "model": given.model, "weight_hash": ram.meta["weight_hash"],
-        "world": given.world, "seed": given.seed, "scored": len(scored), "answered": len(answered), "k": k,
-        "clean": bootstrap_mean(clean), "versions": ram.meta["versions"], "cores": os.cpu_count(),
+        "benchmark": "metrics_compared",
+        "model": options.model,
+        "weight_hash": ram.meta["weight_hash"],
+        "world": options.world,
+        "seed": options.seed,
+        "scored": len(scored),
+        "answered": len(answered),
+        "k": k,
+        "clean": bootstrap_mean(clean),
+        "versions": ram.meta["versions"],
+        "cores": os.cpu_count(),
         "minutes": round((time.perf_counter() - start) / 60, 1),
-        "scores": dict(sorted(lines.items(), key=lambda item: item[1]["mean"]["accuracy"].value)),
-    }  # fmt: skip
-    given.out.parent.mkdir(exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False, default=str))
+        "scores": dict(sorted(results.items(), key=lambda item: item[1]["mean"]["accuracy"].value)),
+    }
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False, default=str))
     print(
-        f"\nclean accuracy {result['clean']}; by accuracy after mean-ablating each score's own top {k} heads:\n"
+        f"\nclean accuracy {result['clean']}; by accuracy after mean-ablating each score's own top "
+        f"{k} heads:\n"
     )
-    for key, found in result["scores"].items():
-        print(line(key, found))
+    for key, score in result["scores"].items():
+        print(line(key, score))
 
 
-def line(key: str, found: dict[str, Any]) -> str:
+def line(key: str, score: dict[str, Any]) -> str:
     """One row of the table."""
     cells = [f"{key:<36}"]
     cells.append(
-        f"{found['shared_with_ram']} shared, ρ {found['spearman']:+.2f}"
-        if "spearman" in found
+        f"{score['shared_with_ram']} shared, ρ {score['spearman']:+.2f}"
+        if "spearman" in score
         else " " * 16
     )
     for kind in ("mean", "knockout"):
-        value, low, high = found[kind]["difference"]
+        value, low, high = score[kind]["difference"]
         cells.append(
-            f"{kind} {found[kind]['accuracy'].value:.3f} ({value:+.3f} [{low:+.3f}, {high:+.3f}])"
+            f"{kind} {score[kind]['accuracy'].value:.3f} ({value:+.3f} [{low:+.3f}, {high:+.3f}])"
         )
     return " | ".join(cells)
 

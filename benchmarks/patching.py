@@ -1,13 +1,14 @@
 """How fast sweeps of patches are, against one whole forward a patch; and what a knockout costs.
 
-    python benchmarks/patching.py                 # 12 layers, width 512, 1,024 visual tokens: some
-    minutes on one core python benchmarks/patching.py --quick         # a small shape, seconds
+    python benchmarks/patching.py           # 12 layers, 1,024 visual tokens: minutes on one core
+    python benchmarks/patching.py --quick   # a small shape, seconds
 
 Three sweeps over every head, and over head × region:
 
     all rows        z patched everywhere, the pictures differ in one region: a run begins at the
-    layer and at the region head × region   z patched in one region after another text rows
-    the questions differ, the picture does not: a run is the rows after the picture
+                    layer and at the region
+    head × region   z patched in one region after another
+    text rows       the questions differ, the picture does not: a run is the rows after the picture
 
 The loop is timed on some patches spread over the layers (its cost does not depend on the patch),
 some before and some after the sweep, in seconds of processor time, so that a busy machine does not
@@ -110,13 +111,13 @@ def allowed(
     _, jobs = patches(model, base, "z", per, positions)
     names = sorted({name for job in jobs for name in job.names})
     with torch.no_grad():
-        here, there = (
+        here, other_kernel = (
             model.run_with_cache(x, names_filter=names)[1].cache_dict for x in (base, source)
         )
     whole = operations(model, base.length, 0, 0)
     needed = 0.0
     for job in jobs:
-        row = first_row(job, here, there)
+        row = first_row(job, here, other_kernel)
         if row is not None:
             layer = int(job.names[0].split(".")[1])
             needed += operations(
@@ -132,7 +133,7 @@ def sweep(
     corrupted: Any,
     per: Sequence[str],
     positions: Any,
-    some: int,
+    n_timed: int,
 ) -> dict[str, Any]:
     """One sweep, timed, against the loop."""
     base, source = model.encode(corrupted), model.encode(clean)
@@ -143,32 +144,42 @@ def sweep(
             source, names_filter=sorted({name for job in jobs for name in job.names})
         )
     loop: list[float] = []
-    found: list[float] = []
+    loop_values: list[float] = []
 
-    def one(number: int) -> None:
+    def run_one(number: int) -> None:
         hooks = [(name, write([jobs[number]], name, cache[name])) for name in jobs[number].names]
         logits = model.run_with_hooks(base, fwd_hooks=hooks, logits_to_keep=1)[0, -1]
-        found.append(float(logits[a] - logits[b]))
+        loop_values.append(float(logits[a] - logits[b]))
 
-    chosen = np.linspace(0, len(jobs) - 1, some).round().astype(int).tolist()
+    timed_jobs = np.linspace(0, len(jobs) - 1, n_timed).round().astype(int).tolist()
     with torch.no_grad():
-        loop += [seconds(lambda number=number: one(number)) for number in chosen[: some // 2]]
+        for number in timed_jobs[: n_timed // 2]:
+            loop.append(seconds(lambda number=number: run_one(number)))
         start = time.process_time()
         result = activation_patch(
             model, source, base, "z", logit_diff("7", "3"), per, positions=positions
         )
         ours = time.process_time() - start
-        loop += [seconds(lambda number=number: one(number)) for number in chosen[some // 2 :]]
+        for number in timed_jobs[n_timed // 2 :]:
+            loop.append(seconds(lambda number=number: run_one(number)))
         tower = seconds(lambda: model.encode(corrupted))
-    error = float(np.abs(np.array(found) - result.values[0].ravel()[chosen]).max())
-    each = float(np.median(loop))
+    error = float(np.abs(np.array(loop_values) - result.values[0].ravel()[timed_jobs]).max())
+    loop_s = float(np.median(loop))
     bound = allowed(model, base, source, per, positions)
-    speed_up = (len(jobs) + 2) * each / ours
+    speed_up = (len(jobs) + 2) * loop_s / ours
     return {
-        "sweep": name, "patches": len(jobs), "tokens": base.length, "loop_s": len(jobs) * each, "ours_s": ours,
-        "loop_with_tower_s": len(jobs) * (each + tower), "speed_up": speed_up, "allowed": bound,
-        "of_allowed": speed_up / bound, "largest_error": error, "effect": float(np.abs(result.effect).max()),
-    }  # fmt: skip
+        "sweep": name,
+        "patches": len(jobs),
+        "tokens": base.length,
+        "loop_s": len(jobs) * loop_s,
+        "ours_s": ours,
+        "loop_with_tower_s": len(jobs) * (loop_s + tower),
+        "speed_up": speed_up,
+        "allowed": bound,
+        "of_allowed": speed_up / bound,
+        "largest_error": error,
+        "effect": float(np.abs(result.effect).max()),
+    }
 
 
 def knocked_out(model: cl.HookedMLLM, tokens: int, repeats: int) -> dict[str, Any]:
@@ -207,55 +218,59 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32, help="visual tokens a side")
     parser.add_argument("--knockout-tokens", type=int, default=8192)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/patching.json"))
-    given = parser.parse_args()
-    if given.quick:
-        given.layers, given.width, given.heads, given.side, given.knockout_tokens = (
+    options = parser.parse_args()
+    if options.quick:
+        options.layers, options.width, options.heads, options.side, options.knockout_tokens = (
             4,
             64,
             4,
             8,
             1024,
         )
-    model = make(given.layers, given.width, given.heads)
+    model = make(options.layers, options.width, options.heads)
     print(model)
-    sample = scene(given.side)
+    sample = scene(options.side)
     sample.regions, regions = sample.regions[:1], sample.regions
     noised = counterfactual(sample, "noise")
     sample.regions = noised.regions = regions
     asked = counterfactual(sample, "text", other="What digit is on the blue circle?", model=model)
-    clean, picture, text = (model.prepare(one) for one in (sample, noised, asked))
-    some = 4 if given.quick else 12
+    clean, picture, text = map(model.prepare, (sample, noised, asked))
+    n_timed = 4 if options.quick else 12
     rows = [
-        sweep(model, "head, all rows", clean, picture, ("layer", "head"), None, some),
-        sweep(model, "head × region", clean, picture, ("layer", "head", "region"), None, some),
-        sweep(model, "head, text rows", clean, text, ("layer", "head"), None, some),
+        sweep(model, "head, all rows", clean, picture, ("layer", "head"), None, n_timed),
+        sweep(model, "head × region", clean, picture, ("layer", "head", "region"), None, n_timed),
+        sweep(model, "head, text rows", clean, text, ("layer", "head"), None, n_timed),
     ]
     for row in rows:
         print(
-            f"{row['sweep']:16} {row['patches']:4} patches of {row['tokens']} tokens: loop {row['loop_s']:7.1f} s "
-            f"(with tower {row['loop_with_tower_s']:7.1f} s), ours {row['ours_s']:6.1f} s: ×{row['speed_up']:.1f} of "
-            f"×{row['allowed']:.1f} allowed ({row['of_allowed']:.0%}); largest error {row['largest_error']:.1e} "
+            f"{row['sweep']:16} {row['patches']:4} patches of {row['tokens']} tokens: loop "
+            f"{row['loop_s']:7.1f} s "
+            f"(with tower {row['loop_with_tower_s']:7.1f} s), ours {row['ours_s']:6.1f} s: "
+            f"×{row['speed_up']:.1f} of "
+            f"×{row['allowed']:.1f} allowed ({row['of_allowed']:.0%}); largest error "
+            f"{row['largest_error']:.1e} "
             f"(largest effect {row['effect']:.1e})"
         )
     cut = knocked_out(
-        make(min(given.layers, 4), given.width, given.heads), given.knockout_tokens, 3
+        make(min(options.layers, 4), options.width, options.heads), options.knockout_tokens, 3
     )
     print(
-        f"knockout at {cut['tokens']} tokens: {cut['ratio']:.3f} of a plain forward ({cut['plain_s']:.2f} s)"
+        f"knockout at {cut['tokens']} tokens: {cut['ratio']:.3f} of a plain forward "
+        f"({cut['plain_s']:.2f} s)"
     )
     shape = {
-        "layers": given.layers,
-        "width": given.width,
-        "heads": given.heads,
-        "visual_tokens": given.side**2,
+        "layers": options.layers,
+        "width": options.width,
+        "heads": options.heads,
+        "visual_tokens": options.side**2,
     }
     about = {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "machine": platform.machine(),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(
         json.dumps({"shape": shape, "sweeps": rows, "knockout": cut, "about": about}, indent=1)
     )
 

@@ -1,12 +1,12 @@
 """What sparse heads save at prefill: attention alone, and whole decoder layers, dense against
 sparse.
 
-    python benchmarks/prefill.py                                              # 16k tokens on a CPU,
-    one shape python benchmarks/prefill.py --device cuda --layers 4 --decoder --tokens 4096 16384
-    32768 65536 131072 \
+    python benchmarks/prefill.py    # 16k tokens on a CPU, one shape
+    python benchmarks/prefill.py --tokens 512 --window 64 --sink 16 --repeats 2 --decoder \\
+        --out look.json
+    python benchmarks/prefill.py --device cuda --layers 4 --decoder \\
+        --tokens 4096 16384 32768 65536 131072 \\
         --shapes qwen3vl-4b qwen3vl-8b qwen3vl-32b llava-onevision-7b
-    python benchmarks/prefill.py --tokens 512 --window 64 --sink 16 --repeats 2 --decoder --out
-    look.json
 
 Layers of a real model's shape with random weights; 5% of the heads of these layers, drawn at
 random, attend fully, the others under Streaming(sink=128, window=1024). Dense is transformers' own
@@ -139,18 +139,21 @@ def measure(sides: dict[str, Callable[[], None]], repeats: int, device: str) -> 
             if turn >= 0:
                 taken[name].append(seconds)
     kinds = ("clock_s", "processor_s")
-    found: dict[str, Any] = {
-        name: {kind: spread([one[i] for one in each], 4) for i, kind in enumerate(kinds)}
-        for name, each in taken.items()
+    result: dict[str, Any] = {
+        name: {
+            kind: spread([sample_times[i] for sample_times in rounds], 4)
+            for i, kind in enumerate(kinds)
+        }
+        for name, rounds in taken.items()
     }
     by = 1 if device == "cpu" and torch.get_num_threads() == 1 else 0
-    found["timed_by"] = kinds[by]
+    result["timed_by"] = kinds[by]
     for name in taken.keys() - {"sparse"}:
         ratios = [
             dense[by] / other[by] for dense, other in zip(taken[name], taken["sparse"], strict=True)
         ]
-        found["speedup" if name == "dense" else f"speedup over {name}"] = spread(ratios, 3)
-    return found
+        result["speedup" if name == "dense" else f"speedup over {name}"] = spread(ratios, 3)
+    return result
 
 
 def spread(values: list[float], digits: int) -> dict[str, float]:
@@ -161,43 +164,49 @@ def spread(values: list[float], digits: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def cell(
-    given: argparse.Namespace, name: str, tokens: int, model: cl.HookedMLLM | None
+    options: argparse.Namespace, name: str, tokens: int, model: cl.HookedMLLM | None
 ) -> dict[str, Any]:
     """One shape at one length."""
-    cfg, dtype = shape_of(name, given.layers), getattr(torch, given.dtype)
-    heads = some_heads(cfg, given.full)
-    pattern = cl.Streaming(given.sink, given.window)
-    sparse = cl.SparseInference(heads, pattern, engine=given.engine)
+    cfg, dtype = shape_of(name, options.layers), getattr(torch, options.dtype)
+    heads = some_heads(cfg, options.full)
+    pattern = cl.Streaming(options.sink, options.window)
+    sparse = cl.SparseInference(heads, pattern, engine=options.engine)
     left = left_pairs(sparse, cfg, [tokens])
     assert left is not None
-    found: dict[str, Any] = {
-        "shape": name, "tokens": tokens, "full_heads": len(heads), "heads": cfg.n_layers * cfg.n_heads,
-        "sink": given.sink, "window": given.window, "engine": engine_for(given.engine, torch.device(given.device)),
-    }  # fmt: skip
+    result: dict[str, Any] = {
+        "shape": name,
+        "tokens": tokens,
+        "full_heads": len(heads),
+        "heads": cfg.n_layers * cfg.n_heads,
+        "sink": options.sink,
+        "window": options.window,
+        "engine": engine_for(options.engine, torch.device(options.device)),
+    }
     # kernels and memory pools need no more than a short prompt to be warm
-    if given.device == "cpu":
+    if options.device == "cpu":
         for run in attention_sides(
-            cfg, sparse, max(tokens // 8, 256), given.device, dtype
+            cfg, sparse, max(tokens // 8, 256), options.device, dtype
         ).values():
             run()
     attention = measure(
-        attention_sides(cfg, sparse, tokens, given.device, dtype), given.repeats, given.device
+        attention_sides(cfg, sparse, tokens, options.device, dtype), options.repeats, options.device
     )
-    found["attention"] = attention | against(attention, 1 / left)
+    result["attention"] = attention | against(attention, 1 / left)
     if model is not None:
-        decoder = measure(decoder_sides(model, sparse, tokens), given.repeats, given.device)
-        whole, part = (one["dense"][one["timed_by"]]["median"] for one in (decoder, attention))
-        attends = min(part / whole, 1.0)
-        found["decoder"] = decoder | {"attention_share": round(attends, 3)}
-        found["decoder"] |= against(decoder, 1 / (1 - attends + attends * left))
-    return found
+        decoder = measure(decoder_sides(model, sparse, tokens), options.repeats, options.device)
+        whole_s = decoder["dense"][decoder["timed_by"]]["median"]
+        attention_s = attention["dense"][attention["timed_by"]]["median"]
+        attends = min(attention_s / whole_s, 1.0)
+        result["decoder"] = decoder | {"attention_share": round(attends, 3)}
+        result["decoder"] |= against(decoder, 1 / (1 - attends + attends * left))
+    return result
 
 
-def against(found: dict[str, Any], limit: float) -> dict[str, float]:
+def against(result: dict[str, Any], limit: float) -> dict[str, float]:
     """The limit, and the share of it that was reached."""
     shares = {
-        name.replace("speedup", "share"): found[name]["median"] / limit
-        for name in found
+        name.replace("speedup", "share"): result[name]["median"] / limit
+        for name in result
         if "speedup" in name
     }
     return {"limit": round(limit, 3)} | {name: round(share, 3) for name, share in shares.items()}
@@ -220,41 +229,45 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", help="by default float32 on a CPU, bfloat16 on CUDA")
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    given.dtype = given.dtype or ("bfloat16" if given.device == "cuda" else "float32")
-    out = given.out or RESULTS / f"prefill-{given.device}.json"
+    options = parser.parse_args()
+    options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
+    out = options.out or RESULTS / f"prefill-{options.device}.json"
     results: dict[str, Any] = {
-        "benchmark": "prefill", "machine": machine(given.device), "dtype": given.dtype, "layers": given.layers,
-        "repeats": given.repeats, "cells": [],
-    }  # fmt: skip
+        "benchmark": "prefill",
+        "machine": machine(options.device),
+        "dtype": options.dtype,
+        "layers": options.layers,
+        "repeats": options.repeats,
+        "cells": [],
+    }
     print(f"{'':28}{'dense':>10}{'sparse':>10}   speed-up (quartiles) of limit = share")
-    for name in given.shapes:
+    for name in options.shapes:
         model = (
-            make(name, given.layers, given.device, getattr(torch, given.dtype))
-            if given.decoder
+            make(name, options.layers, options.device, getattr(torch, options.dtype))
+            if options.decoder
             else None
         )
-        for tokens in given.tokens:
-            one = cell(given, name, tokens, model)
-            results["cells"].append(one)
+        for tokens in options.tokens:
+            result = cell(options, name, tokens, model)
+            results["cells"].append(result)
             out.parent.mkdir(exist_ok=True)
             out.write_text(json.dumps(results, indent=1) + "\n")
             for part in ("attention", "decoder"):
-                if part in one:
-                    print(line(name, tokens, part, one[part]), flush=True)
+                if part in result:
+                    print(line(name, tokens, part, result[part]), flush=True)
     print(f"written: {out}")
 
 
-def line(name: str, tokens: int, part: str, found: dict[str, Any]) -> str:
+def line(name: str, tokens: int, part: str, result: dict[str, Any]) -> str:
     """A row of the table."""
-    dense, sparse = (found[side][found["timed_by"]]["median"] for side in ("dense", "sparse"))
-    gain = found["speedup"]
+    dense, sparse = (result[side][result["timed_by"]]["median"] for side in ("dense", "sparse"))
+    gain = result["speedup"]
     return (
         f"{name:<18}{tokens:>7} {part:<9}{dense:>9.3f}s{sparse:>9.3f}s   {gain['median']:.2f}x"
-        f" ({gain['low']:.2f}–{gain['high']:.2f}) of {found['limit']:.2f}x = {found['share']:.0%}"
+        f" ({gain['low']:.2f}–{gain['high']:.2f}) of {result['limit']:.2f}x = {result['share']:.0%}"
         + (
-            f" ({found['share over laid out']:.0%} over keys laid out)"
-            if "share over laid out" in found
+            f" ({result['share over laid out']:.0%} over keys laid out)"
+            if "share over laid out" in result
             else ""
         )
     )

@@ -1,14 +1,16 @@
 """What scoring costs: every metric of one forward together, against that forward alone, and against
 output_attentions.
 
-    python benchmarks/scores.py                      # both shapes, 1k to 16k tokens: about an hour
-    on one core python benchmarks/scores.py --tokens 1024 2048   # some minutes python
-    benchmarks/scores.py --tokens 32768 --repeats 1 --shape small
+    python benchmarks/scores.py     # both shapes, 1k to 16k tokens: about an hour on one core
+    python benchmarks/scores.py --tokens 1024 2048    # some minutes
+    python benchmarks/scores.py --tokens 32768 --repeats 1 --shape small
 
     forward   the model without CoreLens: SDPA, no cache, no language-model head, the vision tower's
-    output given scores    the same forward under HookedMLLM with a Record of all metrics below,
-    fetched: as score_heads runs it eager     the same forward with output_attentions=True; only
-    where its patterns leave room in memory
+              output given
+    scores    the same forward under HookedMLLM with a Record of all metrics below, fetched: as
+              score_heads runs it
+    eager     the same forward with output_attentions=True; only where its patterns leave room in
+              memory
 
 Times are taken in turns in one process, after one round of warming up: on the clock, and as
 processor time, which leaves out what other programs took meanwhile. Peak memory is taken in a
@@ -44,9 +46,21 @@ from training.build import PRESETS, build_model, build_processor
 
 RESULTS = Path(__file__).parent / "results" / "scores.json"
 METRICS = [
-    "ram", "ram[reduce=max]", "ram[rows=last]", "ram[rows=answer]", "ram[rows=answer,reduce=max]", "visual_mass",
-    "visual_mass[rows=last]", "precision", "lift", "lift[rows=last]", "gaze", "random", "value_mass", "localization",
-]  # fmt: skip
+    "ram",
+    "ram[reduce=max]",
+    "ram[rows=last]",
+    "ram[rows=answer]",
+    "ram[rows=answer,reduce=max]",
+    "visual_mass",
+    "visual_mass[rows=last]",
+    "precision",
+    "lift",
+    "lift[rows=last]",
+    "gaze",
+    "random",
+    "value_mass",
+    "localization",
+]
 VISION = {
     "depth": 1,
     "hidden_size": 32,
@@ -55,15 +69,31 @@ VISION = {
     "deepstack_visual_indexes": [0],
 }
 SHAPES = {
-    "small": ("12 layers × 16 heads, width 512", {
-        "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 16,
-        "num_key_value_heads": 8, "head_dim": 32, "mrope_section": [6, 5, 5],
-    }),
-    "4b": ("2 layers of Qwen3-VL-4B's shape (32 heads, 8 KV heads, width 2,560)", {
-        "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 2, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "mrope_section": [24, 20, 20],
-    }),
-}  # fmt: skip
+    "small": (
+        "12 layers × 16 heads, width 512",
+        {
+            "hidden_size": 512,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 32,
+            "mrope_section": [6, 5, 5],
+        },
+    ),
+    "4b": (
+        "2 layers of Qwen3-VL-4B's shape (32 heads, 8 KV heads, width 2,560)",
+        {
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "mrope_section": [24, 20, 20],
+        },
+    ),
+}
 MODES = ("forward", "scores", "eager")
 
 
@@ -88,7 +118,10 @@ def inputs_of(model: cl.HookedMLLM, tokens: int) -> cl.inputs.Inputs:
         for _ in range(max(1, tokens // 1024))
     ]
     region = cl.Box(side // 4, side // 4, side // 2, side // 2, image=len(pages) - 1)
-    question = "What digit is on the small red circle in the last of these pictures, left of the blue star?"
+    question = (
+        "What digit is on the small red circle in the last of these pictures, left of the blue "
+        "star?"
+    )
     sample = cl.Sample(pages, question, "7", [region], id="long")
     with torch.no_grad():
         return model.encode(model.prepare(sample, answer=True))
@@ -105,7 +138,7 @@ def runs(model: cl.HookedMLLM, inputs: cl.inputs.Inputs) -> dict[str, Callable[[
         _geometry.cache_clear()  # every sample has its own
         record = Record([metric(name) for name in METRICS], w_o)
         model.run_with_hooks(inputs, fwd_hooks=record.hooks, return_type=None)
-        return [record.per_sample(one) for one in record.metrics]
+        return [record.per_sample(metric) for metric in record.metrics]
 
     def eager() -> Any:
         model.hf.set_attn_implementation("eager")
@@ -132,7 +165,7 @@ def times(shape: str, tokens: int, repeats: int, modes: list[str]) -> dict[str, 
     inputs = inputs_of(model, tokens)
     todo = runs(model, inputs)
     clocks = {"clock": time.perf_counter, "processor": time.process_time}
-    found: dict[str, dict[str, list[float]]] = {
+    seconds: dict[str, dict[str, list[float]]] = {
         clock: {mode: [] for mode in modes} for clock in clocks
     }
     for number in range(repeats + 1):
@@ -141,7 +174,7 @@ def times(shape: str, tokens: int, repeats: int, modes: list[str]) -> dict[str, 
             todo[mode]()
             if number:
                 for clock, now in clocks.items():
-                    found[clock][mode].append(now() - start[clock])
+                    seconds[clock][mode].append(now() - start[clock])
     rows = len(
         torch.unique(
             torch.cat(
@@ -149,7 +182,7 @@ def times(shape: str, tokens: int, repeats: int, modes: list[str]) -> dict[str, 
             )
         )
     )
-    return {"length": inputs.length, "rows": rows, "seconds": found}
+    return {"length": inputs.length, "rows": rows, "seconds": seconds}
 
 
 @torch.no_grad()
@@ -177,10 +210,14 @@ def _status(field: str) -> int:
 def in_a_process(shape: str, tokens: int, mode: str) -> dict[str, int]:
     """`peak` in a fresh process that gives freed memory back at once, so that resident is what is
     in use."""
-    given = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "1048576",
+        "MALLOC_TRIM_THRESHOLD_": "1048576",
+    }
     command = [sys.executable, __file__, "--peak", mode, "--shape", shape, "--tokens", str(tokens)]
     return json.loads(
-        subprocess.run(command, env=given, check=True, capture_output=True, text=True).stdout
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     )
 
 
@@ -195,9 +232,13 @@ def machine() -> dict[str, Any]:
     about = Path("/proc/cpuinfo").read_text().splitlines()
     names = [entry.split(":")[1].strip() for entry in about if "model name" in entry]
     return {
-        "cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "load_at_start": [round(x, 1) for x in os.getloadavg()], "torch": torch.__version__, "dtype": "float32",
-    }  # fmt: skip
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_at_start": [round(x, 1) for x in os.getloadavg()],
+        "torch": torch.__version__,
+        "dtype": "float32",
+    }
 
 
 def main() -> None:
@@ -212,55 +253,64 @@ def main() -> None:
     parser.add_argument("--skip", choices=["times", "memory"], help="leave one of them out")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--peak", choices=MODES, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.peak:
-        print(json.dumps(peak(given.shape[0], given.tokens[0], given.peak)))
+    options = parser.parse_args()
+    if options.peak:
+        print(json.dumps(peak(options.shape[0], options.tokens[0], options.peak)))
         return
-    given.out.parent.mkdir(exist_ok=True)
+    options.out.parent.mkdir(exist_ok=True)
     results = (
-        json.loads(given.out.read_text())
-        if given.out.exists()
+        json.loads(options.out.read_text())
+        if options.out.exists()
         else {"benchmark": "scores", "metrics": METRICS}
     )
-    for shape in given.shape:
-        for tokens in given.tokens:
-            fits = patterns_bytes(shape, tokens) < given.room * 1e9
+    for shape in options.shape:
+        for tokens in options.tokens:
+            fits = patterns_bytes(shape, tokens) < options.room * 1e9
             modes = [mode for mode in MODES if mode != "eager" or fits]
-            found = {"shape": SHAPES[shape][0], "tokens": tokens, "machine": machine()}
-            if given.skip != "times":
-                found |= times(shape, tokens, given.repeats, modes)
-                found["time_ratio"] = {
-                    mode: {clock: ratio(took[mode], took["forward"]) for clock, took in found["seconds"].items()}
-                    for mode in modes if mode != "forward"
-                }  # fmt: skip
-            if given.skip != "memory":
-                found["peak_bytes"] = {mode: in_a_process(shape, tokens, mode) for mode in modes}
-                base = found["peak_bytes"]["forward"]
-                found["memory_ratio"] = {
-                    m: {which: found["peak_bytes"][m][which] / base[which] for which in ("above", "whole")}
-                    for m in modes if m != "forward"
-                }  # fmt: skip
+            result = {"shape": SHAPES[shape][0], "tokens": tokens, "machine": machine()}
+            if options.skip != "times":
+                result |= times(shape, tokens, options.repeats, modes)
+                result["time_ratio"] = {
+                    mode: {
+                        clock: ratio(took[mode], took["forward"])
+                        for clock, took in result["seconds"].items()
+                    }
+                    for mode in modes
+                    if mode != "forward"
+                }
+            if options.skip != "memory":
+                result["peak_bytes"] = {mode: in_a_process(shape, tokens, mode) for mode in modes}
+                base = result["peak_bytes"]["forward"]
+                result["memory_ratio"] = {
+                    m: {
+                        which: result["peak_bytes"][m][which] / base[which]
+                        for which in ("above", "whole")
+                    }
+                    for m in modes
+                    if m != "forward"
+                }
             known = results.setdefault("runs", {}).setdefault(f"{shape} {tokens}", {})
-            known |= found
-            given.out.write_text(json.dumps(results, indent=1, ensure_ascii=False))
+            known |= result
+            options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False))
             print(line(known), flush=True)
 
 
-def line(found: dict[str, Any]) -> str:
+def line(result: dict[str, Any]) -> str:
     """One row of the table."""
-    cells = [f"{found['shape']:<72} {found['tokens']:>6}"]
+    cells = [f"{result['shape']:<72} {result['tokens']:>6}"]
     for mode in ("scores", "eager"):
-        if mode in found.get("time_ratio", {}):
-            median, low, high = found["time_ratio"][mode]["clock"]
-            processor = found["time_ratio"][mode]["processor"][0]
+        if mode in result.get("time_ratio", {}):
+            median, low, high = result["time_ratio"][mode]["clock"]
+            processor = result["time_ratio"][mode]["processor"][0]
             cells.append(
                 f"{mode}: time {median:.3f}x [{low:.3f}, {high:.3f}], processor {processor:.3f}x"
             )
-        if mode in found.get("memory_ratio", {}):
-            memory = found["memory_ratio"][mode]
-            size = found["peak_bytes"][mode]["above"] / 1e9
+        if mode in result.get("memory_ratio", {}):
+            memory = result["memory_ratio"][mode]
+            size = result["peak_bytes"][mode]["above"] / 1e9
             cells.append(
-                f"{mode}: memory {memory['above']:.3f}x ({size:.2f} GB; whole process {memory['whole']:.3f}x)"
+                f"{mode}: memory {memory['above']:.3f}x ({size:.2f} GB; whole process "
+                f"{memory['whole']:.3f}x)"
             )
     return " | ".join(cells)
 

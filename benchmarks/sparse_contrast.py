@@ -1,13 +1,14 @@
 """Are the CoRe heads the ones that sparse inference must keep? The top heads full, against as many
 others full.
 
-    python benchmarks/sparse_contrast.py                               # the whole of it: an hour on
-    one slow core python benchmarks/sparse_contrast.py --answered 24 --captioned 8   # a look python
-    benchmarks/sparse_contrast.py --model qwen3vl-s-long --name sparse_contrast_long --sides 960
-    1024 \\
-        --objects 24 --scored 30 --answered 80 --captioned 0 --fractions 0.05 --windows 16 64 256
-        --sink 4 \\ --batch-size 8                                                 # about 1,000
-        visual tokens
+    python benchmarks/sparse_contrast.py    # the whole of it: an hour on one slow core
+    python benchmarks/sparse_contrast.py --answered 24 --captioned 8    # a look
+
+About 1,000 visual tokens:
+
+    python benchmarks/sparse_contrast.py --model qwen3vl-s-long --name sparse_contrast_long \\
+        --sides 960 1024 --objects 24 --scored 30 --answered 80 --captioned 0 --fractions 0.05 \\
+        --windows 16 64 256 --sink 4 --batch-size 8 --picture docs/images/sparse_contrast_long.png
 
 Part 1, `pattern`: questions of the world `refer`. Heads are ranked by RAM at the question's rows
 and at the last row, on other scenes; the top share attends fully, the others see the first `sink`
@@ -20,7 +21,7 @@ anything is evicted, so answers of one token could not show anything. Shares by 
 score, even, and dealt to other heads; as many keys in all. The measure is the log-probability of
 the gold caption (this model writes few captions without a slip).
 
-Writes the numbers, every paired difference with its 95% interval, and a picture of both.
+Writes the numbers, and every paired difference with its 95% interval.
 """
 
 import argparse
@@ -58,44 +59,55 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=21)
-    parser.add_argument("--name", default="sparse_contrast", help="of the files written")
-    given = parser.parse_args()
+    parser.add_argument("--name", default="sparse_contrast", help="of the JSON file")
+    parser.add_argument("--picture", type=Path, help="draw part 1 into this file")
+    options = parser.parse_args()
     start = time.perf_counter()
-    model = cl.load_demo(given.model)
-    scenes = {"objects": given.objects} | ({"sides": tuple(given.sides)} if given.sides else {})
-    samples = cl.synthetic("refer", given.scored + given.answered, seed=given.seed, **scenes)
-    scored, answered = samples[: given.scored], samples[given.scored :]
-    scores = cl.score_heads(model, scored, list(RANKINGS.values()), batch_size=given.batch_size)
+    model = cl.load_demo(options.model)
+    scenes = {"objects": options.objects} | (
+        {"sides": tuple(options.sides)} if options.sides else {}
+    )
+    samples = cl.synthetic("refer", options.scored + options.answered, seed=options.seed, **scenes)
+    scored, answered = samples[: options.scored], samples[options.scored :]
+    scores = cl.score_heads(model, scored, list(RANKINGS.values()), batch_size=options.batch_size)
     print(f"scored: {time.perf_counter() - start:.0f} s", flush=True)
     result = {
         "benchmark": "sparse_contrast",
-        "model": given.model,
+        "model": options.model,
         "world": "refer",
-        "seed": given.seed,
+        "seed": options.seed,
     }
     result |= {"scenes": scenes, "scored": len(scored), "visual_tokens": _range(model, answered)}
 
-    def done(part: SparseContrast, metric: str, picture: str) -> None:
+    def done(part: SparseContrast, metric: str) -> None:
         result[part.kind] = part.to_json()
         result["minutes"] = round((time.perf_counter() - start) / 60, 1)
         text = json.dumps(result, indent=1, ensure_ascii=False, default=str)
-        (ROOT / "benchmarks" / "results" / f"{given.name}.json").write_text(text)
-        part.plot(metric).savefig(ROOT / "docs" / "images" / f"{picture}.png")
+        (ROOT / "benchmarks" / "results" / f"{options.name}.json").write_text(text)
         print(f"\n{part.kind}: dense {part.dense}")
         for p in part.points:
             share = "" if p.share is None else f"{p.share:.0%}"
             print(f"{p.line:<42} {share:>4} {p.x:>4}  {getattr(p, metric)}", flush=True)
 
     pattern = sparse_contrast(
-        model, answered, {name: scores[key] for name, key in RANKINGS.items()}, fractions=given.fractions,
-        windows=given.windows, sink=given.sink, draws=given.draws, seed=given.seed, progress=True,
-        batch_size=given.batch_size,
-    )  # fmt: skip
-    done(pattern, "accuracy", given.name)
-    if not given.captioned:
+        model,
+        answered,
+        {name: scores[key] for name, key in RANKINGS.items()},
+        fractions=options.fractions,
+        windows=options.windows,
+        sink=options.sink,
+        draws=options.draws,
+        seed=options.seed,
+        progress=True,
+        batch_size=options.batch_size,
+    )
+    done(pattern, "accuracy")
+    if options.picture:
+        pattern.plot("accuracy").savefig(options.picture)
+    if not options.captioned:
         return
     captions = [captioned(sample) for sample in scored]
-    asked_to_list = [captioned(sample) for sample in answered[: given.captioned]]
+    asked_to_list = [captioned(sample) for sample in answered[: options.captioned]]
     of_captions = cl.score_heads(
         model, captions, ["ram[rows=answer]", "visual_head"], batch_size=20, max_new_tokens=48
     )
@@ -108,13 +120,13 @@ def main() -> None:
         model,
         asked_to_list,
         shares,
-        given.budgets,
+        options.budgets,
         window=8,
-        draws=given.draws,
-        seed=given.seed,
+        draws=options.draws,
+        seed=options.seed,
         progress=True,
     )
-    done(budgets, "answer_logprob", f"{given.name}_kv")
+    done(budgets, "answer_logprob")
 
 
 def _range(model: cl.HookedMLLM, samples: list[cl.Sample]) -> list[int]:
@@ -131,9 +143,12 @@ def captioned(sample: cl.Sample) -> cl.Sample:
     names = [f"{o['colour']} {o['kind']} {o['digit']}" for o in objects]
     regions = [cl.Box(*o["box"], text=name) for o, name in zip(objects, names, strict=True)]
     return cl.Sample(
-        images=sample.images, question="List every object.", answer=", ".join(names) + ".", regions=regions,
+        images=sample.images,
+        question="List every object.",
+        answer=", ".join(names) + ".",
+        regions=regions,
         id=sample.id,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

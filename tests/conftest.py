@@ -28,14 +28,15 @@ def _reproducible():
 
 @pytest.fixture(scope="session")
 def chromium():
-    found = next(
+    browser = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
-    if not found:
+    if not browser:
         pytest.skip(
-            "headless Chromium is missing: install Debian's package `chromium` (apt-get install chromium)"
+            "headless Chromium is missing: install Debian's package `chromium` (apt-get install "
+            "chromium)"
         )
-    return found
+    return browser
 
 
 @pytest.fixture
@@ -59,15 +60,15 @@ def browse(chromium, tmp_path):
              f"file://{page}"],
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
-        said = re.search(r"<title>SAID:(.*?)</title>", done.stdout, re.DOTALL)
-        assert said, done.stdout[:2000] + done.stderr[-2000:]
+        title = re.search(r"<title>SAID:(.*?)</title>", done.stdout, re.DOTALL)
+        assert title, done.stdout[:2000] + done.stderr[-2000:]
         console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
         events = (event.get("params", {}) for event in json.loads(log.read_text())["events"])
         # (Chromium's own requests, for updates and the like, have "not an origin" as their
         # initiator)
         asked = {e["url"] for e in events if e.get("initiator", "not an origin") != "not an origin"}
         network = sorted(url for url in asked if not url.startswith(("file:", "data:", "blob:")))
-        return html.unescape(said[1]), console, network
+        return html.unescape(title[1]), console, network
 
     return browse
 

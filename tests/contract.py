@@ -1,10 +1,9 @@
 """The contract suite: what CoreLens needs of transformers, tokenizers and TransformerLens, over all
 families' tiny models.
 
-    python tests/contract.py --transformers 5.17.0      # also --tokenizers and --transformer-lens
-    python tests/contract.py --lowest                   # the lowest versions that pyproject.toml
-    allows python tests/contract.py --newer                    # what the registry has above our
-    cap: news, never an error
+    python tests/contract.py --transformers 5.17.0    # also --tokenizers and --transformer-lens
+    python tests/contract.py --lowest       # the lowest versions that pyproject.toml allows
+    python tests/contract.py --newer        # what the registry has above our cap: news, no error
 
 It makes an environment of its own, which holds these packages and borrows all others, torch among
 them, from the environment that runs it, and runs there the tests named below. What else is given is
@@ -45,7 +44,10 @@ BROKEN = {
     "5.20.": {
         "softcap": SOFTCAP,
         "test_a_prompt_may_come_in_parts": IN_PARTS,
-        "smolvlm": "it cuts the tokens of all tiles into rows of patch_size, which our tiles of 4 do not fill",
+        "smolvlm": (
+            "it cuts the tokens of all tiles into rows of patch_size, which our tiles of 4 do not "
+            "fill"
+        ),
     },
 }
 # tokenizers' lowest is that of the lowest transformers
@@ -90,7 +92,10 @@ def _ask(python: Path, code: str) -> str:
 def run(python: Path, options: list[str], limit: float | None = None) -> int:
     """The suite under this Python: pytest's exit code."""
     names = ["torch", "transformers", "tokenizers", "transformer-lens", "accelerate"]
-    code = f"from importlib.metadata import version; print(', '.join(f'{{n}} {{version(n)}}' for n in {names}))"
+    code = (
+        f"from importlib.metadata import version; print(', '.join(f'{{n}} {{version(n)}}' for n in "
+        f"{names}))"
+    )
     print(f"contract with {_ask(python, code)}", flush=True)
     print("\n".join(f"  {part}: {', '.join(files)}" for part, files in SUITE.items()), flush=True)
     files = [str(ROOT / "tests" / name) for part in SUITE.values() for name in part]
@@ -138,7 +143,8 @@ def news(options: list[str]) -> None:
             print(f"news: the contract suite did not end ({type(error).__name__})")
         else:
             print(
-                f"news: above the cap the contract {'holds: lift it' if code == 0 else 'is broken, see above'}"
+                "news: above the cap the contract "
+                f"{'holds: lift it' if code == 0 else 'is broken, see above'}"
             )
 
 
@@ -151,13 +157,13 @@ def main() -> int:
         parser.add_argument(f"--{package}", metavar="VERSION")
     parser.add_argument("--lowest", action="store_true")
     parser.add_argument("--newer", action="store_true")
-    given, options = parser.parse_known_args()
-    asked = {package: getattr(given, package.replace("-", "_")) for package in LOWEST}
+    arguments, options = parser.parse_known_args()
+    asked = {package: getattr(arguments, package.replace("-", "_")) for package in LOWEST}
     versions = {package: version for package, version in asked.items() if version}
-    if given.newer:
+    if arguments.newer:
         news(options)
         return 0
-    if given.lowest:
+    if arguments.lowest:
         versions = LOWEST | versions
     if not versions:
         parser.error("name a version: --transformers 5.17.0, --lowest or --newer")

@@ -79,7 +79,7 @@ OPTIONS = {
 def test_every_way_through_the_function_is_the_definition(mask, option, form):
     site, (q, k, v) = Site(), qkv()
     allowed = masks()[mask]
-    given = allowed if form == "boolean" or allowed is None else additive(allowed)
+    mask = allowed if form == "boolean" or allowed is None else additive(allowed)
     allowed = (
         torch.ones(POS, POS, dtype=torch.bool).tril().expand(BATCH, 1, POS, POS)
         if allowed is None
@@ -104,7 +104,7 @@ def test_every_way_through_the_function_is_the_definition(mask, option, form):
     sees = allowed.any(-1)[:, 0]
     for names in ([], ["hook_z"], ["hook_pattern", "hook_attn_scores"], ["hook_pattern_rows"],
                   ["hook_pattern", "hook_pattern_rows"]):  # fmt: skip
-        z, seen = run(site, q, k, v, given, names, **kwargs)
+        z, seen = run(site, q, k, v, mask, names, **kwargs)
         # (what SDPA gives a padding row that sees nothing depends on the form of the mask)
         torch.testing.assert_close(z[sees], wanted[sees], **close)
         if "hook_pattern" in seen:

@@ -33,14 +33,14 @@ def check_rows(
         together = model(**batch.tensors).logits
     for row, sample in enumerate(samples):
         single = ready(family, sample, answer=answer)
-        one, tm = single.token_maps[0], batch.token_maps[row]
-        shift = batch.length - one.length if side == "left" else 0
-        assert (tm.start, tm.stop, tm.length) == (shift, shift + one.length, batch.length)
+        alone, tm = single.token_maps[0], batch.token_maps[row]
+        shift = batch.length - alone.length if side == "left" else 0
+        assert (tm.start, tm.stop, tm.length) == (shift, shift + alone.length, batch.length)
         for name in names:
-            assert torch.equal(tm.positions(name), one.positions(name) + shift), name
-        for position in one.visual.tolist()[::7]:
-            assert tm.cell(position + shift) == one.cell(position)
-            assert tm.frames(position + shift) == one.frames(position)
+            assert torch.equal(tm.positions(name), alone.positions(name) + shift), name
+        for position in alone.visual.tolist()[::7]:
+            assert tm.cell(position + shift) == alone.cell(position)
+            assert tm.frames(position + shift) == alone.frames(position)
         assert torch.equal(batch.tensors["input_ids"][row, tm.all], single.tensors["input_ids"][0])
         with torch.no_grad():
             alone = model(**single.tensors).logits[0]

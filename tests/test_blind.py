@@ -78,8 +78,8 @@ def test_the_last_token_of_a_question_is_asked_for_its_own_answer(built):
     assert {
         processor.tokenizer.decode(ids[row, i]) for row, i in zip(rows, positions, strict=True)
     } == {"?"}
-    said = [processor.tokenizer.decode(ids[row, i]) for row, i in zip(rows, golds, strict=True)]
-    assert all(word.isdigit() for word in said) and (golds > positions).all()
+    words = [processor.tokenizer.decode(ids[row, i]) for row, i in zip(rows, golds, strict=True)]
+    assert all(word.isdigit() for word in words) and (golds > positions).all()
     assert golds.tolist() == [i for row in answers for i in row.nonzero()[:, 0].tolist()]
 
 

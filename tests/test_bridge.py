@@ -50,10 +50,10 @@ def test_the_bridge_sees_the_same(family, tmp_path):
         names = [name for name in names if "rot_" not in name and "scores" not in name]
     tensors = dict(batch.tensors)
     logits, cached = bridge.run_with_cache(tensors.pop("input_ids"), **tensors)
-    got, mine = model.run_with_cache(batch, names_filter=names)
-    torch.testing.assert_close(got, logits, atol=2e-5, rtol=2e-5)
+    theirs, ours = model.run_with_cache(batch, names_filter=names)
+    torch.testing.assert_close(theirs, logits, atol=2e-5, rtol=2e-5)
     for name in names:
-        wanted, x = cached[name].float(), mine[name].float()
+        wanted, x = cached[name].float(), ours[name].float()
         assert x.shape == wanted.shape, name
         seen = x > -torch.inf
         torch.testing.assert_close(x[seen], wanted[seen], atol=2e-5, rtol=2e-5)

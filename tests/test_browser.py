@@ -31,7 +31,10 @@ HOVER = (
 
 def test_the_browser_would_tell(browse):
     """A page that fails and asks the network for things is found out."""
-    page = "<body><img src='http://example.com/a.png'><script src='https://example.org/b.js'></script><script>oops()</script></body>"
+    page = (
+        "<body><img src='http://example.com/a.png'><script "
+        "src='https://example.org/b.js'></script><script>oops()</script></body>"
+    )
     _, console, network = browse(page, "return 1")
     assert network == ["http://example.com/a.png", "https://example.org/b.js"]
     assert "oops is not defined" in "".join(console)
@@ -41,11 +44,11 @@ def test_an_interactive_grid_says_head_score_and_interval(browse, tmp_path):
     rng = np.random.default_rng(0)
     scores = cl.HeadScores(per_sample=rng.random((20, 3, 5)), meta={"metric": "ram", "key": "ram"})
     cl.head_grid(scores, scores.top(k=2)).save_html(tmp_path / "grid.html")
-    said, console, network = browse(
+    text, console, network = browse(
         (tmp_path / "grid.html").read_text(), HOVER.format(".cl-grid rect", 8)
     )
     low, high = scores.ci()
-    assert said == f"L1H3  RAM {scores.values[1, 3]:.3g} [{low[1, 3]:.3g}, {high[1, 3]:.3g}]"
+    assert text == f"L1H3  RAM {scores.values[1, 3]:.3g} [{low[1, 3]:.3g}, {high[1, 3]:.3g}]"
     assert not console and not network
 
 
@@ -56,7 +59,8 @@ def test_the_study_report_opens_and_unfolds(browse, tmp_path):
     study.write(tmp_path)
     script = (
         "const folded = all('details'); folded.forEach((part) => { part.open = true; });"
-        "return folded.length + ' ' + all('table').filter((table) => table.offsetHeight > 0).length;"
+        "return folded.length + ' ' + all('table').filter((table) => table.offsetHeight > "
+        "0).length;"
     )
     seen, console, network = browse(study.report.read_text(encoding="utf-8"), script)
     parts, tables = map(int, seen.split())
@@ -71,13 +75,15 @@ def test_a_token_view_shows_the_head_that_is_hovered(browse, demo, tmp_path):
     assert len(page) < 5e6 and "unpkg.com" not in page
     script = (
         "const head = all('h4').find((h) => h.textContent === 'L1H9').parentElement;"
-        "const shown = () => all('h3').map((h) => h.textContent).filter((t) => t.includes('Zoomed')).join();"
+        "const shown = () => all('h3').map((h) => h.textContent).filter((t) => "
+        "t.includes('Zoomed')).join();"
         "const before = shown();"
-        "head.dispatchEvent(new MouseEvent('mouseover', {bubbles: true, relatedTarget: document.body}));"
+        "head.dispatchEvent(new MouseEvent('mouseover', {bubbles: true, relatedTarget: "
+        "document.body}));"
         "await wait(500); return before + ' → ' + shown();"
     )
-    said, console, network = browse(page, script)
-    assert said == "L1H5 Zoomed → L1H9 Zoomed"
+    text, console, network = browse(page, script)
+    assert text == "L1H5 Zoomed → L1H9 Zoomed"
     assert not console and not network
 
 
@@ -95,8 +101,8 @@ def test_tokens_cannot_break_out_of_a_token_view(browse):
     script = (
         "await wait(300); return all('h3').length + ' ' + (document.body.dataset.bad || 'good');"
     )
-    said, console, network = browse(View("evil", body, "").page(), script)
-    assert said == "2 good"
+    text, console, network = browse(View("evil", body, "").page(), script)
+    assert text == "2 good"
     assert not console and not network
 
 
@@ -105,20 +111,23 @@ def test_the_logit_lens_names_tokens_and_moves_through_layers(browse, demo, tmp_
     lens = cl.viz.logit_lens(model, sample, layers=[0, 3, 7])
     lens.save(tmp_path / "lens.html")
     script = (
-        "const slider = all('input[type=range]')[0]; slider.value = 1; slider.dispatchEvent(new Event('input'));"
-        "const now = all('.now')[0].textContent, shown = all('g[data-step]').filter((g) => g.style.display !== 'none');"
-        "const cell = shown[0].querySelectorAll('rect')[5]; cell.dispatchEvent(new PointerEvent('pointerenter'));"
+        "const slider = all('input[type=range]')[0]; slider.value = 1; slider.dispatchEvent(new "
+        "Event('input'));"
+        "const now = all('.now')[0].textContent, shown = all('g[data-step]').filter((g) => "
+        "g.style.display !== 'none');"
+        "const cell = shown[0].querySelectorAll('rect')[5]; cell.dispatchEvent(new "
+        "PointerEvent('pointerenter'));"
         "return [now, shown.length, shown[0].dataset.step, all('.tip')[0].textContent].join(' | ');"
     )
-    said, console, network = browse((tmp_path / "lens.html").read_text(encoding="utf-8"), script)
-    at = lens.token_map.images[0].tolist()[5]
-    best = ", ".join(f"‘{word}’ {probability:.2g}" for word, probability in lens.top(at, 3))
-    assert said.split() == f"layer 3 | 1 | 1 | layer 3, patch {at}: {best}".split()
+    text, console, network = browse((tmp_path / "lens.html").read_text(encoding="utf-8"), script)
+    position = lens.token_map.images[0].tolist()[5]
+    best = ", ".join(f"‘{word}’ {probability:.2g}" for word, probability in lens.top(position, 3))
+    assert text.split() == f"layer 3 | 1 | 1 | layer 3, patch {position}: {best}".split()
     assert not console and not network
 
 
 def test_a_page_of_every_part_opens_without_errors(browse):
     from helpers.views import whole_page
 
-    said, console, network = browse(whole_page(), HOVER.format(".cl-grid rect", 8))
-    assert said.startswith("L1H3  RAM ") and not console and not network
+    text, console, network = browse(whole_page(), HOVER.format(".cl-grid rect", 8))
+    assert text.startswith("L1H3  RAM ") and not console and not network

@@ -34,16 +34,18 @@ def slow_capacity(
     "budget, rho, window", [(256, 0.1, 32), (64, 0.0, 16), (100, 0.5, 7), (1000, 1.0, 32)]
 )
 def test_capacities_are_the_formula(budget, rho, window):
-    given = scores()
-    found = KVBudget(given, budget=budget, rho=rho, window=window).capacities(*SHAPE, LONG)
+    head_scores = scores()
+    capacities = KVBudget(head_scores, budget=budget, rho=rho, window=window).capacities(
+        *SHAPE, LONG
+    )
     wanted = [
-        [slow_capacity(given.values, layer, kv, budget, rho, window) for kv in range(4)]
+        [slow_capacity(head_scores.values, layer, kv, budget, rho, window) for kv in range(4)]
         for layer in range(6)
     ]
-    assert found.tolist() == wanted
+    assert capacities.tolist() == wanted
     # each of 24 heads is rounded by half a key at the most
-    assert abs(found.sum() - budget * 24) <= 12
-    assert found.min() >= int(rho * (budget - window)) + window
+    assert abs(capacities.sum() - budget * 24) <= 12
+    assert capacities.min() >= int(rho * (budget - window)) + window
 
 
 def test_equal_scores_are_equal_budgets():
@@ -54,14 +56,14 @@ def test_equal_scores_are_equal_budgets():
 @pytest.mark.parametrize("length", [257, 300, 400, 700, 3000])
 @pytest.mark.parametrize("allocation", ["scores", "random", "pyramidkv", "adakv"])
 def test_nothing_is_lost_above_the_length_of_the_prompt(allocation, length):
-    given = scores(power=12) if allocation in ("scores", "random") else None
-    budget = KVBudget(given, 256, allocation=allocation)
-    found, unbounded = budget.capacities(*SHAPE, length), budget.capacities(*SHAPE, LONG)
-    assert found.max() <= length
-    assert found.sum() == unbounded.sum()
-    assert abs(found.mean() - 256) <= 0.5
+    head_scores = scores(power=12) if allocation in ("scores", "random") else None
+    budget = KVBudget(head_scores, 256, allocation=allocation)
+    capacities, unbounded = budget.capacities(*SHAPE, length), budget.capacities(*SHAPE, LONG)
+    assert capacities.max() <= length
+    assert capacities.sum() == unbounded.sum()
+    assert abs(capacities.mean() - 256) <= 0.5
     if allocation in ("scores", "random"):
-        assert unbounded.max() > 700 and (found >= np.minimum(unbounded, length)).all()
+        assert unbounded.max() > 700 and (capacities >= np.minimum(unbounded, length)).all()
 
 
 def test_a_short_prompt_is_kept_whole():
@@ -79,42 +81,44 @@ def test_what_is_given_back_goes_by_score():
 
 
 def test_random_deals_the_same_capacities_to_other_heads():
-    given = scores()
-    real = KVBudget(given, 256).capacities(*SHAPE, LONG)
+    head_scores = scores()
+    real = KVBudget(head_scores, 256).capacities(*SHAPE, LONG)
     draws = [
-        KVBudget(given, 256, allocation="random", seed=seed).capacities(*SHAPE, LONG)
+        KVBudget(head_scores, 256, allocation="random", seed=seed).capacities(*SHAPE, LONG)
         for seed in (0, 1)
     ]
     for dealt in draws:
         assert sorted(dealt.ravel()) == sorted(real.ravel()) and (dealt != real).any()
     assert (draws[0] != draws[1]).any()
-    again = KVBudget(given, 256, allocation="random", seed=1).capacities(*SHAPE, LONG)
+    again = KVBudget(head_scores, 256, allocation="random", seed=1).capacities(*SHAPE, LONG)
     assert (again == draws[1]).all()
 
 
 def test_pyramid_falls_in_equal_steps():
-    found = KVBudget(None, 232, window=32, allocation="pyramidkv", beta=20).capacities(*SHAPE, LONG)
+    capacities = KVBudget(None, 232, window=32, allocation="pyramidkv", beta=20).capacities(
+        *SHAPE, LONG
+    )
     # arXiv 2406.02069 with 200 keys beside the window: from 2 · 200 − 10 to 200 / 20
-    assert found[:, 0].tolist() == [390 + 32, 314 + 32, 238 + 32, 162 + 32, 86 + 32, 10 + 32]
-    assert (found == found[:, :1]).all()
+    assert capacities[:, 0].tolist() == [390 + 32, 314 + 32, 238 + 32, 162 + 32, 86 + 32, 10 + 32]
+    assert (capacities == capacities[:, :1]).all()
     flat = KVBudget(None, 232, window=32, allocation="pyramidkv").capacities(*SHAPE, 332)
     # no layer has more than the prompt
     assert flat[:, 0].tolist() == [332, 292, 252, 212, 172, 132]
 
 
 def test_layers_that_a_budget_does_not_speak_of():
-    given = scores()
-    found = KVBudget(given, 128).capacities(*SHAPE, LONG, layers=[1, 3, 5])
-    alone = KVBudget(HeadScores(given.values[1::2]), 128).capacities(3, 8, 4, LONG)
-    assert (found[1::2] == alone).all() and not found[::2].any()
+    head_scores = scores()
+    capacities = KVBudget(head_scores, 128).capacities(*SHAPE, LONG, layers=[1, 3, 5])
+    alone = KVBudget(HeadScores(head_scores.values[1::2]), 128).capacities(3, 8, 4, LONG)
+    assert (capacities[1::2] == alone).all() and not capacities[::2].any()
 
 
 def test_scores_of_kv_heads():
     """As DuoAttention publishes its gates."""
     per_kv = np.random.default_rng(1).random((6, 4))
-    one = KVBudget(HeadScores(per_kv, meta={"heads": "kv"}), 128).capacities(*SHAPE, LONG)
+    per_head = KVBudget(HeadScores(per_kv, meta={"heads": "kv"}), 128).capacities(*SHAPE, LONG)
     two = KVBudget(HeadScores(np.repeat(per_kv, 2, axis=1)), 128).capacities(*SHAPE, LONG)
-    assert (one == two).all()
+    assert (per_head == two).all()
 
 
 @pytest.mark.parametrize(

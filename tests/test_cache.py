@@ -89,9 +89,9 @@ def test_the_residual_stream_taken_apart(family):
     close(heads.sum(0), cached["resid_post", last - 1])
     for layer in range(last):
         block = model.blocks[layer]
-        mine = heads[layer * model.cfg.n_heads : (layer + 1) * model.cfg.n_heads].sum(0)
+        of_layer = heads[layer * model.cfg.n_heads : (layer + 1) * model.cfg.n_heads].sum(0)
         bias = block.attn.b_O if block.attn_post_norm is None else 0
-        close(mine + bias, cached["attn_out", layer])
+        close(of_layer + bias, cached["attn_out", layer])
 
 
 @every_family

@@ -54,38 +54,40 @@ def scores(folder, heads=HEADS):
 
 
 def test_ablate_says_what_evaluate_says(corelens, model, tmp_path):
-    told = json.loads(
+    printed = json.loads(
         corelens("ablate qwen3vl-s refer --heads L1H5,L1H4 --kind knockout --n 8 --draws 2 --json")
     )
     samples = cl.synthetic("refer", 8, seed=2)
     clean, cut = cl.evaluate(model, samples), cl.evaluate(model, samples, hooks=cl.knockout(HEADS))
-    point = told["curves"]["given"][0]
+    point = printed["curves"]["given"][0]
     assert (
         point["heads"] == [HEADS.to_json()]
         and point["k"] == 2
-        and told["clean"]["value"] == clean.accuracy
+        and printed["clean"]["value"] == clean.accuracy
     )
     assert point["accuracy"]["value"] == cut.accuracy < clean.accuracy
     lost = cl.paired(clean, cut)
     assert [*point["drop"].values()] == pytest.approx([lost.difference, *lost.ci])
-    assert list(told["curves"]) == ["given", "random", "layer-matched"]
-    for name, controls in told["curves"].items():
+    assert list(printed["curves"]) == ["given", "random", "layer-matched"]
+    for name, controls in printed["curves"].items():
         drawn = [cl.HeadSet(heads) for heads in controls[0]["heads"]]
-        assert len(drawn) == (1 if name == "given" else 2) and all(len(one) == 2 for one in drawn)
-        assert name == "given" or not any(one & HEADS for one in drawn)
-        assert name != "layer-matched" or all(set(one.by_layer()) == {1} for one in drawn)
+        assert len(drawn) == (1 if name == "given" else 2) and all(
+            len(heads) == 2 for heads in drawn
+        )
+        assert name == "given" or not any(heads & HEADS for heads in drawn)
+        assert name != "layer-matched" or all(set(heads.by_layer()) == {1} for heads in drawn)
 
 
 def test_ablate_takes_the_top_of_scores_and_writes(corelens, model, tmp_path):
     scores(tmp_path)
     start = "ablate qwen3vl-s refer --scores ram.safetensors --n 3 --draws 1"
-    said = corelens(f"{start} --top 0.02 --top 0.05 --kind zero --out made/cut.html")
+    text = corelens(f"{start} --top 0.02 --top 0.05 --kind zero --out made/cut.html")
     assert (
-        "zero ablation (their output set to zero), top by ram; 3 samples" in said
-        and "layer-matched" in said
+        "zero ablation (their output set to zero), top by ram; 3 samples" in text
+        and "layer-matched" in text
     )
-    assert "2.0% of the heads: L1H5, L1H4\n" in said and "scored on 3 of these samples" in " ".join(
-        said.split()
+    assert "2.0% of the heads: L1H5, L1H4\n" in text and "scored on 3 of these samples" in " ".join(
+        text.split()
     )
     page = (tmp_path / "made/cut.html").read_text(encoding="utf-8")
     assert (
@@ -103,25 +105,25 @@ def test_ablate_takes_the_top_of_scores_and_writes(corelens, model, tmp_path):
 
 
 def test_score_and_ablate_say_when_a_ranking_is_read_where_a_cut_costs_nothing(corelens, tmp_path):
-    said = " ".join(
+    text = " ".join(
         corelens(
             "score qwen3vl-s refer --n 8 --metric ram --metric 'ram[rows=last]' --out run"
         ).split()
     )
-    assert "costs: question 0 points, template 0 points, last 100 points (n=8" in said
+    assert "costs: question 0 points, template 0 points, last 100 points (n=8" in text
     assert (
-        "note: ram: these heads look, and the answer does not need it (cutting rows=question off from it"
-        in said
+        "note: ram: these heads look, and the answer does not need it (cutting rows=question off "
+        "from it" in text
     )
-    assert "rows=last costs 100 points: try 'ram[rows=last]'" in said and said.count("note:") == 1
+    assert "rows=last costs 100 points: try 'ram[rows=last]'" in text and text.count("note:") == 1
     cut = "ablate qwen3vl-s refer --scores run --n 3 --draws 1 --kind zero"
-    said = " ".join(corelens(cut).split())
+    text = " ".join(corelens(cut).split())
     assert (
-        "ram: these heads look, and the answer does not need it" in said
-        and "last 100 points" in said
+        "ram: these heads look, and the answer does not need it" in text
+        and "last 100 points" in text
     )
-    told = json.loads(corelens(f"{cut} --metric 'ram[rows=last]' --json"))
-    assert "note" not in told and told["row_costs"]["last"][0] == 1
+    printed = json.loads(corelens(f"{cut} --metric 'ram[rows=last]' --json"))
+    assert "note" not in printed and printed["row_costs"]["last"][0] == 1
     corelens("score qwen3vl-s refer --n 4 --no-rows --out bare")
     assert not (tmp_path / "bare" / "rows.json").exists() and "row_costs" not in json.loads(
         corelens("ablate qwen3vl-s refer --scores bare --n 3 --draws 1 --kind zero --json")
@@ -129,38 +131,40 @@ def test_score_and_ablate_say_when_a_ranking_is_read_where_a_cut_costs_nothing(c
 
 
 def test_rows_says_what_where_read_says(corelens, model, tmp_path):
-    told = json.loads(
+    printed = json.loads(
         corelens("rows qwen3vl-s refer --n 4 --no-tokens --out made/rows.json --json")
     )
     wanted = cl.where_read(model, cl.synthetic("refer", 4, seed=1), tokens=False)
-    assert told["rows"] == wanted.rows == "last" and list(told["groups"]) == list(wanted.costs)
-    assert told["groups"]["last"]["cost"][0] == wanted.costs["last"].difference
+    assert printed["rows"] == wanted.rows == "last" and list(printed["groups"]) == list(
+        wanted.costs
+    )
+    assert printed["groups"]["last"]["cost"][0] == wanted.costs["last"].difference
     assert cl.evaluation.RowCosts.load(tmp_path / "made/rows.json").costs == wanted.costs
     assert "question[0]" in corelens("rows qwen3vl-s refer --n 2")
 
 
 def test_patch_says_what_activation_patch_says(corelens, model, tmp_path):
-    told = json.loads(
+    printed = json.loads(
         corelens(
             "patch qwen3vl-s refer --n 2 --batch-size 1 --top 2 --out heads.safetensors --json"
         )
     )
     clean, twins = (cl.synthetic("refer", 2, seed=2, turn=turn) for turn in (0, 3))
     wanted = cl.activation_patch(model, clean, twins, site="z", metric=cl.logit_diff())
-    assert np.allclose(told["effect"], wanted.effect.mean(0), atol=1e-3)
-    assert told["twin"] == "refer, turn=3" and told["metric"] == "logit difference"
-    assert [f"L{one['layer']}H{one['head']}" for one in told["top"]] == ["L1H4", "L1H5"]
-    kept = PatchResult.load(tmp_path / "heads.safetensors")
-    assert np.allclose(kept.values, wanted.values, atol=1e-3) and kept.samples == [
+    assert np.allclose(printed["effect"], wanted.effect.mean(0), atol=1e-3)
+    assert printed["twin"] == "refer, turn=3" and printed["metric"] == "logit difference"
+    assert [f"L{row['layer']}H{row['head']}" for row in printed["top"]] == ["L1H4", "L1H5"]
+    saved = PatchResult.load(tmp_path / "heads.safetensors")
+    assert np.allclose(saved.values, wanted.values, atol=1e-3) and saved.samples == [
         sample.id for sample in clean
     ]
 
 
 def test_patch_draws_heads_positions_and_roles(corelens, tmp_path):
-    said = corelens("patch qwen3vl-s refer --n 2 --attribution --out heads.html")
+    text = corelens("patch qwen3vl-s refer --n 2 --attribution --out heads.html")
     assert (
-        "L1H4" in said
-        and "attribution patching, denoising, z; logit difference: corrupted run -" in said
+        "L1H4" in text
+        and "attribution patching, denoising, z; logit difference: corrupted run -" in text
     )
     page = (tmp_path / "heads.html").read_text(encoding="utf-8")
     assert (
@@ -168,17 +172,18 @@ def test_patch_draws_heads_positions_and_roles(corelens, tmp_path):
         and page.count("<img") == 4
         and "effect of denoising z (logit difference)" in page
     )
-    said = corelens("patch qwen3vl-s refer --n 1 --site resid_post --twin blur --out where.png")
+    text = corelens("patch qwen3vl-s refer --n 1 --site resid_post --twin blur --out where.png")
     assert (
-        "(1 pair, twin: blur)" in said
-        and "(patch)" in said
-        and "log-probability of the answer (nats)" in said
+        "(1 pair, twin: blur)" in text
+        and "(patch)" in text
+        and "log-probability of the answer (nats)" in text
     )
     assert Image.open(tmp_path / "where.png").width > 600
-    said = corelens(
-        "patch qwen3vl-s refer --n 2 --site resid_post --per role --twin replace --metric kl --direction noising"
+    text = corelens(
+        "patch qwen3vl-s refer --n 2 --site resid_post --per role --twin replace --metric kl "
+        "--direction noising"
     )
-    assert "region" in said and "twin: replace" in said and "KL from the clean run" in said
+    assert "region" in text and "twin: replace" in text and "KL from the clean run" in text
 
 
 def test_patch_takes_twins_from_a_folder(corelens, tmp_path):
@@ -189,13 +194,15 @@ def test_patch_takes_twins_from_a_folder(corelens, tmp_path):
         + cl.interventions.counterfactual_pairs(samples, "noise")[1][1:],
         tmp_path / "twins",
     )
-    told = json.loads(corelens("patch qwen3vl-s mine --twin twins --site v --per kv_head --json"))
-    assert (
-        told["axes"].keys() == {"kv_head"}
-        and told["samples"] == 2
-        and told["metric"].startswith("log-probability")
+    printed = json.loads(
+        corelens("patch qwen3vl-s mine --twin twins --site v --per kv_head --json")
     )
-    assert told["base"] < told["other"]
+    assert (
+        printed["axes"].keys() == {"kv_head"}
+        and printed["samples"] == 2
+        and printed["metric"].startswith("log-probability")
+    )
+    assert printed["base"] < printed["other"]
 
 
 MODEL_LESS = """
@@ -269,10 +276,10 @@ def test_score_takes_part_of_a_folder_and_runs_are_compared(corelens, tmp_path):
         == 3
     )
     for line in ("compare one two --metrics ram,lift --json", "compare one two --json"):
-        told = json.loads(corelens(line))
+        printed = json.loads(corelens(line))
         assert (
-            told.keys() == {"ram", "lift"}
-            and told["ram"]["spearman"] == 1 == told["lift"]["jaccard"]
+            printed.keys() == {"ram", "lift"}
+            and printed["ram"]["spearman"] == 1 == printed["lift"]["jaccard"]
         )
     assert json.loads(corelens("compare one two --metric lift --json"))["rbo"] == pytest.approx(1)
     assert "did you mean 'ram'" in str(corelens("compare one two --metrics rma", fails=True))
@@ -283,8 +290,8 @@ def test_speed_takes_its_window_from_the_prompts_and_refuses_what_leaves_nothing
 ):
     scores(tmp_path)
     line = "speed qwen3vl-s refer --scores ram.safetensors --n 2 --rounds 1 --json"
-    told = json.loads(corelens(line))
-    assert 0 < told["pairs"] < 1
+    printed = json.loads(corelens(line))
+    assert 0 < printed["pairs"] < 1
 
     def timed(*_, **__):
         raise AssertionError("it was timed")
@@ -329,20 +336,20 @@ def test_every_command_shows_an_example_and_loses_no_brackets():
     commands = [["--help"]]
     for group, app in (([], cli.app), (["data"], cli.data_app)):
         commands += [
-            [*group, one.name or one.callback.__name__.replace("_", "-"), "--help"]
-            for one in app.registered_commands
+            [*group, command.name or command.callback.__name__.replace("_", "-"), "--help"]
+            for command in app.registered_commands
         ]
     assert {line[0] for line in commands} >= {"ablate", "patch", "speed", "study", "show", "data"}
     for line in commands:
-        said = " ".join(CliRunner().invoke(cli.app, line, env={"COLUMNS": "200"}).stdout.split())
-        assert line == ["--help"] or "Example:" in said, line
+        text = " ".join(CliRunner().invoke(cli.app, line, env={"COLUMNS": "200"}).stdout.split())
+        assert line == ["--help"] or "Example:" in text, line
         if line[0] in ("speed", "ablate"):
-            assert "'ram[rows=last]'" in said and "[default: 0.05]" in said
+            assert "'ram[rows=last]'" in text and "[default: 0.05]" in text
 
 
 def test_a_mistake_is_one_message_and_exit_code_two(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["corelens", "patch", "qwen3vl-s", "refer", "--metric", "loss"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and "--metric loss" in said and "Traceback" not in said
+    text = capsys.readouterr().err
+    assert stopped.value.code == 2 and "--metric loss" in text and "Traceback" not in text

@@ -156,8 +156,8 @@ def test_training_sequences_begin_with_the_prompt_that_users_give(processor):
     batch = draw_batch(
         Plan(NAME, "questions", seed=0, step=3, batch=2, objects=3, sides=(160, 160))
     )
-    said = [processor.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
-    assert all(text.count("<|im_end|>") == 3 and text[0].isdigit() for text in said)
+    spoken = [processor.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
+    assert all(text.count("<|im_end|>") == 3 and text[0].isdigit() for text in spoken)
     assert batch["answers"].sum(1).tolist() == [3, 3]
 
     colour, kind = samples[0].question.rstrip("?").split()[-2:]
@@ -346,28 +346,28 @@ def test_the_curve_tells_forms_apart_and_breaks_where_a_form_paused():
     ]
     log += [{"step": 300, "form": "validation", "accuracy": 0.7}]  # of one world alone
     above, below = training_curve(log, ["refer", "doc"]).axes
-    lines = [line for line in above.lines if line.get_linestyle() == "-" and len(line.get_xdata())]
-    assert [line.get_label()[:5] for line in lines] == ["dense", "_chil", "quest"]
-    assert [len(line.get_xdata()) for line in lines] == [30, 30, 30]
+    curves = [line for line in above.lines if line.get_linestyle() == "-" and len(line.get_xdata())]
+    assert [line.get_label()[:5] for line in curves] == ["dense", "_chil", "quest"]
+    assert [len(line.get_xdata()) for line in curves] == [30, 30, 30]
     # the median of nine falling numbers is the fifth
-    assert lines[0].get_ydata()[10] == log[10]["loss"]
-    found = {line.get_label(): list(line.get_ydata()) for line in below.lines}
-    assert found == {"refer": [0.2], "doc": [0.8], "mean": [0.5, 0.5, 0.7]}
+    assert curves[0].get_ydata()[10] == log[10]["loss"]
+    accuracies = {line.get_label(): list(line.get_ydata()) for line in below.lines}
+    assert accuracies == {"refer": [0.2], "doc": [0.8], "mean": [0.5, 0.5, 0.7]}
 
 
 def test_a_card_tells_the_forms_of_question_apart():
     samples = synthetic("refer-hard", 30)
-    found = _by_form(samples, [sample.meta["form"] == "relation" for sample in samples])["forms"]
-    assert {form: part["accuracy"] for form, part in found.items()} == {
+    forms = _by_form(samples, [sample.meta["form"] == "relation" for sample in samples])["forms"]
+    assert {form: part["accuracy"] for form, part in forms.items()} == {
         "attribute": 0,
         "relation": 1,
         "size": 0,
     }
-    assert sum(part["n"] for part in found.values()) == 30
+    assert sum(part["n"] for part in forms.values()) == 30
     assert not _by_form(synthetic("refer", 3), [True] * 3)
     card = read_card(NAME)
-    card["held_out"][-1]["forms"] = found
-    assert f"| | of these: relation | test | {found['relation']['n']} | 100.0 % |" in model_card(
+    card["held_out"][-1]["forms"] = forms
+    assert f"| | of these: relation | test | {forms['relation']['n']} | 100.0 % |" in model_card(
         card
     )
 
@@ -376,7 +376,7 @@ def test_a_card_tells_what_is_right_without_the_anchor():
     (sample,) = synthetic("refer-hard", 1, forms=("relation",))
     x0, y0, x1, y1 = (round(side) for side in sample.meta["objects"][sample.meta["anchor"]]["box"])
     before, after = (
-        np.asarray(one.images[0]).astype(int) for one in (sample, _hide_anchor(sample))
+        np.asarray(shown.images[0]).astype(int) for shown in (sample, _hide_anchor(sample))
     )
     assert (after[y0 + 1 : y1, x0 + 1 : x1] == 128).all()
     after[y0 - 1 : y1 + 2, x0 - 1 : x1 + 2] = before[y0 - 1 : y1 + 2, x0 - 1 : x1 + 2]

@@ -83,12 +83,12 @@ def test_fast_training_computes_what_transformers_computes(built):
             features = family_of(model).features(model, pictures(samples))
         assert (slow - quick).abs().max() < 1e-5
         assert torch.equal(slow, model(**inputs).logits)
-    found = model.model.get_image_features(
+    theirs = model.model.get_image_features(
         **{k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
     )
-    found = found.pooler_output
-    found = torch.cat(found) if isinstance(found, list | tuple) else found.flatten(0, 1)
-    assert (features - found).abs().max() < 1e-5
+    theirs = theirs.pooler_output
+    theirs = torch.cat(theirs) if isinstance(theirs, list | tuple) else theirs.flatten(0, 1)
+    assert (features - theirs).abs().max() < 1e-5
     assert len(features) == (inputs["input_ids"] == processor.image_token_id).sum()
 
 
@@ -123,8 +123,8 @@ def test_a_training_batch_of_questions_is_what_the_model_takes(built):
     batch = draw_batch(
         Plan(name, "questions", seed=0, step=1, batch=2, objects=3, sides=(256, 256))
     )
-    said = [processor.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
-    assert all(text.count("<|im_end|>") == 3 and text[0].isdigit() for text in said)
+    spoken = [processor.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
+    assert all(text.count("<|im_end|>") == 3 and text[0].isdigit() for text in spoken)
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
     with torch.no_grad(), fast_training(model):
         hidden = model.model(
@@ -159,7 +159,7 @@ def test_qk_clip_holds_logits_where_no_norm_does(built):
     )
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
     attention = model.model.language_model.layers[2].self_attn
-    kept, clip = attention.q_proj.weight.detach().clone(), QKClip(model, limit=5.0)
+    weight_before, clip = attention.q_proj.weight.detach().clone(), QKClip(model, limit=5.0)
     largest = {}
 
     def logits(module, args, kwargs, out):
@@ -179,7 +179,7 @@ def test_qk_clip_holds_logits_where_no_norm_does(built):
                 **family.inputs(model, tensors["input_ids"], tensors["images"]), use_cache=False
             )
             clip.step()
-        scaled = not torch.equal(attention.q_proj.weight, kept * 1000)
+        scaled = not torch.equal(attention.q_proj.weight, weight_before * 1000)
         assert scaled == (name == "llava-ov-s")
         if scaled:  # rotations keep lengths, so the bound holds for the logits themselves
             assert 0.5 < largest["logit"] <= 5.01
@@ -187,7 +187,7 @@ def test_qk_clip_holds_logits_where_no_norm_does(built):
         handle.remove()
         clip.close()
         with torch.no_grad():
-            attention.q_proj.weight.copy_(kept)
+            attention.q_proj.weight.copy_(weight_before)
     assert not attention.q_proj._forward_hooks
 
 

@@ -57,10 +57,12 @@ def test_tokens_of_a_line_know_its_key_and_value():
     for line in page.lines:
         middle = (line.box.y0 + line.box.y1) / 2
         row, columns = int(middle // 32), range(int(line.box.x0 // 32) + 1, int(line.box.x1 // 32))
-        told = {tuple(labels[row, column, 3:6].tolist()) for column in columns}
-        assert (KEYS.index(line.key), int(line.value[0]), int(line.value[1])) in told
-    said = {tuple(token) for token in labels[..., 3:6].reshape(-1, 3).tolist()} - {tuple(NONE[3:6])}
-    assert said <= {(KEYS.index(x.key), int(x.value[0]), int(x.value[1])) for x in page.lines}
+        expected = {tuple(labels[row, column, 3:6].tolist()) for column in columns}
+        assert (KEYS.index(line.key), int(line.value[0]), int(line.value[1])) in expected
+    labelled = {tuple(token) for token in labels[..., 3:6].reshape(-1, 3).tolist()} - {
+        tuple(NONE[3:6])
+    }
+    assert labelled <= {(KEYS.index(x.key), int(x.value[0]), int(x.value[1])) for x in page.lines}
 
 
 def test_a_clip_is_labelled_where_its_shapes_are_and_while_they_carry_a_digit():
@@ -109,8 +111,8 @@ def test_training_asks_refer_hard_in_every_form_and_lists_it_in_any_order(proces
         word = str(own.choice(["symbol", "symbol", "digit", "letter"]))
         scene, _ = draw_hard(own, *asked["images"].shape[2:0:-1], 8, word, FORMS[row % 3])
         answers = {query.question: query.answer for query in questions(scene)}
-        said = processor.tokenizer.decode(asked["input_ids"][row]).split("<|im_start|>user\n")[1:]
-        for turn in said:
+        spoken = processor.tokenizer.decode(asked["input_ids"][row]).split("<|im_start|>user\n")[1:]
+        for turn in spoken:
             question, answer = (
                 part.split("<|im_end|>")[0] for part in turn.split("<|im_start|>assistant\n")
             )
@@ -121,7 +123,7 @@ def test_training_asks_refer_hard_in_every_form_and_lists_it_in_any_order(proces
         names = [f"{size_of(f)} {f.colour} {f.kind} {f.symbol}" for f in scene.figures]
         assert sorted(caption.partition(".")[0].split(", ")) == sorted(names)
         assert listed["answers"][row].sum() == len(names)
-        assert asked["answers"][row].sum() == len(said) >= 4
+        assert asked["answers"][row].sum() == len(spoken) >= 4
 
 
 def test_training_asks_refer_hard_in_the_forms_that_a_slice_names(processor):
@@ -139,14 +141,14 @@ def test_a_sheet_s_symbols_stand_where_its_labels_say(jitter):
     image, labels = sheet(np.random.default_rng(2), 192, 160, jitter, cells)
     assert image.size == (192, 160) and (np.delete(labels, (2, 6, 8, 9), 1) == IGNORED).all()
     digits, letters = labels[:, 2].reshape(5, 6), labels[:, 6].reshape(5, 6)
-    there = (digits < 10) | (letters < 14)
-    assert 6 <= there.sum() <= 30 and (digits < 10).any() and (letters < 14).any()
+    has_symbol = (digits < 10) | (letters < 14)
+    assert 6 <= has_symbol.sum() <= 30 and (digits < 10).any() and (letters < 14).any()
     assert not ((digits < 10) & (letters < 14)).any()
     paper = np.asarray(image)[0, 0] if jitter == 0 else None
     # on the grid every symbol stands on its own token, and empty tokens are bare
     if paper is not None:
         bare = (np.asarray(image) == paper).all(-1).reshape(5, 32, 6, 32).all((1, 3))
-        assert (bare == ~there).all()
+        assert (bare == ~has_symbol).all()
 
 
 def test_every_world_s_batches_are_what_the_model_takes(processor, model):
@@ -217,11 +219,12 @@ def test_lists_of_a_page_are_in_any_order(processor):
     plan = Plan(NAME, "caption", seed=0, step=1, batch=8, objects=4, sides=(224, 256), world="doc")
     batch, orders = draw_batch(plan), []
     for row, labels in enumerate(batch["labels"]):
-        said = processor.tokenizer.decode(labels[labels != IGNORED])
+        spoken = processor.tokenizer.decode(labels[labels != IGNORED])
         own = stream("train", DOC, plan.seed, plan.step, row)
         (page,), _ = draw_document(own, *batch["images"].shape[2:0:-1], 1, 4)
         places = [
-            said.index(f"{line.key} {line.value}") for line in sorted(page.lines, key=lambda x: x.y)
+            spoken.index(f"{line.key} {line.value}")
+            for line in sorted(page.lines, key=lambda x: x.y)
         ]
         orders.append(tuple(np.argsort(places)))
     assert len(set(orders)) > 3
@@ -273,7 +276,7 @@ def test_one_s_own_tower_may_rest_from_a_step_of_stage_b_on(tmp_path, rests):
 def test_mixes_follow_one_another(name):
     recipe, worlds = RECIPES[name], {"refer", "refer-hard", "doc", "video"}
 
-    def at(step):
+    def slices_of(step):
         return [
             part
             for part in recipe.mix
@@ -283,20 +286,20 @@ def test_mixes_follow_one_another(name):
     turn, *again = [part.joins for part in recipe.mix if part.forms == ("relation",)]
     more = {"qwen3vl-m": [3000, 3600], "qwen3vl-l": [3700]}[name]  # steps: relations alone again
     assert again == [turn + step for step in more]
-    assert {part.world for part in at(turn)} == worlds
-    before = at(turn - 1)
-    assert not set(before) & set(at(turn))
+    assert {part.world for part in slices_of(turn)} == worlds
+    before = slices_of(turn - 1)
+    assert not set(before) & set(slices_of(turn))
     if name == "qwen3vl-m":  # all of its tower's part has dense labels, and nothing else has
         assert {part.dense for part in before} == {True} and recipe.rests == turn == 9900
-        assert {part.world for part in before} == {*worlds, "sheet"} and before == at(6900) != at(
-            6899
-        )
+        assert {part.world for part in before} == {*worlds, "sheet"} and before == slices_of(
+            6900
+        ) != slices_of(6899)
     else:
         assert {part.world for part in before} == worlds - {"refer-hard"}
     # training may go on for longer
     for step in (recipe.stage_b - 1, recipe.stage_b, 10 * recipe.stage_b):
-        assert {part.world for part in at(step)} == worlds
-        assert [part.joins for part in at(step) if part.forms == ("relation",)] == again[-1:]
+        assert {part.world for part in slices_of(step)} == worlds
+        assert [part.joins for part in slices_of(step) if part.forms == ("relation",)] == again[-1:]
 
 
 def test_dense_labels_of_a_mix_are_of_as_much_as_fits():

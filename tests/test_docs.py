@@ -82,11 +82,11 @@ def test_the_table_of_hook_names_has_their_shapes(everything):
     for name, shape in rows:
         if name == "vision.hook_out":
             continue
-        at = name.replace("{l}", "0").replace("{h}", "2").replace("{g}", "1")
+        point = name.replace("{l}", "0").replace("{h}", "2").replace("{g}", "1")
         held = (
-            cache[at]
-            if at in cache.cache_dict
-            else model.run_with_cache(inputs, names_filter=[at])[1][at]
+            cache[point]
+            if point in cache.cache_dict
+            else model.run_with_cache(inputs, names_filter=[point])[1][point]
         )
         known = in_tower if name.startswith("vision.") else sizes
         assert list(held.shape) == [known[axis] for axis in shape.split(", ")], name

@@ -19,8 +19,8 @@ def model():
 def answered(model):
     """Eight questions with answers; the random model gets none of them right."""
     samples = [sample(i, (64 + 32 * (i % 3), 64)) for i in range(8)]
-    for i, one in enumerate(samples):
-        one.id = str(i)
+    for i, sample_ in enumerate(samples):
+        sample_.id = str(i)
     return samples
 
 
@@ -39,20 +39,27 @@ def test_one_forward_gives_what_generation_gives(model):
     speak = [("hook_logits", digits_only)]
     samples = [sample(i, (64 + 32 * (i % 3), 64)) for i in range(12)]
 
-    def says(one, n):
+    def says(sample_, n):
         with model.hooks(fwd_hooks=speak):
-            return model.generate(model.prepare(one), max_new_tokens=n, do_sample=False)[0].tolist()
+            return model.generate(model.prepare(sample_), max_new_tokens=n, do_sample=False)[
+                0
+            ].tolist()
 
     before = model.hf.generation_config.eos_token_id
     try:
         model.hf.generation_config.eos_token_id = None
         model.hf.generation_config.eos_token_id = end = says(samples[0], 3)[2]
-        for i, one in enumerate(samples):
-            spoken = [token for token in says(one, 1 + i % 3) if token != end] or [int(digits[0])]
-            one.id, one.answer = str(i), model.tokenizer.decode(spoken if i % 4 else spoken[::-1])
+        for i, sample_ in enumerate(samples):
+            spoken = [token for token in says(sample_, 1 + i % 3) if token != end] or [
+                int(digits[0])
+            ]
+            sample_.id, sample_.answer = (
+                str(i),
+                model.tokenizer.decode(spoken if i % 4 else spoken[::-1]),
+            )
         ev = cl.evaluate(model, samples, speak, batch_size=5)
-        for one, answer in zip(samples, ev.per_sample, strict=True):
-            gold = model.prepare(one, answer=True)
+        for sample_, answer in zip(samples, ev.per_sample, strict=True):
+            gold = model.prepare(sample_, answer=True)
             wanted = gold.tensors["input_ids"][0, gold.token_maps[0].answer]
             logits = model.run_with_hooks(gold, fwd_hooks=speak)[
                 0, gold.token_maps[0].answer - 1
@@ -60,8 +67,8 @@ def test_one_forward_gives_what_generation_gives(model):
             assert answer.logprob == pytest.approx(
                 float(logits.gather(1, wanted[:, None]).sum()), abs=1e-4
             )
-            assert answer.correct == (says(one, len(wanted) + 1) == [*wanted.tolist(), end]), (
-                one.answer
+            assert answer.correct == (says(sample_, len(wanted) + 1) == [*wanted.tolist(), end]), (
+                sample_.answer
             )
         assert 0 < ev.accuracy < 1
     finally:
@@ -76,12 +83,12 @@ def test_evaluation_under_hooks_is_evaluation_of_the_edited_model(model, answere
     np.testing.assert_allclose(
         [a.logprob for a in ev.per_sample], [a.logprob for a in again.per_sample], atol=1e-4
     )
-    one = model.prepare(answered[0], answer=True)
+    first = model.prepare(answered[0], answer=True)
     with torch.no_grad():
-        logits = model.run_with_hooks(one, fwd_hooks=hooks)[0]
-    tm = one.token_maps[0]
+        logits = model.run_with_hooks(first, fwd_hooks=hooks)[0]
+    tm = first.token_maps[0]
     rows = logits[tm.answer - 1].log_softmax(-1)
-    wanted = rows.gather(1, one.tensors["input_ids"][0, tm.answer][:, None]).sum()
+    wanted = rows.gather(1, first.tensors["input_ids"][0, tm.answer][:, None]).sum()
     assert ev.per_sample[0].logprob == pytest.approx(float(wanted), abs=1e-4)
     assert ev.answer_logprob != cl.evaluate(model, answered).answer_logprob
 

@@ -129,8 +129,8 @@ def test_the_page_answers_to_clicks_keys_and_drags(model, sample, browse, tmp_pa
         model, replace(sample, question="<script>alert(1)</script>What digit is on the red star?")
     ).page()
     assert "<script>alert" not in page
-    said, console, network = browse(page, script)
-    flags, took = said.split("|")
+    text, console, network = browse(page, script)
+    flags, took = text.split("|")
     assert set(flags.split(",")) == {"true"}, flags
     assert not console and not network
     assert float(took) < 500
@@ -144,12 +144,12 @@ def test_a_link_reproduces_the_view(model, sample, browse):
             "recall();\n", "location.hash = '#rows=2&head=17&pins=3.17&by=picture'; recall();\n"
         )
     )
-    said, console, _ = browse(
+    text, console, _ = browse(
         page,
         WATCH
         + "return [reading(), all('.pinned figure').length, root.querySelector('select').value].join('|')",
     )
-    assert said.startswith("L1H5, from") and said.endswith("|2|picture") and not console
+    assert text.startswith("L1H5, from") and text.endswith("|2|picture") and not console
 
 
 def test_frames_and_pages(browse):
@@ -188,9 +188,9 @@ def test_live(model, sample, recording):
 
 def test_a_live_mistake_is_shown_not_raised(model, sample, monkeypatch):
     widget = cl.explore(model, sample).widget
-    said = []
-    monkeypatch.setattr(widget, "send", said.append)
+    text = []
+    monkeypatch.setattr(widget, "send", text.append)
     widget.receive({"run": {"question": sample.question, "kind": "nonsense", "value": 0}})
     widget.receive({"pins": [[0, 0]]})
     widget.receive({"run": {"question": sample.question, "kind": "nonsense", "value": 0}})
-    assert "nonsense" in said[-1]["error"]
+    assert "nonsense" in text[-1]["error"]

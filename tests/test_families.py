@@ -45,6 +45,6 @@ def test_round_trip_through_files(family, tmp_path, monkeypatch):
         inputs = prepare(sample, made, layout_for(hf.config), hf.config, answer=True)
         with torch.no_grad():
             runs.append((inputs, hf(**inputs.tensors).logits))
-    (here, logits), (there, again) = runs
-    assert torch.equal(here.token_maps[0].question, there.token_maps[0].question)
+    (here, logits), (loaded, again) = runs
+    assert torch.equal(here.token_maps[0].question, loaded.token_maps[0].question)
     assert torch.equal(logits, again)

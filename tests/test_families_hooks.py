@@ -49,22 +49,22 @@ def test_hooked_pattern_is_eager_attention(family):
     finally:
         model.hf.set_attn_implementation(before)
     for layer in range(4):
-        got = cached[f"blocks.{layer}.attn.hook_pattern"]
-        assert got.dtype == torch.float32
-        mask = keep[:, None, :, None].expand_as(got)
-        torch.testing.assert_close(got[mask], wanted[layer][mask], atol=3e-6, rtol=0)
+        actual = cached[f"blocks.{layer}.attn.hook_pattern"]
+        assert actual.dtype == torch.float32
+        mask = keep[:, None, :, None].expand_as(actual)
+        torch.testing.assert_close(actual[mask], wanted[layer][mask], atol=3e-6, rtol=0)
         rows = cached[f"blocks.{layer}.attn.hook_pattern_rows"]
         for i, token_map in enumerate(batch.token_maps):
             question = token_map.question
             torch.testing.assert_close(
-                rows[i, :, : len(question)], got[i][:, question], atol=3e-6, rtol=0
+                rows[i, :, : len(question)], actual[i][:, question], atol=3e-6, rtol=0
             )
 
 
 @torch.no_grad()
 def test_zeroed_z_is_a_pre_hook_on_the_output_projection(family):
     model, batch = hooked(family), batch_of(family)
-    got = model.run_with_hooks(
+    actual = model.run_with_hooks(
         batch, fwd_hooks=[("blocks.1.attn.head.2.hook_z", lambda z, hook: z * 0)]
     )
     d = model.cfg.d_head
@@ -78,8 +78,8 @@ def test_zeroed_z_is_a_pre_hook_on_the_output_projection(family):
     handle = o_proj.register_forward_pre_hook(pre)
     wanted = model(batch)
     handle.remove()
-    assert torch.equal(got, wanted)
-    assert not torch.equal(got, reference(family))
+    assert torch.equal(actual, wanted)
+    assert not torch.equal(actual, reference(family))
 
 
 @torch.no_grad()
@@ -211,8 +211,8 @@ def test_batched_equals_single(family, side):
         for name in pos_first:
             torch.testing.assert_close(cached[name][i, keep], wanted[name][0], atol=1e-5, rtol=1e-5)
         for name in patterns:
-            got = cached[name][i][:, keep][:, :, keep]
-            torch.testing.assert_close(got, wanted[name][0], atol=1e-5, rtol=1e-5)
+            actual = cached[name][i][:, keep][:, :, keep]
+            torch.testing.assert_close(actual, wanted[name][0], atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_are_those_of_the_plain_model(family):
@@ -265,7 +265,7 @@ def test_edits_of_k_and_v_enter_the_cache(family, kind):
     ]
     sequence, tokens = dict(batch.tensors), []
     with model.hooks(fwd_hooks=hooks):
-        got = model.generate(
+        actual = model.generate(
             batch, max_new_tokens=5, min_new_tokens=5, do_sample=False, cache_implementation=kind
         )
         for _ in range(5):
@@ -277,7 +277,7 @@ def test_edits_of_k_and_v_enter_the_cache(family, kind):
                 sequence[name] = torch.cat(
                     [sequence[name], torch.zeros_like(token) + new[name]], dim=1
                 )
-    assert torch.equal(got, torch.cat(tokens, dim=1))
+    assert torch.equal(actual, torch.cat(tokens, dim=1))
 
 
 def test_backward_hooks_see_gradients_at_every_point(family):

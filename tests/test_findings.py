@@ -315,8 +315,8 @@ def test_matched_sets_have_the_visual_mass_of_the_top_and_none_of_its_heads():
     top = np.zeros((6, 10), dtype=bool)
     top[2, 5] = top[2, 6] = True
     sets = f4_localise.matched(top, masses, draws=30, seed=0)
-    assert all(chosen.sum() == 2 and not (chosen & top).any() for chosen in sets)
-    assert max(abs(masses[chosen].mean() - masses[top].mean()) for chosen in sets) < 0.1
+    assert all(subset.sum() == 2 and not (subset & top).any() for subset in sets)
+    assert max(abs(masses[subset].mean() - masses[top].mean()) for subset in sets) < 0.1
     parts = masses / 2, masses
     assert f4_localise.precision_of(top, parts) == pytest.approx(0.5)
 

@@ -25,16 +25,16 @@ def folder(tmp_path):
 
 
 def test_round_trip(folder):
-    one, two = load_samples(folder)
-    assert (one.id, one.question, one.answer, one.choices, one.meta) == (
+    first, two = load_samples(folder)
+    assert (first.id, first.question, first.answer, first.choices, first.meta) == (
         "a",
         "Größe?",
         "7",
         ["x", "y"],
         {"k": 1},
     )
-    assert one.regions[0] == cl.Box(1, 2, 30.5, 40, image=1, text="7")
-    assert one.regions[1].mask.sum() == 20 * 30 and one.regions[1].mask.shape == (64, 96)
+    assert first.regions[0] == cl.Box(1, 2, 30.5, 40, image=1, text="7")
+    assert first.regions[1].mask.sum() == 20 * 30 and first.regions[1].mask.shape == (64, 96)
     assert (
         len(two.video) == 2
         and two.regions[0].boxes == {1: cl.Box(1, 1, 9, 9)}
@@ -42,7 +42,7 @@ def test_round_trip(folder):
     )
     from PIL import Image
 
-    assert (np.asarray(Image.open(one.images[0])) == np.asarray(picture(0))).all()
+    assert (np.asarray(Image.open(first.images[0])) == np.asarray(picture(0))).all()
 
 
 WRONG = {

@@ -50,7 +50,10 @@ def test_500_changed_score_files(tmp_path):
 
 
 def test_the_same_scores_are_the_same_bytes_in_every_process(tmp_path):
-    script = "import sys, numpy as np, corelens as cl; cl.HeadScores(np.ones((2, 2)), meta={'a': 'é'}).save(sys.argv[1])"
+    script = (
+        "import sys, numpy as np, corelens as cl; cl.HeadScores(np.ones((2, 2)), meta={'a': "
+        "'é'}).save(sys.argv[1])"
+    )
     for i in range(6):
         subprocess.run([sys.executable, "-c", script, str(tmp_path / str(i))], check=True)
     assert len({(tmp_path / str(i)).read_bytes() for i in range(6)}) == 1
@@ -163,12 +166,14 @@ def test_duo_attentions_sizes_are_a_streaming(tmp_path):
 def test_capacity_above_the_prompt_is_dropped_as_the_papers_code_does():
     scores = cl.HeadScores(np.array([[8.0, 1, 1, 1], [1, 1, 1, 1]]))
     shape = {"n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
-    kept, dropped = (cl.KVBudget(scores, 100, window=10, give_back=back) for back in (True, False))
+    returned, dropped = (
+        cl.KVBudget(scores, 100, window=10, give_back=back) for back in (True, False)
+    )
     # s · (B − m) · L · n + m + window, by hand: B 90, m 9
     plain = np.rint(np.array([[9, 2], [2, 2]]) / 15 * 81 * 4 + 9).astype(int) + 10
     np.testing.assert_array_equal(dropped.capacities(**shape, length=120), np.minimum(plain, 120))
     assert (
-        kept.capacities(**shape, length=120).sum()
+        returned.capacities(**shape, length=120).sum()
         == plain.sum()
         > dropped.capacities(**shape, length=120).sum()
     )

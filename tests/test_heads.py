@@ -120,8 +120,8 @@ def test_random_controls_lie_outside_the_top():
     assert len({s.random(k=6, seed=seed) for seed in range(20)}) > 15
     outside = {head for seed in range(60) for head in s.random(k=6, seed=seed)}
     assert len(outside) == 18  # every head outside the top is drawn sooner or later
-    mine = HeadSet([(0, 0), (3, 3)])
-    assert s.random(exclude=mine).isdisjoint(mine) and len(s.random(exclude=mine)) == 2
+    heads = HeadSet([(0, 0), (3, 3)])
+    assert s.random(exclude=heads).isdisjoint(heads) and len(s.random(exclude=heads)) == 2
     with pytest.raises(CorelensError, match="k=13 random heads outside"):
         s.random(k=13)
 
@@ -260,9 +260,9 @@ def test_rank_biased_overlap_against_its_definition():
 
 
 def test_concentration():
-    equal, one = HeadScores(np.full((3, 4), 0.3)), HeadScores(np.eye(1, 12).reshape(3, 4))
-    assert equal.gini() == pytest.approx(0, abs=1e-6) and one.gini() == pytest.approx(11 / 12)
-    assert equal.mass_of_top(0.25) == pytest.approx(0.25) and one.mass_of_top(0.05) == 1
+    equal, peaked = HeadScores(np.full((3, 4), 0.3)), HeadScores(np.eye(1, 12).reshape(3, 4))
+    assert equal.gini() == pytest.approx(0, abs=1e-6) and peaked.gini() == pytest.approx(11 / 12)
+    assert equal.mass_of_top(0.25) == pytest.approx(0.25) and peaked.mass_of_top(0.05) == 1
     assert HeadScores(np.zeros((2, 2))).mass_of_top() == 0 == HeadScores(np.zeros((2, 2))).gini()
     x = np.abs(np.random.default_rng(0).normal(size=12))
     slow = np.abs(x[:, None] - x[None]).sum() / (2 * 12**2 * x.mean())
@@ -388,13 +388,13 @@ def test_duo_attention_file(tmp_path):
 @pytest.mark.parametrize("importer", [HeadScores.from_retrieval_head, HeadScores.from_sparsemm])
 def test_layer_head_json(tmp_path, importer):
     path = tmp_path / "llama-2-7b-80k.json"
-    found = {
+    read_back = {
         "0-0": [0, 0, 0.10344827586206896],
         "0-1": [0.05, 0, 0],
         "1-0": [0, 0, 0],
         "1-1": [1, 0.5, 0.25],
     }
-    path.write_text(json.dumps(dict(reversed(found.items()))))  # any order
+    path.write_text(json.dumps(dict(reversed(read_back.items()))))  # any order
     s = importer(path)
     assert (
         s.values.shape == (2, 2)
@@ -403,7 +403,7 @@ def test_layer_head_json(tmp_path, importer):
     )
     assert s.values[0, 0] == pytest.approx(0.10344827586206896 / 3) and s.per_sample[1, 1, 1] == 0.5
     # some published runs are of unequal length
-    path.write_text(json.dumps({**found, "0-1": [0.05, 0]}))
+    path.write_text(json.dumps({**read_back, "0-1": [0.05, 0]}))
     assert importer(path).per_sample is None and importer(path).values[0, 1] == pytest.approx(0.025)
     for wrong, what in [
         ("{", "JSON"), ("[]", "object"), ('{"0-0-key": [1]}', "key"), ('{"0-0": []}', "list of one"),
@@ -464,16 +464,16 @@ def test_heads_that_do_not_exist_are_never_drawn():
 
 def test_statistics_leave_out_heads_that_do_not_exist(tmp_path):
     s = holey()
-    there = s.values[s.exists]
-    assert s.gini() == pytest.approx(HeadScores(there[None]).gini())
-    assert s.mass_of_top(0.25) == pytest.approx(HeadScores(there[None]).mass_of_top(0.25))
+    existing = s.values[s.exists]
+    assert s.gini() == pytest.approx(HeadScores(existing[None]).gini())
+    assert s.mass_of_top(0.25) == pytest.approx(HeadScores(existing[None]).mass_of_top(0.25))
     assert s.by_layer() == pytest.approx([s.values[0].mean(), s.values[1, :3].mean()])
     assert s.agreement(s).spearman == pytest.approx(1) and s.agreement(s).rbo == pytest.approx(1)
     low, high = s.ci()
     assert (
         np.isnan(low[1, 3:]).all()
-        and (low[s.exists] <= there).all()
-        and (there <= high[s.exists]).all()
+        and (low[s.exists] <= existing).all()
+        and (existing <= high[s.exists]).all()
     )
     assert -1 <= s.split_half() <= 1 and s.normalised().values[s.exists].sum() == pytest.approx(1)
     s.save(tmp_path / "s.safetensors")
@@ -550,13 +550,13 @@ def test_mib_s_node_scores(tmp_path):
     np.testing.assert_array_equal(
         HeadScores.from_mib(tmp_path / "importances.json").values, s.values
     )
-    for text, said in {
+    for text, message in {
         "[": "no JSON", "{}": "cfg and nodes", '{"cfg": {"n_layers": 1, "n_heads": 1}, "nodes": {}, "edges": {}}': "no node",
         '{"cfg": {"n_layers": 1, "n_heads": 1}, "nodes": {"a0.h7": {"score": 1}}}': "IndexError",
         '{"cfg": {"n_layers": 1, "n_heads": 1}, "nodes": {"a0.h0": true}}': "AttributeError",
     }.items():  # fmt: skip
         (tmp_path / "wrong.json").write_text(text)
-        with pytest.raises(CorelensError, match=said):
+        with pytest.raises(CorelensError, match=message):
             HeadScores.from_mib(tmp_path / "wrong.json")
     with pytest.raises(CorelensError, match="does not exist"):
         HeadScores.from_mib(tmp_path / "none.json")

@@ -1,7 +1,7 @@
 """Each part of transformers, accelerate and TransformerLens that nothing promises us, by name, and
 the tested range.
 
-A test that fails here says which part of `corelens/hf.py` the installed versions no longer have.
+A test that fails here says which part of `corelens/hf/` the installed versions no longer have.
 """
 
 import inspect
@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 import corelens as cl
 from corelens import hf
+from corelens.hf import versions
 from helpers.families import FAMILIES, rounding, tiny
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
@@ -288,11 +289,11 @@ def test_the_contract_begins_at_the_lowest_versions():
 
 def test_constraints_are_names_and_versions_inside_the_range():
     """Of every package that the README's commands ask for, and without an address."""
-    lines = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    requirements = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in requirements if not line.startswith("#"))
     assert all(
         re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)
-        for line in lines
+        for line in requirements
         if not line.startswith("#")
     )
     pinned = {re.sub(r"[-_.]+", "-", name).lower(): Version(text) for name, text in pins.items()}
@@ -321,9 +322,9 @@ def test_the_installed_versions_are_in_the_tested_range():
 def test_a_version_outside_the_range_warns_once_and_names_the_range_and_doctor(
     monkeypatch, installed, outside
 ):
-    real = hf.version
+    real = versions.version
     monkeypatch.setattr(
-        hf, "version", lambda name: installed if name == "transformers" else real(name)
+        versions, "version", lambda name: installed if name == "transformers" else real(name)
     )
     hf.warn_if_untested.cache_clear()
     try:
@@ -342,9 +343,9 @@ def test_a_version_outside_the_range_warns_once_and_names_the_range_and_doctor(
 
 def test_a_package_that_says_no_version_is_not_judged(monkeypatch):
     def version(name):
-        raise hf.PackageNotFoundError(name)
+        raise versions.PackageNotFoundError(name)
 
-    monkeypatch.setattr(hf, "version", version)
+    monkeypatch.setattr(versions, "version", version)
     assert hf.untested() == []
 
 

@@ -46,8 +46,8 @@ def test_the_question_is_found(family, text):
     """Its tokens cover its characters; tokens may stick out at its ends only."""
     inputs = ready(family, Sample(images=[picture(), picture(60, 90)], question=text))
     question = inputs.token_maps[0].question
-    found = read(family, inputs, question)
-    assert text in found and len(found) <= len(text) + 2
+    read_text = read(family, inputs, question)
+    assert text in read_text and len(read_text) <= len(text) + 2
     assert text not in read(family, inputs, question[1:]) and text not in read(
         family, inputs, question[:-1]
     )
@@ -104,8 +104,8 @@ def test_all_text_of_the_last_turn_is_the_question_of_messages():
         "qwen3_vl", Sample(messages=[{"role": "user", "content": content}], choices=["x", "y"])
     )
     tm = inputs.token_maps[0]
-    found = read("qwen3_vl", inputs, tm.question)
-    assert found.startswith("Here:") and found.endswith("Which?")
+    read_text = read("qwen3_vl", inputs, tm.question)
+    assert read_text.startswith("Here:") and read_text.endswith("Which?")
     assert tm.question[0] < tm.visual[0] < tm.question[-1]
 
 
@@ -229,7 +229,7 @@ def test_paths_arrays_and_modes(tmp_path):
     image = picture()
     image.save(tmp_path / "a.png")
     grey = image.convert("L")
-    given = [
+    images = [
         tmp_path / "a.png",
         str(tmp_path / "a.png"),
         np.asarray(image),
@@ -237,9 +237,11 @@ def test_paths_arrays_and_modes(tmp_path):
         grey,
         np.asarray(grey),
     ]
-    tensors = [ready("qwen3_vl", Sample([one], QUESTION)).tensors["pixel_values"] for one in given]
-    for one in tensors[:4]:
-        assert torch.equal(one, tensors[0])
+    tensors = [
+        ready("qwen3_vl", Sample([image], QUESTION)).tensors["pixel_values"] for image in images
+    ]
+    for image in tensors[:4]:
+        assert torch.equal(image, tensors[0])
     assert torch.equal(tensors[4], tensors[5])
 
 

@@ -168,9 +168,9 @@ def test_kl_is_scipys_relative_entropy_from_the_clean_run():
     model = cl.load_demo("qwen3vl-s")
     sample = cl.synthetic("refer", 1, seed=1)[0]
     clean, other = model.prepare(sample), model.prepare(cl.counterfactual(sample, "noise"))
-    found = cl.activation_patch(
+    result = cl.activation_patch(
         model, clean, other, site="resid_post", metric=cl.interventions.kl(), per=("layer",)
     )
     p, q = (model(inputs)[0, -1].float().softmax(-1).detach().numpy() for inputs in (clean, other))
     assert stats.entropy(p, q) != pytest.approx(stats.entropy(q, p), rel=0.05)
-    assert float(found.base[0]) == pytest.approx(stats.entropy(p, q), rel=1e-3)
+    assert float(result.base[0]) == pytest.approx(stats.entropy(p, q), rel=1e-3)

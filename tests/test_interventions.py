@@ -60,7 +60,7 @@ def z_under(model: HookedMLLM, inputs: Inputs, hooks: list, layer: int) -> torch
 def test_zero_is_a_projection_without_those_columns(family):
     model, batch = hooked(family), batch_of(family)
     with torch.no_grad():
-        got = model.run_with_hooks(batch, fwd_hooks=ablate([(1, 0), (1, 3), (2, 2)]))
+        actual = model.run_with_hooks(batch, fwd_hooks=ablate([(1, 0), (1, 3), (2, 2)]))
         d, handles = model.cfg.d_head, []
         for layer, heads in {1: [0, 3], 2: [2]}.items():
             projection = (
@@ -78,7 +78,7 @@ def test_zero_is_a_projection_without_those_columns(family):
         for handle in handles:
             handle.remove()
         assert (wanted - model(batch)).abs().max() > 1e-3
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -146,8 +146,8 @@ def test_mean_counts_real_positions_once_whatever_the_batch():
     together, apart = mean_z(model, SAMPLES, batch_size=2), mean_z(model, SAMPLES, batch_size=1)
     by_role = mean_z(model, SAMPLES, by_role=True)
     with torch.no_grad():
-        seen = [model.run_with_cache(model.prepare(one))[1] for one in SAMPLES]
-        maps = [model.prepare(one).token_maps[0] for one in SAMPLES]
+        seen = [model.run_with_cache(model.prepare(sample_))[1] for sample_ in SAMPLES]
+        maps = [model.prepare(sample_).token_maps[0] for sample_ in SAMPLES]
     for layer in range(model.cfg.n_layers):
         torch.testing.assert_close(together[layer], apart[layer], atol=1e-6, rtol=0)
         z = torch.cat([c["z", layer][0] for c in seen])
@@ -237,8 +237,8 @@ def test_ablations_hold_while_generating():
 def test_knockout_of_all_edges_but_one_is_that_value(family):
     model, batch = hooked(family), batch_of(family)
     token_maps = batch.token_maps
-    kept = torch.stack([token_map.visual[3] for token_map in token_maps])[:, None]
-    rest = [[p for p in range(batch.length) if p != int(keep)] for keep in kept]
+    left = torch.stack([token_map.visual[3] for token_map in token_maps])[:, None]
+    rest = [[p for p in range(batch.length) if p != int(keep)] for keep in left]
     hooks = knockout([(0, 3)], rows="last", columns=torch.tensor(rest))
     z = z_under(model, batch, hooks, 0)
     with torch.no_grad():
@@ -246,7 +246,7 @@ def test_knockout_of_all_edges_but_one_is_that_value(family):
     group = model.cfg.n_heads // model.cfg.n_kv_heads
     for i, token_map in enumerate(token_maps):
         torch.testing.assert_close(
-            z[i, token_map.last[0], 3], v[i, kept[i, 0], 3 // group], atol=1e-6, rtol=0
+            z[i, token_map.last[0], 3], v[i, left[i, 0], 3 // group], atol=1e-6, rtol=0
         )
 
 
@@ -284,7 +284,7 @@ def test_knockout_of_all_heads_is_one_mask_for_the_hugging_face_model():
     inputs = model.prepare(SAMPLES[0])
     token_map, length = inputs.token_maps[0], inputs.length
     with torch.no_grad():
-        got = model.run_with_hooks(inputs, fwd_hooks=knockout(None, "question+last", "region"))
+        actual = model.run_with_hooks(inputs, fwd_hooks=knockout(None, "question+last", "region"))
         mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
         rows = torch.cat([token_map.question, token_map.last])
         mask[rows[:, None], token_map.region[None]] = torch.finfo(torch.float32).min
@@ -295,7 +295,7 @@ def test_knockout_of_all_heads_is_one_mask_for_the_hugging_face_model():
             wanted = model.hf(**tensors, use_cache=False).logits
         finally:
             model.hf.set_attn_implementation(before)
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=0)
 
 
 def test_edge_bias_moves_mass_and_nothing_else():

@@ -70,11 +70,11 @@ def test_a_model_split_over_cpu_and_disk(folder, tmp_path):
         "blocks.2.attn.head.1.hook_z",
     ):
         hooks = [(name, lambda x, hook: x * 1.5)]
-        got, plain = (
+        actual, plain = (
             model.run_with_hooks(batch, fwd_hooks=hooks),
             whole.run_with_hooks(batch, fwd_hooks=hooks),
         )
-        torch.testing.assert_close(got, plain, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(actual, plain, atol=1e-5, rtol=1e-5)
     for name in ("W_Q", "W_O", "b_O"):
         assert torch.equal(getattr(model.blocks[3].attn, name), getattr(whole.blocks[3].attn, name))
     assert torch.equal(model.W_out, whole.W_out)
@@ -87,9 +87,9 @@ def test_a_model_split_over_cpu_and_disk(folder, tmp_path):
     )
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     with model.hooks(fwd_hooks=[("blocks.3.attn.hook_v", lambda x, hook: x * 0.5)]):
-        got = model.generate(batch, **options)
+        actual = model.generate(batch, **options)
     with whole.hooks(fwd_hooks=[("blocks.3.attn.hook_v", lambda x, hook: x * 0.5)]):
-        assert torch.equal(got, whole.generate(batch, **options))
+        assert torch.equal(actual, whole.generate(batch, **options))
 
 
 @torch.no_grad()
@@ -112,10 +112,10 @@ def test_scores_and_answers_of_a_model_on_disk(family, where, tmp_path):
     assert torch.equal(
         model.prepare(sample).tensors["input_ids"], whole.prepare(sample).tensors["input_ids"]
     )
-    got, wanted = (score_heads(m, [sample], ("ram", "value_mass")) for m in (model, whole))
+    actual, wanted = (score_heads(m, [sample], ("ram", "value_mass")) for m in (model, whole))
     for name in ("ram", "value_mass"):
-        assert (got[name].values == wanted[name].values).all()
-        assert got[name].meta["weight_hash"] == wanted[name].meta["weight_hash"]
+        assert (actual[name].values == wanted[name].values).all()
+        assert actual[name].meta["weight_hash"] == wanted[name].meta["weight_hash"]
     theirs, ours = evaluate(whole, [sample]), evaluate(model, [sample])
     assert ours.answer_logprob == theirs.answer_logprob and torch.equal(model.W_E, whole.W_E)
     assert model.layout.norm_weight_offset == whole.layout.norm_weight_offset

@@ -102,7 +102,7 @@ def all_cells(tm: TokenMap) -> dict[int, Cell]:
     return {position: tm.cell(position) for position in tm.visual.tolist()}
 
 
-def chosen(cells: dict[int, Cell], count: int = 6) -> list[int]:
+def some_cells(cells: dict[int, Cell], count: int = 6) -> list[int]:
     """Tokens whose cell holds a pixel: the first, the last, and some between."""
     tokens = [p for p, (_, x0, y0, x1, y1) in cells.items() if x1 - x0 >= 3 and y1 - y0 >= 3]
     between = np.random.default_rng(len(tokens)).permutation(tokens[1:-1])[: count - 2].tolist()
@@ -192,7 +192,7 @@ def paint(
         ).token_maps[0]
     )
     cells = all_cells(tm)
-    tokens = chosen(cells)
+    tokens = some_cells(cells)
     blocks, pictures = [inside(cells[position]) for position in tokens], []
     for x0, y0, x1, y1 in blocks:
         pictures.append(clean.copy())

@@ -110,22 +110,31 @@ def test_a_bound_model_runs_generates_and_hooks(family):
 def test_texts_of_a_bound_model(family):
     """The bound prompt gives the bound tokens, another text its own; tokens become text again."""
     model, batch = hooked(family), batch_of(family)
-    one, two = bind(model, alone(family, 0)), bind(model, batch)
-    assert torch.equal(one.to_tokens(), one.tokens) and torch.equal(two.to_tokens(), two.tokens)
-    prompt = one.to_string(one.tokens[0])
-    assert torch.equal(one.to_tokens(prompt), one.tokens) and one.to_string(one.tokens) == [prompt]
-    other = one.to_tokens("Paris is in")
-    assert other.shape[0] == 1 and one.to_string(other[0]) == "Paris is in"
-    assert not torch.equal(other, one.to_tokens("Rome is in"[:11]))
-    assert one.to_tokens("Rome", prepend_bos=True).shape[1] == len("Rome") + (
+    single, two = bind(model, alone(family, 0)), bind(model, batch)
+    assert torch.equal(single.to_tokens(), single.tokens) and torch.equal(
+        two.to_tokens(), two.tokens
+    )
+    prompt = single.to_string(single.tokens[0])
+    assert torch.equal(single.to_tokens(prompt), single.tokens) and single.to_string(
+        single.tokens
+    ) == [prompt]
+    other = single.to_tokens("Paris is in")
+    assert other.shape[0] == 1 and single.to_string(other[0]) == "Paris is in"
+    assert not torch.equal(other, single.to_tokens("Rome is in"[:11]))
+    assert single.to_tokens("Rome", prepend_bos=True).shape[1] == len("Rome") + (
         model.tokenizer.bos_token_id is not None
     )
     assert (
-        len(two.to_str_tokens(two.tokens)) == 2 and "".join(one.to_str_tokens(one.tokens)) == prompt
+        len(two.to_str_tokens(two.tokens)) == 2
+        and "".join(single.to_str_tokens(single.tokens)) == prompt
     )
-    assert one.to_str_tokens("abc") == one.to_str_tokens(one.to_tokens("abc")) == ["a", "b", "c"]
+    assert (
+        single.to_str_tokens("abc")
+        == single.to_str_tokens(single.to_tokens("abc"))
+        == ["a", "b", "c"]
+    )
     with pytest.raises(CorelensError, match="one length"):
-        one.to_tokens(["a", "bc"])
+        single.to_tokens(["a", "bc"])
     with pytest.raises(CorelensError, match=r"model\.prepare"):
         model.to_tokens("Paris is in")
 
@@ -205,16 +214,16 @@ def test_projected_neuron_results_are_the_projections_of_neuron_results(family, 
     onto = torch.randn(model.cfg.d_model, *([] if width is None else [width]))
     whole = cache.get_neuron_results(1)
     with Largest() as largest:
-        got = cache.get_neuron_results(1, project_output_onto=onto)
-    torch.testing.assert_close(got, whole @ onto, atol=1e-4, rtol=1e-4)
+        actual = cache.get_neuron_results(1, project_output_onto=onto)
+    torch.testing.assert_close(actual, whole @ onto, atol=1e-4, rtol=1e-4)
     assert largest.elements < whole.numel() / 4
-    some = cache.get_neuron_results(1, [2, 5], -1, onto)
-    torch.testing.assert_close(some, (whole @ onto)[:, -1, [2, 5]], atol=1e-4, rtol=1e-4)
+    two_neurons = cache.get_neuron_results(1, [2, 5], -1, onto)
+    torch.testing.assert_close(two_neurons, (whole @ onto)[:, -1, [2, 5]], atol=1e-4, rtol=1e-4)
     for apply_ln in (False, True):
         options = {"pos_slice": (-6, None), "apply_ln": apply_ln}
         stack = cache.stack_neuron_results(3, **options)
         with Largest() as largest:
-            got = cache.stack_neuron_results(3, project_output_onto=onto, **options)
-        torch.testing.assert_close(got, stack @ onto, atol=1e-4, rtol=1e-4)
+            actual = cache.stack_neuron_results(3, project_output_onto=onto, **options)
+        torch.testing.assert_close(actual, stack @ onto, atol=1e-4, rtol=1e-4)
         assert largest.elements < stack.numel() / 4
     torch.testing.assert_close(whole.sum(-2), cache["mlp_out", 1], atol=1e-4, rtol=1e-4)

@@ -59,15 +59,17 @@ def alike(a, b) -> float:
 
 
 def test_refcocog(copies):
-    one, two = refcocog(copies["refcocog"])
+    first, two = refcocog(copies["refcocog"])
     assert (
-        one.question
+        first.question
         == "Please provide the bounding box of the region this sentence describes: the man in red"
     )
-    assert one.images[0].endswith("images/mscoco/images/train2014/COCO_train2014_000000000000.jpg")
-    assert one.regions == [cl.Box(12, 8, 60, 40.5)]
-    assert one.answer == "[125, 125, 625, 633]" and two.meta["expression"] == "a man on the left"
-    assert (one.id, two.id) == ("refcocog-umd-val-0", "refcocog-umd-val-1")
+    assert first.images[0].endswith(
+        "images/mscoco/images/train2014/COCO_train2014_000000000000.jpg"
+    )
+    assert first.regions == [cl.Box(12, 8, 60, 40.5)]
+    assert first.answer == "[125, 125, 625, 633]" and two.meta["expression"] == "a man on the left"
+    assert (first.id, two.id) == ("refcocog-umd-val-0", "refcocog-umd-val-1")
     assert (
         len(refcocog(copies["refcocog"], "test")) == 2
         and len(refcocog(copies["refcocog"], by="google")) == 4
@@ -107,9 +109,11 @@ def test_vidstg(copies):
 
 
 def test_a_short_moment_of_a_video_gets_a_frame(copies):
-    one = vidstg(copies["vidstg"], frames=2)[0]  # frames 10 and 22 miss the moment from 12 to 21
-    assert one.meta["frames"] == [10, 16] or one.meta["frames"] == [16, 22]
-    assert len(one.regions[0].boxes) == 1
+    sample_ = vidstg(copies["vidstg"], frames=2)[
+        0
+    ]  # frames 10 and 22 miss the moment from 12 to 21
+    assert sample_.meta["frames"] == [10, 16] or sample_.meta["frames"] == [16, 22]
+    assert len(sample_.regions[0].boxes) == 1
 
 
 def test_mmdocir(copies):
@@ -146,11 +150,11 @@ def test_mmlongbench_doc(copies):
 
 def test_mmlongbench(copies):
     root = copies["mmlongbench"]
-    one = mmlongbench(root)[0]
-    assert one.question == "About document abc: What range?" and one.answer == "0-375 miles"
-    assert one.regions == [cl.Box(0, 0, 64, 64, image=1)]  # page 4 of abc, not of xyz
-    kinds = [part["type"] for part in one.messages[0]["content"]]
-    assert kinds == ["text", "image"] * 3 + ["text", "text"] and len(one.images) == 3
+    sample_ = mmlongbench(root)[0]
+    assert sample_.question == "About document abc: What range?" and sample_.answer == "0-375 miles"
+    assert sample_.regions == [cl.Box(0, 0, 64, 64, image=1)]  # page 4 of abc, not of xyz
+    kinds = [part["type"] for part in sample_.messages[0]["content"]]
+    assert kinds == ["text", "image"] * 3 + ["text", "text"] and len(sample_.images) == 3
     assert mmlongbench(root, "slidevqa")[0].regions[0].image == 1  # page 1 is the file of slide 2
     assert [box.image for box in mmlongbench(root, "retrieval-image")[0].regions] == [1]
     assert mmlongbench(root, "retrieval-image")[0].answer == "B"
@@ -162,16 +166,16 @@ def test_mmlongbench(copies):
     assert len(shots.images) == 3 and shots.images[2].endswith("cars/3.jpg") and shots.answer == "1"
     assert (
         mmlongbench(root, prompt="{question} {context}")[0].messages[0]["content"][0]["text"]
-        == one.question
+        == sample_.question
     )
     assert set(PROMPTS) == {"vrag", "NIAH", "ICL", "summ", "documentQA"}
 
 
 def test_mlvu(copies):
     with pytest.warns(UserWarning, match="1 questions left out"):
-        (one,) = mlvu(copies["mlvu"], frames=5)
-    assert one.choices[2] == "Takes" and one.answer == "C" and not one.regions
-    levels = [np.asarray(read_picture(frame, "")).mean() for frame in one.video]
+        (sample_,) = mlvu(copies["mlvu"], frames=5)
+    assert sample_.choices[2] == "Takes" and sample_.answer == "C" and not sample_.regions
+    levels = [np.asarray(read_picture(frame, "")).mean() for frame in sample_.video]
     # seconds 0.3, 0.9, …
     np.testing.assert_allclose(levels, [8 * number for number in (3, 9, 15, 21, 27)], atol=3)
     assert mlvu(copies["mlvu"], "9_summary")[0].meta["scoring"] == "gpt-4"
@@ -184,17 +188,17 @@ def test_mlvu(copies):
 def test_every_set_runs_through_a_model(model, copies, name):
     samples = all_of(name, copies[name])
     for kind, metric in (("marked", "ram"), ("unmarked", "visual_mass")):
-        some = [sample for sample in samples if bool(sample.regions) == (kind == "marked")]
-        if some:
-            scores = cl.score_heads(model, some, [metric], batch_size=2)[metric]
-            assert scores.per_sample.shape == (len(some), model.cfg.n_layers, model.cfg.n_heads)
+        of_kind = [sample for sample in samples if bool(sample.regions) == (kind == "marked")]
+        if of_kind:
+            scores = cl.score_heads(model, of_kind, [metric], batch_size=2)[metric]
+            assert scores.per_sample.shape == (len(of_kind), model.cfg.n_layers, model.cfg.n_heads)
             assert (scores.per_sample > 0).all() and (scores.per_sample < 1).all()
     short = [sample for sample in samples if sample.answer and sample.meta["scoring"] in RULES]
     assert len(cl.evaluate(model, short, batch_size=4).per_sample) == len(short)
 
 
 def test_nothing_is_decoded_before_a_model_reads_it(copies, monkeypatch):
-    def refuse(*given, **more):
+    def refuse(*args, **more):
         raise AssertionError("a picture was decoded")
 
     monkeypatch.setattr(Image.Image, "load", refuse)
@@ -284,9 +288,9 @@ def test_the_command(copies, tmp_path):
     root = shutil.copytree(copies["mmlongbench_doc"], tmp_path / "doc")
     (root / "documents/report.pdf").write_bytes(b"%PDF-1.4 cut off")
     run = CliRunner().invoke(app, ["data", "check", str(root), "--json"])
-    found = json.loads(run.output)
+    report = json.loads(run.output)
     assert (
-        run.exit_code == 1 and not found["usable"] and "report.pdf" in next(iter(found["broken"]))
+        run.exit_code == 1 and not report["usable"] and "report.pdf" in next(iter(report["broken"]))
     )
     with pytest.raises(cl.CorelensError, match="cannot be read"):
         mmlongbench_doc(root)
@@ -347,10 +351,10 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_file_of_another_format_is_named(copies, tmp_path, kind):
-    name, file, content, said = WRONG[kind]
+    name, file, content, message = WRONG[kind]
     root = shutil.copytree(copies[name], tmp_path / name)
     (root / file).write_text(content)
-    with pytest.raises(cl.CorelensError, match=said):
+    with pytest.raises(cl.CorelensError, match=message):
         cl.data.load_data(root)
 
 
@@ -393,9 +397,9 @@ def test_folders_that_hold_none_or_two(copies, tmp_path):
     shutil.copytree(copies["mmdocir"], both, dirs_exist_ok=True)
     with pytest.raises(cl.CorelensError, match="mmdocir and mlvu"):
         cl.data.load_data(both)
-    for given, advice in (("refcoco", "did you mean"), (tmp_path / "gone", "check the name")):
+    for folder_name, advice in (("refcoco", "did you mean"), (tmp_path / "gone", "check the name")):
         with pytest.raises(cl.CorelensError, match=advice):
-            cl.data.load_data(given)
+            cl.data.load_data(folder_name)
     assert len(cl.data.load_data("refer", n=2)) == 2
 
 

@@ -115,15 +115,15 @@ def test_visual_mass_precision_and_lift_against_loops():
     tm = row_map()
     rows = rows_of(causal_pattern(tm), tm.question)
     seen = rows[:, :, tm.visual].sum(-1)
-    found = rows[:, :, tm.region].sum(-1)
+    actual = rows[:, :, tm.region].sum(-1)
     assert torch.allclose(metric("visual_mass")(rows, tm), seen.mean(-1), atol=1e-6)
     assert torch.allclose(
         metric("visual_mass", reduce="max")(rows, tm), seen.max(-1).values, atol=1e-6
     )
     above, below = metric("precision")(rows, tm)
-    assert torch.allclose(above / below, found.mean(-1) / seen.mean(-1), atol=1e-6)
+    assert torch.allclose(above / below, actual.mean(-1) / seen.mean(-1), atol=1e-6)
     above, below = metric("lift")(rows, tm)
-    assert torch.allclose(above / below, found.mean(-1) / seen.mean(-1) * 16 / 3, atol=1e-5)
+    assert torch.allclose(above / below, actual.mean(-1) / seen.mean(-1) * 16 / 3, atol=1e-5)
 
 
 def test_a_sample_without_visual_mass_is_left_out_of_precision_and_counted():
@@ -175,9 +175,9 @@ def test_calibrated_ram_is_the_difference_to_the_null_question():
     rows, null_rows = rows_of(causal_pattern(tm), tm.question), rows_of(null, null_map.question[:2])
     for reduce in ("mean", "max"):
         m, plain = metric("calibrated_ram", reduce=reduce), metric("ram", reduce=reduce)
-        found = m(rows, tm, null_pattern=null_rows, null_token_map=null_map)
+        actual = m(rows, tm, null_pattern=null_rows, null_token_map=null_map)
         assert (
-            torch.allclose(found, plain(rows, tm) - plain(null_rows, null_map), atol=1e-7)
+            torch.allclose(actual, plain(rows, tm) - plain(null_rows, null_map), atol=1e-7)
             and m.needs_null
         )
     assert metric("calibrated_ram").reduce == "mean"
@@ -195,10 +195,10 @@ def test_qr_sums_calibrated_attention_without_outliers():
     null = torch.zeros(2, 1, tm.length)
     null[0, 0, first] = 0.02
     nothing = {"null_pattern": null, "null_token_map": tm}
-    found = metric("qr")(rows, tm, **nothing)
+    actual = metric("qr")(rows, tm, **nothing)
     calibrated = np.array([0.03] * 7 + [-0.01])
     assert calibrated[-1] < calibrated.mean() - 2 * calibrated.std(ddof=1)
-    assert found.tolist() == pytest.approx(
+    assert actual.tolist() == pytest.approx(
         [0.21 + 0.2, sum(np.linspace(0.01, 0.08, 8)) / 3], abs=1e-6
     )
     assert metric("qr", outlier=9.0)(rows, tm, **nothing)[0].item() == pytest.approx(
@@ -220,8 +220,8 @@ def test_value_mass_against_its_definition():
         for i in range(4):
             for j, weight in zip(tm.region, tm.region_weight, strict=True):
                 slow[h, i] += weight * (rows[h, i, j] * values[h // 2, j] @ w_o[h]).norm()
-    found = metric("value_mass")(rows, tm, values=values, w_o=w_o)
-    assert torch.allclose(found, slow.mean(-1), rtol=1e-5)
+    actual = metric("value_mass")(rows, tm, values=values, w_o=w_o)
+    assert torch.allclose(actual, slow.mean(-1), rtol=1e-5)
     hardest = metric("value_mass", reduce="max")(rows, tm, values=values, w_o=w_o)
     assert torch.allclose(hardest, slow.max(-1).values, rtol=1e-5)
 
@@ -249,12 +249,12 @@ def test_visual_head_follows_sparsemm_s_rules():
     # "4" is in both boxes: it does not count
     steps, texts = ["Total", "7", "4", "42"], ["Total 47", "42"]
     looked = torch.tensor([[a[0], a[1], a[0], b[2]], [b[0], b[0], b[0], b[0]], [0, 0, 0, 0]])
-    found = metric("visual_head")(None, tm, looked=looked, steps=steps, texts=texts)
-    assert found.tolist() == pytest.approx([1 / 2 + 1 / 2 + 1 / 3, 1 / 3, 0])
-    raw = np.stack([found.numpy(), 3 * found.numpy()])[:, None, None]  # two pictures, one layer
+    actual = metric("visual_head")(None, tm, looked=looked, steps=steps, texts=texts)
+    assert actual.tolist() == pytest.approx([1 / 2 + 1 / 2 + 1 / 3, 1 / 3, 0])
+    raw = np.stack([actual.numpy(), 3 * actual.numpy()])[:, None, None]  # two pictures, one layer
     scores = head_scores(metric("visual_head"), raw, {})
     assert scores.values.sum() == pytest.approx(1) and np.allclose(
-        scores.values[0], (found / found.sum()).numpy()
+        scores.values[0], (actual / actual.sum()).numpy()
     )
     assert head_scores(metric("visual_head"), raw * 0, {}).values.sum() == 0
 
@@ -301,15 +301,15 @@ def test_one_place_has_less_entropy_than_two_and_a_bottom_row_is_scattered():
         "bottom": [30, 31, 32, 33, 34, 35],
         "none": [],
     }
-    found = {}
+    actual = {}
     for name, lit in maps.items():
         attention = np.full(36, 0.005)
         attention[lit] = 0.2
-        found[name] = spatial_entropy(attention[None], tm)[0]
-    assert found["one"] == pytest.approx(0) == found["corner"] and found["two"] == pytest.approx(
+        actual[name] = spatial_entropy(attention[None], tm)[0]
+    assert actual["one"] == pytest.approx(0) == actual["corner"] and actual["two"] == pytest.approx(
         np.log(2)
     )
-    assert found["bottom"] == found["none"] == pytest.approx(np.log(36) + 1)
+    assert actual["bottom"] == actual["none"] == pytest.approx(np.log(36) + 1)
 
 
 def test_thumbnail_cells_touch_only_each_other():
@@ -334,9 +334,9 @@ def test_localization_votes_for_the_heads_that_look_at_one_place():
     parts = torch.stack(metric("localization")(pattern, tm)).numpy()
     assert parts[0, 3] == pytest.approx(0.8, abs=0.01) and parts[1, 3] < parts[1, 5]
     raw = np.stack([parts, parts])[:, :, None]
-    chosen = head_scores(metric("localization"), raw, {}).values
+    votes = head_scores(metric("localization"), raw, {}).values
     # 11 is the elbow itself
-    assert np.argwhere(chosen[0] == 1)[:, 0].tolist() == [3, 5, 11] and chosen.sum() == 3
+    assert np.argwhere(votes[0] == 1)[:, 0].tolist() == [3, 5, 11] and votes.sum() == 3
     all_look = raw.copy()
     # the elbow is the lowest: ten of twelve are chosen
     all_look[:, 0] = np.r_[0.5, 0.5, np.linspace(0.6, 0.9, 10)]
@@ -478,8 +478,8 @@ def test_reductions_over_keys_against_loops(reduce):
         slow["hit"].append([float(row.index(max(row)) in weight) for row in head])
     over = {"mean": np.mean, "max": np.max}[reduce]
     for keys, of_heads in slow.items():
-        found = metric("ram", keys=keys, reduce=reduce)(rows, tm)
-        assert found.tolist() == pytest.approx([over(x) for x in of_heads], abs=1e-6), keys
+        actual = metric("ram", keys=keys, reduce=reduce)(rows, tm)
+        assert actual.tolist() == pytest.approx([over(x) for x in of_heads], abs=1e-6), keys
     assert 0 < sum(map(sum, slow["hit"])) < 20
 
 

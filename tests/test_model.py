@@ -71,10 +71,10 @@ def test_hooked_pattern_is_eager_attention(model, batch):
     attentions = eager(**batch.tensors, output_attentions=True, use_cache=False).attentions
     real = torch.stack([token_map.real for token_map in batch.token_maps])
     for name, wanted in zip(names, attentions, strict=True):
-        got = cache[name]
-        assert got.dtype == torch.float32
-        mask = real[:, None, :, None].expand_as(got)
-        torch.testing.assert_close(got[mask], wanted[mask], atol=1e-6, rtol=0)
+        actual = cache[name]
+        assert actual.dtype == torch.float32
+        mask = real[:, None, :, None].expand_as(actual)
+        torch.testing.assert_close(actual[mask], wanted[mask], atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def zero(x, hook):
 
 @torch.no_grad()
 def test_zeroed_z_is_a_pre_hook_on_the_output_projection(model, batch):
-    got = model.run_with_hooks(batch, fwd_hooks=[("blocks.1.attn.head.2.hook_z", zero)])
+    actual = model.run_with_hooks(batch, fwd_hooks=[("blocks.1.attn.head.2.hook_z", zero)])
     d = model.cfg.d_head
 
     def pre(module, args):
@@ -124,8 +124,8 @@ def test_zeroed_z_is_a_pre_hook_on_the_output_projection(model, batch):
     )
     wanted = reference(model, batch)
     handle.remove()
-    assert torch.equal(got, wanted)
-    assert not torch.equal(got, reference(model, batch))
+    assert torch.equal(actual, wanted)
+    assert not torch.equal(actual, reference(model, batch))
 
 
 @torch.no_grad()
@@ -328,7 +328,7 @@ def test_kv_edits_enter_the_cache_and_knockouts_mask_at_decode_steps(model, batc
         ("blocks.2.attn.hook_edges", cut),
     ]
     with model.hooks(fwd_hooks=hooks):
-        got = greedy(model, batch, cache_implementation=cache)
+        actual = greedy(model, batch, cache_implementation=cache)
         sequence = dict(batch.tensors)
         again = []
         for _ in range(6):
@@ -343,8 +343,8 @@ def test_kv_edits_enter_the_cache_and_knockouts_mask_at_decode_steps(model, batc
             ):
                 extra = extra if torch.is_tensor(extra) else torch.full_like(token[:, None], extra)
                 sequence[key] = torch.cat([sequence[key], extra], dim=1)
-    assert torch.equal(got, torch.stack(again, dim=1))
-    assert not torch.equal(got, greedy(model, batch, cache_implementation=cache))
+    assert torch.equal(actual, torch.stack(again, dim=1))
+    assert not torch.equal(actual, greedy(model, batch, cache_implementation=cache))
 
 
 def test_generated_rows_are_read_as_answer_rows(model, batch):
@@ -412,8 +412,8 @@ def test_batched_equals_single(model):
         together = model.prepare(samples, padding_side=side)
         with torch.no_grad():
             logits, cache = model.run_with_cache(together, names_filter=names)
-        for i, one in enumerate(samples):
-            alone = model.prepare(one)
+        for i, sample_ in enumerate(samples):
+            alone = model.prepare(sample_)
             with torch.no_grad():
                 wanted, wanted_cache = model.run_with_cache(alone, names_filter=names)
             real = together.token_maps[i].real

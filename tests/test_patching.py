@@ -103,12 +103,12 @@ def test_all_heads_patched_make_the_other_run(family):
             other, names_filter=[*attn_out, *z, *deepstack, "hook_embed"]
         )
         with model.hooks(fwd_hooks=patch(z, source)):
-            _, got = model.run_with_cache(clean, names_filter=attn_out)
+            _, actual = model.run_with_cache(clean, names_filter=attn_out)
         logits = model.run_with_hooks(
             clean, fwd_hooks=patch([*z, "hook_embed", *deepstack], source)
         )
     for name in attn_out:
-        torch.testing.assert_close(got[name], source[name], atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual[name], source[name], atol=1e-5, rtol=0)
     torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=0)
     everything = activation_patch(model, other, clean, "visual", measure, per=())
     close(everything.values, everything.other)
@@ -120,8 +120,8 @@ def test_patching_the_projectors_output_is_patching_the_visual_features(family):
     model, clean, other = hooked(family), runs(family)["clean"], runs(family)["picture"]
     with torch.no_grad():
         _, source = model.run_with_cache(clean, names_filter="vision.hook_out")
-        got = measure(model.run_with_hooks(other, fwd_hooks=patch("vision.hook_out", source)))
-    close(activation_patch(model, clean, other, "vision.hook_out", measure, per=()).values, got)
+        actual = measure(model.run_with_hooks(other, fwd_hooks=patch("vision.hook_out", source)))
+    close(activation_patch(model, clean, other, "vision.hook_out", measure, per=()).values, actual)
 
 
 def test_a_patch_per_head_at_some_positions_is_that_slice():
@@ -134,18 +134,18 @@ def test_a_patch_per_head_at_some_positions_is_that_slice():
                 [name, "blocks.1.attn.kv_head.1.hook_v"], source, positions="region+last"
             )
         ):
-            _, got = model.run_with_cache(
+            _, actual = model.run_with_cache(
                 clean, names_filter=["blocks.2.attn.hook_z", "blocks.1.attn.hook_v"]
             )
         _, plain = model.run_with_cache(
             clean, names_filter=["blocks.2.attn.hook_z", "blocks.1.attn.hook_v"]
         )
     for i, token_map in enumerate(clean.token_maps):
-        there = torch.zeros(clean.length, dtype=torch.bool)
-        there[token_map.positions("region+last")] = True
-        assert torch.equal(got["z", 2][i, there, 3], source["z", 2][i, there, 3])
-        assert torch.equal(got["v", 1][i, there, 1], source["v", 1][i, there, 1])
-        assert torch.equal(got["v", 1][i, ~there], plain["v", 1][i, ~there])
+        where = torch.zeros(clean.length, dtype=torch.bool)
+        where[token_map.positions("region+last")] = True
+        assert torch.equal(actual["z", 2][i, where, 3], source["z", 2][i, where, 3])
+        assert torch.equal(actual["v", 1][i, where, 1], source["v", 1][i, where, 1])
+        assert torch.equal(actual["v", 1][i, ~where], plain["v", 1][i, ~where])
 
 
 def test_a_patch_leaves_generated_tokens_alone():
@@ -272,9 +272,9 @@ def test_a_run_that_begins_late_is_the_base_run(family):
     assert replay.suffixes == (family not in ("gemma3", "paligemma"))
     for layer, row, runs_ in ((0, 0, 1), (2, 0, 3), (0, 25, 2), (3, 30, 2)):
         start = replay.begin(layer, row, runs_)
-        got = replay.run(start, [])
+        actual = replay.run(start, [])
         for run in range(runs_):
-            torch.testing.assert_close(got[run::runs_][real], wanted[real], atol=1e-5, rtol=0)
+            torch.testing.assert_close(actual[run::runs_][real], wanted[real], atol=1e-5, rtol=0)
     assert not any("forward" in vars(layer) for layer in replay.decoder.layers)
     assert not any(point.active for point in model.hook_points())
 
@@ -286,7 +286,7 @@ def test_videos_are_patched_as_pictures_are(family):
     for seed in (0, 5):
         frames = [sample(seed + i).images[0] for i in range(4)]
         samples.append(Sample(video=frames, question="Which colour?", answer="7"))
-    clean, corrupted = (model.prepare(one) for one in samples)
+    clean, corrupted = (model.prepare(sample_) for sample_ in samples)
     for site, per in (("z", ("layer",)), ("visual", ())):
         fast = activation_patch(model, clean, corrupted, site, measure, per)
         slow = activation_patch(model, clean, corrupted, site, measure, per, fast=False)
@@ -317,17 +317,17 @@ def test_attribution_is_the_derivative_of_the_exact_effect(family):
 
         def nudged(by, source=source, name=name, axis=axis):
             def nudge(x, hook):
-                at = (slice(None),) * axis + (1,) if axis else ()
-                x[at] += by * (source[name] - x)[at]
+                part = (slice(None),) * axis + (1,) if axis else ()
+                x[part] += by * (source[name] - x)[part]
 
             with torch.no_grad():
                 return precisely(precise.run_with_hooks(corrupted, fwd_hooks=[(name, nudge)]))
 
         wanted = (nudged(step) - nudged(-step)) / (2 * step)
-        got = estimate.effect[:, 2, 1] if axis else estimate.effect[:, 2]
+        actual = estimate.effect[:, 2, 1] if axis else estimate.effect[:, 2]
         assert abs(wanted).max() > 1e-3
         np.testing.assert_allclose(
-            got, wanted, rtol=1e-2, atol=5e-3 * float(abs(wanted).max()), err_msg=site
+            actual, wanted, rtol=1e-2, atol=5e-3 * float(abs(wanted).max()), err_msg=site
         )
 
 
@@ -453,7 +453,7 @@ def test_pairs_share_their_token_grid_or_are_refused():
         assert [a for a, _ in pairs] == clean and all(
             b.images[0].size == (96, 64) for _, b in pairs
         )
-        inputs = [model.prepare([one[side] for one in pairs]) for side in (0, 1)]
+        inputs = [model.prepare([members[side] for members in pairs]) for side in (0, 1)]
         result = activation_patch(model, *inputs, "z", measure, per="layer")
         assert result.values.shape == (2, 4)
     assert [b.answer for _, b in pairs] == ["blue", "3"]
@@ -496,7 +496,7 @@ def test_metrics_against_their_formulas():
     a, b = model.to_single_token("7"), model.to_single_token("3")
     for batch in (clean, model.prepare(clean.samples, padding_side="right")):
         logits = model(batch)
-        lines = torch.stack(
+        per_sample = torch.stack(
             [logits[i, token_map.last[0]] for i, token_map in enumerate(batch.token_maps)]
         )
         other = torch.randn_like(logits)
@@ -518,7 +518,7 @@ def test_metrics_against_their_formulas():
             (
                 kl(),
                 torch.nn.functional.kl_div(
-                    rows.log_softmax(-1), lines.softmax(-1), reduction="none"
+                    rows.log_softmax(-1), per_sample.softmax(-1), reduction="none"
                 ).sum(-1),
             ),
         ):

@@ -96,12 +96,12 @@ def slow(
     """Three forwards; senders: [("L1H2" as (1, 2)) or a name]; receivers: names of the ungrouped
     model."""
     model, inputs = ungrouped(family), runs(family)[base]
-    mine, theirs = everything(family, base), everything(family, 1 - base)
+    base_values, theirs = everything(family, base), everything(family, 1 - base)
     where = positions if positions is not None else torch.ones(2, inputs.length, dtype=torch.bool)
 
     def frozen(name):
         def set_to(x, hook):
-            x = mine[name].clone()
+            x = base_values[name].clone()
             for sender in senders:
                 if sender == name:
                     x[where] = theirs[name][where]
@@ -140,8 +140,8 @@ def slow(
         return measure(model.run_with_hooks(inputs, fwd_hooks=[(n, receive(n)) for n in receivers]))
 
 
-def agrees(got, wanted, moved=True):
-    torch.testing.assert_close(torch.tensor(got), wanted, atol=1e-5, rtol=1e-5)
+def agrees(actual, wanted, moved=True):
+    torch.testing.assert_close(torch.tensor(actual), wanted, atol=1e-5, rtol=1e-5)
 
 
 SENDERS = [(0, 1), (1, 2), "blocks.0.hook_mlp_out"]
@@ -188,17 +188,17 @@ def test_every_kind_of_receiver_equals_the_slow_reference(family, freeze_mlps):
             freeze_mlps=freeze_mlps,
             per="receiver",
         )
-    for at, (name, names) in enumerate(RECEIVERS.items()):
+    for number, (name, names) in enumerate(RECEIVERS.items()):
         wanted = slow(family, SENDERS, names, freeze_mlps)
         torch.testing.assert_close(
-            torch.tensor(result.values[:, at]),
+            torch.tensor(result.values[:, number]),
             wanted,
             atol=1e-5,
             rtol=1e-5,
             msg=lambda m, n=name: f"{n}: {m}",
         )
         if not (freeze_mlps and name.endswith("mlp_out")):
-            assert result.effect[:, at].any(), name
+            assert result.effect[:, number].any(), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -219,9 +219,9 @@ def test_receivers_together_senders_each_alone_and_the_other_direction(family):
     assert result.axes == {
         "sender": ["L0H0", "L0H3", "L1H1", "blocks.0.hook_mlp_out", "hook_embed"]
     }
-    for at, sender in enumerate(senders):
+    for number, sender in enumerate(senders):
         torch.testing.assert_close(
-            torch.tensor(result.values[:, at]),
+            torch.tensor(result.values[:, number]),
             slow(family, [sender], theirs, base=1),
             atol=1e-5,
             rtol=1e-5,
@@ -272,11 +272,11 @@ def test_only_at_these_positions(family):
             torch.testing.assert_close(
                 torch.tensor(roles.values[:, i, j]), wanted, atol=1e-5, rtol=1e-5
             )
-    there = path_patch(
+    limited = path_patch(
         model, clean, corrupted, SENDERS, receivers, measure, receiver_positions="region"
     )
     wanted = slow(family, SENDERS, receivers, receiver_positions=masks["region"])
-    torch.testing.assert_close(torch.tensor(there.values), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(limited.values), wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -320,11 +320,11 @@ def test_the_hooks_by_themselves_make_the_path_run():
         hooks = path_hooks([(0, 1), "blocks.1.hook_mlp_out"], base=base, source=other)
         with model.hooks(fwd_hooks=hooks):
             logits, read = model.run_with_cache(clean, names_filter=receivers)
-        got = measure(model.run_with_hooks(clean, fwd_hooks=patch(receivers, read)))
+        actual = measure(model.run_with_hooks(clean, fwd_hooks=patch(receivers, read)))
     wanted = path_patch(
         model, clean, corrupted, [(0, 1), "blocks.1.hook_mlp_out"], receivers, measure
     )
-    torch.testing.assert_close(got, torch.tensor(wanted.values), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, torch.tensor(wanted.values), atol=1e-5, rtol=1e-5)
     direct = path_patch(
         model, clean, corrupted, [(0, 1), "blocks.1.hook_mlp_out"], "hook_logits", measure
     )

@@ -59,8 +59,8 @@ def test_an_opened_photo_is_turned_as_its_file_is(tmp_path, orientation):
     path = tmp_path / "street.png"
     pixels.save(path, exif=exif)
     by_path, opened = (
-        ready("qwen3_vl", Sample([one], QUESTION, regions=[Box(0, 0, 20, 20)]))
-        for one in (path, Image.open(path))
+        ready("qwen3_vl", Sample([opened], QUESTION, regions=[Box(0, 0, 20, 20)]))
+        for opened in (path, Image.open(path))
     )
     assert opened.pictures[0][0].size == ((96, 64) if orientation < 5 else (64, 96))
     assert torch.equal(by_path.tensors["pixel_values"], opened.tensors["pixel_values"])
@@ -100,10 +100,10 @@ def test_what_is_transparent_lies_on_white(tmp_path):
     palette.save(tmp_path / "p.png", transparency=0)
     for picture in (drawn, np.asarray(drawn), drawn.convert("LA")):
         read = read_picture(picture, "it")
-        assert [read.getpixel(at) for at in ((0, 0), (3, 3))] == [(255, 255, 255), (0, 0, 0)]
+        assert [read.getpixel(pixel) for pixel in ((0, 0), (3, 3))] == [(255, 255, 255), (0, 0, 0)]
         assert read.getpixel((4, 4)) == (127, 127, 127)
     read = read_picture(tmp_path / "p.png", "it")
-    assert [read.getpixel(at) for at in ((0, 0), (3, 3))] == [(255, 255, 255), (255, 0, 0)]
+    assert [read.getpixel(pixel) for pixel in ((0, 0), (3, 3))] == [(255, 255, 255), (255, 0, 0)]
 
 
 def test_bombs_and_broken_masks(tmp_path, monkeypatch):
@@ -168,7 +168,9 @@ def test_the_rate_scales_positions_where_a_family_does_so():
     slow, fast = (
         ready("qwen2_5_vl", chat({"type": "video", "video": FRAMES, "fps": f})) for f in (1.0, 4.0)
     )
-    grids = [torch.as_tensor(one.tensors["second_per_grid_ts"]).item() for one in (slow, fast)]
+    grids = [
+        torch.as_tensor(inputs_.tensors["second_per_grid_ts"]).item() for inputs_ in (slow, fast)
+    ]
     assert grids == [2.0, 0.5]
 
 
@@ -179,11 +181,15 @@ def test_a_rate_that_matters_and_is_not_said_is_a_warning(family):
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         ready(family, Sample(video=FRAMES, question=QUESTION))
-        without = [one for one in raised if "without its frame rate" in str(one.message)]
+        without = [
+            warning for warning in raised if "without its frame rate" in str(warning.message)
+        ]
         raised.clear()
         ready(family, Sample(video=FRAMES, question=QUESTION, meta={"fps": 2.0}))
-        said = [one for one in raised if "without its frame rate" in str(one.message)]
-    assert len(without) == (family not in ("llava_onevision", "internvl")) and not said
+        with_rate = [
+            warning for warning in raised if "without its frame rate" in str(warning.message)
+        ]
+    assert len(without) == (family not in ("llava_onevision", "internvl")) and not with_rate
 
 
 def test_pixel_limits_in_a_message():
@@ -219,7 +225,7 @@ def test_a_size_in_a_message_and_regions_in_the_original(family):
     assert torch.equal(inputs.tensors["pixel_values"], resized.tensors["pixel_values"])
     assert inputs.pictures[0][0].size == (400, 200)
     scale = torch.tensor([400 / 192, 200 / 128] * 2)
-    box, seen = (one.token_maps[0].pictures[0].box for one in (inputs, resized))
+    box, seen = (inputs_.token_maps[0].pictures[0].box for inputs_ in (inputs, resized))
     assert (
         torch.allclose(box, seen * scale.to(seen), atol=1e-3) and float(box.max()) > 290
     )  # (the border may be cropped away)
@@ -241,8 +247,8 @@ def test_two_images_of_one_chat_each_at_its_size():
     ]
 
 
-def video(**said):
-    return chat({"type": "video", "video": FRAMES, **said})
+def video(**options):
+    return chat({"type": "video", "video": FRAMES, **options})
 
 
 @pytest.mark.parametrize(
@@ -413,7 +419,7 @@ def test_thumbnail_and_tiles_are_names(family):
     assert torch.equal(
         tm.positions(f"tile:{tiles[0]}+tile:{tiles[1]}"), torch.cat(parts[:2]).sort().values
     )
-    middles = [torch.tensor([tm.cell(int(at))[1:] for at in part]) for part in parts]
+    middles = [torch.tensor([tm.cell(int(position))[1:] for position in part]) for part in parts]
     boxes = [(c[:, 0].min(), c[:, 1].min(), c[:, 2].max(), c[:, 3].max()) for c in middles]
     # tiles lie beside one another, but for a pooled token on their common edge
     for i, a in enumerate(boxes):

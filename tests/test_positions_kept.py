@@ -25,13 +25,13 @@ def test_pos_slice_cuts_the_rows_point_by_position(family, pos_slice):
         if isinstance(pos_slice, tuple)
         else positions[pos_slice].reshape(-1)
     )
-    there = real(batch)[:, positions]
+    real_rows = real(batch)[:, positions]
     assert cut[ROWS].shape == cut[PATTERN].shape
-    wanted = cut[PATTERN] * there[:, None, :, None]
+    wanted = cut[PATTERN] * real_rows[:, None, :, None]
     torch.testing.assert_close(cut[ROWS], wanted, atol=1e-6, rtol=1e-5)
     head = "blocks.2.attn.head.1.hook_pattern_rows"
-    _, one = model.run_with_cache(batch, names_filter=head, pos_slice=pos_slice)
-    torch.testing.assert_close(one[head], wanted[:, 1], atol=1e-6, rtol=1e-5)
+    _, sliced = model.run_with_cache(batch, names_filter=head, pos_slice=pos_slice)
+    torch.testing.assert_close(sliced[head], wanted[:, 1], atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -47,14 +47,14 @@ def test_measured_cells_are_the_closed_form(family):
     # tokens of padding alone have no cell
     seen = (known[:, 2] > known[:, 0]) & (known[:, 3] > known[:, 1])
     assert torch.equal(cells.visual, visual.masked_scatter(visual, seen))
-    found, known = cells.box[cells.visual], known[seen]
+    measured, known = cells.box[cells.visual], known[seen]
     if (
         family == "llava_onevision"
     ):  # a pooled token sees its neighbours' pixels too, by weights: the middle is what counts
-        middle = (found[:, :2] + found[:, 2:]) / 2
+        middle = (measured[:, :2] + measured[:, 2:]) / 2
         assert ((known[:, :2] <= middle) & (middle <= known[:, 2:])).all()
     else:
-        assert overlap(found, known).min() > 0.94
+        assert overlap(measured, known).min() > 0.94
 
 
 @pytest.mark.parametrize("family", PLACED)

@@ -58,8 +58,8 @@ def check_results(model, batch, layer=1, atol=2e-5):
     _, cached = model.run_with_cache(batch, names_filter=[name, f"blocks.{layer}.attn.hook_z"])
     attention = model.layout.decoder(model.hf).layers[layer].get_submodule(model.layout.o_proj)
     wanted = attention(cached["z", layer].flatten(-2))
-    got = cached["result", layer].sum(2) + model.blocks[layer].attn.b_O
-    torch.testing.assert_close(got, wanted, atol=atol * wanted.abs().max().item(), rtol=0)
+    actual = cached["result", layer].sum(2) + model.blocks[layer].attn.b_O
+    torch.testing.assert_close(actual, wanted, atol=atol * wanted.abs().max().item(), rtol=0)
 
 
 @torch.no_grad()
@@ -95,15 +95,15 @@ def test_weights_are_those_of_the_merged_model(family, kind):
         )
         wrapper.base_model.set_adapter(["default", "second"])
     base = weights_of(HookedMLLM(copy.deepcopy(tiny(family)[0])))
-    got = weights_of(model)
+    actual = weights_of(model)
     check_results(model, alone(family, 0))
     if kind == "bias":  # which peft cannot merge into layers without one
         return
     wanted = weights_of(HookedMLLM(copy.deepcopy(wrapper).merge_and_unload()))
     for name, weight in wanted.items():
-        torch.testing.assert_close(got[name], weight, atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(actual[name], weight, atol=1e-5, rtol=1e-5, msg=name)
         if name.split(".")[1].startswith("W_"):
-            assert not torch.allclose(got[name], base[name], atol=1e-3), name
+            assert not torch.allclose(actual[name], base[name], atol=1e-3), name
 
 
 @torch.no_grad()
@@ -137,10 +137,10 @@ def test_the_wrapper_itself_can_be_hooked_and_its_scores_know_the_adapter():
     assert torch.equal(whole(batch), model(batch))
     check_results(whole, batch)
     sample = replace(SAMPLES[0], regions=[Box(0, 0, 40, 40)])
-    got = score_heads(whole, sample, "value_mass")["value_mass"].values
+    actual = score_heads(whole, sample, "value_mass")["value_mass"].values
     merged = HookedMLLM(copy.deepcopy(wrapper).merge_and_unload(), tiny("qwen2_vl")[1])
     wanted = score_heads(merged, sample, "value_mass")["value_mass"].values
-    torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(actual), torch.tensor(wanted), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -80,8 +80,8 @@ def test_ragged_is_dense_under_the_same_mask(limits, variant):
     keep[..., :sink] = keep[..., -1] = True
     for kv, limit in enumerate(limits):
         if limit is not None:  # as sink_and_window leaves a ring
-            at = torch.arange(total)
-            keep[:, kv] = ((at < sink) | (at >= total - (limit - sink))) & (limit > 0)
+            positions = torch.arange(total)
+            keep[:, kv] = ((positions < sink) | (positions >= total - (limit - sink))) & (limit > 0)
     store = Ragged(held["key"], held["value"], keep, limits, sink)
     visible = keep.clone()
     for step in range(ragged.SLACK + 9):  # past the room that is made at once
@@ -91,9 +91,11 @@ def test_ragged_is_dense_under_the_same_mask(limits, variant):
         visible = torch.nn.functional.pad(visible, (0, 1), value=True)
         for kv, limit in enumerate(limits):
             if limit is not None:
-                at = torch.arange(total + step + 1)
+                positions = torch.arange(total + step + 1)
                 visible[:, kv] &= (
-                    (at < sink) | (at > total + step - (limit - sink)) if limit else False
+                    (positions < sink) | (positions > total + step - (limit - sink))
+                    if limit
+                    else False
                 )
         query = torch.randn(batch, heads, 1, d)
         z = store.attend(query, arguments)
@@ -202,22 +204,24 @@ def slow_selection(
     pattern: torch.Tensor, first: int, capacity: list[int], window: int
 ) -> list[set[int]]:
     total, group = pattern.shape[1], pattern.shape[0] // len(capacity)
-    kept = []
+    keep = []
     for kv, size in enumerate(capacity):
         score = slow_looked_at(pattern, first, kv, group, window)
         ranked = sorted(range(first, max(total - window, first)), key=lambda key: -score[key])
-        kept.append(
+        keep.append(
             set(ranked[: max(size - window, 0)]) | set(range(max(total - window, first), total))
         )
-    return kept
+    return keep
 
 
 def masked_pattern(
     query: torch.Tensor, key: torch.Tensor, prompt: Prompt, arguments: Call
 ) -> tuple[torch.Tensor, Call]:
     """The whole pattern under causality and padding, and the call with that mask."""
-    at = torch.arange(key.shape[2])
-    mask = (at[None, :] <= at[:, None])[None] & (at[None, None] >= prompt.first[:, None, None])
+    positions = torch.arange(key.shape[2])
+    mask = (positions[None, :] <= positions[:, None])[None] & (
+        positions[None, None] >= prompt.first[:, None, None]
+    )
     arguments = Call(
         arguments.module, mask[:, None], arguments.scaling, False, None, arguments.sinks, None
     )
@@ -233,37 +237,37 @@ def test_selection_is_the_slow_loop(sinks, monkeypatch):
     pattern, arguments = masked_pattern(query, key, prompt, call(8, sinks))
     looked_at = observed(query, key, arguments, prompt, window)
     capacity = torch.tensor([[6, 10, 20, 40], [8, 8, 33, 7], [6, 7, 8, 10], [3, 3, 3, 3]])
-    kept = highest(looked_at, prompt, capacity, window)
+    keep = highest(looked_at, prompt, capacity, window)
     for sample in range(4):
         first = int(prompt.first[sample])
         wanted = slow_selection(pattern[sample], first, capacity[sample].tolist(), window)
-        assert [set(line.nonzero()[:, 0].tolist()) for line in kept[sample]] == wanted
-    assert torch.equal(kept.sum(2), capacity)
+        assert [set(line.nonzero()[:, 0].tolist()) for line in keep[sample]] == wanted
+    assert torch.equal(keep.sum(2), capacity)
 
 
 def test_adakv_moves_keys_to_the_heads_that_look_most():
     looked_at = torch.rand(3, 4, 50) * torch.tensor([1.0, 0.1, 3.0, 0.5])[:, None]
     looked_at[1, :, :20] = looked_at[2, :, :46] = -torch.inf
     capacity, window, alpha = torch.full((3, 4), 14), 4, 0.2
-    found = among_heads(looked_at, capacity, window, alpha)
+    capacities = among_heads(looked_at, capacity, window, alpha)
     for sample in range(2):
         pairs = [(float(looked_at[sample, kv, key]), kv) for kv in range(4) for key in range(50)]
         best = [kv for _, kv in sorted(pairs, reverse=True)[:40]]
-        assert found[sample].tolist() == [
+        assert capacities[sample].tolist() == [
             round(best.count(kv) * 0.8 + 0.2 * 10) + window for kv in range(4)
         ]
-        assert int(found[sample].min()) >= int(alpha * 10) + window
-    kept = highest(
-        looked_at, Prompt(torch.tensor([0, 20, 46]), torch.full((3,), 54), 54), found, window
+        assert int(capacities[sample].min()) >= int(alpha * 10) + window
+    keep = highest(
+        looked_at, Prompt(torch.tensor([0, 20, 46]), torch.full((3,), 54), 54), capacities, window
     )[2]
-    assert (kept[:, 46:] == True).all() and not kept[:, :46].any()  # noqa: E712 (a prompt of 8: all of it)
+    assert (keep[:, 46:] == True).all() and not keep[:, :46].any()  # noqa: E712 (a prompt of 8: all of it)
 
 
 def test_sink_and_window_count_real_tokens():
     prompt = Prompt(torch.tensor([0, 6]), torch.tensor([12, 12]), 12)
-    kept = sink_and_window(prompt, 12, ["full", "sparse", "pruned"], 2, 3)
-    lines = [[line.nonzero()[:, 0].tolist() for line in sample] for sample in kept]
-    assert lines == [
+    keep = sink_and_window(prompt, 12, ["full", "sparse", "pruned"], 2, 3)
+    positions = [[line.nonzero()[:, 0].tolist() for line in sample] for sample in keep]
+    assert positions == [
         [list(range(12)), [0, 1, 9, 10, 11], []],
         [list(range(6, 12)), [6, 7, 9, 10, 11], []],
     ]
@@ -306,8 +310,11 @@ def masked_reference(model, inputs, visible, **options) -> tuple[torch.Tensor, t
             if scores.shape[2] == 1:
                 for sample in range(scores.shape[0]):
                     for head in range(scores.shape[1]):
-                        kv, at = head * model.cfg.n_kv_heads // scores.shape[1], scores.shape[3] - 1
-                        columns = visible(layer, patterns[layer][sample], sample, kv, at)
+                        kv, last = (
+                            head * model.cfg.n_kv_heads // scores.shape[1],
+                            scores.shape[3] - 1,
+                        )
+                        columns = visible(layer, patterns[layer][sample], sample, kv, last)
                         if columns is not None:
                             hidden = torch.ones(scores.shape[3], dtype=torch.bool)
                             hidden[sorted(columns)] = False
@@ -338,17 +345,17 @@ def budgeted_reference(model, inputs, budget: KVBudget):
     ]
 
     @cache
-    def kept(layer, sample):
+    def selected(layer, sample):
         pattern, first = patterns[layer, sample], length - int(mask[sample].sum())
         return slow_selection(pattern, first, capacities[sample][layer].tolist(), budget.window)
 
     patterns: dict[tuple[int, int], torch.Tensor] = {}
 
-    def visible(layer, pattern, sample, kv, at):
+    def visible(layer, pattern, sample, kv, position):
         if layer not in layers:
             return None
         patterns[layer, sample] = pattern
-        return kept(layer, sample)[kv] | set(range(length, at + 1))
+        return selected(layer, sample)[kv] | set(range(length, position + 1))
 
     return masked_reference(model, inputs, visible)
 
@@ -387,11 +394,11 @@ def test_streaming_goes_on_evicting(family):
     ids, logits = generated(model, inputs, sparse, max_new_tokens=14, min_new_tokens=14)
     firsts = (inputs.tensors["attention_mask"] == 0).sum(1).tolist()
 
-    def visible(layer, pattern, sample, kv, at):
+    def visible(layer, pattern, sample, kv, position):
         if (layer, kv) in ((0, 0), (2, 1)) or layer not in unbounded_layers(model):
             return None
         return set(range(firsts[sample], firsts[sample] + sink)) | set(
-            range(at - window + 1, at + 1)
+            range(position - window + 1, position + 1)
         )
 
     # the prompt goes through the pattern too: the reference decodes on the keys and values that
@@ -429,11 +436,11 @@ def test_hooks_speak_of_original_positions():
     assert [x.shape[2:] for x in seen] == [(length, length)] + [
         (1, length + n) for n in range(1, NEW)
     ]
-    kept = slow_selection(seen[0][1], int((inputs.tensors["attention_mask"][1] == 0).sum()),
+    keep = slow_selection(seen[0][1], int((inputs.tensors["attention_mask"][1] == 0).sum()),
                           KVBudget(SCORES, BUDGET, window=WINDOW).capacities(4, 4, 2, length)[2].tolist(), WINDOW)  # fmt: skip
     for head in range(4):
         held = set(seen[1][1, head, 0].nonzero()[:, 0].tolist())
-        assert held == kept[head // 2] | {length}
+        assert held == keep[head // 2] | {length}
     assert torch.equal(edited[1], seen[1][:, 1])
     silenced = [(f"blocks.{n}.attn.head.0.hook_z", lambda z, hook: z * 0) for n in range(4)]
     changed = generated(model, inputs, sparse, silenced)[1]
@@ -498,13 +505,13 @@ def test_bytes_are_the_budget_and_the_rest_is_freed(watched, allocation):
     )
     with model.sparse(SparseInference(kv_budget=budget)):
         model.generate(inputs, max_new_tokens=1)
-        one = 2 * model.cfg.d_head * 4  # a key and a value in float32
-        assert watched.bytes == pytest.approx(2 * 4 * 2 * 40 * one, rel=0.01)
+        token_bytes = 2 * model.cfg.d_head * 4  # a key and a value in float32
+        assert watched.bytes == pytest.approx(2 * 4 * 2 * 40 * token_bytes, rel=0.01)
         model.generate(inputs, max_new_tokens=3, min_new_tokens=3)
     cache = watched.last
     assert cache.get_seq_length() == inputs.tensors["input_ids"].shape[1] + 2
     room = ragged.SLACK
-    assert watched.bytes < cache.nbytes <= watched.bytes + 2 * 4 * 2 * room * one
+    assert watched.bytes < cache.nbytes <= watched.bytes + 2 * 4 * 2 * room * token_bytes
     gc.collect()
     assert all(storage() is None for storage, _ in cache.evicted)
     held = sum(
@@ -529,7 +536,7 @@ def test_pruned_kv_heads_hold_nothing(watched):
         with model.sparse(SparseInference(full, Pruned(), layers=pattern, **options)):
             model.generate(inputs, max_new_tokens=2, min_new_tokens=2)
         cache, length = watched.last, inputs.tensors["input_ids"].shape[1]
-        held = [[len(kept) for kept in cache.positions(layer)[1]] for layer in range(4)]
+        held = [[len(positions) for positions in cache.positions(layer)[1]] for layer in range(4)]
         real = length + 1 - int((inputs.tensors["attention_mask"][1] == 0).sum())
         if pattern:
             assert held == [[real, 0], [0, real], [0, 0], [2 + 4, 2 + 4]]

@@ -140,10 +140,10 @@ def test_a_path_to_the_logits_is_a_run_with_all_else_frozen(family):
     (sender,) = senders = cl.HeadSet([(1, 3)])
 
     def seen_in(inputs):
-        kept = {}
+        seen = {}
 
         def keep(layer, x):
-            kept[layer] = (x[0] if isinstance(x, tuple) else x).clone()
+            seen[layer] = (x[0] if isinstance(x, tuple) else x).clone()
 
         handles = []
         for number, layer in enumerate(layers):
@@ -157,7 +157,7 @@ def test_a_path_to_the_logits_is_a_run_with_all_else_frozen(family):
                 )
         with pytorch(handles):
             plain(model, inputs)
-        return kept
+        return seen
 
     frozen, theirs = seen_in(clean), seen_in(other)
     width = frozen[sender.layer].shape[-1] // 4
@@ -240,11 +240,11 @@ def test_layers_without_attention_say_so_and_have_their_mixers_output(family):
     inputs = model.prepare(sample())
     assert model.cfg.heads == (0, 4, 0, 4)
     mixer = getattr(layers_of(model)[0], name)
-    kept = []
-    with pytorch([mixer.register_forward_hook(lambda module, args, out: kept.append(out))]):
+    seen = []
+    with pytorch([mixer.register_forward_hook(lambda module, args, out: seen.append(out))]):
         plain(model, inputs)
     _, cached = model.run_with_cache(inputs, names_filter="blocks.0.hook_attn_out")
-    assert torch.equal(cached["blocks.0.hook_attn_out"], kept[0])
+    assert torch.equal(cached["blocks.0.hook_attn_out"], seen[0])
     halved = model.run_with_hooks(
         inputs, fwd_hooks=[("blocks.0.hook_attn_out", lambda x, hook: x / 2)]
     )

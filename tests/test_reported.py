@@ -1,4 +1,5 @@
-"""Numbers in the README and the docs are those of the committed JSON, which is of this version."""
+"""`docs/_build/tables.py --check` (in .ci/run) notices a number that is not that of its JSON; the
+committed verdicts are those of this version."""
 
 import json
 import sys
@@ -11,10 +12,6 @@ from corelens.findings.result import Study
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs/_build"))
 import tables  # noqa: E402
-
-
-def test_the_tables_are_those_of_the_json(capsys):
-    assert tables.main(check=True) == 0, capsys.readouterr().out
 
 
 def test_a_table_that_differs_is_noticed(tmp_path, monkeypatch, capsys):

@@ -47,7 +47,7 @@ def slow(model, sample, heads):
 def test_pages_are_ranked_by_attention_beyond_the_null_question(model, batch_size):
     documents, heads = [document(0), document(5)], [(0, 1), (2, 3), (2, 0)]
     documents[1].question = "Which one of these?"
-    found = cl.rerank_pages(model, documents, heads, batch_size=batch_size)
+    ranking = cl.rerank_pages(model, documents, heads, batch_size=batch_size)
     plain = cl.rerank_pages(model, documents, heads, calibrated=False, batch_size=batch_size)
     for number, sample in enumerate(documents):
         asked, null = (
@@ -55,18 +55,18 @@ def test_pages_are_ranked_by_attention_beyond_the_null_question(model, batch_siz
             slow(model, replace(sample, question="N/A"), heads),
         )
         np.testing.assert_allclose(plain.scores[number], asked, atol=1e-6)
-        np.testing.assert_allclose(found.scores[number], asked - null, atol=1e-6)
-        assert found.ranked[number] == [[4, 7, 9][i] for i in np.argsort(null - asked)]
-    assert found.gold == [[7], [7]] and found.chance == pytest.approx(1 / 3)
-    assert found.recall(1).value == np.mean([ranked[0] == 7 for ranked in found.ranked])
-    assert found.recall(3).value == 1
+        np.testing.assert_allclose(ranking.scores[number], asked - null, atol=1e-6)
+        assert ranking.ranked[number] == [[4, 7, 9][i] for i in np.argsort(null - asked)]
+    assert ranking.gold == [[7], [7]] and ranking.chance == pytest.approx(1 / 3)
+    assert ranking.recall(1).value == np.mean([ranked[0] == 7 for ranked in ranking.ranked])
+    assert ranking.recall(3).value == 1
 
 
 def test_recall_of_several_evidence_pages(model):
     sample = replace(document(0), meta={"pages": [4, 7, 9], "evidence_pages": [4, 9]})
-    found = cl.rerank_pages(model, [sample], [(1, 1)])
-    assert found.gold == [[4, 9]] and found.recall(1).value == 0.5 * (found.ranked[0][0] != 7)
-    assert found.recall(2).value == len({4, 9} & set(found.ranked[0][:2])) / 2
+    ranking = cl.rerank_pages(model, [sample], [(1, 1)])
+    assert ranking.gold == [[4, 9]] and ranking.recall(1).value == 0.5 * (ranking.ranked[0][0] != 7)
+    assert ranking.recall(2).value == len({4, 9} & set(ranking.ranked[0][:2])) / 2
 
 
 def test_what_cannot_be_ranked_is_said(model):
@@ -87,22 +87,22 @@ def test_what_cannot_be_ranked_is_said(model):
 
 def test_sinks_are_what_is_looked_at_whatever_is_asked():
     model, boards = looking_model(), samples(4, seed=3)
-    found = cl.metrics.visual_sinks(model, boards, threshold=3)
+    sinks = cl.metrics.visual_sinks(model, boards, threshold=3)
     # two heads always look at the red and at the blue cell
     for number, sample in enumerate(boards):
         always = {box(sample.meta["marked"]).bounds, box(sample.meta["distractor"]).bounds}
-        assert {sink.bounds for sink in found.boxes(number)} == always
-    assert (found.share > 0.5).all() and "4 samples" in repr(found)
+        assert {sink.bounds for sink in sinks.boxes(number)} == always
+    assert (sinks.share > 0.5).all() and "4 samples" in repr(sinks)
     assert [
         len(tokens) for tokens in cl.metrics.visual_sinks(model, boards, threshold=1e9).tokens
     ] == [0] * 4
-    figure = found.plot(0)
+    figure = sinks.plot(0)
     assert figure.axes[0].images and "sinks" in figure.axes[0].get_title(loc="left")
 
 
 def test_strengths_are_the_least_over_questions_of_the_mean_attention(model):
     sample = document(0)
-    found = cl.metrics.visual_sinks(model, sample, questions=["N/A", "Which?"])
+    sinks = cl.metrics.visual_sinks(model, sample, questions=["N/A", "Which?"])
     hf = copy.deepcopy(model.hf)
     hf.set_attn_implementation("eager")
     each = []
@@ -116,7 +116,7 @@ def test_strengths_are_the_least_over_questions_of_the_mean_attention(model):
             [pattern[0][:, rows][:, :, tm.visual].mean((0, 1)) for pattern in patterns]
         ).mean(0)
         each.append((drawn / drawn.mean()).numpy())
-    np.testing.assert_allclose(found.strengths[0], np.min(each, axis=0), rtol=1e-4)
+    np.testing.assert_allclose(sinks.strengths[0], np.min(each, axis=0), rtol=1e-4)
 
 
 def test_a_metric_leaves_sinks_out():

@@ -115,9 +115,9 @@ def test_another_run_is_refused(model, tmp_path):
         ({"samples": samples[:3]}, "sample_hash"),
         ({"batch_size": 3}, "batch_size"),
     ):
-        given = {"samples": samples, "metrics": ["ram"]} | changed
+        arguments = {"samples": samples, "metrics": ["ram"]} | changed
         with pytest.raises(cl.CorelensError, match=word):
-            cl.score_heads(model, given.pop("samples"), out=tmp_path, **given)
+            cl.score_heads(model, arguments.pop("samples"), out=tmp_path, **arguments)
     weight = model.layout.decoder(model.hf).layers[0].self_attn.o_proj.weight
     before = weight.detach().clone()
     weight.data[3, 5] += 1  # (any one of all weights)
@@ -189,15 +189,15 @@ def test_another_processor_is_refused(tmp_path):
 
 
 def own(body):
-    def mine(pattern, token_map):
+    def own_metric(pattern, token_map):
         return body(pattern)
 
-    return mine
+    return own_metric
 
 
 def test_another_body_of_an_own_metric_is_refused(model, tmp_path):
     def scored(function):
-        return cl.score_heads(model, [base()], [function], out=tmp_path)["mine"].values
+        return cl.score_heads(model, [base()], [function], out=tmp_path)["own_metric"].values
 
     # of one line, so of one source
     bodies = (lambda p: p.amax((-1, -2)), lambda p: p[..., 0].mean(-1))
@@ -206,11 +206,14 @@ def test_another_body_of_an_own_metric_is_refused(model, tmp_path):
     with pytest.raises(cl.CorelensError, match="another metrics"):
         scored(own(bodies[1]))
     lost: dict = {}
-    exec("def mine(pattern, token_map): return pattern.amax((-1, -2))", lost)
+    exec("def own_metric(pattern, token_map): return pattern.amax((-1, -2))", lost)
     with pytest.raises(cl.CorelensError, match="without source"):
-        scored(lost["mine"])
-    assert cl.score_heads(model, [base()], [lost["mine"]])["mine"].values.shape == largest.shape
-    with pytest.raises(cl.CorelensError, match="two metrics called 'mine'"):
+        scored(lost["own_metric"])
+    assert (
+        cl.score_heads(model, [base()], [lost["own_metric"]])["own_metric"].values.shape
+        == largest.shape
+    )
+    with pytest.raises(cl.CorelensError, match="two metrics called 'own_metric'"):
         cl.score_heads(model, [base()], [own(len), own(max)])
 
 
@@ -251,7 +254,7 @@ def test_a_part_of_another_run_and_a_changed_part_are_refused(model, tmp_path):
 
 
 def test_keys_never_become_paths(model, tmp_path):
-    def mine(pattern, token_map):
+    def own_metric(pattern, token_map):
         return pattern.amax((-1, -2))
 
     for name in (
@@ -266,9 +269,9 @@ def test_keys_never_become_paths(model, tmp_path):
         "",
         "ram",
     ):
-        mine.__name__ = name
+        own_metric.__name__ = name
         out = tmp_path / "run" / str(abs(hash(name)))
-        cl.score_heads(model, [base()], [mine], out=out)
+        cl.score_heads(model, [base()], [own_metric], out=out)
         files = list((out / "scores").iterdir())
         assert len(files) == 1 and cl.HeadScores.load(files[0]).values.shape == (
             model.cfg.n_layers,

@@ -35,13 +35,13 @@ def slow(eager, inputs, rows: str, reduce: str) -> np.ndarray:
         attentions = eager(**inputs.tensors, output_attentions=True, use_cache=False).attentions
     out = []
     for i, tm in enumerate(inputs.token_maps):
-        at = {
+        row_sets = {
             "question": tm.question,
             "last": tm.last,
             "answer": tm.answer - 1 if "answer" in tm.parts else None,
         }[rows]
         # [layer, head, row]
-        mass = torch.stack([a[i][:, at][:, :, tm.region].sum(-1) for a in attentions])
+        mass = torch.stack([a[i][:, row_sets][:, :, tm.region].sum(-1) for a in attentions])
         out.append(mass.amax(-1) if reduce == "max" else mass.mean(-1))
     return torch.stack(out).numpy()
 
@@ -66,8 +66,8 @@ def test_ratios_are_ratios_of_means(model, eager):
     samples = mixed()
     scores = cl.score_heads(model, samples, ["precision", "lift"], batch_size=2)
     evidence, visual, expected = [], [], []
-    for one in samples:
-        inputs = model.prepare(one)
+    for sample_ in samples:
+        inputs = model.prepare(sample_)
         tm = inputs.token_maps[0]
         with torch.no_grad():
             attentions = eager(**inputs.tensors, output_attentions=True, use_cache=False).attentions
@@ -83,8 +83,8 @@ def test_record_ram_in_a_users_own_run(model):
     samples = mixed()
     wanted = cl.score_heads(model, samples, ["ram[rows=last]"])["ram[rows=last]"]
     recorded = cl.record_ram(rows="last")
-    for one in samples:
-        model.run_with_hooks(model.prepare(one), fwd_hooks=recorded.hooks, return_type=None)
+    for sample_ in samples:
+        model.run_with_hooks(model.prepare(sample_), fwd_hooks=recorded.hooks, return_type=None)
     np.testing.assert_allclose(recorded.scores().values, wanted.values, atol=1e-6)
     with model.hooks(fwd_hooks=cl.record_ram().hooks + cl.ablate([(0, 1)], "zero")):
         model(model.prepare(samples[0]), return_type=None)
@@ -140,17 +140,17 @@ def test_what_a_sample_lacks_is_said_with_metric_and_sample_before_anything_runs
                 ["random", name] if what != "a question" else [name],
                 batch_size=1,
             )
-        said = str(caught.value)
-        assert said.startswith(f"{name}: sample 'mixed-1'") and what in said
+        message = str(caught.value)
+        assert message.startswith(f"{name}: sample 'mixed-1'") and what in message
 
 
 def test_rows_before_the_evidence_and_nothing_to_score(model):
     words = [{"type": "text", "text": "What?"}, {"type": "image", "image": picture(0)}]
     chat = [{"role": "user", "content": words}]
-    one = cl.Sample(messages=chat, question="What?", regions=[cl.Box(5, 5, 60, 40)], id="late")
+    sample_ = cl.Sample(messages=chat, question="What?", regions=[cl.Box(5, 5, 60, 40)], id="late")
     with pytest.raises(cl.CorelensError, match="rows='last'"):
-        cl.score_heads(model, [one], ["ram"])
-    assert cl.score_heads(model, [one], ["ram[rows=last]"])
+        cl.score_heads(model, [sample_], ["ram"])
+    assert cl.score_heads(model, [sample_], ["ram[rows=last]"])
     with pytest.raises(cl.CorelensError, match="0 samples"):
         cl.score_heads(model, [], ["ram"])
     with pytest.raises(cl.CorelensError, match="0 metrics"):
@@ -158,8 +158,8 @@ def test_rows_before_the_evidence_and_nothing_to_score(model):
 
 
 def test_attention_that_is_not_finite_is_named(model):
-    one = mixed()[0]
-    one.regions = [replace(region, text="7") for region in one.regions]
+    sample_ = mixed()[0]
+    sample_.regions = [replace(region, text="7") for region in sample_.regions]
     weight = model.layout.decoder(model.hf).layers[1].self_attn.q_proj.weight
     before = weight.detach().clone()
     weight.data[8:16] = torch.nan  # the queries of L1H1
@@ -174,7 +174,7 @@ def test_attention_that_is_not_finite_is_named(model):
             "retrieval",
         ):
             with pytest.raises(cl.CorelensError, match=f"{name} of sample 'mixed-0': nan at L1H1"):
-                cl.score_heads(model, [one], [name], max_new_tokens=2)
+                cl.score_heads(model, [sample_], [name], max_new_tokens=2)
     finally:
         weight.data.copy_(before)
 
@@ -200,10 +200,10 @@ def test_hashes_tell_models_and_samples_apart(model, tmp_path):
     assert weight_hash(all_weights(other)) == same
     other.lm_head.weight.data[3, 5] += 1e-3  # any one weight of all
     assert weight_hash(all_weights(other)) != same
-    one = mixed()[0]
+    sample_ = mixed()[0]
     file = tmp_path / "a.png"
-    one.images[0].save(file)
-    array, path = np.asarray(one.images[0]), str(file)
+    sample_.images[0].save(file)
+    array, path = np.asarray(sample_.images[0]), str(file)
     chat = [
         {
             "role": "user",
@@ -211,13 +211,13 @@ def test_hashes_tell_models_and_samples_apart(model, tmp_path):
         }
     ]
     variants = [
-        one, replace(one, images=[picture(9)]), replace(one, images=[path]), replace(one, images=[array]),
-        replace(one, images=[], video=np.stack([array, array])), replace(one, images=[], video=[array]),
-        replace(one, question="Where?"), replace(one, regions=[cl.Box(1, 2, 3, 4)]),
-        replace(one, images=[], messages=chat),
+        sample_, replace(sample_, images=[picture(9)]), replace(sample_, images=[path]), replace(sample_, images=[array]),
+        replace(sample_, images=[], video=np.stack([array, array])), replace(sample_, images=[], video=[array]),
+        replace(sample_, question="Where?"), replace(sample_, regions=[cl.Box(1, 2, 3, 4)]),
+        replace(sample_, images=[], messages=chat),
     ]  # fmt: skip
     assert len({sample_hash([sample]) for sample in variants}) == len(variants)
-    assert sample_hash([one]) == sample_hash(mixed()[:1])
+    assert sample_hash([sample_]) == sample_hash(mixed()[:1])
     assert [sum(map(pixels, pictures(sample))) for sample in variants[:6]] == [6144] * 4 + [
         2 * 6144,
         6144,
@@ -226,7 +226,7 @@ def test_hashes_tell_models_and_samples_apart(model, tmp_path):
 
 
 def test_a_video_of_arrays_is_scored_as_one_of_pictures(model):
-    one = video(0)
-    arrays = replace(one, video=np.stack([np.asarray(frame) for frame in one.video]))
-    a, b = (cl.score_heads(model, [sample], ["ram"])["ram"].values for sample in (one, arrays))
+    sample_ = video(0)
+    arrays = replace(sample_, video=np.stack([np.asarray(frame) for frame in sample_.video]))
+    a, b = (cl.score_heads(model, [sample], ["ram"])["ram"].values for sample in (sample_, arrays))
     np.testing.assert_array_equal(a, b)

@@ -47,7 +47,7 @@ def eager(family: str):
 def bare(kind: str) -> list[cl.Sample]:
     """Two samples of different lengths, each with two regions, without texts."""
     if kind == "images":
-        one = cl.Sample(
+        sample_ = cl.Sample(
             [picture(0)],
             "What digit is on the red circle?",
             "7",
@@ -57,13 +57,13 @@ def bare(kind: str) -> list[cl.Sample]:
         two = cl.Sample(
             pages, "Which colour?", "2 b", [cl.Box(0, 0, 128, 40), cl.Box(30, 9, 64, 64, image=1)]
         )
-        return [replace(one, id="one"), replace(two, id="two")]
+        return [replace(sample_, id="one"), replace(two, id="two")]
     frames = [picture(i, (64, 64)) for i in range(8)]
     tubes = [
         cl.Tube({1: cl.Box(5, 5, 30, 30), 2: cl.Box(20, 20, 60, 60)}),
         cl.Tube({0: cl.Box(0, 0, 64, 30)}),
     ]
-    one = cl.Sample(
+    sample_ = cl.Sample(
         question="When is the blue star first?",
         answer="2",
         video=frames[:4],
@@ -71,7 +71,7 @@ def bare(kind: str) -> list[cl.Sample]:
         id="v1",
     )
     two = cl.Sample(question="When?", answer="before", video=frames[2:6], regions=tubes, id="v2")
-    return [one, two]
+    return [sample_, two]
 
 
 # --- the slow side
@@ -108,15 +108,15 @@ def samples(family: str, kind: str) -> list[cl.Sample]:
     """`bare` with texts in the regions: parts of what the model will write, so that there is
     something to copy."""
     made = []
-    for number, one in enumerate(bare(kind)):
+    for number, sample_ in enumerate(bare(kind)):
         pieces = [
             hooked(family).tokenizer.decode([token]) for token in written(family, kind, number)[0]
         ]
         texts = ["".join(pieces[:3]) + "#", "#" + "".join(pieces[2:])]
         regions = []
-        for region, text in zip(one.regions, texts, strict=False):
+        for region, text in zip(sample_.regions, texts, strict=False):
             regions.append(replace(region, text=text))
-        made.append(replace(one, regions=regions))
+        made.append(replace(sample_, regions=regions))
     return made
 
 
@@ -143,14 +143,14 @@ def slow_masses(pattern, tm, rows: str, keys: list[int]) -> np.ndarray:
 def slow(family: str, kind: str) -> dict[str, np.ndarray]:
     """{key: [sample, layer, head]}, a ratio's numerator and denominator first: [2, sample, layer,
     head]."""
-    model, found = hooked(family), {}
+    model, expected = hooked(family), {}
 
     def add(key: str, value: np.ndarray) -> None:
-        found.setdefault(key, []).append(value)
+        expected.setdefault(key, []).append(value)
 
-    for number, one in enumerate(samples(family, kind)):
+    for number, sample_ in enumerate(samples(family, kind)):
         for answered in (False, True):
-            inputs = model.prepare(one, answer=answered)
+            inputs = model.prepare(sample_, answer=answered)
             tm = inputs.token_maps[0]
             pattern, _ = attention(family, inputs.tensors)
             for rows in ("answer",) if answered else ("question", "last"):
@@ -171,7 +171,7 @@ def slow(family: str, kind: str) -> dict[str, np.ndarray]:
                     add(f"ram {rows} {keys} max", of_keys.max(-1))
             if not answered:
                 asked, plain, plain_map = pattern, inputs, tm
-        nothing = model.prepare(replace(one, question="N/A"))
+        nothing = model.prepare(replace(sample_, question="N/A"))
         null, null_map = attention(family, nothing.tensors)[0], nothing.token_maps[0]
         calm = slow_masses(null, null_map, "question", union(null_map))
         add(
@@ -191,24 +191,26 @@ def slow(family: str, kind: str) -> dict[str, np.ndarray]:
             "" if t in model.tokenizer.all_special_ids else model.tokenizer.decode([t])
             for t in tokens
         ]
-        texts = [region.text for region in one.regions]
+        texts = [region.text for region in sample_.regions]
         add("retrieval", slow_copies(rows_written, plain_map, steps, texts, slow_retrieval))
         add("visual_head", slow_copies(rows_written, plain_map, steps, texts, slow_visual_head)[0])
-    stacked = {key: np.stack(values) for key, values in found.items()}
+    stacked = {key: np.stack(values) for key, values in expected.items()}
     return {key: x.swapaxes(0, 1) if x.ndim == 4 else x for key, x in stacked.items()}
 
 
 def slow_keys(pattern, tm, rows: str) -> dict[str, np.ndarray]:
     """{reduction over keys: [layer, head, row]}, row by row and key by key."""
     region, numbers = union(tm), row_numbers(tm, rows)
-    found = {keys: np.zeros((*pattern.shape[:2], len(numbers))) for keys in ("mean", "max", "hit")}
-    for at in np.ndindex(pattern.shape[:2]):
+    expected = {
+        keys: np.zeros((*pattern.shape[:2], len(numbers))) for keys in ("mean", "max", "hit")
+    }
+    for index in np.ndindex(pattern.shape[:2]):
         for number, i in enumerate(numbers):
-            row = pattern[at][i]
-            found["mean"][(*at, number)] = sum(row[j] for j in region) / len(region)
-            found["max"][(*at, number)] = max(row[j] for j in region)
-            found["hit"][(*at, number)] = max(range(len(row)), key=lambda j: row[j]) in region
-    return found
+            row = pattern[index][i]
+            expected["mean"][(*index, number)] = sum(row[j] for j in region) / len(region)
+            expected["max"][(*index, number)] = max(row[j] for j in region)
+            expected["hit"][(*index, number)] = max(range(len(row)), key=lambda j: row[j]) in region
+    return expected
 
 
 def slow_shifted(pattern, tm, rows: str) -> np.ndarray:
@@ -233,14 +235,14 @@ def slow_shifted(pattern, tm, rows: str) -> np.ndarray:
 def slow_qr(pattern, tm, null, null_map) -> np.ndarray:
     score = np.zeros(pattern.shape[:2])
     for region, null_region in zip(tm.regions, null_map.regions, strict=True):
-        for at in np.ndindex(score.shape):
+        for index in np.ndindex(score.shape):
             s = [
-                np.mean([pattern[at][i, j] for i in tm.question])
-                - np.mean([null[at][i, k] for i in null_map.question])
+                np.mean([pattern[index][i, j] for i in tm.question])
+                - np.mean([null[index][i, k] for i in null_map.question])
                 for j, k in zip(region, null_region, strict=True)
             ]
-            kept = [x for x in s if len(s) == 1 or x > np.mean(s) - 2 * np.std(s, ddof=1)]
-            score[at] += sum(kept)
+            inliers = [x for x in s if len(s) == 1 or x > np.mean(s) - 2 * np.std(s, ddof=1)]
+            score[index] += sum(inliers)
     return score
 
 
@@ -256,7 +258,7 @@ def slow_value_mass(family: str, inputs, tm, pattern) -> np.ndarray:
     hf(**inputs.tensors, use_cache=False)
     for hook in hooks:
         hook.remove()
-    found = np.zeros(pattern.shape[:2])
+    expected = np.zeros(pattern.shape[:2])
     for number, layer in enumerate(layers):
         d, group = layer.self_attn.head_dim, layer.self_attn.num_key_value_groups
         for head in range(pattern.shape[1]):
@@ -271,8 +273,8 @@ def slow_value_mass(family: str, inputs, tm, pattern) -> np.ndarray:
                 )
                 for i in tm.question
             ]
-            found[number, head] = np.mean(norms)
-    return found
+            expected[number, head] = np.mean(norms)
+    return expected
 
 
 def slow_localization(pattern, tm) -> np.ndarray:
@@ -307,14 +309,14 @@ def slow_localization(pattern, tm) -> np.ndarray:
         of = max((v for v in views if cells[v[0]][0] == first), key=len)  # the finest
         lowest = max(cells[i][4] for i in of if cells[i] in real)
         bottom += [i for i in of if cells[i] in real and cells[i][4] >= lowest - slack]
-    found = np.zeros((2, *pattern.shape[:2]))
-    for at in np.ndindex(pattern.shape[:2]):
-        look = pattern[at][int(tm.last), visual]
+    expected = np.zeros((2, *pattern.shape[:2]))
+    for index in np.ndindex(pattern.shape[:2]):
+        look = pattern[index][int(tm.last), visual]
         above = np.clip(look - look.mean(), 0, None)
         lit = {i for i in range(len(look)) if above[i] > 0.001}
-        found[0][at] = look.sum()
+        expected[0][index] = look.sum()
         if not lit or lit >= set(bottom):
-            found[1][at] = np.log(len(look)) + 1
+            expected[1][index] = np.log(len(look)) + 1
             continue
         while lit:
             place, edge = 0.0, [lit.pop()]
@@ -324,8 +326,8 @@ def slow_localization(pattern, tm) -> np.ndarray:
                 more = [k for k in neighbours[i] if k in lit]
                 lit.difference_update(more)
                 edge += more
-            found[1][at] -= place / above.sum() * np.log(place / above.sum())
-    return found
+            expected[1][index] -= place / above.sum() * np.log(place / above.sum())
+    return expected
 
 
 def slow_votes(parts) -> np.ndarray:
@@ -338,28 +340,32 @@ def slow_votes(parts) -> np.ndarray:
         abs(y - (curve[0] + (curve[-1] - curve[0]) * i / (n - 1))) for i, y in enumerate(curve)
     ]
     looking = [
-        at
-        for at in np.ndindex(mass.shape[1:])
-        if mass.mean(0)[at] >= curve[int(np.argmax(drops))] - 1e-9
+        index
+        for index in np.ndindex(mass.shape[1:])
+        if mass.mean(0)[index] >= curve[int(np.argmax(drops))] - 1e-9
     ]
-    found = np.zeros(mass.shape)
-    for votes, of in zip(found, entropy, strict=True):
-        for at in sorted(looking, key=lambda at: of[at])[:10]:
-            votes[at] = 1
-    return found
+    expected = np.zeros(mass.shape)
+    for votes, of in zip(expected, entropy, strict=True):
+        for index in sorted(looking, key=lambda index: of[index])[:10]:
+            votes[index] = 1
+    return expected
 
 
 def slow_copies(rows, tm, steps, texts, rule) -> np.ndarray:
     """[2, layer, head]: `rule` says of each step and head what it adds to numerator and
     denominator."""
-    found = np.zeros((2, *rows.shape[:2]))
-    for at in np.ndindex(rows.shape[:2]):
+    expected = np.zeros((2, *rows.shape[:2]))
+    for index in np.ndindex(rows.shape[:2]):
         for step, text in enumerate(steps):
-            inside = [r for r, there in enumerate(texts) if text.strip() and text.strip() in there]
-            found[(slice(None), *at)] += rule(
-                int(rows[at][step].argmax()), inside, [r.tolist() for r in tm.regions]
+            inside = [
+                r
+                for r, region_text in enumerate(texts)
+                if text.strip() and text.strip() in region_text
+            ]
+            expected[(slice(None), *index)] += rule(
+                int(rows[index][step].argmax()), inside, [r.tolist() for r in tm.regions]
             )
-    return found
+    return expected
 
 
 def slow_retrieval(key: int, inside: list[int], regions: list[list[int]]) -> tuple[float, float]:
@@ -377,8 +383,8 @@ def slow_visual_head(key: int, inside: list[int], regions: list[list[int]]) -> t
 
 def with_rows(name: str, rows: str, reduce: str = "") -> str:
     default = {"reduce": "mean", "rows": "question"}
-    given = [f"{k}={v}" for k, v in (("rows", rows), ("reduce", reduce)) if v and v != default[k]]
-    return name + (f"[{','.join(given)}]" if given else "")
+    options = [f"{k}={v}" for k, v in (("rows", rows), ("reduce", reduce)) if v and v != default[k]]
+    return name + (f"[{','.join(options)}]" if options else "")
 
 
 KEYS = {
@@ -455,16 +461,16 @@ def test_the_cases_are_not_empty():
     outliers matter."""
     for family in FAMILIES:
         for kind in ("images", "video"):
-            found = slow(family, kind)
+            expected = slow(family, kind)
             assert (
-                found["retrieval"][0].sum() > 0
-                and (found["retrieval"][0] < found["retrieval"][1]).any()
+                expected["retrieval"][0].sum() > 0
+                and (expected["retrieval"][0] < expected["retrieval"][1]).any()
             )
-            assert found["visual_head"].sum() > 0
-            assert np.ptp(found["localization"][1]) > 0.1
-            assert np.abs(found["calibrated_ram"] - found["ram question mean"]).min() > 0
-            assert 0 < found["ram question hit mean"].mean() < 1
-            assert np.abs(found["ram question max"] - found["ram question mean"]).max() > 1e-3
+            assert expected["visual_head"].sum() > 0
+            assert np.ptp(expected["localization"][1]) > 0.1
+            assert np.abs(expected["calibrated_ram"] - expected["ram question mean"]).min() > 0
+            assert 0 < expected["ram question hit mean"].mean() < 1
+            assert np.abs(expected["ram question max"] - expected["ram question mean"]).max() > 1e-3
 
 
 # --- identities
@@ -544,7 +550,7 @@ def test_rows_are_not_kept_and_the_language_model_head_does_not_run(monkeypatch)
     model, alive, most = hooked("qwen3_vl"), [], [0]
 
     def watch(pattern, hook):
-        most[0] = max(most[0], sum(one() is not None for one in alive))
+        most[0] = max(most[0], sum(reference() is not None for reference in alive))
         alive.append(weakref.ref(pattern))
 
     def refused(*_):

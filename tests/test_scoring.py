@@ -67,8 +67,8 @@ def test_score(rule, meta, gold, text, wanted):
 
 
 def test_answers_that_need_a_judge_are_refused():
-    for rule, said in (("gpt-4", "GPT-4"), ("rouge", "rouge-score"), ("bleu", "no rule")):
-        with pytest.raises(cl.CorelensError, match=said):
+    for rule, message in (("gpt-4", "GPT-4"), ("rouge", "rouge-score"), ("bleu", "no rule")):
+        with pytest.raises(cl.CorelensError, match=message):
             score(cl.Sample(answer="x", meta={"scoring": rule}, id="7"), "x")
 
 
@@ -77,9 +77,9 @@ def test_f1_of_answerable_questions():
         return cl.Sample(answer=gold, meta={"scoring": "mmlongbench_doc", "answer_format": "Str"})
 
     samples = [asked("red"), asked("green"), asked("Not answerable"), asked("blue")]
-    found = answerable_f1(samples, ["red", "Not answerable", "black", "blue"])
+    f1 = answerable_f1(samples, ["red", "Not answerable", "black", "blue"])
     recall, precision = 2 / 3, 2 / 3  # two right of three answerable, and of three answered
-    assert found == pytest.approx(2 * recall * precision / (recall + precision))
+    assert f1 == pytest.approx(2 * recall * precision / (recall + precision))
     assert answerable_f1(samples, ["Not answerable"] * 4) == 0
 
 

@@ -32,8 +32,8 @@ from corelens.sparse import BlockSparse
 from corelens.sparse.flex import flex
 from corelens.sparse.prefill import engine_for
 from corelens.sparse.prompt import Prompt
-from corelens.sparse.sight import Sight
 from corelens.sparse.split import split, tiles
+from corelens.sparse.visible import Visible
 from helpers.families import FAMILIES, tiny
 from helpers.samples import picture
 
@@ -151,8 +151,8 @@ def masks() -> dict[str, tuple[torch.Tensor | None, Prompt]]:
     def prompt(first, end):
         return Prompt(torch.tensor(first), torch.tensor(end), LENGTH)
 
-    at = torch.arange(LENGTH)
-    causal = (at <= at[:, None]).expand(BATCH, 1, LENGTH, LENGTH)
+    positions = torch.arange(LENGTH)
+    causal = (positions <= positions[:, None]).expand(BATCH, 1, LENGTH, LENGTH)
     whole, left, right = (
         prompt([0, 0], [LENGTH] * 2),
         prompt([0, 37], [LENGTH] * 2),
@@ -162,9 +162,9 @@ def masks() -> dict[str, tuple[torch.Tensor | None, Prompt]]:
     both_ways[:, :, 20:90, 20:90] = True
     return {
         "no padding": (None, whole),
-        "left": (causal & (at >= left.first[:, None, None, None]), left),
-        "right": (causal & (at < right.end[:, None, None, None]), right),
-        "a window of its own": (causal & (at > at[:, None] - 50), whole),
+        "left": (causal & (positions >= left.first[:, None, None, None]), left),
+        "right": (causal & (positions < right.end[:, None, None, None]), right),
+        "a window of its own": (causal & (positions > positions[:, None] - 50), whole),
         "looks ahead": (both_ways, whole),
     }
 
@@ -176,12 +176,17 @@ def case(pattern, mask: str, heads: int, kv_heads: int, full: list[int], **optio
     q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
     allowed, prompt = masks()[mask]
     call = Call(nn.Module(), allowed, 0.3, True, options.get("softcap"), options.get("sinks"), None)
-    is_full, at = torch.zeros(heads, dtype=torch.bool), torch.arange(LENGTH)
+    is_full, positions = torch.zeros(heads, dtype=torch.bool), torch.arange(LENGTH)
     is_full[full] = True
     sees = None
     if not isinstance(pattern, Pruned):
         sees = pattern.sees(prompt, q, k, call) if hasattr(pattern, "sees") else pattern
-    return q, k, v, replace(call, allowed=Sight(is_full, pattern, sees, prompt, at, at, BATCH))
+    return (
+        q,
+        k,
+        v,
+        replace(call, allowed=Visible(is_full, pattern, sees, prompt, positions, positions, BATCH)),
+    )
 
 
 def defined(q, k, v, call):
@@ -264,8 +269,8 @@ def test_gradients_go_through_the_engine_as_through_the_definition():
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         grads.append(torch.autograd.grad((engine(*leaves, call) * weight).sum(), leaves))
     for fast in grads[:2]:
-        for one, other in zip(fast, grads[2], strict=True):
-            torch.testing.assert_close(one, other, **CLOSE)
+        for gradient, other in zip(fast, grads[2], strict=True):
+            torch.testing.assert_close(gradient, other, **CLOSE)
 
 
 # --- patterns
@@ -300,20 +305,20 @@ def test_blocks_are_chosen_by_their_antidiagonals():
     for i in range(groups):
         for j in range(i + 1):
             pairs = [(stride * i + stride - 1 - p, stride * j + p) for p in range(stride)]
-            found = [q[a] @ k[b] for a, b in pairs if a < length and b < length]
-            score[i, j] = sum(found) * 0.5 / stride
+            pair_scores = [q[a] @ k[b] for a, b in pairs if a < length and b < length]
+            score[i, j] = sum(pair_scores) * 0.5 / stride
     mass = torch.zeros(blocks, blocks)
     for i in range(groups):
         for j, share in enumerate(score[i].softmax(0)):
             mass[i * stride // block, j * stride // block] += share
-    chosen = BlockSparse(block, threshold, stride).choose(q, k, 0.5)
+    seen = BlockSparse(block, threshold, stride).choose(q, k, 0.5)
     for i in range(blocks):
         wanted = {0, i}
         for j in mass[i].argsort(descending=True).tolist():
             if j not in wanted and mass[i, sorted(wanted)].sum() < threshold * mass[i].sum():
                 wanted.add(j)
-        assert set(chosen[i].nonzero()[:, 0].tolist()) == wanted
-    assert chosen.sum() < 15  # of the 15 that are not later
+        assert set(seen[i].nonzero()[:, 0].tolist()) == wanted
+    assert seen.sum() < 15  # of the 15 that are not later
     assert torch.equal(
         BlockSparse(block, 1.0, stride).choose(q, k, 0.5), torch.ones(blocks, blocks).bool().tril()
     )
@@ -438,7 +443,7 @@ def test_rows_and_pattern_are_those_of_the_mask():
 
 @torch.no_grad()
 def test_a_hooked_pattern_is_told_of_once_a_run():
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         under(
             SPARSE,
@@ -446,7 +451,7 @@ def test_a_hooked_pattern_is_told_of_once_a_run():
                 (f"blocks.{layer}.attn.hook_pattern", lambda x, hook: None) for layer in range(4)
             ],
         )
-    assert len([w for w in told if "sparse mask" in str(w.message)]) == 1
+    assert len([w for w in caught if "sparse mask" in str(w.message)]) == 1
 
 
 @pytest.mark.parametrize("engine", ["auto", "reference"])

@@ -43,8 +43,8 @@ def speaking(model):
         logits[..., digits] += 100.0
 
     samples = [sample(i, (64 + 32 * (i % 3), 64)) for i in range(6)]
-    for i, one in enumerate(samples):
-        one.id = str(i)
+    for i, sample_ in enumerate(samples):
+        sample_.id = str(i)
     before = model.hf.generation_config.eos_token_id
     model.hf.generation_config.eos_token_id = None
     yield samples, [("hook_logits", digits_only)]
@@ -74,10 +74,10 @@ def plans(model):
     scores = cl.HeadScores(
         np.random.default_rng(1).random((model.cfg.n_layers, model.cfg.n_heads)).astype(np.float32)
     )
-    some = scores.top(k=3)
+    top_heads = scores.top(k=3)
     return {
-        "full": SparseInference(some, Streaming(sink=1, window=3)),
-        "streaming": SparseInference(some, Streaming(sink=1, window=3), decode="streaming"),
+        "full": SparseInference(top_heads, Streaming(sink=1, window=3)),
+        "streaming": SparseInference(top_heads, Streaming(sink=1, window=3), decode="streaming"),
         "budget": SparseInference(kv_budget=KVBudget(scores, budget=6, window=2)),
     }
 
@@ -89,20 +89,24 @@ def test_answers_are_those_of_generation(model, speaking, which):
     samples, speak = speaking
     sparse = plans(model)[which]
     spoken = []
-    for one in samples:
+    for sample_ in samples:
         with model.sparse(sparse), model.hooks(fwd_hooks=speak):
             spoken.append(
-                model.generate(model.prepare(one), max_new_tokens=4, do_sample=False)[0].tolist()
+                model.generate(model.prepare(sample_), max_new_tokens=4, do_sample=False)[
+                    0
+                ].tolist()
             )
     end = model.hf.generation_config.eos_token_id = spoken[0][2]
     try:
-        for i, (one, tokens) in enumerate(zip(samples, spoken, strict=True)):
-            said = tokens[: tokens.index(end)] if end in tokens else tokens[:3]
-            one.answer = model.tokenizer.decode(said if i % 3 else said[::-1]) or "7"
+        for i, (sample_, tokens) in enumerate(zip(samples, spoken, strict=True)):
+            wanted_tokens = tokens[: tokens.index(end)] if end in tokens else tokens[:3]
+            sample_.answer = (
+                model.tokenizer.decode(wanted_tokens if i % 3 else wanted_tokens[::-1]) or "7"
+            )
         ev = cl.evaluate(model, samples, speak, batch_size=4, sparse=sparse, rounds=0)
-        for one, tokens, answer in zip(samples, spoken, ev.per_sample, strict=True):
-            gold = model.tokenizer(one.answer, add_special_tokens=False)["input_ids"]
-            assert answer.correct == ([*gold, end] == tokens[: len(gold) + 1]), one.answer
+        for sample_, tokens, answer in zip(samples, spoken, ev.per_sample, strict=True):
+            gold = model.tokenizer(sample_.answer, add_special_tokens=False)["input_ids"]
+            assert answer.correct == ([*gold, end] == tokens[: len(gold) + 1]), sample_.answer
         assert ev.speed is None
         dense = cl.evaluate(model, samples, speak)
         assert (
@@ -219,20 +223,20 @@ def made(ratio=0.5, **options) -> SpeedReport:
         }
         return Side(runs, 2 * 10**9, 10**6, Interval(0.9, 0.8, 1.0), -0.1)
 
-    given = {
+    fields = {
         "pairs": 0.1,
         "tokens": {"prompt": [100, 120], "visual": [80, 80]},
         "samples": 20,
         "engine": "split",
     }
-    given |= {
+    fields |= {
         "plan": {"heads": [[0, 1]]},
         "notes": ["<b>not</b> escaped?"],
         "meta": {"machine": "invented"},
     } | options
     return SpeedReport(
         side(1.0), side(1 / ratio), Difference(-0.05, CI(-0.1, 0.0)), Interval(0.95, 0.9, 1.0),
-        Interval(0.01, 0.0, 0.02), **given,
+        Interval(0.01, 0.0, 0.02), **fields,
     )  # fmt: skip
 
 
@@ -302,8 +306,8 @@ def test_pairs_are_counted_as_the_plan_masks():
             causal = torch.ones(length, length, dtype=torch.bool).tril()
             query, key = torch.zeros(1, 4, length, 1), torch.zeros(1, 2, length, 1)
             for layer in range(3):
-                sight = plan._sight(plan.pattern(layer), layer, query, key, call)
-                seen += int((sight(None, None).expand(1, 4, length, length) & causal).sum())
+                visible = plan._visible(plan.pattern(layer), layer, query, key, call)
+                seen += int((visible(None, None).expand(1, 4, length, length) & causal).sum())
                 whole += 4 * int(causal.sum())
         assert left_pairs(sparse, cfg, (37, 5)) == pytest.approx(seen / whole)
 
@@ -311,7 +315,7 @@ def test_pairs_are_counted_as_the_plan_masks():
 def test_timing_undoes_itself_and_takes_turns(circuit, boards):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    mine = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
+    before = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
     runs = []
 
     def seen(z, hook):
@@ -329,7 +333,7 @@ def test_timing_undoes_itself_and_takes_turns(circuit, boards):
     assert all(len(seconds) == 3 for side in (dense, other) for seconds in side.seconds.values())
     with pytest.raises(ZeroDivisionError):
         time_in_turns(circuit, boards[:1], sparse, [("blocks.0.attn.hook_z", breaks)])
-    assert dict(ALL_ATTENTION_FUNCTIONS._local_mapping) == mine and circuit._sparse is None
+    assert dict(ALL_ATTENTION_FUNCTIONS._local_mapping) == before and circuit._sparse is None
     assert not circuit.layout.decoder(circuit.hf)._forward_pre_hooks
     assert kv_bytes(None) is None
 
@@ -339,7 +343,7 @@ def test_the_fastest_setting_within_the_tolerance_is_chosen_and_checked(circuit,
     tuned = tune_sparse(
         circuit, boards, ranked, target=0.0, fractions=(1 / 12, 2 / 12), windows=(4, 16), rounds=0
     )
-    assert [round(one.accuracy.value, 2) for one in tuned.curve[2:]] == [1.0, 1.0]
+    assert [round(setting.accuracy.value, 2) for setting in tuned.curve[2:]] == [1.0, 1.0]
     assert tuned.curve[0].accuracy.value < 1
     assert tuned.best.heads == CIRCUIT and tuned.best.pattern.window == 4
     assert (
@@ -369,52 +373,54 @@ def test_the_fastest_setting_within_the_tolerance_is_chosen_and_checked(circuit,
 
 
 def test_contrast_finds_the_circuit(circuit, boards, ranked):
-    found = sparse_contrast(
+    contrast = sparse_contrast(
         circuit, boards, ranked, fractions=(2 / 12,), windows=(4,), sink=1, draws=2
     )
-    assert {p.line for p in found.points} == {
+    assert {p.line for p in contrast.points} == {
         "no full head",
         "top",
         "bottom",
         "random",
         "layer-matched",
     }
-    top, bottom = (found.point(line, 4, 2 / 12) for line in ("top", "bottom"))
-    assert top.accuracy.value == found.dense.accuracy == 1 and cl.HeadSet(top.heads[0]) == CIRCUIT
+    top, bottom = (contrast.point(line, 4, 2 / 12) for line in ("top", "bottom"))
+    assert (
+        top.accuracy.value == contrast.dense.accuracy == 1 and cl.HeadSet(top.heads[0]) == CIRCUIT
+    )
     assert bottom.accuracy.value < 0.7
-    against = next(d for d in found.differences() if d["control"] == "bottom" and d["x"] == 4)
+    against = next(d for d in contrast.differences() if d["control"] == "bottom" and d["x"] == 4)
     assert (
         against["accuracy"]["value"] == pytest.approx(1 - bottom.accuracy.value)
         and against["accuracy"]["low"] > 0
     )
-    assert len(found.to_json()["points"]) == 5 and found.plot() is not None
+    assert len(contrast.to_json()["points"]) == 5 and contrast.plot() is not None
     with pytest.raises(cl.CorelensError, match="lines"):
-        found.point("top", 5)
+        contrast.point("top", 5)
     with pytest.raises(cl.CorelensError, match="one token"):
         budget_contrast(circuit, boards, ranked, budgets=(8,), window=4)
 
 
 def test_budgets_are_contrasted_at_equal_keys(model, speaking):
     samples, _ = speaking
-    for one in samples:
-        one.answer = "731"
+    for sample_ in samples:
+        sample_.answer = "731"
     scores = cl.HeadScores(
         np.random.default_rng(2).random((model.cfg.n_layers, model.cfg.n_heads)).astype(np.float32)
     )
-    found = budget_contrast(model, samples[:3], {"a": scores}, budgets=(6, 9), window=2, draws=2)
-    assert {p.line for p in found.points} == {"by score, a", "uniform", "dealt at random, a"}
-    for key, kept in found.meta["keys_kept"].items():
-        assert kept == pytest.approx(int(key.split()[-1]), abs=0.5)
+    contrast = budget_contrast(model, samples[:3], {"a": scores}, budgets=(6, 9), window=2, draws=2)
+    assert {p.line for p in contrast.points} == {"by score, a", "uniform", "dealt at random, a"}
+    for key, keys in contrast.meta["keys_kept"].items():
+        assert keys == pytest.approx(int(key.split()[-1]), abs=0.5)
     by_hand = cl.evaluate(
         model,
         batches(model, samples[:3]),
         sparse=SparseInference(kv_budget=KVBudget(scores, 6, window=2)),
         rounds=0,
     )
-    assert found.point("by score, a", 6).logprob == pytest.approx(
+    assert contrast.point("by score, a", 6).logprob == pytest.approx(
         [a.logprob for a in by_hand.per_sample], abs=1e-5
     )
-    assert found.plot("answer_logprob") is not None
+    assert contrast.plot("answer_logprob") is not None
 
 
 def test_mistakes_are_named(circuit, boards, ranked):
@@ -451,12 +457,12 @@ def test_command_speed(tmp_path):
         app, [*start, "--sink", "1", "--window", "8", "--out", str(tmp_path / "out"), "--json"]
     )
     assert run.exit_code == 0, run.output
-    told = json.loads(run.stdout)
+    printed = json.loads(run.stdout)
     assert (
-        told["plan"]["pattern"] == "Streaming(sink=1, window=8, last=0)"
-        and len(told["plan"]["heads"]) == 5
+        printed["plan"]["pattern"] == "Streaming(sink=1, window=8, last=0)"
+        and len(printed["plan"]["heads"]) == 5
     )
-    assert SpeedReport.load(tmp_path / "out" / "speed.json").to_json() == told
+    assert SpeedReport.load(tmp_path / "out" / "speed.json").to_json() == printed
     assert (tmp_path / "out" / "speed.html").is_file()
     run = CliRunner().invoke(app, [*start, "--top", "0", "--window", "8", "--n", "1"])
     assert run.exit_code == 0 and "No head is full" in run.stdout

@@ -77,9 +77,9 @@ def test_nothing_is_reproduced_for_a_model_that_never_looks():
 def test_a_right_answer_that_does_not_hang_on_the_evidence_reproduces_nothing():
     """A model that is right without looking: every answer is the one that it always gives."""
     model, samples = testbed.blind_model(), testbed.samples(20, seed=3)
-    given = cl.evaluate(model, samples[:1]).per_sample[0].given.rstrip("…")
+    answer = cl.evaluate(model, samples[:1]).per_sample[0].given.rstrip("…")
     for sample in samples:
-        sample.answer = given or "0"
+        sample.answer = answer or "0"
     study = cl.study(model, samples, out=None, findings=JUDGED, **RULES)
     assert not {finding.verdict for finding in study.findings} & {REPRODUCED}
 
@@ -345,9 +345,9 @@ def test_half_a_data_folder_and_a_wrong_one_are_named_before_a_model_is_opened(
     shutil.rmtree(half / "video")
     (tmp_path / "wrong").mkdir()
     (tmp_path / "wrong" / "notes.txt").write_text("")
-    for folder, said in ((half, str(half / "video")), (tmp_path / "wrong", "notes.txt")):
+    for folder, message in ((half, str(half / "video")), (tmp_path / "wrong", "notes.txt")):
         done = CliRunner().invoke(app, ["study", "qwen3vl-s", "--data", str(folder)])
-        assert isinstance(done.exception, cl.CorelensError) and said in str(done.exception)
+        assert isinstance(done.exception, cl.CorelensError) and message in str(done.exception)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

@@ -60,8 +60,8 @@ def runs():
 def only(effect: np.ndarray, which: dict[int, float], atol: float = 0.05) -> None:
     """These effects and no others, averaged over samples."""
     wanted = np.zeros(effect.shape[1:])
-    for at, value in which.items():
-        wanted[at] = value
+    for flag, value in which.items():
+        wanted[flag] = value
     np.testing.assert_allclose(effect.mean(0), wanted, atol=atol)
 
 
@@ -215,9 +215,11 @@ def test_path_patching_recovers_senders_receivers_and_positions():
     from_where = path_patch(model, clean, moved, [WHERE], receivers, logit_diff(), per="receiver")
     only(from_where.effect, {receivers.index(f"{CIRCUIT}.hook_q"): whole})
 
-    at = path_patch(model, clean, moved, [WHERE], f"{CIRCUIT}.hook_q", logit_diff(), per="position")
-    assert at.axes["position"] == [str(position) for position in range(clean.length)]
-    only(at.effect, {int(clean.token_maps[0].last): whole})
+    by_position = path_patch(
+        model, clean, moved, [WHERE], f"{CIRCUIT}.hook_q", logit_diff(), per="position"
+    )
+    assert by_position.axes["position"] == [str(position) for position in range(clean.length)]
+    only(by_position.effect, {int(clean.token_maps[0].last): whole})
 
     # upstream: the picture sends the frame to the keys of the where head; the digits have not moved
     first = [f"blocks.0.attn.head.0.hook_{what}" for what in "qkv"] + [f"{CIRCUIT}.hook_v"]
@@ -233,8 +235,8 @@ def test_a_changed_digit_goes_through_the_values_of_the_copy_head():
     for sample in clean:
         digit = (sample.meta["digits"][sample.meta["marked"]] + 1) % 10
         digits = [
-            digit if at == sample.meta["marked"] else d
-            for at, d in enumerate(sample.meta["digits"])
+            digit if cell == sample.meta["marked"] else d
+            for cell, d in enumerate(sample.meta["digits"])
         ]
         other = testbed.board(digits, sample.meta["marked"], sample.meta["distractor"])
         twin = counterfactual(

@@ -58,8 +58,8 @@ def test_explicit_positions():
     tm = make()
     mask = torch.zeros(16, dtype=torch.bool)
     mask[[1, 5]] = True
-    for given in ([5, 1, 5], torch.tensor([1, 5]), np.array([5, 1]), mask, range(1, 6, 4)):
-        assert tm.positions(given).tolist() == [1, 5]
+    for positions in ([5, 1, 5], torch.tensor([1, 5]), np.array([5, 1]), mask, range(1, 6, 4)):
+        assert tm.positions(positions).tolist() == [1, 5]
     assert tm.positions(7).tolist() == [7] and tm.positions([]).tolist() == []
 
 

@@ -55,20 +55,20 @@ def result(**axes):
 def test_patches_of_the_picture_stand_on_the_axis_and_on_the_picture():
     tm, picture = token_map(), Image.new("RGB", SIZE, "grey")
     inputs = SimpleNamespace(token_maps=[tm], pictures=[[picture]])
-    at = [*range(20, 30)]  # six patches, then text
-    r = result(layer=[str(i) for i in range(9)], position=[str(p) for p in at])
+    swept = [*range(20, 30)]  # six patches, then text
+    r = result(layer=[str(i) for i in range(9)], position=[str(p) for p in swept])
     figure = cl.viz.patch_heatmap(r, inputs, tokens=[f"$t{i}" for i in range(tm.length)])
     over, (grid, foot) = figure.axes[:6], figure.axes[6:8]
     assert [ax.get_title(loc="left") for ax in over] == [f"layer {i}" for i in (0, 2, 3, 5, 6, 8)]
     assert np.allclose(np.asarray(grid.collections[0].get_array()).reshape(9, 10), r.effect.mean(0))
     assert len(foot.images) == 6 and [t.get_text() for t in foot.get_xticklabels()] == [
-        f"$t{i}" for i in at[6:]
+        f"$t{i}" for i in swept[6:]
     ]
     x, y = over[0].patches[0].get_xy()
     assert (0, x, y) == tm.cell(20)[:3] and len(over[0].patches) == 6
     assert figure.axes[8].get_ylabel() == "effect: logit difference"
     assert len(cl.viz.patch_heatmap(r).axes) == 2  # without inputs: the grid and its scale
-    alone = cl.viz.patch_heatmap(result(position=[str(p) for p in at]), inputs)
+    alone = cl.viz.patch_heatmap(result(position=[str(p) for p in swept]), inputs)
     assert [t.get_text() for t in alone.axes[2].get_xticklabels()] == ["26", "27", "28", "29"]
 
 
@@ -86,25 +86,27 @@ def test_the_last_layer_of_the_lens_is_what_the_model_predicts_there(model, samp
     lens = cl.viz.logit_lens(model, samples[0], k=3)
     inputs = model.prepare(samples[0])
     logits, cache = model.run_with_cache(inputs, names_filter="blocks.2.hook_resid_post")
-    at = inputs.token_maps[0].visual.tolist()
+    visual = inputs.token_maps[0].visual.tolist()
     assert (
-        lens.positions == at
+        lens.positions == visual
         and lens.layers == list(range(model.cfg.n_layers))
-        and lens.ids.shape == (8, len(at), 3)
+        and lens.ids.shape == (8, len(visual), 3)
     )
-    best = logits[0, at].softmax(-1).topk(3)
+    best = logits[0, visual].softmax(-1).topk(3)
     assert (lens.ids[-1] == best.indices.numpy()).all()
     assert np.allclose(lens.probabilities[-1], best.values.detach().numpy(), atol=1e-5)
-    by_hand = model.unembed(model.ln_final(cache["blocks.2.hook_resid_post"][0, at[7]])).softmax(-1)
+    by_hand = model.unembed(
+        model.ln_final(cache["blocks.2.hook_resid_post"][0, visual[7]])
+    ).softmax(-1)
     assert np.allclose(lens.probabilities[2, 7], by_hand.topk(3).values.detach().numpy(), atol=1e-5)
-    assert lens.top(at[7], 2)[0][0] == model.tokenizer.decode([int(by_hand.argmax())])
+    assert lens.top(visual[7], 2)[0][0] == model.tokenizer.decode([int(by_hand.argmax())])
     figure = lens.plot([0, 7])
     panel = figure.axes[1]
     assert panel.get_title(loc="left") == "layer 7" and len(panel.patches) == len(
         panel.texts
-    ) == len(at)
+    ) == len(visual)
     with pytest.raises(cl.CorelensError, match="layer 9"):
-        lens.top(at[0], 9)
+        lens.top(visual[0], 9)
     with pytest.raises(cl.CorelensError, match="layers=\\[8\\]"):
         cl.viz.logit_lens(model, samples[0], layers=[8])
 
@@ -132,8 +134,8 @@ def test_a_token_view_sums_a_pictures_patches(model, samples):
     line, region, other = (
         names.index(name) for name in (" digit", "[image 0: region]", "[image 0: rest]")
     )
-    at = model.to_str_tokens(inputs).index(" digit")
-    assert torch.allclose(mass[:, line, region], pattern[:, at, tm.region].sum(-1), atol=1e-5)
+    position = model.to_str_tokens(inputs).index(" digit")
+    assert torch.allclose(mass[:, line, region], pattern[:, position, tm.region].sum(-1), atol=1e-5)
     assert torch.allclose(
         mass[:, region, other], pattern[:, tm.region][..., rest].sum(-1).mean(-1), atol=1e-5
     )
@@ -158,27 +160,30 @@ def test_what_stands_between_a_pictures_rows_is_a_segment_too():
 
     tm = token_map([cl.Box(1, 1, 15, 15)])
     tm = replace(tm, placeholder=torch.cat([tm.visual, torch.tensor([26, 27])]))
-    found = segments(tm, [f"t{i}" for i in range(tm.length)])
-    assert ("[image separators]", [26, 27]) in found and ("[image 0: region]", [2]) in found
-    assert sorted(at for _, of in found for at in of) == list(range(tm.length))
+    segments_ = segments(tm, [f"t{i}" for i in range(tm.length)])
+    assert ("[image separators]", [26, 27]) in segments_ and ("[image 0: region]", [2]) in segments_
+    assert sorted(position for _, of in segments_ for position in of) == list(range(tm.length))
 
 
 # --- one head
 
 
 def test_a_head_profile_agrees_with_scores_and_evaluations(model, samples, tmp_path):
-    found = cl.score_heads(model, samples, ["ram[rows=last]", "visual_mass[rows=last]"])
-    profile = cl.evaluation.head_profile(model, samples, found, "L5H6", examples=2, batch_size=4)
-    per_sample = found["ram[rows=last]"].per_sample[:, 5, 6]
+    head_scores = cl.score_heads(model, samples, ["ram[rows=last]", "visual_mass[rows=last]"])
+    profile = cl.evaluation.head_profile(
+        model, samples, head_scores, "L5H6", examples=2, batch_size=4
+    )
+    per_sample = head_scores["ram[rows=last]"].per_sample[:, 5, 6]
     assert np.allclose(profile.masses["region"], per_sample, atol=1e-5)
     assert np.allclose(sum(profile.masses.values()), 1, atol=1e-5)
     both = profile.masses["region"] + profile.masses["rest of the picture"]
-    assert np.allclose(both, found["visual_mass[rows=last]"].per_sample[:, 5, 6], atol=1e-5)
+    assert np.allclose(both, head_scores["visual_mass[rows=last]"].per_sample[:, 5, 6], atol=1e-5)
     assert (
         profile.order == np.argsort(-per_sample, kind="stable").tolist() and len(profile.looks) == 4
     )
     assert (
-        profile.rank("ram[rows=last]") == list(found["ram[rows=last]"].top(1.0)).index((5, 6)) + 1
+        profile.rank("ram[rows=last]")
+        == list(head_scores["ram[rows=last]"].top(1.0)).index((5, 6)) + 1
     )
     cut = cl.evaluate(model, samples, hooks=cl.knockout([(5, 6)]))
     clean = cl.evaluate(model, samples)
@@ -260,21 +265,21 @@ def test_whatever_a_public_function_finds_shows_itself():
     for notebooks."""
     from corelens.findings.result import Study
 
-    def classes(said):
-        if said in ("Study", "HookedMLLM"):
-            return {Study if said == "Study" else cl.HookedMLLM}
-        inside = [one for part in get_args(said) for one in classes(part)]
+    def classes(annotation):
+        if annotation in ("Study", "HookedMLLM"):
+            return {Study if annotation == "Study" else cl.HookedMLLM}
+        inside = [class_ for part in get_args(annotation) for class_ in classes(part)]
         return {
             *inside,
-            *([said] if getattr(said, "__module__", "").startswith("corelens") else []),
+            *([annotation] if getattr(annotation, "__module__", "").startswith("corelens") else []),
         }
 
     public = [getattr(room, name) for room in (cl, cl.evaluation, cl.viz) for name in room.__all__]
     functions = [value for value in public if inspect.isfunction(value)]
-    found = {
-        one
+    results = {
+        result
         for function in functions
-        for one in classes(inspect.signature(function).return_annotation)
+        for result in classes(inspect.signature(function).return_annotation)
     }
     assert {
         cl.evaluation.Evaluation,
@@ -282,11 +287,11 @@ def test_whatever_a_public_function_finds_shows_itself():
         cl.interventions.PatchResult,
         SparseContrast,
         Study,
-    } <= found and len(found) > 15
-    for one in (found | {cl.HeadSet, cl.inputs.Inputs, cl.evaluation.SpeedReport}) - {
-        x for x in found if x.__name__ in NO_RESULTS
+    } <= results and len(results) > 15
+    for result in (results | {cl.HeadSet, cl.inputs.Inputs, cl.evaluation.SpeedReport}) - {
+        x for x in results if x.__name__ in NO_RESULTS
     }:
-        assert callable(one.plot) and callable(one._repr_html_), one
+        assert callable(result.plot) and callable(result._repr_html_), result
 
 
 def test_a_contrast_shows_itself_and_draws_lines_that_agree_side_by_side(samples):
@@ -297,15 +302,15 @@ def test_a_contrast_shows_itself_and_draws_lines_that_agree_side_by_side(samples
         for line in ("top", "bottom", "random")
     ]
     answers = [Answer(EVIL, "1", "1", True, -1.0)] * 4
-    found = SparseContrast("pattern", cl.evaluation.Evaluation(answers), points)
-    markup = found._repr_html_()
+    contrast = SparseContrast("pattern", cl.evaluation.Evaluation(answers), points)
+    markup = contrast._repr_html_()
     assert markup.count("<tr") == 7 and "<img" in markup and EVIL not in markup
-    assert repr(found).startswith(
+    assert repr(contrast).startswith(
         "SparseContrast(pattern: top, bottom, random; 4 samples, dense accuracy 1.000"
     )
     ends = [
         line.get_xdata()
-        for line in found.plot().axes[0].get_lines()
+        for line in contrast.plot().axes[0].get_lines()
         if len(line.get_xdata()) == 2 and line.get_label()[0] != "_"
     ]
     assert len({round(float(x[0]), 6) for x in ends}) == 3 and all(
@@ -314,12 +319,14 @@ def test_a_contrast_shows_itself_and_draws_lines_that_agree_side_by_side(samples
 
 
 def test_grids_of_two_scales_on_one_page_keep_their_colours():
-    one, two = scores(), cl.HeadScores(np.array([[-1.0, 1.0]], dtype=np.float32))
-    rules = [set(re.findall(r"\.(cl-\w+) \.c0\{fill:(.*?)\}", x._repr_html_())) for x in (one, two)]
+    first, two = scores(), cl.HeadScores(np.array([[-1.0, 1.0]], dtype=np.float32))
+    rules = [
+        set(re.findall(r"\.(cl-\w+) \.c0\{fill:(.*?)\}", x._repr_html_())) for x in (first, two)
+    ]
     assert [[name for name, _ in rule] for rule in rules] == [["cl-one"], ["cl-two"]] and rules[
         0
     ] != rules[1]
-    assert "light-dark(" in str(rules) and "prefers-color-scheme" not in one._repr_html_()
+    assert "light-dark(" in str(rules) and "prefers-color-scheme" not in first._repr_html_()
 
 
 def test_only_a_figure_of_its_own_has_an_interactive_twin(tmp_path):
@@ -367,27 +374,30 @@ def test_pictures_for_a_page_are_those_of_the_overlay():
 
 def test_one_sample_one_picture_and_one_region_need_no_list(model, samples):
     """Found by trying the README as a newcomer would: each of these ended in a TypeError."""
-    one = samples[0]
+    sample_ = samples[0]
     alone = cl.Sample(
-        images=one.images[0], question=one.question, answer=one.answer, regions=one.regions[0]
+        images=sample_.images[0],
+        question=sample_.question,
+        answer=sample_.answer,
+        regions=sample_.regions[0],
     )
-    assert alone.images == one.images and alone.regions == one.regions
+    assert alone.images == sample_.images and alone.regions == sample_.regions
     assert len(cl.Sample(images=np.zeros((8, 8, 3), np.uint8)).images) == 1 and cl.Sample(
         images="a.png"
     ).images == ["a.png"]
     assert np.allclose(
-        cl.score_heads(model, alone)["ram"].values, cl.score_heads(model, [one])["ram"].values
+        cl.score_heads(model, alone)["ram"].values, cl.score_heads(model, [sample_])["ram"].values
     )
-    right = cl.evaluate(model, [one]).accuracy
+    right = cl.evaluate(model, [sample_]).accuracy
     assert (
         cl.evaluate(model, alone).accuracy
-        == cl.evaluate(model, model.prepare(one, answer=True)).accuracy
+        == cl.evaluate(model, model.prepare(sample_, answer=True)).accuracy
         == right
     )
-    said = repr(model.prepare(one))
-    assert said.startswith("Inputs(1 row of ") and "input_ids" in said and len(said) < 200
+    text = repr(model.prepare(sample_))
+    assert text.startswith("Inputs(1 row of ") and "input_ids" in text and len(text) < 200
     with pytest.raises(cl.CorelensError, match="L9H1: heads of another model"):
-        cl.overlay(model, one, ["L9H1"])
+        cl.overlay(model, sample_, ["L9H1"])
     with pytest.raises(cl.CorelensError, match="from_pretrained"):
         cl.HookedMLLM("somebody/some-model")
 
@@ -405,15 +415,15 @@ def test_show_answers_and_writes_where_heads_look(samples, tmp_path):
     run = CliRunner().invoke(
         app, [*start, "--box", box, "--top", "2", "--json", "--out", str(tmp_path / "a/show.html")]
     )
-    said = json.loads(run.stdout.splitlines()[-1])
+    printed = json.loads(run.stdout.splitlines()[-1])
     assert (
-        said["answer"] == sample.answer
-        and 0.5 < said["probability"] <= 1
-        and len(said["heads"]) == 2
+        printed["answer"] == sample.answer
+        and 0.5 < printed["probability"] <= 1
+        and len(printed["heads"]) == 2
     )
     assert (
-        min(said["heads"].values()) > 0.3
-        and said["ranked_by"] == "top by ram[rows=last] over this picture alone"
+        min(printed["heads"].values()) > 0.3
+        and printed["ranked_by"] == "top by ram[rows=last] over this picture alone"
     )
     page = (tmp_path / "a/show.html").read_text(encoding="utf-8")
     assert page.count("<img") == 3 and f"The model says: {sample.answer} (" in page

@@ -144,10 +144,10 @@ def test_an_edited_z_is_a_pre_hook_on_the_towers_output_projection(family):
     handle = layer.get_submodule(model.layout.vision_out).register_forward_pre_hook(pre)
     wanted = model(batch)
     handle.remove()
-    got = model.run_with_hooks(
+    actual = model.run_with_hooks(
         batch, fwd_hooks=[("vision.blocks.0.attn.head.1.hook_z", lambda z, hook: z * 0)]
     )
-    assert torch.equal(got, wanted) and not torch.equal(got, model(batch))
+    assert torch.equal(actual, wanted) and not torch.equal(actual, model(batch))
 
 
 @every_family

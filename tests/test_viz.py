@@ -178,7 +178,9 @@ def test_overlay_of_a_video_is_a_strip_of_its_frames():
     figure = overlay(FakeModel(tm, pattern), sample, [(0, 0), (1, 0)])
     assert len(figure.axes) == 3 * 4 + 1
     outlined = ["region outlined", "", "", "region outlined"]
-    assert words_of(figure)[:4] == [[f"frame {i}", "", said] for i, said in enumerate(outlined)]
+    assert words_of(figure)[:4] == [
+        [f"frame {i}", "", caption] for i, caption in enumerate(outlined)
+    ]
     assert len(overlay(FakeModel(tm, pattern), sample, [(0, 0)], frames=2).axes) == 2 * 2 + 1
     weights = torch.zeros(tm.length)
     weights[tm.visual[24]] = 1.0
@@ -249,8 +251,8 @@ def test_interactive_grid_says_head_score_and_interval():
     parser = Titles()
     parser.feed(head_grid_html(s, highlight=HeadSet([(1, 3)])))
     low, high = s.ci()
-    said = f"L1H3  RAM {s.values[1, 3]:.3g} [{low[1, 3]:.3g}, {high[1, 3]:.3g}]"
-    assert len(parser.titles) == 15 and parser.titles[8] == said and parser.stack == []
+    title = f"L1H3  RAM {s.values[1, 3]:.3g} [{low[1, 3]:.3g}, {high[1, 3]:.3g}]"
+    assert len(parser.titles) == 15 and parser.titles[8] == title and parser.stack == []
     assert "[" not in Titles_of(head_grid_html(HeadScores(s.values)))[0]
     assert s._repr_html_() == head_grid_html(s) and 'class="c31 on"' in head_grid_html(
         s, highlight=s.top(k=1)

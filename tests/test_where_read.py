@@ -85,11 +85,11 @@ def test_the_circuit_reads_at_the_last_row():
     assert not costs.hurts("question") and not costs.hurts("template")
     scores = cl.score_heads(model, boards, ["ram", "ram[rows=last]", "lift"])
     assert costs.advice(scores["ram[rows=last]"]) is None
-    said = costs.advice(scores["ram"])
-    assert "these heads look, and the answer does not need it" in said
+    advice = costs.advice(scores["ram"])
+    assert "these heads look, and the answer does not need it" in advice
     assert (
         f"rows=last costs {100 * costs.costs['last'].difference:.0f} points: try 'ram[rows=last]'"
-        in said
+        in advice
     )
     assert "try 'lift[rows=last]'" in costs.advice(scores["lift"])
     assert "try 'ram[rows=last]'" in costs.advice(
@@ -136,36 +136,36 @@ STEP = 1e-2  # of a two-sided difference
 
 
 def test_causal_knockout_is_evaluate_head_by_head(model, answered):
-    found = causal_scores(model, answered, batch_size=2)
+    scores_ = causal_scores(model, answered, batch_size=2)
     clean = cl.evaluate(model, answered)
     for head in [(0, 1), (2, 3), (3, 0)]:
         cut = cl.evaluate(model, answered, cl.knockout([head]))
         np.testing.assert_allclose(
-            found.per_sample[(slice(None), *head)], logprobs(clean) - logprobs(cut), atol=1e-4
+            scores_.per_sample[(slice(None), *head)], logprobs(clean) - logprobs(cut), atol=1e-4
         )
-    assert found.meta["key"] == "causal_knockout" and found.meta["samples"] == [
+    assert scores_.meta["key"] == "causal_knockout" and scores_.meta["samples"] == [
         sample.id for sample in answered
     ]
 
 
 def test_causal_attribution_is_the_first_order_of_patching(model, answered):
-    found = causal_scores(model, answered, kind="attribution", batch_size=1)
+    scores_ = causal_scores(model, answered, kind="attribution", batch_size=1)
     for number, sample in enumerate(answered):
         twin = sample
         for region in range(len(sample.regions)):
             twin = counterfactual(twin, "mask", region=region)
         twin.answer = sample.answer
-        clean, other = (model.prepare(one, answer=True) for one in (sample, twin))
+        clean, other = (model.prepare(sample_, answer=True) for sample_ in (sample, twin))
         names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
         with torch.no_grad():
             _, here = model.run_with_cache(clean, names_filter=names)
-            _, there = model.run_with_cache(other, names_filter=names)
+            _, other_cache = model.run_with_cache(other, names_filter=names)
         for layer, head in [(0, 2), (2, 1)]:
 
-            def moved(z, hook, layer=layer, head=head, sign=1, here=here, there=there):
+            def moved(z, hook, layer=layer, head=head, sign=1, here=here, other_cache=other_cache):
                 z = z.clone()
                 name = f"blocks.{layer}.attn.hook_z"
-                z[:, :, head] += sign * STEP * (there[name] - here[name])[:, :, head]
+                z[:, :, head] += sign * STEP * (other_cache[name] - here[name])[:, :, head]
                 return z
 
             ends = []
@@ -176,13 +176,15 @@ def test_causal_attribution_is_the_first_order_of_patching(model, answered):
                 )
                 ends.append(logprobs(cl.evaluate(model, sample, [hook]))[0])
             slope = (ends[1] - ends[0]) / (2 * STEP)  # a cost: what is lost towards the twin
-            assert found.per_sample[number, layer, head] == pytest.approx(slope, abs=2e-3, rel=0.05)
+            assert scores_.per_sample[number, layer, head] == pytest.approx(
+                slope, abs=2e-3, rel=0.05
+            )
 
 
 def test_the_circuit_s_copy_head_is_the_causal_one():
     model, boards = circuit_model(), samples(16, seed=5)
-    found = cl.evaluation.causal_scores(model, boards)
-    assert found.top(1) == cl.HeadSet([(2, 2)]) and found.values[2, 2] > 1
+    scores_ = cl.evaluation.causal_scores(model, boards)
+    assert scores_.top(1) == cl.HeadSet([(2, 2)]) and scores_.values[2, 2] > 1
     # the backup stands in: alone, the where head is worth nothing
-    assert np.abs(found.values[0, 0]) < 1e-3
-    assert np.abs(found.values[:, [1]]).max() < 1e-3  # decoys and sinks
+    assert np.abs(scores_.values[0, 0]) < 1e-3
+    assert np.abs(scores_.values[:, [1]]).max() < 1e-3  # decoys and sinks

@@ -37,11 +37,11 @@ def test_a_worlds_name_stands_for_its_samples(model, monkeypatch):
     monkeypatch.setattr(
         "corelens.metrics.score.load_data", lambda name: cl.synthetic(name, 2, seed=1)
     )
-    found = cl.score_heads(model, "refer", "ram")["ram"]
+    by_name = cl.score_heads(model, "refer", "ram")["ram"]
     np.testing.assert_array_equal(
-        found.values, cl.score_heads(model, cl.synthetic("refer", 2, seed=1), "ram")["ram"].values
+        by_name.values, cl.score_heads(model, cl.synthetic("refer", 2, seed=1), "ram")["ram"].values
     )
-    assert found.meta["data"] == "refer" and found.meta["samples"] == [
+    assert by_name.meta["data"] == "refer" and by_name.meta["samples"] == [
         "refer-1-0000",
         "refer-1-0001",
     ]

@@ -31,7 +31,7 @@ def pictures(sample):
     return [np.asarray(picture) for picture in (sample.video or sample.images)]
 
 
-def told(sample):
+def options_of(sample):
     """All that a sample says, as text."""
     regions = [
         dict(region.boxes) if isinstance(region, cl.Tube) else region for region in sample.regions
@@ -42,7 +42,7 @@ def told(sample):
 
 
 def same(a, b):
-    return told(a) == told(b) and all(map(np.array_equal, pictures(a), pictures(b)))
+    return options_of(a) == options_of(b) and all(map(np.array_equal, pictures(a), pictures(b)))
 
 
 def changed(a, b):
@@ -63,7 +63,7 @@ def test_refer_is_what_it_was():
     """Models were trained on these scenes: whatever is shared with other worlds must not change one
     of them."""
     text = "\n".join(
-        told(sample) for sample in synthetic("refer", 20, seed=11, objects=8, jitter=8)
+        options_of(sample) for sample in synthetic("refer", 20, seed=11, objects=8, jitter=8)
     )
     assert (
         hashlib.sha256(text.encode()).hexdigest()
@@ -76,7 +76,7 @@ def test_same_seed_gives_the_same_samples_whatever_n(world):
     first, longer = synthetic(world, 3, seed=5), synthetic(world, 6, seed=5)
     assert all(same(a, b) for a, b in zip(first, longer, strict=False))
     assert [sample.id for sample in longer] == [f"{world}-5-{i:04d}" for i in range(6)]
-    assert len({told(sample) for sample in longer}) == 6
+    assert len({options_of(sample) for sample in longer}) == 6
     assert world in worlds()
 
 
@@ -96,7 +96,7 @@ def test_samples_survive_a_folder(world, tmp_path):
     samples = synthetic(world, 2, seed=6)
     save_samples(samples, tmp_path)
     for before, after in zip(samples, load_samples(tmp_path), strict=True):
-        assert told(before) == told(after)
+        assert options_of(before) == options_of(after)
 
 
 # --- one answer
@@ -108,16 +108,20 @@ def test_doc_has_one_answer_and_decoys():
         key, page = re.fullmatch(
             r"What is the code of (\w+)(?: on page (\d+))?\?", sample.question
         ).groups()
-        lines = [
+        asked_lines = [
             (i, line) for i, sheet in enumerate(sample.meta["pages"]) for line in sheet["lines"]
         ]
-        fits = [(i, line) for i, line in lines if line["key"] == key and page in (None, str(i + 1))]
+        fits = [
+            (i, line)
+            for i, line in asked_lines
+            if line["key"] == key and page in (None, str(i + 1))
+        ]
         ((where, line),), (region,) = fits, sample.regions
         assert sample.answer == line["value"] and region.text == f"{key} {line['value']}"
         assert region.image == where == sample.meta["page"] and region.bounds == line["box"]
-        assert [other["value"] for _, other in lines].count(sample.answer) == 1
+        assert [other["value"] for _, other in asked_lines].count(sample.answer) == 1
         assert any(sheet["heading"].startswith(key) for sheet in sample.meta["pages"])
-        assert (page is not None) == (sum(other["key"] == key for _, other in lines) > 1)
+        assert (page is not None) == (sum(other["key"] == key for _, other in asked_lines) > 1)
         for sheet in sample.meta["pages"]:
             assert len({other["key"] for other in sheet["lines"]}) == len(sheet["lines"]) == 5
             boxes = [other["box"] for other in sheet["lines"]]
@@ -272,10 +276,10 @@ def test_region_of_doc_holds_the_line_and_nothing_else_does():
         picture, inside = doc.paint(sheet), within(region, (256, 288))
         # without the value; without the line
         for blank in ({"value": ""}, {"key": "", "value": ""}):
-            lines = tuple(
+            page_lines = tuple(
                 replace(x, **blank) if i == line else x for i, x in enumerate(sheet.lines)
             )
-            ink = changed(picture, doc.paint(replace(sheet, lines=lines)))
+            ink = changed(picture, doc.paint(replace(sheet, lines=page_lines)))
             assert ink.sum() > 30 and not (ink & ~inside).any()
         # the region is tight around the line
         rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))

@@ -22,16 +22,16 @@ from training.recipes import tuples
 
 
 def answer_sheet(
-    samples: Sequence[Sample], said: Sequence[str], shown: int = 12, **sheet: int
+    samples: Sequence[Sample], answered: Sequence[str], shown: int = 12, **sheet: int
 ) -> Image.Image:
     """One picture of up to half as many wrong answers as `shown`, and right ones after them.
 
     Args:
-        said: what the model answered to each sample.
+        answered: what the model answered to each sample.
         shown: samples on the sheet.
         sheet: as in `contact_sheet`.
     """
-    pairs = list(zip(samples, said, strict=True))
+    pairs = list(zip(samples, answered, strict=True))
     wrong = [replace(s, answer=f"{s.answer}, said: {a}") for s, a in pairs if a != s.answer][
         : shown // 2
     ]
@@ -50,7 +50,7 @@ def save_answers(name: str, folder: str | Path, n: int = 200) -> list[Path]:
     rows = [row for row in read_card(name)["held_out"] if row["split"] == "test"]
     for world, row in {row["world"]: row for row in rows}.items():
         samples = synthetic(world, n, seed=row["seed"], **tuples(row.get("options", {})))
-        said = answers(model, processor, samples)
+        answered = answers(model, processor, samples)
         size = {"columns": 4, "height": 220}
         if world == "doc":
             size = {"columns": 2, "height": 220, "shown": 8}
@@ -59,7 +59,7 @@ def save_answers(name: str, folder: str | Path, n: int = 200) -> list[Path]:
         elif samples[0].images[0].width > 512:
             size = {"columns": 3, "height": 360, "shown": 6}
         file = Path(folder) / f"answers-{name}-{world}.png"
-        answer_sheet(samples, said, **size).quantize(256, dither=Image.Dither.NONE).save(
+        answer_sheet(samples, answered, **size).quantize(256, dither=Image.Dither.NONE).save(
             file, optimize=True
         )
         files.append(file)

@@ -149,8 +149,10 @@ def _hard(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict
             words = ", ".join(names[i] for i in own.permutation(len(names))) + "."
             chats.append([_user(CAPTION, ["image"]), {"role": "assistant", "content": words}])
         else:
-            found = questions(scene)
-            kinds = [[query for query in found if query.form == form] for form in plan.forms]
+            scene_questions = questions(scene)
+            kinds = [
+                [query for query in scene_questions if query.form == form] for form in plan.forms
+            ]
             kinds = [own.permutation(np.array(part, object)).tolist() for part in kinds if part]
             asked = [part[i] for i in range(plan.questions) for part in kinds if i < len(part)][
                 : plan.questions
@@ -240,12 +242,12 @@ def _batch(
     plan: Plan, pictures: list, chats: list, labels: list, pads: dict[str, str]
 ) -> dict[str, np.ndarray]:
     """Pictures with the labels of their tokens, or with what is said of them."""
-    said = (
+    targets = (
         {"labels": np.stack(labels)}
         if plan.form == "dense"
         else tokenize(_processor(plan.model), chats, pads)
     )
-    return {"images": np.stack(pictures)} | said
+    return {"images": np.stack(pictures)} | targets
 
 
 def _sheets(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
@@ -275,9 +277,9 @@ def picture_tokens(model: str, width: int, height: int) -> tuple[dict[str, str],
 
 def video_pads(frames: int, width: int, height: int) -> dict[str, str]:
     """What the processor puts for a video's placeholder: each pair of frames with its time."""
-    each = "<|video_pad|>" * (width * height // _TOKEN**2)
+    pad = "<|video_pad|>" * (width * height // _TOKEN**2)
     times = [(pair * 2 + 0.5) / FPS for pair in range(frames // 2)]
-    pairs = (f"<{time:.1f} seconds><|vision_start|>{each}<|vision_end|>" for time in times)
+    pairs = (f"<{time:.1f} seconds><|vision_start|>{pad}<|vision_end|>" for time in times)
     return {"<|video_pad|>": "".join(pairs)}
 
 

@@ -69,13 +69,13 @@ def answered_at(asked: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]
             stands.
     """
     ends = asked & ~torch.nn.functional.pad(asked[:, 1:], (0, 1))
-    found = []
+    triples = []
     for row, position in ends.nonzero().tolist():
         behind = answers[row, position:].nonzero()
         if len(behind):
-            found.append((row, position, position + int(behind[0])))
+            triples.append((row, position, position + int(behind[0])))
     rows, positions, golds = (
-        torch.tensor(found, dtype=torch.long, device=asked.device).view(-1, 3).unbind(1)
+        torch.tensor(triples, dtype=torch.long, device=asked.device).view(-1, 3).unbind(1)
     )
     return rows, positions, golds
 
@@ -107,10 +107,10 @@ class HeadDropout:
         if not self.share or not torch.is_grad_enabled():
             return None
         (z,) = args
-        kept = (torch.rand(len(z), 1, self._heads, 1, device=z.device) >= self.share).to(
+        scale = (torch.rand(len(z), 1, self._heads, 1, device=z.device) >= self.share).to(
             z.dtype
         ) / (1 - self.share)
-        return ((z.unflatten(-1, (self._heads, -1)) * kept).flatten(-2),)
+        return ((z.unflatten(-1, (self._heads, -1)) * scale).flatten(-2),)
 
     def close(self) -> None:
         """Drop no longer."""

@@ -75,9 +75,12 @@ def training_curve(log: Sequence[Mapping[str, Any]], checks: Sequence[str] = ())
                 **look,
             )
         below.plot(
-            [line["step"] for line in judged], [line["accuracy"] for line in judged], ".-",
-            color=style.INK, label="mean" if len(checks) > 1 else checks[0] if checks else "accuracy",
-        )  # fmt: skip
+            [line["step"] for line in judged],
+            [line["accuracy"] for line in judged],
+            ".-",
+            color=style.INK,
+            label="mean" if len(checks) > 1 else checks[0] if checks else "accuracy",
+        )
         below.set(xlabel="step", ylabel="validation scenes right")
         below.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         for ax in (above, below):

@@ -113,15 +113,18 @@ def sheet(
     spots = np.stack([x, y], -1) + np.round(rng.uniform(-2 * jitter, 2 * jitter, (len(x), 2)))
     places, symbols = np.zeros((0, 2)), []
     drawn = [(DIGITS + LETTERS)[i] for i in rng.integers(0, len(DIGITS + LETTERS), len(x))]
-    for at, symbol in zip(spots[rng.random(len(x)) < _FILLED], drawn, strict=False):
-        if (np.abs(places - at).max(1) < _APART).any():
+    for centre, symbol in zip(spots[rng.random(len(x)) < _FILLED], drawn, strict=False):
+        if (np.abs(places - centre).max(1) < _APART).any():
             continue
         ground = _ink(rng)
-        draw.rectangle((at[0] - _HALF, at[1] - _HALF, at[0] + _HALF, at[1] + _HALF), fill=ground)
+        draw.rectangle(
+            (centre[0] - _HALF, centre[1] - _HALF, centre[0] + _HALF, centre[1] + _HALF),
+            fill=ground,
+        )
         light = 0.3 * ground[0] + 0.59 * ground[1] + 0.11 * ground[2] > 120
         ink, size = (0, 0, 0) if light else (255, 255, 255), int(rng.integers(*_FONTS))
-        draw.text((at[0], at[1]), symbol, fill=ink, font=font(size), anchor="mm")
-        places = np.vstack([places, at])
+        draw.text((centre[0], centre[1]), symbol, fill=ink, font=font(size), anchor="mm")
+        places = np.vstack([places, centre])
         symbols.append(_digit_or_letter(symbol))
     return image, _placed(_nearest(places, np.array(symbols), cells, _OF_SYMBOLS), cells)
 
@@ -139,9 +142,9 @@ def _placed(labels: np.ndarray, cells: Cells) -> np.ndarray:
     """With the column and row of each token: no decoder can read off a token what no label asked
     for, and "left of" needs it."""
     x, y, side = _centres(cells)
-    at = np.stack([x / (x + side / 2).max(), y / (y + side / 2).max()], -1)
+    shares = np.stack([x / (x + side / 2).max(), y / (y + side / 2).max()], -1)
     labels[:, _OF_PLACES] = np.where(
-        cells.visual.numpy()[:, None], (at * _PLACES).astype(int), IGNORED
+        cells.visual.numpy()[:, None], (shares * _PLACES).astype(int), IGNORED
     )
     return labels
 
@@ -155,10 +158,10 @@ def _nearest(
     x, y, side = _centres(cells)
     distance = np.hypot(x[:, None] - places[:, 0], y[:, None] - places[:, 1])
     near = distance.min(1, initial=np.inf) <= _REACH * side
-    found = np.where(
+    nearest = np.where(
         near[:, None], values[distance.argmin(1)] if len(values) else 0, _NONE[columns]
     )
-    labels[:, columns] = np.where(cells.visual.numpy()[:, None], found, IGNORED)
+    labels[:, columns] = np.where(cells.visual.numpy()[:, None], nearest, IGNORED)
     return labels
 
 

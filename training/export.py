@@ -98,7 +98,7 @@ def export_demo(
     model.to(getattr(torch, stored)).save_pretrained(folder)
     processor.save_pretrained(folder)
     shared = recipe.start_tower or next(
-        (name for one in RECIPES.values() if one.start_tower == name), ""
+        (name for other in RECIPES.values() if other.start_tower == name), ""
     )
     weight_files = split_tower(folder, shared) if shared else [WHOLE]
     for file in weight_files:
@@ -124,7 +124,9 @@ def export_demo(
             "recipe": as_dict(recipe),
             "notes": list(notes),
         },
-        "chosen_by": f"accuracy on {scenes} validation scenes alone, every {recipe.check_every} steps",
+        "chosen_by": (
+            f"accuracy on {scenes} validation scenes alone, every {recipe.check_every} steps"
+        ),
         "held_out": held_out,
         "controls": controls,
         "sha256": {
@@ -152,14 +154,18 @@ def model_card(card: dict[str, Any]) -> str:
         for form, part in row.get("forms", {}).items():
             rows.append(f"| | of these: {form} | {_found(part, row['split'])} |")
     for row in card["controls"]:
-        found = f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} %"
-        blind.append(f"| {row['world']} | {_options(row)} | {row['n']} | {found} |")
+        rates = (
+            f"{100 * row['blank']:.1f} % | {100 * row['follows']:.1f} % | {100 * row['stays']:.1f} "
+            "%"
+        )
+        blind.append(f"| {row['world']} | {_options(row)} | {row['n']} | {rates} |")
         if "anchor_hidden" in row:
             part = row["anchor_hidden"]
             low, high = (f"{100 * x:.1f}" for x in part["ci95"])
             hidden = f"""
-Of {part["n"]} relations in `{row["world"]}` {100 * part["accuracy"]:.1f} % ({low}–{high}) are answered right with their
-anchor ("left of the blue star") hidden under a grey box: what stays right did without it.
+Of {part["n"]} relations in `{row["world"]}` {100 * part["accuracy"]:.1f} % ({low}–{high}) are
+answered right with their anchor ("left of the blue star") hidden under a grey box: what stays right
+did without it.
 """
     free = any(part.get("jitter") for part in recipe.get("mix", ()))
     grids = ["`refer` with `jitter=0`"]
@@ -174,15 +180,17 @@ anchor ("left of the blue star") hidden under a grey box: what stays right did w
 (its weights lie in that model's folder), and all else trained from scratch"""
     if sides := recipe.get("sides"):
         grids.append(
-            f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not scale"
+            f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not "
+            "scale"
         )
     limits = "" if free else f", and reads digits on the 16 px grid only\n({' and '.join(grids)})"
-    what = ("An " if card["architecture"].startswith("I") else "A ") + card["architecture"]
+    article = ("An " if card["architecture"].startswith("I") else "A ") + card["architecture"]
     worlds = " and ".join(f"`{world}`" for world in training["worlds"])
     notes = "".join(f"- {note}\n" for note in training["notes"])
+    after = f" after that of `{start}`" if start else ""
     return f"""# {card["name"]}
 
-{what} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
+{article} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
 {card["heads"]} heads, {card["kv_heads"]} KV heads), {begun}
 by CoreLens on {worlds} (see docs/worlds.md), for instance "What digit is on the red circle?"
 It knows nothing else{limits}.
@@ -194,11 +202,12 @@ Licence: MIT, as CoreLens.
 
 ![Loss of batches and accuracy on validation scenes over the steps of training]({CURVE})
 
-Above the loss of batches (of a visual token summed over its dense labels), with the median of nine; below the accuracy
-on validation scenes, which falls where harder ones join.
+Above the loss of batches (of a visual token summed over its dense labels), with the median of nine;
+below the accuracy on validation scenes, which falls where harder ones join.
 
-Does it look? With the picture made blank its answers must be right by chance alone (10 % for a digit); with the asked
-symbol or value, and nothing else, turned into another, its answers must follow.
+Does it look? With the picture made blank its answers must be right by chance alone (10 % for a
+digit); with the asked symbol or value, and nothing else, turned into another, its answers must
+follow.
 
 | world | options | scenes | blank: right | turned: follows | turned: stays |
 |---|---|---|---|---|---|
@@ -206,10 +215,11 @@ symbol or value, and nothing else, turned into another, its answers must follow.
 {hidden}
 - Chosen by {card["chosen_by"]}; no attention head was looked at before.
 - Test scenes: `corelens.synthetic(world, scenes, seed={seed}, **options)`.
-- Training{f" after that of `{start}`" if start else ""}: {training["steps"]} steps, {training["hours"]} hours on
+- Training{after}: {training["steps"]} steps, {training["hours"]} hours on
   {training["machine"]}, seed {training["seed"]};
   scenes without end from the training split, so none was seen twice. Log: `train_log.jsonl`.
-{notes}- Weights are stored in {card["stored_dtype"]}; `corelens.load_demo("{card["name"]}")` runs them in float32.
+{notes}- Weights are stored in {card["stored_dtype"]};
+  `corelens.load_demo("{card["name"]}")` runs them in float32.
 - Again: `python -m training {card["name"]} --seed {training["seed"]}`.
 """
 
@@ -239,12 +249,12 @@ def _controls(model: Any, processor: Any, check: Check, n: int, seed: int) -> di
         )
         for s in samples
     ]
-    said = answers(model, processor, turned)
+    answered = answers(model, processor, turned)
     return {
         "n": n,
         "blank": _mean(_right(model, processor, blanks)),
-        "follows": sum(a == twin.answer for a, twin in zip(said, turned, strict=True)) / n,
-        "stays": sum(a == sample.answer for a, sample in zip(said, samples, strict=True)) / n,
+        "follows": sum(a == twin.answer for a, twin in zip(answered, turned, strict=True)) / n,
+        "stays": sum(a == sample.answer for a, sample in zip(answered, samples, strict=True)) / n,
     }
 
 
@@ -268,10 +278,10 @@ def _put(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 def _right(model: Any, processor: Any, samples: list[Sample]) -> list[bool]:
     """Which samples are answered exactly right."""
-    said: list[str] = []
+    answered: list[str] = []
     for start in track(range(0, len(samples), _CHUNK), description="held out"):
-        said += answers(model, processor, samples[start : start + _CHUNK])
-    return [a == sample.answer for a, sample in zip(said, samples, strict=True)]
+        answered += answers(model, processor, samples[start : start + _CHUNK])
+    return [a == sample.answer for a, sample in zip(answered, samples, strict=True)]
 
 
 def _mean(right: list[bool]) -> float:
@@ -286,8 +296,8 @@ def _measured(right: list[bool]) -> dict[str, Any]:
 def _by_form(samples: list[Sample], right: list[bool]) -> dict[str, Any]:
     """What `_measured` tells, for each form of question where there are several."""
     parts: dict[str, list[bool]] = {}
-    for sample, one in zip(samples, right, strict=True):
-        parts.setdefault(sample.meta.get("form", ""), []).append(one)
+    for sample, is_right in zip(samples, right, strict=True):
+        parts.setdefault(sample.meta.get("form", ""), []).append(is_right)
     return (
         {"forms": {form: _measured(parts[form]) for form in sorted(parts)}}
         if len(parts) > 1

@@ -140,10 +140,14 @@ def _tiled(visual: Callable[[Any, Tensor], dict[str, Tensor]]) -> Family:
     """A family that cuts pictures into tiles, with a tower and a projector."""
 
     def features(model: Any, images: Tensor) -> Tensor:
-        found = visual_features(
+        by_picture = visual_features(
             model.model.get_image_features(**visual(model, images), return_dict=True)
         )[0]
-        return torch.cat(found) if isinstance(found, list | tuple) else found.flatten(0, 1)
+        return (
+            torch.cat(by_picture)
+            if isinstance(by_picture, list | tuple)
+            else by_picture.flatten(0, 1)
+        )
 
     def inputs(model: Any, ids: Tensor, images: Tensor) -> dict[str, Any]:
         return {"input_ids": ids, **visual(model, images)}

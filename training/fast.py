@@ -70,8 +70,8 @@ def _vision_attention(attn: Any) -> Callable[..., Tensor]:
             .unbind(0)
         )
         q, k = apply_rotary_pos_emb_vision(qkv[0], qkv[1], *position_embeddings)
-        each = (pictures, tokens // pictures, attn.num_heads, -1)
-        q, k, v = (x.reshape(each).transpose(1, 2) for x in (q, k, qkv[2]))
+        per_picture = (pictures, tokens // pictures, attn.num_heads, -1)
+        q, k, v = (x.reshape(per_picture).transpose(1, 2) for x in (q, k, qkv[2]))
         return attn.proj(_fused(q, k, v, scale=attn.scaling).transpose(1, 2).reshape(tokens, -1))
 
     return forward

@@ -16,23 +16,25 @@ _PIXELS = 5_000_000  # in one batch
 def answers(model: Any, processor: Any, samples: Sequence[Sample]) -> list[str]:
     """What `model.generate` answers to each sample, greedily, from the tensors that a user would
     get."""
-    layout, said = layout_for(model.config), list[str]()
-    while len(said) < len(samples):
-        pictures = samples[len(said)].video or samples[len(said)].images
+    layout, texts = layout_for(model.config), list[str]()
+    while len(texts) < len(samples):
+        pictures = samples[len(texts)].video or samples[len(texts)].images
         size = max(1, _PIXELS // sum(picture.width * picture.height for picture in pictures))
-        chunk = samples[len(said) : len(said) + size]
+        chunk = samples[len(texts) : len(texts) + size]
         inputs = prepare(chunk, processor, layout, model.config).to(model.device).tensors
         with torch.inference_mode():
             ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         new = ids[:, inputs["input_ids"].shape[1] :]
-        said += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
-    return said
+        texts += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+    return texts
 
 
 def accuracy(model: Any, processor: Any, samples: Sequence[Sample]) -> float:
     """The share of samples answered exactly right."""
-    said = answers(model, processor, samples)
-    return sum(a == sample.answer for a, sample in zip(said, samples, strict=True)) / len(samples)
+    answered = answers(model, processor, samples)
+    return sum(a == sample.answer for a, sample in zip(answered, samples, strict=True)) / len(
+        samples
+    )
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -38,9 +38,9 @@ def in_turn(*parts: tuple[tuple[Slice, ...], int]) -> tuple[Slice, ...]:
     steps of its slices count from where it begins."""
     mix, begin = list[Slice](), 0
     for slices, end in parts:
-        for one in slices:
-            ends = [step for step in (one.leaves and begin + one.leaves, end) if step]
-            mix.append(replace(one, joins=begin + one.joins, leaves=min(ends, default=0)))
+        for part in slices:
+            ends = [step for step in (part.leaves and begin + part.leaves, end) if step]
+            mix.append(replace(part, joins=begin + part.joins, leaves=min(ends, default=0)))
         begin = end
     return tuple(mix)
 

@@ -23,14 +23,16 @@ class Optimizer:
     ) -> None:
         self._names = dict(modules.named_parameters())
         embeddings = [part for part in modules.modules() if isinstance(part, nn.Embedding)]
-        kept = {
+        for_adamw = {
             id(weight)
             for part in [*embeddings, spared or nn.Module()]
             for weight in part.parameters()
         }
-        matrices = [w for w in self._names.values() if muon and w.ndim > 1 and id(w) not in kept]
-        chosen = {id(weight) for weight in matrices}
-        others = [weight for weight in self._names.values() if id(weight) not in chosen]
+        matrices = [
+            w for w in self._names.values() if muon and w.ndim > 1 and id(w) not in for_adamw
+        ]
+        for_muon = {id(weight) for weight in matrices}
+        others = [weight for weight in self._names.values() if id(weight) not in for_muon]
         # Muon takes matrices only; these parameters share the weights' memory.
         self._flat = {id(w): nn.Parameter(w.detach().flatten(1)) for w in matrices}
         self._matrices, self._muon = matrices, muon

@@ -241,9 +241,9 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     parts += [(recipe.stage_a + begin, rate) for begin, rate in recipe.anew]
     begin, rate = [part for part in parts if part[0] <= step][-1]
     end = min((later for later, _ in parts if later > step), default=recipe.steps)
-    at, length = step - begin, end - begin
-    fall = recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * at / length))
-    return rate * min(1.0, (at + 1) / recipe.warmup) * fall
+    done, length = step - begin, end - begin
+    fall = recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * done / length))
+    return rate * min(1.0, (done + 1) / recipe.warmup) * fall
 
 
 def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
@@ -335,11 +335,11 @@ def _from_mix(step: int, rng: np.random.Generator, recipe: Recipe, common: dict[
 
 def _slice(parts: tuple[Slice, ...], step: int, rng: np.random.Generator) -> Slice:
     """One of those that have joined by a step of their stage, and not left, by their shares."""
-    there = [
+    joined = [
         part for part in parts if part.joins <= step and (step < part.leaves or not part.leaves)
     ]
-    shares = np.array([part.share for part in there])
-    return there[int(rng.choice(len(there), p=shares / shares.sum()))]
+    shares = np.array([part.share for part in joined])
+    return joined[int(rng.choice(len(joined), p=shares / shares.sum()))]
 
 
 def _between(ends: tuple[int, int], rng: np.random.Generator) -> int:

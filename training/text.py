@@ -16,17 +16,20 @@ SPECIAL = {
 # What the worlds speak: `refer`, and what `doc` and `video` will need. Every word becomes one
 # token, with and without a space before it.
 _SPEECH = """
-system user assistant You are a helpful assistant N A
-What Which Where How many digit letter number symbol is are the a an on in of at to and or with carried shown
-List every object all objects Describe picture image scene page video frame frames seconds none There it they
-red green blue yellow orange purple pink cyan circle square triangle diamond hexagon star shape
-small large big tiny left right above below top bottom nearest moving still first last before after when during
-code value Total Invoice Order Date Name Amount Account Ticket Room Price Tax Report Summary Index Notes
+system user assistant You are a helpful assistant N A What Which Where How many digit letter number
+symbol is are the a an on in of at to and or with carried shown List every object all objects
+Describe picture image scene page video frame frames seconds none There it they red green blue
+yellow orange purple pink cyan circle square triangle diamond hexagon star shape small large big
+tiny left right above below top bottom nearest moving still first last before after when during code
+value Total Invoice Order Date Name Amount Account Ticket Room Price Tax Report Summary Index Notes
 """
 
 # Qwen's pre-tokenizer: contractions, words with the space before them, single digits, punctuation,
 # white space.
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 _TEMPLATE = (
     "{%- macro write(content) -%}"
@@ -40,7 +43,8 @@ _TEMPLATE = (
     "{%- endif -%}{%- endfor -%}{%- endif -%}"
     "{%- endmacro -%}"
     "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message.role + '\n' -}}{{- write(message.content) -}}{{- '<|im_end|>\n' -}}"
+    "{{- '<|im_start|>' + message.role + '\n' -}}{{- write(message.content) -}}{{- '<|im_end|>\n' "
+    "-}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )

@@ -99,9 +99,18 @@ def train_demo(
     )
     modules = nn.ModuleDict({"model": model, "probes": probes}).to(where)
     progress: dict[str, Any] = {
-        "step": 0, "seconds": 0.0, "level": recipe.first_level, "caption": [], "question": [], "best": -1.0,
-        "best_step": 0, "planned": [], "recipe": as_dict(recipe), "seed": seed, "name": name,
-    }  # fmt: skip
+        "step": 0,
+        "seconds": 0.0,
+        "level": recipe.first_level,
+        "caption": [],
+        "question": [],
+        "best": -1.0,
+        "best_step": 0,
+        "planned": [],
+        "recipe": as_dict(recipe),
+        "seed": seed,
+        "name": name,
+    }
     state = out / "state.safetensors"
     optimizer = _optimizer(modules, recipe, step=0)
     if resume and state.exists():
@@ -155,7 +164,9 @@ def train_demo(
                 _check(model, processor, scenes, progress, out)
                 bar.update(
                     task,
-                    description=f"{name}: {progress['level']} objects, held out {progress['best']:.1%}",
+                    description=(
+                        f"{name}: {progress['level']} objects, held out {progress['best']:.1%}"
+                    ),
                 )
             save_state(state, modules, optimizer, progress)
     finally:
@@ -300,11 +311,11 @@ def _dense_loss(
         logits, gold = modules["probes"][name](features).float(), labels[:, i]
         if (gold == IGNORED).all():
             continue
-        there = (gold != none) & (gold != IGNORED)
+        labelled = (gold != none) & (gold != IGNORED)
         weight = logits.new_ones(none + 1)
         weight[none] = 0.2
         loss = loss + F.cross_entropy(logits, gold, weight)
-        marks[name] = (logits.argmax(-1) == gold)[there].float().mean().item()
+        marks[name] = (logits.argmax(-1) == gold)[labelled].float().mean().item()
     return loss, marks
 
 
@@ -319,13 +330,13 @@ def _text_loss(
     inputs = family_of(model).inputs(model, ids, batch["images"])
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     labels, digits = batch["labels"][:, 1:], batch["answers"][:, 1:]
-    said = labels != IGNORED
-    logits, gold = model.lm_head(hidden[:, :-1][said]).float(), labels[said]
+    spoken = labels != IGNORED
+    logits, gold = model.lm_head(hidden[:, :-1][spoken]).float(), labels[spoken]
     right = logits.argmax(-1) == gold
     # later answers of a chat can be guessed by leaving out earlier ones
     first = digits & (digits.cumsum(1) == 1)
     marks = {
-        key: right[mask[said]].float().mean().item()
+        key: right[mask[spoken]].float().mean().item()
         for key, mask in (("digit", digits), ("first", first))
     }
     marks["words"] = right.float().mean().item()

@@ -76,6 +76,6 @@ def study(
 
 def model_name(model: Any) -> str:
     """What a model is called: the last part of where it came from, else its family."""
-    return Path(str(getattr(model.hf.config, "_name_or_path", "") or "")).name or str(
-        model.cfg.family or "model"
-    )
+    from corelens.hf import source_of  # (it needs torch)
+
+    return Path(source_of(model.hf.config)).name or str(model.cfg.family or "model")

@@ -26,10 +26,14 @@ from corelens.hooks.running import Running, Step, current
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What one layer's attention computes z from. Every step below makes a new bundle and leaves
-    its own as it is.
+    """What one layer's attention computes z from. A step below that changes something makes a new
+    bundle; none is written into.
 
-    `spread`: each query head has a KV head of its own here, whatever the module says of groups.
+    Args:
+        query, key, value: after rotary; key and value with what the cache holds.
+        call: the module's own arguments: mask, scaling, soft cap and the like.
+        spread: True once every query head has a KV head of its own (an edit of one query head's
+            keys needs that), although the module counts groups of query heads.
     """
 
     query: Float[Tensor, "batch head pos d_head"]
@@ -47,8 +51,8 @@ def attention(
     attention_mask: Tensor | None,
     **arguments: Any,
 ) -> tuple[Float[Tensor, "batch pos head d_value"], None]:
-    """What transformers calls for every attention while a hooked run lasts, that of other models
-    and threads too.
+    """The attention function: transformers calls it for every attention while a hooked run lasts.
+    Calls of other models and of other threads come here, too, and are passed on.
 
     Args:
         module: the attention module that calls.
@@ -74,10 +78,11 @@ def attention(
 
 
 def _unhooked(inputs: AttentionInputs, run: Running | None) -> Float[Tensor, "batch pos head d"]:
-    """Attention on which nothing hangs: another model's, another thread's, or that of a layer
-    without hooks."""
-    # In a run models loaded as eager or flash come here, too: with soft caps and sinks, which SDPA
-    # does not know.
+    """z without hooks: the call is another model's, another thread's, or that of a layer without
+    hooks."""
+    # Outside a run only models that asked for "sdpa" come here. In a run every model of ours does,
+    # also one that was loaded with eager attention because of a soft cap or sinks: `_kernel` knows
+    # these, SDPA does not.
     return _sdpa(inputs) if run is None else _kernel(inputs, None)
 
 
@@ -102,7 +107,7 @@ def _hooked(
     if points.hook_attn_scores.active or points.hook_pattern.active:
         z = _z_of_whole_pattern(inputs, edges, rows, points, run, step)
     else:
-        # the rows that edges name are made anew
+        # SDPA saw every edge: the rows whose edges are cut or biased are computed once more.
         z = edges.recompute(_kernel(inputs, run.plan), *_parts(inputs))
         if rows is not None and rows.shape[1]:
             z = _z_with_rows(z, inputs, edges, rows, points, run, step)
@@ -120,7 +125,7 @@ def _parts(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor, Call]:
 def plain_z(
     query: Tensor, key: Tensor, value: Tensor, call: Call
 ) -> Float[Tensor, "batch pos head d"]:
-    """What attention gives for these, soft caps and sinks included, without points."""
+    """z of these tensors, soft caps and sinks included; no hook fires."""
     return _kernel(AttentionInputs(query, key, value, call), None)
 
 
@@ -130,7 +135,7 @@ def plain_z(
 def _with_edited_qkv(
     inputs: AttentionInputs, points: AttentionPoints, run: Running
 ) -> AttentionInputs:
-    """q, k and v as their hooks leave them; the points' shape is [batch, pos, head, d]."""
+    """q, k and v after their hooks, which see them as [batch, pos, head, d]."""
     new = inputs.query.shape[2]
     query = run.fire(points.hook_rot_q, inputs.query.transpose(1, 2)).transpose(1, 2)
     if getattr(inputs.call.module, "layer_idx", None) in run.stored:
@@ -150,7 +155,8 @@ def _with_edited_tokens(
     earlier, tokens = x[:, :, : x.shape[2] - new], x[:, :, x.shape[2] - new :].transpose(1, 2)
     if not earlier.shape[2]:
         return run.fire(point, tokens).transpose(1, 2)
-    # another layer's cache, which this layer shares: it is not ours to write into
+    # The earlier tokens lie in a cache, perhaps of another layer that this one shares: the hook
+    # gets a copy, so that an edit does not write into it.
     return torch.cat([earlier, run.fire(point, tokens.clone()).transpose(1, 2)], dim=2)
 
 
@@ -164,7 +170,8 @@ def _kernel(inputs: AttentionInputs, plan: Any) -> Float[Tensor, "batch pos head
         return z
     if call.softcap is not None or call.sinks is not None:  # SDPA knows neither
         return rows_z(*_all_rows(inputs))[0]
-    # transformers' function would repeat each KV head by the module's number of groups
+    # transformers' function repeats each KV head for its group of query heads; here each query
+    # head has its own already.
     if inputs.spread:
         return _spread_sdpa(inputs)
     return _sdpa(inputs)
@@ -201,19 +208,24 @@ def _spread_sdpa(inputs: AttentionInputs) -> Float[Tensor, "batch pos head d"]:
 
 
 def _z_of_whole_pattern(
-    inputs: AttentionInputs, edges: Edges, rows: Int[Tensor, "batch row"] | None,
-    points: AttentionPoints, run: Running, step: Step,
-) -> Float[Tensor, "batch pos head d"]:  # fmt: skip
-    """All rows: the layer's scores and pattern exist, and z is made from what the hooks leave of
-    them."""
+    inputs: AttentionInputs,
+    edges: Edges,
+    rows: Int[Tensor, "batch row"] | None,
+    points: AttentionPoints,
+    run: Running,
+    step: Step,
+) -> Float[Tensor, "batch pos head d"]:
+    """z from the whole pattern: scores and pattern of all rows are built and shown to their hooks,
+    and z is computed from what these return."""
     query, key, value, call = _parts(inputs)
-    # hooks count keys by position, a cache may hold more or fewer
+    # Hooks count keys by position. A cache may hold more keys (a static one's empty tail) or fewer
+    # (a sliding window's): `axis` shows hooks one key for each position, and takes them back.
     axis = KeyAxis(key.shape[2], step.total)
     positions = step.positions.expand(query.shape[0], -1)
     scores = edges.apply(row_scores(query, key, None, None, call), positions, None)
     scores = axis.take(run.fire(points.hook_attn_scores, axis.show(scores, -torch.inf)), -torch.inf)
     pattern = run.fire(points.hook_pattern, axis.show(softmax(scores, call.sinks), 0.0))
-    # the rows are read off the pattern, and written back into it
+    # A hook on pattern rows reads them off the pattern, and an edit is written back into it.
     if rows is not None and rows.shape[1]:
         batch = torch.arange(rows.shape[0], device=rows.device)[:, None]
         local = _within_step(rows, step)
@@ -221,9 +233,9 @@ def _z_of_whole_pattern(
         selected = selected.masked_fill((rows < 0)[:, None, :, None], 0.0)
         selected, edited = run.fire_watched(points.hook_pattern_rows, selected, rows=rows)
         if edited:
-            sample, line = (rows >= 0).nonzero(as_tuple=True)
+            sample, number = (rows >= 0).nonzero(as_tuple=True)
             pattern = pattern.clone()
-            pattern[sample, :, local[sample, line]] = selected[sample, :, line]
+            pattern[sample, :, local[sample, number]] = selected[sample, :, number]
     pattern = axis.take(pattern, 0.0)
     dropout = call.arguments.get("dropout", 0.0)
     if dropout and call.module.training:
@@ -232,10 +244,16 @@ def _z_of_whole_pattern(
 
 
 def _z_with_rows(
-    z: Float[Tensor, "batch pos head d"], inputs: AttentionInputs, edges: Edges, rows: Int[Tensor, "batch row"],
-    points: AttentionPoints, run: Running, step: Step,
-) -> Float[Tensor, "batch pos head d"]:  # fmt: skip
-    """A few rows beside SDPA; z is touched only where a hook wrote."""
+    z: Float[Tensor, "batch pos head d"],
+    inputs: AttentionInputs,
+    edges: Edges,
+    rows: Int[Tensor, "batch row"],
+    points: AttentionPoints,
+    run: Running,
+    step: Step,
+) -> Float[Tensor, "batch pos head d"]:
+    """z of SDPA, with the rows of `hook_pattern_rows` computed beside it from q and k; z changes
+    only in rows that a hook has edited."""
     query, key, value, call = _parts(inputs)
     axis = KeyAxis(key.shape[2], step.total)
     local = _within_step(rows, step)
@@ -244,16 +262,16 @@ def _z_with_rows(
     pattern, edited = run.fire_watched(points.hook_pattern_rows, axis.show(pattern, 0.0), rows=rows)
     if not edited:
         return z
-    sample, line = (rows >= 0).nonzero(as_tuple=True)
+    sample, number = (rows >= 0).nonzero(as_tuple=True)
     written = mix(axis.take(pattern, 0.0), value, None, query.shape[1])
     z = z.clone()
-    z[sample, local[sample, line]] = written[sample, line]
+    z[sample, local[sample, number]] = written[sample, number]
     return z
 
 
 def _within_step(rows: Int[Tensor, "batch row"], step: Step) -> Int[Tensor, "batch row"]:
-    """Rows counted from this step's first token; those that are padding (−1) become 0 and are
-    masked later."""
+    """Rows, counted from this step's first token. Samples with fewer rows are filled up with −1,
+    which becomes 0 here and is masked by the caller."""
     return (rows - step.positions[0]).clamp(min=0)
 
 

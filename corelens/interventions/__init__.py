@@ -6,7 +6,8 @@ from corelens.interventions.counterfactuals import counterfactual, counterfactua
 from corelens.interventions.edges import edge_bias, knockout
 from corelens.interventions.metrics import accuracy, answer_logprob, kl, logit_diff
 from corelens.interventions.patching import activation_patch, patch
-from corelens.interventions.path import path_hooks, path_patch
+from corelens.interventions.path import path_patch
+from corelens.interventions.path_run import path_hooks
 from corelens.interventions.result import PatchResult
 
 __all__ = [

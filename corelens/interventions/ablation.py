@@ -23,7 +23,7 @@ KINDS = ("zero", "mean", "resample", "uniform")
 # the roles a token can have; "other": template, options, answer
 ROLES = ("visual", "question", "other")
 Heads = HeadSet | Iterable[Any]
-# edit(z [batch, pos, some, d], hook, layer, heads) → the same
+# edit(z [batch, pos, head, d] of the ablated heads, hook, layer, heads) → the same
 Edit = Callable[[Tensor, Any, int, list[int]], Tensor]
 
 
@@ -35,7 +35,7 @@ def ablate(
     positions: Where | None = None,
     seed: int = 0,
 ) -> list[Hook]:
-    """Hooks that ablate these heads.
+    """Hooks that ablate heads: they replace the heads' z, or make their attention uniform.
 
     Args:
         heads: a HeadSet, or anything that makes one.
@@ -50,7 +50,7 @@ def ablate(
     Returns:
         One hook a layer, for run_with_hooks, hooks, evaluate, generate …
     """
-    chosen = heads if isinstance(heads, HeadSet) else HeadSet(heads)
+    head_set = heads if isinstance(heads, HeadSet) else HeadSet(heads)
     if kind not in KINDS:
         raise CorelensError(
             f"the ablation {kind!r}", f"one of {', '.join(KINDS)}", "for edges use cl.knockout"
@@ -58,7 +58,8 @@ def ablate(
     if (kind in ("mean", "resample")) != (reference is not None):
         raise CorelensError(
             f"ablate(…, {kind!r}) {'without' if reference is None else 'with'} a reference",
-            "a reference for 'mean' (cl.mean_z(model, samples)) and 'resample' (another run's cache), none otherwise",
+            "a reference for 'mean' (cl.mean_z(model, samples)) and 'resample' (another run's "
+            "cache), none otherwise",
             "add or drop reference=",
         )
     if positions is not None:
@@ -74,13 +75,15 @@ def ablate(
             f"blocks.{layer}.attn.{point}",
             _on_heads(edit, layer, numbers, positions, f"ablate_{kind}"),
         )
-        for layer, numbers in chosen.by_layer().items()
+        for layer, numbers in head_set.by_layer().items()
     ]
 
 
 def _on_heads(
     edit: Edit, layer: int, numbers: Sequence[int], positions: Where | None, name: str
 ) -> Callable[..., Any]:
+    """A hook function that edits z (or q) of these heads, at these positions."""
+
     def hook_function(z: Float[Tensor, "batch pos head d"], hook: Any) -> Tensor:
         if max(numbers) >= z.shape[2]:
             raise CorelensError(
@@ -110,9 +113,11 @@ def _zero(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:
 
 
 def _mean(reference: Mapping[int, Tensor]) -> Edit:
+    """Replace z by its mean, or by the mean of its token's role."""
+
     def edit(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:
         try:
-            mean = reference[layer][:, numbers].to(z)  # [role or 1, some, d]
+            mean = reference[layer][:, numbers].to(z)  # [role or 1, head, d]
         except (KeyError, TypeError, IndexError) as error:
             raise CorelensError(
                 f"a reference without the mean of layer {layer}",
@@ -127,38 +132,44 @@ def _mean(reference: Mapping[int, Tensor]) -> Edit:
 
 
 def _resample(reference: Any, seed: int) -> Edit:
+    """Replace z by that of another run: of the same position, or of a random token of the same
+    role."""
     cache, other = reference if isinstance(reference, tuple) else (reference, None)
 
     def edit(z: Tensor, hook: Any, layer: int, numbers: list[int]) -> Tensor:
-        there = cache[f"blocks.{layer}.attn.hook_z"][:, :, numbers].to(z)  # [samples, pos, some, d]
+        reference_z = cache[f"blocks.{layer}.attn.hook_z"][:, :, numbers].to(
+            z
+        )  # [sample, pos, head, d]
         here = hook.ctx["positions"]
         if other is None:
-            length = there.shape[1]
-            if z.shape[0] % there.shape[0] or (
+            length = reference_z.shape[1]
+            if z.shape[0] % reference_z.shape[0] or (
                 int(here[-1]) + 1 != length and int(here[0]) < length
             ):
                 raise CorelensError(
-                    f"a reference run of {list(there.shape[:2])} samples × positions for one of "
+                    f"a reference run of {list(reference_z.shape[:2])} samples × positions for one "
+                    "of "
                     f"{[z.shape[0], int(here[-1]) + 1]}",
-                    "the same number of positions, or the reference's inputs, so that tokens are drawn by role",
+                    "the same number of positions, or the reference's inputs, so that tokens are "
+                    "drawn by role",
                     "give reference=(cache, inputs)",
                 )
-            there = there.repeat_interleave(z.shape[0] // there.shape[0], dim=0)
-            return there[:, here.clamp(max=length - 1)]
-        # The same draw in every layer: a position takes all its heads from one place.
+            reference_z = reference_z.repeat_interleave(z.shape[0] // reference_z.shape[0], dim=0)
+            return reference_z[:, here.clamp(max=length - 1)]
+        # The same draw in every layer: a position takes all its heads from one and the same token.
         generator = torch.Generator().manual_seed(seed)
-        mine = _roles(hook.ctx["inputs"], here, z.shape[0]).cpu()
+        roles = _roles(hook.ctx["inputs"], here, z.shape[0]).cpu()
         real = torch.stack([token_map.real for token_map in other.token_maps])
-        theirs = torch.where(
+        reference_roles = torch.where(
             real, _roles(other, torch.arange(real.shape[1]), len(real)).cpu(), -1
         ).flatten()
-        flat = torch.empty(mine.numel(), dtype=torch.long)
+        draws = torch.empty(roles.numel(), dtype=torch.long)
         for role in range(len(ROLES)):
-            pool = (theirs == role).nonzero()[:, 0]
-            pool = pool if len(pool) else (theirs >= 0).nonzero()[:, 0]
-            at = (mine.flatten() == role).nonzero()[:, 0]
-            flat[at] = pool[torch.randint(len(pool), (len(at),), generator=generator)]
-        return there.flatten(0, 1)[flat.to(z.device)].reshape(z.shape)
+            pool = (reference_roles == role).nonzero()[:, 0]
+            pool = pool if len(pool) else (reference_roles >= 0).nonzero()[:, 0]
+            targets = (roles.flatten() == role).nonzero()[:, 0]
+            draws[targets] = pool[torch.randint(len(pool), (len(targets),), generator=generator)]
+        return reference_z.flatten(0, 1)[draws.to(z.device)].reshape(z.shape)
 
     return edit
 

@@ -18,20 +18,20 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
-from corelens.inputs.prepare import Inputs
-from corelens.interventions.metrics import Bound
-from corelens.interventions.patching import Direction, prepare_runs, result_of
 from corelens.interventions.result import PatchResult
+from corelens.interventions.runs import Direction, Runs, prepare_runs
 from corelens.interventions.sites import Patch, axis_of, patches
+from corelens.model.hooked import HookedMLLM
 
 
 def attribution_patch(
-    model: Any,
+    model: HookedMLLM,
     clean: Any,
     corrupted: Any,
     site: str = "z",
     metric: Any = None,
     per: Sequence[str] | str | None = ("layer", "head"),
+    *,
     direction: Direction = "denoising",
     positions: Any = None,
     hooks: Sequence[Hook] = (),
@@ -54,55 +54,44 @@ def attribution_patch(
         raise CorelensError(
             f"steps={steps}", "0 (the gradient at the base run) or more", "5 to 10 are usual"
         )
-    about = {
-        "site": site,
-        "method": f"attribution patching ({steps} steps)" if steps else "attribution patching",
-    }
-    clean, corrupted, measure, base, other, meta = prepare_runs(
-        model, clean, corrupted, metric, direction, hooks, about
-    )
-    axes, jobs = patches(model, base, site, per, positions, block)
+    method = f"attribution patching ({steps} steps)" if steps else "attribution patching"
+    runs = prepare_runs(model, clean, corrupted, metric, direction, hooks, site=site, method=method)
+    measure = runs.measure
+    axes, jobs = patches(model, runs.base, site, per, positions, block)
     names = list(dict.fromkeys(name for job in jobs for name in job.names))
     inputs = ["hook_embed", *model.hook_names("hook_deepstack")]
-    with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
-        near_logits, here = model.run_with_cache(
-            base, names_filter=[*names, *inputs], return_cache_object=False
+    with torch.no_grad(), model.hooks(fwd_hooks=runs.hooks):
+        near_logits, base_values = model.run_with_cache(
+            runs.base, names_filter=[*names, *inputs], return_cache_object=False
         )
-        far_logits, there = model.run_with_cache(
-            other, names_filter=[*names, *inputs], return_cache_object=False
+        far_logits, other_values = model.run_with_cache(
+            runs.other, names_filter=[*names, *inputs], return_cache_object=False
         )
     near = measure(near_logits[:, -measure.keep :] if measure.keep else near_logits)
     far = measure(far_logits[:, -measure.keep :] if measure.keep else far_logits)
+    difference = {name: other_values[name] - base_values[name] for name in inputs}
     total: dict[str, Tensor] = {}
     shares = [step / steps for step in range(steps)] if steps else [0.0]
     for share in shares:
-        mixed = {name: here[name] + share * (there[name] - here[name]) for name in inputs}
-        for name, gradient in _gradients(
-            model, base, names, measure, hooks, mixed if share else {}
-        ).items():
+        # At share 0 the run is the base run itself: its own embeddings are not replaced.
+        mixed = {name: base_values[name] + share * difference[name] for name in inputs if share}
+        for name, gradient in _gradients(runs, names, mixed).items():
             total[name] = total.get(name, 0) + gradient / len(shares)
     scores = {
-        name: (there[name].float() - here[name].float()) * total[name].float() for name in names
+        name: (other_values[name].float() - base_values[name].float()) * total[name].float()
+        for name in names
     }
-    nowhere = torch.full_like(near, torch.nan)  # a layer without attention
-    values = [
-        near + sum(_share_of(job, name, scores[name]) for name in job.names)
-        if job.names
-        else nowhere
-        for job in jobs
-    ]
-    return result_of(values, near, far, axes, base, meta)
+    values = []
+    for job in jobs:
+        effect = sum(_share_of(job, name, scores[name]) for name in job.names)
+        missing = torch.full_like(near, torch.nan)  # a layer without attention
+        values.append(near + effect if job.names else missing)
+    return runs.result(values, near, far, axes)
 
 
-def _gradients(
-    model: Any,
-    base: Inputs,
-    names: Sequence[str],
-    measure: Bound,
-    hooks: Sequence[Hook],
-    inputs: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """∂ Σ metric / ∂ activation at each of these points, in a run with these embeddings."""
+def _gradients(runs: Runs, names: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """∂ Σ metric / ∂ activation at each of these points, in the base run with these embeddings."""
+    model = runs.model
     seen: dict[str, Tensor] = {}
 
     def put(value: Tensor) -> Callable[..., Tensor]:
@@ -115,28 +104,28 @@ def _gradients(
         # the graph begins here: the vision tower is not part of it
         return x.detach().requires_grad_()
 
-    def keep(name: str) -> Callable[..., Tensor]:
-        def kept(x: Tensor, hook: Any) -> Tensor:
+    def keeping(name: str) -> Callable[..., Tensor]:
+        def keep(x: Tensor, hook: Any) -> Tensor:
             seen[name] = x.clone() if x.requires_grad else x.detach().requires_grad_()
             return seen[name]
 
-        return kept
+        return keep
 
     every: list[Hook] = [
-        *hooks,
+        *runs.hooks,
         *((name, put(value)) for name, value in inputs.items()),
         ("hook_embed", begin),
     ]
-    every += [(name, keep(name)) for name in names]
+    every += [(name, keeping(name)) for name in names]
     with torch.enable_grad(), _frozen(model):
-        logits = model.run_with_hooks(base, fwd_hooks=every, logits_to_keep=measure.keep)
-        values = measure(logits)
+        logits = model.run_with_hooks(runs.base, fwd_hooks=every, logits_to_keep=runs.measure.keep)
+        values = runs.measure(logits)
         if not values.requires_grad:  # a metric without a gradient, such as accuracy
             return {name: torch.zeros_like(x) for name, x in seen.items()}
-        found = torch.autograd.grad(values.sum(), list(seen.values()), allow_unused=True)
+        gradients = torch.autograd.grad(values.sum(), list(seen.values()), allow_unused=True)
     return {
         n: torch.zeros_like(x) if g is None else g
-        for (n, x), g in zip(seen.items(), found, strict=True)
+        for (n, x), g in zip(seen.items(), gradients, strict=True)
     }
 
 

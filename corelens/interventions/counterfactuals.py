@@ -38,7 +38,7 @@ def counterfactual(
     seed: int = 0,
     model: Any = None,
 ) -> Sample:
-    """A twin of a sample, changed in one thing.
+    """A copy of a sample with one change: in its picture, or in its question.
 
     Args:
         sample: a sample with a region (not needed for "text").
@@ -65,7 +65,8 @@ def counterfactual(
     if (kind in ("swap", "replace", "text")) != (other is not None):
         raise CorelensError(
             f"counterfactual(…, {kind!r}) {'without' if other is None else 'with'} other=",
-            "a region to swap with, a sample or picture to replace by, another question; nothing for blur, noise, mask",
+            "a region to swap with, a sample or picture to replace by, another question; nothing "
+            "for blur, noise, mask",
             "add or drop other=",
         )
     if kind == "text" and sample.messages is not None:
@@ -94,7 +95,7 @@ def counterfactual_pairs(
     model: Any = None,
     **options: Any,
 ) -> list[tuple[Sample, Sample]]:
-    """Matched pairs (clean, corrupted), each of one token grid.
+    """Pairs (clean sample, corrupted twin) whose tokens stand at the same positions.
 
     Args:
         samples: the clean ones.
@@ -103,7 +104,7 @@ def counterfactual_pairs(
         model: a HookedMLLM: then lengths and token grids are compared too, not only the pictures'
             sizes.
         options: handed to `counterfactual`; one that is a list with an entry a sample is handed out
-            one by one.
+            in turn.
 
     Errors: pictures of other sizes or numbers; with `model`, twins of other lengths or grids, and
     where they part.
@@ -123,11 +124,12 @@ def counterfactual_pairs(
             f"{len(samples)} samples and {len(twins)} twins", "one twin a sample", "match them"
         )
     for sample, twin in zip(samples, twins, strict=True):
-        sizes = [_sizes(one) for one in (sample, twin)]
-        if sizes[0] != sizes[1]:
+        sizes, twin_sizes = _sizes(sample), _sizes(twin)
+        if sizes != twin_sizes:
             raise CorelensError(
-                f"sample {sample.id!r} with pictures of {sizes[0]} and its twin {twin.id!r} with {sizes[1]}",
-                "pictures of the same sizes, in the same order: only then are the token grids the same",
+                f"sample {sample.id!r} with pictures of {sizes} and its twin {twin.id!r} with "
+                f"{twin_sizes}",
+                "pictures of the same sizes, in the same order: else their token grids differ",
                 "resize, crop or pad the twin's pictures first",
             )
         if model is not None:
@@ -145,24 +147,26 @@ def _question(other: Any) -> str:
     return question
 
 
-def _region(sample: Sample, given: Any) -> Region:
-    if isinstance(given, Box | Mask | Tube):
-        return given
-    if not isinstance(given, int):
+def _region(sample: Sample, region: Any) -> Region:
+    if isinstance(region, Box | Mask | Tube):
+        return region
+    if not isinstance(region, int):
         raise CorelensError(
-            f"a {type(given).__name__} as a region", "a Box, Mask or Tube, or the number of a region of the sample",
+            f"a {type(region).__name__} as a region",
+            "a Box, Mask or Tube, or the number of a region of the sample",
             "for instance other=Box(x0, y0, x1, y1)",
-        )  # fmt: skip
-    if not 0 <= given < len(sample.regions):
+        )
+    if not 0 <= region < len(sample.regions):
         raise CorelensError(
-            f"region {given} of sample {sample.id!r}, which has {len(sample.regions)}",
+            f"region {region} of sample {sample.id!r}, which has {len(sample.regions)}",
             "a region of the sample, or a Box, Mask or Tube",
             "counterfactual(…, region=Box(x0, y0, x1, y1))",
         )
-    return sample.regions[given]
+    return sample.regions[region]
 
 
 def _sizes(sample: Sample) -> list[tuple[int, ...]]:
+    """(width, height) of each image, and (frames, width, height) of a video."""
     images: list[tuple[int, ...]] = [
         read_picture(image, f"sample {sample.id!r}").size for image in sample.images
     ]
@@ -255,15 +259,15 @@ def _swapped(sample: Sample, first: Region, second: Region) -> Sample:
             "a swap of tubes", "two regions of images", "swap frames by hand: Sample(video=…)"
         )
     images = [read_picture(image, f"sample {sample.id!r}") for image in sample.images]
-    for one in (first, second):
-        if not 0 <= one.image < len(images):
+    for region in (first, second):
+        if not 0 <= region.image < len(images):
             raise CorelensError(
-                f"a region on image {one.image} of {len(images)}",
+                f"a region on image {region.image} of {len(images)}",
                 "a picture of the sample",
                 "count from 0",
             )
-        one.check(*images[one.image].size)
-    areas = [_area(one, images[one.image].size) for one in (first, second)]
+        region.check(*images[region.image].size)
+    areas = [_area(region, images[region.image].size) for region in (first, second)]
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = areas
     if first.image == second.image and ax0 < bx1 and bx0 < ax1 and ay0 < by1 and by0 < ay1:
         raise CorelensError(
@@ -272,19 +276,20 @@ def _swapped(sample: Sample, first: Region, second: Region) -> Sample:
             "choose others",
         )
     contents = [
-        images[one.image].crop(area) for one, area in zip((first, second), areas, strict=True)
+        images[region.image].crop(area) for region, area in zip((first, second), areas, strict=True)
     ]
-    for one, content in ((first, contents[1]), (second, contents[0])):
+    for region, content in ((first, contents[1]), (second, contents[0])):
 
         def paint(picture: Image.Image, area: Area, content: Image.Image = content) -> Image.Image:
             return content.resize((area[2] - area[0], area[3] - area[1]), Image.Resampling.BICUBIC)
 
-        images[one.image] = _over(images[one.image], one, paint)
+        images[region.image] = _over(images[region.image], region, paint)
     return replace(sample, images=images)
 
 
 def _content(other: Any) -> Image.Image:
-    """What replaces: the first region of another sample, or a whole picture."""
+    """The picture that replaces a region: the first region of another sample, or a whole
+    picture."""
     if not isinstance(other, Sample):
         return read_picture(other, "other")
     region = _region(other, 0)

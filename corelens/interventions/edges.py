@@ -66,8 +66,8 @@ def _hooks(
 
     if heads is None:
         return [(every_edges, on(None))]
-    chosen = heads if isinstance(heads, HeadSet) else HeadSet(heads)
+    head_set = heads if isinstance(heads, HeadSet) else HeadSet(heads)
     return [
         (f"blocks.{layer}.attn.hook_edges", on(numbers))
-        for layer, numbers in chosen.by_layer().items()
+        for layer, numbers in head_set.by_layer().items()
     ]

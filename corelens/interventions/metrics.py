@@ -24,7 +24,7 @@ Answers = str | int | Sequence[str | int] | None
 
 @dataclass(frozen=True)
 class Bound:
-    """A metric that knows its samples.
+    """A metric that is bound to the runs it measures: it knows their answers and rows.
 
     Args:
         label: what is measured, for axes and headings.
@@ -43,7 +43,8 @@ class Bound:
         shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         if shape != [len(logits)]:
             raise CorelensError(
-                f"the metric {self.label!r}, which returned {shape} for logits {list(logits.shape)}",
+                f"the metric {self.label!r}, which returned {shape} for logits "
+                f"{list(logits.shape)}",
                 f"one number a sample: a tensor of shape [{len(logits)}]",
                 "for instance lambda logits: logits[:, -1, a] - logits[:, -1, b]",
             )
@@ -51,8 +52,8 @@ class Bound:
 
 
 class LogitMetric:
-    """A metric made before any sample exists. `bind` gives it the runs; with token ids it also
-    works unbound."""
+    """A metric that still has to be bound to runs (`bind`). One made of token ids also works
+    unbound, at the last position."""
 
     def __init__(
         self, label: str, make: Callable[..., Bound], free: Callable[[Tensor], Tensor] | None = None
@@ -75,7 +76,8 @@ class LogitMetric:
             raise CorelensError(
                 f"{self.label} called on bare logits",
                 "a metric that knows its tokens",
-                "hand it to a runner, bind it: metric.bind(model, inputs)(logits), or give token ids instead of texts",
+                "hand it to a runner, bind it: metric.bind(model, inputs)(logits), or give token "
+                "ids instead of texts",
             )
         return self._free(logits)
 
@@ -235,23 +237,28 @@ def _teacher_forced(
     def of_answer(logits: Tensor) -> Tensor:
         shift = 1 + length - logits.shape[1]
         return torch.stack(
-            [score(logits[i, at - shift].float(), ids[i]) for i, at in enumerate(answers)]
+            [
+                score(logits[i, positions - shift].float(), ids[i])
+                for i, positions in enumerate(answers)
+            ]
         )
 
     return of_answer, length - min(int(token_map.last) for token_map in inputs.token_maps)
 
 
-def _texts(given: Answers, inputs: Inputs | None, which: str) -> list[str | int] | str | int:
-    if given is not None:
-        return given if isinstance(given, str | int) else list(given)
-    answers = [sample.answer for sample in inputs.samples] if inputs is not None else []
-    if not answers or any(answer is None for answer in answers):
+def _texts(answers: Answers, inputs: Inputs | None, which: str) -> list[str | int] | str | int:
+    """These answers, or else those of the samples."""
+    if answers is not None:
+        return answers if isinstance(answers, str | int) else list(answers)
+    gold = [sample.answer for sample in inputs.samples] if inputs is not None else []
+    if not gold or None in gold:
+        having = "not all" if gold else "no"
         raise CorelensError(
-            f"no {which} answer: none given, and {'no' if not answers else 'not all'} samples have one",
+            f"no {which} answer: none given, and {having} samples have one",
             "answers in the metric, or samples with answers",
             "for instance cl.logit_diff('7', '3'), or Sample(answer=…)",
         )
-    return list(answers)  # type: ignore[arg-type]
+    return list(gold)  # type: ignore[arg-type]
 
 
 def single_tokens(
@@ -262,42 +269,47 @@ def single_tokens(
     Errors: an answer of several tokens; as many answers as samples if not one for all.
     """
     n = len(inputs)
-    each = [answers] * n if isinstance(answers, str | int) else answers
-    if len(each) != n:
+    per_sample = [answers] * n if isinstance(answers, str | int) else answers
+    if len(per_sample) != n:
         raise CorelensError(
-            f"{len(each)} answers for {n} samples", "one answer, or one a sample", "match them"
+            f"{len(per_sample)} answers for {n} samples",
+            "one answer, or one a sample",
+            "match them",
         )
-    texts = [answer for answer in each if isinstance(answer, str)]
+    texts = [answer for answer in per_sample if isinstance(answer, str)]
     if not texts:
-        return torch.tensor(each, dtype=torch.long)
+        return torch.tensor(per_sample, dtype=torch.long)
     if inputs.samples:
         batch = model.prepare(
             [
                 _light(s, a if isinstance(a, str) else "0")
-                for s, a in zip(inputs.samples, each, strict=True)
+                for s, a in zip(inputs.samples, per_sample, strict=True)
             ],
             answer=True,
         )
-        lines = [
-            line[token_map.answer].tolist()
-            for line, token_map in zip(
+        tokenised = [
+            ids[token_map.answer].tolist()
+            for ids, token_map in zip(
                 batch.tensors["input_ids"].cpu(), batch.token_maps, strict=True
             )
         ]
     else:
-        lines = [
-            model.tokenizer(str(answer), add_special_tokens=False)["input_ids"] for answer in each
+        tokenised = [
+            model.tokenizer(str(answer), add_special_tokens=False)["input_ids"]
+            for answer in per_sample
         ]
-    found = []
-    for answer, ids in zip(each, lines, strict=True):
+    tokens = []
+    for answer, ids in zip(per_sample, tokenised, strict=True):
         if isinstance(answer, str) and len(ids) != 1:
             raise CorelensError(
-                f"the answer {answer!r}, which is {len(ids)} tokens: {[model.tokenizer.decode([i]) for i in ids]}",
+                f"the answer {answer!r}, which is {len(ids)} tokens: "
+                f"{[model.tokenizer.decode([i]) for i in ids]}",
                 "an answer of one token",
-                "choose answers that differ in one token, give a token id, or use cl.interventions.answer_logprob()",
+                "choose answers that differ in one token, give a token id, or use "
+                "cl.interventions.answer_logprob()",
             )
-        found.append(answer if isinstance(answer, int) else ids[0])
-    return torch.tensor(found, dtype=torch.long)
+        tokens.append(answer if isinstance(answer, int) else ids[0])
+    return torch.tensor(tokens, dtype=torch.long)
 
 
 def _light(sample: Sample, answer: str) -> Sample:

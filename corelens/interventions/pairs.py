@@ -8,16 +8,16 @@ from corelens.errors import CorelensError
 from corelens.inputs.prepare import Inputs, Sample
 
 
-def as_inputs(model: Any, given: Any) -> Inputs:
+def as_inputs(model: Any, data: Any) -> Inputs:
     """Inputs from Inputs, a Sample or a list of Samples."""
-    if isinstance(given, Inputs):
-        return given
-    if isinstance(given, Sample) or (
-        isinstance(given, list | tuple) and given and isinstance(given[0], Sample)
+    if isinstance(data, Inputs):
+        return data
+    if isinstance(data, Sample) or (
+        isinstance(data, list | tuple) and data and isinstance(data[0], Sample)
     ):
-        return model.prepare(given)
+        return model.prepare(data)
     raise CorelensError(
-        f"a {type(given).__name__} to patch",
+        f"a {type(data).__name__} to patch",
         "inputs, a Sample, or a list of them",
         "make inputs with model.prepare(sample)",
     )
@@ -36,20 +36,25 @@ def check_pair(clean: Inputs, corrupted: Inputs) -> None:
         where = f"sample {a.id or i!r}"
         counts = (int(a.real.sum()), int(b.real.sum()))
         if counts[0] != counts[1] or len(a.placeholder) != len(b.placeholder):
-            at = _first_difference(clean, corrupted, i)
+            position = _first_difference(clean, corrupted, i)
             raise CorelensError(
-                f"{where}: {counts[0]} tokens of which {len(a.placeholder)} are visual, and {counts[1]} of which "
-                f"{len(b.placeholder)} are visual in its corrupted twin; they part at token {at}",
+                f"{where}: {counts[0]} tokens of which {len(a.placeholder)} are visual, and "
+                f"{counts[1]} of which "
+                f"{len(b.placeholder)} are visual in its corrupted twin; they part at token "
+                f"{position}",
                 "twins of the same length and token grid",
-                "change the picture without its size (cl.counterfactual), a text by one of as many tokens",
+                "change the picture without its size (cl.counterfactual), a text by one of as "
+                "many tokens",
             )
         if not torch.equal(a.placeholder, b.placeholder) or not torch.equal(a.real, b.real):
-            at = _first_difference(clean, corrupted, i)
+            position = _first_difference(clean, corrupted, i)
             raise CorelensError(
-                f"{where}: the visual tokens or the padding stand at other positions in its corrupted twin (from "
-                f"{at} on)",
+                f"{where}: the visual tokens or the padding stand at other positions in its "
+                "corrupted twin (from "
+                f"{position} on)",
                 "twins whose tokens stand at the same positions",
-                "keep the text before the picture as it is, and prepare both batches with the same padding",
+                "keep the text before the picture as it is, and prepare both batches with the "
+                "same padding",
             )
     for name in ("image_grid_thw", "video_grid_thw"):
         grids = clean.tensors.get(name), corrupted.tensors.get(name)
@@ -72,5 +77,6 @@ def _first_difference(clean: Inputs, corrupted: Inputs, i: int) -> int:
         for tm in (clean.token_maps[i], corrupted.token_maps[i])
     )
     return next(
-        (at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+        (position for position, (x, y) in enumerate(zip(a, b, strict=False)) if x != y),
+        min(len(a), len(b)),
     )

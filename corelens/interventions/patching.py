@@ -12,22 +12,19 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
-from corelens.inputs.prepare import Inputs
-from corelens.interventions.metrics import Bound, bound
-from corelens.interventions.pairs import as_inputs, check_pair
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
+from corelens.interventions.runs import Direction, Runs, prepare_runs
 from corelens.interventions.sites import Patch, axis_of, patches
+from corelens.model.hooked import HookedMLLM
 from corelens.tokens.positions import Where, check_where, member, resolve
 
-Direction = str  # "denoising" or "noising"
 # rows × patches in one forward, at most: more of them only fill a processor's caches
 BATCH_TOKENS = {"cpu": 1024}
 BATCH_TOKENS_ELSEWHERE = 16_384
@@ -37,7 +34,7 @@ BATCH_TOKENS_ELSEWHERE = 16_384
 
 
 def patch(names: str | Iterable[str], source: Any, positions: Where | None = None) -> list[Hook]:
-    """Hooks that put the values of another run into these points.
+    """Hooks that replace activations by those of another run.
 
     Args:
         names: hook names, per-head names too.
@@ -49,8 +46,8 @@ def patch(names: str | Iterable[str], source: Any, positions: Where | None = Non
     """
     if positions is not None:
         check_where(positions)
-    chosen = [names] if isinstance(names, str) else list(names)
-    return [(name, _put(name, _value(source, name), positions)) for name in chosen]
+    hook_names = [names] if isinstance(names, str) else list(names)
+    return [(name, _put(name, _value(source, name), positions)) for name in hook_names]
 
 
 def _value(source: Any, name: str) -> Tensor:
@@ -72,26 +69,31 @@ def _value(source: Any, name: str) -> Tensor:
     )
 
 
-def _put(name: str, there: Tensor, positions: Where | None) -> Callable[..., Any]:
+def _put(name: str, source_value: Tensor, positions: Where | None) -> Callable[..., Any]:
+    """A hook function that writes another run's activation, at these positions."""
     query_axis = 2 if axis_of(name)[0] == 2 and ".head." not in name else 1
 
     def patch(x: Tensor, hook: Any) -> Tensor:
         here = hook.ctx.get("positions")
         if here is None or name.startswith("vision.") or name.endswith("hook_pattern_rows"):
             # what has no positions of the decoder is replaced as a whole
-            return _same_shape(there, x, name).to(x)
-        length, last = there.shape[query_axis], int(here[-1]) + 1
+            return _same_shape(source_value, x, name).to(x)
+        length, last = source_value.shape[query_axis], int(here[-1]) + 1
         if int(here[0]) >= length:  # generated tokens
             return x
-        if last != length or x.shape[0] % there.shape[0]:
+        if last != length or x.shape[0] % source_value.shape[0]:
             raise CorelensError(
-                f"a source of {list(there.shape[:1])} samples × {length} positions for {name!r} in a run of "
+                f"a source of {list(source_value.shape[:1])} samples × {length} positions for "
+                f"{name!r} in a run of "
                 f"{x.shape[0]} × {last}",
                 "a source over the same positions, of one sample or of as many as run",
-                "pair inputs of the same token grid (cl.counterfactual, cl.interventions.counterfactual_pairs)",
+                "pair inputs of the same token grid (cl.counterfactual, "
+                "cl.interventions.counterfactual_pairs)",
             )
-        new = there.to(x).index_select(query_axis, here.to(there.device))
-        new = _same_shape(new.repeat_interleave(x.shape[0] // there.shape[0], dim=0), x, name)
+        new = source_value.to(x).index_select(query_axis, here.to(source_value.device))
+        new = _same_shape(
+            new.repeat_interleave(x.shape[0] // source_value.shape[0], dim=0), x, name
+        )
         if positions is None:
             return new.clone()
         where = member(
@@ -102,18 +104,19 @@ def _put(name: str, there: Tensor, positions: Where | None) -> Callable[..., Any
     return patch
 
 
-def _same_shape(there: Tensor, x: Tensor, name: str) -> Tensor:
-    if there.shape == x.shape:
-        return there
+def _same_shape(source_value: Tensor, x: Tensor, name: str) -> Tensor:
+    if source_value.shape == x.shape:
+        return source_value
     raise CorelensError(
-        f"a source {list(there.shape)} for {name!r}, which is {list(x.shape)}",
+        f"a source {list(source_value.shape)} for {name!r}, which is {list(x.shape)}",
         "the same shape",
         "run both on inputs alike",
     )
 
 
 def _along(where: Tensor, x: Tensor, axis: int) -> Tensor:
-    """[batch, pos] as a mask that broadcasts over x, whose positions are on `axis`."""
+    """A mask [batch, pos], reshaped so that it broadcasts over x, whose positions are on
+    `axis`."""
     shape = [1] * x.ndim
     shape[0], shape[axis] = where.shape
     return where.to(x.device).reshape(shape)
@@ -123,12 +126,13 @@ def _along(where: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def activation_patch(
-    model: Any,
+    model: HookedMLLM,
     clean: Any,
     corrupted: Any,
     site: str = "z",
     metric: Any = None,
     per: Sequence[str] | str | None = ("layer", "head"),
+    *,
     direction: Direction = "denoising",
     positions: Any = None,
     hooks: Sequence[Hook] = (),
@@ -137,7 +141,7 @@ def activation_patch(
     fast: bool = True,
     progress: bool = False,
 ) -> PatchResult:
-    """Patch one place after the other and measure what it does.
+    """Patch one activation after the other, and measure what each does to the metric.
 
     Args:
         model: a HookedMLLM.
@@ -159,150 +163,84 @@ def activation_patch(
             default 1,024 on a CPU, 16,384 elsewhere; one patch is always run whole.
         fast: False: one whole forward a patch, as you would write it yourself; slower, the same
             numbers.
+        progress: show a progress bar.
 
-    A place that the model does not have (a head of a layer without attention) has the value NaN.
+    What the model does not have (a head of a layer without attention) has the value NaN.
 
     Errors: grids that differ; a metric of the wrong shape; a site without such an axis.
     """
-    clean, corrupted, measure, base, other, site_meta = prepare_runs(
-        model,
-        clean,
-        corrupted,
-        metric,
-        direction,
-        hooks,
-        {"site": site, "method": "activation patching"},
+    runs = prepare_runs(
+        model, clean, corrupted, metric, direction, hooks, site=site, method="activation patching"
     )
-    axes, jobs = patches(model, base, site, per, positions, block)
-    names = list(dict.fromkeys(name for job in jobs for name in job.names))
-    with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
-        logits, source = model.run_with_cache(
-            other, names_filter=names, logits_to_keep=measure.keep, return_cache_object=False
-        )
-    far = measure(logits)
-    if not fast:
-        near, values = _one_by_one(model, base, jobs, source, measure, hooks, progress)
+    axes, jobs = patches(model, runs.base, site, per, positions, block)
+    source, far = runs.other_values(list(dict.fromkeys(name for job in jobs for name in job.names)))
+    if fast:
+        near, values = _together(runs, jobs, source, batch_tokens, progress)
     else:
-        near, values = _together(model, base, jobs, source, measure, hooks, batch_tokens, progress)
-    return result_of(values, near, far, axes, base, site_meta)
-
-
-def prepare_runs(
-    model: Any,
-    clean: Any,
-    corrupted: Any,
-    metric: Any,
-    direction: str,
-    hooks: Sequence[Hook],
-    meta: dict[str, Any],
-) -> tuple[Inputs, Inputs, Bound, Inputs, Inputs, dict[str, Any]]:
-    """What every runner begins with: (clean, corrupted, metric, base run, other run, meta),
-    pictures encoded once."""
-    if direction not in ("denoising", "noising"):
-        raise CorelensError(f"direction={direction!r}", "'denoising' or 'noising'", "choose one")
-    if metric is None:
-        raise CorelensError(
-            "no metric", "what to measure", "for instance metric=cl.logit_diff('7', '3')"
-        )
-    clean, corrupted = as_inputs(model, clean), as_inputs(model, corrupted)
-    check_pair(clean, corrupted)
-    tower = model.hook_names("vision.")
-    if not any(
-        any(map(name, tower)) if callable(name) else name.startswith("vision.") for name, _ in hooks
-    ):
-        clean, corrupted = model.encode(clean), model.encode(corrupted)
-    with model.hooks(fwd_hooks=list(hooks)):
-        measure = bound(metric, model, clean, corrupted)
-    base, other = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
-    meta = meta | {"direction": direction, "metric": measure.label, "family": model.cfg.family}
-    return clean, corrupted, measure, base, other, meta
-
-
-def result_of(
-    values: Sequence[Tensor],
-    near: Tensor,
-    far: Tensor,
-    axes: dict[str, list[str]],
-    base: Inputs,
-    meta: dict[str, Any],
-) -> PatchResult:
-    """Values in the order of the axes' product, each [sample], as a PatchResult."""
-    shape = [len(labels) for labels in axes.values()]
-    stacked = (
-        torch.stack([value.detach().float().cpu() for value in values], dim=1).numpy()
-        if values
-        else np.zeros((len(near), 0))
-    )
-    to_array = lambda x: x.detach().float().cpu().numpy()  # noqa: E731
-    return PatchResult(
-        stacked.reshape(len(near), *shape).astype(np.float32), to_array(near), to_array(far), axes,
-        [token_map.id for token_map in base.token_maps], meta,
-    )  # fmt: skip
+        near, values = _one_by_one(runs, jobs, source, progress)
+    return runs.result(values, near, far, axes)
 
 
 def _one_by_one(
-    model: Any, base: Inputs, jobs: Sequence[Patch], source: Mapping[str, Tensor], measure: Bound,
-    hooks: Sequence[Hook], progress: bool,
-) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-    """The plain loop: one whole forward a patch."""
+    runs: Runs, jobs: Sequence[Patch], source: Mapping[str, Tensor], progress: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """The metric of the base run, and under each patch: one whole forward a patch."""
+    keep = runs.measure.keep
+
+    def measured(hooks: Sequence[Hook]) -> Tensor:
+        logits = runs.model.run_with_hooks(runs.base, fwd_hooks=list(hooks), logits_to_keep=keep)
+        return runs.measure(logits)
+
     with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("patching", total=len(jobs))
-        near = measure(
-            model.run_with_hooks(base, fwd_hooks=list(hooks), logits_to_keep=measure.keep)
-        )
+        near = measured(runs.hooks)
         values = []
         for job in jobs:
-            if not job.names:
-                values.append(torch.full_like(near, torch.nan))
-                continue
-            put = [(name, write([job], name, source[name])) for name in job.names]
-            values.append(
-                measure(
-                    model.run_with_hooks(
-                        base, fwd_hooks=[*hooks, *put], logits_to_keep=measure.keep
-                    )
-                )
-            )
+            hooks = [(name, write([job], name, source[name])) for name in job.names]
+            missing = torch.full_like(near, torch.nan)
+            values.append(measured([*runs.hooks, *hooks]) if hooks else missing)
             bar.advance(task)
     return near, values
 
 
 def _together(
-    model: Any, base: Inputs, jobs: Sequence[Patch], source: Mapping[str, Tensor], measure: Bound,
-    hooks: Sequence[Hook], batch_tokens: int | None, progress: bool,
-) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-    """Patches of one layer share batches; a run begins at the first layer and row that a patch
-    changes."""
-    replay = Replay(model, base, hooks, names=list(source), keep=measure.keep)
+    runs: Runs,
+    jobs: Sequence[Patch],
+    source: Mapping[str, Tensor],
+    batch_tokens: int | None,
+    progress: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """As `_one_by_one`, faster: patches of one layer share batches, and a run begins at the first
+    layer and row that a patch changes."""
+    measure = runs.measure
+    replay = Replay(runs.model, runs.base, runs.hooks, names=list(source), keep=measure.keep)
     near = measure(replay.logits)
-    values: list[Tensor | None] = [None] * len(jobs)
-    groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    values: list[Tensor] = [torch.full_like(near, torch.nan)] * len(jobs)
+    by_points: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # (first row, number of the job)
     for number, job in enumerate(jobs):
-        if not job.names:
-            values[number] = torch.full_like(near, torch.nan)
-            continue
         row = first_row(job, replay.cache, source)
-        if row is None:  # the two runs agree wherever this patch writes
+        if row is not None:
+            by_points.setdefault(job.names, []).append((row, number))
+        elif job.names:  # the two runs agree wherever this patch writes: nothing to run
             values[number] = near
-        else:
-            groups.setdefault(job.names, []).append((row, number))
     with Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task("patching", total=sum(map(len, groups.values())))
-        for names, members in groups.items():
+        task = bar.add_task("patching", total=sum(map(len, by_points.values())))
+        for names, members in by_points.items():
+            # Sorted by row, patches that begin late share a batch that begins late.
             members.sort()
             while members:
                 start = replay.begin(min(map(layer_of, names)), members[0][0])
-                runs = share(replay, start.row, batch_tokens)
-                chunk, members = [number for _, number in members[:runs]], members[runs:]
-                start = Start(start.layer, start.row, len(chunk))
-                some = [jobs[number] for number in chunk]
+                size = share(replay, start.row, batch_tokens)
+                chunk, members = [number for _, number in members[:size]], members[size:]
+                chunk_jobs = [jobs[number] for number in chunk]
                 logits = replay.run(
-                    start, [(name, write(some, name, source[name])) for name in names]
+                    Start(start.layer, start.row, len(chunk)),
+                    [(name, write(chunk_jobs, name, source[name])) for name in names],
                 )
                 for run, number in enumerate(chunk):
-                    values[number] = measure(logits[run :: start.runs])  # type: ignore[index]
+                    values[number] = measure(logits[run :: len(chunk)])  # type: ignore[index]
                 bar.advance(task, len(chunk))
-    return near, values  # type: ignore[return-value]
+    return near, values
 
 
 def share(replay: Replay, row: int, batch_tokens: int | None) -> int:
@@ -323,20 +261,12 @@ def write(jobs: Sequence[Patch], name: str, source: Tensor) -> Callable[..., Ten
         new = source.to(x).index_select(rows_axis, here.to(source.device))
         x = x.clone()
         for run, job in enumerate(jobs):
-            mine, theirs = x[run :: len(jobs)], new
-            if job.part is not None:
-                at = (slice(None),) * part_axis + (job.part,)
-                mine, theirs = mine[at], theirs[at]
-            if job.where is None:
-                mine.copy_(theirs)
-            else:
-                mine.copy_(
-                    torch.where(
-                        _along(job.where[:, here.to(job.where.device)], mine, rows_axis),
-                        theirs,
-                        mine,
-                    )
-                )
+            part = (slice(None),) * part_axis + (job.part,) if job.part is not None else ()
+            own, new_part = x[run :: len(jobs)][part], new[part]  # (`own` is a view of x)
+            if job.where is not None:
+                where = _along(job.where[:, here.to(job.where.device)], own, rows_axis)
+                new_part = torch.where(where, new_part, own)
+            own.copy_(new_part)
         return x
 
     return patch
@@ -348,12 +278,14 @@ def first_row(job: Patch, base: Mapping[str, Tensor], source: Mapping[str, Tenso
     first = None
     for name in job.names:
         rows_axis, part_axis = axis_of(name)
-        at = (slice(None),) * part_axis + (job.part,) if job.part is not None else ()
+        part = (slice(None),) * part_axis + (job.part,) if job.part is not None else ()
         # [sample, pos]
-        differs = (base[name][at] != source[name][at]).transpose(1, rows_axis).flatten(2).any(-1)
+        differs = (
+            (base[name][part] != source[name][part]).transpose(1, rows_axis).flatten(2).any(-1)
+        )
         if job.where is not None:
             differs = differs & job.where.to(differs.device)
-        found = differs.any(0).nonzero()[:, 0]
-        if len(found):
-            first = int(found[0]) if first is None else min(first, int(found[0]))
+        rows = differs.any(0).nonzero()[:, 0]
+        if len(rows):
+            first = int(rows[0]) if first is None else min(first, int(rows[0]))
     return first

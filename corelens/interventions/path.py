@@ -10,7 +10,8 @@ Source: Wang et al. 2022, arXiv 2211.00593, appendix B; Goldowsky-Dill et al. 20
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,140 +21,37 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
-from corelens.interventions.ends import (
+from corelens.interventions.patching import share
+from corelens.interventions.path_run import group_hooks
+from corelens.interventions.replay import Replay, Start, layer_of
+from corelens.interventions.result import PatchResult
+from corelens.interventions.runs import Direction, prepare_runs
+from corelens.interventions.senders_receivers import (
     Receiver,
     Sender,
     mixing,
     parse_receivers,
     parse_senders,
-    rank,
     reaches,
 )
-from corelens.interventions.patching import Direction, prepare_runs, result_of, share
-from corelens.interventions.replay import Replay, Start, layer_of
-from corelens.interventions.result import PatchResult
-from corelens.interventions.sites import PLACES, places, table
-from corelens.tokens.positions import Where, check_where, member, resolve
+from corelens.interventions.sites import POSITION_AXES, position_masks, table
+from corelens.model.hooked import HookedMLLM
+from corelens.tokens.positions import Where
 
 # senders that act jointly, and at which positions
 Group = tuple[Sequence[Sender], Bool[Tensor, "sample pos"] | None]
-
-
-# --- the factory
-
-
-def path_hooks(
-    senders: Any,
-    *,
-    base: Any,
-    source: Any,
-    freeze_mlps: bool = False,
-    positions: Where | None = None,
-) -> list[Hook]:
-    """Hooks of the path run: senders have the values of another run, every other head that of the
-    base run.
-
-    Run the base inputs under them, read what receivers read (`model.run_with_cache`), and
-    `cl.patch` it into a last run. The logits of the path run itself are those with `hook_logits` as
-    the receiver.
-
-    Args:
-        senders: heads (a HeadSet, pairs, names "L3H5"), hook names ("blocks.3.hook_mlp_out",
-            "hook_embed", "blocks.3.attn.hook_z" for all heads of a layer), or "visual".
-        base: the base run's cache, with `hook_z` of all layers (and `hook_gate` where heads are
-            gated; `hook_attn_out` of layers without attention, whose mixers are frozen as heads
-            are; and `hook_mlp_out`, if MLPs are frozen).
-        source: the other run's cache, with what the senders write.
-        freeze_mlps: freeze MLPs that are no senders at their base value too.
-        positions: senders carry the change only there; elsewhere they are frozen at the base value.
-    """
-    if positions is not None:
-        check_where(positions)
-    held, other = getattr(base, "cache_dict", base), getattr(source, "cache_dict", source)
-    of_heads = [name for name in held if name.endswith("attn.hook_z")]
-    layers = 1 + max(
-        (layer_of(name) for name in held if name.endswith(("attn.hook_z", "hook_attn_out"))),
-        default=-1,
-    )
-    chosen = parse_senders(
-        senders, layers, max((held[name].shape[2] for name in of_heads), default=0), [*other]
-    )
-
-    def where(inputs: Any, here: Tensor, batch: int) -> list[Tensor | None]:
-        if positions is None:
-            return [None]
-        return [member(resolve(positions, inputs, here, batch, rows=True), int(here[-1]) + 1)]
-
-    return _path_hooks([chosen], where, held, other, freeze_mlps, layers)
-
-
-def _path_hooks(
-    groups: Sequence[Sequence[Sender]], where: Callable[[Any, Tensor, int], Sequence[Tensor | None]],
-    base: Mapping[str, Tensor], source: Mapping[str, Tensor], freeze_mlps: bool, n_layers: int,
-) -> list[Hook]:  # fmt: skip
-    """Hooks for a batch in which row i·runs + j is sample i of run j, and run j has the senders of
-    group j."""
-    written: dict[str, list[tuple[int, Sender]]] = {}
-    for run, senders in enumerate(groups):
-        for sender in senders:
-            for name in sender.names:
-                written.setdefault(name, []).append((run, sender))
-    first = max(0, min((layer_of(name) for name in written), default=0))
-    frozen = [name for layer in range(first, n_layers) for name in mixing(layer, base, written)]
-    if freeze_mlps:
-        frozen += [f"blocks.{layer}.hook_mlp_out" for layer in range(first, n_layers)]
-    for name in {*frozen, *written}:
-        held = [base] * (name in frozen) + [source] * (name in written)
-        if any(name not in one for one in held):
-            raise CorelensError(
-                f"a {'base' if name in frozen and name not in base else 'source'} cache without {name!r}",
-                "base: hook_z of all layers, and hook_mlp_out with freeze_mlps=True; source: what the senders write",
-                "run model.run_with_cache(inputs) without a names_filter, or name these points",
-            )
-
-    def make(name: str) -> Callable[..., Tensor]:
-        def path(x: Tensor, hook: Any) -> Tensor:
-            here, inputs = hook.ctx["positions"], hook.ctx["inputs"]
-            n = len(base[name] if name in base else source[name])
-            runs, copies = len(groups), x.shape[0] // n // len(groups)
-            x = _rows(base[name], here, x, runs * copies) if name in frozen else x.clone()
-            new = _rows(source[name], here, x, copies) if name in written else x
-            tables = where(inputs, here, n * copies)
-            for run, sender in written.get(name, []):
-                at = (slice(None), slice(None), sender.head) if sender.head is not None else ()
-                mine, theirs, own = x[run::runs][at], new[at], tables[run]
-                for limit in (own, sender.places(inputs, here, len(theirs))):
-                    if limit is not None:
-                        limit = limit[:, here.to(limit.device)].to(x.device)
-                        theirs = torch.where(
-                            limit.reshape(*limit.shape, *[1] * (mine.ndim - 2)), theirs, mine
-                        )
-                mine.copy_(theirs)
-            return x
-
-        return path
-
-    # a sender frozen first and written then is one function; embeddings come first, as they run
-    return [
-        (name, make(name))
-        for name in sorted({*frozen, *written}, key=lambda name: rank(name, n_layers))
-    ]
-
-
-def _rows(values: Tensor, here: Tensor, like: Tensor, copies: int) -> Tensor:
-    return values.to(like).index_select(1, here.to(like.device)).repeat_interleave(copies, dim=0)
-
-
-# --- the runner
+# receivers that are patched jointly
+Target = Sequence[Receiver]
 
 
 def path_patch(
-    model: Any,
+    model: HookedMLLM,
     clean: Any,
     corrupted: Any,
     senders: Any,
     receivers: Iterable[str] | str,
     metric: Any = None,
+    *,
     freeze_mlps: bool = False,
     direction: Direction = "noising",
     per: Sequence[str] | str | None = (),
@@ -186,186 +84,226 @@ def path_patch(
         receiver_positions: receivers are patched only there.
         hooks: to run under, in all runs.
         batch_tokens: how many rows × senders share a forward at most; see `activation_patch`.
+        progress: show a progress bar.
 
     What cannot be reached (a receiver earlier in the order of computation, or at positions where no
     sender carries a change) has effect 0, and a warning says so.
     """
-    clean, corrupted, measure, base, other, meta = prepare_runs(
+    runs = prepare_runs(
         model,
         clean,
         corrupted,
         metric,
         direction,
         hooks,
-        {"method": "path patching", "freeze_mlps": freeze_mlps},
+        method="path patching",
+        freeze_mlps=freeze_mlps,
     )
-    cfg = model.cfg
-    per = (per,) if isinstance(per, str) else tuple(per or ())
-    if (
-        set(per) - {"sender", "receiver", *PLACES}
-        or len(set(per)) < len(per)
-        or sum(name in PLACES for name in per) > 1
-    ):
-        raise CorelensError(
-            f"per={per}",
-            f"axes among sender, receiver, and one of {', '.join(PLACES)}",
-            "leave out the rest",
-        )
-    all_senders = parse_senders(senders, cfg.n_layers, cfg.n_heads, model.hook_names())
+    n_layers = model.cfg.n_layers
+    per = _checked_axes(per)
+    all_senders = parse_senders(senders, n_layers, model.cfg.n_heads, model.hook_names())
     all_receivers = parse_receivers(receivers, model)
-    meta["receivers"] = [receiver.name for receiver in all_receivers]
-    tables, place_labels = places(base, per, positions)
-    receiver_table = None if receiver_positions is None else table(receiver_positions, base)
-    axes = {
-        name: [s.label for s in all_senders] if name == "sender"
-        else [r.name for r in all_receivers] if name == "receiver" else place_labels
-        for name in per
-    }  # fmt: skip
-    alone = [[sender] for sender in all_senders] if "sender" in per else [list(all_senders)]
-    groups: list[Group] = [(some, where) for some in alone for where in tables]
-    targets = [[one] for one in all_receivers] if "receiver" in per else [list(all_receivers)]
+    runs.meta["receivers"] = [receiver.name for receiver in all_receivers]
+    masks, mask_labels = position_masks(runs.base, per, positions)
+    receiver_table = None if receiver_positions is None else table(receiver_positions, runs.base)
+    labels = {
+        "sender": [sender.label for sender in all_senders],
+        "receiver": [receiver.name for receiver in all_receivers],
+    }
+    axes = {name: labels.get(name, mask_labels) for name in per}
+    jointly = [[sender] for sender in all_senders] if "sender" in per else [all_senders]
+    groups: list[Group] = list(product(jointly, masks))
+    targets = [[receiver] for receiver in all_receivers] if "receiver" in per else [all_receivers]
     _warn_hidden(targets)
 
-    names = list(dict.fromkeys(name for sender in all_senders for name in sender.names))
-    with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
-        logits, source = model.run_with_cache(
-            other, names_filter=names, logits_to_keep=measure.keep, return_cache_object=False
-        )
-    far = measure(logits)
-    keep = names + [
-        name for layer in range(cfg.n_layers) for name in mixing(layer, model.hook_dict)
-    ]
-    keep += [f"blocks.{layer}.hook_mlp_out" for layer in range(cfg.n_layers)] if freeze_mlps else []
-    replay = Replay(model, base, hooks, names=keep, keep=measure.keep)
-    near = measure(replay.logits)
+    written = list(dict.fromkeys(name for sender in all_senders for name in sender.names))
+    source, far = runs.other_values(written)
+    frozen = [name for layer in range(n_layers) for name in mixing(layer, model.hook_dict)]
+    if freeze_mlps:
+        frozen += [f"blocks.{layer}.hook_mlp_out" for layer in range(n_layers)]
+    replay = Replay(model, runs.base, runs.hooks, names=[*written, *frozen], keep=runs.measure.keep)
+    near = runs.measure(replay.logits)
 
+    # A group that changes nothing, or whose change reaches no receiver, is not run: effect 0.
     values = [[near] * len(targets) for _ in groups]
-    reach = [
-        [_reached(group, target, receiver_table, cfg.n_layers) for target in targets]
+    reached = [
+        [_reached(group, target, receiver_table, n_layers) for target in targets]
         for group in groups
     ]
-    _warn_unreachable(groups, targets, reach)
-    first = [_first_row(group, replay.cache, source) for group in groups]
-    todo = [number for number, row in enumerate(first) if row is not None and any(reach[number])]
-    todo.sort(
-        key=lambda number: (
-            min(layer_of(n) for s in groups[number][0] for n in s.names),
-            first[number],
-        )
-    )
+    _warn_unreachable(groups, targets, reached)
+    first_rows = {
+        number: row
+        for number, group in enumerate(groups)
+        if any(reached[number]) and (row := _first_row(group, replay.cache, source)) is not None
+    }
     with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task("path patching", total=len(todo))
-        while todo:
-            layer = min(layer_of(n) for s in groups[todo[0]][0] for n in s.names)
-            same = [
-                number
-                for number in todo
-                if min(layer_of(n) for s in groups[number][0] for n in s.names) == layer
-            ]
-            row = replay.begin(layer, min(first[number] or 0 for number in same)).row
-            chunk = same[: share(replay, row, batch_tokens)]
-            todo = [number for number in todo if number not in chunk]
-            some, start = (
-                [groups[number] for number in chunk],
-                Start(max(layer, 0), row, len(chunk)),
-            )
-            measured = _measure(
-                replay, some, targets, source, freeze_mlps, receiver_table, start, measure
-            )
-            for run, number in enumerate(chunk):
-                for at, value in enumerate(measured):
-                    if reach[number][at]:
-                        values[number][at] = value[run :: len(chunk)]
+        task = bar.add_task("path patching", total=len(first_rows))
+        for chunk, start in _batches(groups, first_rows, replay, batch_tokens):
+            chunk_groups = [groups[number] for number in chunk]
+            path_run = _PathRun(replay, chunk_groups, targets, source, freeze_mlps, start)
+            for column, target in enumerate(targets):
+                measured = path_run.metric_with(target, receiver_table, runs.measure)
+                for run, number in enumerate(chunk):
+                    if reached[number][column]:
+                        values[number][column] = measured[run]
             bar.advance(task, len(chunk))
-    return result_of(_in_order(values, per, len(alone), len(tables)), near, far, axes, base, meta)
+    return runs.result(_in_order(values, per, len(jointly), len(masks)), near, far, axes)
 
 
-def _measure(
-    replay: Replay, groups: Sequence[Group], targets: Sequence[Sequence[Receiver]], source: Mapping[str, Tensor],
-    freeze_mlps: bool, receiver_table: Tensor | None, start: Start, measure: Callable[[Tensor], Tensor],
-) -> list[Tensor]:  # fmt: skip
-    """The path run of these groups in one batch, and a last run for each set of receivers: [sample
-    · runs] each."""
-    tables = [where for _, where in groups]
-    hooks = _path_hooks(
-        [senders for senders, _ in groups], lambda inputs, here, batch: tables, replay.cache, source, freeze_mlps,
-        replay.model.cfg.n_layers,
-    )  # fmt: skip
-    read: dict[str, Tensor] = {}
+def _checked_axes(per: Sequence[str] | str | None) -> tuple[str, ...]:
+    per = (per,) if isinstance(per, str) else tuple(per or ())
+    unknown = set(per) - {"sender", "receiver", *POSITION_AXES}
+    if unknown or len(set(per)) < len(per) or len(set(per) & set(POSITION_AXES)) > 1:
+        raise CorelensError(
+            f"per={per}",
+            f"axes among sender, receiver, and one of {', '.join(POSITION_AXES)}",
+            "leave out the rest",
+        )
+    return per
 
-    def recorder(name: str) -> Callable[..., None]:
+
+def _batches(
+    groups: Sequence[Group],
+    first_rows: Mapping[int, int],
+    replay: Replay,
+    batch_tokens: int | None,
+) -> Iterator[tuple[list[int], Start]]:
+    """Batches of path runs: the numbers of the groups in a batch, and where its runs begin.
+
+    Groups whose senders begin in the same layer share batches, in the order of the first rows that
+    they change: so a batch begins as late as its earliest group allows.
+    """
+    layers = {
+        number: min(layer_of(name) for sender in groups[number][0] for name in sender.names)
+        for number in first_rows
+    }
+    waiting = sorted(first_rows, key=lambda number: (layers[number], first_rows[number]))
+    while waiting:
+        layer = layers[waiting[0]]
+        same_layer = [number for number in waiting if layers[number] == layer]
+        start = replay.begin(layer, first_rows[same_layer[0]])
+        chunk = same_layer[: share(replay, start.row, batch_tokens)]
+        yield chunk, Start(start.layer, start.row, len(chunk))
+        waiting = [number for number in waiting if number not in chunk]
+
+
+class _PathRun:
+    """The path run of some groups in one batch, and the last runs that follow from it.
+
+    Args:
+        replay: of the base run.
+        groups: one a run of the batch.
+        targets: all receivers, so that one path run serves them all.
+        source: what the senders write.
+        freeze_mlps: whether MLPs are frozen too.
+        start: where the runs begin, and how many they are.
+    """
+
+    def __init__(
+        self,
+        replay: Replay,
+        groups: Sequence[Group],
+        targets: Sequence[Target],
+        source: Mapping[str, Tensor],
+        freeze_mlps: bool,
+        start: Start,
+    ):
+        self.replay, self.start = replay, start
+        tables = [where for _, where in groups]
+        hooks = group_hooks(
+            [senders for senders, _ in groups],
+            lambda inputs, here, batch: tables,
+            replay.cache,
+            source,
+            freeze_mlps,
+            replay.model.cfg.n_layers,
+        )
+        self.read: dict[str, Tensor] = {}
+        points = {receiver.reads for target in targets for receiver in target}
+        self.logits = replay.run(
+            start,
+            hooks,
+            {name: self._record(name) for name in points - {"hook_logits"}},
+            logits="hook_logits" in points,
+        )
+
+    def _record(self, name: str) -> Callable[..., None]:
         def record(x: Tensor, hook: Any) -> None:
-            read[name] = x.clone()
+            self.read[name] = x.clone()
 
         return record
 
-    wanted = {
-        receiver.reads
-        for target in targets
-        for receiver in target
-        if receiver.reads != "hook_logits"
-    }
-    to_logits = any(receiver.reads == "hook_logits" for target in targets for receiver in target)
-    logits = replay.run(start, hooks, {name: recorder(name) for name in wanted}, logits=to_logits)
-    found = []
-    for target in targets:
-        # what comes before the start was not run: no sender reaches it
-        inner = [receiver for receiver in target if receiver.reads in read]
+    def metric_with(
+        self, target: Target, where: Tensor | None, measure: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """The metric [sample] of the last run, for each run of the batch.
+
+        Args:
+            target: the receivers: they have what they read in the path run, and everything past
+                them is recomputed.
+            where: [sample, pos], True where they have it; None: everywhere.
+            measure: the metric.
+        """
+        runs = self.start.runs
         at_logits = any(receiver.reads == "hook_logits" for receiver in target)
-        if inner and not (at_logits and receiver_table is None):
+        # A point before the start was not run: no sender reaches it.
+        inner = [receiver for receiver in target if receiver.reads in self.read]
+        if at_logits and where is None:
+            logits = self.logits  # whatever the other receivers change is overwritten
+        elif inner:
             first = min(layer_of(receiver.reads) for receiver in inner)
-            begin = Start(replay.begin(first, start.row).layer, start.row, start.runs)
-            last = replay.run(
-                begin, [receiver.write(read[receiver.reads], receiver_table) for receiver in inner]
-            )
+            begin = self.replay.begin(first, self.start.row, runs)
+            hooks = [receiver.write(self.read[receiver.reads], where) for receiver in inner]
+            logits = self.replay.run(Start(begin.layer, self.start.row, runs), hooks)
         else:
-            last = replay.logits.repeat_interleave(start.runs, dim=0)
-        if at_logits:
-            last = (
-                logits
-                if receiver_table is None
-                else _mixed(receiver_table, logits, last, start.runs)  # type: ignore[arg-type]
-            )
-        found.append(_by_run(measure, last, start.runs))  # type: ignore[arg-type]
-    return found
+            logits = self.replay.logits.repeat_interleave(runs, dim=0)
+        assert logits is not None
+        if at_logits and where is not None:
+            assert self.logits is not None
+            logits = _mixed(where, self.logits, logits, runs)
+        # The metric speaks of the samples in their order, so it is taken run by run.
+        return [measure(logits[run::runs]) for run in range(runs)]
 
 
 def _mixed(where: Tensor, new: Tensor, old: Tensor, runs: int) -> Tensor:
+    """The new logits at the positions `where`, the old ones elsewhere."""
     rows = where[:, where.shape[1] - new.shape[1] :].repeat_interleave(runs, dim=0).to(new.device)
     return torch.where(rows[..., None], new, old)
 
 
-def _by_run(measure: Callable[[Tensor], Tensor], logits: Tensor, runs: int) -> Tensor:
-    """The metric run by run (it speaks of the samples in their order), back in the batch's
-    order."""
-    return torch.stack([measure(logits[run::runs]) for run in range(runs)], dim=1).flatten()
-
-
 def _in_order(
-    values: list[list[Tensor]], per: Sequence[str], n_senders: int, n_places: int
+    values: list[list[Tensor]], per: Sequence[str], n_senders: int, n_masks: int
 ) -> list[Tensor]:
-    """[sender · place][receiver] in the order of the axes."""
-    n_receivers = len(values[0]) if values else 0
-    grid = torch.stack([torch.stack(list(line)) for line in values]).reshape(
-        n_senders, n_places, n_receivers, -1
-    )
-    order = ["sender", next((name for name in per if name in PLACES), "place"), "receiver"]
-    grid = grid.permute(
-        *(order.index(name) for name in [*per, *(one for one in order if one not in per)]), 3
-    )
+    """One value for each combination of senders, mask and receivers, in the order of `per`.
+
+    Args:
+        values: [senders · masks][receivers], each [sample].
+        per: the axes of the result.
+        n_senders, n_masks: how many sets of senders and masks of positions there are.
+    """
+    grid = torch.stack([torch.stack(by_receiver) for by_receiver in values])
+    grid = grid.unflatten(0, (n_senders, n_masks))  # [sender, mask, receiver, sample]
+    position_axis = next((name for name in per if name in POSITION_AXES), "mask")
+    order = ["sender", position_axis, "receiver"]
+    # Axes that were not asked for have size 1 and go behind the others.
+    names = [*per, *(name for name in order if name not in per)]
+    grid = grid.permute(*(order.index(name) for name in names), 3)
     return list(grid.flatten(0, 2))
 
 
 # --- what can be reached
 
 
-def _reached(
-    group: Group, target: Sequence[Receiver], receiver_table: Tensor | None, n_layers: int
-) -> bool:
+def _reached(group: Group, target: Target, receiver_table: Tensor | None, n_layers: int) -> bool:
+    """Whether a change by these senders can come to one of these receivers on a direct path."""
     senders, where = group
     if where is not None and receiver_table is not None and not (where & receiver_table).any():
         # the path run moves nothing between positions; only scores and pattern look at others
-        target = [one for one in target if one.reads.endswith(("hook_attn_scores", "hook_pattern"))]
+        target = [
+            receiver
+            for receiver in target
+            if receiver.reads.endswith(("hook_attn_scores", "hook_pattern"))
+        ]
     return any(reaches(sender, receiver, n_layers) for sender in senders for receiver in target)
 
 
@@ -377,8 +315,8 @@ def _first_row(
     rows = []
     for sender in senders:
         for name in sender.names:
-            at = (slice(None), slice(None), sender.head) if sender.head is not None else ()
-            differs = (base[name][at] != source[name][at]).flatten(2).any(-1)
+            part = (slice(None), slice(None), sender.head) if sender.head is not None else ()
+            differs = (base[name][part] != source[name][part]).flatten(2).any(-1)
             if where is not None:
                 differs = differs & where.to(differs.device)
             rows += differs.any(0).nonzero()[:1, 0].tolist()
@@ -386,27 +324,30 @@ def _first_row(
 
 
 def _warn_unreachable(
-    groups: Sequence[Group], targets: Sequence[Sequence[Receiver]], reach: list[list[bool]]
+    groups: Sequence[Group], targets: Sequence[Target], reached: list[list[bool]]
 ) -> None:
-    for at, target in enumerate(targets):
-        lost = [group for number, group in enumerate(groups) if not reach[number][at]]
+    """Warn of receivers that some groups of senders cannot reach: an effect of 0 there is no
+    finding."""
+    for column, target in enumerate(targets):
+        lost = [group for group, row in zip(groups, reached, strict=True) if not row[column]]
         if lost:
-            some = ", ".join(
-                dict.fromkeys(sender.label for senders, _ in lost[:6] for sender in senders[:6])
-            )
+            labels = dict.fromkeys(s.label for senders, _ in lost[:6] for s in senders[:6])
+            examples, names = ", ".join(labels), ", ".join(receiver.name for receiver in target)
             warnings.warn(
-                f"{len(lost)} of {len(groups)} sets of senders ({some} …) cannot reach "
-                f"{', '.join(one.name for one in target)}: it comes earlier in the order of computation, or no sender "
-                "carries a change at its positions. Effect 0.",
+                f"{len(lost)} of {len(groups)} sets of senders ({examples} …) cannot reach "
+                f"{names}: it comes earlier in the order of computation, or no sender carries a "
+                "change at its positions. Effect 0.",
                 stacklevel=3,
             )
 
 
-def _warn_hidden(targets: Sequence[Sequence[Receiver]]) -> None:
+def _warn_hidden(targets: Sequence[Target]) -> None:
+    """Warn where receivers that are patched jointly cannot be seen behind the logits."""
     for target in targets:
         if len(target) > 1 and any(receiver.reads == "hook_logits" for receiver in target):
             warnings.warn(
-                "hook_logits among several receivers fixes the logits at what comes there on direct paths: the other "
-                "receivers cannot be seen. per='receiver' patches each alone.",
+                "hook_logits among several receivers fixes the logits at what comes there on "
+                "direct paths: the other receivers cannot be seen. per='receiver' patches each "
+                "alone.",
                 stacklevel=3,
             )

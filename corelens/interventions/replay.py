@@ -37,7 +37,7 @@ class Start:
 
 
 class Replay:
-    """One base run, and runs that begin in the middle of it.
+    """One base run, and further runs of the same batch that begin in the middle of it.
 
     Args:
         model: a HookedMLLM.
@@ -49,25 +49,23 @@ class Replay:
     """
 
     def __init__(
-        self, model: Any, inputs: Inputs, hooks: Sequence[Hook] = (), names: Sequence[str] = (),
-        keep: int | None = None, rows: bool = True,
-    ):  # fmt: skip
-        self.model, self.inputs, self.hooks, self.keep = (
-            model,
-            inputs,
-            named(model.hook_dict, hooks),
-            keep,
-        )
+        self,
+        model: Any,
+        inputs: Inputs,
+        hooks: Sequence[Hook] = (),
+        names: Sequence[str] = (),
+        keep: int | None = None,
+        rows: bool = True,
+    ):
+        self.model, self.inputs, self.keep = model, inputs, keep
+        self.hooks = named(model.hook_dict, hooks)
         self.decoder = model.layout.decoder(model.hf)
         layers = range(model.cfg.n_layers)
         wanted = ["hook_embed", *(f"blocks.{layer}.hook_resid_pre" for layer in layers)]
         rows = rows and all(model.cfg.heads)  # what other mixers carry from row to row is not kept
         if rows:
-            wanted += [
-                f"blocks.{layer}.attn.{point}"
-                for layer in layers
-                for point in ("hook_rot_k", "hook_v")
-            ]
+            wanted += [f"blocks.{layer}.attn.hook_rot_k" for layer in layers]
+            wanted += [f"blocks.{layer}.attn.hook_v" for layer in layers]
         caching = [*dict.fromkeys([*wanted, *names])]
         self._kwargs: dict[str, Any] = {}
         handle = self.decoder.register_forward_pre_hook(self._capture, with_kwargs=True)
@@ -80,22 +78,26 @@ class Replay:
             handle.remove()
         self.cache: dict[str, Tensor] = cache
         self.length = self.cache["hook_embed"].shape[1]
-        # (layers that use the keys of an earlier one need it to run)
+        # A layer without a k_proj of its own reads the keys of an earlier layer from the decoder's
+        # own bookkeeping: that layer then has to run, so every run begins at the first.
         parts = [block.parts for block in model.blocks]
         self._own_keys = all(p.k_proj or not (p.attention and p.q_proj) for p in parts)
         self.suffixes = rows and self._causal()
 
     def _capture(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        # What the model calls its decoder with (masks, rotary positions, DeepStack's features) is
+        # the family's own affair: it is recorded once and cut to size for each run.
         self._kwargs = dict(kwargs)
 
     def _causal(self) -> bool:
         """Whether no row attends to a later one: then rows before a patch are those of the base
-        run."""
+        run. A mask of an unknown kind counts as one that looks ahead."""
         mask = self._kwargs.get("attention_mask")
         masks = list(mask.values()) if isinstance(mask, dict) else [mask]
-        for one in masks:
-            if one is not None and (
-                not isinstance(one, Tensor) or (one.ndim == 4 and _sees_ahead(one))
+        for layer_mask in masks:
+            if layer_mask is not None and (
+                not isinstance(layer_mask, Tensor)
+                or (layer_mask.ndim == 4 and _sees_ahead(layer_mask))
             ):
                 return False
         return True
@@ -128,8 +130,9 @@ class Replay:
             The logits of the last `keep` positions (or of all).
         """
         kwargs = self._called_with(start)
-        # (without position ids some models make their own, from what they remember of the last
-        # batch)
+        # The model is called with little, and its decoder with `kwargs`. Position ids are passed
+        # all the same: without them some models make their own, from what they remember of the
+        # last batch.
         tensors = {
             name: kwargs[name]
             for name in ("inputs_embeds", "position_ids")
@@ -138,21 +141,21 @@ class Replay:
         if self._needs_ids():
             tensors["input_ids"] = self._any_text(tensors.pop("inputs_embeds"))
         batch = Inputs(tensors, self.inputs.token_maps, self.inputs.samples)
-        kept = [(name, function) for name, function in self.hooks if _fires(str(name), start)]
-        every = [*kept, *hooks, *(reading or {}).items()]
+        base_hooks = [(name, function) for name, function in self.hooks if _fires(str(name), start)]
+        every = [*base_hooks, *hooks, *(reading or {}).items()]
         length = self.length - start.row
         wanted = self.length if self.keep is None else self.keep
         with torch.no_grad(), self._begun(start, kwargs):
             if not logits:
                 self.model.run_with_hooks(batch, fwd_hooks=every, return_type=None)
                 return None
-            found = self.model.run_with_hooks(
+            row_logits = self.model.run_with_hooks(
                 batch, fwd_hooks=every, logits_to_keep=min(wanted, length)
             )
         if wanted > length:  # rows before the start are the base run's
             before = self.logits[:, : wanted - length].repeat_interleave(start.runs, dim=0)
-            found = torch.cat([before, found], dim=1)
-        return found
+            row_logits = torch.cat([before, row_logits], dim=1)
+        return row_logits
 
     # --- how the decoder is called
 
@@ -160,15 +163,16 @@ class Replay:
         return _repeat(self.cache["hook_embed"], start)
 
     def _needs_ids(self) -> bool:
-        """Whether the model makes the decoder more than embeddings of the ids: embeddings alone do
-        not call it then."""
+        """Whether the model hands its decoder more than embeddings that it made of the ids: then it
+        cannot be called with embeddings alone."""
         n = len(self.cache["hook_embed"])
         more = (x for name, x in self._kwargs.items() if name not in CALL and isinstance(x, Tensor))
         made = any(x.is_floating_point() and x.shape[:2] == (n, self.length) for x in more)
         return made and self._kwargs.get("input_ids") is None
 
     def _any_text(self, embeds: Tensor) -> Int[Tensor, "batch pos"]:
-        """Ids that stand for no picture; what the decoder gets for them is replaced."""
+        """Token ids of plain text, to call the model with: what its decoder gets for them is
+        replaced."""
         pictures = self.model.layout.placeholders(self.model.hf.config)
         token = next(token for token in range(len(pictures) + 1) if token not in pictures)
         return torch.full(embeds.shape[:2], token, device=embeds.device)
@@ -179,8 +183,8 @@ class Replay:
         given."""
         with ExitStack() as stack:
 
-            def call(module: nn.Module, args: Any, given: dict[str, Any]) -> Any:
-                return (), {**given, **kwargs}
+            def call(module: nn.Module, args: Any, received: dict[str, Any]) -> Any:
+                return (), {**received, **kwargs}
 
             stack.callback(self.decoder.register_forward_pre_hook(call, with_kwargs=True).remove)
             layers = list(self.decoder.layers)
@@ -191,10 +195,10 @@ class Replay:
             name = f"blocks.{start.layer}.hook_resid_pre" if start.layer else "hook_embed"
             stream = _repeat(self.cache[name], start)
 
-            def from_base(module: nn.Module, args: Any, given: dict[str, Any]) -> Any:
+            def from_base(module: nn.Module, args: Any, received: dict[str, Any]) -> Any:
                 if args:
-                    return (stream.clone(), *args[1:]), given
-                return args, given | {"hidden_states": stream.clone()}
+                    return (stream.clone(), *args[1:]), received
+                return args, received | {"hidden_states": stream.clone()}
 
             stack.callback(
                 layers[start.layer].register_forward_pre_hook(from_base, with_kwargs=True).remove
@@ -202,12 +206,14 @@ class Replay:
             yield
 
     def _called_with(self, start: Start) -> dict[str, Any]:
+        """What the base run called its decoder with, cut to the rows from `start.row` on and
+        repeated for each run of the batch."""
         kwargs = dict(self._kwargs)
         n = len(self.cache["hook_embed"])
         kwargs["inputs_embeds"] = self._embeds(start)
         for name, value in self._kwargs.items():
             if name in ("cache_position", "input_ids"):
-                del kwargs[name]
+                del kwargs[name]  # made anew; embeddings stand in the place of ids
             elif (
                 name not in CALL
                 and isinstance(value, Tensor)
@@ -221,31 +227,40 @@ class Replay:
         mask = kwargs.get("attention_mask")
         make = self._mask
         kwargs["attention_mask"] = (
-            {name: make(one, start) for name, one in mask.items()}
+            {name: make(layer_mask, start) for name, layer_mask in mask.items()}
             if isinstance(mask, dict)
             else make(mask, start, False)
         )
         ids = kwargs.get("position_ids")
         if ids is not None:
+            # [batch or 1, pos], or [3, batch, pos] for rotary positions in time, height and width
             if (ids.shape[-2] == n and n > 1) or ids.ndim == 3:
                 ids = ids.repeat_interleave(start.runs, dim=-2)
             kwargs["position_ids"] = ids[..., start.row :]
-        # DeepStack: which rows get which visual features
+        # DeepStack adds one feature a visual token, stacked without the text tokens between: number
+        # the tokens, cut and repeat the numbers as the rows are, and take the features by number.
         if kwargs.get("visual_pos_masks") is not None:
             where = kwargs["visual_pos_masks"]
             number = torch.zeros_like(where, dtype=torch.long)
             number[where] = torch.arange(int(where.sum()), device=where.device)
             kwargs["visual_pos_masks"] = _repeat(where, start)
-            chosen = _repeat(number, start)[kwargs["visual_pos_masks"]]
+            numbers = _repeat(number, start)[kwargs["visual_pos_masks"]]
             if kwargs.get("deepstack_visual_embeds") is not None:
                 kwargs["deepstack_visual_embeds"] = [
-                    one[chosen.to(one.device)] for one in kwargs["deepstack_visual_embeds"]
+                    features[numbers.to(features.device)]
+                    for features in kwargs["deepstack_visual_embeds"]
                 ]
         return kwargs
 
     def _mask(self, mask: Tensor | None, start: Start, made: bool = True) -> Tensor | None:
-        """The mask of the rows from `start.row` on; if it was `made` before the decoder, None means
-        causal."""
+        """The attention mask of the rows from `start.row` on, for each run of the batch.
+
+        Args:
+            mask: the base run's; None: causal.
+            start: where the run begins.
+            made: whether the model makes the mask before it calls the decoder: then the decoder
+                does not make a causal one of None, and it is built here.
+        """
         if mask is None:
             if not made or not start.row:
                 return None
@@ -261,9 +276,8 @@ class Replay:
         """The base run's keys and values before `start.row`."""
         cache = DynamicCache()
         for layer in range(self.model.cfg.n_layers):
-            runs = (
-                start.runs if layer >= start.layer else 1
-            )  # the layers before are not run: only their length is asked for
+            # The layers before are not run: only the length of their cache is asked for.
+            runs = start.runs if layer >= start.layer else 1
             key, value = (
                 self.cache[f"blocks.{layer}.attn.{point}"][:, : start.row]
                 .transpose(1, 2)
@@ -275,6 +289,7 @@ class Replay:
 
 
 def _repeat(x: Tensor, start: Start) -> Tensor:
+    """The rows of x [batch, pos, …] from the start on, each sample once for each run."""
     return x[:, start.row :].repeat_interleave(start.runs, dim=0)
 
 

@@ -17,7 +17,7 @@ FORMAT, VERSION = "corelens.patch_result", 1
 
 @dataclass(eq=False)
 class PatchResult:
-    """The metric under each patch.
+    """The metric under each patch of a sweep, with a name and labels for every axis.
 
     Args:
         values: float32 [sample, *axes]: the metric of each sample under each patch.
@@ -44,7 +44,7 @@ class PatchResult:
     @property
     def effect(self) -> Float[np.ndarray, "sample *axes"]:
         """The metric under the patch minus that of the unpatched run, [sample, *axes]."""
-        return self.values - self._spread(self.base)
+        return self.values - self._by_sample(self.base)
 
     @property
     def recovered(self) -> Float[np.ndarray, "sample *axes"]:
@@ -53,21 +53,22 @@ class PatchResult:
 
         NaN for a sample in which the two runs do not differ.
         """
-        gap = self._spread(self.other - self.base)
+        gap = self._by_sample(self.other - self.base)
         return np.divide(self.effect, gap, out=np.full_like(self.values, np.nan), where=gap != 0)
 
-    def _spread(self, x: np.ndarray) -> np.ndarray:
+    def _by_sample(self, x: np.ndarray) -> np.ndarray:
+        """One number a sample, shaped to broadcast over the axes."""
         return x.reshape(-1, *[1] * len(self.axes))
 
     def top(self, k: int = 10) -> list[tuple[dict[str, str], float]]:
         """The k patches of largest mean effect, by absolute value: ({axis: label}, effect)."""
         mean = self.effect.mean(0)
         order = np.argsort(-np.abs(mean), axis=None, kind="stable")[:k]
-        found = []
+        largest = []
         for index in zip(*np.unravel_index(order, mean.shape), strict=True) if mean.ndim else [()]:
             labels = {name: self.axes[name][i] for name, i in zip(self.axes, index, strict=True)}
-            found.append((labels, float(mean[index])))
-        return found
+            largest.append((labels, float(mean[index])))
+        return largest
 
     def select(self, **labels: str | int) -> "PatchResult":
         """The part at these labels: `result.select(layer=3)` has one axis less."""
@@ -81,8 +82,8 @@ class PatchResult:
                     else f"one of {axes[name][:12]}",
                     "result.axes has the labels",
                 )
-            at = 1 + list(axes).index(name)
-            values = values.take(axes.pop(name).index(str(label)), axis=at)
+            axis = 1 + list(axes).index(name)
+            values = values.take(axes.pop(name).index(str(label)), axis=axis)
         return PatchResult(
             values, self.base, self.other, axes, self.samples, self.meta | {"selected": labels}
         )
@@ -97,7 +98,8 @@ class PatchResult:
             for labels, e in self.top(3)
         )
         about = f"{self.meta.get('direction', 'patching')} {self.meta.get('site', '')}".strip()
-        return f"PatchResult({about}: {shape}, {len(self.base)} samples; {self.meta.get('metric', 'effect')} {best})"
+        metric = self.meta.get("metric", "effect")
+        return f"PatchResult({about}: {shape}, {len(self.base)} samples; {metric} {best})"
 
     def _repr_html_(self) -> str:
         """The figure, and the largest effects in words."""
@@ -131,17 +133,20 @@ class PatchResult:
                 f"the same axes and labels as {list(self.axes)}",
                 "use one `per`",
             )
-        mine, theirs = self.effect.mean(0).ravel(), exact.effect.mean(0).ravel()
+        effects, exact_effects = self.effect.mean(0).ravel(), exact.effect.mean(0).ravel()
         with style.axes(ax, 3.6, 3.4) as ax:
-            low, high = min(mine.min(), theirs.min()), max(mine.max(), theirs.max())
+            low, high = (
+                min(effects.min(), exact_effects.min()),
+                max(effects.max(), exact_effects.max()),
+            )
             ax.plot([low, high], [low, high], color=style.SOFT, linewidth=0.8)
-            ax.scatter(theirs, mine, s=12, color=style.BLUE, alpha=0.7, linewidths=0)
+            ax.scatter(exact_effects, effects, s=12, color=style.BLUE, alpha=0.7, linewidths=0)
             ax.set(
                 xlabel=f"{exact.meta.get('method', 'exact')} effect",
                 ylabel=f"{self.meta.get('method', 'estimated')} effect",
             )
-            if len(mine) > 1 and mine.std() > 0 and theirs.std() > 0:
-                ax.set_title(f"r = {np.corrcoef(mine, theirs)[0, 1]:.3f}")
+            if len(effects) > 1 and effects.std() > 0 and exact_effects.std() > 0:
+                ax.set_title(f"r = {np.corrcoef(effects, exact_effects)[0, 1]:.3f}")
         return style.figure_of(ax)
 
     # --- files

@@ -37,8 +37,8 @@ SITES: dict[str, tuple[str, str | None]] = {
 WHOLE = ("embed", "visual")  # sites of the model, not of a layer
 # the projector's output, with what DeepStack adds
 ALIASES = {"vision": "visual", "vision.hook_out": "visual"}
-PLACES = ("position", "role", "region")
-AXES = ("layer", "head", "kv_head", "neuron", *PLACES)
+POSITION_AXES = ("position", "role", "region")
+AXES = ("layer", "head", "kv_head", "neuron", *POSITION_AXES)
 
 
 def axis_of(name: str) -> tuple[int, int]:
@@ -49,10 +49,10 @@ def axis_of(name: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """One patch: these points at once, of each this part, at these positions.
+    """One patch of a sweep: points that are written at once, which part of them, and where.
 
     Args:
-        names: hook points; none where the model has nothing at this place (a layer without
+        names: hook points; none where the model has no such point (a layer without
             attention).
         part: which heads, KV heads or neurons; None: all.
         where: True at the positions that are patched; None: all.
@@ -88,33 +88,34 @@ def patches(
     site, per = ALIASES.get(site, site), (per,) if isinstance(per, str) else tuple(per or ())
     _check(site, per)
     within = _visual(inputs) if site == "visual" else None
-    along_places, labels_of_places = places(inputs, per, positions, within)
+    masks, mask_labels = position_masks(inputs, per, positions, within)
     axes: dict[str, list[str]] = {}
     for name in per:
         if name == "layer":
             axes[name] = [str(layer) for layer in range(model.cfg.n_layers)]
-        elif name in PLACES:
-            axes[name] = labels_of_places
+        elif name in POSITION_AXES:
+            axes[name] = mask_labels
         else:
-            size, step = _extent(model, name, block)
+            parts = _parts(model, name, block)
+            whole = all(part.stop - part.start == 1 for part in parts)
             axes[name] = [
-                str(i) if step == 1 else f"{i}–{min(i + step, size) - 1}"
-                for i in range(0, size, step)
+                str(part.start) if whole else f"{part.start}–{part.stop - 1}" for part in parts
             ]
-    found = []
-    for index in product(*(range(len(labels)) for labels in axes.values())):
-        at = dict(zip(axes, index, strict=True))
-        part = None
-        for name in ("head", "kv_head", "neuron"):
-            if name in at:
-                size, step = _extent(model, name, block)
-                part = slice(at[name] * step, min((at[name] + 1) * step, size))
-        place = next((along_places[at[name]] for name in PLACES if name in at), along_places[0])
-        names = _names(model, site, at.get("layer"))
-        found.append(Patch(_with_part(model, names, part), part, place))
-    if all(not job.names for job in found):  # nowhere: the first layer says why
+    jobs = []
+    for numbers in product(*(range(len(labels)) for labels in axes.values())):
+        index = dict(zip(axes, numbers, strict=True))
+        part: slice | None = None
+        mask = masks[0]
+        for name, number in index.items():
+            if name in POSITION_AXES:
+                mask = masks[number]
+            elif name != "layer":
+                part = _parts(model, name, block)[number]
+        names = _names(model, site, index.get("layer"))
+        jobs.append(Patch(_with_part(model, names, part), part, mask))
+    if all(not job.names for job in jobs):  # the model has no such point: this raises, and says why
         model.hook_dict[f"blocks.0.{SITES[site][0]}"]
-    return axes, found
+    return axes, jobs
 
 
 def _check(site: str, per: tuple[str, ...]) -> None:
@@ -123,22 +124,25 @@ def _check(site: str, per: tuple[str, ...]) -> None:
             f"the site {site!r}", f"one of {', '.join([*SITES, *WHOLE])}", "choose one"
         )
     extra = SITES[site][1] if site in SITES else None
-    allowed = [name for name in ("layer" if site in SITES else None, extra, *PLACES) if name]
+    allowed = [name for name in ("layer" if site in SITES else None, extra, *POSITION_AXES) if name]
     wrong = [name for name in per if name not in allowed]
-    if wrong or len(set(per)) < len(per) or sum(name in PLACES for name in per) > 1:
+    kv = "head" in wrong and extra == "kv_head"
+    if wrong or len(set(per)) < len(per) or len(set(per) & set(POSITION_AXES)) > 1:
         raise CorelensError(
             f"per={per} at the site {site!r}",
-            f"axes among {', '.join(allowed)}, none twice, and one of {', '.join(PLACES)} at most",
-            "KV heads, not heads, carry k and v"
-            if "head" in wrong and extra == "kv_head"
-            else "leave out the others",
+            f"axes among {', '.join(allowed)}, none twice, and one of {', '.join(POSITION_AXES)} "
+            "at most",
+            "KV heads, not heads, carry k and v" if kv else "leave out the others",
         )
 
 
-def _extent(model: Any, axis: str, block: int) -> tuple[int, int]:
+def _parts(model: Any, axis: str, block: int) -> list[slice]:
+    """The heads, KV heads or blocks of neurons along an axis, one slice each."""
     if axis == "neuron":
-        return model.cfg.d_mlp or max(block.parts.d_mlp or 0 for block in model.blocks), block
-    return (model.cfg.n_heads if axis == "head" else model.cfg.n_kv_heads), 1
+        size = model.cfg.d_mlp or max(block.parts.d_mlp or 0 for block in model.blocks)
+        return [slice(first, min(first + block, size)) for first in range(0, size, block)]
+    size = model.cfg.n_heads if axis == "head" else model.cfg.n_kv_heads
+    return [slice(number, number + 1) for number in range(size)]
 
 
 def _names(model: Any, site: str, layer: int | None) -> tuple[str, ...]:
@@ -148,7 +152,9 @@ def _names(model: Any, site: str, layer: int | None) -> tuple[str, ...]:
         return ("hook_embed", *(name for name in model.hook_names("hook_deepstack")))
     layers = range(model.cfg.n_layers) if layer is None else [layer]
     return tuple(
-        name for at in layers if (name := f"blocks.{at}.{SITES[site][0]}") in model.hook_dict
+        name
+        for number in layers
+        if (name := f"blocks.{number}.{SITES[site][0]}") in model.hook_dict
     )
 
 
@@ -161,62 +167,73 @@ def _with_part(model: Any, names: tuple[str, ...], part: slice | None) -> tuple[
 
 
 def table(where: Where, inputs: Inputs) -> Bool[Tensor, "sample pos"]:
-    """True at the positions that `where` means, for each sample."""
+    """A mask [sample, pos] of the positions that `where` names."""
     every = torch.arange(inputs.length)
     return member(resolve(where, inputs, every, len(inputs), rows=True), inputs.length)
 
 
 def _visual(inputs: Inputs) -> Bool[Tensor, "sample pos"]:
     """Every token that stands for picture content."""
-    found = torch.zeros(len(inputs), inputs.length, dtype=torch.bool)
-    for line, token_map in zip(found, inputs.token_maps, strict=True):
-        line[token_map.placeholder] = True
-    return found
+    visual = torch.zeros(len(inputs), inputs.length, dtype=torch.bool)
+    for row, token_map in zip(visual, inputs.token_maps, strict=True):
+        row[token_map.placeholder] = True
+    return visual
 
 
-def places(
+def position_masks(
     inputs: Inputs,
     per: Sequence[str],
     positions: Any,
     within: Bool[Tensor, "sample pos"] | None = None,
 ) -> tuple[list[Bool[Tensor, "sample pos"] | None], list[str]]:
-    """The positions of each patch along the axis of places (one entry without such an axis), and
-    their labels."""
+    """Where each patch along the axis of positions writes, and the labels of that axis.
+
+    Args:
+        inputs: their token maps say what names of positions mean.
+        per: the axes; the one among POSITION_AXES, if any, is the axis of positions.
+        positions: only there; with "role" among `per`, a list of names, one role each.
+        within: only there, too.
+
+    Returns:
+        Masks, and as many labels; without an axis of positions one mask (None: everywhere) and no
+        label.
+    """
     named = (
-        isinstance(positions, list | tuple) and len(positions) > 0 and isinstance(positions[0], str)
+        isinstance(positions, list | tuple) and bool(positions) and isinstance(positions[0], str)
     )
     if named and "role" not in per:
         raise CorelensError(
             f"positions={positions!r} with per={per}",
-            "one place, or 'role' among `per`",
+            "one name, or 'role' among `per`",
             "join names with '+'",
         )
     if positions is not None and not named:
         within = table(positions, inputs) if within is None else within & table(positions, inputs)
 
-    def and_within(place: Tensor) -> Tensor:
-        return place if within is None else place & within
+    def limited(masks: Sequence[Tensor]) -> list[Tensor | None]:
+        return [mask if within is None else mask & within for mask in masks]
+
+    def real() -> Tensor:
+        return torch.stack([token_map.real for token_map in inputs.token_maps])
 
     if "position" in per:
-        real = torch.stack([token_map.real for token_map in inputs.token_maps])
-        swept = and_within(real).any(0).nonzero()[:, 0].tolist()
-        return [and_within(table(at, inputs)) for at in swept], [str(at) for at in swept]
+        swept = real() if within is None else real() & within
+        numbers = swept.any(0).nonzero()[:, 0].tolist()
+        return limited([table(n, inputs) for n in numbers]), [str(n) for n in numbers]
+    if "role" in per and named:
+        return limited([table(name, inputs) for name in positions]), list(positions)
     if "role" in per:
-        if named:
-            return [and_within(table(label, inputs)) for label in positions], list(positions)
         roles = [table(role, inputs) for role in ROLES[:-1]]
-        real = torch.stack([token_map.real for token_map in inputs.token_maps])
-        return [and_within(place) for place in (*roles, real & ~torch.stack(roles).any(0))], list(
-            ROLES
-        )
+        other = real() & ~torch.stack(roles).any(0)
+        return limited([*roles, other]), list(ROLES)
     if "region" in per:
-        return _regions(inputs, and_within)
+        regions = _regions(inputs)
+        return limited(regions), [str(number) for number in range(len(regions))]
     return [within], []
 
 
-def _regions(
-    inputs: Inputs, and_within: Any
-) -> tuple[list[Bool[Tensor, "sample pos"] | None], list[str]]:
+def _regions(inputs: Inputs) -> list[Bool[Tensor, "sample pos"]]:
+    """One mask for each region, the first of all samples first."""
     counts = {len(token_map.regions) for token_map in inputs.token_maps}
     if len(counts) != 1 or counts == {0}:
         raise CorelensError(
@@ -224,10 +241,10 @@ def _regions(
             "the same number of regions, one or more, in each",
             "patch per='role'",
         )
-    found: list[Bool[Tensor, "sample pos"] | None] = []
+    masks = []
     for number in range(counts.pop()):
-        place = torch.zeros(len(inputs), inputs.length, dtype=torch.bool)
-        for line, token_map in zip(place, inputs.token_maps, strict=True):
-            line[token_map.regions[number]] = True
-        found.append(and_within(place))
-    return found, [str(number) for number in range(len(found))]
+        mask = torch.zeros(len(inputs), inputs.length, dtype=torch.bool)
+        for row, token_map in zip(mask, inputs.token_maps, strict=True):
+            row[token_map.regions[number]] = True
+        masks.append(mask)
+    return masks

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hf import attention_name
+from corelens.hf import attention_name, revision_of, source_of
 from corelens.inputs.pictures import Later
 from corelens.inputs.prepare import Sample
 from corelens.metrics.digest import Digest, digest, source
@@ -87,10 +87,10 @@ def _tokenizer(words: str) -> dict[str, Any]:
 
 def about(model: Any) -> dict[str, Any]:
     """What a result says of the model and the libraries that made it."""
-    name = str(getattr(model.hf.config, "_name_or_path", "") or "")
+    name = source_of(model.hf.config)
     return {
         "model": name if not Path(name).is_dir() else Path(name).name,
-        "revision": getattr(model.hf.config, "_commit_hash", None),
+        "revision": revision_of(model.hf.config),
         "weight_hash": weight_hash(all_weights(model.hf)),
         "family": model.cfg.family,
         "n_layers": model.cfg.n_layers,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from corelens.hf import source_of
 from corelens.layouts.base import Layout
 from corelens.model.parts import Parts
 from corelens.model.projections import home
@@ -74,7 +75,7 @@ def config_of(hf: Any, layout: Layout, parts: Sequence[Parts]) -> Config:
         dtype=embeddings.weight.dtype,
         eps=norm_eps(norm),
         n_ctx=getattr(text, "max_position_embeddings", 0),
-        model_name=getattr(hf.config, "_name_or_path", "") or hf.config.model_type,
+        model_name=source_of(hf.config) or hf.config.model_type,
         act_fn=getattr(text, "hidden_act", None) or getattr(text, "hidden_activation", None) or "",
         normalization_type="LN" if centres(norm) else "RMS",
         n_vision_layers=len(layout.vision_layers(hf)),

@@ -11,12 +11,12 @@ from corelens.errors import CorelensError
 from corelens.hooks.rows import Call
 from corelens.sparse.patterns import at_least
 from corelens.sparse.prompt import Prompt
-from corelens.sparse.sight import MaskMod
+from corelens.sparse.visible import MaskMod
 
 
 @dataclass(frozen=True)
 class BlockSparse:
-    """Keys by blocks, chosen as the prompt is read: those whose antidiagonals score highest.
+    """XAttention: each head attends to the blocks of keys whose antidiagonals score highest.
 
     Every `stride` queries and every `stride` keys make one number, the mean score along the
     antidiagonal of their square (each token of either side takes part in exactly one pair): S[i, j]
@@ -51,12 +51,14 @@ class BlockSparse:
             )
 
     def sees(self, prompt: Prompt, query: Tensor, key: Tensor, call: Call) -> MaskMod:
-        """See `corelens.sparse.patterns`."""
+        """The pattern for this prompt, as a function of index tensors: which block of queries sees
+        which block of keys."""
         if query.shape[2] != prompt.length:
             raise CorelensError(
-                f"BlockSparse in a step of {query.shape[2]} of {prompt.length} tokens", "the whole prompt in one step",
+                f"BlockSparse in a step of {query.shape[2]} of {prompt.length} tokens",
+                "the whole prompt in one step",
                 "run without prefill_chunk_size",
-            )  # fmt: skip
+            )
         blocks = -(-prompt.length // self.block)
         table = torch.zeros(
             query.shape[0], query.shape[1], blocks, blocks, dtype=torch.bool, device=query.device
@@ -70,12 +72,14 @@ class BlockSparse:
                     query[sample, head, first:end].detach(),
                     key[sample, head // group, first:end].detach(),
                 )
-                chosen = self.choose(q, k, call.scaling)
-                table[sample, head, : len(chosen), : len(chosen)] = chosen
+                seen_blocks = self.choose(q, k, call.scaling)
+                table[sample, head, : len(seen_blocks), : len(seen_blocks)] = seen_blocks
 
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            at = (((x - prompt.first[b]) // self.block).clamp(0, blocks - 1) for x in (q, k))
-            return table[b, h, *at]
+            block_indices = (
+                ((x - prompt.first[b]) // self.block).clamp(0, blocks - 1) for x in (q, k)
+            )
+            return table[b, h, *block_indices]
 
         return mask_mod
 

@@ -22,7 +22,7 @@ ALLOCATIONS = ("scores", "random", "adakv", "pyramidkv")
 
 @dataclass(frozen=True)
 class KVBudget:
-    """What the KV heads keep of a prompt, `budget` keys each on the mean.
+    """How many keys of a prompt each KV head keeps: `budget` on average.
 
     With L layers of n KV heads, s the query heads' scores summed over each KV head's group and
     normalised to Σs = 1 over the model, B = budget − window and m = int(ρB) (SparseMM, arXiv
@@ -90,9 +90,10 @@ class KVBudget:
             return
         if not isinstance(self.scores, HeadScores):
             raise CorelensError(
-                f"a KVBudget of a {type(self.scores).__name__}", "HeadScores, or None for equal budgets",
+                f"a KVBudget of a {type(self.scores).__name__}",
+                "HeadScores, or None for equal budgets",
                 'give scores["ram"] of cl.score_heads',
-            )  # fmt: skip
+            )
         if self.allocation not in ("scores", "random"):
             raise CorelensError(
                 f"scores with allocation={self.allocation!r}",
@@ -101,9 +102,11 @@ class KVBudget:
             )
         if (self.scores.values < 0).any():
             raise CorelensError(
-                f"a KVBudget of scores down to {self.scores.values.min():g}", "scores that are not negative",
-                "a budget is a share of the sum; a difference of scores (calibrated RAM) has none: take RAM itself",
-            )  # fmt: skip
+                f"a KVBudget of scores down to {self.scores.values.min():g}",
+                "scores that are not negative",
+                "a budget is a share of the sum; a difference of scores (calibrated RAM) has "
+                "none: take RAM itself",
+            )
 
     def capacities(
         self,
@@ -124,37 +127,37 @@ class KVBudget:
         Raises:
             CorelensError: scores of another model.
         """
-        chosen = list(range(n_layers)) if layers is None else list(layers)
-        shares = self._shares(n_layers, n_heads, n_kv_heads)[chosen]
+        budgeted = list(range(n_layers)) if layers is None else list(layers)
+        shares = self._shares(n_layers, n_heads, n_kv_heads)[budgeted]
         if not shares.any():
             raise CorelensError(
-                f"a KVBudget of scores that are 0 in layers {chosen[:5]}",
+                f"a KVBudget of scores that are 0 in layers {budgeted[:5]}",
                 "a score above 0 there",
                 "take other scores",
             )
         spread = self.budget - self.window  # B
         if self.allocation == "pyramidkv":
             wanted = np.repeat(
-                _pyramid(spread, self.beta, len(chosen), length - self.window)[:, None],
+                _pyramid(spread, self.beta, len(budgeted), length - self.window)[:, None],
                 n_kv_heads,
                 1,
             )
         else:
             least = int(self.rho * spread)
             wanted = np.rint(shares / shares.sum() * (spread - least) * shares.size + least)
-        found = np.zeros((n_layers, n_kv_heads), dtype=np.int64)
+        capacities = np.zeros((n_layers, n_kv_heads), dtype=np.int64)
         whole = length <= self.budget  # (rounding could cost the mean a key)
         wanted = wanted.astype(np.int64) + self.window
         if not self.give_back:
-            found[chosen] = np.minimum(wanted, length)
+            capacities[budgeted] = np.minimum(wanted, length)
         else:
-            found[chosen] = length if whole else give_back(wanted, shares, length)
-        return found
+            capacities[budgeted] = length if whole else give_back(wanted, shares, length)
+        return capacities
 
     def _shares(
         self, n_layers: int, n_heads: int, n_kv_heads: int
     ) -> Float[np.ndarray, "layer kv_head"]:
-        """Each KV head's score."""
+        """The score of each KV head: the sum of its query heads' scores."""
         if self.scores is None:
             return np.ones((n_layers, n_kv_heads))
         values = self.scores.values.astype(np.float64)
@@ -178,14 +181,13 @@ def give_back(
     shares: Float[np.ndarray, "layer kv_head"],
     length: int,
 ) -> Int[np.ndarray, "layer kv_head"]:
-    """Capacities none of which is above the prompt's length; what is cut off goes to the others, by
-    their shares.
+    """Capacities capped at the prompt's length; the excess goes to the other heads by their shares.
 
     The sum stays what it was, or all heads keep the whole prompt.
     """
-    kept = np.minimum(wanted, length)
-    spare = int(wanted.sum() - kept.sum())
-    while spare and (room := length - kept).any():
+    capacities = np.minimum(wanted, length)
+    spare = int(wanted.sum() - capacities.sum())
+    while spare and (room := length - capacities).any():
         weights = np.where(room > 0, shares, 0.0)
         if not weights.any():
             weights = (room > 0).astype(float)
@@ -194,13 +196,13 @@ def give_back(
         if not more.any():  # less than one key a head is left: one each to those that are owed most
             owed = np.argsort(-np.where(room > 0, parts, -1.0), axis=None, kind="stable")
             more.ravel()[owed[: min(spare, int((room > 0).sum()))]] = 1
-        kept, spare = kept + more, spare - int(more.sum())
-    return kept
+        capacities, spare = capacities + more, spare - int(more.sum())
+    return capacities
 
 
 def _pyramid(spread: int, beta: int, n_layers: int, most: int) -> Float[np.ndarray, " layer"]:
-    """PyramidKV: `spread` on the mean, falling in equal steps to spread / beta; flatter where
-    `most` is all there is.
+    """PyramidKV's budget of each layer: `spread` on average, falling in equal steps to the last
+    layer's spread / beta; flatter where a layer would keep more than `most`.
 
     (The published code rounds the step down, and so gives out up to L² / 2 keys more; here the mean
     is kept.)

@@ -27,7 +27,7 @@ from corelens.sparse.selection import among_heads, highest, observed, sink_and_w
 
 
 class RaggedLayer(CacheLayerMixin):
-    """One layer: the whole prompt until it is evicted, then what is left of it and the new
+    """One layer's keys and values: the whole prompt, then what eviction left of it and the new
     tokens."""
 
     is_sliding = False
@@ -41,7 +41,7 @@ class RaggedLayer(CacheLayerMixin):
         self.store: Ragged | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is reserved."""
+        """Note dtype and device; nothing is allocated."""
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
@@ -53,9 +53,10 @@ class RaggedLayer(CacheLayerMixin):
         if self.store is not None:
             if key_states.shape[2] != 1:
                 raise CorelensError(
-                    f"{key_states.shape[2]} tokens at once after the eviction", "one token a step",
+                    f"{key_states.shape[2]} tokens at once after the eviction",
+                    "one token a step",
                     "a fresh cache for each prompt, and no assistant model",
-                )  # fmt: skip
+                )
             self.store.append(key_states, value_states)
             return key_states, value_states
         if not self.is_initialized:
@@ -80,7 +81,7 @@ class RaggedLayer(CacheLayerMixin):
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """It has no limit."""
+        """−1: the cache has no limit."""
         return -1
 
     @property
@@ -95,7 +96,7 @@ class RaggedLayer(CacheLayerMixin):
             "a cache of evicted keys that is to be reordered, cropped, copied or used again",
             "greedy decoding or sampling, and a fresh cache for each prompt",
             "set num_beams=1, and decode without an assistant model",
-        )  # fmt: skip
+        )
 
     reset = crop = reorder_cache = batch_repeat_interleave = batch_select_indices = offload = (
         prefetch
@@ -103,7 +104,7 @@ class RaggedLayer(CacheLayerMixin):
 
 
 class RaggedCache(Cache):
-    """What `generate` keeps under a plan that evicts.
+    """The KV cache of `generate` under a plan that evicts keys after the prompt.
 
     A sliding-window layer keeps what its window can still see, in every head: it is bounded
     already, and neither the pattern's window nor the budget speaks of it. Under a budget, L is how
@@ -126,8 +127,8 @@ class RaggedCache(Cache):
         return sum(layer.nbytes for layer in self.ragged)
 
     def evict(self, layer_idx: int, query: Float[Tensor, "batch head pos d"], call: Call) -> None:
-        """The attention of this layer over the prompt is done, with this query: let go of what is
-        not to be kept."""
+        """Drop the keys and values of a layer that the plan does not keep, after its attention over
+        the prompt with this query."""
         layer, sparse, device = self.ragged[layer_idx], self.plan.sparse, query.device
         prompt = replace(
             self.plan.prompt,
@@ -140,6 +141,7 @@ class RaggedCache(Cache):
                 "padding on the right", "padding on the left", "model.prepare pads on the left"
             )
         windows, pattern = sliding_windows(call.module.config), self.plan.pattern(layer_idx)
+        # How many tokens a KV head may ever hold, by its role; None: it grows with every token.
         most: dict[str, int | None] = {"full": None, "sparse": None, "pruned": 0}
         roles, sink = self.plan.roles(layer_idx), 0
         if (window := windows[layer_idx]) is not None:
@@ -147,12 +149,14 @@ class RaggedCache(Cache):
             most["sparse"] = window
             keep = sink_and_window(prompt, total, roles, 0, window)
         elif sparse.kv_budget is not None:
-            chosen = self._within(
+            in_budget = self._within(
                 sparse.kv_budget, prompt, layer_idx, query, layer.keys, call, windows
             )
             keep = (
-                chosen
-                & torch.tensor([role != "pruned" for role in roles], device=chosen.device)[:, None]
+                in_budget
+                & torch.tensor([role != "pruned" for role in roles], device=in_budget.device)[
+                    :, None
+                ]
             )
         elif sparse.decode == "streaming" and isinstance(pattern, Streaming):
             sink, most["sparse"] = pattern.sink, pattern.sink + pattern.window
@@ -165,10 +169,16 @@ class RaggedCache(Cache):
         layer.keys = layer.values = None
 
     def _within(
-        self, budget: KVBudget, prompt: Prompt, layer: int, query: Tensor, key: Tensor, call: Call,
+        self,
+        budget: KVBudget,
+        prompt: Prompt,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        call: Call,
         windows: list[int | None],
-    ) -> Bool[Tensor, "batch kv_head key"]:  # fmt: skip
-        """What a layer keeps under a budget."""
+    ) -> Bool[Tensor, "batch kv_head key"]:
+        """Which keys each KV head of a layer keeps under a budget."""
         cfg = self.plan.cfg
         if self._capacities is None:
             layers = [number for number, window in enumerate(windows) if window is None]
@@ -176,9 +186,8 @@ class RaggedCache(Cache):
                 budget.capacities(cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, length, layers)
                 for length in (prompt.end - prompt.first).tolist()
             ]
-        capacity = torch.from_numpy(np.stack([each[layer] for each in self._capacities])).to(
-            key.device
-        )
+        capacity = torch.from_numpy(np.stack([sample[layer] for sample in self._capacities]))
+        capacity = capacity.to(key.device)
         looked_at = observed(query, key, call, prompt, budget.window)
         if budget.allocation == "adakv":
             capacity = among_heads(looked_at, capacity, budget.window, budget.alpha)
@@ -188,9 +197,10 @@ class RaggedCache(Cache):
         store = self.ragged[layer_idx].store
         if store is None:
             raise CorelensError(
-                f"layer {layer_idx} of a cache that was not evicted", "a prompt that was run under its plan",
+                f"layer {layer_idx} of a cache that was not evicted",
+                "a prompt that was run under its plan",
                 "generate within model.sparse(…)",
-            )  # fmt: skip
+            )
         return store
 
     def attend(

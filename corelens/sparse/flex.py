@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from corelens.hooks.rows import Call
-from corelens.sparse.sight import MaskMod, Sight
 from corelens.sparse.split import causal_spans, split
+from corelens.sparse.visible import MaskMod, Visible
 
 KEPT = 8  # tables of blocks that are kept
 _kept: dict[tuple[Any, ...], BlockMask] = {}
@@ -33,19 +33,19 @@ def flex(
 ) -> Float[Tensor, "batch pos head d_value"]:
     """Attention under the call's mask and pattern; without `compiled` it is slow, and runs
     anywhere."""
-    sight = call.allowed
-    assert isinstance(sight, Sight)
+    visible = call.allowed
+    assert isinstance(visible, Visible)
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     known = call.softcap is None and call.sinks is None and call.bias is None and not needs_grad
-    spans = causal_spans(call, sight) if known and sight.sees is not None else None
+    spans = causal_spans(call, visible) if known and visible.sees is not None else None
     if spans is None:
         return split(query, key, value, call)
-    sight.ran.add("flex")
+    visible.ran.add("flex")
     run = torch.compile if compiled else _as_it_is
     # a hooked run asks that compiled code run as it was written: not this
     with torch.compiler.set_stance("default"):
         mask = _block_mask(
-            sight, tuple((here.start, here.stop) for here in spans), query.shape[1], run
+            visible, tuple((here.start, here.stop) for here in spans), query.shape[1], run
         )
         z = _once(run, flex_attention)(
             query, key, value, block_mask=mask, scale=call.scaling, enable_gqa=True
@@ -54,17 +54,17 @@ def flex(
 
 
 def _block_mask(
-    sight: Sight, spans: tuple[tuple[int, int], ...], heads: int, run: Callable[..., Any]
+    visible: Visible, spans: tuple[tuple[int, int], ...], heads: int, run: Callable[..., Any]
 ) -> BlockMask:
     """The block mask of one layer, heads apart."""
-    assert sight.sees is not None
-    length, device, of_pattern = len(sight.rows), sight.rows.device, sight.sees
+    assert visible.sees is not None
+    length, device, of_pattern = len(visible.rows), visible.rows.device, visible.sees
 
     def create(mask_mod: MaskMod, n_heads: int) -> BlockMask:
         create = _once(run, create_block_mask)
         return create(mask_mod, len(spans), n_heads, length, length, device=device)
 
-    def kept(pattern: Any, mask_mod: MaskMod) -> BlockMask:
+    def remembered(pattern: Any, mask_mod: MaskMod) -> BlockMask:
         name = (pattern, spans, length, device)
         if name not in _kept:
             if len(_kept) >= KEPT:
@@ -72,7 +72,7 @@ def _block_mask(
             _kept[name] = create(mask_mod, 1)
         return _kept[name]
 
-    first, end, full = sight.prompt.first, sight.prompt.end, sight.full
+    first, end, full = visible.prompt.first, visible.prompt.end, visible.full
 
     def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (k >= first[b]) & (k < end[b])
@@ -82,18 +82,26 @@ def _block_mask(
 
     # (lambdas: what FlexAttention is given must show its four arguments, which a decorated function
     # does not)
-    if _tells_heads_apart(of_pattern, device) or not isinstance(sight.pattern, Hashable):
+    if _tells_heads_apart(of_pattern, device) or not isinstance(visible.pattern, Hashable):
         return create(lambda b, h, q, k: whole(b, h, q, k), heads)
-    every = kept(None, lambda b, h, q, k: causal(b, h, q, k))
-    part = kept(sight.pattern, lambda b, h, q, k: causal(b, h, q, k) & of_pattern(b, h, q, k))
+    every = remembered(None, lambda b, h, q, k: causal(b, h, q, k))
+    part = remembered(
+        visible.pattern, lambda b, h, q, k: causal(b, h, q, k) & of_pattern(b, h, q, k)
+    )
     number, indices, whole_number, whole_indices = (
         torch.where(full.reshape(1, -1, *[1] * (of_full.ndim - 2)), of_full, of_part)
         for of_full, of_part in zip(_tables(every), _tables(part), strict=True)
     )
     return BlockMask.from_kv_blocks(
-        number, indices, whole_number, whole_indices, BLOCK_SIZE=every.BLOCK_SIZE,
-        mask_mod=lambda b, h, q, k: whole(b, h, q, k), seq_lengths=(length, length), compute_q_blocks=False,
-    )  # fmt: skip
+        number,
+        indices,
+        whole_number,
+        whole_indices,
+        BLOCK_SIZE=every.BLOCK_SIZE,
+        mask_mod=lambda b, h, q, k: whole(b, h, q, k),
+        seq_lengths=(length, length),
+        compute_q_blocks=False,
+    )
 
 
 def _tables(mask: BlockMask) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,33 +1,32 @@
-"""SparseInference: what is to be left out; Plan: how one run leaves it out.
+"""SparseInference: which keys heads leave out; Plan: how one run leaves them out.
 
 The contract between the parts of sparse inference:
 
 - `model.sparse(sparse)` asks `sparse.plan(model.cfg)` for a Plan at every run (a Plan is for one
   run). The attention function asks the plan for every call of the decoder's attention; vision
   attention is never touched.
-- `plan.begin(...)` is called when a forward of the decoder begins. `plan.prompt` says where the
-  real tokens are, `plan.decoding` whether this step generates, `plan.total` how many positions
-  there are so far.
-- A cache of `corelens.sparse.cache`, which `plan.new_cache()` makes where decoding is not "full" or
-  a KV budget is given, is a transformers `Cache` with, beside that interface:
+- `plan.begin(…)` is called when a forward of the decoder begins. `plan.prompt` says where the real
+  tokens are, `plan.decoding` whether this step generates, `plan.total` how many positions there are
+  so far.
+- `plan.new_cache()` makes a `corelens.sparse.cache.RaggedCache` where decoding is not "full" or a
+  KV budget is given. Beside the interface of a transformers `Cache` it has:
 
-    RaggedCache(plan)               reads plan.sparse (heads, pattern, kv_budget, decode), plan.full
-                                    [layer, head], plan.roles(layer) ("full" | "sparse" | "pruned"
-                                    for each KV head), plan.prompt (first, end, length) and plan.cfg
-                                    (n_layers, n_heads, n_kv_heads)
-    .update(key, value, layer_idx)  at prefill: stores and returns everything; at a decode step:
-                                    appends the new token (what it returns is not looked at)
-    .evict(layer_idx, query, call)  called once a layer after its attention over the prompt; query
-                                    [batch, head, pos, d] as attention used it (SnapKV looks at its
-                                    last real rows)
-    .attend(layer_idx, query, call) a decode step's attention over what is held: z [batch, 1, head,
-    d] .dense(layer_idx)               what is held, on the axis of original positions: key, value
-    [batch, kv_head,
-                                    total, d] (0 where evicted) and held [batch, kv_head, total]
-                                    (bool): hooks on pattern, rows and edges of a decode step see
-                                    and edit that
-    .positions(layer_idx)           the original positions held, for each sample and KV head:
-    list[list[LongTensor]] .get_seq_length()               tokens seen so far, evicted ones counted
+  .update(key, value, layer_idx)
+      at prefill: stores and returns everything; at a decode step: appends the new token, and what
+      it returns is not looked at
+  .evict(layer_idx, query, call)
+      called once a layer, after its attention over the prompt; query [batch, head, pos, d] as
+      attention used it (SnapKV looks at its last real rows)
+  .attend(layer_idx, query, call)
+      a decode step's attention over what is held: z [batch, 1, head, d]
+  .dense(layer_idx)
+      what is held, on the axis of original positions: key and value [batch, kv_head, total, d], 0
+      where evicted, and held [batch, kv_head, total], bool. Hooks on pattern, rows and edges of a
+      decode step see and edit these
+  .positions(layer_idx)
+      the original positions that are held, a list for each sample of a tensor for each KV head
+  .get_seq_length()
+      how many tokens were seen so far, evicted ones counted
 
 A query head sees, at a decode step, what its KV head holds: sparse query heads that share a KV head
 with a full one see all. Under decode="full" every head sees everything at decode steps.
@@ -53,14 +52,14 @@ from corelens.sparse.patterns import Pruned, Streaming
 from corelens.sparse.prefill import ENGINES, engine_for
 from corelens.sparse.prompt import Prompt, prompt_of
 from corelens.sparse.reference import reference
-from corelens.sparse.sight import MaskMod, Sight
+from corelens.sparse.visible import MaskMod, Visible
 
 Pattern = Streaming | BlockSparse | Pruned | MaskMod
 
 
 @dataclass
 class SparseInference:
-    """Which heads attend fully, and what the others leave out.
+    """A plan of sparse attention: which heads attend fully, and which keys the others leave out.
 
     Args:
         heads: the full heads, a HeadSet or what makes one; none and all are allowed.
@@ -86,7 +85,7 @@ class SparseInference:
     ran: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        given, self.heads = self.heads, HeadSet(() if self.heads is None else self.heads)
+        full_heads, self.heads = self.heads, HeadSet(() if self.heads is None else self.heads)
         self.layers = dict(self.layers or {})
         patterns = [
             pattern for pattern in (self.pattern, *self.layers.values()) if pattern is not None
@@ -94,14 +93,17 @@ class SparseInference:
         for pattern in patterns:
             if not (hasattr(pattern, "sees") or isinstance(pattern, Pruned) or callable(pattern)):
                 raise CorelensError(
-                    f"the pattern {pattern!r}", "Streaming, BlockSparse, Pruned, or a function (b, h, q_idx, kv_idx)",
+                    f"the pattern {pattern!r}",
+                    "Streaming, BlockSparse, Pruned, or a function (b, h, q_idx, kv_idx)",
                     "for example cl.Streaming(sink=128, window=1024)",
-                )  # fmt: skip
-        if given is not None and not patterns:
+                )
+        if full_heads is not None and not patterns:
             raise CorelensError(
-                "full heads without a pattern for the others", "what the other heads see",
-                "add pattern=cl.Streaming(sink=128, window=1024); a KVBudget is made of scores, without heads",
-            )  # fmt: skip
+                "full heads without a pattern for the others",
+                "what the other heads see",
+                "add pattern=cl.Streaming(sink=128, window=1024); a KVBudget is made of scores, "
+                "without heads",
+            )
         if not patterns and self.kv_budget is None:
             raise CorelensError(
                 "a SparseInference that leaves nothing out", "a pattern or a kv_budget", "give one"
@@ -138,7 +140,7 @@ class SparseInference:
             )
 
     def plan(self, cfg: Any) -> "Plan":
-        """How one run of a model of this shape carries it out."""
+        """The Plan of one run of a model of this shape."""
         return Plan(self, cfg)
 
 
@@ -166,16 +168,16 @@ class Plan:
                     f"a pattern for layer {layer!r}", f"layers 0 to {cfg.n_layers - 1}", "take one"
                 )
         self.cache: Any = None
-        self.told = False
+        self.warned = False
         self.prompt: Prompt | None = None
         self.first_new, self.total = 0, 0
 
     def pattern(self, layer: int) -> Pattern | None:
-        """What the heads of this layer that are not full see."""
+        """The pattern of the heads of this layer that are not full."""
         return self.sparse.layers.get(layer, self.sparse.pattern)
 
     def roles(self, layer: int) -> list[str]:
-        """For each KV head "full" (a query head of its is), "pruned" (all are left out) or
+        """The role of each KV head: "full" if one of its query heads is, else "pruned" or
         "sparse"."""
         pattern, group = self.pattern(layer), self.cfg.n_heads // self.cfg.n_kv_heads
         if pattern is None:
@@ -199,7 +201,8 @@ class Plan:
             return None
         if without := [layer for layer, heads in enumerate(self.cfg.heads) if not heads]:
             raise CorelensError(
-                f"a cache that lets go of tokens, in a model whose layers {without} keep a state and no keys",
+                f"a cache that lets go of tokens, in a model whose layers {without} keep a state "
+                "and no keys",
                 "layers with attention heads, all of them",
                 'decode with a full cache: decode="full", no kv_budget, nothing pruned',
             )
@@ -212,14 +215,16 @@ class Plan:
     def begin(
         self, inputs: Any, first_new: int, new: int, batch: int, device: torch.device, cache: Any
     ) -> None:
-        """A forward of the decoder begins, whose `new` tokens come after `first_new` others."""
+        """Note that a forward of the decoder begins, whose `new` tokens come after `first_new`
+        others."""
         if self.prompt is None or first_new == 0:
             self.prompt = prompt_of(inputs, new, batch, device)
             if first_new == 0 and new > self.prompt.length:
                 raise CorelensError(
                     f"{new - self.prompt.length} generated tokens in one step with the prompt",
-                    "a cache: what was generated decodes, it is not part of the sparse prefill", "leave use_cache on",
-                )  # fmt: skip
+                    "a cache: what was generated decodes, it is not part of the sparse prefill",
+                    "leave use_cache on",
+                )
         self.first_new, self.total = first_new, first_new + new
         engine_for(self.sparse.engine, device)  # refused here, not in the middle of a run
         self.cache = cache if hasattr(cache, "evict") else None
@@ -245,19 +250,20 @@ class Plan:
         pattern = self.pattern(layer)
         if pattern is None or self.full[layer].all():
             return key, value, call
-        if whole and not self.told:
-            self.told = True
+        if whole and not self.warned:
+            self.warned = True
             warnings.warn(
-                "a hook on the scores or the pattern: such a layer is built densely under its sparse mask, and not by "
+                "a hook on the scores or the pattern: such a layer is built densely under its "
+                "sparse mask, and not by "
                 "the engine (hook_pattern_rows makes only the rows asked for)",
                 stacklevel=2,
             )
-        return key, value, replace(call, allowed=self._sight(pattern, layer, query, key, call))
+        return key, value, replace(call, allowed=self._visible(pattern, layer, query, key, call))
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, call: Call
     ) -> Float[Tensor, "batch pos head d"] | None:
-        """z of this layer; None: nothing is left out here, attend as ever."""
+        """z of this layer; None if nothing is left out here and ordinary attention is to run."""
         if call.allowed is None:
             decoding_on_ours = self.decoding and self.cache is not None
             return self.cache.attend(_layer_of(call), query, call) if decoding_on_ours else None
@@ -266,8 +272,7 @@ class Plan:
         return ENGINES[engine_for(self.sparse.engine, query.device)](query, key, value, call)
 
     def finish(self, z: Float[Tensor, "batch pos head d"], query: Tensor, call: Call) -> Tensor:
-        """What is left to do when z is there: constants in the place of pruned heads, eviction
-        after the prompt."""
+        """z with constants in the place of pruned heads; after the prompt, keys are evicted."""
         layer = _layer_of(call)
         pattern = self.pattern(layer)
         if isinstance(pattern, Pruned) and not self.full[layer].all():
@@ -279,7 +284,9 @@ class Plan:
             self.cache.evict(layer, query, call)
         return z
 
-    def _sight(self, pattern: Pattern, layer: int, query: Tensor, key: Tensor, call: Call) -> Sight:
+    def _visible(
+        self, pattern: Pattern, layer: int, query: Tensor, key: Tensor, call: Call
+    ) -> Visible:
         assert self.prompt is not None
         full, prompt = (
             torch.from_numpy(self.full[layer]).to(query.device),
@@ -291,7 +298,7 @@ class Plan:
         sees: MaskMod | None = None
         if not isinstance(pattern, Pruned):
             sees = pattern.sees(prompt, query, key, call) if hasattr(pattern, "sees") else pattern
-        return Sight(full, pattern, sees, prompt, rows, keys, query.shape[0], self.sparse.ran)
+        return Visible(full, pattern, sees, prompt, rows, keys, query.shape[0], self.sparse.ran)
 
 
 def _layer_of(call: Call) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.hooks.rows import Call
 from corelens.sparse.prompt import Prompt
-from corelens.sparse.sight import MaskMod
+from corelens.sparse.visible import MaskMod
 
 
 def at_least(name: str, value: Any, least: int, do: str) -> None:
@@ -103,7 +103,8 @@ class Pruned:
         if not isinstance(mean, Tensor) or mean.ndim != 3 or len(mean) != 1:
             raise CorelensError(
                 f"no mean z of layer {layer} in Pruned(mean_z)",
-                "one mean for all tokens, [1, head, d_head] a layer: what cl.mean_z(model, samples) returns",
+                "one mean for all tokens, [1, head, d_head] a layer: what cl.mean_z(model, "
+                "samples) returns",
                 "make it with the model that is run, without by_role",
             )
         return mean[0]

@@ -1,8 +1,10 @@
 """Prefill engines: attention in which some heads see all and the others what their pattern leaves.
 
-reference   dense attention under the mask, in float32: the definition that the others are tested
-against split       full heads through SDPA, sparse heads over the keys that they see; everywhere,
-made for the CPU flex        one compiled FlexAttention call for all heads; CUDA
+reference   dense attention under the mask, in float32: the definition; the others are tested
+            against it
+split       full heads through SDPA, sparse heads over the keys that they see; runs everywhere, made
+            for the CPU
+flex        one compiled FlexAttention call for all heads; CUDA
 """
 
 import torch
@@ -21,7 +23,8 @@ def engine_for(name: str, device: torch.device) -> str:
         return "flex" if device.type == "cuda" else "split"
     if name == "flex" and device.type != "cuda":
         raise CorelensError(
-            f"the engine 'flex' on {device.type}", "a CUDA device: its kernels are compiled for that",
+            f"the engine 'flex' on {device.type}",
+            "a CUDA device: its kernels are compiled for that",
             "take engine='auto', which is 'split' here",
-        )  # fmt: skip
+        )
     return name

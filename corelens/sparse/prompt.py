@@ -47,7 +47,8 @@ def prompt_of(inputs: Any, new: int, batch: int, device: torch.device) -> Prompt
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         raise CorelensError(
             f"an attention mask of shape {list(getattr(mask, 'shape', []))} under sparse inference",
-            "one of [batch, pos]: which tokens are real; causality is the model's, sparsity the pattern's",
+            "one of [batch, pos]: which tokens are real; causality is the model's, sparsity the "
+            "pattern's",
             "give the mask that the processor makes",
         )
     real = mask.bool().to(device)
@@ -58,7 +59,9 @@ def prompt_of(inputs: Any, new: int, batch: int, device: torch.device) -> Prompt
     end = length - real.int().flip(1).argmax(dim=1)
     if not torch.equal(real.sum(1), end - first):
         raise CorelensError(
-            "an attention mask with holes under sparse inference", "padding on the left or on the right only",
-            "leave the tokens out that are not to be seen, or cut the edges to them with cl.knockout",
-        )  # fmt: skip
+            "an attention mask with holes under sparse inference",
+            "padding on the left or on the right only",
+            "leave the tokens out that are not to be seen, or cut the edges to them with "
+            "cl.knockout",
+        )
     return Prompt(first, end, length)

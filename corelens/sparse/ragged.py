@@ -30,11 +30,11 @@ class Group:
     """Some heads of the same length, side by side in the packed storage.
 
     Args:
-        first: their first line in the packed storage.
+        first: their first slot in the packed storage.
         count: how many heads.
-        room: lines a head has.
-        length: lines a head uses.
-        limit: lines it may ever use: a ring; None: it grows.
+        room: slots a head has.
+        length: slots a head uses.
+        limit: slots it may ever use: a ring; None: it grows.
     """
 
     first: int
@@ -44,14 +44,14 @@ class Group:
     limit: int | None
 
     def of(self, packed: Tensor) -> Tensor:
-        """Its lines [count, room, …]."""
+        """The slots of this group, as a view [count, room, …] of a packed tensor."""
         return packed[self.first : self.first + self.count * self.room].unflatten(
             0, (self.count, self.room)
         )
 
 
 class Ragged:
-    """One layer's keys and values, a different number for every sample and KV head.
+    """One layer's keys and values, packed: every sample and KV head has its own number of them.
 
     Args:
         key, value: those of the prompt.
@@ -71,8 +71,9 @@ class Ragged:
     ):
         self.batch, self.kv_heads, self.seen = key.shape[0], key.shape[1], key.shape[2]
         lengths, limit = keep.sum(2).flatten().tolist(), [*limits] * self.batch
-        # a head that never holds anything has no place; equal lengths stand together, and rings
-        # apart from the others
+        # A head that never holds anything gets no storage. The others are sorted so that heads of
+        # equal length and limit are neighbours: each such group is one dense view. Rings stand
+        # apart, for they wrap around at their own limit.
         held = [head for head in range(len(lengths)) if limit[head] != 0]
         held.sort(key=lambda head: (limit[head] is None, limit[head] or 0, lengths[head]))
         self.sink = sink
@@ -86,18 +87,19 @@ class Ragged:
                 self.groups.append(Group(first, 1, lengths[head], lengths[head], limit[head]))
 
         device = key.device
-        # sample · kv_heads + KV head, as they stand
+        # The head at each place of the storage, as the number sample · kv_heads + KV head.
         self.heads = torch.tensor(held, dtype=torch.long, device=device)
-        line, at = keep.flatten(0, 1)[self.heads].nonzero(as_tuple=True)
-        whose = self.heads[line]
-        self.keys = key[whose // self.kv_heads, whose % self.kv_heads, at]
-        self.values = value[whose // self.kv_heads, whose % self.kv_heads, at]
-        self.at = at.int()  # original positions
-        offset = [
-            g.length if g.length != g.limit else min(sink, g.length)
-            for g in self.groups
-            for _ in range(g.count)
-        ]
+        row, position = keep.flatten(0, 1)[self.heads].nonzero(as_tuple=True)
+        whose = self.heads[row]
+        self.keys = key[whose // self.kv_heads, whose % self.kv_heads, position]
+        self.values = value[whose // self.kv_heads, whose % self.kv_heads, position]
+        self.token_positions = position.int()  # original positions
+        # Where each head writes next: behind what it holds; a full ring over its oldest token,
+        # the first behind the sink.
+        offset: list[int] = []
+        for group in self.groups:
+            full_ring = group.length == group.limit
+            offset += [min(sink, group.length) if full_ring else group.length] * group.count
         self._place(torch.tensor(offset, dtype=torch.long, device=device))
 
     @property
@@ -113,15 +115,15 @@ class Ragged:
         key: Float[Tensor, "batch kv_head 1 d"],
         value: Float[Tensor, "batch kv_head 1 d_value"],
     ) -> None:
-        """Take a new token, everywhere."""
+        """Append a new token in every head."""
         if any(group.length == group.room and group.length != group.limit for group in self.groups):
             self._make_room()
         self.keys.index_copy_(0, self.slots, key.flatten(0, 2)[self.heads])
         self.values.index_copy_(0, self.slots, value.flatten(0, 2)[self.heads])
-        self.at.index_fill_(0, self.slots, self.seen)
+        self.token_positions.index_fill_(0, self.slots, self.seen)
         self.seen += 1
         self.slots += 1
-        if self.rings:
+        if self.rings:  # past its end a ring goes on behind its sink
             self.slots = torch.where(self.slots == self.ends, self.wraps, self.slots)
             self.lengths = torch.minimum(self.lengths + 1, self.limits)
         else:
@@ -133,6 +135,7 @@ class Ragged:
 
     def _make_room(self) -> None:
         """Copy the storage into one with room for some more tokens a head."""
+        # Where each head writes next, counted from its own start, stays the same when starts move.
         offset, first, grown = self.slots - self.starts, 0, []
         for group in self.groups:
             room = (
@@ -142,7 +145,7 @@ class Ragged:
             )
             grown.append(Group(first, group.count, room, group.length, group.limit))
             first += group.count * room
-        for name in ("keys", "values", "at"):
+        for name in ("keys", "values", "token_positions"):
             old = getattr(self, name)
             new = old.new_empty(first, *old.shape[1:])
             for before, after in zip(self.groups, grown, strict=True):
@@ -151,12 +154,12 @@ class Ragged:
         self.groups = grown
         self._place(offset)
 
-    slots: Int[Tensor, " head"]  # the line that each head writes next
+    slots: Int[Tensor, " head"]  # the slot that each head writes next
     lengths: Int[Tensor, " head"]
 
     def _place(self, offset: Int[Tensor, " head"]) -> None:
-        """Note for the kernels where the heads stand; `offset`: which of its own lines each writes
-        next."""
+        """Compute where each head's slots lie, as the kernels need it; `offset`: which of its own
+        slots a head writes next."""
         device = offset.device
 
         def by_head(values: list[int], dtype: torch.dtype = torch.long) -> Tensor:
@@ -202,26 +205,33 @@ class Ragged:
 
     def positions(self) -> list[list[Int[Tensor, " held"]]]:
         """The original positions that are held, ascending, for each sample and KV head."""
-        found = [self.at.new_empty(0).long()] * (self.batch * self.kv_heads)
+        held = [self.token_positions.new_empty(0).long()] * (self.batch * self.kv_heads)
         heads = iter(self.heads.tolist())
         for group in self.groups:
-            for line in group.of(self.at)[:, : group.length]:
-                found[next(heads)] = line.long().sort().values
-        return [found[sample * self.kv_heads :][: self.kv_heads] for sample in range(self.batch)]
+            for head_positions in group.of(self.token_positions)[:, : group.length]:
+                held[next(heads)] = head_positions.long().sort().values
+        return [held[sample * self.kv_heads :][: self.kv_heads] for sample in range(self.batch)]
 
     def dense(
         self,
     ) -> tuple[Float[Tensor, "b kv key d"], Float[Tensor, "b kv key e"], Bool[Tensor, "b kv key"]]:
-        """All that is held on the axis of original positions, zero elsewhere, and where it is
-        held."""
-        lines = torch.cat([group.of(torch.arange(len(self.keys), device=self.keys.device))[:, : group.length].flatten()
-                           for group in self.groups] or [self.heads])  # fmt: skip
+        """Keys and values on the axis of original positions, zero where nothing is held, and a mask
+        of what is held."""
+        slots = torch.cat(
+            [
+                group.of(torch.arange(len(self.keys), device=self.keys.device))[
+                    :, : group.length
+                ].flatten()
+                for group in self.groups
+            ]
+            or [self.heads]
+        )
         head = self.heads.repeat_interleave(self.lengths.long())
-        where = head * self.seen + self.at[lines]
+        where = head * self.seen + self.token_positions[slots]
         size = self.batch * self.kv_heads * self.seen
-        key = self.keys.new_zeros(size, self.keys.shape[1]).index_copy_(0, where, self.keys[lines])
+        key = self.keys.new_zeros(size, self.keys.shape[1]).index_copy_(0, where, self.keys[slots])
         value = self.values.new_zeros(size, self.values.shape[1]).index_copy_(
-            0, where, self.values[lines]
+            0, where, self.values[slots]
         )
         held = torch.zeros(size, dtype=torch.bool, device=key.device).index_fill_(0, where, True)
         shape = (self.batch, self.kv_heads, self.seen)
@@ -237,12 +247,12 @@ def grouped(
     call: Call,
     sinks: Float[Tensor, "head g"] | None,
 ) -> Float[Tensor, "head g d_value"]:
-    """Group by group: SDPA, or with a soft cap or sinks scores and softmax in float32."""
-    found, done = [], 0
+    """Attention group by group: SDPA; with a soft cap or sinks, scores and softmax in float32."""
+    outputs, done = [], 0
     for group in store.groups:
-        some = slice(done, done + group.count)
+        members = slice(done, done + group.count)
         done += group.count
-        q = query[some]
+        q = query[members]
         key, value = (
             group.of(store.keys)[:, : group.length],
             group.of(store.values)[:, : group.length],
@@ -256,10 +266,10 @@ def grouped(
             if call.softcap is not None:
                 scores = torch.tanh(scores / call.softcap) * call.softcap
             if sinks is not None:
-                scores = torch.cat([scores, sinks[some, :, None]], dim=2)
+                scores = torch.cat([scores, sinks[members, :, None]], dim=2)
             z = scores.softmax(dim=2)[..., : group.length].to(value.dtype) @ value
-        found.append(z)
-    return torch.cat(found)
+        outputs.append(z)
+    return torch.cat(outputs)
 
 
 def by_varlen(query: Tensor, value: Tensor, call: Call) -> bool:
@@ -289,9 +299,18 @@ def varlen(
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     z, lse = varlen_attn(
-        query, store.keys[:, None], store.values[:, None], store.queries, store.bounds, 1, store.room,
-        return_aux=AuxRequest(lse=True), scale=call.scaling, enable_gqa=True, seqused_k=store.lengths,
-    )  # fmt: skip
+        query,
+        store.keys[:, None],
+        store.values[:, None],
+        store.queries,
+        store.bounds,
+        1,
+        store.room,
+        return_aux=AuxRequest(lse=True),
+        scale=call.scaling,
+        enable_gqa=True,
+        seqused_k=store.lengths,
+    )
     if sinks is not None:
         z = z * torch.sigmoid(lse.transpose(0, 1) - sinks)[..., None].to(z.dtype)
     return z

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.hooks.rows import Call, rows_z
-from corelens.sparse.sight import Sight
+from corelens.sparse.visible import Visible
 
 
 def reference(
@@ -15,6 +15,6 @@ def reference(
     call: Call,
 ) -> Float[Tensor, "batch pos head d_value"]:
     """Attention under the call's mask and pattern."""
-    if isinstance(call.allowed, Sight):
+    if isinstance(call.allowed, Visible):
         call.allowed.ran.add("reference")
     return rows_z(query, key, value, None, None, call)[0].to(query.dtype)

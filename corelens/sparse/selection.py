@@ -20,14 +20,14 @@ CHUNK_ELEMENTS = 1 << 25
 
 def real_keys(prompt: Prompt, total: int) -> Bool[Tensor, "batch key"]:
     """Which of the first `total` positions are not padding."""
-    at = torch.arange(total, device=prompt.first.device)
-    return (at >= prompt.first[:, None]) & (at < prompt.end[:, None])
+    positions = torch.arange(total, device=prompt.first.device)
+    return (positions >= prompt.first[:, None]) & (positions < prompt.end[:, None])
 
 
 def last_keys(prompt: Prompt, total: int, window: int) -> Bool[Tensor, "batch key"]:
     """The last `window` real positions of the prompt."""
-    at = torch.arange(total, device=prompt.first.device)
-    return real_keys(prompt, total) & (at >= prompt.end[:, None] - window)
+    positions = torch.arange(total, device=prompt.first.device)
+    return real_keys(prompt, total) & (positions >= prompt.end[:, None] - window)
 
 
 def observed(
@@ -51,18 +51,23 @@ def observed(
     valid = rows >= prompt.first[:, None]
     if (valid & (rows < before)).any():
         raise CorelensError(
-            f"the last {query.shape[2]} tokens of a prompt in parts", f"the {window} whose attention a KV budget reads",
+            f"the last {query.shape[2]} tokens of a prompt in parts",
+            f"the {window} whose attention a KV budget reads",
             "take another prefill_chunk_size, or none",
-        )  # fmt: skip
+        )
     chunk = max(1, CHUNK_ELEMENTS // (query.shape[0] * group * window * total))
     earlier = real_keys(prompt, total) & ~last_keys(prompt, total, window)
-    found = []
-    for some in range(0, kv_heads, chunk):
-        heads = slice(some * group, (some + chunk) * group)
+    by_kv_head = []
+    for first_kv in range(0, kv_heads, chunk):
+        heads = slice(first_kv * group, (first_kv + chunk) * group)
         numbers = torch.arange(query.shape[1], device=query.device)[heads]
         part = _of_heads(call, numbers)
         scores = row_scores(
-            query[:, heads], key[:, some : some + chunk], (rows - before).clamp(min=0), None, part
+            query[:, heads],
+            key[:, first_kv : first_kv + chunk],
+            (rows - before).clamp(min=0),
+            None,
+            part,
         )
         scores = (
             scores
@@ -72,8 +77,8 @@ def observed(
         attention = (
             softmax(scores, part.sinks).masked_fill(~valid[:, None, :, None], 0.0).sum(dim=2)
         )
-        found.append(reduce(attention, "batch (kv g) key -> batch kv key", "mean", g=group))
-    mean = torch.cat(found, dim=1) / valid.sum(dim=1)[:, None, None]
+        by_kv_head.append(reduce(attention, "batch (kv g) key -> batch kv key", "mean", g=group))
+    mean = torch.cat(by_kv_head, dim=1) / valid.sum(dim=1)[:, None, None]
     pooled = nn.functional.avg_pool1d(
         mean.masked_fill(~earlier[:, None], 0.0), POOL, stride=1, padding=POOL // 2
     )
@@ -86,13 +91,13 @@ def highest(
     capacity: Int[Tensor, "batch kv_head"],
     window: int,
 ) -> Bool[Tensor, "batch kv_head key"]:
-    """Keep the prompt's last `window` keys, and of the others those most looked at, `capacity` in
-    all."""
+    """A mask of the keys that are kept: the prompt's last `window`, and of the others those most
+    attended to, `capacity` in all."""
     wanted = (capacity - window).clamp(min=0)
     order = looked_at.topk(min(int(wanted.max()), looked_at.shape[2]), dim=2).indices
     first = torch.arange(order.shape[2], device=order.device) < wanted[..., None]
-    chosen = torch.zeros_like(looked_at, dtype=torch.bool).scatter_(2, order, first)
-    return (chosen & (looked_at > -torch.inf)) | last_keys(prompt, looked_at.shape[2], window)[
+    keep = torch.zeros_like(looked_at, dtype=torch.bool).scatter_(2, order, first)
+    return (keep & (looked_at > -torch.inf)) | last_keys(prompt, looked_at.shape[2], window)[
         :, None
     ]
 
@@ -124,8 +129,8 @@ def sink_and_window(
     """Full KV heads keep every real key, sparse ones the first `sink` and the last `window`, pruned
     ones none."""
     real = real_keys(prompt, total)
-    at = torch.arange(total, device=real.device)
-    sparse = (real & (at < prompt.first[:, None] + sink)) | last_keys(prompt, total, window)
+    positions = torch.arange(total, device=real.device)
+    sparse = (real & (positions < prompt.first[:, None] + sink)) | last_keys(prompt, total, window)
     return torch.stack(
         [{"full": real, "sparse": sparse, "pruned": torch.zeros_like(real)}[k] for k in kinds],
         dim=1,
@@ -133,7 +138,7 @@ def sink_and_window(
 
 
 def _of_heads(call: Call, heads: Int[Tensor, " some"]) -> Call:
-    """The same call as these query heads alone make it."""
+    """The call, cut to these query heads."""
 
     def of(x: Tensor | None) -> Tensor | None:
         return x[:, heads] if x is not None and x.shape[1] > 1 else x

@@ -29,16 +29,25 @@ from corelens.model.hooked import HookedMLLM
 from corelens.testbed.pictures import CELL, CELLS, FRAMES, SIDE, cell
 
 FLAGS = [
-    *(f"digit:{i}" for i in range(10)), *(f"frame:{name}" for name in FRAMES), *(f"cell:{i}" for i in range(CELLS)),
-    "visual", "text", "first", "is digit", "rest",
+    *(f"digit:{i}" for i in range(10)),
+    *(f"frame:{name}" for name in FRAMES),
+    *(f"cell:{i}" for i in range(CELLS)),
+    "visual",
+    "text",
+    "first",
+    "is digit",
+    "rest",
     # what the where head writes: the marked cell, and that it is known
-    *(f"found:{i}" for i in range(CELLS)), "have",
+    *(f"found:{i}" for i in range(CELLS)),
+    "have",
     # what decoys write; nobody reads junk
-    *(f"other:{i}" for i in range(CELLS)), *(f"junk:{i}" for i in range(10)),
+    *(f"other:{i}" for i in range(CELLS)),
+    *(f"junk:{i}" for i in range(10)),
     *(f"out:{i}" for i in range(10)),  # what the copy head writes, and the unembedding reads
     # the question mark; what readers write at their rows
-    "asks", *(f"carried:{i}" for i in range(10)),
-]  # fmt: skip
+    "asks",
+    *(f"carried:{i}" for i in range(10)),
+]
 SEEN = FLAGS[: 10 + len(FRAMES) + CELLS]  # those that the vision tower finds in the pixels
 WIDTH, HEAD, VISION = 128, 64, 32
 # scores before the softmax: what is sought, where to look without it, a veto
@@ -95,16 +104,18 @@ KINDS: dict[str, Kind] = {
 }
 """The heads that a plan can name.
 
-target      always looks at the red cell, writes nothing distractor  always looks at the blue cell,
-writes where that is into flags that only a decoy reads bystander   always looks at the blue cell,
-writes nothing uniform     looks equally at everything sink        always looks at the first token
-where       looks at the red cell and writes which cell it is backup      does the same, but only
-where nobody has done it before; else it looks at the first token copy        looks at the cell that
-the where head (or the backup) wrote, and moves its digit to the output decoy       looks at the
-cell that the distractor head wrote, and moves its digit to where nobody reads it reader      looks
-at the red cell from every text token and writes its digit there murmur      does the same, so
-faintly that it takes many of them collector   looks at the question mark, and moves the digit that
-readers wrote there to the output
+target       looks at the red cell whatever happens, and writes nothing
+distractor   looks at the blue cell, and writes which it is where only a decoy reads
+bystander    looks at the blue cell, and writes nothing
+uniform      looks equally at everything
+sink         looks at the first token
+where        looks at the red cell, and writes which cell it is
+backup       as where, but only if no earlier head has done it; else it looks at the first token
+copy         looks at the cell that where (or backup) wrote; moves its digit to the output
+decoy        looks at the cell that the distractor wrote; moves its digit where nobody reads it
+reader       looks at the red cell from every text token, and writes its digit there
+murmur       as reader, but so faintly that it takes many of them
+collector    looks at the question mark; moves the digit that readers wrote there to the output
 """
 
 LOOKING = (("target", "distractor", "uniform", "sink"),)
@@ -288,16 +299,16 @@ def _set_attention(attn: Any, kinds: Sequence[Kind]) -> None:
     ]
     values = [*(f"digit:{i}" for i in range(10)), *(f"cell:{i}" for i in range(CELLS)), "visual"]
     values += [f"carried:{i}" for i in range(10)]
-    place = dict(zip(keys, UNROTATED, strict=False))
+    dimensions = dict(zip(keys, UNROTATED, strict=False))
     q, k, v, o = (_split(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
     for group in range(len(k)):
-        for flag, at in place.items():
-            k[group, at, _at(flag)] = 1
-        for at, flag in enumerate(values):
-            v[group, at, _at(flag)] = 1 / UNIT
+        for flag, dimension in dimensions.items():
+            k[group, dimension, _at(flag)] = 1
+        for dimension, flag in enumerate(values):
+            v[group, dimension, _at(flag)] = 1 / UNIT
     for head, kind in enumerate(kinds):
-        for mine, theirs, score in kind.asks:
-            q[head, place[theirs], _at(mine)] = score * HEAD**0.5 / UNIT**2
+        for row_flag, key_flag, score in kind.asks:
+            q[head, dimensions[key_flag], _at(row_flag)] = score * HEAD**0.5 / UNIT**2
         for source, target in kind.writes:
             o[head, values.index(source), _at(target)] = kind.strength
     attn.q_proj.weight.copy_(q.flatten(0, 1))
@@ -319,7 +330,8 @@ TEMPLATE = (
     "{{- '<s>' -}}{%- for message in messages -%}{{- message.role + ': ' -}}"
     "{%- if message.content is string -%}{{- message.content -}}{%- else -%}"
     "{%- for part in message.content -%}{%- if part.type == 'image' -%}{{- '<image>' -}}"
-    "{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{{- '\n' -}}"
+    "{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{{- "
+    "'\n' -}}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- 'assistant: ' -}}{%- endif -%}"
 )
 
@@ -329,7 +341,9 @@ def _processor() -> Any:
     special = ["<pad>", "<s>", "</s>", "<image>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(
-        models.BPE(vocab={token: at for at, token in enumerate([*special, *letters])}, merges=[])
+        models.BPE(
+            vocab={token: number for number, token in enumerate([*special, *letters])}, merges=[]
+        )
     )
     tokenizer.add_special_tokens(special)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -349,6 +363,10 @@ def _processor() -> Any:
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}, **half
     )
     return LlavaProcessor(
-        images, fast, patch_size=CELL, num_additional_image_tokens=1, vision_feature_select_strategy="default",
+        images,
+        fast,
+        patch_size=CELL,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
         chat_template=TEMPLATE,
-    )  # fmt: skip
+    )

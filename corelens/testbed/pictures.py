@@ -18,9 +18,17 @@ QUESTION = "Which digit is marked?"
 
 # 3 × 5 pixels each, row by row
 GLYPHS = (
-    "111101101101111", "010110010010111", "111001111100111", "111001011001111", "101101111001001",
-    "111100111001111", "100100111101111", "111001010010010", "111101010101111", "111101111001001",
-)  # fmt: skip
+    "111101101101111",
+    "010110010010111",
+    "111001111100111",
+    "111001011001111",
+    "101101111001001",
+    "111100111001111",
+    "100100111101111",
+    "111001010010010",
+    "111101010101111",
+    "111101111001001",
+)
 
 
 @cache
@@ -70,14 +78,14 @@ def samples(n: int, seed: int = 0, moved: bool = False) -> list[Sample]:
             "whole numbers from 0",
             "ask for a number and seed that are not negative",
         )
-    found = []
+    boards = []
     for number in range(n):
         rng = np.random.default_rng([seed, number])
         digits = rng.permutation(np.arange(CELLS) % 10).tolist()
         first, distractor, *rest = rng.permutation(CELLS).tolist()
-        second = next(at for at in rest if digits[at] != digits[first])
+        second = next(cell for cell in rest if digits[cell] != digits[first])
         marked, other = (second, first) if moved else (first, second)
-        found.append(
+        boards.append(
             Sample(
                 images=[board(digits, marked, distractor)],
                 question=QUESTION,
@@ -87,4 +95,4 @@ def samples(n: int, seed: int = 0, moved: bool = False) -> list[Sample]:
                 meta={"marked": marked, "distractor": distractor, "other": other, "digits": digits},
             )
         )
-    return found
+    return boards

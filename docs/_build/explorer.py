@@ -22,11 +22,21 @@ def main() -> None:
     head = best[0].layer * model.cfg.n_heads + best[0].head
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
-            [shutil.which("chromium") or "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-             f"--user-data-dir={folder}", "--virtual-time-budget=3000", "--window-size=1180,850",
-             f"--screenshot={picture}", f"file://{page.resolve()}#rows=last&head={head}&by=region"],
-            check=True, capture_output=True,
-        )  # fmt: skip
+            [
+                shutil.which("chromium") or "chromium",
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--hide-scrollbars",
+                f"--user-data-dir={folder}",
+                "--virtual-time-budget=3000",
+                "--window-size=1180,850",
+                f"--screenshot={picture}",
+                f"file://{page.resolve()}#rows=last&head={head}&by=region",
+            ],
+            check=True,
+            capture_output=True,
+        )
     for path in (page, picture):
         print(path.relative_to(DOCS), f"{path.stat().st_size / 1000:.0f} kB")
 

@@ -38,11 +38,21 @@ def draw(value: object, path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             value.save(Path(folder) / "page.html")
             subprocess.run(
-                [shutil.which("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                 f"--user-data-dir={folder}/profile", "--virtual-time-budget=3000", "--window-size=1000,1500",
-                 f"--screenshot={path}", f"file://{folder}/page.html"],
-                check=True, capture_output=True,
-            )  # fmt: skip
+                [
+                    shutil.which("chromium"),
+                    "--headless",
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    "--hide-scrollbars",
+                    f"--user-data-dir={folder}/profile",
+                    "--virtual-time-budget=3000",
+                    "--window-size=1000,1500",
+                    f"--screenshot={path}",
+                    f"file://{folder}/page.html",
+                ],
+                check=True,
+                capture_output=True,
+            )
     print(path.name, f"{path.stat().st_size / 1000:.0f} kB")
 
 

@@ -27,8 +27,8 @@ def llms_txt() -> str:
         "## How it is used\n\n```python\n" + "\n".join(code) + "```",
     ]
     pages = [page for page in sorted(DOCS.rglob("*.md")) if "reference" not in page.parts]
-    lines = [f"- [{title}]({path}): {first}" for title, path, first in map(_page, pages)]
-    parts.append("## Pages\n\n" + "\n".join(lines))
+    links = [f"- [{title}]({path}): {first}" for title, path, first in map(_page, pages)]
+    parts.append("## Pages\n\n" + "\n".join(links))
     names = [
         f"- `cl.{name}`: {_first_line(name, module)}" for name, module in public_names().items()
     ]

@@ -8,12 +8,16 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 HOOKED = {
-    "CoreLens, no hook": "CoreLens, no hook", "CoreLens, z of all heads": "z of all heads",
-    "CoreLens, 32 rows of all layers": "32 rows of all layers", "CoreLens, one pattern": "one pattern",
-    "CoreLens, all patterns": "all patterns", "Hugging Face, eager": "no CoreLens, `eager` attention",
-    "nnsight, z of all heads": "nnsight, z of all heads", "TransformerBridge, no hook": "TransformerBridge, no hook",
+    "CoreLens, no hook": "CoreLens, no hook",
+    "CoreLens, z of all heads": "z of all heads",
+    "CoreLens, 32 rows of all layers": "32 rows of all layers",
+    "CoreLens, one pattern": "one pattern",
+    "CoreLens, all patterns": "all patterns",
+    "Hugging Face, eager": "no CoreLens, `eager` attention",
+    "nnsight, z of all heads": "nnsight, z of all heads",
+    "TransformerBridge, no hook": "TransformerBridge, no hook",
     "TransformerBridge, z of all heads": "TransformerBridge, z of all heads",
-}  # fmt: skip
+}
 
 
 def read(name: str) -> Any:
@@ -69,17 +73,25 @@ def speed() -> str:
     )
     rows = [["", "factor", "what counting operations or bytes allows"]]
     for sweep in patching["sweeps"]:
-        words = f"patching sweep over {sweep['sweep']}, {sweep['tokens']:,} tokens, against one forward a patch"
+        words = (
+            f"patching sweep over {sweep['sweep']}, {sweep['tokens']:,} tokens, against one "
+            "forward a patch"
+        )
         rows.append([words, f"{sweep['speed_up']:.1f}x faster", f"{sweep['allowed']:.1f}x"])
     cut = patching["knockout"]
     words = f"a knockout at {cut['tokens']:,} tokens, against a plain forward"
     rows.append([words, f"{cut['ratio']:.2f}x the time", ""])
     attention = prefill["attention"]
     words = (
-        f"attention of a prompt of {prefill['tokens']:,} tokens at the Qwen3-VL-4B shape, {prefill['full_heads']} of "
-        f"{prefill['heads']} heads full, sink {prefill['sink']}, window {prefill['window']:,}, against the dense call"
+        f"attention of a prompt of {prefill['tokens']:,} tokens at the Qwen3-VL-4B shape, "
+        f"{prefill['full_heads']} of "
+        f"{prefill['heads']} heads full, sink {prefill['sink']}, window {prefill['window']:,}, "
+        "against the dense call"
     )
-    laid_out = f"{attention['speedup over laid out']['median']:.1f}x than a dense call on keys laid out for it"
+    laid_out = (
+        f"{attention['speedup over laid out']['median']:.1f}x than a dense call on keys laid out "
+        "for it"
+    )
     rows.append(
         [
             words,
@@ -88,10 +100,13 @@ def speed() -> str:
         ]
     )
     for cell in decode:
-        kept = cell["kv_bytes"]["budget"] / cell["kv_bytes"]["dense"]
-        words = f"a decoded token at that shape (2 layers), {cell['tokens']:,} tokens × {cell['batch']} samples"
+        memory = cell["kv_bytes"]["budget"] / cell["kv_bytes"]["dense"]
+        words = (
+            f"a decoded token at that shape (2 layers), {cell['tokens']:,} tokens × "
+            f"{cell['batch']} samples"
+        )
         words += f", KV budget {cell['budget']} a head"
-        factor = f"{cell['eager']['speedup']:.2f}x faster, KV memory {kept:.1%}"
+        factor = f"{cell['eager']['speedup']:.2f}x faster, KV memory {memory:.1%}"
         rows.append([words, factor, f"{cell['limit_by_bytes']:.2f}x"])
     return markdown(rows)
 
@@ -187,20 +202,32 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     top = run["top"]["ram[rows=last]"]
     draws = sorted(draw["accuracy"] for draw in run["random"])
     counts = [str(len(top["heads"])), str(run["layers"] * run["heads"])]
-    right = [f"{one['accuracy']:.3f}" for one in (run["clean"], top)]
+    right = [f"{part['accuracy']:.3f}" for part in (run["clean"], top)]
     for page in ("README.md", "docs/index.md"):
         yield (
             page,
             "the evidence from {} of {} heads and accuracy falls from {} to {}",
             [*counts, *right],
         )
-        yield page, "hide it from {} random heads and it stays between {} and {} ({} draws, {} scenes)", [
-            counts[0], f"{draws[0]:.3f}", f"{draws[-1]:.3f}", str(len(draws)), str(run["answered"])]  # fmt: skip
+        yield (
+            page,
+            "hide it from {} random heads and it stays between {} and {} ({} draws, {} scenes)",
+            [
+                counts[0],
+                f"{draws[0]:.3f}",
+                f"{draws[-1]:.3f}",
+                str(len(draws)),
+                str(run["answered"]),
+            ],
+        )
     published = f"{run['top']['ram']['accuracy']:.3f}"
     yield "README.md", "the top heads by the published score cost nothing ({})", [published]
     masked = read("masked_heads")
     random = sorted(draw["accuracy"] for draw in masked["random"])
-    words = "With whole heads masked, its top 5% by RAM leave {} of answers right, the bottom 5% {} and "
+    words = (
+        "With whole heads masked, its top 5% by RAM leave {} of answers right, the bottom 5% {} "
+        "and "
+    )
     words += f"{len(random)} random sets " + "{} to {} (clean {}, {} scenes)"
     numbers = [masked["top"]["accuracy"], masked["bottom"]["accuracy"], random[0], random[-1]]
     numbers = [f"{x:.3f}" for x in [*numbers, masked["clean"]["accuracy"]]]
@@ -230,8 +257,8 @@ def interval(part: dict[str, Any]) -> str:
 
 def markdown(rows: list[list[str]]) -> str:
     """A table in Markdown; the first row is its head."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+    table_rows = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([table_rows[0], "|---" * len(rows[0]) + "|", *table_rows[1:]]) + "\n"
 
 
 TABLES = {table.__name__: table for table in (hooks, scores, speed, knockout, metrics, contrast)}

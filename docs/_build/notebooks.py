@@ -15,7 +15,7 @@ FOLDERS = {"Tutorials": "tutorials", "Findings": "notebooks"}  # by their title 
 def on_config(config: Any, **_: Any) -> None:
     """Give each notebook its place in the navigation."""
     for title, folder in FOLDERS.items():
-        entry = next(one for one in config.nav if title in one)
+        entry = next(part for part in config.nav if title in part)
         entry[title] += [
             f"{folder}/{path.stem}.md" for path in sorted((ROOT / folder).glob("*.ipynb"))
         ]

@@ -46,8 +46,17 @@ def verdicts(report: dict) -> str:
 def costs(report: dict) -> str:
     """Points lost by cutting the evidence from rows, and by masking heads, in every model and
     world."""
-    rows = [["model and world", "right", "cut at the question's tokens", "cut at the last row", "top 5% masked",
-             "bottom 5% masked", "random, highest"]]  # fmt: skip
+    rows = [
+        [
+            "model and world",
+            "right",
+            "cut at the question's tokens",
+            "cut at the last row",
+            "top 5% masked",
+            "bottom 5% masked",
+            "random, highest",
+        ]
+    ]
     for name, model in report["models"].items():
         for world, part in model["worlds"].items():
             if "F5" not in part["numbers"]:
@@ -79,8 +88,8 @@ def points(cost: dict) -> str:
 
 def markdown(rows: list[list[str]]) -> str:
     """A table in Markdown; the first row is its head."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+    table_rows = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([table_rows[0], "|---" * len(rows[0]) + "|", *table_rows[1:]]) + "\n"
 
 
 TABLES = {"verdicts": verdicts, "costs": costs, "criteria": criteria}
@@ -123,7 +132,8 @@ def main(check: bool) -> int:
                 (ROOT / name).write_text(renewed, encoding="utf-8")
     if check and stale:
         print(
-            f"numbers in {', '.join(stale)} are not those of the committed JSON: run python docs/_build/tables.py"
+            f"numbers in {', '.join(stale)} are not those of the committed JSON: run python "
+            "docs/_build/tables.py"
         )
     return int(check and bool(stale))
 

@@ -46,21 +46,21 @@ class _Kernels(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        there = [isinstance(x, Elsewhere) for x in given]
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        elsewhere = [isinstance(x, Elsewhere) for x in tensors]
         name = func._schema.name
-        if any(there) and name not in _MAY_MIX:
-            assert all(lies or x.ndim == 0 for x, lies in zip(given, there, strict=True)), (
+        if any(elsewhere) and name not in _MAY_MIX:
+            assert all(lies or x.ndim == 0 for x, lies in zip(tensors, elsewhere, strict=True)), (
                 f"{name} mixes devices"
             )
         place = kwargs.get("device")
         if place is None:
-            leaves = bool(there) and there[0]
+            leaves = bool(elsewhere) and elsewhere[0]
         else:
             leaves, kwargs["device"] = place == DEVICE, "cpu"
         out = func(*_held(args), **_held(kwargs))
         # an operation in place gives what it got
-        same = {id(x.held): x for x in given if isinstance(x, Elsewhere)}
+        same = {id(x.held): x for x in tensors if isinstance(x, Elsewhere)}
         return tree_map(
             lambda x: same.get(id(x), Elsewhere(x)) if leaves and isinstance(x, Tensor) else x, out
         )

@@ -22,7 +22,8 @@ from helpers.family_qwen import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 LLAVA_TEMPLATE = (
     "{%- for message in messages -%}{{- message.role.upper() + ': ' -}}"
     "{%- for part in message.content if part.type == 'image' -%}{{- '<image>\n' -}}{%- endfor -%}"
-    "{%- for part in message.content if part.type == 'text' -%}{{- part.text + ' ' -}}{%- endfor -%}"
+    "{%- for part in message.content if part.type == 'text' -%}{{- part.text + ' ' -}}{%- endfor "
+    "-%}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
 )
 CLIP = {
@@ -193,7 +194,8 @@ GEMMA_TEMPLATE = (
     "{{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' -}}"
     "{%- if message.content is string -%}{{- message.content | trim -}}{%- else -%}"
     "{%- for part in message.content -%}{%- if part.type == 'image' -%}{{- '<start_of_image>' -}}"
-    "{%- elif part.type == 'text' -%}{{- part.text | trim -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{%- elif part.type == 'text' -%}{{- part.text | trim -}}{%- endif -%}{%- endfor -%}{%- endif "
+    "-%}"
     "{{- '<end_of_turn>\n' -}}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}"
 )
@@ -286,7 +288,8 @@ IDEFICS_TEMPLATE = (
     "{%- if message.content[0].type != 'image' -%}{{- ' ' -}}{%- endif -%}"
     "{%- for part in message.content -%}{%- if part.type == 'image' -%}{{- '<image>' -}}"
     "{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}{%- endfor -%}"
-    "{{- '<end_of_utterance>\n' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"
+    "{{- '<end_of_utterance>\n' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- 'Assistant:' "
+    "-}}{%- endif -%}"
 )
 
 

@@ -13,7 +13,8 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, **HEADS}
 
 CORPUS = [
-    "What digit is on the red circle? What colour is the square in the second picture? Answer with a letter.",
+    "What digit is on the red circle? What colour is the square in the second picture? Answer "
+    "with a letter.",
     "You are a helpful assistant. Look at the image and answer the question. The total is 7.",
     "Question: which frame shows it first, before or after the blue star? user assistant system",
 ]

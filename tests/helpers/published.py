@@ -49,9 +49,9 @@ def python2_pickle(value: Any) -> bytes:
 
     def part(x: Any) -> bytes:
         if isinstance(x, list):
-            return b"(l" + b"".join(part(one) + b"a" for one in x)
+            return b"(l" + b"".join(part(value) + b"a" for value in x)
         if isinstance(x, dict):
-            return b"(d" + b"".join(part(key) + part(one) + b"s" for key, one in x.items())
+            return b"(d" + b"".join(part(key) + part(value) + b"s" for key, value in x.items())
         return f"I{x}\n".encode() if isinstance(x, int) else f"S{x!r}\n".encode()
 
     return part(value) + b"."

@@ -32,19 +32,19 @@ def video(seed: int) -> cl.Sample:
 def mixed() -> list[cl.Sample]:
     samples = [sample(0), sample(1, (128, 96), "Which colour?", images=2), sample(7, (64, 64))]
     samples[1].regions = [cl.Box(3, 3, 50, 50, image=1), cl.Box(40, 40, 90, 60, image=1)]
-    for i, one in enumerate(samples):
-        one.id = f"mixed-{i}"
+    for i, sample_ in enumerate(samples):
+        sample_.id = f"mixed-{i}"
     return samples
 
 
 def many() -> list[cl.Sample]:
     samples = []
     for i in range(4):
-        for one in mixed():
-            one.id = f"{i}-{one.id}"
-            one.question = f"{one.question} {i}"
-            one.regions = [
-                cl.Box(r.x0, r.y0, r.x1, r.y1, image=r.image, text="a 7 b") for r in one.regions
+        for sample_ in mixed():
+            sample_.id = f"{i}-{sample_.id}"
+            sample_.question = f"{sample_.question} {i}"
+            sample_.regions = [
+                cl.Box(r.x0, r.y0, r.x1, r.y1, image=r.image, text="a 7 b") for r in sample_.regions
             ]
-            samples.append(one)
+            samples.append(sample_)
     return samples

@@ -47,7 +47,10 @@ def write_card(run: Path, folder: Path, facts: dict[str, Any]) -> dict[str, Any]
             "seed": 0,
             "steps": best["step"],
             "recipe": {
-                "tower": f"dense labels, {dense[-1]['step']} steps of 32 pictures, begun as qwen3vl-m's tower",
+                "tower": (
+                    f"dense labels, {dense[-1]['step']} steps of 32 pictures, begun as qwen3vl-m's "
+                    "tower"
+                ),
                 "adapters": f"rank {RANK} on {', '.join(ADAPTED)}, scale {SCALE}",
                 "batch": 8,
             },

@@ -80,7 +80,7 @@ class Speaker:
     def rows(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[bool]]:
         """Ids behind the picture and which of them the assistant says."""
         ids: list[int] = []
-        said: list[bool] = []
+        spoken: list[bool] = []
         for i, (user, assistant) in enumerate(turns):
             before = self._ids(
                 ("" if not i else "<|im_start|>user\n")
@@ -88,23 +88,23 @@ class Speaker:
             )
             after = self._ids(f"{assistant}<|im_end|>")
             ids += before + after + self._ids("\n")
-            said += [False] * len(before) + [True] * len(after) + [False]
-        return ids, said
+            spoken += [False] * len(before) + [True] * len(after) + [False]
+        return ids, spoken
 
     def run(self, chats: Sequence[Chat]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [said, vocabulary] at what the assistant says, the right ids [said], and each
-        one's row [said]."""
+        """Logits [spoken, vocabulary] at the tokens that the assistant says, the right ids
+        [spoken], and the row of each [spoken]."""
         with torch.no_grad():
             hidden = features(self.tower, pixels_of(np.stack([chat.image for chat in chats])))
         visual = self.connector(hidden).to(self.lookup.dtype)
         texts = [self.rows(chat.turns) for chat in chats]
         length = max(len(ids) for ids, _ in texts)
-        ids, said = (
+        ids, spoken = (
             torch.full((len(chats), length), 2),
             torch.zeros(len(chats), length, dtype=torch.bool),
         )
         for row, (tokens, marks) in enumerate(texts):
-            ids[row, : len(tokens)], said[row, : len(tokens)] = (
+            ids[row, : len(tokens)], spoken[row, : len(tokens)] = (
                 torch.tensor(tokens),
                 torch.tensor(marks),
             )
@@ -117,8 +117,8 @@ class Speaker:
         out = self.decoder.model(
             inputs_embeds=embedded, attention_mask=causal, use_cache=False
         ).last_hidden_state
-        predicts = out[:, start - 1 : -1][said]
-        return F.linear(predicts, self.lookup).float(), ids[said], said.nonzero()[:, 0]
+        predicts = out[:, start - 1 : -1][spoken]
+        return F.linear(predicts, self.lookup).float(), ids[spoken], spoken.nonzero()[:, 0]
 
 
 def validation(speaker: Speaker, n: int, seed: int, batch: int = 25) -> dict[str, float]:
@@ -202,9 +202,9 @@ def speak(
         right = logits.argmax(-1) == gold
         shares = {}
         for world in ("caption", "refer", "hard", "compare", "hop"):
-            mine = torch.tensor([chats[i].world == world for i in row.tolist()])
-            if mine.any():
-                shares[world] = right[mine].float().mean().item()
+            of_world = torch.tensor([chats[i].world == world for i in row.tolist()])
+            if of_world.any():
+                shares[world] = right[of_world].float().mean().item()
         # What counts is the first answer of a chat: later ones can be had by leaving out earlier
         # ones.
         firsts = [int((row == i).nonzero()[0]) for i in range(batch) if chats[i].world == "refer"]
@@ -227,10 +227,16 @@ def speak(
             }
             _log(out, line | {"seconds": progress["seconds"]})
         if (step + 1) % check_every == 0 or step + 1 == steps:
-            each = validation(speaker, 60, seed)
-            mean = sum(each.values()) / len(each)
+            accuracies = validation(speaker, 60, seed)
+            mean = sum(accuracies.values()) / len(accuracies)
             _log(
-                out, {"step": step + 1, "validation": mean, **each, "seconds": time.time() - began}
+                out,
+                {
+                    "step": step + 1,
+                    "validation": mean,
+                    **accuracies,
+                    "seconds": time.time() - began,
+                },
             )
             if mean >= progress["best"]:
                 progress |= {"best": mean, "best_step": step + 1}

@@ -85,17 +85,17 @@ def begin_tower(tower: Any, weights: dict[str, Tensor]) -> None:
         tower.post_layernorm.weight.copy_(w["merger.norm.weight"])
         tower.post_layernorm.bias.copy_(w["merger.norm.bias"])
         for i, layer in enumerate(tower.encoder.layers):
-            at = f"blocks.{i}."
+            layer_name = f"blocks.{i}."
             for kind in ("weight", "bias"):
-                q, k, v = w[f"{at}attn.qkv.{kind}"].chunk(3)
+                q, k, v = w[f"{layer_name}attn.qkv.{kind}"].chunk(3)
                 attn = layer.self_attn
                 for part, value in ((attn.q_proj, q), (attn.k_proj, k), (attn.v_proj, v)):
                     getattr(part, kind).copy_(value)
-                getattr(attn.out_proj, kind).copy_(w[f"{at}attn.proj.{kind}"])
-                getattr(layer.layer_norm1, kind).copy_(w[f"{at}norm1.{kind}"])
-                getattr(layer.layer_norm2, kind).copy_(w[f"{at}norm2.{kind}"])
-                getattr(layer.mlp.fc1, kind).copy_(w[f"{at}mlp.linear_fc1.{kind}"])
-                getattr(layer.mlp.fc2, kind).copy_(w[f"{at}mlp.linear_fc2.{kind}"])
+                getattr(attn.out_proj, kind).copy_(w[f"{layer_name}attn.proj.{kind}"])
+                getattr(layer.layer_norm1, kind).copy_(w[f"{layer_name}norm1.{kind}"])
+                getattr(layer.layer_norm2, kind).copy_(w[f"{layer_name}norm2.{kind}"])
+                getattr(layer.mlp.fc1, kind).copy_(w[f"{layer_name}mlp.linear_fc1.{kind}"])
+                getattr(layer.mlp.fc2, kind).copy_(w[f"{layer_name}mlp.linear_fc2.{kind}"])
 
 
 def pixels_of(images: np.ndarray) -> Tensor:
@@ -172,14 +172,14 @@ def dense_loss(
         weight = logits.new_ones(none + 1)
         weight[none] = 0.2
         loss = loss + F.cross_entropy(logits, gold, weight)
-        there = (gold != none) & (gold != IGNORED)
-        marks[key] = (logits.argmax(-1) == gold)[there].float().mean().item()
+        labelled = (gold != none) & (gold != IGNORED)
+        marks[key] = (logits.argmax(-1) == gold)[labelled].float().mean().item()
     if (labels[:, columns["colour"]] == IGNORED).all():
         return loss, visual.new_zeros(()), marks
-    what = {key: labels[:, columns[key]] for key in named.tables}
-    what = {
+    named_labels = {key: labels[:, columns[key]] for key in named.tables}
+    named_labels = {
         key: row.masked_fill(row == IGNORED, len(named.tables[key]) - 1)
-        for key, row in what.items()
+        for key, row in named_labels.items()
     }
-    target = named.target(what)
+    target = named.target(named_labels)
     return loss, F.mse_loss(visual, target) / target.square().mean(), marks

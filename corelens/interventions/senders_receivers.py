@@ -17,11 +17,29 @@ from corelens.tokens.positions import member, resolve
 
 # the points of a layer in the order of computation
 ORDER = (
-    "hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
-    "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_gate", "attn.hook_z",
-    "attn.hook_result", "hook_attn_out", "hook_resid_mid", "ln2.hook_scale", "ln2.hook_normalized", "mlp.hook_pre",
-    "mlp.hook_post", "hook_mlp_out", "hook_resid_post", "hook_deepstack",
-)  # fmt: skip
+    "hook_resid_pre",
+    "ln1.hook_scale",
+    "ln1.hook_normalized",
+    "attn.hook_q",
+    "attn.hook_k",
+    "attn.hook_v",
+    "attn.hook_rot_q",
+    "attn.hook_rot_k",
+    "attn.hook_attn_scores",
+    "attn.hook_pattern",
+    "attn.hook_gate",
+    "attn.hook_z",
+    "attn.hook_result",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "ln2.hook_scale",
+    "ln2.hook_normalized",
+    "mlp.hook_pre",
+    "mlp.hook_post",
+    "hook_mlp_out",
+    "hook_resid_post",
+    "hook_deepstack",
+)
 FROZEN = ("attn.hook_gate", "attn.hook_z", "attn.hook_result", "hook_attn_out")  # in the path run
 # before the norm's weight
 ALIASES = {"hook_mlp_in": "ln2.hook_normalized", "hook_attn_in": "ln1.hook_normalized"}
@@ -31,7 +49,7 @@ _HEAD = re.compile(r"blocks\.(\d+)\.attn\.(head|kv_head)\.(\d+)\.(hook_\w+)")
 
 @dataclass(frozen=True)
 class Sender:
-    """What sends: these points (of one head, if `head` is given), with another run's values.
+    """A sender: hook points, or one head of them, that have another run's values.
 
     Args:
         label: for the result's axis.
@@ -45,9 +63,9 @@ class Sender:
     head: int | None = None
     visual: bool = False
 
-    def places(self, inputs: Any, here: Tensor, batch: int) -> Tensor | None:
-        """Where it may write at all, up to the last of the positions `here`: [batch, pos], or None:
-        everywhere."""
+    def allowed(self, inputs: Any, here: Tensor, batch: int) -> Tensor | None:
+        """The positions at which it may write, as a mask [batch, pos] up to the last position of
+        `here`; None: everywhere."""
         if not self.visual:
             return None
         return member(resolve("visual", inputs, here, batch, rows=True), int(here[-1]) + 1)
@@ -55,7 +73,7 @@ class Sender:
 
 @dataclass(frozen=True)
 class Receiver:
-    """What receives: its name, and the point that is read in the path run.
+    """A receiver: a point that has, in the last run, what it read in the path run.
 
     Args:
         name: as it was given.
@@ -88,7 +106,7 @@ class Receiver:
                 return mixed(x, hook.ctx["positions"])
 
             return self.reads, receive
-        layer, head, what = self.alone
+        layer, head, kind = self.alone
 
         def receive_alone(edges: Edges, hook: Any) -> None:
             here = edges.step.positions
@@ -96,7 +114,7 @@ class Receiver:
             def edit(x: Tensor) -> Tensor:  # [batch, key, d], a prefix among the keys
                 return torch.cat([x[:, : int(here[0])], mixed(x[:, here], here)], dim=1)
 
-            edges.give(head, what, edit)
+            edges.give(head, kind, edit)
 
         return f"blocks.{layer}.attn.hook_edges", receive_alone
 
@@ -104,7 +122,7 @@ class Receiver:
 # --- reading what was given
 
 
-def parse_senders(given: Any, n_layers: int, n_heads: int, names: Iterable[str]) -> list[Sender]:
+def parse_senders(senders: Any, n_layers: int, n_heads: int, names: Iterable[str]) -> list[Sender]:
     """Senders from a HeadSet, heads, hook names or "visual", or a list of these.
 
     Args:
@@ -113,32 +131,33 @@ def parse_senders(given: Any, n_layers: int, n_heads: int, names: Iterable[str])
     """
     gates = {name for name in names if name.endswith("hook_gate")}
     deepstack = [name for name in names if name.endswith("hook_deepstack")]
-    single = isinstance(given, str | Head) or (
-        isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], int)
+    single = isinstance(senders, str | Head) or (
+        isinstance(senders, tuple) and len(senders) == 2 and isinstance(senders[0], int)
     )
-    found = []
-    for one in [given] if single else given:
-        head = _HEAD.fullmatch(one) if isinstance(one, str) else None
-        if one in ("visual", "vision.hook_out"):
-            found.append(Sender("visual", ("hook_embed", *deepstack), visual=True))
+    parsed = []
+    for sender in [senders] if single else senders:
+        head = _HEAD.fullmatch(sender) if isinstance(sender, str) else None
+        if sender in ("visual", "vision.hook_out"):
+            parsed.append(Sender("visual", ("hook_embed", *deepstack), visual=True))
         elif head and head[2] == "head" and head[4] == "hook_z":
-            found.append(_head(Head(int(head[1]), int(head[3])), n_layers, n_heads, gates))
-        elif isinstance(one, str) and (one == "hook_embed" or _BLOCK.fullmatch(one)):
-            point = "" if one == "hook_embed" else _BLOCK.fullmatch(one)[2]  # type: ignore[index]
-            if one != "hook_embed" and (
+            parsed.append(_head(Head(int(head[1]), int(head[3])), n_layers, n_heads, gates))
+        elif isinstance(sender, str) and (sender == "hook_embed" or _BLOCK.fullmatch(sender)):
+            point = "" if sender == "hook_embed" else _BLOCK.fullmatch(sender)[2]  # type: ignore[index]
+            if sender != "hook_embed" and (
                 point not in ORDER or point.endswith(("scores", "pattern", "scale"))
             ):
                 raise CorelensError(
-                    f"the sender {one!r}",
-                    "what writes to the residual stream: heads, hook_mlp_out, hook_embed, hook_deepstack, 'visual'",
+                    f"the sender {sender!r}",
+                    "what writes to the residual stream: heads, hook_mlp_out, hook_embed, "
+                    "hook_deepstack, 'visual'",
                     "for a head write (layer, head) or 'L3H5'",
                 )
-            found.append(Sender(one, (one, *_gate(one, gates))))
+            parsed.append(Sender(sender, (sender, *_gate(sender, gates))))
         else:
-            found.append(_head(Head.of(one), n_layers, n_heads, gates))
-    if not found:
+            parsed.append(_head(Head.of(sender), n_layers, n_heads, gates))
+    if not parsed:
         raise CorelensError("no senders", "one or more", "for instance senders=[(3, 5)]")
-    return found
+    return parsed
 
 
 def _head(head: Head, n_layers: int, n_heads: int, gates: set[str]) -> Sender:
@@ -154,8 +173,7 @@ def _gate(name: str, gates: set[str]) -> list[str]:
 
 
 def mixing(layer: int, names: Container[str], written: Container[str] = ()) -> list[str]:
-    """The points that freeze what a layer carries between tokens: its heads, or else its mixer's
-    output.
+    """The points by which a layer is frozen: its heads, or the output of a mixer without heads.
 
     Args:
         names: the points that the base run's cache holds, or that the model has.
@@ -169,11 +187,11 @@ def mixing(layer: int, names: Container[str], written: Container[str] = ()) -> l
     return [out]
 
 
-def parse_receivers(given: Iterable[str] | str, model: Any) -> list[Receiver]:
+def parse_receivers(receivers: Iterable[str] | str, model: Any) -> list[Receiver]:
     """Receivers from hook names; each is checked against the model."""
     group = model.cfg.n_heads // model.cfg.n_kv_heads
-    found = []
-    for name in [given] if isinstance(given, str) else given:
+    parsed = []
+    for name in [receivers] if isinstance(receivers, str) else receivers:
         if not isinstance(name, str):
             raise CorelensError(
                 f"the receiver {name!r}",
@@ -191,15 +209,15 @@ def parse_receivers(given: Iterable[str] | str, model: Any) -> list[Receiver]:
             and group > 1
         ):
             number = int(head[3])
-            what, point = ("value", "hook_v") if head[4] == "hook_v" else ("key", "hook_rot_k")
-            alone = (int(head[1]), number, what)
+            kind, point = ("value", "hook_v") if head[4] == "hook_v" else ("key", "hook_rot_k")
+            alone = (int(head[1]), number, kind)
             reads = f"blocks.{head[1]}.attn.kv_head.{number // group}.{point}"
-        found.append(Receiver(name, reads, alone))
-    if not found:
+        parsed.append(Receiver(name, reads, alone))
+    if not parsed:
         raise CorelensError(
             "no receivers", "one or more hook names", "for instance receivers=['hook_logits']"
         )
-    return found
+    return parsed
 
 
 def rank(name: str, n_layers: int) -> tuple[int, int]:
@@ -216,7 +234,7 @@ def rank(name: str, n_layers: int) -> tuple[int, int]:
 
 
 def reaches(sender: Sender, receiver: Receiver, n_layers: int) -> bool:
-    """Whether a direct path leads from one to the other."""
+    """Whether a direct path can lead from a sender to a receiver."""
     point = re.sub(r"\.(head|kv_head)\.\d+\.", ".", receiver.reads)
     if point.endswith(FROZEN) or receiver.reads in sender.names:
         return False

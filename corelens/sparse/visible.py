@@ -16,8 +16,8 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
-class Sight:
-    """A call's `allowed`: which keys are left to which rows, beside what the model itself hides.
+class Visible:
+    """Which keys the rows of one call may see under a pattern, beside what the model itself hides.
 
     Args:
         full: whether a head is full.
@@ -43,8 +43,8 @@ class Sight:
     def __call__(
         self, rows: Tensor | None, heads: Tensor | None
     ) -> Bool[Tensor, "#b #h #row #key"]:
-        """For these rows (counted within this step, [batch, row]) and heads; None: all. Axes may be
-        of size 1."""
+        """The mask of what is visible, for these rows (counted within this step, [batch, row]) and
+        heads; None: all. Axes may be of size 1."""
         heads = torch.arange(len(self.full), device=self.full.device) if heads is None else heads
         full = self.full[heads][None, :, None, None]
         seen = self.pattern_of(heads, self.rows[None] if rows is None else self.rows[rows])

@@ -1,0 +1,116 @@
+"""The two runs that a patching experiment compares, prepared alike for every runner."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corelens.errors import CorelensError
+from corelens.hooks.points import Hook
+from corelens.inputs.prepare import Inputs
+from corelens.interventions.metrics import Bound, bound
+from corelens.interventions.pairs import as_inputs, check_pair
+from corelens.interventions.result import PatchResult
+from corelens.model.hooked import HookedMLLM
+
+Direction = str  # "denoising" or "noising"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The base run, which is patched, and the other run, whose values are put into it.
+
+    Args:
+        model: a HookedMLLM.
+        base, other: their batches, whose pictures are encoded already.
+        measure: the metric, bound to these batches.
+        hooks: to run under, in all runs.
+        meta: for the result: direction, metric, model family and what the runner adds.
+    """
+
+    model: HookedMLLM
+    base: Inputs
+    other: Inputs
+    measure: Bound
+    hooks: list[Hook]
+    meta: dict[str, Any]
+
+    def other_values(self, names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """The other run's activations at these hook points, and its metric [sample]."""
+        with torch.no_grad(), self.model.hooks(fwd_hooks=self.hooks):
+            logits, values = self.model.run_with_cache(
+                self.other, names_filter=list(names), logits_to_keep=self.measure.keep,
+                return_cache_object=False,
+            )  # fmt: skip
+        return values, self.measure(logits)
+
+    def result(
+        self, values: Sequence[Tensor], near: Tensor, far: Tensor, axes: dict[str, list[str]]
+    ) -> PatchResult:
+        """The measured values as a PatchResult.
+
+        Args:
+            values: the metric [sample] under each patch, in the order of the axes' product.
+            near, far: the metric of the base run and of the other run.
+            axes: {name: labels}.
+        """
+        shape = (len(near), *(len(labels) for labels in axes.values()))
+        stacked = np.stack([_array(value) for value in values], axis=1) if values else np.zeros(0)
+        samples = [token_map.id for token_map in self.base.token_maps]
+        return PatchResult(
+            stacked.reshape(shape).astype(np.float32),
+            _array(near),
+            _array(far),
+            axes,
+            samples,
+            self.meta,
+        )
+
+
+def prepare_runs(
+    model: HookedMLLM,
+    clean: Any,
+    corrupted: Any,
+    metric: Any,
+    direction: Direction,
+    hooks: Sequence[Hook],
+    **meta: Any,
+) -> Runs:
+    """The runs of an experiment, after a check that their tokens stand at the same positions.
+
+    Args:
+        clean, corrupted: inputs, a sample or samples.
+        metric: a metric of `corelens.interventions.metrics`, or a function of logits.
+        direction: "denoising" patches the corrupted run, "noising" the clean one.
+        hooks: to run under.
+        meta: more entries for the result's `meta`.
+    """
+    if direction not in ("denoising", "noising"):
+        raise CorelensError(f"direction={direction!r}", "'denoising' or 'noising'", "choose one")
+    if metric is None:
+        raise CorelensError(
+            "no metric", "what to measure", "for instance metric=cl.logit_diff('7', '3')"
+        )
+    clean, corrupted = as_inputs(model, clean), as_inputs(model, corrupted)
+    check_pair(clean, corrupted)
+    # Hooks on the vision tower have to see it run; without them its output is computed once.
+    if not any(_hooks_the_tower(name, model) for name, _ in hooks):
+        clean, corrupted = model.encode(clean), model.encode(corrupted)
+    with model.hooks(fwd_hooks=list(hooks)):
+        measure = bound(metric, model, clean, corrupted)
+    base, other = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+    meta |= {"direction": direction, "metric": measure.label, "family": model.cfg.family}
+    return Runs(model, base, other, measure, list(hooks), meta)
+
+
+def _hooks_the_tower(name: Any, model: HookedMLLM) -> bool:
+    if callable(name):
+        return any(map(name, model.hook_names("vision.")))
+    return name.startswith("vision.")
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().float().cpu().numpy()
