@@ -245,6 +245,26 @@ def every_attention(around: Callable[[Callable[..., Any]], Callable[..., Any]]) 
         table._local_mapping.update(hidden)
 
 
+def looks_attention_up(module: nn.Module) -> bool:
+    """Whether a module's forward looks the attention function up in transformers' table.
+
+    (Read off the names in its code: there is no list of such modules, and a tower cannot be run
+    before its pictures are there.)
+    """
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return "ALL_ATTENTION_FUNCTIONS" in getattr(code, "co_names", ())
+
+
+def input_modalities(module: nn.Module) -> tuple[str, ...]:
+    """What a transformers model takes: "image", "video", "audio", "text"; () for other modules."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(module, PreTrainedModel):
+        return ()
+    kinds: Any = getattr(module, "input_modalities", None) or ()
+    return (kinds,) if isinstance(kinds, str) else tuple(kinds)
+
+
 def forget_attention(name: str) -> None:
     """Undo `AttentionInterface.register(name, …)`, for which there is no call."""
     from transformers import AttentionInterface
@@ -290,16 +310,21 @@ def takes_encoded(features: Any) -> bool:
 
 
 def visual_features(output: Any) -> list[Any]:
-    """What the decoder gets of an encoder's output: the projector's output, then what DeepStack
-    adds layer by layer."""
-    return [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+    """What the decoder gets of an encoder's output: the projector's output (the last hidden state,
+    where the projector is the encoder's own end), then what DeepStack adds layer by layer."""
+    return [output[_features_in(output)], *(getattr(output, "deepstack_features", None) or [])]
 
 
 def set_visual_features(output: Any, features: list[Any]) -> None:
     """Write into an encoder's output what `visual_features` read from it."""
-    output.pooler_output = features[0]
+    output[_features_in(output)] = features[0]
     if len(features) > 1:
         output.deepstack_features = features[1:]
+
+
+def _features_in(output: Any) -> str:
+    pooled = getattr(output, "pooler_output", None)
+    return "last_hidden_state" if pooled is None else "pooler_output"
 
 
 def image_defaults(processor: Any) -> list[Mapping[str, Any]]:
@@ -466,7 +491,8 @@ __all__ = [
     "LensHookPoint", "Slice", "attention_functions", "attention_name", "attention_named",
     "attention_off", "attention_set", "cache_argument", "cache_in", "cache_of", "cache_windows",
     "cached_tensors", "checkpointing_off", "deepstack_addition", "every_attention",
-    "execution_device", "forget_attention", "hung_as", "image_defaults", "newest_handle",
+    "execution_device", "forget_attention", "hung_as", "image_defaults", "input_modalities",
+    "looks_attention_up", "newest_handle",
     "offloaded", "replaced_forward", "set_attention_name", "set_visual_features",
     "takes_argument", "takes_encoded", "tied_parameters", "unknown_caches", "untested",
     "visual_features", "warn_if_untested",

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.hooks.points import Hook
+from corelens.hooks.points import TOWERS, Hook
 from corelens.inputs.prepare import Inputs
 from corelens.interventions.metrics import Bound, bound
 from corelens.interventions.pairs import as_inputs, check_pair
@@ -77,7 +77,7 @@ def _put(name: str, there: Tensor, positions: Where | None) -> Callable[..., Any
 
     def patch(x: Tensor, hook: Any) -> Tensor:
         here = hook.ctx.get("positions")
-        if here is None or name.startswith("vision.") or name.endswith("hook_pattern_rows"):
+        if here is None or name.startswith(TOWERS) or name.endswith("hook_pattern_rows"):
             # what has no positions of the decoder is replaced as a whole
             return _same_shape(there, x, name).to(x)
         length, last = there.shape[query_axis], int(here[-1]) + 1
@@ -206,9 +206,9 @@ def prepare_runs(
         )
     clean, corrupted = as_inputs(model, clean), as_inputs(model, corrupted)
     check_pair(clean, corrupted)
-    tower = model.hook_names("vision.")
+    tower = [name for name in model.hook_names() if name.startswith(TOWERS)]
     if not any(
-        any(map(name, tower)) if callable(name) else name.startswith("vision.") for name, _ in hooks
+        any(map(name, tower)) if callable(name) else name.startswith(TOWERS) for name, _ in hooks
     ):
         clean, corrupted = model.encode(clean), model.encode(corrupted)
     with model.hooks(fwd_hooks=list(hooks)):

@@ -20,8 +20,7 @@ from corelens.tokens.token_map import Cells
 
 
 class Layout:
-    """One model family. Paths are dotted module paths inside a decoder layer (or a vision layer,
-    for `vision_*`)."""
+    """One model family. Paths are dotted module paths inside a decoder layer."""
 
     model_types: ClassVar[tuple[str, ...]] = ()  # values of config.model_type
 
@@ -49,11 +48,6 @@ class Layout:
 
     # measures image_cells
     probe: Callable[[Any, dict[str, Any], tuple[int, int]], Cells] | None = None
-
-    vision_attention = "self_attn"
-    vision_q, vision_k, vision_v = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
-    vision_qkv: str | None = None  # one fused projection instead of three
-    vision_out = "self_attn.out_proj"
 
     def fitted(self, hf: nn.Module) -> "Layout":
         """For a family without a layout of its own: this one, with what its first layer shows of
@@ -108,20 +102,6 @@ class Layout:
             if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim == 1
         ]
         return vectors[-1] if vectors else None
-
-    def vision_layers(self, hf: nn.Module) -> list[nn.Module]:
-        """The layers of the vision tower, in order; empty if none are found."""
-        inner = getattr(hf, "model", hf)
-        towers = (getattr(inner, name, None) for name in ("visual", "vision_tower", "vision_model"))
-        for tower in towers:
-            for name, module in tower.named_modules() if isinstance(tower, nn.Module) else ():
-                if isinstance(module, nn.ModuleList) and name.rsplit(".")[-1] in (
-                    "layers",
-                    "layer",
-                    "blocks",
-                ):
-                    return list(module)
-        return []
 
     def visual_features(self, hf: nn.Module) -> nn.Module | None:
         """The object whose `get_image_features` and `get_video_features` give the projector's

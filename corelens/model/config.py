@@ -9,6 +9,7 @@ import torch
 from corelens.layouts.base import Layout
 from corelens.model.parts import Parts
 from corelens.model.projections import home
+from corelens.model.towers import tower_layers
 from corelens.model.weights import centres, norm_eps
 
 
@@ -19,7 +20,7 @@ class Config:
     Layers may differ: `heads` are the query heads of each layer (0: its mixer has none), `n_heads`,
     `n_kv_heads` and `d_head` those of the layer with most; `model.blocks[l].attn` has a layer's
     own. `d_mlp` is None where layers differ or are mixtures of experts. `normalization_type` is
-    "RMS" or "LN"; `n_vision_layers` is 0 where the tower's layers are not known; `n_deepstack`
+    "RMS" or "LN"; `n_vision_layers` is 0 without a tower of layers; `n_deepstack`
     counts the decoder layers after which visual features are added again.
     """
 
@@ -77,6 +78,6 @@ def config_of(hf: Any, layout: Layout, parts: Sequence[Parts]) -> Config:
         model_name=getattr(hf.config, "_name_or_path", "") or hf.config.model_type,
         act_fn=getattr(text, "hidden_act", None) or getattr(text, "hidden_activation", None) or "",
         normalization_type="LN" if centres(norm) else "RMS",
-        n_vision_layers=len(layout.vision_layers(hf)),
+        n_vision_layers=len(tower_layers(hf, layout, "vision")),
         n_deepstack=layout.deepstack_layers(hf),
     )

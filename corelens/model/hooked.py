@@ -37,7 +37,7 @@ from corelens.model.probing import measured
 from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, of_whole_prompt
 from corelens.model.stop import residual_before
 from corelens.model.verify import Verification, verify
-from corelens.model.vision import vision_points
+from corelens.model.tower_hooks import Tower
 from corelens.model.weights import Block, Embed, Norm, Unembed
 from corelens.model.wiring import absent
 from corelens.tokens.positions import Where, check_where, with_positions
@@ -70,7 +70,9 @@ class HookedMLLM(LensModel):
         self._cfg = config_of(hf_model, self.layout, parts)
 
         decoder, deep = self.layout.decoder(hf_model), self.cfg.n_deepstack
-        self.vision, missing = vision_points(hf_model, self.layout)
+        self.towers = [Tower.of(hf_model, self.layout, kind) for kind in ("vision", "audio")]
+        self.vision, self.audio = (tower.points for tower in self.towers)
+        missing = {name: why for tower in self.towers for name, why in tower.absent().items()}
         self.embed = Embed(hf_model.get_input_embeddings())
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(
