@@ -317,7 +317,11 @@ def visual_features(output: Any) -> list[Any]:
 
 def set_visual_features(output: Any, features: list[Any]) -> None:
     """Write into an encoder's output what `visual_features` read from it."""
-    output[_features_in(output)] = features[0]
+    before = output[_features_in(output)]
+    # (some outputs hold the same tensor under both names, and the model reads either)
+    for name in ("pooler_output", "last_hidden_state"):
+        if getattr(output, name, None) is before:
+            output[name] = features[0]
     if len(features) > 1:
         output.deepstack_features = features[1:]
 

@@ -138,8 +138,8 @@ def test_a_tower_whose_projections_are_not_what_their_names_say_is_refused():
         model.run_with_cache(inputs, names_filter=[name])
 
 
-def test_a_tower_that_attends_by_itself_says_so():
+def test_a_model_without_ears_has_no_points_of_an_audio_tower():
     model = model_of("gemma4")
-    assert not [name for name in model.hook_names("audio.")]
-    with pytest.raises(CorelensError, match="nearest"):
-        model.hook_dict["audio.blocks.0.hook_resid_pre"]
+    assert not any(name.startswith("audio.") for name in model.hook_names())
+    with pytest.raises(CorelensError, match="get_audio_features"):
+        model.hook_dict["audio.hook_out"]

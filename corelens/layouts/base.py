@@ -46,6 +46,9 @@ class Layout:
     # position id of a row's first real token; None: the model finds positions itself
     first_position: int | None = None
 
+    # measures which seconds each audio token hears: (processor, samples of a sound) → [token, 2]
+    hears: Callable[[Any, int], Float[Tensor, "token 2"]] | None = None
+
     # measures image_cells
     probe: Callable[[Any, dict[str, Any], tuple[int, int]], Cells] | None = None
 
@@ -154,6 +157,10 @@ class Layout:
         image = _token(config, "image_token_id", "image_token_index")
         return image, _token(config, "video_token_id", "video_token_index")
 
+    def audio_placeholder(self, config: Any) -> int:
+        """The token id that stands for audio features; −1 where there is none."""
+        return _token(config, "audio_token_id", "audio_token_index")
+
     def check_batch(self, pictures: Sequence[Sequence[Any]]) -> None:
         """Raise for samples that the family's processor would mix up in a batch: images or lists of
         frames a sample."""
@@ -169,6 +176,14 @@ class Layout:
         this, so that "visual" means the same for tensors made by hand.
         """
         return None
+
+    def sound_seconds(
+        self, processor: Any, config: Any, n_samples: int
+    ) -> Float[Tensor, "token 2"]:
+        """Which seconds (start, end) each placeholder of a sound of `n_samples` samples hears."""
+        if self.hears is not None:
+            return self.hears(processor, n_samples)
+        raise _no_layout(config)
 
     def image_cells(
         self,

@@ -74,7 +74,8 @@ def _probe(
 ) -> Cells:
     picture, noise = _test_picture(size)
     decoder = layout.decoder(hf)
-    inside = set(decoder.modules())
+    # (a decoder may hold its tower: its layers do not)
+    inside = {module for layer in decoder.layers for module in layer.modules()}  # type: ignore[union-attr]
     text_configs = {id(getattr(module, "config", None)) for module in inside} | {id(hf.config)}
     tower = [
         m
@@ -85,7 +86,7 @@ def _probe(
 
     def embedded(pictures: Sequence[np.ndarray]) -> Float[Tensor, "picture pos d_model"]:
         images = [[Image.fromarray(pixels.clip(0, 255).astype(np.uint8))] for pixels in pictures]
-        return _first_layer_input(hf, decoder, _processed(processor, prompt, images, options))
+        return first_layer_input(hf, decoder, _processed(processor, prompt, images, options))
 
     ids = _processed(processor, prompt, [[Image.fromarray(picture.astype(np.uint8))]], options)[
         "input_ids"
@@ -96,7 +97,7 @@ def _probe(
         raise _unplaced(
             hf, "its prompt has no image token", "look at processor.apply_chat_template"
         )
-    spans = []
+    cells = []
     with attention_off(tower), torch.no_grad():
         base = embedded([picture])[0, placeholder]
         for axis, length in enumerate(size):
@@ -116,8 +117,8 @@ def _probe(
                     pixels[strip] += noise[strip]
                     changed.append(pixels)
                 moved.append((embedded(changed)[:, placeholder] - base).float().norm(dim=-1).cpu())
-            spans.append(_spans(torch.cat(moved), torch.tensor(edges, dtype=torch.float64)))
-    (columns, seen), (rows, seen_too) = spans
+            cells.append(spans(torch.cat(moved), torch.tensor(edges, dtype=torch.float64)))
+    (columns, seen), (rows, seen_too) = cells
     visual = seen & seen_too
     box = torch.stack([columns[:, 0], rows[:, 0], columns[:, 1], rows[:, 1]], dim=1)
     _check_local(hf, box[visual], size, int(visual.sum()))
@@ -165,9 +166,10 @@ class _Reached(Exception):
     """The decoder's first layer has been reached: nothing behind it needs to run."""
 
 
-def _first_layer_input(
+def first_layer_input(
     hf: nn.Module, decoder: nn.Module, tensors: dict[str, Any]
 ) -> Float[Tensor, "picture pos d_model"]:
+    """What the decoder's first layer gets of a batch; nothing behind it runs."""
     weight = next(hf.parameters())
     tensors = {name: _like(value, weight) for name, value in tensors.items()}
     seen: list[Tensor] = []
@@ -202,7 +204,7 @@ def _edges(length: int, count: int, ratio: float) -> list[int]:
     return np.unique(np.linspace(0, length, strips + 1).round().astype(int)).tolist()
 
 
-def _spans(
+def spans(
     moved: Float[Tensor, "strip token"], edges: Float[Tensor, " edge"]
 ) -> tuple[Float[Tensor, "token 2"], Bool[Tensor, " token"]]:
     """Per token where the strips begin and end that move it, and whether any does."""

@@ -67,6 +67,8 @@ class Tower:
         method = next(iter(FEATURES[kind]))
         holders = [layout.visual_features(hf), getattr(hf, "model", None), hf]
         features = next((holder for holder in holders if hasattr(holder, method)), None)
+        if getattr(hf.config, f"{kind}_config", True) is None:  # the method without its tower
+            features = None
         return cls(kind, layers, points, features)
 
     def absent(self) -> dict[str, str]:

@@ -20,7 +20,6 @@ WORDS: dict[Kind, tuple[str, ...]] = {
     "audio": ("audio", "speech", "sound", "voice"),
     "vision": ("vis", "image", "img", "video"),
 }
-LISTS = ("layers", "layer", "blocks", "block")
 
 _PREFIX, _SUFFIX = r"(?:to_|linear_|w)?", r"(?:_proj|_layer|jection_layer|jection)?"
 PROJECTIONS = {
@@ -84,13 +83,35 @@ def tower_layers(hf: nn.Module, layout: Layout, kind: Kind) -> list[TowerLayer]:
         if any(looks_attention_up(module) for layer in layers for module in layer.modules())
     ]
     if not attending:  # a tower that attends by itself
-        named = [layers for path, layers in lists if path.rsplit(".")[-1] in LISTS]
-        named = [layers for layers in named if all(map(_attends_by_itself, layers))]
-        return [TowerLayer(layer) for layer in max(named, key=len, default=[])]
+        own = [
+            layers
+            for _, layers in lists
+            if all(any(map(_attends, layer.modules())) for layer in layers)
+        ]
+        return [TowerLayer(layer) for layer in max(own, key=len, default=[])]
     first = type(attending[0][1][0])
     return [
         _layer(layer) for _, layers in attending if type(layers[0]) is first for layer in layers
     ]
+
+
+def attention_modules(hf: nn.Module, layout: Layout, kind: Kind) -> list[nn.Module]:
+    """The attention modules of a tower's layers, those too that do not call transformers' attention
+    function."""
+    inside = {module for layer in layout.decoder(hf).layers for module in layer.modules()}  # type: ignore[union-attr]
+    layers = [
+        layer for path, layers in _lists(hf, inside) if _kind(hf, path) == kind for layer in layers
+    ]
+    modules: list[nn.Module] = []
+    for layer in layers:
+        paths = [path for path, part in layer.named_modules() if path and _attends(part)]
+        outer = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
+        modules += [layer.get_submodule(path) for path in outer]
+    return modules
+
+
+def _attends(module: nn.Module) -> bool:
+    return "Attention" in type(module).__name__ or looks_attention_up(module)
 
 
 def _lists(hf: nn.Module, inside: set[nn.Module]) -> Iterator[tuple[str, list[nn.Module]]]:
@@ -136,10 +157,6 @@ def _layer(module: nn.Module) -> TowerLayer:
         for name, child in below.items()
     }
     return TowerLayer(module, attention, **paths, n_heads=n_heads, n_kv_heads=n_kv_heads)
-
-
-def _attends_by_itself(layer: nn.Module) -> bool:
-    return any("Attention" in type(module).__name__ for module in layer.modules())
 
 
 def _heads(attends: nn.Module, *names: str) -> int:
