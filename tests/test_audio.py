@@ -9,13 +9,13 @@ import torch
 from einops import rearrange
 
 import corelens as cl
-import family_audio
 from corelens.errors import CorelensError
 from corelens.metrics.provenance import sample_hash
 from corelens.model.hearing import Hearing, _silent
 from corelens.model.probing import first_layer_input
 from corelens.model.towers import attention_modules
-from family_parts import randomise
+from helpers import family_audio
+from helpers.family_parts import randomise
 
 FAMILIES = list(family_audio.BUILDERS)
 every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 import corelens as cl
-import family_recent
 from corelens.errors import CorelensError
-from family_parts import randomise
+from helpers import family_recent
+from helpers.family_parts import randomise
 
 # linear and full attention; norms behind attention; rows of pixels; a batch axis and padding
 FAMILIES = ["qwen3_5", "glm46v", "mistral3", "gemma4"]

@@ -211,7 +211,9 @@ class _Witness:
 
 def _same(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors hold the same numbers in the same order, up to a change of type."""
-    return x.numel() == y.numel() and torch.allclose(x.flatten().float(), y.flatten().float(), atol=1e-6, rtol=1e-3)  # fmt: skip
+    if x.numel() != y.numel():
+        return False
+    return torch.allclose(x.flatten().float(), y.flatten().float(), atol=1e-6, rtol=1e-3)
 
 
 class _Batched:

@@ -117,9 +117,10 @@ def _attends(module: nn.Module) -> bool:
 def _lists(hf: nn.Module, inside: set[nn.Module]) -> Iterator[tuple[str, list[nn.Module]]]:
     """The innermost module lists outside the decoder's layers, with their paths."""
     for path, module in hf.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) and module[0] not in inside:
-            if not isinstance(module[0], nn.ModuleList) and not _holds(module, inside):
-                yield path, list(module)
+        if not isinstance(module, nn.ModuleList) or not len(module) or module[0] in inside:
+            continue
+        if not isinstance(module[0], nn.ModuleList) and not _holds(module, inside):
+            yield path, list(module)
 
 
 def _holds(module: nn.Module, inside: set[nn.Module]) -> bool:

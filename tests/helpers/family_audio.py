@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from family_parts import build_tokenizer, text_config
+from helpers.family_parts import build_tokenizer, text_config
 
 AUDIO = {
     "num_mel_bins": 16,
