@@ -151,30 +151,6 @@ def attention_set(configs: Iterable[Any], name: str) -> Iterator[None]:
             set_attention_name(config, own)
 
 
-@contextmanager
-def attention_off(modules: Iterable[Any]) -> Iterator[None]:
-    """Within this context attention of these modules gives zeros, whatever function they use; their
-    configs' own implementation is put back afterwards. (There is no documented way to change it for
-    a part of a model.)
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register("corelens_off", _zeros)
-    AttentionMaskInterface.register("corelens_off", sdpa_mask)
-    owned = (getattr(module, "config", None) for module in modules)
-    with attention_set(
-        [x for x in owned if hasattr(x, "_attn_implementation_internal")], "corelens_off"
-    ):
-        yield
-
-
-def _zeros(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **_: Any
-) -> tuple[Any, None]:
-    return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
-
-
 @cache
 def _named_while(config_class: Any, condition: Callable[[], bool], name: str) -> type:
     stored = "_attn_implementation_internal"
@@ -253,16 +229,6 @@ def looks_attention_up(module: nn.Module) -> bool:
     """
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     return "ALL_ATTENTION_FUNCTIONS" in getattr(code, "co_names", ())
-
-
-def input_modalities(module: nn.Module) -> tuple[str, ...]:
-    """What a transformers model takes: "image", "video", "audio", "text"; () for other modules."""
-    from transformers import PreTrainedModel
-
-    if not isinstance(module, PreTrainedModel):
-        return ()
-    kinds: Any = getattr(module, "input_modalities", None) or ()
-    return (kinds,) if isinstance(kinds, str) else tuple(kinds)
 
 
 def forget_attention(name: str) -> None:
@@ -493,9 +459,9 @@ def hung_as(handle: Any) -> int:
 __all__ = [
     "CACHE_ARGUMENTS", "ENCODED", "TESTED", "FactoredMatrix", "HookedRootModule", "LensCache",
     "LensHookPoint", "Slice", "attention_functions", "attention_name", "attention_named",
-    "attention_off", "attention_set", "cache_argument", "cache_in", "cache_of", "cache_windows",
+    "attention_set", "cache_argument", "cache_in", "cache_of", "cache_windows",
     "cached_tensors", "checkpointing_off", "deepstack_addition", "every_attention",
-    "execution_device", "forget_attention", "hung_as", "image_defaults", "input_modalities",
+    "execution_device", "forget_attention", "hung_as", "image_defaults",
     "looks_attention_up", "newest_handle",
     "offloaded", "replaced_forward", "set_attention_name", "set_visual_features",
     "takes_argument", "takes_encoded", "tied_parameters", "unknown_caches", "untested",

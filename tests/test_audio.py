@@ -10,8 +10,9 @@ from einops import rearrange
 
 import corelens as cl
 from corelens.errors import CorelensError
+from corelens.hooks.silence import silent
 from corelens.metrics.provenance import sample_hash
-from corelens.model.hearing import Hearing, _silent
+from corelens.model.hearing import Hearing
 from corelens.model.probing import first_layer_input
 from corelens.model.towers import attention_modules
 from helpers import family_audio
@@ -52,7 +53,7 @@ def plain(family):
 @contextmanager
 def local(model):
     """The tower's attention gives zeros."""
-    with _silent(attention_modules(model.hf, model.layout, "audio")), torch.no_grad():
+    with silent(attention_modules(model.hf, model.layout, "audio")), torch.no_grad():
         yield
 
 
@@ -132,7 +133,8 @@ def test_a_token_map_says_what_it_hears(family):
 @torch.no_grad()
 def test_ram_on_a_span_is_that_of_eager_attention(family):
     model, inputs = model_of(family), inputs_of(family)
-    scores = cl.score_heads(model, [sample()], metrics=("ram",))["ram"]
+    scored = cl.score_heads(model, [sample()], metrics=("ram", "precision"))
+    scores = scored["ram"]
     question, region = inputs.token_maps[0].question, inputs.token_maps[0].region
     before = model.hf.config._attn_implementation
     model.hf.set_attn_implementation("eager")
@@ -142,6 +144,9 @@ def test_ram_on_a_span_is_that_of_eager_attention(family):
         model.hf.set_attn_implementation(before)
     wanted = torch.stack([a[0][:, question][:, :, region].sum(-1).mean(-1) for a in out.attentions])
     np.testing.assert_allclose(scores.values, wanted.numpy(), atol=1e-5)
+    audio = inputs.token_maps[0].audio  # (of evidence in a sound, V are the audio tokens)
+    whole = torch.stack([a[0][:, question][:, :, audio].sum(-1).mean(-1) for a in out.attentions])
+    np.testing.assert_allclose(scored["precision"].values, (wanted / whole).numpy(), atol=1e-5)
 
 
 @torch.no_grad()
@@ -218,7 +223,7 @@ def test_a_model_whose_tokens_hear_everything_is_refused_by_name():
     hf, processor = family_audio.qwen2_audio()
     model = cl.HookedMLLM(randomise(hf), processor, check=False)
     projector = hf.model.multi_modal_projector
-    handle = projector.register_forward_hook(lambda m, a, x: x + x.mean(1, keepdim=True) * 100)
+    handle = projector.register_forward_hook(lambda m, a, x: x + x.mean(1, keepdim=True) * 1e4)
     model.layout.hears = Hearing(hf, model.layout)
     try:
         inputs = model.prepare(sample(regions=[]))

@@ -277,11 +277,13 @@ class AttentionPoints(nn.Module):
 
     `hook_gate` [batch, pos, head, d_head] is there only where q_proj also gives a gate by which z
     is multiplied (after an activation of the family's). A layer without attention heads has the
-    names, each refused with the reason.
+    names, each refused with the reason. In a cross-attention layer (`cross`) keys and values are the
+    tower's tokens, and so are the key axis and the columns of edges.
     """
 
-    def __init__(self, n_heads: int, n_kv_heads: int, gated: bool = False):
+    def __init__(self, n_heads: int, n_kv_heads: int, gated: bool = False, cross: bool = False):
         super().__init__()
+        self.cross = cross
         group = n_heads // max(n_kv_heads, 1)
         self.hook_q, self.hook_rot_q = HookPoint(2, n_heads), HookPoint(2, n_heads)
         self.hook_k, self.hook_rot_k, self.hook_v = (

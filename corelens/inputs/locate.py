@@ -169,7 +169,7 @@ def times_of(
         seconds = [layout.sound_seconds(processor, config, len(s.waveform)) for s in sounds]
     except CorelensError as error:
         return Times(places, error)
-    lengths = [len(each) for each in seconds]
+    lengths = [len(part) for part in seconds]
     if sum(lengths) != len(places):
         raise CorelensError(
             f"sample {id!r}: {len(places)} audio tokens in the prompt, {lengths} expected of its sounds",

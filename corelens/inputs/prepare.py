@@ -66,7 +66,14 @@ class Inputs:
                 "inputs made by prepare(sample)",
                 "prepare a Sample to see it",
             )
-        return show_patches(self.token_maps[row], self.pictures[row], self.samples[row].regions)
+        if not self.pictures[row]:
+            raise CorelensError(
+                f"row {row}, which has no picture",
+                "a sample with pictures",
+                "token_maps[row].time(position) says which seconds an audio token hears",
+            )
+        regions = [r for r in self.samples[row].regions if not isinstance(r, Span)]
+        return show_patches(self.token_maps[row], self.pictures[row], regions)
 
     plot = show
 
@@ -79,7 +86,8 @@ class Inputs:
     def _repr_html_(self) -> str:
         from corelens.viz.view import image_html
 
-        shown = image_html(self.show(), "patches and positions") if self.pictures else ""
+        seen = bool(self.pictures and self.pictures[0])
+        shown = image_html(self.show(), "patches and positions") if seen else ""
         return f"{shown}<p>{escape(repr(self))}</p>"
 
 
@@ -142,9 +150,11 @@ def prepare(
     )
     cells = cells_of(processor, layout, config, features, loaded, seen)
     maps = []
-    for *parts, heard in zip(samples, rows, loaded, cells, sounds, strict=True):
-        times = times_of(processor, layout, config, heard, parts[1], parts[0].id)
-        maps.append(token_map(layout, config, *parts, region_weights, times))
+    for sample, row, pictures, cell, heard in zip(
+        samples, rows, loaded, cells, sounds, strict=True
+    ):
+        times = times_of(processor, layout, config, heard, row, sample.id)
+        maps.append(token_map(layout, config, sample, row, pictures, cell, region_weights, times))
     length = max(len(row.ids) for row in rows)
     starts = [length - len(row.ids) if padding_side == "left" else 0 for row in rows]
     tensors = {

@@ -62,8 +62,8 @@ def render(
         processed=processed,
         question=[span for span in question if span[1] > span[0]],
         answer=_continuation(processor, messages, text, sample) if answer else None,
-        media=[one for one in media if one.kind != "audio"],
-        sounds=[one.picture for one in media if one.kind == "audio"],
+        media=[medium for medium in media if medium.kind != "audio"],
+        sounds=[medium.picture for medium in media if medium.kind == "audio"],
     )
 
 

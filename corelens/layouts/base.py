@@ -49,8 +49,8 @@ class Layout:
     # measures which seconds each audio token hears: (processor, samples of a sound) → [token, 2]
     hears: Callable[[Any, int], Float[Tensor, "token 2"]] | None = None
 
-    # measures image_cells
-    probe: Callable[[Any, dict[str, Any], tuple[int, int]], Cells] | None = None
+    # measures image_cells: (processor, options, size) → Cells, and which placeholders are patches
+    probe: Any = None
 
     def fitted(self, hf: nn.Module) -> "Layout":
         """For a family without a layout of its own: this one, with what its first layer shows of
@@ -78,6 +78,15 @@ class Layout:
         while held is not None and not hasattr(held, "layers"):
             held = getattr(held, "model", None)
         if held is None or self.final_norm(held) is None:
+            if getattr(hf.config, "is_encoder_decoder", False):
+                raise CorelensError(
+                    f"a model of class {type(hf).__name__}, an encoder-decoder: its decoder attends to "
+                    "another encoder's output, and its picture has no tokens in the row",
+                    "a model whose decoder reads picture and words in one row, or through "
+                    "cross-attention layers of its own",
+                    "use PyTorch's own hooks on it; a Layout with `decoder(hf)` overridden serves its "
+                    "self-attention: cl.register_layout(MyLayout)",
+                )
             returned = (
                 "there is no get_decoder()"
                 if find is None
@@ -173,9 +182,13 @@ class Layout:
 
         Per placeholder's token id a mask over all its tokens, row by row; None where all are
         patches. A family whose cells (`image_cells`, `video_cells`) are not all visual overrides
-        this, so that "visual" means the same for tensors made by hand.
+        this, so that "visual" means the same for tensors made by hand; of a family whose cells are
+        measured, this is measured too.
         """
-        return None
+        grids = ("image_grid_thw", "video_grid_thw")  # (their tokens are all patches)
+        if self.probe is None or any(tensors.get(name) is not None for name in grids):
+            return None
+        return self.probe.patches(tensors)
 
     def sound_seconds(
         self, processor: Any, config: Any, n_samples: int

@@ -17,7 +17,8 @@ from corelens.model.weights import centres, norm_eps
 class Config:
     """The model's shape under TransformerLens's names.
 
-    Layers may differ: `heads` are the query heads of each layer (0: its mixer has none), `n_heads`,
+    Layers may differ: `heads` are the query heads of each layer (0: its mixer has none, or they
+    attend to the tower's tokens and not to the row), `n_heads`,
     `n_kv_heads` and `d_head` those of the layer with most; `model.blocks[l].attn` has a layer's
     own. `d_mlp` is None where layers differ or are mixtures of experts. `normalization_type` is
     "RMS" or "LN"; `n_vision_layers` is 0 without a tower of layers; `n_deepstack`
@@ -66,7 +67,7 @@ def config_of(hf: Any, layout: Layout, parts: Sequence[Parts]) -> Config:
         n_heads=widest.n_heads,
         n_kv_heads=widest.n_kv_heads,
         d_head=widest.d_head,
-        heads=tuple(of_layer.n_heads for of_layer in parts),
+        heads=tuple(0 if of_layer.cross else of_layer.n_heads for of_layer in parts),
         d_model=text.hidden_size,
         d_mlp=widths.pop() if len(widths) == 1 else None,
         d_vocab=text.vocab_size,

@@ -12,8 +12,7 @@ once each.
 
 import json
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
+from corelens.hooks.silence import silent
 from corelens.inputs.processing import NOT_FOR_THE_MODEL
 from corelens.inputs.sounds import ear_options, frame_step, sampling_rate, spoken
 from corelens.layouts import Layout
@@ -88,7 +88,7 @@ def _measure(
         x = first_layer_input(hf, decoder, tensors)
         return torch.stack([row[place] for row, place in zip(x, places, strict=True)])
 
-    with _silent(attention_modules(hf, layout, "audio")), torch.no_grad():
+    with silent(attention_modules(hf, layout, "audio")), torch.no_grad():
         base = embedded([sound])[0]
         count = len(base)
         if not count:
@@ -207,23 +207,6 @@ def _prompt(processor: Any) -> str:
             chat_template=template,
         )
     return getattr(processor, "audio_token", "") + "What is it?"
-
-
-@contextmanager
-def _silent(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within this context these modules give zeros."""
-
-    def zeros(module: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (torch.zeros_like(output[0]), *output[1:])
-        return torch.zeros_like(output)
-
-    handles = [module.register_forward_hook(zeros) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _unheard(hf: nn.Module, reason: str) -> CorelensError:

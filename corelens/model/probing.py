@@ -10,7 +10,7 @@ resampler (Q-Former, perceiver) has no such place: that is an error.
 
 import json
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hf import attention_off
+from corelens.hooks.silence import attention_off
 from corelens.inputs.processing import NOT_FOR_THE_MODEL
 from corelens.layouts import Layout
+from corelens.model.views import all_views
 from corelens.tokens.token_map import Cells
 
 MOST_STRIPS = 128  # of an axis: 16 calls of 16 pictures for both
@@ -67,6 +68,37 @@ class Prober:
             assert hf is not None
             self.known[key] = _probe(hf, self.layout, processor, options, size)
         return self.known[key]
+
+    def patches(self, tensors: Mapping[str, Any]) -> dict[int, Bool[Tensor, " placeholder"]] | None:
+        """Which placeholders of a batch of tensors are patches: those that move when the pixels do.
+
+        Per placeholder's token id a mask over all its tokens, row by row; None without pixels.
+        """
+        hf = self.hf()
+        ids = tensors.get("input_ids")
+        pixels = {
+            name: x
+            for name, x in tensors.items()
+            if "pixel_values" in name and isinstance(x, Tensor) and x.is_floating_point()
+        }
+        if hf is None or ids is None or not pixels:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        noise = {
+            name: torch.randn(x.shape, generator=generator).to(x) for name, x in pixels.items()
+        }
+        with torch.no_grad():
+            seen = [
+                first_layer_input(hf, self.layout.decoder(hf), {**tensors, **changed})
+                for changed in ({}, noise)
+            ]
+        moved = (seen[1] - seen[0]).float().norm(dim=-1).cpu()
+        on, ids = moved > 1e-4 * moved.max(), ids.cpu()
+        return {
+            token: on[ids == token]
+            for token in set(self.layout.placeholders(hf.config))
+            if bool((ids == token).any())
+        }
 
 
 def _probe(
@@ -124,7 +156,8 @@ def _probe(
     _check_local(hf, box[visual], size, int(visual.sum()))
     box[visual] = _snapped(box[visual], size, count)
     box[~visual] = 0
-    return Cells(box=box, visual=visual)
+    views = all_views(box, visual, placeholder.nonzero()[:, 0], size)
+    return Cells(box=box, visual=visual, views=views)
 
 
 def _test_picture(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from corelens.hf import input_modalities, looks_attention_up
+from corelens.hf import looks_attention_up
 from corelens.layouts import Layout
 
 Kind = Literal["vision", "audio"]
@@ -76,7 +76,7 @@ def tower_layers(hf: nn.Module, layout: Layout, kind: Kind) -> list[TowerLayer]:
     both, one after the other. Empty where there is no such tower.
     """
     inside = {module for layer in layout.decoder(hf).layers for module in layer.modules()}  # type: ignore[union-attr]
-    lists = [found for found in _lists(hf, inside) if _kind(hf, found[0]) == kind]
+    lists = [pair for pair in _lists(hf, inside) if _kind(hf, pair[0]) == kind]
     attending = [
         (path, layers)
         for path, layers in lists
@@ -131,13 +131,23 @@ def _kind(hf: nn.Module, path: str) -> Kind | None:
     """Whether the modules at this path see or hear; None if neither can be told."""
     names = path.split(".")
     holders = [hf.get_submodule(".".join(names[:depth])) for depth in range(len(names), 0, -1)]
-    said = next((kinds for holder in holders if (kinds := input_modalities(holder))), ())
-    if "audio" in said and not {"image", "video"} & set(said):
+    takes = next((kinds for holder in holders if (kinds := _input_modalities(holder))), ())
+    if "audio" in takes and not {"image", "video"} & set(takes):
         return "audio"
     for kind, words in WORDS.items():
         if any(word in path for word in words):
             return kind
-    return "vision" if {"image", "video"} & set(said) and "text" not in said else None
+    return "vision" if {"image", "video"} & set(takes) and "text" not in takes else None
+
+
+def _input_modalities(module: nn.Module) -> tuple[str, ...]:
+    """What a transformers model takes: "image", "video", "audio", "text"; () for other modules."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(module, PreTrainedModel):
+        return ()
+    kinds: Any = getattr(module, "input_modalities", None) or ()
+    return (kinds,) if isinstance(kinds, str) else tuple(kinds)
 
 
 def _layer(module: nn.Module) -> TowerLayer:
@@ -147,8 +157,8 @@ def _layer(module: nn.Module) -> TowerLayer:
         return TowerLayer(module)
     attention = min(callers, key=lambda path: path.count("."))
     attends = module.get_submodule(attention)
-    n_heads = _heads(attends, "num_heads", "num_attention_heads", "n_heads", "heads")
-    n_kv_heads = _heads(attends, "num_key_value_heads", "num_kv_heads") or n_heads
+    n_heads = head_count(attends, "num_heads", "num_attention_heads", "n_heads", "heads")
+    n_kv_heads = head_count(attends, "num_key_value_heads", "num_kv_heads") or n_heads
     below = {
         name: next((child for child, _ in attends.named_children() if form.fullmatch(child)), None)
         for name, form in PROJECTIONS.items()
@@ -160,7 +170,7 @@ def _layer(module: nn.Module) -> TowerLayer:
     return TowerLayer(module, attention, **paths, n_heads=n_heads, n_kv_heads=n_kv_heads)
 
 
-def _heads(attends: nn.Module, *names: str) -> int:
+def head_count(attends: nn.Module, *names: str) -> int:
     """The first of these that an attention module, or its config, has as a number; else 0."""
     for holder in (attends, getattr(attends, "config", None)):
         for name in names:
