@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from corelens.model.bound import bind
     from corelens.model.hooked import HookedMLLM
     from corelens.sparse import KVBudget, Pruned, SparseInference, Streaming
-    from corelens.tokens.regions import Box, Mask, Tube
+    from corelens.tokens.regions import Box, Mask, Span, Tube
     from corelens.viz import head_grid, overlay
 
 __version__ = "0.1.0"
@@ -115,6 +115,7 @@ _PUBLIC = {
     "corelens.tokens.regions": (
         "Box",
         "Mask",
+        "Span",
         "Tube",
     ),
     "corelens.viz": (
@@ -156,6 +157,7 @@ __all__ = [
     "Mask",
     "Pruned",
     "Sample",
+    "Span",
     "SparseInference",
     "Streaming",
     "Tube",

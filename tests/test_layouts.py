@@ -17,6 +17,7 @@ import torch
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import Sample, prepare
 from corelens.layouts import Layout, layout_for, register_layout
+from corelens.model.towers import tower_layers
 from corelens.tokens.token_map import TokenMap
 from helpers.families import FAMILIES, tiny
 
@@ -47,7 +48,7 @@ def local_tower(family: str) -> Iterator[None]:
     """Attention of the vision tower gives zeros: no patch sees another."""
     model, _ = tiny(family)
     layout = layout_for(model.config)
-    layers = layout.vision_layers(model)
+    layers = tower_layers(model, layout, "vision")
     assert len(layers) >= 2
 
     def silence(module, args, output):
@@ -58,7 +59,7 @@ def local_tower(family: str) -> Iterator[None]:
         )
 
     handles = [
-        layer.get_submodule(layout.vision_attention).register_forward_hook(silence)
+        layer.module.get_submodule(layer.attention).register_forward_hook(silence)
         for layer in layers
     ]
     try:
@@ -390,14 +391,8 @@ def test_module_paths(family):
             names if family == "qwen3_vl_moe" else [*names, "mlp_gate", "mlp_up", "mlp_down"]
         ):
             assert layer.get_submodule(getattr(layout, name))
-    fused = layout.vision_qkv is not None
-    for layer in layout.vision_layers(model):
-        for name in (
-            "vision_attention",
-            "vision_out",
-            *(("vision_qkv",) if fused else ("vision_q", "vision_k")),
-        ):
-            assert layer.get_submodule(getattr(layout, name))
+    for layer in tower_layers(model, layout, "vision"):
+        assert not layer.absent() and layer.n_heads == layer.n_kv_heads == 2
 
 
 # --- DeepStack

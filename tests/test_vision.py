@@ -133,7 +133,7 @@ def test_the_pattern_is_made_of_edited_q_and_every_point_fires_once(family):
 @torch.no_grad()
 def test_an_edited_z_is_a_pre_hook_on_the_towers_output_projection(family):
     model, batch = hooked(family), alone(family, 0)
-    layer = model.layout.vision_layers(model.hf)[0]
+    layer = model.towers[0].layers[0]
     heads = model.vision.blocks[0].attn.hook_z.n_heads
 
     def pre(module, args):
@@ -141,7 +141,7 @@ def test_an_edited_z_is_a_pre_hook_on_the_towers_output_projection(family):
         x[..., 1, :] = 0
         return (x.flatten(-2),)
 
-    handle = layer.get_submodule(model.layout.vision_out).register_forward_pre_hook(pre)
+    handle = layer.module.get_submodule(layer.out).register_forward_pre_hook(pre)
     wanted = model(batch)
     handle.remove()
     actual = model.run_with_hooks(

@@ -1,15 +1,16 @@
-"""CoreLens's own simple format: a folder with `samples.jsonl` and the pictures it names.
+"""CoreLens's own simple format: a folder with `samples.jsonl` and the pictures and sounds it names.
 
 One line a sample, a JSON object:
 
     {"id": "17", "images": ["street.jpg"], "question": "What number is on the bus?", "answer": "42",
      "regions": [{"box": [312, 140, 376, 204], "image": 0, "text": "42"}]}
 
-`images` or `video` (its frames): paths relative to the folder, and inside it. `question`: text. All
-else may be left out: `id` (the line number), `answer`, `choices` (texts), `meta` (anything),
-`regions`: each with one of `box` [x0, y0, x1, y1] in pixels of the original picture, `mask` (path
-of a picture, non-black where the region is) or `tube` {frame: box}; and `image` (which picture,
-from 0) and `text` (what stands there).
+`images` or `video` (its frames), `audio` (WAV files): paths relative to the folder, and inside it;
+one of them at least. `question`: text. All else may be left out: `id` (the line number), `answer`,
+`choices` (texts), `meta` (anything), `regions`: each with one of `box` [x0, y0, x1, y1] in pixels of
+the original picture, `mask` (path of a picture, non-black where the region is), `tube` {frame: box}
+or `span` [start, end] in seconds; and `image` (which picture or, for a span, which sound, from 0)
+and `text` (what stands or is said there).
 """
 
 import json
@@ -26,11 +27,12 @@ from corelens.errors import CorelensError
 from corelens.heads.disk import write_whole
 from corelens.inputs.pictures import read_mask, read_picture
 from corelens.inputs.sample import Sample
-from corelens.tokens.regions import Box, Mask, Region, Tube
+from corelens.inputs.sounds import read_sound, write_wav
+from corelens.tokens.regions import Box, Mask, Region, Span, Tube
 
 FILE = "samples.jsonl"
-FIELDS = ("id", "images", "video", "question", "answer", "choices", "regions", "meta")
-REGION_FIELDS = ("box", "mask", "tube", "image", "text")
+FIELDS = ("id", "images", "video", "audio", "question", "answer", "choices", "regions", "meta")
+REGION_FIELDS = ("box", "mask", "tube", "span", "image", "text")
 
 
 def load_samples(path: str | Path, outside: bool = False) -> list[Sample]:
@@ -72,8 +74,8 @@ def load_samples(path: str | Path, outside: bool = False) -> list[Sample]:
 
 
 def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
-    """Write samples with their pictures (as PNG) in the same format; returns the path of
-    samples.jsonl."""
+    """Write samples with their pictures (as PNG) and sounds (as WAV of 16 bits) in the same format;
+    returns the path of samples.jsonl."""
     folder = Path(folder)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     lines = []
@@ -91,6 +93,9 @@ def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
         )
         record[kind] = [
             _keep(picture, folder, f"{number:06d}-{i}") for i, picture in enumerate(pictures)
+        ]
+        record["audio"] = [
+            _keep_sound(sound, folder, f"{number:06d}-{i}") for i, sound in enumerate(sample.audio)
         ]
         record["regions"] = [
             _region_json(region, folder, f"{number:06d}-mask-{i}")
@@ -114,6 +119,13 @@ def _keep(picture: Any, folder: Path, name: str) -> str:
     """Write a picture as PNG; its path relative to the folder."""
     read_picture(picture, name).save(folder / "pictures" / f"{name}.png")
     return f"pictures/{name}.png"
+
+
+def _keep_sound(sound: Any, folder: Path, name: str) -> str:
+    """Write a sound as WAV; its path relative to the folder."""
+    (folder / "sounds").mkdir(exist_ok=True)
+    write_wav(read_sound(sound, name), folder / "sounds" / f"{name}.wav")
+    return f"sounds/{name}.wav"
 
 
 class _Line:
@@ -177,14 +189,20 @@ def _sample(text: bytes, line: _Line) -> Sample:
     for field in record:
         if field not in FIELDS:
             raise line.wrong(field, record[field], f"one of the fields {', '.join(FIELDS)}")
-    if ("images" in record) == ("video" in record):
-        raise line.wrong("images", record.get("images"), "either images or video")
+    shown = {"images", "video", "audio"} & set(record)
+    if not shown or {"images", "video"} <= shown:
+        raise line.wrong("images", record.get("images"), "either images or video, or audio")
     kind = "video" if "video" in record else "images"
-    pictures = [
-        _path(name, f"{kind}[{i}]", line) for i, name in enumerate(_texts(record[kind], kind, line))
-    ]
-    if not pictures:
-        raise line.wrong(kind, record[kind], "one path or more")
+    pictures, sounds = (
+        [
+            _path(name, f"{field}[{i}]", line)
+            for i, name in enumerate(_texts(record.get(field, []), field, line))
+        ]
+        for field in (kind, "audio")
+    )
+    for field, paths in ((kind, pictures), ("audio", sounds)):
+        if field in record and not paths:
+            raise line.wrong(field, record[field], "one path or more")
     if not isinstance(record.get("question"), str) or not record["question"].strip():
         raise line.wrong("question", record.get("question"), "a text")
     for field, type_, expected in (
@@ -199,6 +217,10 @@ def _sample(text: bytes, line: _Line) -> Sample:
         for i, region in enumerate(record.get("regions") or [])
     ]
     for i, region in enumerate(regions):
+        if isinstance(region, Span):
+            if not 0 <= region.audio < len(sounds):
+                raise line.wrong(f"regions[{i}].image", region.audio, f"below {len(sounds)} sounds")
+            continue
         if isinstance(region, Tube) != (kind == "video"):
             raise line.wrong(
                 f"regions[{i}]",
@@ -217,12 +239,13 @@ def _sample(text: bytes, line: _Line) -> Sample:
         meta=record.get("meta") or {},
         images=pictures if kind == "images" else [],
         video=pictures if kind == "video" else None,
+        audio=sounds,
     )
 
 
 def _region(given: Any, field: str, line: _Line) -> Region:
-    if not isinstance(given, dict) or len({"box", "mask", "tube"} & set(given)) != 1:
-        raise line.wrong(field, given, "an object with one of box, mask and tube")
+    if not isinstance(given, dict) or len({"box", "mask", "tube", "span"} & set(given)) != 1:
+        raise line.wrong(field, given, "an object with one of box, mask, tube and span")
     for name in given:
         if name not in REGION_FIELDS:
             raise line.wrong(f"{field}.{name}", given[name], f"one of {', '.join(REGION_FIELDS)}")
@@ -240,6 +263,9 @@ def _region(given: Any, field: str, line: _Line) -> Region:
                 image=image,
                 text=text,
             )
+        if "span" in given:
+            start, end = _numbers(given["span"], f"{field}.span", line, "start, end")
+            return Span(start, end, audio=image, text=text)
         boxes = given["tube"]
         if not isinstance(boxes, dict) or not all(
             re.fullmatch("[0-9]{1,9}", frame) for frame in boxes
@@ -255,14 +281,16 @@ def _region(given: Any, field: str, line: _Line) -> Region:
         raise line.wrong(field, given, error.expected) from error
 
 
-def _numbers(given: Any, field: str, line: _Line) -> tuple[float, float, float, float]:
+def _numbers(
+    given: Any, field: str, line: _Line, names: str = "x0, y0, x1, y1"
+) -> tuple[float, ...]:
     numbers = isinstance(given, list) and all(
         isinstance(x, int | float) and not isinstance(x, bool) for x in given
     )
-    if not numbers or len(given) != 4:
-        raise line.wrong(field, given, "four numbers [x0, y0, x1, y1]")
-    x0, y0, x1, y1 = given
-    return x0, y0, x1, y1
+    if not numbers or len(given) != names.count(",") + 1:
+        count = {2: "two", 4: "four"}[names.count(",") + 1]
+        raise line.wrong(field, given, f"{count} numbers [{names}]")
+    return tuple(given)
 
 
 def _texts(given: Any, field: str, line: _Line) -> list[str]:
@@ -305,6 +333,8 @@ def _region_json(region: Region, folder: Path, name: str) -> dict[str, Any]:
             **about,
         }
     about |= {"image": region.image} if region.image else {}
+    if isinstance(region, Span):
+        return {"span": [region.start, region.end], **about}
     if isinstance(region, Box):
         return {"box": [region.x0, region.y0, region.x1, region.y1], **about}
     return {"mask": _keep(Image.fromarray(region.mask), folder, name), **about}

@@ -10,10 +10,10 @@ from corelens.hf.attention import (
     attention_functions,
     attention_name,
     attention_named,
-    attention_off,
     attention_set,
     every_attention,
     forget_attention,
+    looks_attention_up,
     set_attention_name,
 )
 from corelens.hf.configs import revision_of, source_of
@@ -65,7 +65,6 @@ __all__ = [
     "attention_functions",
     "attention_name",
     "attention_named",
-    "attention_off",
     "attention_set",
     "cache_argument",
     "cache_in",
@@ -79,6 +78,7 @@ __all__ = [
     "forget_attention",
     "hung_as",
     "image_defaults",
+    "looks_attention_up",
     "newest_handle",
     "offloaded",
     "replaced_forward",

@@ -1,9 +1,12 @@
 """The attention function that a model calls: its name in configs, and the table of functions."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+from torch import nn
 
 
 def attention_name(config: Any) -> str | None:
@@ -32,30 +35,6 @@ def attention_set(configs: Iterable[Any], name: str) -> Iterator[None]:
     finally:
         for config, own in before:
             set_attention_name(config, own)
-
-
-@contextmanager
-def attention_off(modules: Iterable[Any]) -> Iterator[None]:
-    """Within this context attention of these modules gives zeros, whatever function they use; their
-    configs' own implementation is put back afterwards. (There is no documented way to change it for
-    a part of a model.)
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register("corelens_off", _zeros)
-    AttentionMaskInterface.register("corelens_off", sdpa_mask)
-    owned = (getattr(module, "config", None) for module in modules)
-    with attention_set(
-        [x for x in owned if hasattr(x, "_attn_implementation_internal")], "corelens_off"
-    ):
-        yield
-
-
-def _zeros(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **_: Any
-) -> tuple[Any, None]:
-    return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
 
 @cache
@@ -126,6 +105,16 @@ def every_attention(around: Callable[[Callable[..., Any]], Callable[..., Any]]) 
     finally:
         table._local_mapping.clear()
         table._local_mapping.update(hidden)
+
+
+def looks_attention_up(module: nn.Module) -> bool:
+    """Whether a module's forward looks the attention function up in transformers' table.
+
+    (Read off the names in its code: there is no list of such modules, and a tower cannot be run
+    before its pictures are there.)
+    """
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return "ALL_ATTENTION_FUNCTIONS" in getattr(code, "co_names", ())
 
 
 def forget_attention(name: str) -> None:

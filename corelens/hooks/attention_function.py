@@ -91,12 +91,14 @@ def _hooked(
 ) -> Float[Tensor, "batch pos head d"]:
     """One layer's attention under hooks, from rotated q, k and v to z."""
     inputs = _with_edited_qkv(inputs, points, run)
-    if run.plan is not None:  # sparse inference says who may see whom, before hooks look at it
-        inputs = AttentionInputs(inputs.query, *run.plan.restrict(*_parts(inputs), points))
+    plan = None if points.cross else run.plan
+    if plan is not None:  # sparse inference says who may see whom, before hooks look at it
+        inputs = AttentionInputs(inputs.query, *plan.restrict(*_parts(inputs), points))
 
     # Hooks at `hook_edges` say which edges they want cut or strengthened, and which heads get keys
     # of their own.
-    edges = Edges(step, inputs.query.shape[0], inputs.query.shape[1], inputs.query.device)
+    columns = inputs.key.shape[2] if points.cross else None
+    edges = Edges(step, inputs.query.shape[0], inputs.query.shape[1], inputs.query.device, columns)
     if points.hook_edges.active:
         run.fire(points.hook_edges, edges)
     if edges.given:  # from here on every query head has a KV head of its own
@@ -108,13 +110,13 @@ def _hooked(
         z = _z_of_whole_pattern(inputs, edges, rows, points, run, step)
     else:
         # SDPA saw every edge: the rows whose edges are cut or biased are computed once more.
-        z = edges.recompute(_kernel(inputs, run.plan), *_parts(inputs))
+        z = edges.recompute(_kernel(inputs, plan), *_parts(inputs))
         if rows is not None and rows.shape[1]:
             z = _z_with_rows(z, inputs, edges, rows, points, run, step)
 
-    if run.plan is not None:  # pruned heads get their constants, and the cache lets go of keys
+    if plan is not None:  # pruned heads get their constants, and the cache lets go of keys
         call = replace(inputs.call, edit=edges.apply) if edges.edits else inputs.call
-        z = run.plan.finish(z, inputs.query, call)
+        z = plan.finish(z, inputs.query, call)
     return run.fire(points.hook_z, z)
 
 
@@ -141,6 +143,11 @@ def _with_edited_qkv(
     if getattr(inputs.call.module, "layer_idx", None) in run.stored:
         # k and v have fired on the way into the cache: later steps must see the edits
         return replace(inputs, query=query)
+    if points.cross:
+        assert run.step is not None
+        if run.step.cached and int(run.step.positions[0]):  # they fired when they were cached
+            return replace(inputs, query=query)
+        new = inputs.key.shape[2]
     key = _with_edited_tokens(run, points.hook_rot_k, inputs.key, new)
     value = _with_edited_tokens(run, points.hook_v, inputs.value, new)
     return replace(inputs, query=query, key=key, value=value)
@@ -220,7 +227,7 @@ def _z_of_whole_pattern(
     query, key, value, call = _parts(inputs)
     # Hooks count keys by position. A cache may hold more keys (a static one's empty tail) or fewer
     # (a sliding window's): `axis` shows hooks one key for each position, and takes them back.
-    axis = KeyAxis(key.shape[2], step.total)
+    axis = KeyAxis(key.shape[2], key.shape[2] if points.cross else step.total)
     positions = step.positions.expand(query.shape[0], -1)
     scores = edges.apply(row_scores(query, key, None, None, call), positions, None)
     scores = axis.take(run.fire(points.hook_attn_scores, axis.show(scores, -torch.inf)), -torch.inf)
@@ -255,7 +262,7 @@ def _z_with_rows(
     """z of SDPA, with the rows of `hook_pattern_rows` computed beside it from q and k; z changes
     only in rows that a hook has edited."""
     query, key, value, call = _parts(inputs)
-    axis = KeyAxis(key.shape[2], step.total)
+    axis = KeyAxis(key.shape[2], key.shape[2] if points.cross else step.total)
     local = _within_step(rows, step)
     scores = edges.apply(row_scores(query, key, local, None, call), rows, None)
     pattern = softmax(scores, call.sinks).masked_fill((rows < 0)[:, None, :, None], 0.0)

@@ -32,8 +32,16 @@ class Edges:
     stay SDPA's.
     """
 
-    def __init__(self, step: Step, batch: int, n_heads: int, device: torch.device):
+    def __init__(
+        self,
+        step: Step,
+        batch: int,
+        n_heads: int,
+        device: torch.device,
+        tower_columns: int | None = None,
+    ):
         self.step, self.batch, self.n_heads, self.device = step, batch, n_heads, device
+        self.tower_columns = tower_columns  # how many, where the columns are a tower's tokens
         self.edits: list[
             tuple[Tensor, Bool[Tensor, "batch key"], Bool[Tensor, "batch key"], float | None]
         ] = []
@@ -86,10 +94,25 @@ class Edges:
             within(resolve(rows, step.inputs, new, self.batch, rows=True), new), step.total
         )
         if len(chosen) and row_table.any():
-            column_table = member(
-                resolve(columns, step.inputs, new, self.batch, rows=False), step.total
-            )
+            column_table = member(*self._columns(columns, new))
             self.edits.append((chosen, row_table, column_table, value))
+
+    def _columns(self, columns: Where, new: Tensor) -> tuple[Int[Tensor, "batch n"], int]:
+        """The columns' positions, and how many columns there are."""
+        step, count = self.step, self.tower_columns
+        if count is None:
+            return resolve(columns, step.inputs, new, self.batch, rows=False), step.total
+        if isinstance(columns, str):
+            if columns != "all":
+                raise CorelensError(
+                    f"the columns {columns!r} in a cross-attention layer, whose columns are the {count} tokens of the "
+                    "tower",
+                    f"numbers from 0 to {count - 1}, or 'all': which part of the picture each of them sees is not "
+                    "measured",
+                    "give numbers, or leave the layer out; hook_pattern shows the same columns",
+                )
+            columns = list(range(count))
+        return resolve(columns, step.inputs, new, self.batch, rows=False), count
 
     def apply(
         self,
@@ -101,7 +124,8 @@ class Edges:
         edit made."""
         if not self.edits:
             return scores
-        first = max(self.step.total - scores.shape[-1], 0)
+        held = scores.shape[-1]
+        first = 0 if self.tower_columns is not None else max(self.step.total - held, 0)
         heads = torch.arange(self.n_heads, device=scores.device) if heads is None else heads
         could = scores > -torch.inf
         for chosen, row_table, column_table, value in self.edits:

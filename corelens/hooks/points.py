@@ -7,7 +7,7 @@ says which names are near.
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from corelens.errors import CorelensError
 from corelens.hf import LensHookPoint, hung_as, newest_handle
+
+TOWERS = ("vision.", "audio.")  # how the names of points outside the decoder begin
 
 HookFunction = Callable[..., Any]  # fn(tensor, hook) → the edited tensor, or None to leave it
 Hook = tuple[str | Callable[[str], bool], HookFunction]
@@ -101,7 +103,7 @@ class HookPoint(LensHookPoint):
         return handle
 
     def layer(self) -> int:
-        """The layer of the decoder, or of the vision tower, at which the point stands."""
+        """The layer of the decoder, or of a tower, at which the point stands."""
         match = re.search(r"(?:^|\.)blocks\.(\d+)\.", str(self.name))
         if match is None:
             raise CorelensError(
@@ -275,11 +277,13 @@ class AttentionPoints(nn.Module):
 
     `hook_gate` [batch, pos, head, d_head] is there only where q_proj also gives a gate by which z
     is multiplied (after an activation of the family's). A layer without attention heads has the
-    names, each refused with the reason.
+    names, each refused with the reason. In a cross-attention layer (`cross`) keys and values are the
+    tower's tokens, and so are the key axis and the columns of edges.
     """
 
-    def __init__(self, n_heads: int, n_kv_heads: int, gated: bool = False):
+    def __init__(self, n_heads: int, n_kv_heads: int, gated: bool = False, cross: bool = False):
         super().__init__()
+        self.cross = cross
         group = n_heads // max(n_kv_heads, 1)
         self.hook_q, self.hook_rot_q = HookPoint(2, n_heads), HookPoint(2, n_heads)
         self.hook_k, self.hook_rot_k, self.hook_v = (
@@ -331,39 +335,44 @@ class BlockPoints(nn.Module):
             self.hook_deepstack = HookPoint()
 
 
-class VisionAttentionPoints(nn.Module):
-    """The points of one vision layer's attention: q, k, v [image, pos, head, d_head] as the
-    projections give them (before norms and rotary), pattern [image, head, query, key], z [image,
-    pos, head, d_head] as the output projection gets it.
+class TowerAttentionPoints(nn.Module):
+    """The points of one tower layer's attention: q, k, v [image, pos, head, d_head] as the
+    projections give them (before norms and rotary; k and v with KV heads), pattern [image, head,
+    query, key], z [image, pos, head, d_head] as the output projection gets it.
     """
 
-    def __init__(self, n_heads: int):
+    def __init__(self, n_heads: int, n_kv_heads: int):
         super().__init__()
-        self.hook_q, self.hook_k, self.hook_v = (HookPoint(2, n_heads) for _ in range(3))
+        group = n_heads // max(n_kv_heads, 1)
+        self.hook_q = HookPoint(2, n_heads)
+        self.hook_k, self.hook_v = (HookPoint(2, n_kv_heads, group) for _ in range(2))
         self.hook_pattern, self.hook_z = HookPoint(1, n_heads), HookPoint(2, n_heads)
 
 
-class VisionBlockPoints(nn.Module):
-    """The points of one vision layer; residual points are [image, pos, d_vision]."""
+class TowerBlockPoints(nn.Module):
+    """The points of one tower layer; residual points are [image, pos, d_tower]."""
 
-    def __init__(self, n_heads: int):
+    def __init__(self, n_heads: int, n_kv_heads: int):
         super().__init__()
         self.hook_resid_pre = HookPoint()
-        self.attn = VisionAttentionPoints(n_heads)
+        self.attn = TowerAttentionPoints(n_heads, n_kv_heads)
         self.hook_resid_post = HookPoint()
 
 
-class VisionPoints(nn.Module):
-    """The vision side. `hook_out` is what the decoder gets of all pictures, one after the other:
-    [visual, d_model], or [visual, 1 + n, d_model] where n more features a token are added after the
-    first n layers (DeepStack).
+class TowerPoints(nn.Module):
+    """The vision or the audio side. `hook_out` is what the decoder gets of all pictures (or all
+    sounds), one after the other: [visual, d_model], or [visual, 1 + n, d_model] where n more
+    features a token are added after the first n layers (DeepStack).
 
-    "image" is what the tower calls a batch: an image, tile or frame. A tower without a batch axis
-    runs on all patches of all pictures joined along pos, and its points have a first axis of size
-    1.
+    "image" is what the tower calls a batch: an image, tile or frame, or a piece of sound. A tower
+    without a batch axis runs on all patches of all pictures joined along pos, and its points have a
+    first axis of size 1. One that keeps rows and columns apart has them joined along pos.
+
+    Args:
+        heads: query heads and KV heads of each layer; (0, 0) where its attention cannot be reached.
     """
 
-    def __init__(self, n_layers: int, n_heads: int):
+    def __init__(self, heads: Sequence[tuple[int, int]]):
         super().__init__()
-        self.blocks = nn.ModuleList(VisionBlockPoints(n_heads) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(TowerBlockPoints(*counts) for counts in heads)
         self.hook_out = HookPoint()

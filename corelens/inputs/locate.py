@@ -3,7 +3,7 @@ placeholders in the row."""
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.inputs.processing import Row
+from corelens.inputs.sounds import Sound
 from corelens.layouts import Cells, Layout
+from corelens.tokens.regions import Span
+from corelens.tokens.sounds import Heard, heard, positions_of
 from corelens.tokens.token_map import Picture, TokenMap, covered_tokens
 
 
@@ -77,8 +80,10 @@ def token_map(
     pictures: list[Any],
     cells: list[Cells] | CorelensError,
     region_weights: Literal["touch", "fraction"],
+    times: "Times",
 ) -> TokenMap:
-    """Where one sample's pictures, regions, question and answer stand in its unpadded row."""
+    """Where one sample's pictures, sounds, regions, question and answer stand in its unpadded
+    row."""
     ids = torch.tensor(row.ids)
     placeholder = torch.isin(ids, torch.tensor(layout.placeholders(config))).nonzero()[:, 0]
     if pictures and not len(placeholder) and max(layout.placeholders(config)) >= 0:
@@ -105,7 +110,13 @@ def token_map(
             else placeholder
         )
         located.sort(key=lambda picture: picture.frames is not None)
-        covered = covered_tokens(located, sample.regions, region_weights, sample.id)
+        if isinstance(times.sounds, CorelensError):
+            missing |= {"sounds": times.sounds}
+        if "sounds" in missing and any(isinstance(region, Span) for region in sample.regions):
+            missing["region"] = missing["sounds"]
+        else:
+            sounds = [] if isinstance(times.sounds, CorelensError) else times.sounds
+            covered = covered_tokens(located, sample.regions, region_weights, sample.id, sounds)
         _warn_shrunk(sample, pictures, cells)
     parts = {}
     if isinstance(row.question, CorelensError):
@@ -124,7 +135,52 @@ def token_map(
         covered=covered,
         missing=missing,
         id=sample.id,
+        audio=times.audio,
+        sounds=None if isinstance(times.sounds, CorelensError) else times.sounds,
     )
+
+
+@dataclass(frozen=True)
+class Times:
+    """The audio tokens of one unpadded row, and each sound's tokens with their seconds, or why
+    these are not known."""
+
+    audio: Tensor
+    sounds: list[Heard] | CorelensError
+
+
+def times_of(
+    processor: Any, layout: Layout, config: Any, sounds: Sequence[Sound], row: Row, id: str
+) -> Times:
+    """Where one sample's sounds stand in its unpadded row.
+
+    Errors: no audio token for them, or another number of them than these sounds have.
+    """
+    places = (torch.tensor(row.ids) == layout.audio_placeholder(config)).nonzero()[:, 0]
+    if not sounds:
+        return Times(places[:0], [])
+    if not len(places):
+        raise CorelensError(
+            f"sample {id!r} with {len(sounds)} sounds, and no audio token in its prompt",
+            "a chat template that writes a placeholder for each sound",
+            "look at processor.apply_chat_template(…, tokenize=False)",
+        )
+    try:
+        seconds = [layout.sound_seconds(processor, config, len(s.waveform)) for s in sounds]
+    except CorelensError as error:
+        return Times(places, error)
+    lengths = [len(part) for part in seconds]
+    if sum(lengths) != len(places):
+        raise CorelensError(
+            f"sample {id!r}: {len(places)} audio tokens in the prompt, {lengths} expected of its sounds",
+            "as many as a sound of this length has by itself",
+            "prepare sounds one a sample; if that does not help, please report it",
+        )
+    located = [
+        heard(positions, part, sound.seconds)
+        for positions, part, sound in zip(places.split(lengths), seconds, sounds, strict=True)
+    ]
+    return Times(positions_of(located), located)
 
 
 def _locate(

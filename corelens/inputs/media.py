@@ -18,19 +18,19 @@ from PIL import Image
 from corelens.errors import CorelensError
 
 # what a part is, and where its picture is
-PLACES = ("type", "text", "image", "video", "path", "url")
+PLACES = ("type", "text", "image", "video", "audio", "path", "url")
 SIZES = ("resized_height", "resized_width")
 LIMITS = ("min_pixels", "max_pixels")
 RATES = ("fps", "sample_fps", "raw_fps", "frames_indices", "video_metadata")
-KNOWN = {"image": (*LIMITS, *SIZES), "video": (*RATES, *SIZES)}
+KNOWN = {"image": (*LIMITS, *SIZES), "video": (*RATES, *SIZES), "audio": ("sampling_rate",)}
 
 
 @dataclass(frozen=True)
 class Medium:
-    """One picture or video of a prompt.
+    """One picture, video or sound of a prompt.
 
     Args:
-        kind: "image" or "video".
+        kind: "image", "video" or "audio".
         picture: as it was given.
         fps: frames a second: of the frames given, or with `indices` of the file they come from;
             None if not said.
@@ -59,7 +59,7 @@ def medium(kind: str, picture: Any, part: Mapping[str, Any], fps: Any, where: st
     """The picture of a message's part, with what the part says of it.
 
     Args:
-        kind: "image" or "video".
+        kind: "image", "video" or "audio".
         part: the part of the message; entries that are None say nothing.
         fps: the frame rate that the sample names, for a video whose part names none.
         where: which picture this is, for messages.
@@ -77,6 +77,9 @@ def medium(kind: str, picture: Any, part: Mapping[str, Any], fps: Any, where: st
             f"beside the {kind} one of {', '.join(KNOWN[kind])}",
             "leave it out; frames are chosen, and pictures cut, before they go into a sample",
         )
+    if kind == "audio":
+        rate = words.get("sampling_rate")
+        return Medium(kind, picture if rate is None else (picture, rate))
     size = None
     if any(name in words for name in SIZES):
         height, width = (_whole(words.get(name), name, where) for name in SIZES)

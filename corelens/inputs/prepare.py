@@ -10,15 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.inputs.locate import cells_of, token_map
+from corelens.inputs.locate import cells_of, times_of, token_map
 from corelens.inputs.media import Medium
 from corelens.inputs.pictures import read_picture, read_video
 from corelens.inputs.processing import NOT_FOR_THE_MODEL, pad, pad_id, run_processor
 from corelens.inputs.prompts import Prompt, render
 from corelens.inputs.sample import Sample
+from corelens.inputs.sounds import Sound, read_sound
 from corelens.inputs.typed import reserved
 from corelens.layouts import Layout
-from corelens.tokens.regions import Box, Tube
+from corelens.tokens.regions import Box, Span, Tube
 from corelens.tokens.token_map import TokenMap
 
 
@@ -65,7 +66,14 @@ class Inputs:
                 "inputs made by prepare(sample)",
                 "prepare a Sample to see it",
             )
-        return show_patches(self.token_maps[row], self.pictures[row], self.samples[row].regions)
+        if not self.pictures[row]:
+            raise CorelensError(
+                f"row {row}, which has no picture",
+                "a sample with pictures",
+                "token_maps[row].time(position) says which seconds an audio token hears",
+            )
+        regions = [r for r in self.samples[row].regions if not isinstance(r, Span)]
+        return show_patches(self.token_maps[row], self.pictures[row], regions)
 
     plot = show
 
@@ -78,7 +86,8 @@ class Inputs:
     def _repr_html_(self) -> str:
         from corelens.viz.view import image_html
 
-        shown = image_html(self.show(), "patches and positions") if self.pictures else ""
+        seen = bool(self.pictures and self.pictures[0])
+        shown = image_html(self.show(), "patches and positions") if seen else ""
         return f"{shown}<p>{escape(repr(self))}</p>"
 
 
@@ -126,14 +135,26 @@ def prepare(
     words = reserved(processor)
     prompts = [render(sample, processor, layout, words, answer) for sample in samples]
     loaded = [_load(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)]
-    for sample, pictures in zip(samples, loaded, strict=True):
-        _check_regions(sample, pictures)
+    sounds = [
+        [
+            read_sound(sound, f"sample {sample.id!r}, audio {number}")
+            for number, sound in enumerate(prompt.sounds)
+        ]
+        for sample, prompt in zip(samples, prompts, strict=True)
+    ]
+    for sample, pictures, heard in zip(samples, loaded, sounds, strict=True):
+        _check_regions(sample, pictures, heard)
     seen = [_seen(prompt, pictures) for prompt, pictures in zip(prompts, loaded, strict=True)]
-    features, rows = run_processor(processor, layout, prompts, seen, dict(images_kwargs or {}))
+    features, rows = run_processor(
+        processor, layout, prompts, seen, dict(images_kwargs or {}), sounds
+    )
     cells = cells_of(processor, layout, config, features, loaded, seen)
     maps = []
-    for parts in zip(samples, rows, loaded, cells, strict=True):
-        maps.append(token_map(layout, config, *parts, region_weights))
+    for sample, row, pictures, cell, heard in zip(
+        samples, rows, loaded, cells, sounds, strict=True
+    ):
+        times = times_of(processor, layout, config, heard, row, sample.id)
+        maps.append(token_map(layout, config, sample, row, pictures, cell, region_weights, times))
     length = max(len(row.ids) for row in rows)
     starts = [length - len(row.ids) if padding_side == "left" else 0 for row in rows]
     tensors = {
@@ -183,11 +204,14 @@ def _images_first(pictures: list[Any]) -> list[Any]:
     return sorted(pictures, key=lambda picture: isinstance(picture, list))
 
 
-def _check_regions(sample: Sample, pictures: list[Any]) -> None:
+def _check_regions(sample: Sample, pictures: list[Any], sounds: list[Sound]) -> None:
     """Raise for a region that names a picture the sample lacks, or reaches outside its picture."""
     images = [picture for picture in pictures if isinstance(picture, Image.Image)]
     videos = [picture for picture in pictures if isinstance(picture, list)]
     for region in sample.regions:
+        if isinstance(region, Span):
+            _check_span(sample, region, sounds)
+            continue
         kind: str = "video" if isinstance(region, Tube) else "image"
         among: list[Any] = videos if kind == "video" else images
         if not 0 <= region.image < len(among):
@@ -214,6 +238,23 @@ def _check_regions(sample: Sample, pictures: list[Any]) -> None:
                 f"frames 0 to {len(picture) - 1}",
                 "frames are counted in the sample's video list, not in the file it came from",
             )
+
+
+def _check_span(sample: Sample, span: Span, sounds: list[Sound]) -> None:
+    if not 0 <= span.audio < len(sounds):
+        raise CorelensError(
+            f"sample {sample.id!r}: a Span in sound {span.audio}; the sample has {len(sounds)} sounds",
+            "a span in one of its sounds",
+            "count sounds from 0"
+            if sounds
+            else "give the sample its sound: Sample(audio=[(waveform, rate)])",
+        )
+    try:
+        span.check(sounds[span.audio].seconds)
+    except CorelensError as error:
+        raise CorelensError(
+            f"sample {sample.id!r}: {error.given}", error.expected, error.do
+        ) from None
 
 
 def _to(value: Any, device: Any, dtype: torch.dtype | None) -> Any:

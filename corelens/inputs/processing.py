@@ -14,6 +14,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.inputs.media import Medium, common_limits
 from corelens.inputs.prompts import Prompt, Span
+from corelens.inputs.sounds import Sound, check_sounds, spoken
 from corelens.layouts import Layout
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # [batch, pos]
@@ -53,12 +54,16 @@ def run_processor(
     prompts: Sequence[Prompt],
     pictures: Sequence[Sequence[Any]],
     images_kwargs: dict[str, Any],
+    sounds: Sequence[Sequence[Sound]],
 ) -> tuple[dict[str, Any], list[Row]]:
     """The processor's output as it came (per-token tensors still of its own padding), and a Row a
     prompt.
 
-    `pictures` are those of the prompts' media, as the processor is to see them.
+    `pictures` are those of the prompts' media, as the processor is to see them, `sounds` those of
+    the prompts.
     """
+    for heard in sounds:
+        check_sounds(processor, heard)
     images_kwargs = images_kwargs | _limited(
         processor, [one for prompt in prompts for one in prompt.media]
     )
@@ -80,7 +85,7 @@ def run_processor(
     def call(rows: Sequence[int], **more: Any) -> dict[str, Any]:
         media = _media(
             layout, [pictures[row] for row in rows], [prompts[row].media for row in rows]
-        )
+        ) | spoken(processor, [sound.waveform for row in rows for sound in sounds[row]])
         padding = len(rows) > 1
         try:
             chosen = [texts[row] for row in rows]
@@ -94,7 +99,8 @@ def run_processor(
 
     # Some processors stumble over the offsets of a row that has no pictures, so these are asked of
     # the others only.
-    every, shown = range(len(texts)), [row for row, some in enumerate(pictures) if some]
+    every = range(len(texts))
+    shown = [row for row in every if pictures[row] or sounds[row]]
     changes: list[Any] = [[] for _ in texts]
     output = (
         call(every, return_text_replacement_offsets=True)

@@ -29,6 +29,7 @@ class Prompt:
         answer: what the model should continue with, the white space that the template puts before
             it included.
         media: the pictures and videos that fill the placeholders, in the order of the prompt.
+        sounds: the sounds that fill those of their own, as they were given.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Prompt:
     question: list[Span] = field(default_factory=list)
     answer: str | None = None
     media: list[Medium] = field(default_factory=list)
+    sounds: list[Any] = field(default_factory=list)
 
 
 def render(
@@ -60,7 +62,8 @@ def render(
         processed=processed,
         question=[span for span in question if span[1] > span[0]],
         answer=_continuation(processor, messages, text, sample) if answer else None,
-        media=media,
+        media=[medium for medium in media if medium.kind != "audio"],
+        sounds=[medium.picture for medium in media if medium.kind == "audio"],
     )
 
 
@@ -89,6 +92,7 @@ def _messages(sample: Any) -> tuple[Messages, list[Medium]]:
     waiting = {
         "image": list(sample.images),
         "video": [sample.video] if sample.video is not None else [],
+        "audio": list(sample.audio),
     }
     messages: Messages = []
     media: list[Medium] = []
@@ -97,7 +101,7 @@ def _messages(sample: Any) -> tuple[Messages, list[Medium]]:
         if not isinstance(content, str):
             content = [_part(part, waiting, media, sample) for part in content]
         messages.append({**message, "content": deepcopy(content)})
-    left = len(waiting["image"]) + len(waiting["video"])
+    left = sum(map(len, waiting.values()))
     if left:
         raise CorelensError(
             f"sample {sample.id!r}: {left} more pictures than its messages have places for",
@@ -112,6 +116,7 @@ def _messages(sample: Any) -> tuple[Messages, list[Medium]]:
 def _single_turn(sample: Any) -> tuple[Messages, list[Medium]]:
     given = [("image", image) for image in sample.images]
     given += [] if sample.video is None else [("video", sample.video)]
+    given += [("audio", sound) for sound in sample.audio]
     media = [
         medium(kind, picture, {}, sample.meta.get("fps"), f"sample {sample.id!r}")
         for kind, picture in given
@@ -139,14 +144,14 @@ def _part(part: Any, waiting: dict[str, list], media: list[Medium], sample: Any)
     """One part of a message; a picture moves to `media` and leaves a bare placeholder behind."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    kind = part.get("type") or next((kind for kind in ("image", "video") if kind in part), "text")
+    kind = part.get("type") or next((kind for kind in waiting if kind in part), "text")
     if kind in ("image_url", "video_url", "input_image"):
         raise CorelensError(
             f"sample {sample.id!r}: a message with a part of type {kind!r}",
             "{'type': 'image', 'image': …} with a PIL image, a path or an array",
             "fetch the picture first, and write the part so",
         )
-    if kind not in ("image", "video"):
+    if kind not in waiting:
         return part
     given = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
     if given is None:
@@ -280,7 +285,9 @@ def _apply(processor: Any, layout: Layout, messages: Messages, sample: Any) -> s
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     count = {kind: sum(part.get("type") == kind for part in parts) for kind in ("image", "video")}
     text = "".join(part["text"] for part in parts if part.get("type") == "text")
-    return layout.plain_prompt(processor, count["image"], count["video"], text)
+    sounds = sum(part.get("type") == "audio" for part in parts)
+    heard = getattr(processor, "audio_token", "") * sounds
+    return heard + layout.plain_prompt(processor, count["image"], count["video"], text)
 
 
 def _template(processor: Any) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from corelens.inputs.sounds import is_sound
 from corelens.tokens.regions import Region, as_region, is_corners
 
 
@@ -33,6 +34,8 @@ class Sample:
         meta: anything else that is worth keeping, for instance what kind of question it is; "fps"
             is the frame rate of `video`, which some models write into the prompt (a warning says
             so, and that 24 are assumed without it).
+        audio: sounds, in the order of the prompt: (waveform, sampling rate) each, or the path of a
+            WAV file; one alone needs no list. Regions in them are Spans, in seconds.
     """
 
     images: list[Any] | Any = field(default_factory=list)
@@ -44,6 +47,7 @@ class Sample:
     video: Sequence[Any] | np.ndarray | None = None
     messages: list[dict[str, Any]] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    audio: list[Any] | Any = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """One picture or one region stands for a list of one."""
@@ -52,6 +56,8 @@ class Sample:
             or getattr(self.images, "ndim", 4) == 3
         ):
             self.images = [self.images]
+        if is_sound(self.audio):
+            self.audio = [self.audio]
         if self.regions is None or isinstance(self.regions, Region) or is_corners(self.regions):
             self.regions = [] if self.regions is None else [self.regions]
         self.regions = [as_region(region) for region in self.regions]

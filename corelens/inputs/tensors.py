@@ -15,6 +15,7 @@ from corelens.layouts import Layout
 from corelens.tokens.token_map import TokenMap
 
 MEDIA = ("pixel_values", "pixel_values_videos", ENCODED, "inputs_embeds")
+SOUNDS = ("input_features", "input_values", "audio", "inputs_embeds")  # in names of tensors
 
 
 def from_tensors(
@@ -51,7 +52,7 @@ def from_tensors(
         "inputs made of tensors", "inputs made of a Sample, when regions, questions or cells are asked for",
         "use model.prepare(Sample(…)), or name positions explicitly",
     )  # fmt: skip
-    missing = dict.fromkeys(("images", "region", "question", "answer"), unknown)
+    missing = dict.fromkeys(("images", "sounds", "region", "question", "answer"), unknown)
     maps = []
     where = _placeholders(ids, tensors, layout, config, processor)
     for row in range(like.shape[0]):
@@ -59,14 +60,20 @@ def from_tensors(
         if where is not None:
             placeholder, visual = (mask[row].nonzero()[:, 0] for mask in where)
         last = real[row].nonzero()[-1]
-        maps.append(TokenMap(real[row], placeholder, visual, last, missing=missing, id=str(row)))
+        audio = _audio(ids, layout, config, row)
+        maps.append(
+            TokenMap(
+                real[row], placeholder, visual, last, missing=missing, id=str(row), audio=audio
+            )
+        )
     return Inputs(dict(tensors), maps)
 
 
 def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> None:
-    """Refuse a run whose image tokens have no image: a model would take the placeholders for words
-    and go on."""
+    """Refuse a run whose image or audio tokens have no image or sound: a model would take the
+    placeholders for words and go on."""
     ids = tensors.get("input_ids")
+    _check_has_sounds(ids, tensors, layout, config)
     # (some families put a word before: image_pixel_values)
     media = [
         name
@@ -82,6 +89,31 @@ def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> 
             f"pixel_values (or pixel_values_videos, {ENCODED}, inputs_embeds) beside them",
             "pass inputs whole, as model.prepare or the processor made them",
         )
+
+
+def _check_has_sounds(
+    ids: Tensor | None, tensors: Mapping[str, Any], layout: Layout, config: Any
+) -> None:
+    if ids is None or any(
+        x is not None and any(word in name for word in SOUNDS) for name, x in tensors.items()
+    ):
+        return
+    token = layout.audio_placeholder(config)
+    count = int((ids == token).sum()) if token >= 0 else 0
+    if count:
+        raise CorelensError(
+            f"{count} audio tokens in input_ids and no sound: the tensors are {sorted(tensors)}",
+            "input_features (or what this model calls them, or inputs_embeds) beside them",
+            "pass inputs whole, as model.prepare or the processor made them",
+        )
+
+
+def _audio(ids: Tensor | None, layout: Layout, config: Any, row: int) -> Tensor:
+    """The positions of a row's audio tokens."""
+    token = layout.audio_placeholder(config)
+    if ids is None or token < 0:
+        return torch.empty(0, dtype=torch.long)
+    return (ids[row].cpu() == token).nonzero()[:, 0]
 
 
 def widened(inputs: Inputs, dtype: torch.dtype) -> Inputs:

@@ -21,7 +21,7 @@ from corelens.errors import CorelensError
 from corelens.inputs.pictures import read_picture, read_video
 from corelens.inputs.prepare import Sample
 from corelens.interventions.pairs import check_pair
-from corelens.tokens.regions import Box, Mask, Region, Tube
+from corelens.tokens.regions import Box, Mask, Region, Span, Tube
 
 KINDS = ("swap", "replace", "blur", "noise", "mask", "text")
 Area = tuple[int, int, int, int]  # x0, y0, x1, y1 in whole pixels
@@ -68,6 +68,12 @@ def counterfactual(
             "a region to swap with, a sample or picture to replace by, another question; nothing "
             "for blur, noise, mask",
             "add or drop other=",
+        )
+    if kind != "text" and sample.audio and (isinstance(region, Span) or not sample.images):
+        raise CorelensError(
+            f"sample {sample.id!r}: the counterfactual {kind!r} of a sound",
+            "a picture or a video",
+            "make the twin's sound yourself, as long as the first: replace(sample, audio=[…])",
         )
     if kind == "text" and sample.messages is not None:
         raise CorelensError(

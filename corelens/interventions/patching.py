@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.hooks.points import Hook
+from corelens.hooks.points import TOWERS, Hook
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
 from corelens.interventions.runs import Direction, Runs, prepare_runs
@@ -75,7 +75,7 @@ def _put(name: str, source_value: Tensor, positions: Where | None) -> Callable[.
 
     def patch(x: Tensor, hook: Any) -> Tensor:
         here = hook.ctx.get("positions")
-        if here is None or name.startswith("vision.") or name.endswith("hook_pattern_rows"):
+        if here is None or name.startswith(TOWERS) or name.endswith("hook_pattern_rows"):
             # what has no positions of the decoder is replaced as a whole
             return _same_shape(source_value, x, name).to(x)
         length, last = source_value.shape[query_axis], int(here[-1]) + 1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from corelens.hf import CACHE_ARGUMENTS, cache_argument, replaced_forward
-from corelens.hooks.points import Hook
+from corelens.hooks.points import TOWERS, Hook
 from corelens.inputs.prepare import Inputs
 from corelens.model.filters import named
 
@@ -318,7 +318,7 @@ def layer_of(name: str, n_layers: int = 1 << 30) -> int:
     behind the last."""
     if name.startswith("blocks."):
         return int(name.split(".")[1])
-    return -1 if name == "hook_embed" or name.startswith("vision.") else n_layers
+    return -1 if name == "hook_embed" or name.startswith(TOWERS) else n_layers
 
 
 def _fires(name: str, start: Start) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.hooks.points import Hook
+from corelens.hooks.points import TOWERS, Hook
 from corelens.inputs.prepare import Inputs
 from corelens.interventions.metrics import Bound, bound
 from corelens.interventions.pairs import as_inputs, check_pair
@@ -108,8 +108,8 @@ def prepare_runs(
 
 def _hooks_the_tower(name: Any, model: HookedMLLM) -> bool:
     if callable(name):
-        return any(map(name, model.hook_names("vision.")))
-    return name.startswith("vision.")
+        return any(name(point) for point in model.hook_names() if point.startswith(TOWERS))
+    return name.startswith(TOWERS)
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.heads.head_set import Head, HeadSet
 from corelens.hooks.edges import Edges
-from corelens.hooks.points import Hook
+from corelens.hooks.points import TOWERS, Hook
 from corelens.interventions.sites import axis_of
 from corelens.tokens.positions import member, resolve
 
@@ -228,7 +228,7 @@ def rank(name: str, n_layers: int) -> tuple[int, int]:
         return int(block[1]), ORDER.index(block[2]) if block[2] in ORDER else -1
     return (
         (-1, 0)
-        if name == "hook_embed" or name.startswith("vision.")
+        if name == "hook_embed" or name.startswith(TOWERS)
         else (n_layers, int(name == "hook_logits"))
     )
 

@@ -20,8 +20,7 @@ from corelens.tokens.token_map import Cells
 
 
 class Layout:
-    """One model family. Paths are dotted module paths inside a decoder layer (or a vision layer,
-    for `vision_*`)."""
+    """One model family. Paths are dotted module paths inside a decoder layer."""
 
     model_types: ClassVar[tuple[str, ...]] = ()  # values of config.model_type
 
@@ -47,13 +46,11 @@ class Layout:
     # position id of a row's first real token; None: the model finds positions itself
     first_position: int | None = None
 
-    # measures image_cells
-    probe: Callable[[Any, dict[str, Any], tuple[int, int]], Cells] | None = None
+    # measures which seconds each audio token hears: (processor, samples of a sound) → [token, 2]
+    hears: Callable[[Any, int], Float[Tensor, "token 2"]] | None = None
 
-    vision_attention = "self_attn"
-    vision_q, vision_k, vision_v = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
-    vision_qkv: str | None = None  # one fused projection instead of three
-    vision_out = "self_attn.out_proj"
+    # measures image_cells: (processor, options, size) → Cells, and which placeholders are patches
+    probe: Any = None
 
     def fitted(self, hf: nn.Module) -> "Layout":
         """For a family without a layout of its own: this one, with what its first layer shows of
@@ -81,6 +78,15 @@ class Layout:
         while held is not None and not hasattr(held, "layers"):
             held = getattr(held, "model", None)
         if held is None or self.final_norm(held) is None:
+            if getattr(hf.config, "is_encoder_decoder", False):
+                raise CorelensError(
+                    f"a model of class {type(hf).__name__}, an encoder-decoder: its decoder attends to "
+                    "another encoder's output, and its picture has no tokens in the row",
+                    "a model whose decoder reads picture and words in one row, or through "
+                    "cross-attention layers of its own",
+                    "use PyTorch's own hooks on it; a Layout with `decoder(hf)` overridden serves its "
+                    "self-attention: cl.register_layout(MyLayout)",
+                )
             returned = (
                 "there is no get_decoder()"
                 if find is None
@@ -108,20 +114,6 @@ class Layout:
             if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim == 1
         ]
         return vectors[-1] if vectors else None
-
-    def vision_layers(self, hf: nn.Module) -> list[nn.Module]:
-        """The layers of the vision tower, in order; empty if none are found."""
-        inner = getattr(hf, "model", hf)
-        towers = (getattr(inner, name, None) for name in ("visual", "vision_tower", "vision_model"))
-        for tower in towers:
-            for name, module in tower.named_modules() if isinstance(tower, nn.Module) else ():
-                if isinstance(module, nn.ModuleList) and name.rsplit(".")[-1] in (
-                    "layers",
-                    "layer",
-                    "blocks",
-                ):
-                    return list(module)
-        return []
 
     def visual_features(self, hf: nn.Module) -> nn.Module | None:
         """The object whose `get_image_features` and `get_video_features` give the projector's
@@ -174,6 +166,10 @@ class Layout:
         image = _token(config, "image_token_id", "image_token_index")
         return image, _token(config, "video_token_id", "video_token_index")
 
+    def audio_placeholder(self, config: Any) -> int:
+        """The token id that stands for audio features; −1 where there is none."""
+        return _token(config, "audio_token_id", "audio_token_index")
+
     def check_batch(self, pictures: Sequence[Sequence[Any]]) -> None:
         """Raise for samples that the family's processor would mix up in a batch: images or lists of
         frames a sample."""
@@ -186,9 +182,21 @@ class Layout:
 
         Per placeholder's token id a mask over all its tokens, row by row; None where all are
         patches. A family whose cells (`image_cells`, `video_cells`) are not all visual overrides
-        this, so that "visual" means the same for tensors made by hand.
+        this, so that "visual" means the same for tensors made by hand; of a family whose cells are
+        measured, this is measured too.
         """
-        return None
+        grids = ("image_grid_thw", "video_grid_thw")  # (their tokens are all patches)
+        if self.probe is None or any(tensors.get(name) is not None for name in grids):
+            return None
+        return self.probe.patches(tensors)
+
+    def sound_seconds(
+        self, processor: Any, config: Any, n_samples: int
+    ) -> Float[Tensor, "token 2"]:
+        """Which seconds (start, end) each placeholder of a sound of `n_samples` samples hears."""
+        if self.hears is not None:
+            return self.hears(processor, n_samples)
+        raise _no_layout(config)
 
     def image_cells(
         self,

@@ -13,9 +13,6 @@ class InternVL(Layout):
 
     model_types = ("internvl",)
     first_position = 0
-    vision_attention = "attention"
-    vision_q, vision_k, vision_v = "attention.q_proj", "attention.k_proj", "attention.v_proj"
-    vision_out = "attention.projection_layer"
 
     def placeholders(self, config: Any) -> tuple[int, int]:
         """Frames use the image token."""

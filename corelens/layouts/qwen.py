@@ -18,7 +18,6 @@ class Qwen2VL(Layout):
     not of tokens)."""
 
     model_types = ("qwen2_vl", "qwen2_5_vl")
-    vision_attention, vision_qkv, vision_out = "attn", "attn.qkv", "attn.proj"
 
     def image_cells(
         self,

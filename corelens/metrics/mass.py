@@ -32,13 +32,26 @@ def _evidence(token_map: TokenMap) -> Weighted:
     return token_map.region, token_map.region_weight
 
 
+def _shown(token_map: TokenMap) -> Tensor:
+    """The tokens among which the evidence lies: the visual ones, or, where it is in a sound, the
+    audio tokens."""
+    if not len(token_map.audio):
+        return token_map.visual
+    evidence = [tokens for tokens, _ in token_map.covered]
+    heard = [bool(torch.isin(tokens, token_map.audio).all()) for tokens in evidence]
+    in_sound = all(heard) if heard else not len(token_map.visual)
+    return token_map.audio if in_sound else token_map.visual
+
+
 def _visual(token_map: TokenMap) -> Weighted:
-    return token_map.visual, torch.ones(len(token_map.visual))
+    tokens = _shown(token_map)
+    return tokens, torch.ones(len(tokens))
 
 
 def _share(token_map: TokenMap) -> Weighted:
-    share = float(token_map.region_weight.sum()) / max(len(token_map.visual), 1)
-    return token_map.visual, torch.full((len(token_map.visual),), share)
+    tokens = _shown(token_map)
+    share = float(token_map.region_weight.sum()) / max(len(tokens), 1)
+    return tokens, torch.full((len(tokens),), share)
 
 
 def _shifted(token_map: TokenMap) -> Weighted:
@@ -52,6 +65,7 @@ def _shifted(token_map: TokenMap) -> Weighted:
     weights = torch.zeros(token_map.length, dtype=torch.double)
     weights[token_map.region] = token_map.region_weight.double()
     pictures = [token_map.visual] if token_map.pictures is None else token_map.images
+    pictures += [sound.positions for sound in token_map.sounds or []]
     shifted = torch.zeros_like(weights)
     for positions in pictures:
         inside = weights[positions]
@@ -75,9 +89,11 @@ SETS: dict[str, Callable[[TokenMap], Weighted]] = {
 }
 """The sets of keys whose mass a metric may need.
 
-evidence  G with the weights of the region's tokens: M_G visual    V: M_V share     V, each token
-with the weight |G| / |V|: the evidence mass of a head that looks evenly over the picture shifted
-the region moved within its picture: the mean over all places where it does not touch itself
+- evidence: G, with the weights of the region's tokens: M_G;
+- visual: V: M_V; of a sample whose evidence is in a sound, its audio tokens;
+- share: V, each token with the weight |G| / |V|: the evidence mass of a head that looks evenly;
+- shifted: the region moved within its picture: the mean over all places where it does not touch
+  itself.
 """
 
 

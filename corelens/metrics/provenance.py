@@ -187,8 +187,10 @@ def sample_hash(samples: Sequence[Sample]) -> str:
     for sample in samples:
         for field in dataclasses.fields(sample):
             value = getattr(sample, field.name)
+            if field.name == "audio" and not len(value):
+                continue  # (as before samples could hold sounds: digests stay what they were)
             total.add(field.name)
-            if field.name in ("images", "video"):
+            if field.name in ("images", "video", "audio"):
                 _shown(total, value)
             elif field.name == "messages":
                 _chat(total, value)
@@ -220,7 +222,7 @@ def _chat(total: Digest, messages: Any) -> None:
         for part in content:
             for name, value in sorted(part.items()) if isinstance(part, dict) else [("text", part)]:
                 total.add(name)
-                if name in ("image", "video", "path", "url"):
+                if name in ("image", "video", "audio", "path", "url"):
                     _shown(total, value)
                 else:
                     total.add(value)

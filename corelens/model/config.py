@@ -10,6 +10,7 @@ from corelens.hf import source_of
 from corelens.layouts.base import Layout
 from corelens.model.parts import Parts
 from corelens.model.projections import home
+from corelens.model.towers import tower_layers
 from corelens.model.weights import centres, norm_eps
 
 
@@ -17,10 +18,11 @@ from corelens.model.weights import centres, norm_eps
 class Config:
     """The model's shape under TransformerLens's names.
 
-    Layers may differ: `heads` are the query heads of each layer (0: its mixer has none), `n_heads`,
+    Layers may differ: `heads` are the query heads of each layer (0: its mixer has none, or they
+    attend to the tower's tokens and not to the row), `n_heads`,
     `n_kv_heads` and `d_head` those of the layer with most; `model.blocks[l].attn` has a layer's
     own. `d_mlp` is None where layers differ or are mixtures of experts. `normalization_type` is
-    "RMS" or "LN"; `n_vision_layers` is 0 where the tower's layers are not known; `n_deepstack`
+    "RMS" or "LN"; `n_vision_layers` is 0 without a tower of layers; `n_deepstack`
     counts the decoder layers after which visual features are added again.
     """
 
@@ -66,7 +68,7 @@ def config_of(hf: Any, layout: Layout, parts: Sequence[Parts]) -> Config:
         n_heads=widest.n_heads,
         n_kv_heads=widest.n_kv_heads,
         d_head=widest.d_head,
-        heads=tuple(of_layer.n_heads for of_layer in parts),
+        heads=tuple(0 if of_layer.cross else of_layer.n_heads for of_layer in parts),
         d_model=text.hidden_size,
         d_mlp=widths.pop() if len(widths) == 1 else None,
         d_vocab=text.vocab_size,
@@ -78,6 +80,6 @@ def config_of(hf: Any, layout: Layout, parts: Sequence[Parts]) -> Config:
         model_name=source_of(hf.config) or hf.config.model_type,
         act_fn=getattr(text, "hidden_act", None) or getattr(text, "hidden_activation", None) or "",
         normalization_type="LN" if centres(norm) else "RMS",
-        n_vision_layers=len(layout.vision_layers(hf)),
+        n_vision_layers=len(tower_layers(hf, layout, "vision")),
         n_deepstack=layout.deepstack_layers(hf),
     )

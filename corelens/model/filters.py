@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from corelens.errors import CorelensError
 from corelens.hooks.edges import every_edges
-from corelens.hooks.points import Hook
+from corelens.hooks.points import TOWERS, Hook
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
@@ -20,7 +20,7 @@ NOT_BY_DEFAULT = ("hook_attn_scores", "hook_pattern", "hook_pattern_rows", "hook
 
 def seen_by_functions(name: str) -> bool:
     """Whether a function of names is asked about this point."""
-    return not name.startswith("vision.") and not name.endswith("hook_edges")
+    return not name.startswith(TOWERS) and not name.endswith("hook_edges")
 
 
 def kept_by_default(name: str) -> bool:
@@ -41,7 +41,7 @@ def matching(names: Iterable[str], means: Callable[[str], bool]) -> list[str]:
         raise CorelensError(
             f"a function of hook names that is true for {', '.join(others[:3])}"
             f"{' …' * (len(others) > 3)} and for none of the decoder's points",
-            "a function that is true for some of the decoder's: it is not asked about vision points and hook_edges",
+            "a function that is true for some of the decoder's: it is not asked about points of towers and hook_edges",
             "give these names themselves: model.hook_names('vision.') lists them",
         )
     return matched

@@ -29,6 +29,7 @@ from corelens.model.arguments import (
 from corelens.model.cache import ActivationCache
 from corelens.model.config import config_of
 from corelens.model.filters import NamesFilter, kept_by_default, matching, named
+from corelens.model.hearing import Hearing
 from corelens.model.hooked_run import hooked_run
 from corelens.model.lens import LensModel
 from corelens.model.loading import load
@@ -36,8 +37,8 @@ from corelens.model.parts import parts_of
 from corelens.model.probing import measured
 from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, of_whole_prompt
 from corelens.model.stop import residual_before
+from corelens.model.tower_hooks import Tower
 from corelens.model.verify import Verification, verify
-from corelens.model.vision import vision_points
 from corelens.model.weights import Block, Embed, Norm, Unembed
 from corelens.model.wiring import absent
 from corelens.tokens.positions import Where, check_where, with_positions
@@ -66,11 +67,15 @@ class HookedMLLM(LensModel):
         self.layout = measured(
             layout_for(getattr(hf_model, "config", hf_model)).fitted(hf_model), hf_model
         )
+        if self.layout.hears is None:
+            self.layout.hears = Hearing(hf_model, self.layout)
         parts = parts_of(hf_model, self.layout)
         self._cfg = config_of(hf_model, self.layout, parts)
 
         decoder, deep = self.layout.decoder(hf_model), self.cfg.n_deepstack
-        self.vision, missing = vision_points(hf_model, self.layout)
+        self.towers = [Tower.of(hf_model, self.layout, kind) for kind in ("vision", "audio")]
+        self.vision, self.audio = (tower.points for tower in self.towers)
+        missing = {name: why for tower in self.towers for name, why in tower.absent().items()}
         self.embed = Embed(hf_model.get_input_embeddings())
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(

@@ -40,9 +40,8 @@ def on_input(run: Fires, point: HookPoint) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
             return (_fire(run, point, _at_home(module, args[0])), *args[1:]), kwargs
-        return args, kwargs | {
-            "hidden_states": _fire(run, point, _at_home(module, kwargs["hidden_states"]))
-        }
+        name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+        return args, kwargs | {name: _fire(run, point, _at_home(module, kwargs[name]))}
 
     return hook
 

@@ -7,6 +7,7 @@ calls the attention function, with how many heads; which modules' outputs are ad
 stream; which norm reads the stream before them. What a layer does not have is None.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from corelens.hf import looks_attention_up
 from corelens.hooks.attention_function import attention, plain_z
 from corelens.hooks.exchange import exchanged
 from corelens.hooks.rows import Call
@@ -25,8 +27,10 @@ from corelens.hooks.running import Running, running, turn
 from corelens.layouts import Layout
 from corelens.layouts.base import weight_offset
 from corelens.model.self_check import evaluating
+from corelens.model.towers import head_count
 
 TOKENS = 6
+CROSS = ("cross_attention_states", "encoder_hidden_states", "key_value_states")
 DEPTH = 2  # modules below a layer that are looked at: layer.mlp.down_proj is at 2
 # of the largest number: what a sum may be off, in float32 and in half precision
 EXACT, HALF = 1e-4, 0.03
@@ -52,6 +56,7 @@ class Parts:
         d_head: the width of a head's queries and keys; 0 without attention.
         d_mlp: the MLP's inner width; None where it has none, or several.
         gated: q_proj gives each head's query, then a gate of its z, side by side.
+        cross: the attention's keys are the tower's tokens, not those of the row.
         unsummed: why the residual stream of this layer is not the sum of its parts; "" where it is.
     """
 
@@ -75,6 +80,7 @@ class Parts:
     d_head: int = 0
     d_mlp: int | None = None
     gated: bool = False
+    cross: bool = False
     unsummed: str = ""
 
     @classmethod
@@ -228,14 +234,37 @@ def _watch(call: LayerCall, layer: nn.Module, vision: dict[nn.Module, Any]) -> I
 def _measured(layer: nn.Module, named: Parts, call: LayerCall | None) -> Parts:
     """The parts of one layer as its call shows them; what cannot be told stays as its name says."""
     if call is None:
-        return replace(
-            named, unsummed="it does not run on text alone, so what it adds could not be measured"
-        )
+        why = "it does not run on text alone, so what it adds could not be measured"
+        return replace(_crossing(layer, named), unsummed=why)
     parts = _with_sums(layer, named, call)
     parts = _with_heads(layer, parts, call)
     if parts.ln1 is not None:
         parts = replace(parts, norm_weight_offset=weight_offset(layer.get_submodule(parts.ln1)))
     return _with_mlp(layer, parts, call)
+
+
+def _crossing(layer: nn.Module, named: Parts) -> Parts:
+    """The parts of a layer that text alone does not run: one that attends to what a tower gives.
+
+    Its attention module is the one that looks the attention function up and takes states of
+    another sequence.
+    """
+    for path, module in layer.named_modules():
+        takes = inspect.signature(inspect.unwrap(type(module).forward)).parameters
+        if not looks_attention_up(module) or not any(
+            word in name for name in takes for word in CROSS
+        ):
+            continue
+        n_heads = head_count(module, "num_heads", "num_attention_heads", "n_heads")
+        projections = {name: f"{path}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+        if not n_heads or not all(has(layer, where) for where in projections.values()):
+            continue
+        width = layer.get_submodule(projections["q_proj"]).out_features
+        return replace(
+            named, mixer=path, attention=path, **projections, cross=True, n_heads=n_heads,
+            n_kv_heads=head_count(module, "num_key_value_heads") or n_heads, d_head=width // n_heads,
+        )  # fmt: skip
+    return named
 
 
 def _with_sums(layer: nn.Module, parts: Parts, call: LayerCall) -> Parts:

@@ -10,7 +10,7 @@ resampler (Q-Former, perceiver) has no such place: that is an error.
 
 import json
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hf import attention_off
+from corelens.hooks.silence import attention_off
 from corelens.inputs.processing import NOT_FOR_THE_MODEL
 from corelens.layouts import Layout
+from corelens.model.views import all_views
 from corelens.tokens.token_map import Cells
 
 MOST_STRIPS = 128  # of an axis: 16 calls of 16 pictures for both
@@ -68,13 +69,45 @@ class Prober:
             self.known[key] = _probe(hf, self.layout, processor, options, size)
         return self.known[key]
 
+    def patches(self, tensors: Mapping[str, Any]) -> dict[int, Bool[Tensor, " placeholder"]] | None:
+        """Which placeholders of a batch of tensors are patches: those that move when the pixels do.
+
+        Per placeholder's token id a mask over all its tokens, row by row; None without pixels.
+        """
+        hf = self.hf()
+        ids = tensors.get("input_ids")
+        pixels = {
+            name: x
+            for name, x in tensors.items()
+            if "pixel_values" in name and isinstance(x, Tensor) and x.is_floating_point()
+        }
+        if hf is None or ids is None or not pixels:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        noise = {
+            name: torch.randn(x.shape, generator=generator).to(x) for name, x in pixels.items()
+        }
+        with torch.no_grad():
+            seen = [
+                first_layer_input(hf, self.layout.decoder(hf), {**tensors, **changed})
+                for changed in ({}, noise)
+            ]
+        moved = (seen[1] - seen[0]).float().norm(dim=-1).cpu()
+        on, ids = moved > 1e-4 * moved.max(), ids.cpu()
+        return {
+            token: on[ids == token]
+            for token in set(self.layout.placeholders(hf.config))
+            if bool((ids == token).any())
+        }
+
 
 def _probe(
     hf: nn.Module, layout: Layout, processor: Any, options: dict[str, Any], size: tuple[int, int]
 ) -> Cells:
     picture, noise = _test_picture(size)
     decoder = layout.decoder(hf)
-    inside = set(decoder.modules())
+    # (a decoder may hold its tower: its layers do not)
+    inside = {module for layer in decoder.layers for module in layer.modules()}  # type: ignore[union-attr]
     text_configs = {id(getattr(module, "config", None)) for module in inside} | {id(hf.config)}
     tower = [
         m
@@ -85,7 +118,7 @@ def _probe(
 
     def embedded(pictures: Sequence[np.ndarray]) -> Float[Tensor, "picture pos d_model"]:
         images = [[Image.fromarray(pixels.clip(0, 255).astype(np.uint8))] for pixels in pictures]
-        return _first_layer_input(hf, decoder, _processed(processor, prompt, images, options))
+        return first_layer_input(hf, decoder, _processed(processor, prompt, images, options))
 
     ids = _processed(processor, prompt, [[Image.fromarray(picture.astype(np.uint8))]], options)[
         "input_ids"
@@ -96,7 +129,7 @@ def _probe(
         raise _unplaced(
             hf, "its prompt has no image token", "look at processor.apply_chat_template"
         )
-    spans = []
+    cells = []
     with attention_off(tower), torch.no_grad():
         base = embedded([picture])[0, placeholder]
         for axis, length in enumerate(size):
@@ -116,14 +149,15 @@ def _probe(
                     pixels[strip] += noise[strip]
                     changed.append(pixels)
                 moved.append((embedded(changed)[:, placeholder] - base).float().norm(dim=-1).cpu())
-            spans.append(_spans(torch.cat(moved), torch.tensor(edges, dtype=torch.float64)))
-    (columns, seen), (rows, seen_too) = spans
+            cells.append(spans(torch.cat(moved), torch.tensor(edges, dtype=torch.float64)))
+    (columns, seen), (rows, seen_too) = cells
     visual = seen & seen_too
     box = torch.stack([columns[:, 0], rows[:, 0], columns[:, 1], rows[:, 1]], dim=1)
     _check_local(hf, box[visual], size, int(visual.sum()))
     box[visual] = _snapped(box[visual], size, count)
     box[~visual] = 0
-    return Cells(box=box, visual=visual)
+    views = all_views(box, visual, placeholder.nonzero()[:, 0], size)
+    return Cells(box=box, visual=visual, views=views)
 
 
 def _test_picture(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -165,9 +199,10 @@ class _Reached(Exception):
     """The decoder's first layer has been reached: nothing behind it needs to run."""
 
 
-def _first_layer_input(
+def first_layer_input(
     hf: nn.Module, decoder: nn.Module, tensors: dict[str, Any]
 ) -> Float[Tensor, "picture pos d_model"]:
+    """What the decoder's first layer gets of a batch; nothing behind it runs."""
     weight = next(hf.parameters())
     tensors = {name: _like(value, weight) for name, value in tensors.items()}
     seen: list[Tensor] = []
@@ -202,7 +237,7 @@ def _edges(length: int, count: int, ratio: float) -> list[int]:
     return np.unique(np.linspace(0, length, strips + 1).round().astype(int)).tolist()
 
 
-def _spans(
+def spans(
     moved: Float[Tensor, "strip token"], edges: Float[Tensor, " edge"]
 ) -> tuple[Float[Tensor, "token 2"], Bool[Tensor, " token"]]:
     """Per token where the strips begin and end that move it, and whether any does."""

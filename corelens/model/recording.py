@@ -15,7 +15,7 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.heads.disk import write_whole
-from corelens.hooks.points import Hook, HookPoint
+from corelens.hooks.points import TOWERS, Hook, HookPoint
 
 
 def caching_hooks(
@@ -44,8 +44,8 @@ def caching_hooks(
         name = f"{hook.name}_grad" if backward else hook.name
         x = (x[0] if isinstance(x, tuple) else x).detach().to(device)
         positions = hook.ctx.get("positions")
-        # A vision point's first axis is no batch, and its positions are none of the decoder's.
-        if not name.startswith("vision."):
+        # A tower point's first axis is no batch, and its positions are none of the decoder's.
+        if not name.startswith(TOWERS):
             if pos_slice is not None and name.endswith("hook_pattern_rows"):
                 x = _rows_at(x, hook.ctx["rows"], positions, pos_slice)
             elif pos_slice is not None:

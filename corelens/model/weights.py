@@ -109,7 +109,7 @@ class Attention(AttentionPoints):
     _of: tuple[Parts, nn.Module]
 
     def __init__(self, parts: Parts, layer: nn.Module):
-        super().__init__(parts.n_heads, parts.n_kv_heads, parts.gated)
+        super().__init__(parts.n_heads, parts.n_kv_heads, parts.gated, parts.cross)
         object.__setattr__(self, "_of", (parts, layer))
         self.n_heads, self.n_kv_heads, self.d_head = parts.n_heads, parts.n_kv_heads, parts.d_head
 

@@ -24,7 +24,7 @@ from corelens.layouts.base import Layout
 from corelens.model.module_hooks import on_input, on_output
 from corelens.model.parts import Parts
 from corelens.model.projections import head_results, projection_bias, readable
-from corelens.model.vision import wired_vision
+from corelens.model.tower_hooks import wired_tower
 from corelens.model.weights import Block, Norm, norm_eps, norm_weight
 
 # begin(the new tokens: ids [batch, pos] or embeddings, how many tokens came before, whether there
@@ -85,7 +85,8 @@ def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) 
             stack.enter_context(
                 layout.deepstack(decoder, lambda layer, x: run.fire(added[layer], x), len(added))
             )
-        stack.enter_context(wired_vision(hf, layout, root.vision, run))
+        for tower in root.towers:
+            stack.enter_context(wired_tower(tower, run))
         if run.sites or run.vision:
             # The masks are made by the decoder's config, in some models by the config that holds
             # it.

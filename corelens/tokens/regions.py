@@ -1,5 +1,5 @@
-"""Regions: which pixels of which picture hold the evidence. Pure geometry in pixels of the ORIGINAL
-picture.
+"""Regions: which pixels of which picture, or which seconds of which sound, hold the evidence. Pure
+geometry in pixels of the ORIGINAL picture.
 
 A pixel (column x, row y) occupies the square [x, x+1) × [y, y+1), so a picture of width W and
 height H spans [0, W] × [0, H], and `Box(0, 0, W, H)` is all of it.
@@ -191,7 +191,54 @@ class Tube:
         return 0.0 if box is None else box.covered(cell)
 
 
-Region = Box | Mask | Tube
+@dataclass(frozen=True)
+class Span:
+    """A stretch [start, end) of a sound, in seconds from its beginning.
+
+    Args:
+        start, end: in seconds; may be fractions.
+        audio: which of the sample's sounds it lies in.
+        text: what is said there, for scores that compare it with what is generated.
+    """
+
+    start: float
+    end: float
+    audio: int = 0
+    text: str | None = None
+
+    def __post_init__(self):
+        if not all(isinstance(x, Real) and math.isfinite(x) for x in (self.start, self.end)):
+            raise CorelensError(
+                f"Span({self.start}, {self.end})",
+                "two finite numbers",
+                "give start and end in seconds",
+            )
+        _check_picture(self)
+        if not self.end > self.start:
+            raise CorelensError(f"{self} is empty", "start < end", "give start and end in seconds")
+
+    @property
+    def image(self) -> int:
+        """Which of the sample's sounds it lies in, under the name that all regions have."""
+        return self.audio
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Start and end in seconds."""
+        return self.start, self.end
+
+    def check(self, seconds: float) -> None:
+        """Raise if the span reaches beyond a sound of this length by more than 10 ms (rounding is
+        forgiven)."""
+        if self.start < 0 or self.end > seconds + 0.01:
+            raise CorelensError(
+                f"{self} reaches outside its sound of {seconds:.3f} seconds",
+                "a span inside the sound",
+                "give seconds from the beginning of the sound, not samples",
+            )
+
+
+Region = Box | Mask | Tube | Span
 
 
 def as_region(region: Any) -> Region:
@@ -205,7 +252,7 @@ def as_region(region: Any) -> Region:
         return Box(*(number.item() if hasattr(number, "item") else number for number in region))
     raise CorelensError(
         f"the region {str(region)[:60]!r}, a {type(region).__name__}",
-        "a Box, Mask or Tube, or four numbers x0, y0, x1, y1 in pixels of the original picture",
+        "a Box, Mask, Tube or Span, or four numbers x0, y0, x1, y1 in pixels of the original picture",
         "for COCO's x, y, width, height use Box.from_xywh; for an array of True and False use Mask",
     )
 

@@ -7,7 +7,7 @@ Positions speak of the padded row. Boxes are in pixels of the original picture: 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.tokens.regions import Region, Tube
+from corelens.tokens.regions import Region, Span, Tube
+from corelens.tokens.sounds import Heard
 
-WORDS = ("question", "last", "answer", "visual", "region", "text", "template", "all")
+WORDS = ("question", "last", "answer", "visual", "audio", "region", "text", "template", "all")
 NAMES = (*WORDS, "image:1", "frame:3", "thumbnail", "tile:0")
 # the number of the view that shows the whole picture, beside tiles that show parts of it
 THUMBNAIL = -1
@@ -92,6 +93,8 @@ class TokenMap:
         covered: per region its tokens and their weights.
         missing: per name the error to raise when it is asked for.
         id: the sample's name, for messages.
+        audio: the tokens that hear a sound.
+        sounds: per sound its tokens and their seconds; None if they are not known.
     """
 
     real: Bool[Tensor, " pos"]
@@ -103,6 +106,8 @@ class TokenMap:
     covered: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     missing: dict[str, CorelensError] = field(default_factory=dict)
     id: str = ""
+    audio: Int[Tensor, " audio"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    sounds: list[Heard] | None = None
 
     def __repr__(self) -> str:
         shown = {"length": self.length, "visual": len(self.visual), "last": int(self.last)}
@@ -132,7 +137,7 @@ class TokenMap:
     def text(self) -> Int[Tensor, " text"]:
         """Every real token that is no placeholder: words, markers, template."""
         keep = self.real.clone()
-        keep[self.placeholder] = False
+        keep[self.placeholder] = keep[self.audio] = False
         return keep.nonzero()[:, 0]
 
     @property
@@ -204,6 +209,21 @@ class TokenMap:
         x0, y0, x1, y1 = picture.box[token].tolist()
         return first, x0, y0, x1, y1
 
+    def time(self, position: int) -> tuple[int, float, float]:
+        """What an audio token covers: (sound, start, end) in seconds from the sound's beginning."""
+        if self.sounds is None and "sounds" in self.missing:
+            raise self.missing["sounds"]
+        for number, sound in enumerate(self.sounds or []):
+            place = (sound.positions == int(position)).nonzero()
+            if len(place):
+                start, end = sound.seconds[int(place[0, 0])].tolist()
+                return number, start, end
+        raise CorelensError(
+            f"position {int(position)} of sample {self.id!r}, which is no audio token",
+            f"one of the {len(self.audio)} positions in .audio",
+            "ask for times of audio tokens only",
+        )
+
     def frames(self, position: int) -> tuple[int, ...]:
         """All frames of the sample's video that a visual token covers; empty for a token of an
         image."""
@@ -217,7 +237,7 @@ class TokenMap:
         row.
 
         Args:
-            spec: "question", "last", "answer", "visual", "region", "text", "template", "all",
+            spec: "question", "last", "answer", "visual", "audio", "region", "text", "template", "all",
                 "image:1", "frame:3", "thumbnail" or "tile:0" (of every picture that is shown in
                 such views), or several joined by "+" (an answer that was not prepared is then left
                 out); or ints, or a boolean mask [pos].
@@ -269,6 +289,8 @@ class TokenMap:
             real=real,
             placeholder=self.placeholder + start,
             visual=self.visual + start,
+            audio=self.audio + start,
+            sounds=self.sounds and [sound.moved(start) for sound in self.sounds],
             last=self.last + start,
             pictures=pictures,
             parts={name: part + start for name, part in self.parts.items()},
@@ -401,6 +423,7 @@ def covered_tokens(
     regions: Iterable[Region],
     weights: Literal["touch", "fraction"],
     id: str = "",
+    sounds: Sequence[Heard] = (),
 ) -> list[tuple[Tensor, Tensor]]:
     """Per region the positions of the tokens whose cell it touches, in every view and frame, and
     their weights.
@@ -411,13 +434,17 @@ def covered_tokens(
     videos = [picture for picture in pictures if picture.frames is not None]
     result = []
     for region in regions:
-        picture = (videos if isinstance(region, Tube) else images)[region.image]
+        picture: Any
+        if isinstance(region, Span):
+            picture = sounds[region.audio]
+        else:
+            picture = (videos if isinstance(region, Tube) else images)[region.image]
         fraction = picture.covered(region)
         touched = fraction > 1e-9  # less is rounding at the common edge of a region and a cell
         if not touched.any():
             raise CorelensError(
-                f"sample {id!r}: {_short(region)} covers no visual token",
-                "a region that the model can see",
+                f"sample {id!r}: {_short(region)} covers no {'audio' if isinstance(region, Span) else 'visual'} token",
+                "a region that the model can see or hear",
                 "look at inputs.show(): this model's processor may crop the picture's border away",
             )
         positions, order = picture.positions[touched].sort()

@@ -12,7 +12,7 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.tokens.regions import Box, Mask, Region, Tube
+from corelens.tokens.regions import Box, Mask, Region, Span, Tube
 from corelens.tokens.token_map import Picture, TokenMap
 
 HEAT = LinearSegmentedColormap.from_list(
@@ -173,7 +173,9 @@ def of_panel(regions: Iterable[Region], image_index: int, frame: int | None) -> 
     if frame is not None:
         return [region for region in regions if isinstance(region, Tube) and frame in region.boxes]
     return [
-        region for region in regions if not isinstance(region, Tube) and region.image == image_index
+        region
+        for region in regions
+        if not isinstance(region, Span | Tube) and region.image == image_index
     ]
 
 

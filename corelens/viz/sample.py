@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from corelens.inputs.pictures import read_picture, read_video
-from corelens.tokens.regions import Tube
+from corelens.tokens.regions import Span, Tube
 from corelens.viz import page, style
 from corelens.viz.heat import attention_image
 
@@ -20,7 +20,9 @@ def shown(sample: Any) -> list[tuple[str, Image.Image]]:
     found = []
     for number, given in enumerate(sample.images or _in_chat(sample)):
         image = read_picture(given, f"sample {sample.id!r}, image {number}")
-        regions = [r for r in sample.regions if not isinstance(r, Tube) and r.image == number]
+        regions = [
+            r for r in sample.regions if not isinstance(r, Span | Tube) and r.image == number
+        ]
         found.append((f"image {number}", attention_image(image, None, regions)))
     if sample.video is not None:
         frames = read_video(sample.video, f"sample {sample.id!r}")

@@ -1,0 +1,53 @@
+"""Attention that gives zeros, so that each token answers for its own pixels or its own sound
+alone."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from corelens.hf import attention_set
+
+
+@contextmanager
+def attention_off(modules: Iterable[Any]) -> Iterator[None]:
+    """Within this context attention of these modules gives zeros, whatever function they use; their
+    configs' own implementation is put back afterwards. (There is no documented way to change it for
+    a part of a model.)
+    """
+    # (importing it takes as long as importing transformers' model code)
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register("corelens_off", _zeros)
+    AttentionMaskInterface.register("corelens_off", sdpa_mask)
+    owned = (getattr(module, "config", None) for module in modules)
+    with attention_set(
+        [x for x in owned if hasattr(x, "_attn_implementation_internal")], "corelens_off"
+    ):
+        yield
+
+
+def _zeros(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **_: Any
+) -> tuple[Any, None]:
+    return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+
+
+@contextmanager
+def silent(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within this context these modules give zeros."""
+
+    def zeros(module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (torch.zeros_like(output[0]), *output[1:])
+        return torch.zeros_like(output)
+
+    handles = [module.register_forward_hook(zeros) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
