@@ -42,8 +42,9 @@ PROBE = """<script>addEventListener("load", () => setTimeout(() => {
 def chromium(*options: str) -> str:
     """Run Chromium without a window; what it prints."""
     with tempfile.TemporaryDirectory() as profile:
-        command = [shutil.which("chromium") or "chromium", "--headless", "--no-sandbox", "--disable-gpu",
-                   "--hide-scrollbars", f"--user-data-dir={profile}", "--virtual-time-budget=3000"]  # fmt: skip
+        command = [shutil.which("chromium") or "chromium", "--headless", "--no-sandbox"]
+        command += ["--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000"]
+        command += [f"--user-data-dir={profile}"]
         return subprocess.run(
             [*command, *options], check=True, capture_output=True, text=True
         ).stdout
@@ -106,14 +107,17 @@ def film(folder: Path) -> Path:
 
 
 SOCIAL = """<!doctype html><meta charset="utf-8"><style>
-body {{ margin: 0; width: 1280px; height: 640px; background: #fdfdfc; color: #22262b; position: relative; overflow: hidden;
-  font: 30px/1.35 Inter, system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }}
+body {{ margin: 0; width: 1280px; height: 640px; background: #fdfdfc; color: #22262b;
+  position: relative; overflow: hidden; font: 30px/1.35 Inter, system-ui, sans-serif; }}
 div {{ position: absolute; left: 64px; top: 72px; width: 500px; }}
 h1 {{ font-size: 66px; line-height: 1; margin: 0 0 30px; letter-spacing: -.02em; }}
 p {{ margin: 0 0 30px; }} b {{ color: #c25400; }}
-img {{ position: absolute; left: 600px; top: 104px; width: 660px; border-radius: 12px; border: 1px solid #d9dcdf; }}
-</style><div><h1>CoreLens</h1><p>Finds the attention heads of a vision-language model that fetch the evidence for its answer.</p>
-<p>Hide the evidence from <b>{k} of {total} heads</b>: accuracy falls from {clean} to <b>{top}</b>. From {k} random heads: {low} to {high}.</p>
+img {{ position: absolute; left: 600px; top: 104px; width: 660px; border-radius: 12px;
+  border: 1px solid #d9dcdf; }}
+</style><div><h1>CoreLens</h1>
+<p>Finds the attention heads of a vision-language model that fetch the evidence for its answer.</p>
+<p>Hide the evidence from <b>{k} of {total} heads</b>: accuracy falls from {clean} to <b>{top}</b>.
+From {k} random heads: {low} to {high}.</p>
 </div><img src="{picture}">"""
 
 
