@@ -41,7 +41,7 @@ function corelensExplorer(root, data, live = null) {
   if (!groups.last.length) groups.last = [nRows - 1];
 
   // What is looked at now. `rows` is "question" (their mean), "last", or one row's number; `by` is what colours the grid.
-  const state = { rows: questionRows.length ? "question" : "last", head: null, pins: data.pinned.map(([layer, head]) => layer * H + head), by: hasRegion ? "region" : "picture",
+  const state = { rows: "last", head: null, pins: data.pinned.map(([layer, head]) => layer * H + head), by: hasRegion ? "region" : "picture",
                   box: null, patch: null, own: false };
 
   const rowList = () => (typeof state.rows === "number" ? [state.rows] : groups[state.rows]);
@@ -64,6 +64,14 @@ function corelensExplorer(root, data, live = null) {
   if (!hasRegion) delete values.region;
   for (const [name, table] of Object.entries(data.scores))
     values["score:" + name] = { label: "score " + name, of: (head) => table[Math.floor(head / H)][head % H] ?? NaN };
+  // It opens at the rows from which some head looks hardest.
+  if (questionRows.length) {
+    const highest = ["question", "last"].map((rows) => {
+      state.rows = rows;
+      return Math.max(...Array.from({ length: L * H }, (_, head) => values[state.by].of(head) || 0));
+    });
+    state.rows = highest[0] > highest[1] ? "question" : "last";
+  }
   const nameOf = (head) => `L${Math.floor(head / H)}H${head % H}`;
 
   // --- the frame ---------------------------------------------------------------------------------------------------
