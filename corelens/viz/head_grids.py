@@ -118,7 +118,7 @@ def head_grid_html(
                 f'class="c{index[layer, head]}{mark}"><title>{escape(label)}</title></rect>'
             )
     labels = [
-        _label(left + i * (side + gap) + side / 2, top - 6, "view", i) for i in style.ticks(heads)
+        _label(left + i * (side + gap) + side / 2, top - 6, "middle", i) for i in style.ticks(heads)
     ]
     labels += [
         _label(left - 6, top + i * (side + gap) + side / 2 + 3.5, "end", i)

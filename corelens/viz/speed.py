@@ -224,9 +224,9 @@ def trade_off(
     """Accuracy over speed, one line a share of full heads, each point named by its window.
 
     Args:
-        lines: {share: [(speed-up, accuracy, low, high, window), …]}.
+        curves: {share: [(speed-up, accuracy, low, high, window), …]}.
         dense: its accuracy. target: what may be lost of it, drawn as a band.
-        chosen: (speed-up, accuracy) of the setting to ring.
+        picked: (speed-up, accuracy) of the setting to ring.
     """
     looks = dict(zip(curves, cycle(zip(style.CYCLE, style.MARKERS, strict=True)), strict=False))
     with style.axes(ax, 5.4, 3.4) as ax:
