@@ -68,6 +68,26 @@ def test_the_study_report_opens_and_unfolds(browse, tmp_path):
     assert not console and not network
 
 
+def test_the_report_opens_with_the_headline_and_holds_an_explorer(browse, demo, tmp_path):
+    """One page of at most 1,500 words and 8,000 pixels, whose tables fit 1280 pixels or scroll."""
+    from corelens.findings.result import Study
+
+    study, (model, sample) = Study.load(ROOT / "docs/study/demo.json"), demo
+    study.write(tmp_path, cl.explore(model, sample, heads=HEADS).part())
+    script = (
+        "const tiles = all('.tile .value').map((value) => value.textContent);"
+        "const cell = all('[role=gridcell]')[20]; cell.click();"
+        "const words = document.body.innerText.split(/\\s+/).length, tall = document.body.scrollHeight;"
+        "const wide = all('table').filter((t) => t.offsetParent && t.offsetWidth > 1280 && !t.closest('.scroll')).length;"
+        "return [tiles.length, all('.pinned figure').length, words < 1500, tall < 8000, wide].join('|');"
+    )
+    page = study.report.read_text(encoding="utf-8")
+    assert page.index('class="tiles"') < page.index('id="explorer"') < page.index('class="claims"')
+    seen, console, network = browse(page, script)
+    assert seen == "3|3|true|true|0"
+    assert not console and not network
+
+
 def test_a_token_view_shows_the_head_that_is_hovered(browse, demo, tmp_path):
     model, sample = demo
     cl.viz.token_view(model, sample, HEADS).save(tmp_path / "tokens.html")

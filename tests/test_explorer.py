@@ -166,6 +166,15 @@ def test_the_page_cannot_be_written(model, sample, tmp_path):
         cl.explore(model, sample).save(tmp_path / "file" / "page.html")
 
 
+def test_a_front_end_without_widgets_shows_the_page(model, sample):
+    explorer = cl.explore(model, sample)
+    data, _ = explorer._repr_mimebundle_()
+    assert data.keys() == {
+        "text/html", "text/plain", "application/vnd.jupyter.widget-view+json"
+    }  # fmt: skip
+    assert data["text/html"].startswith('<iframe srcdoc="&lt;!doctype html&gt;')
+
+
 def test_live(model, sample, recording):
     explorer = cl.explore(model, sample)
     widget = explorer.widget

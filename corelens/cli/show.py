@@ -181,6 +181,7 @@ def _answer(model: Any, sample: Any) -> tuple[str, float]:
 def _write(
     model: Any, sample: Any, heads: Any, rows: str, smooth: bool, out: Path, told: dict[str, str]
 ) -> None:
+    from corelens.explorer.explore import explore
     from corelens.viz import page as p
     from corelens.viz.overlays import head_pictures, overlay
 
@@ -189,8 +190,8 @@ def _write(
         return
     pictures = head_pictures(model, sample, heads, rows=rows, smooth=smooth)
     caption = (
-        f"Attention on the picture ({rows} rows), {told['heads']}. A head's brightest patch is its own peak: compare "
-        "heads by the numbers, which are attention mass."
+        f"Attention on the picture ({rows} rows), {told['heads']}. All heads share one scale; numbers are "
+        "attention mass."
     )
     shown = p.pictures([(None, pictures)], caption, columns=4)
     meta = {
@@ -200,4 +201,6 @@ def _write(
         "rows": rows,
     }
     subtitle = f"The model says: {told['answer']}"
-    write_whole(out, p.page(sample.question, [p.section("", shown)], meta, subtitle))
+    explorer = explore(model, sample, heads=list(heads)[:3])
+    sections = [p.section("", shown), p.section("Look yourself", p.wide(explorer.part()))]
+    write_whole(out, p.page(sample.question, sections, meta, subtitle))

@@ -62,9 +62,10 @@ def add_study(
         options = f"{' --full' if full else ''} --seed {seed}" + (
             f" --model {model}" if model != DEFAULT else ""
         )
+        hooked, samples = load_demo(model), synthetic("refer", 1400 if full else 160, seed=seed)
         result = study(
-            load_demo(model),
-            {"refer": synthetic("refer", 1400 if full else 160, seed=seed)},
+            hooked,
+            {"refer": samples},
             out=out,
             findings=["F1", "F3", "F4", "F5"],
             resume=False,
@@ -73,6 +74,7 @@ def add_study(
             seed=seed,
             **(FULL if full else DEMO),
         )
+        _with_explorer(result, hooked, {"refer": samples}, out)
         _show(result, json)
 
     @app.command()
@@ -137,12 +139,39 @@ def add_study(
                 Path(name).name if Path(name).exists() else name: open_model(name) for name in some
             }
             command = " ".join(["corelens study", *some, *asked])
-            return run(
+            result = run(
                 hooked, worlds, out=folder, findings=only or None, command=command, progress=not json, seed=seed,
                 **(QUICK if quick else {}),
             )  # fmt: skip
+            if len(hooked) == 1:
+                _with_explorer(result, next(iter(hooked.values())), worlds, folder)
+            return result
 
         _show(_joined(studied, names, out) if zoo else studied(names, out), json)
+
+
+def _with_explorer(result: Any, hooked: Any, worlds: dict[str, Any], out: Path) -> None:
+    """Write the report again with an explorer of the first tested sample of the first world that
+    was scored; without a picture there is none."""
+    import numpy as np
+
+    from corelens.explorer.explore import explore
+    from corelens.heads.scores import HeadScores
+
+    (model,) = result.data["models"].values()
+    for world, part in model["worlds"].items():
+        tables = {
+            key: HeadScores(np.array(rows, dtype=np.float32), meta={"key": key})
+            for key, rows in part["scores"].items()
+        }
+        if not tables or len(worlds[world]) <= part["scored"]:
+            continue
+        ranking = tables.get(model["reading"]["key"], next(iter(tables.values())))
+        try:
+            explorer = explore(hooked, worlds[world][part["scored"]], tables, ranking.top(k=3))
+        except CorelensError:
+            continue
+        return result.write(out, explorer.part())
 
 
 def _joined(studied: Callable[..., Any], names: list[str], out: Path) -> Any:
@@ -267,7 +296,9 @@ def _costs(title: str, part: dict[str, Any]) -> Table:
                 style="bold" if role == "top" else None,
             )
     highest = [
-        f"up to {100 * clean * max(numbers['random'][kind], default=0.0):.0f}" for kind in kinds
+        f"up to {100 * clean * max(numbers['random'][kind], default=0.0):.0f}"
+        f" ({len(numbers['random'][kind])} sets)"
+        for kind in kinds
     ]
-    table.add_row(f"{len(numbers['random']['zero'])} random sets", *highest)
+    table.add_row(f"{numbers[numbers['judged']]['k']} random heads", *highest)
     return table

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from corelens.errors import CorelensError
 from corelens.explorer.recording import BUDGET, record
@@ -18,6 +18,10 @@ from corelens.inputs.prepare import Sample
 from corelens.model.hooked import HookedMLLM
 
 HERE = Path(__file__).parent
+START = (
+    'corelensExplorer(document.getElementById("explorer"), '
+    'JSON.parse(document.getElementById("recording").textContent));'
+)
 
 
 def explore(
@@ -80,17 +84,32 @@ class Explorer:
 
     def __repr__(self) -> str:
         layers, heads = self.recording["shape"]
-        return f"Explorer({self.sample.question!r}, {layers} layers × {heads} heads, {len(self.recording['heads'])} maps)"
+        maps = len(self.recording["heads"])
+        return f"Explorer({self.sample.question!r}, {layers} layers × {heads} heads, {maps} maps)"
 
     def page(self) -> str:
         """One offline HTML document; what the sample says is escaped, and nothing is asked of the
         network."""
         environment = Environment(loader=FileSystemLoader(HERE), autoescape=True)
-        data = json.dumps(self.recording, allow_nan=False).replace("<", "\\u003c")
         return environment.get_template("page.html.jinja").render(
-            title=self.sample.question or "Explorer", model=self.recording["model"], data=Markup(data),
-            css=Markup((HERE / "explorer.css").read_text()), script=Markup((HERE / "explorer.js").read_text()),
-        )  # fmt: skip
+            title=self.sample.question or "Explorer",
+            model=self.recording["model"],
+            explorer=self.part(),
+        )
+
+    def part(self) -> Markup:
+        """The explorer as a part of another page: its style, its data and its script; once a
+        page."""
+        data = json.dumps(self.recording, allow_nan=False).replace("<", "\\u003c")
+        return Markup(
+            '<style>{}</style><div id="explorer"></div>'
+            '<script type="application/json" id="recording">{}</script><script>{}\n{}</script>'
+        ).format(
+            Markup((HERE / "explorer.css").read_text(encoding="utf-8")),
+            Markup(data),
+            Markup((HERE / "explorer.js").read_text(encoding="utf-8")),
+            Markup(START),
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the page; returns its path."""
@@ -118,10 +137,16 @@ class Explorer:
         return self.widget.value
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The live form and, for a front end that cannot show it, the page in a frame of its
+        own."""
+        page = {"text/html": self._repr_html_(), "text/plain": repr(self)}
         try:
-            return self.widget._repr_mimebundle_(**kwargs)
-        except CorelensError:  # no live form is installed: the page, in a frame of its own
-            return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+            live = self.widget._repr_mimebundle_(**kwargs)
+        except CorelensError:  # no live form is installed
+            return page
+        data, metadata = live if isinstance(live, tuple) else (live, {})
+        return {**page, **data, "text/plain": repr(self)}, metadata
 
     def _repr_html_(self) -> str:
-        return f'<iframe srcdoc="{escape(self.page())}" width="100%" height="760" style="border:0"></iframe>'
+        frame = '<iframe srcdoc="{}" width="100%" height="760" style="border:0"></iframe>'
+        return str(Markup(frame).format(self.page()))

@@ -41,8 +41,8 @@ function corelensExplorer(root, data, live = null) {
   if (!groups.last.length) groups.last = [nRows - 1];
 
   // What is looked at now. `rows` is "question" (their mean), "last", or one row's number; `by` is what colours the grid.
-  const state = { rows: questionRows.length ? "question" : "last", head: null, pins: data.pinned.map(([layer, head]) => layer * H + head), by: hasRegion ? "region" : "picture",
-                  box: null, patch: null, shared: false };
+  const state = { rows: "last", head: null, pins: data.pinned.map(([layer, head]) => layer * H + head), by: hasRegion ? "region" : "picture",
+                  box: null, patch: null, own: false };
 
   const rowList = () => (typeof state.rows === "number" ? [state.rows] : groups[state.rows]);
   const over = (value) => { const rows = rowList(); return rows.reduce((sum, row) => sum + value(row), 0) / rows.length; };
@@ -64,6 +64,14 @@ function corelensExplorer(root, data, live = null) {
   if (!hasRegion) delete values.region;
   for (const [name, table] of Object.entries(data.scores))
     values["score:" + name] = { label: "score " + name, of: (head) => table[Math.floor(head / H)][head % H] ?? NaN };
+  // It opens at the rows from which some head looks hardest.
+  if (questionRows.length) {
+    const highest = ["question", "last"].map((rows) => {
+      state.rows = rows;
+      return Math.max(...Array.from({ length: L * H }, (_, head) => values[state.by].of(head) || 0));
+    });
+    state.rows = highest[0] > highest[1] ? "question" : "last";
+  }
   const nameOf = (head) => `L${Math.floor(head / H)}H${head % H}`;
 
   // --- the frame ---------------------------------------------------------------------------------------------------
@@ -79,7 +87,8 @@ function corelensExplorer(root, data, live = null) {
   const ranking = element("ol", { class: "ranking" });
   const pinned = element("div", { class: "pinned" });
   const play = element("button", { type: "button", onclick: () => playAnswer() }, "▶ play the answer");
-  const sharedBox = element("input", { type: "checkbox", onchange: () => { state.shared = sharedBox.checked; draw(); } });
+  const ownScale = element("input", { type: "checkbox", onchange: () => { state.own = ownScale.checked; draw(); } });
+  const scale = element("span", {});
   const patchList = element("div", { class: "patch", hidden: "" });
   root.append(
     element("header", {}, element("p", { class: "question" }, data.question || data.id), answerLine),
@@ -91,7 +100,7 @@ function corelensExplorer(root, data, live = null) {
       chips),
     element("div", { class: "stage" },
       element("section", {}, views, reading, patchList,
-        element("label", { class: "shared" }, sharedBox, " one scale for all heads")),
+        element("p", { class: "scale" }, scale, element("label", {}, ownScale, " each head on a scale of its own"))),
       element("section", { class: "heads" },
         element("div", { class: "bar" }, "Colour: ", choose, legend),
         element("div", { class: "scroll" }, grid),
@@ -157,12 +166,15 @@ function corelensExplorer(root, data, live = null) {
     if (key === null || state.head === null) return;
     reading.textContent = `${nameOf(state.head)} puts ${percent(attention(state.head, key))} on this patch` + (data.region.includes(key) ? " (evidence)" : "");
   }
+  const smallestCell = data.views.map((view) => view.cells.reduce((smallest, [x0, y0, x1, y1]) => {
+    const a = (x1 - x0) * (y1 - y0);
+    return a > 0 ? Math.min(smallest, a) : smallest;
+  }, Infinity));
   // Attention as density, so that overlapping views (tile and thumbnail) add up; one colour, stronger where there is more.
   function heat(number, head) {
     const view = data.views[number], width = Math.min(160, Math.round(view.size[0])), height = Math.max(1, Math.round(width * view.size[1] / view.size[0]));
     const field = new Float32Array(width * height);
-    let smallest = Infinity;
-    view.cells.forEach(([x0, y0, x1, y1]) => { const a = (x1 - x0) * (y1 - y0); if (a > 0) smallest = Math.min(smallest, a); });
+    const smallest = smallestCell[number];
     view.cells.forEach(([x0, y0, x1, y1], i) => {
       const a = (x1 - x0) * (y1 - y0);
       if (!(a > 0)) return;
@@ -176,7 +188,7 @@ function corelensExplorer(root, data, live = null) {
   function wash(context, { field, width, height }, peak, full) {
     const image = new ImageData(width, height);
     for (let i = 0; i < field.length; i++) {
-      image.data.set([213, 94, 0, Math.round(215 * Math.min(1, field[i] / peak) ** 0.6)], 4 * i);
+      image.data.set([213, 94, 0, Math.round(175 * Math.min(1, field[i] / peak) ** 0.6)], 4 * i);
     }
     const small = new OffscreenCanvas(width, height);
     small.getContext("2d").putImageData(image, 0, 0);
@@ -191,6 +203,27 @@ function corelensExplorer(root, data, live = null) {
       context.strokeRect(x0 + 1, y0 + 1, x1 - x0 - 2, y1 - y0 - 2);
     }
     context.setLineDash([]);
+  }
+  // The density of the densest patch of all heads kept, from the rows shown: the one scale on which heads are compared.
+  let scaleRows = null, scalePeak = 1;
+  function peakOfAll() {
+    if (scaleRows === state.rows) return scalePeak;
+    const weights = new Float32Array(K), rows = rowList(), sums = new Float32Array(K);
+    data.views.forEach((view, number) => view.cells.forEach(([x0, y0, x1, y1], i) => {
+      const a = (x1 - x0) * (y1 - y0);
+      if (a > 0) weights[view.keys[i]] = Math.max(weights[view.keys[i]], smallestCell[number] / a);
+    }));
+    scalePeak = 1e-9;
+    for (let i = 0; i < nHeads; i++) {
+      sums.fill(0);
+      for (const row of rows) {
+        const first = (row * nHeads + i) * K, unit = peaks[row * nHeads + i] / 65025 / rows.length;
+        for (let key = 0; key < V; key++) sums[key] += unit * bytes[first + key] * bytes[first + key];
+      }
+      for (let key = 0; key < V; key++) scalePeak = Math.max(scalePeak, sums[key] * weights[key]);
+    }
+    scaleRows = state.rows;
+    return scalePeak;
   }
   let shown = [], sharedPeak = 1;
   function paint(number) {
@@ -269,8 +302,8 @@ function corelensExplorer(root, data, live = null) {
     const kept = stored.has(head);
     shown = kept ? data.views.map((_, number) => heat(number, head)) : [];
     if (kept) {
-      const own = peakOf(shown);
-      sharedPeak = state.shared ? Math.max(own, ...data.heads.map(([l, h]) => peakOf(data.views.map((_, number) => heat(number, l * H + h))))) : own;
+      sharedPeak = state.own ? peakOf(shown) : peakOfAll();
+      scale.textContent = `Full colour: ${percent(sharedPeak)} of a row's attention on one patch. `;
     }
     data.views.forEach((_, number) => paint(number));
     data.tokens.forEach((token, i) => {
@@ -288,7 +321,7 @@ function corelensExplorer(root, data, live = null) {
       const figure = element("figure", {}, element("figcaption", {}, nameOf(head) + " ", element("button", { type: "button", "aria-label": "unpin " + nameOf(head), onclick: () => pin(head) }, "×")));
       if (!stored.has(head)) figure.append(element("p", { class: "hint" }, "map left out"));
       else {
-        const maps = data.views.map((_, number) => heat(number, head)), peak = peakOf(maps);
+        const maps = data.views.map((_, number) => heat(number, head)), peak = state.own ? peakOf(maps) : peakOfAll();
         const number = maps.reduce((best, map, i) => (peakOf([map]) > peakOf([maps[best]]) ? i : best), 0), view = data.views[number];
         if (view) {
           const canvas = element("canvas", { width: 200, height: Math.round(200 * view.size[1] / view.size[0]) });

@@ -124,14 +124,19 @@ class Study:
         criteria = [asdict(threshold) for threshold in THRESHOLDS]
         return {"format": FORMAT, "findings": findings, "criteria": criteria} | self.data
 
-    def write(self, out: Path) -> None:
-        """report.html and report.json; each file appears whole or not at all."""
+    def write(self, out: Path, explorer: Any = None) -> None:
+        """report.html and report.json; each file appears whole or not at all.
+
+        Args:
+            out: the folder.
+            explorer: markup of an explorer (`Explorer.part()`) for the page.
+        """
         from corelens.viz.study_page import study_page
 
         out.mkdir(parents=True, exist_ok=True)
         report = self.to_json()
         write_whole(out / "report.json", json.dumps(report, ensure_ascii=False))
-        write_whole(out / "report.html", study_page(report))
+        write_whole(out / "report.html", study_page(report, explorer))
         self.report = out / "report.html"
 
     @classmethod

@@ -48,12 +48,12 @@ def answers_html(evaluation: Any) -> Markup:
         ],
         f"The first {len(listed)} of {of} {which}.",
     )
-    said = (
+    words = (
         "accuracy **{}** (95% CI over {} samples), log-probability of the gold answer {:.3f} nats"
     )
     return (
         page.text(
-            said.format(evaluation.interval, len(evaluation.per_sample), evaluation.answer_logprob)
+            words.format(evaluation.interval, len(evaluation.per_sample), evaluation.answer_logprob)
         )
         + table
     )

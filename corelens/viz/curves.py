@@ -63,11 +63,11 @@ def cost_bars(labels: Sequence[str], costs: Sequence[tuple[float, float, float]]
     """What each group of rows costs when the evidence is cut off from it: (accuracy lost, low,
     high), one bar each."""
     value, low, high = np.array(costs).T
-    at = np.arange(len(labels))[::-1]
+    heights = np.arange(len(labels))[::-1]
     with style.axes(None, 4.6, 0.6 + 0.24 * len(labels)) as ax:
         errors = np.clip([value - low, high - value], 0, None)
         ax.barh(
-            at,
+            heights,
             value,
             xerr=errors,
             color=style.HOT,
@@ -75,7 +75,7 @@ def cost_bars(labels: Sequence[str], costs: Sequence[tuple[float, float, float]]
             height=0.62,
             error_kw={"linewidth": 0.9},
         )
-        ax.set(yticks=at, yticklabels=labels, xlabel="accuracy lost, 95% interval")
+        ax.set(yticks=heights, yticklabels=labels, xlabel="accuracy lost, 95% interval")
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.axvline(0, color=style.SOFT, linewidth=0.7)
     return style.figure_of(ax)

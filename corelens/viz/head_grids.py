@@ -100,7 +100,7 @@ def head_grid_html(
     index = np.clip(
         np.round((scores.values - low) / (high - low) * (STEPS - 1)), 0, STEPS - 1
     ).astype(int)
-    chosen = (highlight or HeadSet()).mask(layers, heads)
+    highlighted = (highlight or HeadSet()).mask(layers, heads)
     # the colours of a light page stand in the cells: some viewers of notebooks drop style sheets
     colours = style.hexes(scores.values, STEPS)
     side, gap, left, top = round(np.clip(620 / heads, 13, 30)), 2, 40, 34  # pixels
@@ -108,14 +108,14 @@ def head_grid_html(
     cells = []
     for layer in range(layers):
         for head in range(heads):
-            said = f"L{layer}H{head}  {name} {scores.values[layer, head]:.3g}"
+            label = f"L{layer}H{head}  {name} {scores.values[layer, head]:.3g}"
             if ci is not None:
-                said += f" [{ci[0][layer, head]:.3g}, {ci[1][layer, head]:.3g}]"
-            mark = " on" if chosen[layer, head] else ""
+                label += f" [{ci[0][layer, head]:.3g}, {ci[1][layer, head]:.3g}]"
+            mark = " on" if highlighted[layer, head] else ""
             cells.append(
                 f'<rect x="{left + head * (side + gap)}" y="{top + layer * (side + gap)}" width="{side}" '
                 f'height="{side}" rx="2" fill="{colours[index[layer, head]]}" '
-                f'class="c{index[layer, head]}{mark}"><title>{escape(said)}</title></rect>'
+                f'class="c{index[layer, head]}{mark}"><title>{escape(label)}</title></rect>'
             )
     labels = [
         _label(left + i * (side + gap) + side / 2, top - 6, "middle", i) for i in style.ticks(heads)
@@ -131,7 +131,7 @@ def head_grid_html(
     stops = "".join(
         f'<i class="b{i}" style="background:{colour}"></i>' for i, colour in enumerate(colours)
     )
-    marked = '<span class="key"><i></i>highlighted</span>' if chosen.any() else ""
+    marked = '<span class="key"><i></i>highlighted</span>' if highlighted.any() else ""
     return (
         f'<div class="cl-live cl-grid {_scale(scores.values)}" data-tips><style>{_css(scores.values)}</style>'
         f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
@@ -153,14 +153,14 @@ def _scale(values: np.ndarray) -> str:
 
 
 def _css(values: np.ndarray) -> str:
-    light, dark, at = (
+    light, dark, view = (
         style.hexes(values, STEPS),
         style.hexes(values, STEPS, dark=True),
         _scale(values),
     )
     both = [f"light-dark({a},{b})" for a, b in zip(light, dark, strict=True)]
     scale = "".join(
-        f".{at} .c{i}{{fill:{colour}}}.{at} .b{i}{{background:{colour}!important}}"
+        f".{view} .c{i}{{fill:{colour}}}.{view} .b{i}{{background:{colour}!important}}"
         for i, colour in enumerate(both)
     )
     return f"{scale}{beside('live.css')}"

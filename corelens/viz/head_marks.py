@@ -47,8 +47,8 @@ def heads_html(heads: HeadSet) -> Markup:
     line = Markup(
         '<tr><th style="text-align:left">layer {}</th><td style="text-align:left">{}</td></tr>'
     )
-    lines = [
+    marks = [
         line.format(layer, ", ".join(f"L{layer}H{head}" for head in of))
         for layer, of in heads.by_layer().items()
     ]
-    return Markup("<p>{} heads</p><table>{}</table>").format(len(heads), Markup("").join(lines))
+    return Markup("<p>{} heads</p><table>{}</table>").format(len(heads), Markup("").join(marks))

@@ -1,4 +1,5 @@
-"""Attention as light on the pixels of a picture, and the pictures and frames there are to light."""
+"""Attention as a wash of colour on the pixels of a picture, and the pictures and frames there
+are to draw on."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,9 +16,9 @@ from corelens.errors import CorelensError
 from corelens.tokens.regions import Box, Mask, Region, Span, Tube
 from corelens.tokens.token_map import Picture, TokenMap
 
-HEAT = LinearSegmentedColormap.from_list(
-    "heat", ["#5b2a8c", "#b5367a", "#ee5a52", "#fd9a4e", "#fde49b"]
-)
+# one hue, from paper to the orange of all marks
+HEAT = LinearSegmentedColormap.from_list("heat", ["#f7f4f0", "#f3c9a4", "#e8914f", "#d55e00"])
+WASH = (0.835, 0.369, 0.0)  # its last colour
 SMALLEST = 320  # pictures are enlarged to this many pixels a side, so that outlines stay thin
 LARGEST = 600  # and photographs drawn at about this many
 
@@ -53,10 +54,10 @@ def attention_map(
         )
     width, height = size
     density = np.zeros((height, width))
-    boxes, chosen = picture.box.numpy(), tokens_in_frame(picture, frame)
+    boxes, inside = picture.box.numpy(), tokens_in_frame(picture, frame)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     # a token that sees padding only has no area, and nothing to show
-    for token in np.flatnonzero(chosen.numpy() & (areas > 0)):
+    for token in np.flatnonzero(inside.numpy() & (areas > 0)):
         x0, y0, x1, y1 = np.round(boxes[token]).astype(int)
         density[max(y0, 0) : y1, max(x0, 0) : x1] += (
             float(values[picture.positions[token]]) / areas[token]
@@ -74,12 +75,12 @@ def attention_image(
     frame: int | None = None,
     peak: float | None = None,
 ) -> Image.Image:
-    """The picture, dimmed, with the attention glowing on it, and white-and-black lines around the
-    regions.
+    """The picture, faded, with the attention as a wash of one colour, and white-and-black lines
+    around the regions.
 
     Args:
         heat: from `attention_map`; None shows the picture as it is.
-        peak: the attention shown brightest; by default the highest of this picture. Share it
+        peak: the attention shown strongest; by default the highest of this picture. Share it
             between pictures that are compared, or an ordinary head looks as eager as the one that
             finds the evidence.
     """
@@ -102,15 +103,14 @@ def _lit(
 ) -> Float[np.ndarray, "y x 3"]:
     scale = len(full) // len(heat)
     grey = (full @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
-    level = np.clip(np.kron(heat, np.ones((scale, scale))) / (peak or heat.max() or 1), 0, 1)[
-        ..., None
-    ]
-    # dimmed where nobody looks, its own colours where attention falls, so that what is looked at
-    # can still be read
-    dim = (0.65 * full + 0.35 * grey) * 0.6
-    base = dim + (full - dim) * level**0.5
-    cover = 0.58 * level**0.7
-    return base * (1 - cover) + HEAT(level[..., 0])[..., :3] * cover
+    level = np.clip(np.kron(heat, np.ones((scale, scale))) / (peak or heat.max() or 1), 0, 1)
+    level = level[..., None]
+    # faded where nobody looks, its own colours under a light wash where attention falls, so that
+    # what is looked at can still be read
+    faded = 0.45 * (0.5 * full + 0.5 * grey) + 0.55
+    base = faded + (full - faded) * level**0.5
+    cover = 0.55 * level**0.7
+    return base * (1 - cover) + np.array(WASH, dtype=np.float32) * cover
 
 
 def outline(
@@ -149,24 +149,24 @@ def panels(pictures: Sequence[Any], token_map: TokenMap, frames: int) -> list[Pa
     Args:
         pictures: as in `Inputs.pictures`: images first, then each video as its list of frames.
     """
-    found: list[Panel] = []
+    every: list[Panel] = []
     for number, content in enumerate(pictures):
         used = _picture(token_map, number).frames
         if used is None:
-            found.append((content, number, None))
+            every.append((content, number, None))
             continue
         seen = sorted({frame for row in used.tolist() for frame in row if frame >= 0})
         picked = sorted(
             {seen[round(i)] for i in np.linspace(0, len(seen) - 1, min(frames, len(seen)))}
         )
-        found += [(content[frame], number, frame) for frame in picked]
-    if not found:
+        every += [(content[frame], number, frame) for frame in picked]
+    if not every:
         raise CorelensError(
             "a sample without a picture",
             "a sample with images or a video",
             "give one with pictures",
         )
-    return found
+    return every
 
 
 def of_panel(regions: Iterable[Region], image_index: int, frame: int | None) -> list[Region]:

@@ -65,25 +65,25 @@ class LogitLens:
                 f"layers among {self.layers}, positions from {self.positions[0]} to {self.positions[-1]}",
                 "choose a visual token",
             )
-        at = self.layers.index(layer), self.positions.index(position)
+        place = self.layers.index(layer), self.positions.index(position)
         return [
             (self.words[int(i)], float(p))
-            for i, p in zip(self.ids[at], self.probabilities[at], strict=True)
+            for i, p in zip(self.ids[place], self.probabilities[place], strict=True)
         ]
 
     def plot(self, layers: Sequence[int] | None = None, frames: int = 1) -> Figure:
         """The likeliest token of every patch written on it, one panel a layer (four, evenly spaced,
         by default)."""
-        chosen = evenly(self.layers, 4) if layers is None else list(layers)
+        steps = evenly(self.layers, 4) if layers is None else list(layers)
         shown = panels(self.pictures, self.token_map, frames)
-        wide = max(1.6, min(4.2, 13 / len(chosen)))
+        wide = max(1.6, min(4.2, 13 / len(steps)))
         tall = max(image.height / image.width for image, _, _ in shown) * wide
-        with style.axes(None, wide * len(chosen) + 0.9, (tall + 0.3) * len(shown)) as first:
+        with style.axes(None, wide * len(steps) + 0.9, (tall + 0.3) * len(shown)) as first:
             figure = style.figure_of(first)
             first.remove()
-            grid = figure.subplots(len(shown), len(chosen), squeeze=False)
+            grid = figure.subplots(len(shown), len(steps), squeeze=False)
             for line, panel in zip(grid, shown, strict=True):
-                for ax, layer in zip(line, chosen, strict=True):
+                for ax, layer in zip(line, steps, strict=True):
                     self._draw(ax, panel, layer, wide)
                     ax.set_title(f"layer {layer}", fontsize=9)
             scale = ScalarMappable(Normalize(0, 1), "cividis")
@@ -142,13 +142,13 @@ class LogitLens:
                 x0, y0, x1, y1 = (edge * zoom for edge in cell)
                 best = self.top(position, layer)
                 sure = best[0][1]
-                said = ", ".join(f"‘{word}’ {probability:.2g}" for word, probability in best)
+                words = ", ".join(f"‘{word}’ {probability:.2g}" for word, probability in best)
                 marks.append(
                     Markup(
                         '<rect x="{:.0f}" y="{:.0f}" width="{:.0f}" height="{:.0f}" fill="{}" fill-opacity="{:.2f}">'
                         '<title>layer {}, patch {}: {}</title></rect><text x="{:.0f}" y="{:.0f}">{}</text>'
                     ).format(
-                        x0, y0, x1 - x0, y1 - y0, colour(sure), cover(sure), layer, position, said, (x0 + x1) / 2,
+                        x0, y0, x1 - x0, y1 - y0, colour(sure), cover(sure), layer, position, words, (x0 + x1) / 2,
                         (y0 + y1) / 2, brief(best[0][0]),
                     )
                 )  # fmt: skip
@@ -205,23 +205,25 @@ def logit_lens(
         )
     inputs = model.prepare(sample)
     token_map = inputs.token_maps[0]
-    at = torch.cat(token_map.images).unique()
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    visual = torch.cat(token_map.images).unique()
+    likeliest: dict[int, tuple[Tensor, Tensor]] = {}
 
     def look(resid: Float[Tensor, "batch pos d_model"], hook: Any) -> None:
-        parts = [_likeliest(model, resid[0, some.to(resid.device)], k) for some in at.split(CHUNK)]
+        parts = [
+            _likeliest(model, resid[0, chunk.to(resid.device)], k) for chunk in visual.split(CHUNK)
+        ]
         ids, probabilities = zip(*parts, strict=True)
-        found[int(hook.name.split(".")[1])] = torch.cat(ids), torch.cat(probabilities)
+        likeliest[int(hook.name.split(".")[1])] = torch.cat(ids), torch.cat(probabilities)
 
     with torch.no_grad():
         hooks = [(f"blocks.{layer}.hook_resid_post", look) for layer in wanted]
         model.run_with_hooks(inputs, return_type=None, fwd_hooks=hooks)
-    ids = torch.stack([found[layer][0] for layer in wanted]).numpy()
+    ids = torch.stack([likeliest[layer][0] for layer in wanted]).numpy()
     words = {int(i): model.tokenizer.decode([int(i)]) for i in np.unique(ids)}
-    probabilities = torch.stack([found[layer][1] for layer in wanted]).numpy()
+    probabilities = torch.stack([likeliest[layer][1] for layer in wanted]).numpy()
     meta = {"sample": token_map.id, "family": model.cfg.family}
     return LogitLens(
-        ids, probabilities, words, wanted, at.tolist(), token_map, inputs.pictures[0], meta
+        ids, probabilities, words, wanted, visual.tolist(), token_map, inputs.pictures[0], meta
     )
 
 

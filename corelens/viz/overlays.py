@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def attention_overlay(
         weights: attention on every key of the padded row, for instance one row of a pattern.
         image_index: which picture of the sample this is (a video stands behind the images).
         regions: regions to outline; those of other pictures are passed over.
-        smooth: blur the patches' edges. frame: of a video, which frame. peak: brightest attention,
+        smooth: blur the patches' edges. frame: of a video, which frame. peak: strongest attention,
             to share a scale.
     Returns:
         A matplotlib figure; its colour bar gives attention a patch.
@@ -83,18 +84,18 @@ def overlay(
         frames: at most so many frames of a video, evenly spaced.
     Returns:
         A matplotlib figure. Under a head's name stand what attention it puts on the region, on the
-        pictures and on the brightest patch. Colours go from 0 to the head's own brightest patch:
-        compare heads by their numbers.
+        pictures and on its strongest patch. All heads share one scale, from 0 to the strongest
+        patch of any of them.
     """
-    inputs, lines, where = looks(model, sample, heads, rows, reduce)
+    inputs, seen_by, where = looks(model, sample, heads, rows, reduce)
     token_map = inputs.token_maps[0]
-    said = f"{sample.question or 'a chat'}   ·   {where}"
+    words_above = f"{sample.question or 'a chat'}   ·   {where}"
     return _table(
         panels(inputs.pictures[0], token_map, frames),
-        lines,
+        seen_by,
         token_map,
         sample.regions,
-        said,
+        words_above,
         smooth,
     )
 
@@ -109,24 +110,35 @@ def head_pictures(
 ) -> list[tuple[Image.Image, str]]:
     """The same for a page: (picture, words below it), the pictures as they are first, then every
     head's."""
-    inputs, lines, _ = looks(model, sample, heads, rows, reduce)
-    token_map, found = inputs.token_maps[0], []
+    inputs, seen_by, _ = looks(model, sample, heads, rows, reduce)
+    token_map, drawn = inputs.token_maps[0], []
     shown = [
         (*panel, of_panel(sample.regions, *panel[1:]))
         for panel in panels(inputs.pictures[0], token_map, 4)
     ]
     for image, _, frame, regions in shown:
-        found.append((attention_image(image, None, regions, frame), "the picture"))
-    for name, row, seen, weights in lines:
-        heats = [
-            attention_map(token_map, weights, image.size, i, frame, smooth)
-            for image, i, frame, _ in shown
-        ]
-        peak = max(float(heat.max()) for heat in heats) or 1.0
+        drawn.append((attention_image(image, None, regions, frame), "the picture"))
+    heats_of, top = _heats([panel[:3] for panel in shown], seen_by, token_map, smooth)
+    for (name, row, seen, _), heats in zip(seen_by, heats_of, strict=True):
+        peak = max(float(heat.max()) for heat in heats)
         for heat, (image, _, frame, regions) in zip(heats, shown, strict=True):
             words = f"**{name}** {row}{' · ' * bool(row)}{seen}, peak {peak:.2g}"
-            found.append((attention_image(image, heat, regions, frame, peak), words))
-    return found
+            drawn.append((attention_image(image, heat, regions, frame, top), words))
+    return drawn
+
+
+def _heats(
+    shown: "list[Panel]", seen_by: "list[Line]", token_map: TokenMap, smooth: bool
+) -> tuple[list[list[np.ndarray]], float]:
+    """Every head's map on every picture, and the strongest patch of all."""
+    heats = [
+        [
+            attention_map(token_map, weights, image.size, index, frame, smooth)
+            for image, index, frame in shown
+        ]
+        for _, _, _, weights in seen_by
+    ]
+    return heats, max((float(heat.max()) for row in heats for heat in row), default=1.0) or 1.0
 
 
 # a head, the row it looks from, what it sees in words, its attention on every key
@@ -142,33 +154,37 @@ def looks(
     inputs = model.prepare(sample, answer=True) if answer else model.prepare(sample)
     token_map = inputs.token_maps[0]
     names = [f"blocks.{layer}.attn.hook_pattern_rows" for layer in heads.by_layer()]
-    at = token_map.positions(rows, rows=True).tolist()
-    with torch.no_grad(), model.pattern_rows(at):
+    positions = token_map.positions(rows, rows=True).tolist()
+    with torch.no_grad(), model.pattern_rows(positions):
         _, cache = model.run_with_cache(inputs, names_filter=names, return_type=None)
     tokens = model.to_str_tokens(inputs)
-    several = len(at) > 1
-    lines = []
+    several = len(positions) > 1
+    seen_by = []
     for head in heads:
         pattern = cache[f"blocks.{head.layer}.attn.hook_pattern_rows"][0, head.head].float().cpu()
         weights, seen = chosen_row(pattern, token_map, reduce)
         picked = several and reduce == "max"
-        row = f"from ‘{tokens[at[looks_hardest(pattern, token_map)]].strip()}’" if picked else ""
-        lines.append((str(head), row, seen, weights))
+        row = (
+            f"from ‘{tokens[positions[looks_hardest(pattern, token_map)]].strip()}’"
+            if picked
+            else ""
+        )
+        seen_by.append((str(head), row, seen, weights))
     where = (
         f"{rows} row{'s' * several}"
         if isinstance(rows, str)
-        else f"row{'s' * several} {', '.join(map(str, at))}"
+        else f"row{'s' * several} {', '.join(map(str, positions))}"
     )
-    return inputs, lines, f"{f'{reduce} over ' * several}{where}"
+    return inputs, seen_by, f"{f'{reduce} over ' * several}{where}"
 
 
 def _table(
-    shown: "list[Panel]", lines: list[Line], token_map: TokenMap, regions: Sequence[Region],
-    said: str, smooth: bool,
+    shown: "list[Panel]", seen_by: list[Line], token_map: TokenMap, regions: Sequence[Region],
+    words_above: str, smooth: bool,
 ) -> Figure:  # fmt: skip
     """The pictures as they are, then a line a head; a single picture's heads fill the lines from
     left to right."""
-    cells = len(shown) * (1 + len(lines))
+    cells = len(shown) * (1 + len(seen_by))
     across = len(shown) if len(shown) > 1 else -(-cells // -(-cells // 5))
     down = -(-cells // across)
     ratio = max(image.width / image.height for image, _, _ in shown)
@@ -202,15 +218,16 @@ def _table(
                 else "the picture"
             )
             _entitle(ax, name, "", "region outlined" if outlined else "")
-        for number, (name, row, seen, weights) in enumerate(lines, 1):
-            heats = [
-                attention_map(token_map, weights, image.size, i, frame, smooth)
-                for image, i, frame in shown
-            ]
-            peak = max(float(heat.max()) for heat in heats) or 1.0
+        heats_of, top_patch = _heats(shown, seen_by, token_map, smooth)
+        for number, ((name, row, seen, _), heats) in enumerate(
+            zip(seen_by, heats_of, strict=True), 1
+        ):
+            peak = max(float(heat.max()) for heat in heats)
             for column, (heat, (image, index, frame)) in enumerate(zip(heats, shown, strict=True)):
                 ax = place(number * len(shown) + column)
-                lit = attention_image(image, heat, of_panel(regions, index, frame), frame, peak)
+                lit = attention_image(
+                    image, heat, of_panel(regions, index, frame), frame, top_patch
+                )
                 ax.imshow(lit, interpolation="antialiased")
                 if not column:
                     _entitle(ax, name, row, f"{seen}, peak {peak:.2g}")
@@ -222,13 +239,19 @@ def _table(
                 height / size[1],
             )
         )
-        bar = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), cax=scale, ticks=[0, 1])
-        scale.set_yticklabels(["0", "a head's\npeak"], fontsize=7.5)
-        bar.set_label("attention a patch", labelpad=-18, fontsize=8)
+        shades = ScalarMappable(Normalize(0, top_patch), HEAT)
+        bar = figure.colorbar(shades, cax=scale, ticks=[0, top_patch])
+        scale.set_yticklabels(["0", f"{top_patch:.2g}"], fontsize=7.5)
+        bar.set_label("attention a patch", labelpad=-8, fontsize=8)
         bar.outline.set_visible(False)
         # (a question is shown as it is: "$5 and $6" is no formula)
         figure.text(
-            0.05 / size[0], 1 - 0.18 / size[1], said, fontsize=9, color=style.SOFT, parse_math=False
+            0.05 / size[0],
+            1 - 0.18 / size[1],
+            words_above,
+            fontsize=9,
+            color=style.SOFT,
+            parse_math=False,
         )
     return figure
 
@@ -268,5 +291,5 @@ def chosen_row(
         raise CorelensError(
             f"reduce={reduce!r}", "'max' or 'mean'", "'max' shows the row that looks hardest"
         )
-    said = [f"region {float(weights[token_map.region].sum()):.2f}"] if token_map.regions else []
-    return weights, ", ".join([*said, f"picture {float(weights[token_map.visual].sum()):.2f}"])
+    words = [f"region {float(weights[token_map.region].sum()):.2f}"] if token_map.regions else []
+    return weights, ", ".join([*words, f"picture {float(weights[token_map.visual].sum()):.2f}"])

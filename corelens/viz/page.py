@@ -118,7 +118,7 @@ def table(
     body = []
     for number, row in enumerate(rows):
         mark = " ".join(
-            name for name, chosen in (("hot", hot), ("group", groups)) if number in chosen
+            name for name, marked in (("hot", hot), ("group", groups)) if number in marked
         )
         cells = [Markup('<th scope="row">{}</th>').format(_inline(str(row[0])))]
         cells += [
@@ -179,6 +179,11 @@ def pictures(
     return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(
         grid.format(columns, Markup("").join(cells)), _inline(caption)
     )
+
+
+def wide(part: Markup) -> Markup:
+    """A part that may be wider than the text where the window is."""
+    return Markup('<div class="bleed wide">{}</div>').format(part)
 
 
 def html(trusted: str) -> Markup:

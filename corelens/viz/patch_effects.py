@@ -79,7 +79,7 @@ def patch_heatmap(
             style.figure_of(ax).colorbar(ax.collections[0], ax=ax).set_label(label)
         labels = names[last]
         if last == "position" and tokens is not None:
-            labels = [f"{tokens[int(at)].strip()} {at}" for at in labels]
+            labels = [f"{tokens[int(position)].strip()} {position}" for position in labels]
         _ticks(ax.xaxis, labels, 0.5 if mean.ndim == 2 else 0.0)
         ax.set_xlabel(last)
         ax.set_title(title)
@@ -101,37 +101,40 @@ def _with_picture(
 ) -> Figure:  # fmt: skip
     """Above: the effects of the patches over the picture, a picture a layer. Below: the grid,
     patches cut out."""
-    token_map, at = inputs.token_maps[row], [int(position) for position in names["position"]]
+    token_map, positions = inputs.token_maps[row], [int(position) for position in names["position"]]
     grid = mean if mean.ndim == 2 else mean[None]
     down = next(iter(names.items())) if mean.ndim == 2 else ("", [""])
     shown = panels(inputs.pictures[row], token_map, 1)
-    panel = max(shown, key=lambda panel: len(set(at) & set(token_map.images[panel[1]].tolist())))
-    image, places = panel[0], {p: cell for p, cell in cells(token_map, panel).items() if p in at}
-    lines = (
+    panel = max(
+        shown, key=lambda panel: len(set(positions) & set(token_map.images[panel[1]].tolist()))
+    )
+    image, places = (
+        panel[0],
+        {p: cell for p, cell in cells(token_map, panel).items() if p in positions},
+    )
+    rows = (
         sorted({round(i) for i in np.linspace(0, len(grid) - 1, min(MOST_PICTURES, len(grid)))})
         if places
         else []
     )
     scale, low, high = style.colormap(grid[np.isfinite(grid)])
-    width = float(np.clip(0.13 * len(at) + 1.8, 7, 13))
-    side = min(1.9, (width - 0.2) / max(len(lines), 1)) if lines else 0
-    tall = side * min(1.6, image.height / image.width) + 0.35 if lines else 0
+    width = float(np.clip(0.13 * len(positions) + 1.8, 7, 13))
+    side = min(1.9, (width - 0.2) / max(len(rows), 1)) if rows else 0
+    tall = side * min(1.6, image.height / image.width) + 0.35 if rows else 0
     strip = float(np.clip(0.17 * len(grid), 0.5, 3.2))
     with style.axes(None, width, tall + strip + 1.35) as first:
         figure = style.figure_of(first)
         first.remove()
         below: Any = figure
-        if lines:
+        if rows:
             halves = figure.add_gridspec(2, 1, height_ratios=[tall, strip + 1.35])
             above, below = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
-            for ax, line in zip(
-                above.subplots(1, len(lines), squeeze=False)[0], lines, strict=True
-            ):
-                values = {p: float(grid[line, at.index(p)]) for p in places}
+            for ax, line in zip(above.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
+                values = {p: float(grid[line, positions.index(p)]) for p in places}
                 _over(ax, image, places, values, scale, low, high)
                 ax.set_title(f"{down[0]} {down[1][line]}".strip() or title, fontsize=8.5)
         # patches about as high as a column is wide
-        patch = float(np.clip((width - 1.2) / len(at), 0.1, 0.4))
+        patch = float(np.clip((width - 1.2) / len(positions), 0.1, 0.4))
         ax, foot = below.subplots(
             2, 1, height_ratios=[strip, patch], sharex=True, gridspec_kw={"hspace": 0}
         )
@@ -142,7 +145,7 @@ def _with_picture(
         )
         bar.set_label(label, fontsize=8)
         bar.outline.set_visible(False)
-        _foot(foot, at, token_map, inputs.pictures[row], tokens)
+        _foot(foot, positions, token_map, inputs.pictures[row], tokens)
         ax.set_title(title)
     return figure
 
@@ -172,18 +175,18 @@ def _over(
 
 def _foot(
     ax: Axes,
-    at: list[int],
+    positions: list[int],
     token_map: TokenMap,
     pictures: Sequence[Any],
     tokens: Sequence[str] | None,
 ) -> None:
     """Under each column of the grid: the patch it is, or its token."""
     visual, texts = set(token_map.visual.tolist()), []
-    for column, position in enumerate(at):
+    for column, position in enumerate(positions):
         if position not in visual:
             texts.append(column)
             continue
-        if len(at) > MOST_PATCHES:
+        if len(positions) > MOST_PATCHES:
             continue
         number = next(i for i, of in enumerate(token_map.images) if position in of.tolist())
         frames, cell = token_map.frames(position), token_map.cell(position)[1:]
@@ -191,14 +194,16 @@ def _foot(
         part = image.crop(tuple(round(edge) for edge in cell)).resize((24, 24)).convert("RGB")
         ax.imshow(np.asarray(part), extent=(column, column + 1, 0, 1), aspect="auto")
     words = [
-        (tokens[at[i]].replace("\n", "↵").strip() or "␣") if tokens is not None else str(at[i])
+        (tokens[positions[i]].replace("\n", "↵").strip() or "␣")
+        if tokens is not None
+        else str(positions[i])
         for i in texts
     ]
     ax.set_xticks([i + 0.5 for i in texts], words, rotation=90, fontsize=6.5, parse_math=False)
-    ax.set(xlim=(0, len(at)), ylim=(0, 1), yticks=[])
+    ax.set(xlim=(0, len(positions)), ylim=(0, 1), yticks=[])
     ax.spines[:].set_visible(False)
     ax.set_xlabel(
-        "position" + (" (patches of the picture cut out)" if len(texts) < len(at) else "")
+        "position" + (" (patches of the picture cut out)" if len(texts) < len(positions) else "")
     )
 
 
@@ -219,7 +224,7 @@ def _as_grid(
     if len(heads) < 12 or not all(heads):
         return None
     places = [(int(head[1]), int(head[2])) for head in heads if head]
-    grid = np.full([1 + max(at) for at in zip(*places, strict=True)], np.nan)
+    grid = np.full([1 + max(axis) for axis in zip(*places, strict=True)], np.nan)
     for place, value in zip(places, mean, strict=True):
         grid[place] = value
     return grid, {

@@ -51,10 +51,10 @@ def show_patches(
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
-        for ax, (title, image, picture, chosen, number, frame) in zip(
+        for ax, (title, image, picture, shown, number, frame) in zip(
             axes.flat, panels, strict=False
         ):
-            _draw(ax, title, image, picture, chosen, marked)
+            _draw(ax, title, image, picture, shown, marked)
             for region in regions:
                 if isinstance(region, Tube) == (frame is not None) and region.image == number:
                     _outline(ax, region, frame)
@@ -74,9 +74,12 @@ def _panels(token_map: TokenMap, number: int, content: Any) -> list[Panel]:
     picture = token_map.pictures[number]
     if picture.frames is not None:
         videos = [p for p in token_map.pictures if p.frames is not None]
-        at = next(i for i, video in enumerate(videos) if video is picture)
+        video_number = next(i for i, video in enumerate(videos) if video is picture)
         shown = [(picture.frames == frame).any(1) for frame in range(len(content))]
-        return [(f"frame {f}", image, picture, shown[f], at, f) for f, image in enumerate(content)]
+        return [
+            (f"frame {f}", image, picture, shown[f], video_number, f)
+            for f, image in enumerate(content)
+        ]
     areas = (picture.box[:, 2] - picture.box[:, 0]) * (picture.box[:, 3] - picture.box[:, 1])
     sizes = torch.unique((areas / areas.max()).round(decimals=2))
     whole = torch.ones(len(areas), dtype=torch.bool)
@@ -114,11 +117,11 @@ def _draw(
     title: str,
     image: Image.Image,
     picture: Picture,
-    chosen: Bool[Tensor, " token"],
+    shown: Bool[Tensor, " token"],
     marked: set[int],
 ) -> None:
     ax.imshow(np.asarray(image), extent=(0, image.width, image.height, 0), interpolation="nearest")
-    positions, boxes = picture.positions[chosen].tolist(), picture.box[chosen].tolist()
+    positions, boxes = picture.positions[shown].tolist(), picture.box[shown].tolist()
     cells = [Rectangle((x0, y0), x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes]
     tint = [style.GOLD + "66" if position in marked else "#00000000" for position in positions]
     ax.add_collection(PatchCollection(cells, facecolor=tint, edgecolor="#ffffff99", linewidth=0.6))

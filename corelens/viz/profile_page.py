@@ -39,11 +39,11 @@ def profile_figure(profile: "HeadProfile") -> Figure:
         left.set(xlabel="heads, from the highest to the lowest", ylabel=style.axis_label(scores))
         left.set_title(style.words(scores)[2], fontsize=8.5, fontweight="normal", color=style.SOFT)
         bottom = np.zeros(len(profile.samples))
-        at = np.arange(1, len(bottom) + 1)
+        places = np.arange(1, len(bottom) + 1)
         for (name, mass), colour in zip(profile.masses.items(), COLOURS, strict=True):
             height = mass[profile.order]
             right.bar(
-                at,
+                places,
                 height,
                 1,
                 bottom=bottom,
@@ -121,12 +121,12 @@ def _sections(profile: "HeadProfile") -> list[p.Section]:
             ),
             p.pictures(
                 [
-                    (words, [(profile.looks[at], _caption(profile, at)) for at in of])
+                    (words, [(profile.looks[number], _caption(profile, number)) for number in of])
                     for words, of in rows
                     if of
                 ],
                 "Its best and worst samples by attention on the outlined region: chosen for that, not typical. "
-                "One brightness scale for all of them.",
+                "One scale for all of them.",
             ),
         ),
         *([p.section("What it does", _lost(profile))] if profile.ablations else []),
@@ -134,27 +134,30 @@ def _sections(profile: "HeadProfile") -> list[p.Section]:
 
 
 def _scores(profile: "HeadProfile") -> Markup:
-    lines = []
-    for key, one in profile.scores.items():
-        layer = sorted(one.values[profile.head.layer], reverse=True)
-        value = (
-            f"{one.values[profile.head]:.3f} {_ci(one, profile.head, '[{:.3f}, {:.3f}]')}".strip()
-        )
-        place = layer.index(one.values[profile.head]) + 1
-        lines.append(
-            [key, value, style.words(one)[1], profile.rank(key), f"{place} of {len(layer)}"]
+    rows = []
+    for key, scores in profile.scores.items():
+        layer = sorted(scores.values[profile.head.layer], reverse=True)
+        value = f"{scores.values[profile.head]:.3f} {_ci(scores, profile.head, '[{:.3f}, {:.3f}]')}".strip()
+        place = layer.index(scores.values[profile.head]) + 1
+        rows.append(
+            [key, value, style.words(scores)[1], profile.rank(key), f"{place} of {len(layer)}"]
         )
     columns = ["score", f"of {profile.head}", "unit", "rank in the model", "rank in its layer"]
-    return p.table(columns, lines, "Scores, with 95% intervals over the samples that were scored.")
+    return p.table(columns, rows, "Scores, with 95% intervals over the samples that were scored.")
 
 
 def _lost(profile: "HeadProfile") -> Markup:
     if profile.clean is None:
         return Markup("")
-    lines = [["nothing", _interval(profile.clean.interval), "", ""]]
-    lines += [
-        [ABLATIONS[kind], _interval(one.accuracy), _interval(one.lost), _interval(one.logprob_lost)]
-        for kind, one in profile.ablations.items()
+    rows = [["nothing", _interval(profile.clean.interval), "", ""]]
+    rows += [
+        [
+            ABLATIONS[kind],
+            _interval(cost.accuracy),
+            _interval(cost.lost),
+            _interval(cost.logprob_lost),
+        ]
+        for kind, cost in profile.ablations.items()
     ]
     columns = [
         "ablated: this head alone",
@@ -163,16 +166,16 @@ def _lost(profile: "HeadProfile") -> Markup:
         "log-probability lost (nats)",
     ]
     return p.table(
-        columns, lines,
+        columns, rows,
         f"What {len(profile.samples)} samples lose without {profile.head}; 95% intervals over samples (accuracy: "
         "Clopper–Pearson; lost: Newcombe; log-probability: bootstrap). Other heads may take over: a head that "
         "costs nothing alone may matter in a group.",
     )  # fmt: skip
 
 
-def _caption(profile: "HeadProfile", at: int) -> str:
-    sample = profile.samples[at]
-    return f"{sample.question or sample.id} **{sample.answer or ''}** region {profile.masses['region'][at]:.2f}"
+def _caption(profile: "HeadProfile", number: int) -> str:
+    sample = profile.samples[number]
+    return f"{sample.question or sample.id} **{sample.answer or ''}** region {profile.masses['region'][number]:.2f}"
 
 
 def _rows(profile: "HeadProfile") -> str:

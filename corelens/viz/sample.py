@@ -17,22 +17,22 @@ MOST_FRAMES = 6
 
 def shown(sample: Any) -> list[tuple[str, Image.Image]]:
     """(name, picture with its regions outlined) of every image, and of a video some frames."""
-    found = []
-    for number, given in enumerate(sample.images or _in_chat(sample)):
-        image = read_picture(given, f"sample {sample.id!r}, image {number}")
+    pictures = []
+    for number, picture in enumerate(sample.images or _in_chat(sample)):
+        image = read_picture(picture, f"sample {sample.id!r}, image {number}")
         regions = [
             r for r in sample.regions if not isinstance(r, Span | Tube) and r.image == number
         ]
-        found.append((f"image {number}", attention_image(image, None, regions)))
+        pictures.append((f"image {number}", attention_image(image, None, regions)))
     if sample.video is not None:
         frames = read_video(sample.video, f"sample {sample.id!r}")
         step = -(-len(frames) // MOST_FRAMES)
         tubes = [region for region in sample.regions if isinstance(region, Tube)]
-        found += [
-            (f"frame {at}", attention_image(frames[at], None, tubes, at))
-            for at in range(0, len(frames), step)
+        pictures += [
+            (f"frame {first}", attention_image(frames[first], None, tubes, first))
+            for first in range(0, len(frames), step)
         ]
-    return found
+    return pictures
 
 
 def _in_chat(sample: Any) -> list[Any]:

@@ -130,13 +130,13 @@ def speed_curves(
         xlabel: what x is (a window, tokens kept …), drawn in powers of two.
         baseline: dense; chance: of guessing.
     """
-    if not panels or any(not points for lines in panels.values() for points in lines.values()):
+    if not panels or any(not points for curves in panels.values() for points in curves.values()):
         raise CorelensError(
             "no panels, or a line without points",
             "{title: {line: [(x, …), …]}}",
             "measure something",
         )
-    looks = _looks(dict.fromkeys(name for lines in panels.values() for name in lines))
+    looks = _looks(dict.fromkeys(name for curves in panels.values() for name in curves))
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     with plt.rc_context(style.RC):
@@ -152,8 +152,8 @@ def speed_curves(
         plt.close(figure)
         for ax in grid.flat[len(panels) :]:
             ax.set_visible(False)
-        for ax, (title, lines) in zip(grid.flat, panels.items(), strict=False):
-            _panel(ax, lines, looks)
+        for ax, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+            _panel(ax, curves, looks)
             for level, words in ((baseline, "dense"), (chance, "chance")):
                 if level is not None:
                     ax.axhline(
@@ -192,16 +192,16 @@ def _looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: SPEED_LOOK.get(name) or next(spare) for name in names}
 
 
-def _panel(ax: Axes, lines: Mapping[str, Points], looks: Mapping[str, tuple[str, str]]) -> None:
+def _panel(ax: Axes, curves: Mapping[str, Points], looks: Mapping[str, tuple[str, str]]) -> None:
     """Each line a little to the side of the last: lines that agree would hide one another."""
-    ticks = sorted({point[0] for points in lines.values() for point in points})
+    ticks = sorted({point[0] for points in curves.values() for point in points})
     places = np.log2(ticks)
     # octaves
     apart = min(0.035 * np.ptp(places), 0.1 * np.diff(places).min()) if len(ticks) > 1 else 0.1
-    for number, (name, points) in enumerate(lines.items()):
+    for number, (name, points) in enumerate(curves.items()):
         colour, marker = looks[name]
         x, value, low, high = np.array(sorted(points), dtype=float).T
-        x = x * 2 ** ((number - (len(lines) - 1) / 2) * apart)
+        x = x * 2 ** ((number - (len(curves) - 1) / 2) * apart)
         ax.vlines(x, low, high, color=colour, alpha=0.55, linewidth=1.4)
         ax.plot(
             x, value, color=colour, marker=marker, markersize=4.5, markeredgecolor="white", markeredgewidth=0.5,
@@ -214,27 +214,27 @@ def _panel(ax: Axes, lines: Mapping[str, Points], looks: Mapping[str, tuple[str,
 
 
 def trade_off(
-    lines: Mapping[str, Sequence[tuple[float, float, float, float, int]]],
+    curves: Mapping[str, Sequence[tuple[float, float, float, float, int]]],
     dense: float,
     target: float,
     xlabel: str,
-    chosen: tuple[float, float] | None = None,
+    picked: tuple[float, float] | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Accuracy over speed, one line a share of full heads, each point named by its window.
 
     Args:
-        lines: {share: [(speed-up, accuracy, low, high, window), …]}.
+        curves: {share: [(speed-up, accuracy, low, high, window), …]}.
         dense: its accuracy. target: what may be lost of it, drawn as a band.
-        chosen: (speed-up, accuracy) of the setting to ring.
+        picked: (speed-up, accuracy) of the setting to ring.
     """
-    looks = dict(zip(lines, cycle(zip(style.CYCLE, style.MARKERS, strict=True)), strict=False))
+    looks = dict(zip(curves, cycle(zip(style.CYCLE, style.MARKERS, strict=True)), strict=False))
     with style.axes(ax, 5.4, 3.4) as ax:
         ax.axhspan(dense - target, 1.06, color=style.GREEN, alpha=0.08, linewidth=0)
         ax.axhline(dense, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9)
         ax.annotate("dense", (0.01, dense), (0, 2), xycoords=("axes fraction", "data"),
                     textcoords="offset points", fontsize=7.5, color=style.SOFT)  # fmt: skip
-        for number, (name, points) in enumerate(lines.items()):
+        for number, (name, points) in enumerate(curves.items()):
             colour, marker = looks[name]
             x, value, low, high, window = np.array(
                 sorted(points, key=lambda point: point[4]), dtype=float
@@ -245,9 +245,9 @@ def trade_off(
             for i in range(len(x)):
                 ax.annotate(f"{window[i]:g}", (x[i], value[i]), (0, -12 - 8 * number), textcoords="offset points",
                             ha="center", fontsize=7, color=colour)  # fmt: skip
-        if chosen is not None:
+        if picked is not None:
             ax.plot(
-                *chosen,
+                *picked,
                 marker="o",
                 markersize=13,
                 markerfacecolor="none",

@@ -36,8 +36,8 @@ def overlap(
         for i, a in enumerate(names):
             for j, b in enumerate(names):
                 if i != j:
-                    found = scores[a].agreement(scores[b], fraction)
-                    values[i, j] = found.spearman if i < j else found.jaccard
+                    agreement = scores[a].agreement(scores[b], fraction)
+                    values[i, j] = agreement.spearman if i < j else agreement.jaccard
         scale = LinearSegmentedColormap.from_list("one", style.LIGHT_STOPS)
         ax.pcolormesh(
             np.clip(values, 0, 1), cmap=scale, vmin=0, vmax=1, edgecolors="#ffffff", linewidth=2
@@ -77,14 +77,14 @@ def depth_profiles(
         ax.axhline(1, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1)
         for i, (name, profile) in enumerate(profiles.items()):
             share = np.array(profile) / max(float(np.sum(profile)), 1e-12) * len(profile)
-            at, one = np.linspace(0, 1, len(profile)), i % len(style.CYCLE)
-            ax.plot(at, share, color=style.CYCLE[one], linewidth=1.4, label=name)
-            here, marker = np.interp(depths[name], at, share), style.MARKERS[one]
+            depth, cycle = np.linspace(0, 1, len(profile)), i % len(style.CYCLE)
+            ax.plot(depth, share, color=style.CYCLE[cycle], linewidth=1.4, label=name)
+            here, marker = np.interp(depths[name], depth, share), style.MARKERS[cycle]
             ax.plot(
                 depths[name],
                 here,
                 marker,
-                color=style.CYCLE[one],
+                color=style.CYCLE[cycle],
                 markersize=8,
                 markeredgecolor="white",
             )
@@ -98,14 +98,14 @@ def depth_profiles(
 
 
 def head_cloud(
-    spread: np.ndarray, precision: np.ndarray, chosen: np.ndarray, ax: Axes | None = None
+    spread: np.ndarray, precision: np.ndarray, marked: np.ndarray, ax: Axes | None = None
 ) -> Figure:
     """Every head by how widely it looks over the picture (x) and how precisely (y); the chosen ones
     are marked."""
     with style.axes(ax, 4.6, 3.0) as ax:
         ax.scatter(
-            spread[~chosen],
-            precision[~chosen],
+            spread[~marked],
+            precision[~marked],
             s=16,
             color=style.GREY,
             alpha=0.6,
@@ -113,8 +113,8 @@ def head_cloud(
             label="others",
         )
         ax.scatter(
-            spread[chosen],
-            precision[chosen],
+            spread[marked],
+            precision[marked],
             s=34,
             color=style.HOT,
             edgecolor="white",
@@ -130,7 +130,7 @@ def head_cloud(
         )
         named = [
             (f"L{i}H{j}", float(spread[i, j]), float(precision[i, j]))
-            for i, j in np.argwhere(chosen)[:8]
+            for i, j in np.argwhere(marked)[:8]
         ]
         style.name_points(ax, named, style.HOT)
         ax.legend(loc="upper right")

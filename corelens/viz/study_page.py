@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from corelens.viz import page as p
 from corelens.viz.finding_figures import drawn_thresholds, finding_figure
+from corelens.viz.study_headline import headline
 
 Numbers = Mapping[str, Any]
 SIGNS = {
@@ -26,10 +27,14 @@ METHOD = (
 )
 
 
-def study_page(report: Numbers) -> str:
-    """The whole report as one offline HTML document."""
+def study_page(report: Numbers, explorer: Markup | None = None) -> str:
+    """The whole report as one offline HTML document: the headline and its sweep, the explorer if
+    one is given, one row a finding, details folded."""
     names = list(report["models"])
-    sections = [p.section("", *_opening(report), summary(report))]
+    sections = [p.section("", *headline(report), *_opening(report))]
+    if explorer is not None:
+        sections.append(p.section("See the heads look", p.wide(explorer)))
+    sections.append(p.section("The findings", summary(report)))
     for name, model in report["models"].items():
         title = "Details" if len(names) == 1 else f"Details of {name}"
         sections.append(p.section(title, *_details(report, name, model)))

@@ -170,13 +170,13 @@ def name_points(ax: Axes, points: Sequence[tuple[str, float, float]], colour: st
     taken: list[tuple[float, float]] = []
     for i in sorted(range(len(points)), key=lambda i: -abs(pixels[i, 1] - middle)):
         (across, up), step = pixels[i], -9 if pixels[i, 1] > middle else 9  # in points
-        at = up + 3
-        while any(abs(left - across) < 32 and abs(line - at) < 9 for left, line in taken):
-            at += step
-        taken.append((across, at))
+        height = up + 3
+        while any(abs(left - across) < 32 and abs(line - height) < 9 for left, line in taken):
+            height += step
+        taken.append((across, height))
         name, x, y = points[i]
         words = ax.annotate(
-            name, (x, y), (8, at - up), textcoords="offset points", va="center", fontsize=7.5
+            name, (x, y), (8, height - up), textcoords="offset points", va="center", fontsize=7.5
         )
         # over other points too
         words.set(color=colour, path_effects=[withStroke(linewidth=2, foreground="white")])

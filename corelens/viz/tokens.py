@@ -68,7 +68,7 @@ def segment_attention(
             f"one head or more, and at most {MOST_NUMBERS:,} numbers on a page",
             "name fewer heads" if heads else "name a head",
         )
-    at = token_map.positions(rows, rows=True)
+    rows_at = token_map.positions(rows, rows=True)
     member = torch.zeros(len(groups), token_map.length)
     for line, (_, positions) in zip(member, groups, strict=True):
         line[positions] = 1
@@ -76,12 +76,12 @@ def segment_attention(
 
     def look(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
         layer = int(hook.name.split(".")[1])
-        mine = member.to(pattern)
-        of_rows = mine[:, at.to(pattern.device)]  # [segment, row]
+        inside = member.to(pattern)
+        of_rows = inside[:, rows_at.to(pattern.device)]  # [segment, row]
         mean = of_rows / of_rows.sum(1, keepdim=True).clamp(min=1)
-        summed[layer] = (mean @ pattern[0, layers[layer]] @ mine.T).cpu()
+        summed[layer] = (mean @ pattern[0, layers[layer]] @ inside.T).cpu()
 
-    with torch.no_grad(), model.pattern_rows(at.tolist()):
+    with torch.no_grad(), model.pattern_rows(rows_at.tolist()):
         hooks = [(f"blocks.{layer}.attn.hook_pattern_rows", look) for layer in layers]
         model.run_with_hooks(inputs, return_type=None, fwd_hooks=hooks)
     attention = torch.stack([summed[layer][layers[layer].index(number)] for layer, number in heads])
@@ -91,7 +91,9 @@ def segment_attention(
 def segments(token_map: TokenMap, tokens: list[str]) -> list[tuple[str, list[int]]]:
     """(name, positions) of everything that is one line of the view, in the order of the prompt."""
     region = set(token_map.region.tolist()) if token_map.covered else set()
-    found = [(tokens[at].replace("\n", "↵"), [at]) for at in token_map.text.tolist()]
+    parts_shown = [
+        (tokens[position].replace("\n", "↵"), [position]) for position in token_map.text.tolist()
+    ]
     for number, picture in enumerate(token_map.pictures or []):
         frames = (
             [()] * len(picture.positions)
@@ -100,7 +102,9 @@ def segments(token_map: TokenMap, tokens: list[str]) -> list[tuple[str, list[int
         )
         for frame in dict.fromkeys(frames):
             here = [
-                at for at, of in zip(picture.positions.tolist(), frames, strict=True) if of == frame
+                position
+                for position, of in zip(picture.positions.tolist(), frames, strict=True)
+                if of == frame
             ]
             shown = sorted({f for f in frame if f >= 0})
             name = f"image {number}" if not shown else f"frames {shown[0]}–{shown[-1]}"
@@ -108,10 +112,10 @@ def segments(token_map: TokenMap, tokens: list[str]) -> list[tuple[str, list[int
                 (f"[{name}: region]", region & set(here)),
                 (f"[{name}{': rest' * bool(region)}]", set(here) - region),
             )
-            found += [(name, sorted(part)) for name, part in parts if part]
+            parts_shown += [(name, sorted(part)) for name, part in parts if part]
     between = sorted(set(token_map.placeholder.tolist()) - set(token_map.visual.tolist()))
-    found += [("[image separators]", between)] if between else []
-    return sorted(found, key=lambda group: group[1][0])
+    parts_shown += [("[image separators]", between)] if between else []
+    return sorted(parts_shown, key=lambda group: group[1][0])
 
 
 def drawn(
@@ -123,11 +127,11 @@ def drawn(
     # CircuitsVis writes the tokens as JSON into a script, as they are: a token "</script>" would
     # end it. Each "<" goes in as a character of no meaning, and is an escape of JavaScript in the
     # page.
-    given = [name.replace("<", LESS_THAN) for name in names]
+    escaped = [name.replace("<", LESS_THAN) for name in names]
     backwards = not bool(attention.triu(1).any())
     drawn = attention_heads(
         attention=[[[round(float(x), 3) for x in row] for row in head] for head in attention],
-        tokens=given, attention_head_names=[str(head) for head in heads], positive_color=style.BLUE,
+        tokens=escaped, attention_head_names=[str(head) for head in heads], positive_color=style.BLUE,
         max_value=float(attention.max()), min_value=0.0, mask_upper_tri=backwards,
     ).local_src.replace("\\ue000", "\\u003c")  # fmt: skip
     # (CircuitsVis leaves its own <div> open)

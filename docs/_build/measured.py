@@ -196,42 +196,42 @@ def is_at(point: dict[str, Any], line: str, window: int) -> bool:
     return point["line"] == line and point["x"] == window and point["share"] in (None, 0.05)
 
 
+def knockout_sentence() -> dict[str, str]:
+    """What hiding the evidence from the top heads and from random ones leaves, as numbers in
+    words."""
+    run = read("knockout")
+    top = run["top"]["ram[rows=last]"]
+    random = sorted(draw["accuracy"] for draw in run["random"])
+    accuracies = {"clean": run["clean"]["accuracy"], "top": top["accuracy"]}
+    accuracies |= {"low": random[0], "high": random[-1]}
+    numbers = {"k": len(top["heads"]), "total": run["layers"] * run["heads"]}
+    numbers |= {"draws": len(random), "scenes": run["answered"]}
+    written = {name: f"{accuracy:.3f}" for name, accuracy in accuracies.items()}
+    return written | {name: str(number) for name, number in numbers.items()}
+
+
 def sentences() -> Iterable[tuple[str, str, list[str]]]:
     """(page, the sentence's words with {} for its numbers, the numbers)."""
     run, results = read("knockout"), read("hooks-cpu")["results"]
-    top = run["top"]["ram[rows=last]"]
-    draws = sorted(draw["accuracy"] for draw in run["random"])
-    counts = [str(len(top["heads"])), str(run["layers"] * run["heads"])]
-    right = [f"{part['accuracy']:.3f}" for part in (run["clean"], top)]
+    numbers = knockout_sentence()
+    hidden = [numbers[name] for name in ("k", "total", "clean", "top")]
+    random = [numbers[name] for name in ("k", "low", "high", "draws", "scenes")]
     for page in ("README.md", "docs/index.md"):
-        yield (
-            page,
-            "the evidence from {} of {} heads and accuracy falls from {} to {}",
-            [*counts, *right],
-        )
+        yield page, "the evidence from {} of {} heads and accuracy falls from {} to {}", hidden
         yield (
             page,
             "hide it from {} random heads and it stays between {} and {} ({} draws, {} scenes)",
-            [
-                counts[0],
-                f"{draws[0]:.3f}",
-                f"{draws[-1]:.3f}",
-                str(len(draws)),
-                str(run["answered"]),
-            ],
+            random,
         )
     published = f"{run['top']['ram']['accuracy']:.3f}"
     yield "README.md", "the top heads by the published score cost nothing ({})", [published]
     masked = read("masked_heads")
-    random = sorted(draw["accuracy"] for draw in masked["random"])
-    words = (
-        "With whole heads masked, its top 5% by RAM leave {} of answers right, the bottom 5% {} "
-        "and "
-    )
-    words += f"{len(random)} random sets " + "{} to {} (clean {}, {} scenes)"
-    numbers = [masked["top"]["accuracy"], masked["bottom"]["accuracy"], random[0], random[-1]]
-    numbers = [f"{x:.3f}" for x in [*numbers, masked["clean"]["accuracy"]]]
-    yield "README.md", words, [*numbers, str(masked["tested"])]
+    masked_random = sorted(draw["accuracy"] for draw in masked["random"])
+    words = "With whole heads masked, its top 5% by RAM leave {} of answers right, the bottom 5% {} and "
+    words += f"{len(masked_random)} random sets " + "{} to {} (clean {}, {} scenes)"
+    accuracies = [masked["top"]["accuracy"], masked["bottom"]["accuracy"]]
+    accuracies += [masked_random[0], masked_random[-1], masked["clean"]["accuracy"]]
+    yield "README.md", words, [*(f"{x:.3f}" for x in accuracies), str(masked["tested"])]
     hooked = [
         results["8192"][key]["time_ratio"]["median"]
         for key in ("CoreLens, no hook", "CoreLens, z of all heads")

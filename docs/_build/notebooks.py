@@ -3,6 +3,7 @@ nothing is run."""
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def page_of(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, bytes]]
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
+            source = re.sub(r"\((\w+)\.ipynb\)", r"(\1.md)", source)  # a lesson links to the next
             parts.append(source.replace("<details>", '<details markdown="1">'))
             continue
         parts.append(f"```python\n{source}\n```")
