@@ -1,14 +1,15 @@
 """Which score finds the heads that matter most? Every metric's own top 5% ablated, on a bundled
 demo model.
 
-    python benchmarks/metrics_compared.py                            # 200 scenes scored, 300 others
-    answered: minutes python benchmarks/metrics_compared.py --scored 40 --answered 60  # a look
+    # 200 scenes scored, 300 others answered: minutes
+    python benchmarks/metrics_compared.py
+    python benchmarks/metrics_compared.py --scored 40 --answered 60  # a look
 
 Each line: a score, how many of its top heads RAM's default ranking has too, the rank correlation
 with it over all heads, and the accuracy on other scenes when these heads are mean-ablated, and when
 their edges from the question, the last row and the answer to the evidence are knocked out, each
-with the difference to the clean run and its 95% interval (bootstrap over scenes, paired). `random`:
-as many heads outside RAM's top, the mean over several draws.
+with its exact 95% interval, and the difference to the clean run, paired, with Newcombe's.
+`random`: as many heads outside RAM's top, the mean over several draws.
 """
 
 import argparse
@@ -22,7 +23,8 @@ import numpy as np
 import torch
 
 import corelens as cl
-from corelens.evaluation.evaluate import batches, bootstrap_mean, evaluate
+from corelens.evaluation.evaluate import batches, evaluate
+from corelens.heads.intervals import accuracy_difference, accuracy_interval
 
 RESULTS = Path(__file__).parent / "results" / "metrics_compared.json"
 RAM = [
@@ -78,7 +80,10 @@ def main() -> None:
             for kind in ("mean", "knockout")
         }
         return {
-            kind: {"accuracy": bootstrap_mean(run), "difference": bootstrap_mean(run - clean)}
+            kind: {
+                "accuracy": accuracy_interval(run),
+                "difference": accuracy_difference(run, clean),
+            }
             for kind, run in runs.items()
         }
 
@@ -103,7 +108,7 @@ def main() -> None:
     result = {
         "benchmark": "metrics_compared", "model": given.model, "weight_hash": ram.meta["weight_hash"],
         "world": given.world, "seed": given.seed, "scored": len(scored), "answered": len(answered), "k": k,
-        "clean": bootstrap_mean(clean), "versions": ram.meta["versions"], "cores": os.cpu_count(),
+        "clean": accuracy_interval(clean), "versions": ram.meta["versions"], "cores": os.cpu_count(),
         "minutes": round((time.perf_counter() - start) / 60, 1),
         "scores": dict(sorted(lines.items(), key=lambda item: item[1]["mean"]["accuracy"].value)),
     }  # fmt: skip

@@ -164,7 +164,9 @@ def interval(value, half=0.0):
 
 def test_an_interval_that_contains_the_threshold_tells_nothing():
     assert at_least(interval(0.5, 0.1), 0.4) and at_most(interval(0.5, 0.1), 0.6)
-    assert at_least(interval(0.5, 0.1), 0.61) is False and at_most(interval(0.5, 0.1), 0.39) is False
+    assert (
+        at_least(interval(0.5, 0.1), 0.61) is False and at_most(interval(0.5, 0.1), 0.39) is False
+    )
     assert at_least(interval(0.5, 0.1), 0.41) is None and at_most(interval(0.5, 0.1), 0.59) is None
     assert above(interval(0.5, 0.1), 0.399) and above(interval(0.5, 0.1), 0.4) is None
     assert above(interval(0.5, 0.1), 0.6) is False  # where it ends it is not above

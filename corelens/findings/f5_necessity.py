@@ -37,15 +37,18 @@ class Necessity(Finding):
     id: ClassVar[str] = "F5"
     title: ClassVar[str] = "Necessity"
     claim: ClassVar[str] = (
-        "Masking only the top 5% of the heads costs over 20% of performance; masking lower-ranked heads has minimal "
+        "Masking only the top 5% of the heads costs over 20% of performance; masking lower-ranked "
+        "heads has minimal "
         "effect."
     )
     source: ClassVar[str] = (
         f"{CORE}, abstract; that whole heads are masked as summaries of its algorithm give it"
     )
     criterion: ClassVar[str] = (
-        f"With their output set to zero, the top {TOP.value:.0%} cost at least {NECESSARY.value:.0%} of the clean "
-        f"accuracy and more than {QUANTILE.value:.0%} of the random sets of as many other heads; the bottom "
+        f"With their output set to zero, the top {TOP.value:.0%} cost at least "
+        f"{NECESSARY.value:.0%} of the clean "
+        f"accuracy and more than {QUANTILE.value:.0%} of the random sets of as many other heads; "
+        "the bottom "
         f"{TOP.value:.0%} cost at most {HARMLESS.value:.0%} of it; the 95% intervals included."
     )
     if_reproduced: ClassVar[str] = "The answer needs these heads and not others, as the paper says."
@@ -121,6 +124,7 @@ def _layers(heads: Sequence[Sequence[int]]) -> str:
     """ "2 of 5 in layer 0, where heads feed later ones"; or the layers that they are in."""
     early = sum(layer == 0 for layer, _ in heads)
     if early:
-        return f"{early} of {len(heads)} in layer 0, whose heads feed later ones: low RAM is not low importance"
+        words = f"{early} of {len(heads)} in layer 0, whose heads feed later ones"
+        return f"{words}: low RAM is not low importance"
     layers = ", ".join(str(layer) for layer in sorted({layer for layer, _ in heads}))
     return f"in layers {layers}: low RAM is not low importance"

@@ -33,9 +33,12 @@ class Sufficiency(Finding):
     )
     source: ClassVar[str] = f"{CORE}, abstract; the test (all other heads blind) is ours"
     criterion: ClassVar[str] = (
-        f"With the picture cut from every text token in all heads but the top {TOP.value:.0%} (and, if these alone do "
-        f"not suffice, the heads of earlier layers that path patching finds to feed them), accuracy is at least "
-        f"{SUFFICIENT.value:.0%} of the clean one and above {QUANTILE.value:.0%} of the sets with as many random "
+        f"With the picture cut from every text token in all heads but the top {TOP.value:.0%} "
+        "(and, if these alone do "
+        "not suffice, the heads of earlier layers that path patching finds to feed them), "
+        "accuracy is at least "
+        f"{SUFFICIENT.value:.0%} of the clean one and above {QUANTILE.value:.0%} of the sets with "
+        "as many random "
         "heads instead; the 95% intervals included."
     )
     if_reproduced: ClassVar[str] = "These few heads fetch all that the answer needs."

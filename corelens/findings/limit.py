@@ -1,5 +1,5 @@
-"""The limit of a model's study, in hours of one core. What is measured is kept, so that a study with
-a higher limit goes on from there."""
+"""The limit of a model's study, in hours of one core. What is measured is kept, so that a study
+with a higher limit goes on from there."""
 
 import json
 import time

@@ -261,8 +261,10 @@ def _same_study(work: Path, identity: dict[str, Any]) -> None:
     differs = [key for key in identity if there.get(key) != identity[key]]
     if "format" in differs:
         raise CorelensError(
-            f"{work}, the work of a study of another version ({there.get('format', 'corelens-study/2 or older')})",
-            f"{FORMAT}, or an empty folder", "keep it, and choose another folder: the two are not mixed",
+            f"{work}, the work of a study of another version "
+            f"({there.get('format', 'corelens-study/2 or older')})",
+            f"{FORMAT}, or an empty "
+            "folder", "keep it, and choose another folder: the two are not mixed",
         )  # fmt: skip
     if differs:
         raise CorelensError(

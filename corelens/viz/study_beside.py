@@ -30,7 +30,8 @@ def design(model: Numbers) -> list[Markup]:
     if not rows:
         return []
     caption = (
-        "Points lost by the top 5% of every ranking: rows × keys × reduction over rows × over samples "
+        "Points lost by the top 5% of every ranking: rows × keys × reduction over rows × over "
+        "samples "
         "(arXiv 2608.27417), and rankings by single heads' effects (causal)."
     )
     columns = ["ranking", "zero", "knockout"]
