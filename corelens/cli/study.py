@@ -109,6 +109,14 @@ def add_study(
         only: Annotated[
             list[str] | None, typer.Option(help="Once for each finding, F1 to F8; all.")
         ] = None,
+        draws: Annotated[
+            int | None,
+            typer.Option(
+                help="Random sets of heads at the 5% set; a fifth of it elsewhere. [default: 100; "
+                "quick: 20]",
+                min=1,
+            ),
+        ] = None,
         without: Annotated[
             list[str] | None,
             typer.Option(
@@ -144,9 +152,12 @@ def add_study(
         names, n = list(models or list_demos()), n or (100 if quick else 300)
         asked = [*(f"--data {name}" for name in data or ()), f"--n {n}", f"--seed {seed}"]
         asked += ["--quick"] * quick + [f"--only {name}" for name in only or ()]
+        asked += [f"--draws {draws}"] * (draws is not None)
         asked += [f"--without {name}" for name in without or ()]
         asked += [f"--hours {hours:g}"] * (hours != 8.0)
         settings: dict[str, Any] = dict(QUICK) if quick else {}
+        if draws is not None:
+            settings |= {"draws": draws, "curve_draws": max(1, draws // 5)}
         left_out = (*settings.pop("without", ()), *(without or ()))
 
         def studied(some: list[str], folder: Path) -> Any:

@@ -380,15 +380,8 @@ def _kept(
 ) -> Kept:
     correct = np.mean([run.correct for run in runs], axis=0)
     logprob = np.mean([run.logprobs for run in runs], axis=0)
-    return Kept(
-        line,
-        share,
-        x,
-        correct,
-        logprob,
-        [run.accuracy for run in runs],
-        [heads.to_json() for heads in sets],
-    )
+    heads, draws = [of_draw.to_json() for of_draw in sets], [run.accuracy for run in runs]
+    return Kept(line, share, x, correct, logprob, draws, heads)
 
 
 def _keys(model: Any, asked: Sequence[Asked], budget: KVBudget) -> float:

@@ -43,6 +43,36 @@ def verdicts(report: dict) -> str:
     return markdown(rows)
 
 
+def reads(report: dict) -> str:
+    """Where each model reads the evidence, which decides which ranking is judged."""
+    rows = [["model", "reads the evidence", "judged"]]
+    for name, model in report["models"].items():
+        reading = model["reading"]
+        if reading["key"] is None:
+            cells = ["not known", f"none: {reading['reason']}"]
+        elif reading["published"]:
+            cells = ["at the question's tokens, as the paper has it", "RAM as published"]
+        else:
+            cells = ["at the last row: **not as the paper has it**", "RAM at the last row (ours)"]
+        rows.append([f"`{name}`", *cells])
+    return markdown(rows)
+
+
+def numbers(report: dict) -> str:
+    """The number that each verdict rests on, and what was missed."""
+    rows = [["finding", "model", "verdict", "number"]]
+    for finding in report["findings"]:
+        for name, judged in finding["models"].items():
+            if judged["number"]:
+                reason = f" ({judged['reason']})" if judged["reason"] else ""
+                rows.append(
+                    [finding["id"], f"`{name}`", judged["shown"], judged["number"] + reason]
+                )
+            elif judged["reason"]:
+                rows.append([finding["id"], f"`{name}`", judged["shown"], judged["reason"]])
+    return markdown(rows)
+
+
 def costs(report: dict) -> str:
     """Points lost by cutting the evidence from rows, and by masking heads, in every model and
     world."""
@@ -83,7 +113,9 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
 
 
-TABLES = {"verdicts": verdicts, "costs": costs, "criteria": criteria}
+TABLES = {
+    "reads": reads, "verdicts": verdicts, "numbers": numbers, "costs": costs, "criteria": criteria,
+}  # fmt: skip
 NUMBER = r"(\d[\d.,]*\d[x%]?|\d[x%]?)"
 
 
