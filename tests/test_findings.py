@@ -201,9 +201,9 @@ def test_f5_is_judged_by_intervals_and_as_shares_of_the_clean_accuracy():
     assert concluded("F5", f5(top=0.5, bottom=0.11, half=0.05)).word == NOT_REPRODUCED
     near = f5(top=0.5, bottom=0.0, half=0.05, random=[0.46] * 100)
     assert concluded("F5", near).word == NOT_JUDGED
-    # 0.18 points of 0.9 are 20% of it
-    assert concluded("F5", f5(top=0.18, bottom=0.0, clean=0.9)).word == REPRODUCED
-    assert concluded("F5", f5(top=0.18, bottom=0.0, clean=0.91)).word == NOT_REPRODUCED
+    # 10 points of 50 are 20% of them
+    assert concluded("F5", f5(top=0.1, bottom=0.0, clean=0.5)).word == REPRODUCED
+    assert concluded("F5", f5(top=0.1, bottom=0.0, clean=0.51)).word == NOT_REPRODUCED
 
 
 def f6(alone=0.9, fed=None, random=0.0, half=0.0, clean=1.0):

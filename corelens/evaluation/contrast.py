@@ -299,28 +299,28 @@ def budget_contrast(
     asked = _asked(model, samples, ranked, batch_size)
     if all(len(gold) < 2 for batch in asked for gold in batch.gold):
         raise CorelensError(
-            "answers of one "
-            "token", "answers of several: the first token is predicted before anything is evicted",
+            "answers of one token",
+            "answers of several: the first token is predicted before anything is evicted",
             "ask for longer answers",
-        )  # fmt: skip
+        )
     dense = answered_under(model, asked)
     points, kept_bytes = [], {}
     with tqdm(
         total=len(budgets) * (1 + (1 + draws) * len(ranked)), disable=not progress, desc="budgets"
     ) as bar:
         for budget in budgets:
-            size = {"budget": budget, "window": window, "rho": rho}
-            by_line = {"uniform": [KVBudget(**size)]}  # type: ignore[arg-type]
+            size: Any = {"budget": budget, "window": window, "rho": rho}
+            by_line = {"uniform": [KVBudget(**size)]}
             for name, ranking in ranked.items():
                 of = f", {name}" if name else ""
                 dealt = [
-                    KVBudget(ranking, **size, allocation="random", seed=seed + i)  # type: ignore[arg-type]
+                    KVBudget(ranking, **size, allocation="random", seed=seed + i)
                     for i in range(draws)
                 ]
                 by_line |= {
                     f"by score{of}": [KVBudget(ranking, **size)],
                     f"dealt at random{of}": dealt,
-                }  # type: ignore[arg-type]
+                }
             for line, plans in by_line.items():
                 runs = []
                 for plan in plans:

@@ -62,8 +62,8 @@ class Options:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or "zero" not in self.kinds:
             raise CorelensError(
-                "interventions "
-                f"{unknown or self.kinds}", f"some of {', '.join(KINDS)}, zero among them",
+                f"interventions {unknown or self.kinds}",
+                f"some of {', '.join(KINDS)}, zero among them",
                 "F5 is judged by zero: the paper masks whole heads",
             )  # fmt: skip
         wrong = [name for name in self.without if name not in BESIDE]

@@ -165,9 +165,10 @@ def _measure_model(
                 part["numbers"][id] = numbers
     for world in counting:
         key = reading["key"]
-        for name, (title, make) in _beside(options).items():
+        for name, (title, beside) in _beside(options).items():
             if key is not None and world.lacks(("regions", "answers")) is None:
-                parts[world.name][name] = measured(title, world, name, partial(make, world, key))
+                step = partial(beside, world, key)
+                parts[world.name][name] = measured(title, world, name, step)
         world.release()
     return {"reading": reading, "worlds": parts, "left_out": left_out}
 
@@ -263,8 +264,8 @@ def _same_study(work: Path, identity: dict[str, Any]) -> None:
         raise CorelensError(
             f"{work}, the work of a study of another version "
             f"({there.get('format', 'corelens-study/2 or older')})",
-            f"{FORMAT}, or an empty "
-            "folder", "keep it, and choose another folder: the two are not mixed",
+            f"{FORMAT}, or an empty folder",
+            "keep it, and choose another folder: the two are not mixed",
         )  # fmt: skip
     if differs:
         raise CorelensError(
