@@ -18,7 +18,6 @@ from corelens.evaluation.evaluate import (
     conditions,
 )
 from corelens.heads.intervals import accuracy_difference, accuracy_interval
-from corelens.evaluation.evaluate import Answer, Evaluation, batches, bootstrap_mean, conditions
 from helpers.families import tiny
 from helpers.samples import sample
 

@@ -30,6 +30,7 @@ from corelens.findings.repeats import agreement_over_n
 from corelens.findings.result import FINDINGS
 from corelens.findings.verdict import (
     CANNOT,
+    LEFT_OUT,
     NOT_JUDGED,
     NOT_REPRODUCED,
     REPRODUCED,
@@ -277,6 +278,8 @@ def test_a_world_that_is_not_answered_and_a_reading_whose_rows_do_not_matter_jud
     assert concluded("F5", f5(), why_not="the model answers 20%") == Verdict(
         CANNOT, reason="the model answers 20%", worlds={"w": CANNOT}
     )
+    left_out = concluded("F5", f5(), skipped={"F5": f"{LEFT_OUT}: the limit of 8 core-hours"})
+    assert str(left_out) == NOT_JUDGED and "core-hours" in left_out.reason
     model = one_world("F5", f5())
     model["reading"] = {"key": None, "reason": "cutting costs nothing"}
     assert FINDINGS["F5"].conclude(model) == Verdict(CANNOT, reason="cutting costs nothing")

@@ -309,7 +309,7 @@ def test_what_stands_beside_the_findings(model, result):
     for role in ("top", "bottom"):
         cuts = measured["numbers"]["F5"][LAST][role]["knockout at"]
         assert set(cuts) == {"question", "last"}
-    assert len(measured["numbers"]["F5"]["random"]["knockout at"]["last"]) == 1
+    assert len(measured["numbers"]["F5"]["random at"]["last"]) == 1
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(model, tmp_path, monkeypatch):

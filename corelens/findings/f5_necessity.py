@@ -77,7 +77,7 @@ class Necessity(Finding):
                 world.costs(world.changed(heads, kind))["relative"] for heads in sets
             ]
         sets = world.random_sets(reading, measured[reading]["k"], world.options.curve_draws)
-        measured["random"]["knockout at"] = {
+        measured["random at"] = {
             group: [world.costs(world.knocked(heads, group))["relative"] for heads in sets]
             for group in ROWS.values()
         }

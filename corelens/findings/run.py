@@ -35,6 +35,7 @@ from corelens.findings.readable import readable
 from corelens.findings.reading import judged_reading
 from corelens.findings.repeats import agreement_over_n, repeats
 from corelens.findings.result import FINDINGS, FORMAT, Study, read_report
+from corelens.findings.verdict import LEFT_OUT
 from corelens.findings.world import World, number_rows
 from corelens.heads.intervals import accuracy_interval
 from corelens.inputs.prepare import Sample
@@ -188,7 +189,7 @@ def _beside(options: Options) -> dict[str, tuple[str, Callable[[World, str], Any
 
 
 def _out_of(options: Options) -> str:
-    return f"left out: the limit of {options.hours:g} core-hours was reached"
+    return f"{LEFT_OUT}: the limit of {options.hours:g} core-hours was reached"
 
 
 def _nothing(world: World) -> Numbers:

@@ -15,31 +15,18 @@ from pathlib import Path
 import measured
 
 ROOT = Path(__file__).parents[2]
-# report.json: all models, by `corelens study --zoo`; demo.json: `corelens demo`
-STUDY = ROOT / "docs/study"
+STUDY = ROOT / "docs/study/report.json"  # of `corelens study --zoo`
 PAGES = ("README.md", "docs/index.md", "docs/findings.md", "docs/benchmarks.md")
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 
 def verdicts(report: dict) -> str:
-    """One row a finding; of several models one column each, of one model its number too."""
+    """One row a finding, one column a model."""
     names = list(report["models"])
-    if len(names) > 1:
-        rows = [["finding", *(f"`{name}`" for name in names)]]
-        for finding in report["findings"]:
-            cells = [finding["models"][name]["shown"] for name in names]
-            rows.append([f"{finding['id']} {finding['title']}", *cells])
-    else:
-        rows = [["finding", "verdict", "number"]]
-        for finding in report["findings"]:
-            number = finding["number"] + (f" ({finding['reason']})" if finding["reason"] else "")
-            rows.append(
-                [
-                    f"{finding['id']} {finding['title']}",
-                    finding["models"][names[0]]["shown"],
-                    number,
-                ]
-            )
+    rows = [["finding", *(f"`{name}`" for name in names)]]
+    for finding in report["findings"]:
+        cells = [finding["models"][name]["shown"] for name in names]
+        rows.append([f"{finding['id']} {finding['title']}", *cells])
     return markdown(rows)
 
 
@@ -68,8 +55,6 @@ def numbers(report: dict) -> str:
                 rows.append(
                     [finding["id"], f"`{name}`", judged["shown"], judged["number"] + reason]
                 )
-            elif judged["reason"]:
-                rows.append([finding["id"], f"`{name}`", judged["shown"], judged["reason"]])
     return markdown(rows)
 
 
@@ -145,8 +130,7 @@ def stated(page: str, text: str, words: str, numbers: list[str]) -> str:
 
 def main(check: bool) -> int:
     """Renew the pages, or say which are not what the JSON gives."""
-    file = STUDY / "report.json" if (STUDY / "report.json").exists() else STUDY / "demo.json"
-    report, stale = json.loads(file.read_text(encoding="utf-8")), []
+    report, stale = json.loads(STUDY.read_text(encoding="utf-8")), []
     for name in PAGES:
         text = (ROOT / name).read_text(encoding="utf-8")
         if (renewed := filled(name, text, report)) != text:
