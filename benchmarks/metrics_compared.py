@@ -7,8 +7,8 @@ demo model.
 Each line: a score, how many of its top heads RAM's default ranking has too, the rank correlation
 with it over all heads, and the accuracy on other scenes when these heads are mean-ablated, and when
 their edges from the question, the last row and the answer to the evidence are knocked out, each
-with the difference to the clean run and its 95% interval (bootstrap over scenes, paired). `random`:
-as many heads outside RAM's top, the mean over several draws.
+with its exact 95% interval, and the difference to the clean run, paired, with Newcombe's.
+`random`: as many heads outside RAM's top, the mean over several draws.
 """
 
 import argparse
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 import corelens as cl
-from corelens.evaluation.evaluate import batches, bootstrap_mean, evaluate
+from corelens.evaluation.evaluate import batches, evaluate
+from corelens.heads.intervals import accuracy_difference, accuracy_interval
 
 RESULTS = Path(__file__).parent / "results" / "metrics_compared.json"
 RAM = [
@@ -97,7 +98,10 @@ def main() -> None:
             for kind in ("mean", "knockout")
         }
         return {
-            kind: {"accuracy": bootstrap_mean(run), "difference": bootstrap_mean(run - clean)}
+            kind: {
+                "accuracy": accuracy_interval(run),
+                "difference": accuracy_difference(run, clean),
+            }
             for kind, run in runs.items()
         }
 
@@ -128,7 +132,7 @@ def main() -> None:
         "scored": len(scored),
         "answered": len(answered),
         "k": k,
-        "clean": bootstrap_mean(clean),
+        "clean": accuracy_interval(clean),
         "versions": ram.meta["versions"],
         "cores": os.cpu_count(),
         "minutes": round((time.perf_counter() - start) / 60, 1),

@@ -55,7 +55,7 @@ def test_an_interactive_grid_says_head_score_and_interval(browse, tmp_path):
 def test_the_study_report_opens_and_unfolds(browse, tmp_path):
     from corelens.findings.result import Study
 
-    study = Study.load(ROOT / "docs/study/demo.json")
+    study = Study.load(ROOT / "docs/study/report.json")
     study.write(tmp_path)
     script = (
         "const folded = all('details'); folded.forEach((part) => { part.open = true; });"

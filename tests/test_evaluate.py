@@ -1,11 +1,23 @@
 """Evaluation by one forward against generation; sweeps, their controls and their errors."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
 import corelens as cl
-from corelens.evaluation.evaluate import Answer, Evaluation, batches, bootstrap_mean, conditions
+from corelens import testbed
+from corelens.evaluation.evaluate import (
+    Answer,
+    Evaluation,
+    Point,
+    Sweep,
+    batches,
+    bootstrap_mean,
+    conditions,
+)
+from corelens.heads.intervals import accuracy_difference, accuracy_interval
 from helpers.families import tiny
 from helpers.samples import sample
 
@@ -146,6 +158,40 @@ def test_sweep_measures_what_ablation_by_hand_measures(model, answered):
         assert sweep.curves["top"][1].k == 4
     assert sweep.to_json()["curves"]["random"][0]["heads"]
     assert sweep.plot() is not None
+
+
+def swept(top, random):
+    """A sweep in which so many of ten answers are lost."""
+    lost = {"top": top, "random": random}
+    curves = {}
+    for name, counts in lost.items():
+        points = []
+        for place, count in enumerate(counts):
+            changed = np.array([0.0] * count + [1.0] * (10 - count))
+            drop = accuracy_difference(np.ones(10), changed)
+            points.append(Point(0.05 * (place + 1), 1, accuracy_interval(changed), drop))
+        curves[name] = points
+    return Sweep("zero", accuracy_interval(np.ones(10)), curves, {"label": "ram"})
+
+
+def test_a_sweep_says_where_its_top_heads_cost_no_more_than_random_ones():
+    assert swept([9], [0]).hint is None and swept([0, 9], [0, 1]).hint is None
+    for sweep in (swept([0, 1], [0, 0]), swept([9], [9])):
+        assert "by ram cost no more than random" in sweep.hint and "cl.where_read" in sweep.hint
+        assert sweep.to_json()["hint"] == sweep.hint and sweep.hint in sweep._repr_html_()
+
+
+def test_a_sweep_of_heads_that_nothing_needs_warns_once():
+    model, samples = testbed.core_model(), testbed.samples(24, seed=4)
+    ram = cl.score_heads(model, samples[:4], ["ram"])["ram"]
+    assert "cl.where_read" in ram.meta["note"]
+    lowest = cl.HeadScores(-ram.values, meta={"key": "none"})
+    with pytest.warns(UserWarning, match="by none cost no more than random") as warned:
+        cl.ablation_sweep(model, samples[4:], lowest, (0.05,), kind="zero", draws=1)
+    assert len([w for w in warned if "cost no more" in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*cost no more.*")
+        cl.ablation_sweep(model, samples[4:], ram, (0.05,), kind="zero", draws=1)
 
 
 def test_mistakes_are_named(model, answered):

@@ -21,7 +21,7 @@ from corelens.findings import (
     f4_localise,
     run,
 )
-from corelens.findings.criteria import enough_samples
+from corelens.findings.criteria import above, at_least, at_most
 from corelens.findings.f7_acceleration import allowed_speedup
 from corelens.findings.faithfulness import areas, auroc
 from corelens.findings.options import LAST
@@ -30,6 +30,7 @@ from corelens.findings.repeats import agreement_over_n
 from corelens.findings.result import FINDINGS
 from corelens.findings.verdict import (
     CANNOT,
+    LEFT_OUT,
     NOT_JUDGED,
     NOT_REPRODUCED,
     REPRODUCED,
@@ -158,16 +159,27 @@ def test_f4_at_its_threshold():
     assert concluded("F4", f4(1.0, n=19)).word == NOT_JUDGED
 
 
-def f5(top=0.2, bottom=0.05, random=(0.0,) * 100, n=100):
-    def cost(x):
-        return {"relative": x, "value": x, "low": x, "high": x}
+def interval(value, half=0.0):
+    return {"value": value, "low": value - half, "high": value + half}
 
+
+def test_an_interval_that_contains_the_threshold_tells_nothing():
+    assert at_least(interval(0.5, 0.1), 0.4) and at_most(interval(0.5, 0.1), 0.6)
+    assert (
+        at_least(interval(0.5, 0.1), 0.61) is False and at_most(interval(0.5, 0.1), 0.39) is False
+    )
+    assert at_least(interval(0.5, 0.1), 0.41) is None and at_most(interval(0.5, 0.1), 0.59) is None
+    assert above(interval(0.5, 0.1), 0.399) and above(interval(0.5, 0.1), 0.4) is None
+    assert above(interval(0.5, 0.1), 0.6) is False  # where it ends it is not above
+
+
+def f5(top=0.2, bottom=0.05, random=(0.0,) * 100, half=0.0, clean=1.0):
     judged = {
         "k": 2,
-        "top": {"zero": cost(top)},
-        "bottom": {"zero": cost(bottom), "heads": [[0, 1], [2, 3]]},
+        "top": {"zero": interval(top, half)},
+        "bottom": {"zero": interval(bottom, half), "heads": [[0, 1], [2, 3]]},
     }
-    return {"judged": RAM, "n": n, RAM: judged, "random": {"zero": list(random)}}
+    return {"judged": RAM, "n": 100, "clean": clean, RAM: judged, "random": {"zero": list(random)}}
 
 
 def test_f5_at_its_thresholds():
@@ -179,26 +191,46 @@ def test_f5_at_its_thresholds():
     assert concluded("F5", f5(random=harmful)).word == NOT_REPRODUCED
     assert concluded("F5", f5(random=[0.0] * 96 + [0.2] * 4)).word == REPRODUCED
     assert concluded("F5", f5(random=[0.0] * 19)).word == NOT_JUDGED
-    least = next(n for n in range(1, 200) if enough_samples(n, 0.2))
-    assert concluded("F5", f5(n=least)).word == REPRODUCED
-    assert str(concluded("F5", f5(n=least - 1))) == f"not judged (n = {least - 1})"
 
 
-def f6(alone=0.9, fed=None, random=0.0, n=100):
+def test_f5_is_judged_by_intervals_and_as_shares_of_the_clean_accuracy():
+    assert concluded("F5", f5(top=0.3, bottom=0.0, half=0.05)).word == REPRODUCED
+    straddling = concluded("F5", f5(top=0.24, bottom=0.0, half=0.05))
+    assert str(straddling) == "not judged (n = 100)" and "cost too little" in straddling.reason
+    assert concluded("F5", f5(top=0.14, bottom=0.0, half=0.05)).word == NOT_REPRODUCED
+    assert concluded("F5", f5(top=0.5, bottom=0.0, half=0.06)).word == NOT_JUDGED  # the bottom
+    assert concluded("F5", f5(top=0.5, bottom=0.11, half=0.05)).word == NOT_REPRODUCED
+    near = f5(top=0.5, bottom=0.0, half=0.05, random=[0.46] * 100)
+    assert concluded("F5", near).word == NOT_JUDGED
+    # 10 points of 50 are 20% of them
+    assert concluded("F5", f5(top=0.1, bottom=0.0, clean=0.5)).word == REPRODUCED
+    assert concluded("F5", f5(top=0.1, bottom=0.0, clean=0.51)).word == NOT_REPRODUCED
+
+
+def f6(alone=0.9, fed=None, random=0.0, half=0.0, clean=1.0):
     def seeing(x, feeders=()):
-        return {"value": x, "low": x, "high": x, "random": [random] * 20, "feeders": list(feeders)}
+        lost = interval(clean - x, half)
+        return interval(x, half) | {"lost": lost, "random": [random] * 20, "feeders": list(feeders)}
 
-    numbers = {"k": 2, "n": n, "clean": 1.0, "alone": seeing(alone)}
+    numbers = {"k": 2, "n": 100, "clean": clean, "alone": seeing(alone)}
     return numbers | {"with feeders": None if fed is None else seeing(fed, [[0, 1]])}
 
 
 def test_f6_at_its_thresholds():
-    assert concluded("F6", f6()).word == REPRODUCED
+    assert concluded("F6", f6(alone=0.9001)).word == REPRODUCED
     assert concluded("F6", f6(alone=0.899)).word == NOT_REPRODUCED
-    assert concluded("F6", f6(random=0.9)).word == NOT_REPRODUCED
-    fed = concluded("F6", f6(alone=0.5, fed=0.9))
+    assert concluded("F6", f6(alone=0.95, random=0.95)).word == NOT_REPRODUCED
+    fed = concluded("F6", f6(alone=0.5, fed=0.9001))
     assert fed.word == REPRODUCED and "1 feeders" in fed.number
-    assert concluded("F6", f6(n=10)).word == NOT_JUDGED
+
+
+def test_f6_is_judged_by_intervals():
+    assert concluded("F6", f6(alone=0.97, half=0.05)).word == REPRODUCED
+    straddling = concluded("F6", f6(alone=0.93, half=0.05))
+    assert str(straddling) == "not judged (n = 100)" and "do not suffice" in straddling.reason
+    assert concluded("F6", f6(alone=0.84, half=0.05)).word == NOT_REPRODUCED
+    assert concluded("F6", f6(alone=0.97, half=0.05, random=0.95)).word == NOT_JUDGED
+    assert concluded("F6", f6(alone=0.82, clean=0.9)).word == REPRODUCED  # 91% of it
 
 
 def f7(value=0.01, high=0.03, allows=1.2, median=0.84, random=0.5):
@@ -246,6 +278,8 @@ def test_a_world_that_is_not_answered_and_a_reading_whose_rows_do_not_matter_jud
     assert concluded("F5", f5(), why_not="the model answers 20%") == Verdict(
         CANNOT, reason="the model answers 20%", worlds={"w": CANNOT}
     )
+    left_out = concluded("F5", f5(), skipped={"F5": f"{LEFT_OUT}: the limit of 8 core-hours"})
+    assert str(left_out) == NOT_JUDGED and "core-hours" in left_out.reason
     model = one_world("F5", f5())
     model["reading"] = {"key": None, "reason": "cutting costs nothing"}
     assert FINDINGS["F5"].conclude(model) == Verdict(CANNOT, reason="cutting costs nothing")
@@ -380,6 +414,7 @@ def test_the_study_runs_on_every_family(family, every_world_counts):
     study = cl.study(model, {"refer": cl.synthetic("refer", 10, seed=2)}, out=None, **SMALL)
     (part,) = next(iter(study.data["models"].values()))["worlds"].values()
     assert set(part["numbers"]) == set(FINDINGS) and part["faithfulness"]["n"] == 2
+    assert part["design"]["n"] == 2 and part["repeats"]["other samples"]["n"] == 4
     assert {finding.verdict for finding in study.findings} <= {
         NOT_REPRODUCED,
         CANNOT,

@@ -20,10 +20,11 @@ from corelens.cli.study import default_worlds
 from corelens.findings import world
 from corelens.findings.faithfulness import known_circuit
 from corelens.findings.feeders import feeders
-from corelens.findings.options import LAST, Options
+from corelens.findings.options import BESIDE, LAST, Options
 from corelens.findings.result import FINDINGS, Study
 from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED
 from corelens.heads import disk
+from corelens.heads.head_set import HeadSet
 from helpers import published
 from helpers.families import tiny
 
@@ -35,8 +36,9 @@ RULES = OPTIONS | {
     "draws": 20,
     "curve_draws": 20,
     "kinds": ("zero",),
-    "score_share": 10 / 50,
+    "score_share": 10 / 110,
     "effect_samples": 0,
+    "without": BESIDE,
 }
 JUDGED = ["F1", "F2", "F4", "F5", "F6"]
 
@@ -45,7 +47,7 @@ JUDGED = ["F1", "F2", "F4", "F5", "F6"]
 
 
 def hand_built(model, worlds=2):
-    samples = {f"boards {seed}": testbed.samples(50, seed=seed) for seed in range(worlds)}
+    samples = {f"boards {seed}": testbed.samples(110, seed=seed) for seed in range(worlds)}
     study = cl.study({"hand-built": model}, samples, out=None, findings=JUDGED, **RULES)
     return study, {finding.id: finding.verdict for finding in study.findings}
 
@@ -265,6 +267,49 @@ def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
     monkeypatch.setattr(world.World, "correct", counts)
     cl.study(model, samples, out=tmp_path, **options)
     assert calls[:4] == [False, False, False, True]
+
+
+def test_a_study_out_of_hours_says_what_it_left_out_and_goes_on_with_more(model, tmp_path):
+    samples = {"refer": scenes()[:24]}
+    options = OPTIONS | {"findings": ["F1", "F5"], "score_share": 0.5, "effect_samples": 0}
+    short = cl.study(model, samples, out=tmp_path, **options, hours=1e-6)
+    (of_model,) = short.data["models"].values()
+    assert of_model["left_out"] == ["refer"] and "core-hours" in short.finding("F5").overall.reason
+    assert "Of qwen3vl-s was left out" in short.report.read_text()
+    seconds = next((tmp_path / "work").rglob("seconds.json"))
+    seconds.write_text("3600")
+    world_folder = seconds.parent / "refer"
+    longer = cl.study(model, samples, out=tmp_path, **options, hours=2, without=["curves"])
+    (of_model,) = longer.data["models"].values()
+    assert of_model["left_out"] == [] and (world_folder / "F5.json").exists()
+    assert json.loads(seconds.read_text()) > 3600
+    # what is there is not run again, and what is not is left out: the curves
+    last = cl.study(model, samples, out=tmp_path, **options, hours=1)
+    (of_model,) = last.data["models"].values()
+    assert of_model["left_out"] == ["Curves, refer"] and last.finding("F5").verdict == NOT_JUDGED
+
+
+def test_what_stands_beside_the_findings(model, result):
+    measured = part(result)
+    design = measured["design"]
+    keys = [point["key"] for point in design["points"]]
+    assert len(keys) == len(set(keys)) == 48 + 2 and {"ram", LAST, "causal_knockout"} <= set(keys)
+    top = HeadSet(next(point["heads"] for point in design["points"] if point["key"] == LAST))
+    assert top == cl.HeadScores(np.array(measured["scores"][LAST])).top(0.05)
+    few = scenes()[20:24]
+    by_hand = cl.evaluate(model, few, cl.ablate(top, "zero")).accuracy
+    (point,) = (point for point in design["points"] if point["key"] == LAST)
+    assert point["zero"]["accuracy"] == pytest.approx(by_hand) and design["n"] == 4
+    assert {"causal_knockout", "causal_attribution"} <= set(measured["faithfulness"])
+    others = cl.score_heads(model, scenes()[20:], [LAST])[LAST]
+    agreement = others.agreement(cl.score_heads(model, scenes()[:20], [LAST])[LAST])
+    repeats = measured["repeats"]
+    assert repeats["other samples"][LAST]["spearman"] == pytest.approx(agreement.spearman, abs=1e-6)
+    assert len(repeats["wordings"]) == 2
+    for role in ("top", "bottom"):
+        cuts = measured["numbers"]["F5"][LAST][role]["knockout at"]
+        assert set(cuts) == {"question", "last"}
+    assert len(measured["numbers"]["F5"]["random at"]["last"]) == 1
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(model, tmp_path, monkeypatch):

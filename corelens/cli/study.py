@@ -15,6 +15,7 @@ from rich.table import Table
 from corelens.demo import DEFAULT
 from corelens.errors import CorelensError
 from corelens.findings.finding import points
+from corelens.findings.options import BESIDE
 
 console = Console()
 Out = Annotated[Path, typer.Option(help="Folder for report.html and report.json.")]
@@ -23,12 +24,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON in
 
 DEMO: dict[str, Any] = {
     "draws": 20, "curve_draws": 3, "shares": (0.05, 0.1), "kinds": ("zero", "knockout"), "effect_samples": 0,
-    "score_share": 60 / 160,
+    "score_share": 60 / 160, "without": BESIDE,
 }  # fmt: skip
-FULL: dict[str, Any] = {"effect_samples": 0, "score_share": 400 / 1400}
+FULL: dict[str, Any] = {
+    "effect_samples": 0, "score_share": 400 / 1400, "without": ("faithfulness", "causal", "design", "repeats"),
+}  # fmt: skip
 QUICK: dict[str, Any] = {
     "draws": 20, "curve_draws": 5, "shares": (0.05, 0.1), "kinds": ("zero", "knockout"), "effect_samples": 16,
-    "score_share": 40 / 100, "sparse_samples": 20,
+    "score_share": 40 / 100, "sparse_samples": 20, "without": ("causal", "design", "repeats"),
 }  # fmt: skip
 CAPTIONS = "captions"  # of the pictures of `refer`: a question that takes a long answer
 
@@ -108,6 +111,28 @@ def add_study(
         only: Annotated[
             list[str] | None, typer.Option(help="Once for each finding, F1 to F8; all.")
         ] = None,
+        draws: Annotated[
+            int | None,
+            typer.Option(
+                help="Random sets of heads at the 5% set; a fifth of it elsewhere. [default: 100; "
+                "quick: 20]",
+                min=1,
+            ),
+        ] = None,
+        without: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Once for each thing beside the findings that is not measured: "
+                f"{', '.join(BESIDE)}."
+            ),
+        ] = None,
+        hours: Annotated[
+            float,
+            typer.Option(
+                help="Core-hours for each model; what is not measured by then is left out and "
+                "named. With more hours the study goes on."
+            ),
+        ] = 8.0,
         seed: Seed = 1,
         json: Json = False,
     ) -> None:
@@ -129,6 +154,13 @@ def add_study(
         names, n = list(models or list_demos()), n or (100 if quick else 300)
         asked = [*(f"--data {name}" for name in data or ()), f"--n {n}", f"--seed {seed}"]
         asked += ["--quick"] * quick + [f"--only {name}" for name in only or ()]
+        asked += [f"--draws {draws}"] * (draws is not None)
+        asked += [f"--without {name}" for name in without or ()]
+        asked += [f"--hours {hours:g}"] * (hours != 8.0)
+        settings: dict[str, Any] = dict(QUICK) if quick else {}
+        if draws is not None:
+            settings |= {"draws": draws, "curve_draws": max(1, draws // 5)}
+        left_out = (*settings.pop("without", ()), *(without or ()))
 
         def studied(some: list[str], folder: Path) -> Any:
             worlds = {
@@ -141,7 +173,7 @@ def add_study(
             command = " ".join(["corelens study", *some, *asked])
             result = run(
                 hooked, worlds, out=folder, findings=only or None, command=command, progress=not json, seed=seed,
-                **(QUICK if quick else {}),
+                hours=hours, without=tuple(dict.fromkeys(left_out)), **settings,
             )  # fmt: skip
             if len(hooked) == 1:
                 _with_explorer(result, next(iter(hooked.values())), worlds, folder)
@@ -242,6 +274,11 @@ def _show(result: Any, json: bool) -> None:
         return
     for name, model in result.data["models"].items():
         console.print(f"{name}: {_reading(model)}", highlight=False)
+        if model["left_out"]:
+            console.print(
+                f"{name}: left out at the limit of core-hours: {'; '.join(model['left_out'])}",
+                highlight=False,
+            )
         for world, part in model["worlds"].items():
             if "F5" in part["numbers"]:
                 console.print(_costs(f"{name}, {world}", part))

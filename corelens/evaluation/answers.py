@@ -138,7 +138,8 @@ def paired(a: Evaluation, b: Evaluation) -> Difference:
 
 def _unlike(a: Evaluation, b: Evaluation, why: str) -> CorelensError:
     return CorelensError(
-        f"evaluations of {len(a.per_sample)} and {len(b.per_sample)} samples that are not the same: {why}",
+        f"evaluations of {len(a.per_sample)} and {len(b.per_sample)} samples that are not the "
+        f"same: {why}",
         "two evaluations of the same samples in the same order",
         "evaluate both on one list of samples",
     )

@@ -81,40 +81,49 @@ class SparseContrast:
 
     def point(self, line: str, x: int, share: float | None = None) -> Kept:
         """The one of this line there."""
-        for one in self.points:
-            if one.line == line and one.x == x and one.share in (share, None):
-                return one
+        for point in self.points:
+            if point.line == line and point.x == x and point.share in (share, None):
+                return point
         raise CorelensError(
             f"{line!r} at {x}" + (f" and a share of {share}" if share is not None else ""),
-            f"lines {', '.join(dict.fromkeys(p.line for p in self.points))} at {sorted({p.x for p in self.points})}",
+            f"lines {', '.join(dict.fromkeys(p.line for p in self.points))} at "
+            f"{sorted({p.x for p in self.points})}",
             "take one of these",
         )
 
     def differences(self) -> list[dict[str, Any]]:
         """Each top line minus each control at the same place: accuracy and log-probability, paired,
         with 95% CI."""
-        found = []
-        for one in self.points:
-            if not one.line.startswith(CLAIMS):
+        differences = []
+        for point in self.points:
+            if not point.line.startswith(CLAIMS):
                 continue
-            for other in self.points:
-                same = other.x == one.x and other.share in (one.share, None) and other is not one
+            for control in self.points:
+                same = (
+                    control.x == point.x
+                    and control.share in (point.share, None)
+                    and control is not point
+                )
                 if (
                     same
-                    and not other.line.startswith(CLAIMS)
-                    and _ranking(other.line) in (_ranking(one.line), "")
+                    and not control.line.startswith(CLAIMS)
+                    and _ranking(control.line) in (_ranking(point.line), "")
                 ):
-                    found.append(
+                    differences.append(
                         {
-                            "line": one.line,
-                            "control": other.line,
-                            "share": one.share,
-                            "x": one.x,
-                            "accuracy": accuracy_difference(one.correct, other.correct)._asdict(),
-                            "answer_logprob": mean_interval(one.logprob - other.logprob)._asdict(),
+                            "line": point.line,
+                            "control": control.line,
+                            "share": point.share,
+                            "x": point.x,
+                            "accuracy": accuracy_difference(
+                                point.correct, control.correct
+                            )._asdict(),
+                            "answer_logprob": mean_interval(
+                                point.logprob - control.logprob
+                            )._asdict(),
                         }
                     )
-        return found
+        return differences
 
     def plot(self, metric: str = "accuracy", **options: Any) -> Any:
         """`metric` ("accuracy" or "answer_logprob") over window or keys kept, a panel a share of
@@ -129,17 +138,17 @@ class SparseContrast:
         ] or [None]
         rankings = dict.fromkeys(_ranking(p.line) for p in self.points if p.line.startswith(CLAIMS))
         for ranking, share in [(ranking, share) for ranking in rankings for share in shares]:
-            chosen = [
+            points = [
                 p
                 for p in self.points
                 if p.share in (share, None) and _ranking(p.line) in (ranking, "")
             ]
             full = (
-                "" if share is None else f"{share:.0%} of heads full ({len(chosen[-1].heads[0])})"
+                "" if share is None else f"{share:.0%} of heads full ({len(points[-1].heads[0])})"
             )
-            lines = panels.setdefault("\n".join(filter(None, (ranking, full))), {})
-            for p in sorted(chosen, key=lambda p: not p.line.startswith(CLAIMS)):
-                lines.setdefault(p.line.removesuffix(f", {ranking}"), []).append(
+            by_line = panels.setdefault("\n".join(filter(None, (ranking, full))), {})
+            for p in sorted(points, key=lambda p: not p.line.startswith(CLAIMS)):
+                by_line.setdefault(p.line.removesuffix(f", {ranking}"), []).append(
                     (p.x, *getattr(p, metric))
                 )
         options = {"columns": len(shares) if len(shares) > 1 else len(rankings)} | options
@@ -171,17 +180,19 @@ class SparseContrast:
 
         hot = [i for i, point in enumerate(self.points) if point.line.startswith(CLAIMS)]
         metric = "accuracy" if self.kind == "pattern" else "answer_logprob"
-        said = (
+        caption = (
             f"On {len(self.dense.per_sample)} samples, 95% intervals; dense {self.dense.interval}."
         )
-        return f"{table(*self.table(), said, hot=hot)}{image_html(self.plot(metric), repr(self))}"
+        return (
+            f"{table(*self.table(), caption, hot=hot)}{image_html(self.plot(metric), repr(self))}"
+        )
 
     def __repr__(self) -> str:
-        samples, lines = (
+        samples, names = (
             len(self.dense.per_sample),
             ", ".join(dict.fromkeys(p.line for p in self.points)),
         )
-        return f"SparseContrast({self.kind}: {lines}; {samples} samples, dense accuracy {self.dense.interval})"
+        return f"SparseContrast({self.kind}: {names}; {samples} samples, dense accuracy {self.dense.interval})"
 
     def to_json(self) -> dict[str, Any]:
         """Every point, every paired difference, and the heads of every draw."""
@@ -242,26 +253,28 @@ def sparse_contrast(
     dense = answered_under(model, asked)
     points = []
     sets = {fraction: _selections(ranked, fraction, draws, seed) for fraction in fractions}
-    total = len(windows) * (1 + sum(len(one) for lines in sets.values() for one in lines.values()))
+    total = len(windows) * (
+        1 + sum(len(head_sets) for by_line in sets.values() for head_sets in by_line.values())
+    )
     with tqdm(total=total, disable=not progress, desc="contrast") as bar:
         for window in windows:
             pattern = Streaming(sink=sink, window=window, last=last)
-            for share, line, chosen in [
+            for share, line, of_line in [
                 (None, NONE, [HeadSet()]),
                 *(
-                    (share, line, chosen)
-                    for share, lines in sets.items()
-                    for line, chosen in lines.items()
+                    (share, line, of_line)
+                    for share, by_line in sets.items()
+                    for line, of_line in by_line.items()
                 ),
             ]:
                 runs = []
-                for heads in chosen:
+                for heads in of_line:
                     sparse = SparseInference(heads, pattern, decode=decode, engine=engine)  # type: ignore[arg-type]
                     runs.append(answered_under(model, asked, sparse))
                     bar.update()
-                points.append(_kept(line, share, window, runs, chosen))
-    told = {"sink": sink, "last": last, "decode": decode, "draws": draws, "seed": seed}
-    return SparseContrast("pattern", dense, points, told | _about(model, ranked))
+                points.append(_kept(line, share, window, runs, of_line))
+    settings = {"sink": sink, "last": last, "decode": decode, "draws": draws, "seed": seed}
+    return SparseContrast("pattern", dense, points, settings | _about(model, ranked))
 
 
 def budget_contrast(
@@ -286,25 +299,29 @@ def budget_contrast(
     asked = _asked(model, samples, ranked, batch_size)
     if all(len(gold) < 2 for batch in asked for gold in batch.gold):
         raise CorelensError(
-            "answers of one token", "answers of several: the first token is predicted before anything is evicted",
+            "answers of one token",
+            "answers of several: the first token is predicted before anything is evicted",
             "ask for longer answers",
-        )  # fmt: skip
+        )
     dense = answered_under(model, asked)
     points, kept_bytes = [], {}
     with tqdm(
         total=len(budgets) * (1 + (1 + draws) * len(ranked)), disable=not progress, desc="budgets"
     ) as bar:
         for budget in budgets:
-            size = {"budget": budget, "window": window, "rho": rho}
-            lines = {"uniform": [KVBudget(**size)]}  # type: ignore[arg-type]
-            for name, one in ranked.items():
+            size: Any = {"budget": budget, "window": window, "rho": rho}
+            by_line = {"uniform": [KVBudget(**size)]}
+            for name, ranking in ranked.items():
                 of = f", {name}" if name else ""
                 dealt = [
-                    KVBudget(one, **size, allocation="random", seed=seed + i)  # type: ignore[arg-type]
+                    KVBudget(ranking, **size, allocation="random", seed=seed + i)
                     for i in range(draws)
                 ]
-                lines |= {f"by score{of}": [KVBudget(one, **size)], f"dealt at random{of}": dealt}  # type: ignore[arg-type]
-            for line, plans in lines.items():
+                by_line |= {
+                    f"by score{of}": [KVBudget(ranking, **size)],
+                    f"dealt at random{of}": dealt,
+                }
+            for line, plans in by_line.items():
                 runs = []
                 for plan in plans:
                     runs.append(answered_under(model, asked, SparseInference(kv_budget=plan)))
@@ -313,8 +330,8 @@ def budget_contrast(
                 kept_bytes[f"{line} at {budget}"] = float(
                     np.mean([_keys(model, asked, plan) for plan in plans])
                 )
-    told = {"window": window, "rho": rho, "draws": draws, "seed": seed, "keys_kept": kept_bytes}
-    return SparseContrast("kv_budget", dense, points, told | _about(model, ranked))
+    settings = {"window": window, "rho": rho, "draws": draws, "seed": seed, "keys_kept": kept_bytes}
+    return SparseContrast("kv_budget", dense, points, settings | _about(model, ranked))
 
 
 def _ranking(line: str) -> str:
@@ -329,8 +346,8 @@ def _asked(
         raise CorelensError(
             "no scores", "one HeadScores or several by name", "score the heads with cl.score_heads"
         )
-    for one in ranked.values():
-        check_scores(one, model.cfg)
+    for ranking in ranked.values():
+        check_scores(ranking, model.cfg)
     return ask(model, batches(model, samples, batch_size))
 
 
@@ -338,22 +355,24 @@ def _selections(
     ranked: Mapping[str, HeadScores], fraction: float, draws: int, seed: int
 ) -> dict[str, list[HeadSet]]:
     """{line: sets} of one size."""
-    tops = {name: one.top(fraction) for name, one in ranked.items()}
+    tops = {name: ranking.top(fraction) for name, ranking in ranked.items()}
     every = HeadSet([head for top in tops.values() for head in top])
-    found: dict[str, list[HeadSet]] = {}
+    selections: dict[str, list[HeadSet]] = {}
     for role in ("top", "layer-matched", "bottom"):
-        for name, one in ranked.items():
+        for name, ranking in ranked.items():
             line, k = f"{role}, {name}" if name else role, len(tops[name])
             if role == "layer-matched":
-                found[line] = [
-                    one.random(seed=seed + i, exclude=tops[name], match="layer")
+                selections[line] = [
+                    ranking.random(seed=seed + i, exclude=tops[name], match="layer")
                     for i in range(draws)
                 ]
             else:
-                found[line] = [tops[name] if role == "top" else one.bottom(k=k)]
+                selections[line] = [tops[name] if role == "top" else ranking.bottom(k=k)]
     first = next(iter(ranked.values()))
-    found["random"] = [first.random(fraction, seed=seed + i, exclude=every) for i in range(draws)]
-    return found
+    selections["random"] = [
+        first.random(fraction, seed=seed + i, exclude=every) for i in range(draws)
+    ]
+    return selections
 
 
 def _kept(
@@ -361,15 +380,8 @@ def _kept(
 ) -> Kept:
     correct = np.mean([run.correct for run in runs], axis=0)
     logprob = np.mean([run.logprobs for run in runs], axis=0)
-    return Kept(
-        line,
-        share,
-        x,
-        correct,
-        logprob,
-        [run.accuracy for run in runs],
-        [one.to_json() for one in sets],
-    )
+    heads, draws = [of_draw.to_json() for of_draw in sets], [run.accuracy for run in runs]
+    return Kept(line, share, x, correct, logprob, draws, heads)
 
 
 def _keys(model: Any, asked: Sequence[Asked], budget: KVBudget) -> float:

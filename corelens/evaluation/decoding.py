@@ -92,17 +92,17 @@ def read(
 ) -> Answer:
     """What greedy decoding writes, and the gold answer's log-probability."""
     ends = end_tokens(model)
-    lines = rows[:-1].float().log_softmax(-1).cpu()
-    logprob = float(lines.gather(1, gold[:, None]).sum())
-    best = lines.argmax(-1)
+    logprobs = rows[:-1].float().log_softmax(-1).cpu()
+    logprob = float(logprobs.gather(1, gold[:, None]).sum())
+    best = logprobs.argmax(-1)
     wrong = (best != gold).nonzero()[:, 0]
     if len(wrong):
         upto = int(wrong[0])
-        given = [*gold[:upto].tolist(), int(best[upto])]
+        written = [*gold[:upto].tolist(), int(best[upto])]
     else:
-        given = [*gold.tolist(), int(rows[-1].argmax())]
-    ended = given[-1] in ends
-    text = model.tokenizer.decode(given[:-1] if ended else given).strip()
+        written = [*gold.tolist(), int(rows[-1].argmax())]
+    ended = written[-1] in ends
+    text = model.tokenizer.decode(written[:-1] if ended else written).strip()
     right = not len(wrong) and (ended or not ends)
     return Answer(
         sample.id, str(sample.answer), text if ended else f"{text}…", bool(right), logprob
@@ -121,5 +121,5 @@ def decoded(
     """Each sample's answer, and the log-probabilities of the rows that predict its gold tokens."""
     for batch in asked:
         rows = answer_rows(model, batch, hooks, sparse)
-        for sample, gold, lines in zip(batch.inputs.samples, batch.gold, rows, strict=True):
-            yield read(model, sample, gold, lines), lines[:-1].log_softmax(-1)
+        for sample, gold, of_sample in zip(batch.inputs.samples, batch.gold, rows, strict=True):
+            yield read(model, sample, gold, of_sample), of_sample[:-1].log_softmax(-1)

@@ -1,6 +1,7 @@
 """How well a model answers, under any hooks: accuracy, log-probabilities, paired differences,
 ablation sweeps."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -113,11 +114,11 @@ def evaluate(
         CorelensError: a sample without an answer; a rule that is not known, or one that needs a
             judge model.
     """
-    some = [samples] if isinstance(samples, Sample | Inputs) else samples
-    given = [one for one in some if isinstance(one, Inputs)]
-    questions: Sequence[Sample] = [one for one in some if isinstance(one, Sample)]
+    asked = [samples] if isinstance(samples, Sample | Inputs) else samples
+    encoded = [item for item in asked if isinstance(item, Inputs)]
+    questions: Sequence[Sample] = [item for item in asked if isinstance(item, Sample)]
     questions, skipped = usable(questions, partial(model.prepare, answer=True), on_error)
-    prepared = given or batches(model, questions, batch_size)
+    prepared = encoded or batches(model, questions, batch_size)
     meta = {"skipped": skipped} if skipped else {}
     scored = has_rule([sample for inputs in prepared for sample in inputs.samples])
     if sparse is not None:
@@ -178,6 +179,23 @@ class Sweep:
     curves: dict[str, list[Point]]
     meta: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def hint(self) -> str | None:
+        """What to know where the top heads certainly cost more than random ones at no share; None
+        where they do at one."""
+        if not {"top", "random"} <= set(self.curves) or not self.clean.low > 0:
+            return None
+        pairs = zip(self.curves["top"], self.curves["random"], strict=True)
+        # (one sample has no interval, and says nothing)
+        if any(not top.drop.low <= max(random.drop.value, 0.0) for top, random in pairs):
+            return None
+        ranking = self.meta.get("label") or "this ranking"
+        return (
+            f"the top heads by {ranking} cost no more than random ones, within the intervals: "
+            "these heads look, and the answer does not need them. cl.where_read(model, samples) "
+            "measures at which rows the answer hangs on the evidence"
+        )
+
     def plot(self, **options: Any) -> Any:
         """The curves as a matplotlib figure."""
         from corelens.viz.curves import ablation_curves
@@ -194,13 +212,15 @@ class Sweep:
     def _repr_html_(self) -> str:
         from corelens.viz.view import image_html
 
-        return image_html(self.plot(), f"accuracy as more heads are ablated ({self.kind})")
+        words = f"accuracy as more heads are ablated ({self.kind})"
+        return image_html(self.plot(), f"{words}; {self.hint}" if self.hint else words)
 
     def to_json(self) -> dict[str, Any]:
         """The numbers and the heads of every draw."""
         return {
             "kind": self.kind,
             "clean": self.clean._asdict(),
+            "hint": self.hint,
             "curves": {
                 name: [
                     {
@@ -248,15 +268,15 @@ def measure(
     reference: Any = None,
 ) -> Point:  # fmt: skip
     """Ablate each of these sets in turn; accuracy is over samples, each the mean over the sets."""
-    chosen = list(sets)
-    runs = [evaluate(model, prepared, hooks_of(kind, heads, reference)) for heads in chosen]
+    head_sets = list(sets)
+    runs = [evaluate(model, prepared, hooks_of(kind, heads, reference)) for heads in head_sets]
     mean = np.mean([run.correct for run in runs], axis=0)
     return Point(
         fraction,
-        len(chosen[0]),
+        len(head_sets[0]),
         accuracy_interval(mean),
         accuracy_difference(clean.correct, mean),
-        [h.to_json() for h in chosen],
+        [h.to_json() for h in head_sets],
     )
 
 
@@ -286,6 +306,9 @@ def ablation_sweep(
 
     In a small model a layer-matched draw takes the next-best retrieval heads of the same layer: its
     cost is no noise.
+
+    Warns where the top heads cost no more than random ones at any share (`Sweep.hint`): heads that
+    look need not be heads that the answer needs.
     """
     scores.top(k=1).check(model.cfg.n_layers, model.cfg.n_heads)
     if kind == "mean" and reference is None:
@@ -301,4 +324,7 @@ def ablation_sweep(
                 curves.setdefault(name, []).append(point)
                 bar.advance(task)
     about = {"samples": len(samples), "draws": draws, "metric": scores.meta.get("key")}
-    return Sweep(kind, clean.interval, curves, about)
+    sweep = Sweep(kind, clean.interval, curves, about | {"label": scores.label})
+    if sweep.hint:
+        warnings.warn(sweep.hint, stacklevel=2)
+    return sweep

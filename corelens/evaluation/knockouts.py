@@ -1,5 +1,5 @@
-"""Knockouts begun late: edges cut from the rows after the picture change nothing before them, which
-is run once."""
+"""Interventions on heads begun late: a head changes nothing before its layer, an edge cut from the
+rows after the picture nothing before these. What is before is run once."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,6 +14,7 @@ from corelens.evaluation.evaluate import answer_rows, evaluate, read_batch
 from corelens.evaluation.own_scoring import has_rule
 from corelens.heads.head_set import HeadSet
 from corelens.inputs.prepare import Inputs
+from corelens.interventions.ablation import ablate
 from corelens.interventions.edges import knockout
 from corelens.interventions.replay import Replay
 from corelens.tokens.positions import member, resolve
@@ -24,8 +25,8 @@ Rows = str | Sequence[Int[Tensor, "_ _"]]
 
 
 class Knockouts:
-    """What `evaluate` finds under knockouts, the same numbers, on batches that it is asked about
-    again and again.
+    """What `evaluate` finds under knockouts and ablations, the same numbers, on batches that it is
+    asked about again and again.
 
     Args:
         model: a HookedMLLM.
@@ -50,8 +51,21 @@ class Knockouts:
 
     @cached_property
     def clean(self) -> Evaluation:
-        """The answers without a knockout."""
+        """The answers without an intervention."""
         return evaluate(self.model, self.prepared)
+
+    def ablated(self, heads: HeadSet, kind: str) -> Evaluation:
+        """The answers under `ablate(heads, kind)`, for kinds without a reference ("zero",
+        "uniform")."""
+        hooks = ablate(heads, kind)
+        if self._scored or self._base is None:
+            return evaluate(self.model, self.prepared, hooks)
+        answers: list[Answer] = []
+        for inputs, base in zip(self.prepared, self._base, strict=True):
+            logits = base.run(base.begin(min(head.layer for head in heads), 0), hooks)
+            assert logits is not None
+            answers += read_batch(self.model, inputs, logits)
+        return Evaluation(answers)
 
     def evaluate(self, heads: HeadSet | None, rows: Rows, columns: str = "region") -> Evaluation:
         """The answers with the edges from `rows` to `columns` cut in these heads (all if None)."""

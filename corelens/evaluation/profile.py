@@ -82,8 +82,8 @@ class HeadProfile:
 
     def __repr__(self) -> str:
         places = ", ".join(
-            f"{key} {one.values[self.head]:.3g} (rank {self.rank(key)} of {one.values.size})"
-            for key, one in self.scores.items()
+            f"{key} {scores.values[self.head]:.3g} (rank {self.rank(key)} of {scores.values.size})"
+            for key, scores in self.scores.items()
         )
         return f"HeadProfile({self.head}: {places}; region {self.masses['region'].mean():.3f})"
 
@@ -93,21 +93,21 @@ class HeadProfile:
             "head": list(self.head),
             "scores": {
                 key: {
-                    "value": float(one.values[self.head]),
+                    "value": float(entry.values[self.head]),
                     "rank": self.rank(key),
-                    "of": one.values.size,
+                    "of": entry.values.size,
                 }
-                for key, one in self.scores.items()
+                for key, entry in self.scores.items()
             },
             "masses": {part: mass.tolist() for part, mass in self.masses.items()},
             "samples": [sample.id for sample in self.samples],
             "clean": None if self.clean is None else self.clean.interval._asdict(),
             "ablations": {
                 kind: {
-                    name: getattr(one, name)._asdict()
+                    name: getattr(entry, name)._asdict()
                     for name in ("accuracy", "lost", "logprob_lost")
                 }
-                for kind, one in self.ablations.items()
+                for kind, entry in self.ablations.items()
             },
             **self.meta,
         }
@@ -148,15 +148,15 @@ def head_profile(
             "one score and one sample at least",
             "see score_heads",
         )
-    chosen = Head.of(head)
-    for one in named.values():
-        HeadSet(chosen).check(*one.values.shape)
+    profiled = Head.of(head)
+    for ranking in named.values():
+        HeadSet(profiled).check(*ranking.values.shape)
     rows = rows or str(next(iter(named.values())).meta.get("rows") or "question")
     reduce = reduce or str(next(iter(named.values())).meta.get("reduce") or "mean")
-    weights = _attention(model, samples, chosen, rows, reduce, batch_size)
+    weights = _attention(model, samples, profiled, rows, reduce, batch_size)
     masses = {part: np.array([float(row[part]) for row, _ in weights]) for part in PARTS}
     profile = HeadProfile(
-        chosen,
+        profiled,
         named,
         masses,
         samples,
@@ -167,14 +167,14 @@ def head_profile(
     )
     best_and_worst = dict.fromkeys([*profile.order[:examples], *profile.order[-examples:]])
     profile.looks.update(
-        _looks(model, {at: (samples[at], weights[at][1]) for at in best_and_worst})
+        _looks(model, {place: (samples[place], weights[place][1]) for place in best_and_worst})
     )
     if all(sample.answer is not None for sample in samples):
         prepared = batches(model, samples, batch_size)
         profile.clean = clean = evaluate(model, prepared)
         reference = mean_z(model, samples, batch_size=batch_size)
         for kind in KINDS:
-            run = evaluate(model, prepared, hooks_of(kind, HeadSet(chosen), reference))
+            run = evaluate(model, prepared, hooks_of(kind, HeadSet(profiled), reference))
             profile.ablations[kind] = Ablation(
                 run.interval,
                 accuracy_difference(clean.correct, run.correct),
@@ -190,15 +190,15 @@ def _attention(
     unpadded row."""
     from corelens.viz.overlays import chosen_row
 
-    found: list[tuple[dict[str, Tensor], Tensor]] = []
+    attention: list[tuple[dict[str, Tensor], Tensor]] = []
 
     def look(pattern: Float[Tensor, "batch row key"], hook: Any) -> None:
         inputs: Inputs = hook.ctx["inputs"]
-        for line, at, token_map in zip(
+        for line, places, token_map in zip(
             pattern.cpu(), hook.ctx["rows"].cpu(), inputs.token_maps, strict=True
         ):
             token_map.evidence_rows(rows)  # raises where no row can see the region
-            weights, _ = chosen_row(line[at >= 0], token_map, reduce)
+            weights, _ = chosen_row(line[places >= 0], token_map, reduce)
             parts = {name: torch.zeros(token_map.length, dtype=torch.bool) for name in PARTS}
             parts["region"][token_map.region] = True
             parts["rest of the picture"][token_map.visual] = True
@@ -210,7 +210,7 @@ def _attention(
             for name, part in parts.items():  # a token counts for the first part that has it
                 masses[name] = weights[part & ~taken].sum()
                 taken |= part
-            found.append((masses, weights[token_map.start :]))
+            attention.append((masses, weights[token_map.start :]))
 
     answer = "answer" in rows
     name = f"blocks.{head.layer}.attn.head.{head.head}.hook_pattern_rows"
@@ -220,16 +220,16 @@ def _attention(
                 samples[start : start + batch_size], **({"answer": True} if answer else {})
             )
             model.run_with_hooks(inputs, return_type=None, fwd_hooks=[(name, look)])
-    return found
+    return attention
 
 
-def _looks(model: Any, chosen: dict[int, tuple[Sample, Float[Tensor, " key"]]]) -> dict[int, Any]:
+def _looks(model: Any, by_place: dict[int, tuple[Sample, Float[Tensor, " key"]]]) -> dict[int, Any]:
     """Pictures with the attention on them (of a video: the frame that gets most); one scale for all
     of them."""
     from corelens.viz.heat import attention_image, attention_map, of_panel, panels
 
-    found = {}
-    for at, (sample, weights) in chosen.items():
+    brightest = {}
+    for place, (sample, weights) in by_place.items():
         inputs = model.prepare(sample)
         heats = []
         for image, number, frame in panels(inputs.pictures[0], inputs.token_maps[0], frames=32):
@@ -237,6 +237,6 @@ def _looks(model: Any, chosen: dict[int, tuple[Sample, Float[Tensor, " key"]]]) 
             heats.append(
                 (float(heat.max()), image, heat, of_panel(sample.regions, number, frame), frame)
             )
-        found[at] = max(heats, key=lambda one: one[0])
-    peak = max((one[0] for one in found.values()), default=1.0)
-    return {at: attention_image(*one[1:], peak=peak) for at, one in found.items()}
+        brightest[place] = max(heats, key=lambda panel: panel[0])
+    peak = max((panel[0] for panel in brightest.values()), default=1.0)
+    return {place: attention_image(*panel[1:], peak=peak) for place, panel in brightest.items()}

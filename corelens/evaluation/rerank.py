@@ -103,12 +103,12 @@ def rerank_pages(
         CorelensError: no head; a sample with fewer than two images, without evidence, or
             (calibrated) that is a chat.
     """
-    chosen = heads if isinstance(heads, HeadSet) else HeadSet(heads)
-    chosen.check(model.cfg.n_layers, model.cfg.n_heads)
+    selected = heads if isinstance(heads, HeadSet) else HeadSet(heads)
+    selected.check(model.cfg.n_layers, model.cfg.n_heads)
     samples = list(samples)
-    if not len(chosen) or not samples:
+    if not len(selected) or not samples:
         raise CorelensError(
-            f"{len(chosen)} heads and {len(samples)} samples", "one of each or more", "give them"
+            f"{len(selected)} heads and {len(samples)} samples", "one of each or more", "give them"
         )
     for sample in samples:
         _check(sample, calibrated)
@@ -116,10 +116,10 @@ def rerank_pages(
     with torch.no_grad():
         for start in range(0, len(samples), batch_size):
             batch = samples[start : start + batch_size]
-            on_pages = _page_masses(model, batch, chosen, rows, hooks)
+            on_pages = _page_masses(model, batch, selected, rows, hooks)
             if calibrated:
                 asked_nothing = [replace(sample, question=NULL_QUESTION) for sample in batch]
-                null = _page_masses(model, asked_nothing, chosen, rows, hooks)
+                null = _page_masses(model, asked_nothing, selected, rows, hooks)
                 on_pages = [page - calm for page, calm in zip(on_pages, null, strict=True)]
             scores += on_pages
     ranked = []
@@ -127,7 +127,7 @@ def rerank_pages(
         pages = _pages(sample)
         ranked.append([pages[i] for i in np.argsort(-of_pages, kind="stable")])
     meta = {
-        "heads": chosen.to_json(),
+        "heads": selected.to_json(),
         "rows": rows,
         "calibrated": calibrated,
         "samples": [s.id for s in samples],
@@ -180,7 +180,8 @@ def _evidence(sample: Sample) -> list[Any]:
 def _check(sample: Sample, calibrated: bool) -> None:
     if len(sample.images) < 2 or len(_pages(sample)) != len(sample.images):
         raise CorelensError(
-            f"sample {sample.id!r} with {len(sample.images)} images and {len(_pages(sample))} names of pages",
+            f"sample {sample.id!r} with {len(sample.images)} images and {len(_pages(sample))} "
+            "names of pages",
             "a question about several images, the pages, each with a name or none",
             "for instance cl.data.load_data of MMDocIR's folder",
         )

@@ -73,7 +73,8 @@ def leaves_something(sparse: SparseInference, cfg: Any, tokens: Sequence[int]) -
         raise CorelensError(
             f"{what} over prompts of {min(tokens)} to {max(tokens)} tokens: nothing is left out",
             "sink + window less than the prompts, and heads that are not full",
-            "give a smaller --window and --sink (or --kv-budget), a smaller --top, or longer prompts",
+            "give a smaller --window and --sink (or --kv-budget), a smaller --top, or longer "
+            "prompts",
         )
 
 
@@ -92,19 +93,19 @@ def _seen(pattern: Any, length: int, heads: Int[torch.Tensor, " some"]) -> float
         np.unique(np.linspace(0, length - 1, min(length, COUNTED)).round())
     ).long()
     keys = torch.arange(length)[None, None, None]
-    sample, at = torch.zeros(1, 1, 1, 1, dtype=torch.long), looked[None, None, :, None]
-    mask = pattern(sample, heads[None, :, None, None], at, keys) & (keys <= at)
+    sample, positions = torch.zeros(1, 1, 1, 1, dtype=torch.long), looked[None, None, :, None]
+    mask = pattern(sample, heads[None, :, None, None], positions, keys) & (keys <= positions)
     return float(mask.sum()) / mask.shape[1] / float((looked + 1).sum()) * length * (length + 1) / 2
 
 
 def described(sparse: SparseInference) -> dict[str, Any]:
     """What is left out, as JSON."""
-    found: dict[str, Any] = {"heads": [list(head) for head in sparse.heads or ()]}
-    found |= {"pattern": _words(sparse.pattern), "decode": sparse.decode, "engine": sparse.engine}
-    found["kv_budget"] = _words(sparse.kv_budget)
+    plan: dict[str, Any] = {"heads": [list(head) for head in sparse.heads or ()]}
+    plan |= {"pattern": _words(sparse.pattern), "decode": sparse.decode, "engine": sparse.engine}
+    plan["kv_budget"] = _words(sparse.kv_budget)
     if sparse.layers:
-        found["layers"] = {str(layer): _words(pattern) for layer, pattern in sparse.layers.items()}
-    return found
+        plan["layers"] = {str(layer): _words(pattern) for layer, pattern in sparse.layers.items()}
+    return plan
 
 
 def _words(part: Any) -> str | None:
@@ -131,21 +132,25 @@ def remarks(sparse: SparseInference, cfg: Any, inputs: Sequence[Any]) -> list[st
     Args:
         inputs: batches with token maps.
     """
-    plan, said = sparse.plan(cfg), []
+    plan, sentences = sparse.plan(cfg), []
     maps = [token_map for batch in inputs for token_map in batch.token_maps]
     patterns = {layer: plan.pattern(layer) for layer in range(cfg.n_layers)}
     patterns = {layer: pattern for layer, pattern in patterns.items() if pattern is not None}
     full, longest = int(plan.full.sum()), max(len(token_map.all) for token_map in maps)
     if patterns and full == sum(cfg.heads):
-        said.append("All heads are full: the prefill leaves nothing out, and is the dense one.")
+        sentences.append(
+            "All heads are full: the prefill leaves nothing out, and is the dense one."
+        )
     elif patterns and full == 0:
-        said.append(
-            "No head is full: this measures what the pattern alone costs, and says nothing of which heads matter."
+        sentences.append(
+            "No head is full: this measures what the pattern alone costs, and says nothing of "
+            "which heads matter."
         )
     streams = [pattern for pattern in patterns.values() if isinstance(pattern, Streaming)]
     if streams and all(pattern.sink + pattern.window >= longest for pattern in streams):
-        said.append(
-            f"Sink and window cover the longest prompt ({longest} tokens): the pattern leaves nothing out."
+        sentences.append(
+            f"Sink and window cover the longest prompt ({longest} tokens): the pattern leaves "
+            "nothing out."
         )
     last = max((pattern.last for pattern in streams), default=0)
     if last:
@@ -153,22 +158,25 @@ def remarks(sparse: SparseInference, cfg: Any, inputs: Sequence[Any]) -> list[st
             tm for tm in maps if "question" in tm.parts and tm.stop - last <= int(tm.question.max())
         ]
         which = (
-            f"The last {last} rows of the prompt, which see everything in every head, cover question tokens in "
+            f"The last {last} rows of the prompt, which see everything in every head, cover "
+            "question tokens in "
             f"{len(covers)} of {len(maps)} samples"
             if covers
             else f"The last {last} rows of the prompt see everything in every head, the row that predicts the answer "
             "among them"
         )
-        said.append(
-            f"{which}: any head can fetch the evidence there, so this says little about which heads are full."
+        sentences.append(
+            f"{which}: any head can fetch the evidence there, so this says little about which "
+            "heads are full."
         )
     budget = sparse.kv_budget
     if budget is not None and budget.budget >= longest:
-        said.append(
+        sentences.append(
             f"The KV budget covers the longest prompt ({longest} tokens): nothing is evicted."
         )
     if "reference" in sparse.ran:
-        said.append(
-            "The reference engine makes the whole pattern: it is right, and its times say nothing of sparsity."
+        sentences.append(
+            "The reference engine makes the whole pattern: it is right, and its times say nothing "
+            "of sparsity."
         )
-    return said
+    return sentences

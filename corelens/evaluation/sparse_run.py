@@ -44,7 +44,8 @@ def check_scores(scores: HeadScores, cfg: Any) -> HeadScores:
     """These scores, or an error if they are of a model of another shape."""
     if scores.values.shape != (cfg.n_layers, cfg.n_heads):
         raise CorelensError(
-            f"scores of {scores.values.shape[0]} layers × {scores.values.shape[1]} heads: of another model",
+            f"scores of {scores.values.shape[0]} layers × {scores.values.shape[1]} heads: of "
+            "another model",
             f"scores of this one, {cfg.n_layers} layers × {cfg.n_heads} heads",
             "score the heads of the model that runs",
         )
@@ -109,7 +110,8 @@ def compare(
         len(gold) == 1 for batch in asked for gold in batch.gold
     ):
         notes.append(
-            "Every answer is one token, which the prefill predicts before anything is evicted: accuracy cannot show "
+            "Every answer is one token, which the prefill predicts before anything is evicted: "
+            "accuracy cannot show "
             "what this KV budget costs. Ask for longer answers."
         )
     for note in notes:

@@ -102,7 +102,8 @@ class SpeedReport:
         for name, seconds in self.dense.seconds.items():
             if not seconds or len(seconds) != len(self.sparse.seconds.get(name, ())):
                 raise CorelensError(
-                    f"{len(seconds)} dense and {len(self.sparse.seconds.get(name, ()))} sparse runs of {name!r}",
+                    f"{len(seconds)} dense and {len(self.sparse.seconds.get(name, ()))} sparse "
+                    f"runs of {name!r}",
                     "as many of both, one or more", "time them in turns",
                 )  # fmt: skip
 
@@ -142,23 +143,27 @@ class SpeedReport:
     def verdict(self) -> str:
         """Faster or slower: of the whole, then of its parts. A difference within the quartiles is
         none."""
-        words, found = (
+        words, speedups = (
             {-1: "slower than", 0: "neither faster nor slower than", 1: "faster than"},
             [],
         )
         for phase in ("end_to_end", "prefill", "decode"):
             ratio = self.speedup(phase)
-            found.append(f"{PHASES[phase]} {ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]")
+            speedups.append(
+                f"{PHASES[phase]} {ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+            )
         whole = self.speedup("end_to_end")
         start = words[int(whole.low > 1) - int(whole.high < 1)]
-        return f"Sparse is {start} dense: {', '.join(found)} (dense time / sparse time, median and quartiles)."
+        return f"Sparse is {start} dense: {', '.join(speedups)} (dense time / sparse time, median and quartiles)."
 
     @property
     def answers(self) -> str:
         """Accuracy of both sides and how far the answers agree, in one sentence."""
         return (
-            f"Accuracy on {self.samples} samples: dense {self.dense.accuracy}, sparse {self.sparse.accuracy}, "
-            f"difference {self.difference}; {self.agreement.value:.1%} of the answers agree, KL(dense ‖ sparse) "
+            f"Accuracy on {self.samples} samples: dense {self.dense.accuracy}, sparse "
+            f"{self.sparse.accuracy}, "
+            f"difference {self.difference}; {self.agreement.value:.1%} of the answers agree, "
+            "KL(dense ‖ sparse) "
             f"{self.kl.value:.2g} nats."
         )
 
@@ -168,7 +173,8 @@ class SpeedReport:
         prompt, visual = (_range(self.tokens[name]) for name in ("prompt", "visual"))
         return (
             f"{prompt} prompt tokens, {visual} of them visual; engine {self.engine}; "
-            f"{len(self.dense.seconds['prefill'])} runs a side, in turns; {self.meta.get('machine', '')}"
+            f"{len(self.dense.seconds['prefill'])} runs a side, in turns; "
+            f"{self.meta.get('machine', '')}"
         )
 
     def table(self, quartiles: bool = True) -> tuple[list[str], list[list[str]]]:
@@ -270,25 +276,25 @@ class SpeedReport:
         }
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> "SpeedReport":
+    def from_json(cls, stored: Mapping[str, Any]) -> "SpeedReport":
         """What `to_json` gave."""
-        if given.get("format") != FORMAT:
+        if stored.get("format") != FORMAT:
             raise CorelensError(
-                f"JSON of the format {given.get('format')!r}", FORMAT, "give what to_json() gave"
+                f"JSON of the format {stored.get('format')!r}", FORMAT, "give what to_json() gave"
             )
         dense, sparse = (
-            Side(**{**given[name], "accuracy": Interval(**given[name]["accuracy"])})
+            Side(**{**stored[name], "accuracy": Interval(**stored[name]["accuracy"])})
             for name in ("dense", "sparse")
         )
-        differs = given["difference"]
+        differs = stored["difference"]
         same = ("pairs", "tokens", "samples", "engine", "plan", "notes", "meta")
         return cls(
             dense,
             sparse,
             difference=Difference(differs["value"], CI(differs["low"], differs["high"])),
-            agreement=Interval(**given["agreement"]),
-            kl=Interval(**given["kl"]),
-            **{name: given[name] for name in same},
+            agreement=Interval(**stored["agreement"]),
+            kl=Interval(**stored["kl"]),
+            **{name: stored[name] for name in same},
         )
 
     def save(self, path: str | Path) -> None:
@@ -306,14 +312,14 @@ class SpeedReport:
         """A whole page, to be read offline."""
         from corelens.viz.page import figure, page, section
 
-        told = {name: value for name, value in self.meta.items() if value not in (None, "", 0)}
-        told["versions"] = ", ".join(
+        about = {name: value for name, value in self.meta.items() if value not in (None, "", 0)}
+        about["versions"] = ", ".join(
             f"{name} {number}" for name, number in self.meta.get("versions", {}).items()
         )
-        told |= {name: value for name, value in self.plan.items() if value not in (None, "", [])}
+        about |= {name: value for name, value in self.plan.items() if value not in (None, "", [])}
         caption = "Speed-ups with quartiles of runs, and what the operation count allows; accuracy with 95% intervals."
         body = section("", self._words(), figure(self.plot(), caption))
-        return page(f"Sparse inference: {told.get('model', '')}", [body], told)
+        return page(f"Sparse inference: {about.get('model', '')}", [body], about)
 
     @classmethod
     def load(cls, path: str | Path) -> "SpeedReport":

@@ -62,12 +62,12 @@ def time_in_turns(
             for number, prompt in enumerate(prompts):
                 order = (0, 1) if (turn + number) % 2 else (1, 0)
                 for which in order:
-                    found, cache = _run(model, prompt, plans[which], hooks, new_tokens)
+                    by_phase, cache = _run(model, prompt, plans[which], hooks, new_tokens)
                     bar.update()
                     if turn < 0:
                         sides[which].kv_bytes = kv_bytes(cache)
                         continue
-                    for phase, seconds in found.items():
+                    for phase, seconds in by_phase.items():
                         sides[which].seconds.setdefault(phase, []).append(seconds)
                     del cache
         for side, plan in zip(sides, plans, strict=True):
@@ -91,16 +91,16 @@ def _run(
         start = clock.now()
         _generate(model, prompt, new_tokens)
         end = clock.now()
-    found = {
+    by_phase = {
         "vision": vision,
         "prefill": clock.heads[0] - clock.decoders[0],
         "end_to_end": end - start,
     }
-    found["decode"] = (end - clock.decoders[1]) / (len(clock.decoders) - 1)
+    by_phase["decode"] = (end - clock.decoders[1]) / (len(clock.decoders) - 1)
     attention = clock.attention_seconds()
     if attention is not None:
-        found["attention"] = attention
-    return found, clock.cache
+        by_phase["attention"] = attention
+    return by_phase, clock.cache
 
 
 @contextmanager
@@ -190,9 +190,9 @@ class _Clock:
 
 def kv_bytes(cache: Any) -> int | None:
     """What the keys and values of a cache take; None for a cache that does not show them."""
-    said = getattr(cache, "nbytes", None)
-    if said is not None:
-        return int(said() if callable(said) else said)
+    own_count = getattr(cache, "nbytes", None)
+    if own_count is not None:
+        return int(own_count() if callable(own_count) else own_count)
     tensors = cached_tensors(cache)
     return sum(x.nbytes for x in tensors) if tensors else None
 

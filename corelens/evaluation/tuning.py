@@ -91,7 +91,7 @@ class TunedSparse:
     def verdict(self) -> str:
         """What was chosen, and whether it held on other samples."""
         if self.chosen is None or self.checked is None or self.checked.speed is None:
-            closest = max(self.curve, key=lambda one: one.difference.difference)
+            closest = max(self.curve, key=lambda setting: setting.difference.difference)
             return (
                 f"No setting stays within {self.target:g} of dense accuracy {self.dense.interval}. "
                 f"The closest: {closest.words}, {closest.difference}."
@@ -100,8 +100,10 @@ class TunedSparse:
             "held" if self.checked.speed.difference.difference >= -self.target else "did not hold"
         )
         return (
-            f"{self.chosen.words}: {self.chosen.difference} on {len(self.dense.per_sample)} calibration samples, "
-            f"{self.checked.speed.difference} on {len(self.checked.per_sample)} others (the tolerance of "
+            f"{self.chosen.words}: {self.chosen.difference} on {len(self.dense.per_sample)} "
+            "calibration samples, "
+            f"{self.checked.speed.difference} on {len(self.checked.per_sample)} others (the "
+            "tolerance of "
             f"{self.target:g} {held}). {self.checked.speed.verdict}"
         )
 
@@ -113,11 +115,11 @@ class TunedSparse:
         return trade_off(
             {
                 f"{share:.0%} full": [
-                    (one.pace, *one.accuracy, one.window)
-                    for one in self.curve
-                    if one.share == share
+                    (setting.pace, *setting.accuracy, setting.window)
+                    for setting in self.curve
+                    if setting.share == share
                 ]
-                for share in dict.fromkeys(one.share for one in self.curve)
+                for share in dict.fromkeys(setting.share for setting in self.curve)
             },
             self.dense.accuracy,
             self.target,
@@ -130,14 +132,20 @@ class TunedSparse:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) of every setting."""
         rows = []
-        for one in self.curve:
+        for setting in self.curve:
             speed = (
                 "–"
-                if one.speedup is None
-                else f"{one.speedup.median:.2f}x [{one.speedup[1]:.2f}, {one.speedup[2]:.2f}]"
+                if setting.speedup is None
+                else f"{setting.speedup.median:.2f}x [{setting.speedup[1]:.2f}, {setting.speedup[2]:.2f}]"
             )
             rows.append(
-                [one.words, str(one.accuracy), str(one.difference), f"{one.pairs:.0%}", speed]
+                [
+                    setting.words,
+                    str(setting.accuracy),
+                    str(setting.difference),
+                    f"{setting.pairs:.0%}",
+                    speed,
+                ]
             )
         return ["setting", "accuracy", "minus dense", "pairs left", "prefill speed-up"], rows
 
@@ -145,7 +153,7 @@ class TunedSparse:
         from corelens.viz.page import table, text
         from corelens.viz.view import image_html
 
-        hot = [i for i, one in enumerate(self.curve) if one is self.chosen]
+        hot = [i for i, setting in enumerate(self.curve) if setting is self.chosen]
         parts = [text(self.verdict), table(*self.table(), "On the calibration samples.", hot=hot)]
         caption = text("Accuracy (95% CI) over speed; numbers are windows, the ring is the choice.")
         return "".join(map(str, [*parts, image_html(self.plot(), repr(self)), caption]))
@@ -272,22 +280,22 @@ def tune_sparse(
                     Setting(share, window, sparse, run.interval, paired(run, dense), pairs, speedup)
                 )
                 bar.update()
-    within = [one for one in curve if one.difference.difference >= -target]
-    best = max(within, key=lambda one: (one.pace, one.accuracy.value), default=None)
+    within = [setting for setting in curve if setting.difference.difference >= -target]
+    best = max(within, key=lambda setting: (setting.pace, setting.accuracy.value), default=None)
     checked = None
     if best is not None:
         checked = evaluate(
             model, to_check, batch_size=batch_size, sparse=best.sparse, rounds=max(1, rounds)
         )
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "sink": sink,
         "last": last,
         "decode": decode,
         "calibration": len(to_tune),
         "held_out": len(to_check),
     }
-    told |= {"metric": scores.label, "machine": machine(model)}
-    return TunedSparse(best, curve, dense, checked, target, about(model) | told)
+    settings |= {"metric": scores.label, "machine": machine(model)}
+    return TunedSparse(best, curve, dense, checked, target, about(model) | settings)
 
 
 def _windows(longest: int) -> list[int]:

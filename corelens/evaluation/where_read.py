@@ -91,8 +91,10 @@ class RowCosts:
         best = self.costs[self.rows]
         if best.ci.low <= 0:
             return (
-                f"cutting the evidence off from all heads costs {points(self.costs['all'])} at all rows together and "
-                f"{points(best)} in any one group: these answers (accuracy {self.clean.value:.2f}) do not hang on it"
+                f"cutting the evidence off from all heads costs {points(self.costs['all'])} at all "
+                "rows together and "
+                f"{points(best)} in any one group: these answers (accuracy {self.clean.value:.2f}) "
+                "do not hang on it"
             )
         rows = str(scores.meta.get("rows") or "")
         if not rows or self.hurts(rows):
@@ -191,11 +193,11 @@ class RowCosts:
         ]
 
     def __str__(self) -> str:
-        lines = [
+        text = [
             f"accuracy {self.clean}; lost with the evidence cut off from all heads, at these rows:"
         ]
-        lines += [f"  {group:<24} {cost}  (n={n})" for group, n, cost, _ in self.table()]
-        return "\n".join([*lines, f"the answer hangs on rows={self.rows}"])
+        text += [f"  {group:<24} {cost}  (n={n})" for group, n, cost, _ in self.table()]
+        return "\n".join([*text, f"the answer hangs on rows={self.rows}"])
 
     __repr__ = __str__
 

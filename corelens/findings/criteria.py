@@ -3,11 +3,13 @@ at each of them.
 
 They were fixed before the study was run. A threshold whose source is "ours" is ours; the others are
 published numbers (S: known to us from summaries of the paper's text, not from the text itself).
+
+A measured number is compared with its 95% interval: where that contains the threshold, the samples
+are too few to tell, and the finding is not judged.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from scipy.stats import binom
 
 CORE, MM_HEADS, SPARSEMM = "arXiv 2606.05843", "arXiv 2605.27243", "arXiv 2506.05344"
 
@@ -31,9 +33,6 @@ class Threshold:
 
 ACCURACY = Threshold("all", 0.8, "a world counts if the model answers at least this share of it")
 TOP = Threshold("all", 0.05, "share of the heads that are called CoRe heads", f"{CORE}, abstract")
-POWER = Threshold(
-    "all", 0.9, "the chance that the test detects an effect as large as its threshold, at the least"
-)
 QUANTILE = Threshold(
     "all", 0.95, "the quantile of the random controls that the top heads must exceed"
 )
@@ -82,17 +81,25 @@ MEMORY = Threshold("F8", 0.52, "share of the KV cache's bytes that is saved", SP
 
 THRESHOLDS = tuple(value for value in list(globals().values()) if isinstance(value, Threshold))
 
-# samples lost and none won: the fewest that a one-sided sign test calls significant at 5% (2⁻⁵ =
-# 3%)
-SIGNIFICANT = 5
+
+def at_least(interval: Mapping[str, float], threshold: float) -> bool | None:
+    """Whether the whole interval lies at or above the threshold; False: below it; None: it contains
+    it, and these samples do not tell."""
+    if interval["low"] >= threshold:
+        return True
+    return False if interval["high"] < threshold else None
 
 
-def power(n: int, effect: float) -> float:
-    """The chance that a loss of this share of n samples is detected by a one-sided sign test at
-    5%."""
-    return float(binom.sf(SIGNIFICANT - 1, n, effect))
+def above(interval: Mapping[str, float], threshold: float) -> bool | None:
+    """As `at_least`, but an interval that ends at the threshold is not above it."""
+    if interval["low"] > threshold:
+        return True
+    return False if interval["high"] <= threshold else None
 
 
-def enough_samples(n: int, effect: float) -> bool:
-    """Whether n paired samples detect a loss of this share with the chance that POWER asks for."""
-    return power(n, effect) >= POWER.value
+def at_most(interval: Mapping[str, float], threshold: float) -> bool | None:
+    """Whether the whole interval lies at or below the threshold; False: above it; None: it contains
+    it."""
+    if interval["high"] <= threshold:
+        return True
+    return False if interval["low"] > threshold else None

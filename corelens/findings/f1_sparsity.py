@@ -23,14 +23,16 @@ class Sparsity(Finding):
     id: ClassVar[str] = "F1"
     title: ClassVar[str] = "Functional sparsity"
     claim: ClassVar[str] = (
-        "Cross-modal retrieval is functionally sparse: a small, specialised subset of heads (about 30 in the models of "
+        "Cross-modal retrieval is functionally sparse: a small, specialised subset of heads (about "
+        "30 in the models of "
         "the paper) extracts what the question asks for."
     )
     source: ClassVar[str] = (
         f"{CORE}, abstract; the number of heads as summaries of the paper give it"
     )
     criterion: ClassVar[str] = (
-        f"Half of the positive excess RAM (RAM minus what an even spread of the head's visual mass would put on the "
+        "Half of the positive excess RAM (RAM minus what an even spread of the head's visual mass "
+        "would put on the "
         f"evidence) lies in at most {HALF_IN.value:.1%} of the heads; the 95% interval included."
     )
     if_reproduced: ClassVar[str] = (
@@ -62,7 +64,8 @@ class Sparsity(Finding):
         it."""
         measured = numbers[numbers["judged"]]
         half = measured["half_in"]
-        number = f"half in {percent(half['value'], 1)} [{100 * half['low']:.1f}, {100 * half['high']:.1f}] of the heads"
+        ends = f"[{100 * half['low']:.1f}, {100 * half['high']:.1f}]"
+        number = f"half in {percent(half['value'], 1)} {ends} of the heads"
         if half["high"] <= self.half_in:
             return Verdict(REPRODUCED, number)
         if half["low"] > self.half_in:

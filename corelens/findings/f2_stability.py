@@ -30,8 +30,10 @@ class Stability(Finding):
         f"{CORE}, abstract; correlations between its four sets as summaries give them"
     )
     criterion: ClassVar[str] = (
-        f"Between every two worlds that the model answers, Spearman's ρ of the heads' RAM is at least "
-        f"{SPEARMAN.value}; and the top {TOP.value:.0%} of each world, knocked out in another, cost at least "
+        "Between every two worlds that the model answers, Spearman's ρ of the heads' RAM is at "
+        "least "
+        f"{SPEARMAN.value}; and the top {TOP.value:.0%} of each world, knocked out in another, "
+        "cost at least "
         f"{TRANSFER.value:.0%} of what that world's own top heads cost."
     )
     if_reproduced: ClassVar[str] = (

@@ -29,8 +29,10 @@ class Layers(Finding):
     )
     source: ClassVar[str] = f"{CORE}, abstract"
     criterion: ClassVar[str] = (
-        f"The mean relative depth (0: first layer, 1: last) of the top {TOP.value:.0%} of the heads is at least "
-        f"{DEPTH.value}, the 95% interval included; and where models of {int(SIZES.value)} sizes are studied "
+        f"The mean relative depth (0: first layer, 1: last) of the top {TOP.value:.0%} of the "
+        "heads is at least "
+        f"{DEPTH.value}, the 95% interval included; and where models of {int(SIZES.value)} sizes "
+        "are studied "
         "together, the slope of that depth over their sizes is above zero."
     )
     if_reproduced: ClassVar[str] = (

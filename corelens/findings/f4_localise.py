@@ -29,13 +29,16 @@ class Localisation(Finding):
     id: ClassVar[str] = "F4"
     title: ClassVar[str] = "They localise, others spread"
     claim: ClassVar[str] = (
-        "The specialised heads localise what the question asks for; most other heads distribute attention over broader "
+        "The specialised heads localise what the question asks for; most other heads distribute "
+        "attention over broader "
         "contextual regions."
     )
     source: ClassVar[str] = f"{CORE}, abstract"
     criterion: ClassVar[str] = (
-        f"Chosen on one half of the samples, the top {TOP.value:.0%} have on the other half a higher precision (share "
-        f"of their attention on the picture that lies on the evidence) than {QUANTILE.value:.0%} of the sets of other "
+        f"Chosen on one half of the samples, the top {TOP.value:.0%} have on the other half a "
+        "higher precision (share "
+        f"of their attention on the picture that lies on the evidence) than {QUANTILE.value:.0%} "
+        "of the sets of other "
         "heads that have the same visual mass in the same rows."
     )
     if_reproduced: ClassVar[str] = (
@@ -80,7 +83,8 @@ class Localisation(Finding):
                 NOT_JUDGED, reason=f"{len(measured['matched'])} matched sets", n=measured["n"]
             )
         limit = float(np.quantile(measured["matched"], self.quantile))
-        number = f"precision {percent(measured['precision'])}, matched heads {percent(limit)} at the 95% quantile"
+        number = f"precision {percent(measured['precision'])}, matched heads {percent(limit)} at "
+        number += "the 95% quantile"
         return Verdict(REPRODUCED if measured["precision"] > limit else NOT_REPRODUCED, number)
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from corelens.findings.criteria import CORE, DRAWS, QUANTILE, SUFFICIENT, TOP, enough_samples
+from corelens.findings.criteria import CORE, DRAWS, QUANTILE, SUFFICIENT, TOP, above, at_most
 from corelens.findings.feeders import feeders
 from corelens.findings.finding import Finding, Numbers
 from corelens.findings.verdict import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict
@@ -33,10 +33,13 @@ class Sufficiency(Finding):
     )
     source: ClassVar[str] = f"{CORE}, abstract; the test (all other heads blind) is ours"
     criterion: ClassVar[str] = (
-        f"With the picture cut from every text token in all heads but the top {TOP.value:.0%} (and, if these alone do "
-        f"not suffice, the heads of earlier layers that path patching finds to feed them), accuracy is at least "
-        f"{SUFFICIENT.value:.0%} of the clean one and above {QUANTILE.value:.0%} of the sets with as many random "
-        "heads instead."
+        f"With the picture cut from every text token in all heads but the top {TOP.value:.0%} "
+        "(and, if these alone do "
+        "not suffice, the heads of earlier layers that path patching finds to feed them), "
+        "accuracy is at least "
+        f"{SUFFICIENT.value:.0%} of the clean one and above {QUANTILE.value:.0%} of the sets with "
+        "as many random "
+        "heads instead; the 95% intervals included."
     )
     if_reproduced: ClassVar[str] = "These few heads fetch all that the answer needs."
     if_not: ClassVar[str] = "What the answer needs is fetched by more heads than these."
@@ -72,10 +75,6 @@ class Sufficiency(Finding):
 
     def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
         """Reproduced by the top heads alone, or together with their feeders, which is said."""
-        if not enough_samples(numbers["n"], 2 * (1 - self.sufficient)):
-            return Verdict(
-                NOT_JUDGED, reason="a difference of 20% would often be missed", n=numbers["n"]
-            )
         verdicts = []
         for name in ("alone", "with feeders"):
             if numbers[name] is not None:
@@ -89,18 +88,30 @@ class Sufficiency(Finding):
             )
         limit = float(np.quantile(seeing["random"], self.quantile))
         fed = f" and {len(seeing['feeders'])} feeders" if seeing["feeders"] else ""
-        share = seeing["value"] / numbers["clean"] if numbers["clean"] else 0.0
-        number = f"only {numbers['k']} heads{fed} see: {share:.0%} of the clean accuracy; "
-        number += f"random {limit:.2f} at the 95% quantile"
-        missed = []
-        if share < self.sufficient:
-            missed.append("they do not suffice")
-        if seeing["value"] <= limit:
-            missed.append("random heads suffice as well")
-        return Verdict(NOT_REPRODUCED if missed else REPRODUCED, number, "; ".join(missed))
+        clean = numbers["clean"] or 1.0
+        lost = {end: seeing["lost"][end] / clean for end in ("value", "low", "high")}
+        number = f"only {numbers['k']} heads{fed} see: {1 - lost['value']:.0%} "
+        number += f"[{100 * (1 - lost['high']):.0f}, {100 * (1 - lost['low']):.0f}] of the clean "
+        number += f"accuracy; random {limit / clean:.0%} at the 95% quantile"
+        parts = (
+            (at_most(lost, 1 - self.sufficient), "they do not suffice"),
+            (above(seeing, limit), "random heads suffice as well"),
+        )
+        missed = [words for holds, words in parts if holds is False]
+        unsure = [words for holds, words in parts if holds is None]
+        if missed:
+            return Verdict(NOT_REPRODUCED, number, "; ".join(missed))
+        if unsure:
+            reason = f"the intervals do not exclude that {'; '.join(unsure)}"
+            return Verdict(NOT_JUDGED, number, reason, numbers["n"])
+        return Verdict(REPRODUCED, number)
 
 
 def _seeing(world: World, top: HeadSet, random: Sequence[HeadSet], fed_by: HeadSet) -> Numbers:
-    accuracy = accuracy_interval(world.only_seeing(top | fed_by))
+    correct = world.only_seeing(top | fed_by)
+    accuracy = accuracy_interval(correct)
+    lost = world.costs(correct)
     controls = [float(world.only_seeing(heads | fed_by).mean()) for heads in random]
-    return {**accuracy._asdict(), "random": controls, "feeders": fed_by.to_json()}
+    return {
+        **accuracy._asdict(), "lost": lost, "random": controls, "feeders": fed_by.to_json()
+    }  # fmt: skip

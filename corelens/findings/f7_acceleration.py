@@ -46,16 +46,20 @@ class Acceleration(Finding):
     id: ClassVar[str] = "F7"
     title: ClassVar[str] = "Acceleration at parity"
     claim: ClassVar[str] = (
-        "With the specialised heads full and the others sparse, inference is significantly faster at robust task "
+        "With the specialised heads full and the others sparse, inference is significantly faster "
+        "at robust task "
         "performance."
     )
     source: ClassVar[str] = (
         f"{CORE}, abstract; 1.8x to 2.3x and a loss below 1 point as summaries give it"
     )
     criterion: ClassVar[str] = (
-        f"Parity: with the top {TOP.value:.0%} full at most {100 * PARITY.value:.0f} point is lost, the 95% interval "
-        f"up to {100 * PARITY_HIGH.value:.0f}, and less than with {QUANTILE.value:.0%} of the sets of as many random "
-        f"heads full. Speed, of the very plan that met parity: the prefill reaches {REACHED.value:.0%} of what the "
+        f"Parity: with the top {TOP.value:.0%} full at most {100 * PARITY.value:.0f} point is "
+        "lost, the 95% interval "
+        f"up to {100 * PARITY_HIGH.value:.0f}, and less than with {QUANTILE.value:.0%} of the sets "
+        "of as many random "
+        "heads full. Speed, of the very plan that met parity: the prefill reaches "
+        f"{REACHED.value:.0%} of what the "
         f"operation count allows, judged where that is {ALLOWED.value}x or more."
     )
     if_reproduced: ClassVar[str] = (
@@ -107,7 +111,8 @@ class Acceleration(Finding):
         """Parity first; speed of the plan that met it."""
         allows = max(plan["allows"] for plan in numbers["plans"])
         if allows < self.allowed:
-            reason = f"prompts of {numbers['tokens']} tokens are too short: the operation count allows {allows:.2f}x"
+            reason = f"prompts of {numbers['tokens']} tokens are too short: the operation count "
+            reason += f"allows {allows:.2f}x"
             return Verdict(CANNOT, reason=reason)
         parity = [self._parity(plan, numbers["n"]) for plan in numbers["plans"] if "value" in plan]
         met = next((verdict for verdict in parity if verdict.word == REPRODUCED), None)
@@ -115,7 +120,8 @@ class Acceleration(Finding):
         if met is None or speed is None:
             return parity[-1]
         share = speed["median"] / speed["allows"]
-        number = f"{met.number}; prefill {speed['median']:.2f}x, {share:.0%} of the {speed['allows']:.2f}x allowed"
+        number = f"{met.number}; prefill {speed['median']:.2f}x, {share:.0%} of the "
+        number += f"{speed['allows']:.2f}x allowed"
         if share >= self.reached:
             return Verdict(REPRODUCED, number)
         return Verdict(NOT_REPRODUCED, number, "parity is met; the allowed speed-up is not reached")

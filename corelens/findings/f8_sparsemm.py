@@ -34,15 +34,20 @@ class SparseMM(Finding):
     id: ClassVar[str] = "F8"
     title: ClassVar[str] = "Visual heads and KV budgets"
     claim: ClassVar[str] = (
-        "Fewer than about 5% of the heads contribute to visual understanding; a KV budget shared out by their score "
+        "Fewer than about 5% of the heads contribute to visual understanding; a KV budget shared "
+        "out by their score "
         "decodes 1.38x faster with 52% less memory at parity."
     )
     source: ClassVar[str] = f"SparseMM, {SPARSEMM}, abstract"
     criterion: ClassVar[str] = (
-        f"Concentration: half of the visual-head score lies in at most {VISUAL_HALF_IN.value:.0%} of the heads, the "
-        "95% interval included. Budgets: of as many keys in all, budgets by that score keep more of the answer's "
-        "log-probability than equal ones at every budget tried, the intervals above zero. Decoding speed and bytes "
-        f"stand beside {DECODE.value}x and {MEMORY.value:.0%}; no small model can be judged by them."
+        f"Concentration: half of the visual-head score lies in at most {VISUAL_HALF_IN.value:.0%} "
+        "of the heads, the "
+        "95% interval included. Budgets: of as many keys in all, budgets by that score keep more "
+        "of the answer's "
+        "log-probability than equal ones at every budget tried, the intervals above zero. Decoding "
+        "speed and bytes "
+        f"stand beside {DECODE.value}x and {MEMORY.value:.0%}; no small model can be judged by "
+        "them."
     )
     if_reproduced: ClassVar[str] = (
         "Few heads read, and a cache shared out by their score keeps more of the answer."

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 
 from corelens.evaluation.evaluate import batches, evaluate
-from corelens.findings.options import READINGS
+from corelens.findings.causal import causal_rankings
+from corelens.findings.options import CAUSAL, READINGS
 from corelens.findings.world import World
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
@@ -26,14 +27,16 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's
 
 
 def faithfulness(world: World) -> dict[str, Any]:
-    """{ranking: {"cpr", "cmd", "curve": [[share, f], …]}} of RAM in both readings, visual mass and
-    random order."""
+    """{ranking: {"cpr", "cmd", "curve": [[share, f], …]}} of RAM in both readings, visual mass,
+    random order, and by causal effect."""
     shape = next(iter(world.scores.values())).values.shape
     rankings = {key: world.scores[key].values for key in READINGS}
     rankings["visual_mass"] = world.scores["visual_mass"].values
     rankings["random"] = np.where(
         np.isnan(rankings["ram"]), np.nan, np.random.default_rng(world.options.seed).random(shape)
     )
+    if CAUSAL not in world.options.without:
+        rankings |= {key: scores.values for key, scores in causal_rankings(world).items()}
     runs = _Interchange(world)
     none, whole = runs.logprob(HeadSet([])), runs.logprob(world.every())
     measured: dict[str, Any] = {"n": runs.n, "none": none, "all": whole}
@@ -92,6 +95,7 @@ class _Interchange:
     def logprob(self, circuit: HeadSet) -> float:
         """The mean log-probability of the right answers with this circuit alone keeping its own
         output."""
+        self.world.limit.check()
         exchanged = self.world.every() - circuit
         total = 0.0
         for inputs, other, cache in zip(self.prepared, self.others, self.caches, strict=True):

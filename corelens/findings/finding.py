@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from corelens.findings.verdict import CANNOT, NOT_REPRODUCED, REPRODUCED, Verdict, combine
+from corelens.findings.verdict import (
+    CANNOT,
+    LEFT_OUT,
+    NOT_JUDGED,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    Verdict,
+    combine,
+)
 
 if TYPE_CHECKING:
     from corelens.findings.world import World
@@ -64,6 +72,8 @@ class Finding(ABC):
 
     def _in_world(self, world: Mapping[str, Any]) -> Verdict:
         reason = world["skipped"].get(self.id) or world["why_not"]
+        if reason and reason.startswith(LEFT_OUT):
+            return Verdict(NOT_JUDGED, reason=reason)
         if reason or self.id not in world["numbers"]:
             return Verdict(CANNOT, reason=reason or "it was not measured")
         return self.judge(world["numbers"][self.id], world)

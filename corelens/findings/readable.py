@@ -29,8 +29,8 @@ def readable(world: str, samples: Sequence[Sample]) -> tuple[list[Sample], list[
             wrong.append(error.given)
     if wrong and len(wrong) >= MOST * len(samples):
         raise CorelensError(
-            f"{world!r}: pictures of {len(wrong)} of {len(samples)} samples cannot be read: {'; '.join(wrong[:3])}"
-            + (" …" if len(wrong) > 3 else ""),
+            f"{world!r}: pictures of {len(wrong)} of {len(samples)} samples cannot be read: "
+            f"{'; '.join(wrong[:3])}" + (" …" if len(wrong) > 3 else ""),
             f"fewer than {MOST:.0%} (these are left out, counted and listed)",
             "check the folder of the pictures",
         )

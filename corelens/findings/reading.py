@@ -36,7 +36,8 @@ def judged_reading(row_costs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
                 "no single group of rows is needed in every world: the evidence is read at several"
             )
         return _none(
-            "cutting the evidence from the question's, last and answer's rows costs nothing that is certain"
+            "cutting the evidence from the question's, last and answer's rows costs nothing that "
+            "is certain"
         )
     key = max(qualified, key=lambda candidate: (qualified[candidate], candidate == PUBLISHED))
     return {"key": key, "words": READINGS[key], "published": key == PUBLISHED, "reason": ""}

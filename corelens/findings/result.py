@@ -20,7 +20,7 @@ from corelens.findings.finding import Finding
 from corelens.findings.verdict import Verdict, combine
 from corelens.heads.disk import write_whole
 
-FORMAT = "corelens-study/3"
+FORMAT = "corelens-study/4"
 FINDINGS: dict[str, Finding] = {
     finding.id: finding
     for finding in (

@@ -5,7 +5,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,25 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from corelens.errors import CorelensError
 from corelens.findings.criteria import ACCURACY
+from corelens.findings.curves import curves
+from corelens.findings.design import design_space
 from corelens.findings.faithfulness import faithfulness
 from corelens.findings.files import full_disk_is_said, write_whole
-from corelens.findings.options import READINGS, Options
+from corelens.findings.limit import Limit, OutOfHours
+from corelens.findings.options import (
+    BESIDE,
+    CURVES,
+    DESIGN,
+    FAITHFULNESS,
+    READINGS,
+    REPEATS,
+    Options,
+)
 from corelens.findings.readable import readable
 from corelens.findings.reading import judged_reading
-from corelens.findings.repeats import agreement_over_n
+from corelens.findings.repeats import agreement_over_n, repeats
 from corelens.findings.result import FINDINGS, FORMAT, Study, read_report
+from corelens.findings.verdict import LEFT_OUT
 from corelens.findings.world import World, number_rows
 from corelens.heads.intervals import accuracy_interval
 from corelens.inputs.prepare import Sample
@@ -66,7 +78,7 @@ def run_study(
                 name: model_identity(model, descriptions[name]) for name, model in models.items()
             },
             "worlds": {name: sample_hash(samples) for name, (samples, _) in usable.items()},
-            "options": options.to_json(),
+            "options": options.identity(),
         }
         _same_study(work, identity)
         line = stack.enter_context(_progress(progress))
@@ -100,17 +112,19 @@ def _measure_model(
     line: "_Line",
 ) -> Numbers:  # fmt: skip
     """Which worlds count, which reading is judged, then every finding in every world."""
-    worlds = []
+    worlds, left_out = [], []
+    limit = Limit(folder, options.hours)
     for name, of_world in samples.items():
-        worlds.append(
-            World(
-                name, model, of_world, options, folder / re.sub(r"[^\w.-]+", "-", name), line.step
-            )
-        )
+        of_name = folder / re.sub(r"[^\w.-]+", "-", name)
+        worlds.append(World(name, model, of_world, options, of_name, line.step, limit))
     parts = {}
     for world in worlds:
         line.begin(f"scores and clean answers, {world.name}")
-        parts[world.name] = _about_world(world)
+        try:
+            parts[world.name] = _about_world(world)
+        except OutOfHours:
+            left_out.append(world.name)
+            parts[world.name] = _nothing(world) | {"why_not": _out_of(options)}
         line.end(parts[world.name]["why_not"] or "it counts")
     counting = [
         world for world in worlds if parts[world.name]["why_not"] is None and len(world.serves) > 1
@@ -120,6 +134,20 @@ def _measure_model(
         reading["reason"] = "; ".join(
             f"{name}: {part['why_not']}" for name, part in parts.items() if part["why_not"]
         )
+
+    def measured(title: str, world: World, name: str, make: Callable[[], Any]) -> Any:
+        """What is stored under this name, or None if it is left out."""
+        start = time.perf_counter()
+        line.begin(f"{title}, {world.name}")
+        try:
+            value = world.stored(name, make)
+        except OutOfHours:
+            left_out.append(f"{title}, {world.name}")
+            line.end(_out_of(options))
+            return None
+        line.end(f"{time.perf_counter() - start:.0f} s")
+        return value
+
     for id in studied:
         finding = FINDINGS[id]
         for world in worlds:
@@ -129,29 +157,54 @@ def _measure_model(
                 continue
             if finding.needs_rows and reading["key"] is None:
                 continue
-            start = time.perf_counter()
-            line.begin(f"{id} {finding.title}, {world.name}")
-            key = reading["key"] or "ram"
             others = counting if world in counting else [world]
-            part["numbers"][id] = world.stored(id, partial(finding.measure, world, others, key))
-            line.end(f"{time.perf_counter() - start:.0f} s")
+            make = partial(finding.measure, world, others, reading["key"] or "ram")
+            numbers = measured(f"{id} {finding.title}", world, id, make)
+            if numbers is None:
+                part["skipped"][id] = _out_of(options)
+            else:
+                part["numbers"][id] = numbers
     for world in counting:
-        if options.effect_samples and world.lacks(("regions", "answers")) is None:
-            parts[world.name]["faithfulness"] = world.stored(
-                "faithfulness", partial(faithfulness, world)
-            )
+        key = reading["key"]
+        for name, (title, beside) in _beside(options).items():
+            if key is not None and world.lacks(("regions", "answers")) is None:
+                step = partial(beside, world, key)
+                parts[world.name][name] = measured(title, world, name, step)
         world.release()
-    return {"reading": reading, "worlds": parts}
+    return {"reading": reading, "worlds": parts, "left_out": left_out}
+
+
+def _beside(options: Options) -> dict[str, tuple[str, Callable[[World, str], Any]]]:
+    """{name: (title, what measures it)} of what stands beside the findings and is wanted."""
+    every: dict[str, tuple[str, Callable[[World, str], Any]]] = {
+        FAITHFULNESS: ("Faithfulness", lambda world, reading: faithfulness(world)),
+        REPEATS: ("Repeats of the rankings", lambda world, reading: repeats(world)),
+        DESIGN: ("Design space", design_space),
+        CURVES: ("Curves", curves),
+    }
+    without = set(options.without) | (
+        {FAITHFULNESS, DESIGN} if not options.effect_samples else set()
+    )
+    return {name: made for name, made in every.items() if name not in without}
+
+
+def _out_of(options: Options) -> str:
+    return f"{LEFT_OUT}: the limit of {options.hours:g} core-hours was reached"
+
+
+def _nothing(world: World) -> Numbers:
+    """The part of a world in report.json before anything is measured."""
+    return {
+        "serves": list(world.serves), "scored": len(world.to_score), "tested": len(world.to_test),
+        "without_region": world.without_region, "clean": None, "why_not": None, "row_costs": None, "scores": {},
+        "agreement_over_n": {}, "skipped": {}, "numbers": {}, **dict.fromkeys(BESIDE),
+    }  # fmt: skip
 
 
 def _about_world(world: World) -> Numbers:
     """How much was scored and tested, whether the world counts, the rows the answer hangs on, and
     the scores."""
-    part: Numbers = {
-        "serves": list(world.serves), "scored": len(world.to_score), "tested": len(world.to_test),
-        "without_region": world.without_region, "clean": None, "why_not": None, "row_costs": None, "scores": {},
-        "agreement_over_n": {}, "skipped": {}, "numbers": {}, "faithfulness": None,
-    }  # fmt: skip
+    part = _nothing(world)
     missing = world.lacks(("regions",)) or world.lacks(("answers",))
     if missing:
         return part | {"why_not": missing}
@@ -210,8 +263,10 @@ def _same_study(work: Path, identity: dict[str, Any]) -> None:
     differs = [key for key in identity if there.get(key) != identity[key]]
     if "format" in differs:
         raise CorelensError(
-            f"{work}, the work of a study of another version ({there.get('format', 'corelens-study/2 or older')})",
-            f"{FORMAT}, or an empty folder", "keep it, and choose another folder: the two are not mixed",
+            f"{work}, the work of a study of another version "
+            f"({there.get('format', 'corelens-study/2 or older')})",
+            f"{FORMAT}, or an empty folder",
+            "keep it, and choose another folder: the two are not mixed",
         )  # fmt: skip
     if differs:
         raise CorelensError(

@@ -7,7 +7,8 @@ from typing import Any
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 CANNOT = "cannot be judged here"
-NOT_JUDGED = "not judged"  # the test has no power with this many samples
+NOT_JUDGED = "not judged"  # too few samples to tell, or left out
+LEFT_OUT = "left out"  # how the reason of what was not measured for want of time begins
 
 
 @dataclass(frozen=True)

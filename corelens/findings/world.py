@@ -21,13 +21,14 @@ from corelens.evaluation.evaluate import batches, evaluate
 from corelens.evaluation.knockouts import Knockouts
 from corelens.evaluation.where_read import where_read
 from corelens.findings import exact
+from corelens.findings.limit import Limit
 from corelens.findings.options import LARGE, LARGE_SAMPLES, LAST, PUBLISHED, READINGS, Options
 from corelens.heads.disk import write_whole
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Inputs, Sample
-from corelens.interventions.ablation import ablate
 from corelens.interventions.edges import QUESTION_ON
+from corelens.metrics.provenance import pictures, pixels
 from corelens.metrics.score import score_heads
 
 Correct = Float[np.ndarray, " sample"]
@@ -45,19 +46,16 @@ class World:
         options: how thorough.
         folder: where its work is kept.
         advance: called with a few words at every step.
+        limit: of the processor time; of this world alone if none is handed in.
     """
 
     def __init__(
         self, name: str, model: Any, samples: Sequence[Sample], options: Options, folder: Path,
-        advance: Callable[[str], None] = lambda words: None,
+        advance: Callable[[str], None] = lambda words: None, limit: Limit | None = None,
     ):  # fmt: skip
-        self.name, self.model, self.options, self.folder, self.advance = (
-            name,
-            model,
-            options,
-            folder,
-            advance,
-        )
+        self.name, self.model, self.options = name, model, options
+        self.folder, self.advance = folder, advance
+        self.limit = limit or Limit(folder, options.hours)
         marked = [sample for sample in samples if sample.regions]
         self.without_region = len(samples) - len(marked)
         self.samples = marked or list(samples)
@@ -68,6 +66,16 @@ class World:
             self.to_test = self.to_test[:LARGE_SAMPLES]
         self.serves = tuple(self.samples[0].meta.get("serves", EVERY))
         folder.mkdir(parents=True, exist_ok=True)
+
+    def of_few(self, n: int) -> "World":
+        """The same scores, tested on the first n of the tested samples alone."""
+        few = World(
+            self.name, self.model, self.samples, self.options, self.folder / f"first {n}",
+            self.advance, self.limit,
+        )  # fmt: skip
+        few.to_score, few.to_test = self.to_score, self.to_test[:n]
+        few.__dict__["scores"] = self.scores
+        return few
 
     def lacks(self, needs: Sequence[str]) -> str | None:
         """Why a finding that needs these ("regions", "answers", "text") cannot be measured here;
@@ -121,10 +129,22 @@ class World:
     # --- what is run
 
     @cached_property
+    def by_size(self) -> list[int]:
+        """The places of the tested samples, in the order of their pictures' sizes: batches of like
+        sizes have little padding."""
+
+        def size(place: int) -> tuple[int, int]:
+            sample = self.to_test[place]
+            return sum(map(pixels, pictures(sample))), len(sample.question or "")
+
+        return sorted(range(len(self.to_test)), key=size)
+
+    @cached_property
     def prepared(self) -> list[Inputs]:
-        """The tested samples as batches, their pictures encoded once."""
+        """The tested samples as batches in the order of `by_size`, their pictures encoded once."""
         self.advance("encoding the pictures")
-        return batches(self.model, self.to_test, self.options.batch_size)
+        samples = [self.to_test[place] for place in self.by_size]
+        return batches(self.model, samples, self.options.batch_size)
 
     @cached_property
     def knockouts(self) -> Knockouts:
@@ -137,7 +157,9 @@ class World:
 
         def answers() -> list[dict[str, Any]]:
             self.advance("clean accuracy")
-            return [asdict(answer) for answer in evaluate(self.model, self.prepared).per_sample]
+            answered = evaluate(self.model, self.prepared).per_sample
+            by_place = dict(zip(self.by_size, answered, strict=True))
+            return [asdict(by_place[place]) for place in range(len(answered))]
 
         return Evaluation([Answer(**answer) for answer in self.stored("clean", answers)])
 
@@ -162,15 +184,18 @@ class World:
         """1 where a tested sample is answered in this run, or its set's score; no run of the same
         key is repeated."""
         if key not in self._runs:
+            self.limit.check()
             self.advance("intervening")
             with warnings.catch_warnings():
                 # the point of a knockout
                 warnings.filterwarnings("ignore", message=".*lost every edge.*")
-                values = run().correct
+                values = np.empty(len(self.to_test))
+                values[self.by_size] = run().correct
             self._runs[key] = values
             line = json.dumps({"key": key, "correct": [round(float(value), 6) for value in values]})
             with (self.folder / "runs.jsonl").open("a", encoding="utf-8") as file:
                 file.write(f"\n{line}\n")  # (a line torn by a kill ends here)
+            self.limit.keep()
         return self._runs[key]
 
     @cached_property
@@ -201,7 +226,7 @@ class World:
         if kind == "knockout":
             return self.knocked(heads)
         key = f"{kind} {sorted(heads.to_json())}"
-        return self.correct(key, lambda: evaluate(self.model, self.prepared, ablate(heads, kind)))
+        return self.correct(key, lambda: self.knockouts.ablated(heads, kind))
 
     def costs(self, changed: Correct) -> dict[str, float]:
         """Accuracy under an intervention and what it costs, with exact intervals; `relative` to
@@ -230,12 +255,18 @@ class World:
     # --- what is kept
 
     def stored(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns (JSON), made once: it lies in the folder, whole or not at all."""
+        """What `make` returns (JSON), made once: it lies in the folder, whole or not at all.
+
+        Raises:
+            OutOfHours: the study's processor time is used up.
+        """
         file = self.folder / f"{name}.json"
         if file.exists():
             return json.loads(file.read_text(encoding="utf-8"))
+        self.limit.check()
         value = json.loads(json.dumps(make()))
         write_whole(file, json.dumps(value, ensure_ascii=False))
+        self.limit.keep()
         return value
 
 

@@ -211,15 +211,15 @@ class Metric:
             CorelensError: no row, an input or a part of the sample that is missing, a result of
                 another shape.
         """
-        given = {"pattern": pattern, "token_map": token_map, **inputs}
+        available = {"pattern": pattern, "token_map": token_map, **inputs}
         with named(self):
             if pattern is not None:
-                given |= _masses_of(pattern, token_map, self.columns)
+                available |= _masses_of(pattern, token_map, self.columns)
             if NULL_MASS in self.needs and "null_pattern" in inputs:
                 evidence = (Column("evidence", self.keys or "sum"),)
                 null = _masses_of(inputs["null_pattern"], inputs["null_token_map"], evidence)
-                given[NULL_MASS] = null["evidence"]
-            score = self.score(given, token_map.id)
+                available[NULL_MASS] = null["evidence"]
+            score = self.score(available, token_map.id)
             first = pattern if pattern is not None else inputs.get("looked")
             for part in score if isinstance(score, tuple) else (score,):
                 _check_shape(part, None if first is None else first.shape[0])

@@ -72,9 +72,9 @@ def votes(
     looks = mass.mean(0) >= elbow(mass.mean(0).ravel())
     order = np.where(looks, entropy, np.inf).reshape(len(entropy), -1)
     k = min(CHOSEN, int(looks.sum()))
-    found = np.zeros_like(order, dtype=np.float32)
-    np.put_along_axis(found, np.argsort(order, axis=1, kind="stable")[:, :k], 1, axis=1)
-    return found.reshape(entropy.shape)
+    voted = np.zeros_like(order, dtype=np.float32)
+    np.put_along_axis(voted, np.argsort(order, axis=1, kind="stable")[:, :k], 1, axis=1)
+    return voted.reshape(entropy.shape)
 
 
 def elbow(values: Float[np.ndarray, " head"]) -> float:
@@ -104,8 +104,8 @@ def _geometry(token_map: TokenMap) -> tuple[Int[np.ndarray, "2 pair"], Bool[np.n
         slack = 0.01 * size.min()
         reach = 1.01 * size.max() + slack  # no two cells that touch lie farther apart
         # frames out of each other's reach
-        at = np.column_stack([box[:, :2] + size / 2, frame * 3 * reach])
-        near = cKDTree(at).query_pairs(reach, p=np.inf, output_type="ndarray")
+        centres = np.column_stack([box[:, :2] + size / 2, frame * 3 * reach])
+        near = cKDTree(centres).query_pairs(reach, p=np.inf, output_type="ndarray")
         i, j = near[:, 0], near[:, 1]  # i before j
         gap = np.maximum(box[i, :2] - box[j, 2:], box[j, :2] - box[i, 2:]).max(1)
         view = _views(near[gap < -slack], len(box))

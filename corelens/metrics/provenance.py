@@ -42,8 +42,8 @@ def weight_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
     rest = iter(weights)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
         # so that few offloaded weights are in memory at a time
-        while some := list(islice(rest, 16)):
-            digests += pool.map(lambda pair: (pair[0], digest(pair[1])), some)
+        while batch := list(islice(rest, 16)):
+            digests += pool.map(lambda pair: (pair[0], digest(pair[1])), batch)
     return digest(sorted(digests))
 
 
@@ -51,10 +51,10 @@ def all_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and kept buffer by its name; those that are offloaded are read from where
     they lie."""
     yield from readable_parameters(module)
-    kept = set(module.state_dict(keep_vars=True))
+    saved = set(module.state_dict(keep_vars=True))
     for prefix, part in module.named_modules():
         for name, _ in part.named_buffers(recurse=False):
-            if (full := f"{prefix}.{name}".lstrip(".")) in kept and (
+            if (full := f"{prefix}.{name}".lstrip(".")) in saved and (
                 buffer := readable(part, name)
             ) is not None:
                 yield full, buffer
@@ -112,18 +112,18 @@ def machine(model: Any) -> str:
     return f"CPU {platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads"
 
 
-def model_identity(model: Any, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def model_identity(model: Any, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What of a model decides the numbers: weights, config, processor, mode, libraries.
 
     Args:
         model: a HookedMLLM.
         told: what `about(model)` returned, if that is at hand.
     """
-    told = about(model) if told is None else told
+    known = about(model) if known is None else known
     config = {name: x for name, x in model.hf.config.to_dict().items() if not name.startswith("_")}
     # (the folder that it was loaded from decides nothing)
     return {
-        name: told[name] for name in ("model", "weight_hash", "dtype", "versions", "python")
+        name: known[name] for name in ("model", "weight_hash", "dtype", "versions", "python")
     } | {
         "config": digest(config, attention_name(model.hf.config)),
         "processor": processor_hash(model.processor),
@@ -142,7 +142,8 @@ def refuse_active(model: Any) -> None:
         raise CorelensError(
             f"out= while {' and '.join(held)} are active",
             "one of them",
-            "a run folder cannot tell hooks apart: take them off (model.reset_hooks()), or leave out= away",
+            "a run folder cannot tell hooks apart: take them off (model.reset_hooks()), or leave "
+            "out= away",
         )
 
 
@@ -157,7 +158,8 @@ def metric_identity(metric: Any) -> dict[str, Any]:
         if source(function) is None:
             raise CorelensError(
                 f"out= with {metric.key!r}, a function without source",
-                "a function whose source can be read: results of another one of this name would be taken for its own",
+                "a function whose source can be read: results of another one of this name would be "
+                "taken for its own",
                 "write it in a file or a notebook's cell, or leave out= away",
             )
     return {"key": metric.key, "source": digest(metric)}

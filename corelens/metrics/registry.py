@@ -60,19 +60,19 @@ def metric(
     Raises:
         CorelensError: a name, reduction or option that does not exist.
     """
-    chosen: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "rows": rows,
         "reduce": reduce,
         "keys": keys,
         "samples": samples,
         "sinks": sinks,
     }
-    chosen = {option: value for option, value in chosen.items() if value is not None} | options
+    settings = {option: value for option, value in settings.items() if value is not None} | options
     if isinstance(name, Metric):
-        return name.with_options(**chosen) if chosen else name
+        return name.with_options(**settings) if settings else name
     if callable(name):
         of_function, free = _of_function(name)
-        return of_function.with_options(free=free, **chosen) if chosen else of_function
+        return of_function.with_options(free=free, **settings) if settings else of_function
     label, written = _parse(name)
     if label not in METRICS:
         near = difflib.get_close_matches(label, METRICS, n=3, cutoff=0.4)
@@ -81,7 +81,7 @@ def metric(
             f"one of {', '.join(METRICS)}, or a function of your own",
             f"did you mean {' or '.join(map(repr, near))}?" if near else "choose one of these",
         )
-    return METRICS[label].with_options(**{**written, **chosen})
+    return METRICS[label].with_options(**{**written, **settings})
 
 
 def metrics() -> tuple[str, ...]:

@@ -249,9 +249,9 @@ def _launch() -> str:
     return f"process {os.getpid()} on {socket.gethostname()} {uuid.uuid4().hex}"
 
 
-def _foreign(given: str) -> CorelensError:
+def _foreign(file: str) -> CorelensError:
     return CorelensError(
-        given,
+        file,
         "what this run wrote",
         "delete it and start the run again: what is missing is computed",
     )

@@ -27,6 +27,8 @@ from corelens.hooks.points import Hook
 from corelens.inputs.each import OnError, usable
 from corelens.inputs.prepare import Sample
 from corelens.metrics.definition import Metric, check_finite
+from corelens.metrics.looked_at import LookedAt
+from corelens.metrics.null_rows import NullRows
 from corelens.metrics.over_samples import head_scores
 from corelens.metrics.provenance import (
     about,
@@ -37,12 +39,17 @@ from corelens.metrics.provenance import (
     refuse_active,
     sample_hash,
 )
-from corelens.metrics.record import AnyMetric, LookedAt, NullRows, Record, describe, in_all_layers
+from corelens.metrics.record import AnyMetric, Record, describe, in_all_layers
 from corelens.metrics.registry import metric
 from corelens.metrics.runs import run_folder
 from corelens.metrics.sinks import visual_sinks
 from corelens.metrics.value_mass import same_norms
 
+# what the meta of a ranking by rows says of them
+NOTE = (
+    "heads that look at the evidence may not be needed: cl.where_read(model, samples) measures at "
+    "which rows the answer hangs on it"
+)
 NULL_QUESTION = "N/A"  # of QRHead's calibration, arXiv 2506.09944
 
 
@@ -82,29 +89,30 @@ def score_heads(
 
     Returns:
         {key: HeadScores}; the key is the metric's name with options that differ from the default
-        behind it.
+        behind it. Scores say where heads look; whether the answer needs what they see there is
+        measured by `cl.where_read`, as `meta["note"]` says.
 
     Raises:
         CorelensError: a sample without what a metric needs; a run folder of another run; attention
             that is not finite.
     """
     wanted = [metrics] if isinstance(metrics, str | Metric) or callable(metrics) else list(metrics)
-    chosen = [metric(name) for name in wanted]
-    twice = [key for key, count in Counter(m.key for m in chosen).items() if count > 1]
+    resolved = [metric(name) for name in wanted]
+    twice = [key for key, count in Counter(m.key for m in resolved).items() if count > 1]
     if twice:
         raise CorelensError(
             f"two metrics called {twice[0]!r}", "metrics whose names differ", "name each once"
         )
     samples = _questions(samples)
-    if not samples or not chosen:
+    if not samples or not resolved:
         raise CorelensError(
-            f"{len(samples)} samples and {len(chosen)} metrics",
+            f"{len(samples)} samples and {len(resolved)} metrics",
             "one of each or more",
             "give questions with regions, for instance cl.synthetic('refer', 200)",
         )
-    questions, skipped = usable(samples, partial(_check_scores, model, chosen), on_error)
+    questions, skipped = usable(samples, partial(_check_scores, model, resolved), on_error)
     samples = _questions(questions)
-    check_samples(samples, chosen)
+    check_samples(samples, resolved)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and out is None:
         raise CorelensError(
@@ -112,7 +120,7 @@ def score_heads(
             "out='run/'",
             "they share the work through it",
         )
-    told = about(model) | {"sample_hash": sample_hash(samples)}
+    description = about(model) | {"sample_hash": sample_hash(samples)}
     with ExitStack() as stack:
         folder = None
         if out is not None:
@@ -123,15 +131,15 @@ def score_heads(
                     "a run folder cannot tell hooks apart",
                 )
             refuse_active(model)
-            identity = model_identity(model, told) | {
-                "sample_hash": told["sample_hash"],
-                "metrics": [metric_identity(m) for m in chosen],
+            identity = model_identity(model, description) | {
+                "sample_hash": description["sample_hash"],
+                "metrics": [metric_identity(m) for m in resolved],
                 "batch_size": batch_size,
                 "max_new_tokens": max_new_tokens,
                 "n": len(samples),
             }
             folder = stack.enter_context(run_folder(out, identity))
-            del told["date"]  # its files are the same bytes whenever they are made
+            del description["date"]  # its files are the same bytes whenever they are made
         done = folder.done() if folder else set()
         results: dict[int, dict[str, np.ndarray]] = {}
         groups = list(_batches(samples, batch_size))[rank::world]
@@ -143,7 +151,7 @@ def score_heads(
             for numbers in groups:
                 if not done >= set(numbers):
                     batch = [samples[i] for i in numbers]
-                    raw = _score_batch(model, batch, chosen, hooks, max_new_tokens, w_o)
+                    raw = _score_batch(model, batch, resolved, hooks, max_new_tokens, w_o)
                     if folder is not None:
                         folder.add(numbers, raw)
                     results |= {
@@ -155,13 +163,19 @@ def score_heads(
             merged = folder.merged(len(samples))
         else:
             merged = {
-                m.key: np.stack([results[i][m.key] for i in range(len(samples))]) for m in chosen
+                m.key: np.stack([results[i][m.key] for i in range(len(samples))]) for m in resolved
             }
         worlds = {sample.meta.get("world") for sample in samples}
         data = data or (str(worlds.pop()) if len(worlds) == 1 and None not in worlds else None)
-        meta: dict[str, Any] = told | {"data": data, "samples": [sample.id for sample in samples]}
+        meta: dict[str, Any] = description | {
+            "data": data,
+            "samples": [sample.id for sample in samples],
+        }
         meta |= {"skipped": skipped} if skipped else {}
-        scores = {m.key: head_scores(m, merged[m.key], describe(m) | meta) for m in chosen}
+        scores = {}
+        for m in resolved:
+            note = {"note": NOTE} if m.region and not m.needs_answering else {}
+            scores[m.key] = head_scores(m, merged[m.key], describe(m) | note | meta)
         if folder is not None and rank == 0:
             for key, score in scores.items():
                 score.save(folder.path / "scores" / f"{file_name(key)}.safetensors")

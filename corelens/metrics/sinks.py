@@ -115,8 +115,10 @@ class VisualSinks:
     def __repr__(self) -> str:
         counts = [len(tokens) for tokens in self.tokens]
         return (
-            f"VisualSinks({len(self.samples)} samples, {np.mean(counts):.1f} sinks a sample on average "
-            f"(at {self.threshold:g} times the mean), which draw {self.share.mean():.0%} of visual attention)"
+            f"VisualSinks({len(self.samples)} samples, {np.mean(counts):.1f} sinks a sample on "
+            "average "
+            f"(at {self.threshold:g} times the mean), which draw {self.share.mean():.0%} of visual "
+            "attention)"
         )
 
 
@@ -193,8 +195,8 @@ def _strengths(
     reading: list[Hook] = [*hooks, (lambda name: name.endswith("attn.hook_pattern_rows"), add_rows)]
     model.run_with_hooks(prepared, fwd_hooks=reading, return_type=None)
     attention = torch.stack([of_layer.cpu() for of_layer in total.values()]).mean(0)
-    lines = [
+    strengths = [
         line[token_map.visual].double()
         for line, token_map in zip(attention, prepared.token_maps, strict=True)
     ]
-    return [(line / line.mean().clamp(min=1e-12)).numpy() for line in lines]
+    return [(line / line.mean().clamp(min=1e-12)).numpy() for line in strengths]

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from corelens.viz import page as p
 from corelens.viz.finding_figures import drawn_thresholds, finding_figure
+from corelens.viz.study_beside import design, left_out, repeats
 from corelens.viz.study_headline import headline
 
 Numbers = Mapping[str, Any]
@@ -112,7 +113,7 @@ def _opening(report: Numbers) -> list[Markup]:
         sentences.append(
             f"{len(wrong)} samples of {world} were left out because a picture cannot be read: {'; '.join(wrong)}."
         )
-    return [p.note(*sentences)]
+    return [p.note(*sentences, *left_out(report))]
 
 
 def _reads(name: str, model: Numbers) -> str:
@@ -158,12 +159,13 @@ def _details(report: Numbers, name: str, model: Numbers) -> list[Markup]:
         parts.append(
             p.folded("Verdicts", p.table(["finding", "verdict", "number", "reason"], rows))
         )
-    left_out = [
+    not_counting = [
         [world, part["why_not"]] for world, part in model["worlds"].items() if part["why_not"]
     ]
-    if left_out:
-        parts.append(p.folded("Worlds that do not count", p.table(["world", "why"], left_out)))
-    return [*parts, *_rows(model), *_interventions(model), *_faithfulness(model), *_over_n(model)]
+    if not_counting:
+        parts.append(p.folded("Worlds that do not count", p.table(["world", "why"], not_counting)))
+    parts += [*_rows(model), *_interventions(model), *_faithfulness(model), *design(model)]
+    return [*parts, *_over_n(model), *repeats(model)]
 
 
 def _rows(model: Numbers) -> list[Markup]:

@@ -15,31 +15,46 @@ from pathlib import Path
 import measured
 
 ROOT = Path(__file__).parents[2]
-# report.json: all models, by `corelens study --zoo`; demo.json: `corelens demo`
-STUDY = ROOT / "docs/study"
+STUDY = ROOT / "docs/study/report.json"  # of `corelens study --zoo`
 PAGES = ("README.md", "docs/index.md", "docs/findings.md", "docs/benchmarks.md")
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 
 def verdicts(report: dict) -> str:
-    """One row a finding; of several models one column each, of one model its number too."""
+    """One row a finding, one column a model."""
     names = list(report["models"])
-    if len(names) > 1:
-        rows = [["finding", *(f"`{name}`" for name in names)]]
-        for finding in report["findings"]:
-            cells = [finding["models"][name]["shown"] for name in names]
-            rows.append([f"{finding['id']} {finding['title']}", *cells])
-    else:
-        rows = [["finding", "verdict", "number"]]
-        for finding in report["findings"]:
-            number = finding["number"] + (f" ({finding['reason']})" if finding["reason"] else "")
-            rows.append(
-                [
-                    f"{finding['id']} {finding['title']}",
-                    finding["models"][names[0]]["shown"],
-                    number,
-                ]
-            )
+    rows = [["finding", *(f"`{name}`" for name in names)]]
+    for finding in report["findings"]:
+        cells = [finding["models"][name]["shown"] for name in names]
+        rows.append([f"{finding['id']} {finding['title']}", *cells])
+    return markdown(rows)
+
+
+def reads(report: dict) -> str:
+    """Where each model reads the evidence, which decides which ranking is judged."""
+    rows = [["model", "reads the evidence", "judged"]]
+    for name, model in report["models"].items():
+        reading = model["reading"]
+        if reading["key"] is None:
+            cells = ["not known", f"none: {reading['reason']}"]
+        elif reading["published"]:
+            cells = ["at the question's tokens, as the paper has it", "RAM as published"]
+        else:
+            cells = ["at the last row: **not as the paper has it**", "RAM at the last row (ours)"]
+        rows.append([f"`{name}`", *cells])
+    return markdown(rows)
+
+
+def numbers(report: dict) -> str:
+    """The number that each verdict rests on, and what was missed."""
+    rows = [["finding", "model", "verdict", "number"]]
+    for finding in report["findings"]:
+        for name, judged in finding["models"].items():
+            if judged["number"]:
+                reason = f" ({judged['reason']})" if judged["reason"] else ""
+                rows.append(
+                    [finding["id"], f"`{name}`", judged["shown"], judged["number"] + reason]
+                )
     return markdown(rows)
 
 
@@ -92,7 +107,9 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([table_rows[0], "|---" * len(rows[0]) + "|", *table_rows[1:]]) + "\n"
 
 
-TABLES = {"verdicts": verdicts, "costs": costs, "criteria": criteria}
+TABLES = {
+    "reads": reads, "verdicts": verdicts, "numbers": numbers, "costs": costs, "criteria": criteria,
+}  # fmt: skip
 NUMBER = r"(\d[\d.,]*\d[x%]?|\d[x%]?)"
 
 
@@ -122,8 +139,7 @@ def stated(page: str, text: str, words: str, numbers: list[str]) -> str:
 
 def main(check: bool) -> int:
     """Renew the pages, or say which are not what the JSON gives."""
-    file = STUDY / "report.json" if (STUDY / "report.json").exists() else STUDY / "demo.json"
-    report, stale = json.loads(file.read_text(encoding="utf-8")), []
+    report, stale = json.loads(STUDY.read_text(encoding="utf-8")), []
     for name in PAGES:
         text = (ROOT / name).read_text(encoding="utf-8")
         if (renewed := filled(name, text, report)) != text:
