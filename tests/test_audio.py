@@ -10,7 +10,7 @@ from einops import rearrange
 
 import corelens as cl
 from corelens.errors import CorelensError
-from corelens.hooks.silence import silent
+from corelens.hf import silent
 from corelens.metrics.provenance import sample_hash
 from corelens.model.hearing import Hearing
 from corelens.model.probing import first_layer_input

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import corelens as cl
-from corelens.hooks.silence import attention_off
+from corelens.hf import attention_off
 from corelens.layouts.base import Layout
 from corelens.model import probing
 from helpers import families, family_recent

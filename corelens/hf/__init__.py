@@ -43,6 +43,7 @@ from corelens.hf.modules import (
     takes_argument,
     tied_parameters,
 )
+from corelens.hf.silence import attention_off, silent
 from corelens.hf.versions import TESTED, untested, warn_if_untested
 from corelens.hf.vision import (
     ENCODED,
@@ -65,6 +66,7 @@ __all__ = [
     "attention_functions",
     "attention_name",
     "attention_named",
+    "attention_off",
     "attention_set",
     "cache_argument",
     "cache_in",
@@ -85,6 +87,7 @@ __all__ = [
     "revision_of",
     "set_attention_name",
     "set_visual_features",
+    "silent",
     "source_of",
     "takes_argument",
     "takes_encoded",

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hooks.silence import silent
+from corelens.hf import silent
 from corelens.inputs.processing import NOT_FOR_THE_MODEL
 from corelens.inputs.sounds import ear_options, frame_step, sampling_rate, spoken
 from corelens.layouts import Layout

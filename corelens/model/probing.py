@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hooks.silence import attention_off
+from corelens.hf import attention_off
 from corelens.inputs.processing import NOT_FOR_THE_MODEL
 from corelens.layouts import Layout
 from corelens.model.views import all_views

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hf import attention_name
+from corelens.hf import attention_name, attention_off
 from corelens.hooks.exchange import original
 from corelens.hooks.running import turn
-from corelens.hooks.silence import attention_off
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.model.identities import IDENTITIES, Identity, Subject
 from corelens.model.self_check import OTHER_KERNEL, distance, evaluating

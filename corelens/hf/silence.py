@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from corelens.hf import attention_set
+from corelens.hf.attention import attention_set
 
 
 @contextmanager
