@@ -2,7 +2,8 @@
 letter.
 
     json/1_plotQA.json …                           one file a task: video, duration, question,
-    candidates, answer video/1_plotQA/movie101_66.mp4 …               or video/plotQA/…
+                                                   candidates, answer
+    video/1_plotQA/movie101_66.mp4 …               or video/plotQA/…
 
 as https://github.com/JUNJIE99/MLVU publishes it (data/*.json;
 evaluation/multiple_choice_evaluation/choice_bench.py) and the videos of

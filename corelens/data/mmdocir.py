@@ -1,12 +1,12 @@
 """MMDocIR (the evaluation set) from your own copy: questions about long documents, and the boxes
 that answer them.
 
-    MMDocIR_annotations.jsonl        one document a line: doc_name, page_indices, layout_indices,
-                                     questions (Q, A, type, page_id, layout_mapping: page,
-                                     page_size, bbox)
-    MMDocIR_pages.parquet            one page a row: image_binary (a JPEG), doc_name, passage_id, …
-    MMDocIR_layouts.parquet          one box a row: page_id, bbox, page_size, text, ocr_text, …; may
-    be left out
+    MMDocIR_annotations.jsonl    one document a line: doc_name, page_indices, layout_indices,
+                                 questions (Q, A, type, page_id, layout_mapping: page, page_size,
+                                 bbox)
+    MMDocIR_pages.parquet        one page a row: image_binary (a JPEG), doc_name, passage_id, …
+    MMDocIR_layouts.parquet      one box a row: page_id, bbox, page_size, text, ocr_text, …; may be
+                                 left out
 
 as https://github.com/MMDocRAG/MMDocIR (dataset/README.md, search.py) and
 https://huggingface.co/datasets/MMDocIR/MMDocIR_Evaluation_Dataset publish it (arXiv 2501.08828).

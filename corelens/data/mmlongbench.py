@@ -2,8 +2,9 @@
 8K to 128K tokens.
 
     mmlb_data/documentQA/mmlongdoc_K8.jsonl …      0_mmlb_data.tar.gz, unpacked: vrag, NIAH, ICL,
-    summ, documentQA mmlb_image/…                                   the picture archives, unpacked;
-    questions name paths below it
+                                                   summ, documentQA
+    mmlb_image/…                                   the picture archives, unpacked; questions name
+                                                   paths below it
 
 as https://github.com/EdinburghNLP/MMLongBench publishes and reads it (data.py, configs/*.yaml,
 README; arXiv 2505.10610). `TASKS` lists the files; K is the length in thousands of tokens. The

@@ -2,7 +2,8 @@
 that answer them.
 
     samples.json       a list of {doc_id, doc_type, question, answer, evidence_pages,
-    evidence_sources, answer_format} documents/*.pdf    the documents, by doc_id
+                       evidence_sources, answer_format}
+    documents/*.pdf    the documents, by doc_id
 
 as https://github.com/mayubo2333/MMLongBench-Doc publishes it below `data/` (README, run_lvlm.py;
 arXiv 2407.01523), or https://huggingface.co/datasets/yubo2333/MMLongBench-Doc with

@@ -2,11 +2,11 @@
 or mask.
 
     refcocog/instances.json                        COCO's images, annotations and categories of the
-    set refcocog/refs(umd).p, refcocog/refs(google).p  which expressions refer to what, and their
-    split; or the same list
-                                                   as JSON, refs(umd).json
-    images/mscoco/images/train2014/COCO_train2014_000000000009.jpg …        (or images/train2014, or
-    train2014)
+                                                   set
+    refcocog/refs(umd).p, refcocog/refs(google).p  which expressions refer to what, and their split;
+                                                   or the same list as JSON, refs(umd).json
+    images/mscoco/images/train2014/COCO_train2014_000000000009.jpg …
+                                                   (or images/train2014, or train2014)
 
 as https://github.com/lichengunc/refer publishes and reads it (refer.py, README): each ref has
 ref_id, ann_id, image_id, split and sentences (sent_id, sent, raw, tokens); a picture's file name is

@@ -3,8 +3,8 @@ tube).
 
     annotations/val_annotations.json …             VidSTG's sentences: train_, val_, test_
     vidor/training/0000/2401075277.json …          VidOR's boxes; vidor/validation for VidSTG's test
-    split video/0000/2401075277.mp4 …                    VidOR's videos, by the annotation's
-    video_path
+                                                   split
+    video/0000/2401075277.mp4 …                    VidOR's videos, by the annotation's video_path
 
 as https://github.com/Guaranteer/VidSTG-Dataset publishes the first (README, annotations/) and
 https://xdshang.github.io/docs/vidor.html the others (format as

@@ -89,11 +89,12 @@ SETS: dict[str, Callable[[TokenMap], Weighted]] = {
 }
 """The sets of keys whose mass a metric may need.
 
-- evidence: G, with the weights of the region's tokens: M_G;
-- visual: V: M_V; of a sample whose evidence is in a sound, its audio tokens;
-- share: V, each token with the weight |G| / |V|: the evidence mass of a head that looks evenly;
-- shifted: the region moved within its picture: the mean over all places where it does not touch
-  itself.
+evidence  G with the weights of the region's tokens: M_G
+visual    V: M_V
+share     V, each token with the weight |G| / |V|: the evidence mass of a head that looks evenly
+          over the picture
+shifted   the region moved within its picture: the mean over all places where it does not touch
+          itself
 """
 
 
@@ -121,7 +122,9 @@ def masses(
 ) -> Float[Tensor, "batch head row column"]:
     """What every row puts on every column's keys.
 
-    sum   Σ_j w_j A_ij         mean  Σ_j w_j A_ij / Σ_j w_j max   the largest A_ij of the set
+    sum   Σ_j w_j A_ij
+    mean  Σ_j w_j A_ij / Σ_j w_j
+    max   the largest A_ij of the set
     hit   1 if the key that the row attends to most (of all keys) is in the set
     """
     heads = pattern.shape[1]
