@@ -47,7 +47,7 @@ PROBE = """<script>addEventListener("load", async () => {
 });</script></body>"""
 
 
-def recorded(case: str) -> cl.Explorer:
+def recorded(case: str) -> cl.explorer.Explorer:
     """The explorer of a case's first sample, three heads pinned."""
     model_name, model_options, world, options = CASES[case]
     model = cl.load_demo(model_name, **model_options)

@@ -237,7 +237,7 @@ def test_a_model_whose_tokens_hear_everything_is_refused_by_name():
 
 def test_samples_with_sounds_go_through_a_folder(tmp_path):
     saved = [sample(id="a"), sample(1, 0.5, id="b", regions=[cl.Span(0.1, 0.2, text="seven")])]
-    (loaded, other) = cl.load_samples(cl.save_samples(saved, tmp_path).parent)
+    (loaded, other) = cl.data.load_samples(cl.data.save_samples(saved, tmp_path).parent)
     assert loaded.regions == [SPAN] and other.regions[0].text == "seven"
     again = model_of("qwen2_audio").prepare(loaded)
     torch.testing.assert_close(

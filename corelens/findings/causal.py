@@ -11,7 +11,7 @@ from corelens.heads.scores import HeadScores
 
 def causal_rankings(world: World) -> dict[str, HeadScores]:
     """{"causal_knockout": scores, "causal_attribution": scores}, of scoring samples; see
-    `corelens.evaluation.causal_scores`. One that cannot be made of these samples is left out."""
+    `corelens.evaluation.causal`. One that cannot be made of these samples is left out."""
 
     def measured() -> dict[str, list[list[float | None]]]:
         samples, values = world.to_score[: world.options.effect_samples], {}
