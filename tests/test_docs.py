@@ -1,6 +1,7 @@
 """The documentation says what the code does: its Python runs, its tables are the model's, it names
 every public name."""
 
+import json
 import re
 import sys
 import textwrap
@@ -104,6 +105,18 @@ def test_the_reference_holds_every_public_name(monkeypatch):
     for name, module in names.items():
         written = getattr(import_module(module), name.rpartition(".")[2])
         assert written is attrgetter(name)(cl), name
+
+
+def test_the_notebook_of_which_heads_is_its_page(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_build")
+    sys.modules.pop("notebook", None)
+    import notebook
+
+    assert (DOCS / "which-heads.ipynb").read_text(encoding="utf-8") == notebook.text()
+    code = [cell for cell in json.loads(notebook.text())["cells"] if cell["cell_type"] == "code"]
+    assert ["".join(cell["source"]) for cell in code] == [
+        block.strip() for block in BLOCKS["which-heads.md"]
+    ]
 
 
 def test_llms_txt_is_made_of_the_docs(monkeypatch):

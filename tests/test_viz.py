@@ -147,7 +147,7 @@ def test_overlay_shows_the_row_that_ram_counts():
     assert words_of(figure) == [
         ["the picture", "", "region outlined"],
         ["L2H1", f"from ‘t{row}’", "region 0.75, picture 0.75, peak 0.75"],
-        ["L0H0", f"from ‘t{row - 2}’", "region 0.00, picture 0.00, peak 1"],
+        ["L0H0", f"from ‘t{row - 2}’", "region 0.00, picture 0.00, peak 0"],
     ]
     assert (
         figure.texts[0].get_text() == "$5 $6?   ·   max over question rows"
