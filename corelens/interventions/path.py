@@ -126,10 +126,9 @@ def path_patch(
 
     # A group that changes nothing, or whose change reaches no receiver, is not run: effect 0.
     values = [[near] * len(targets) for _ in groups]
-    reached = [
-        [_reached(group, target, receiver_table, n_layers) for target in targets]
-        for group in groups
-    ]
+    reached: list[list[bool]] = []
+    for group in groups:
+        reached.append([_reached(group, target, receiver_table, n_layers) for target in targets])
     _warn_unreachable(groups, targets, reached)
     first_rows = {
         number: row
@@ -173,10 +172,10 @@ def _batches(
     Groups whose senders begin in the same layer share batches, in the order of the first rows that
     they change: so a batch begins as late as its earliest group allows.
     """
-    layers = {
-        number: min(layer_of(name) for sender in groups[number][0] for name in sender.names)
-        for number in first_rows
-    }
+    layers: dict[int, int] = {}
+    for number in first_rows:
+        senders, _ = groups[number]
+        layers[number] = min(layer_of(name) for sender in senders for name in sender.names)
     waiting = sorted(first_rows, key=lambda number: (layers[number], first_rows[number]))
     while waiting:
         layer = layers[waiting[0]]

@@ -93,10 +93,11 @@ class PatchResult:
             " × ".join(f"{len(labels)} {name}s" for name, labels in self.axes.items())
             or "one patch"
         )
-        best = ", ".join(
-            f"{' '.join(f'{n} {v}' for n, v in labels.items())}: {e:+.3f}"
-            for labels, e in self.top(3)
-        )
+        largest = []
+        for labels, effect in self.top(3):
+            place = " ".join(f"{name} {label}" for name, label in labels.items())
+            largest.append(f"{place}: {effect:+.3f}")
+        best = ", ".join(largest)
         about = f"{self.meta.get('direction', 'patching')} {self.meta.get('site', '')}".strip()
         metric = self.meta.get("metric", "effect")
         return f"PatchResult({about}: {shape}, {len(self.base)} samples; {metric} {best})"

@@ -88,7 +88,8 @@ class Receiver:
     def write(self, value: Tensor, where: Tensor | None) -> Hook:
         """The hook of the last run: this receiver has `value` (at `where` [sample, pos], if
         given)."""
-        axis = axis_of(self.reads)[0] - (".head." in self.reads and axis_of(self.reads)[0] == 2)
+        # A per-head name of pattern or scores has no head axis, so positions are one axis earlier.
+        axis = 1 if ".head." in self.reads else axis_of(self.reads)[0]
 
         def mixed(x: Tensor, positions: Tensor) -> Tensor:
             if where is None:
@@ -226,11 +227,9 @@ def rank(name: str, n_layers: int) -> tuple[int, int]:
     block = _BLOCK.fullmatch(name)
     if block:
         return int(block[1]), ORDER.index(block[2]) if block[2] in ORDER else -1
-    return (
-        (-1, 0)
-        if name == "hook_embed" or name.startswith(TOWERS)
-        else (n_layers, int(name == "hook_logits"))
-    )
+    if name == "hook_embed" or name.startswith(TOWERS):
+        return -1, 0
+    return n_layers, 1 if name == "hook_logits" else 0
 
 
 def reaches(sender: Sender, receiver: Receiver, n_layers: int) -> bool:
