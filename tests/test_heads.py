@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -560,3 +562,45 @@ def test_mib_s_node_scores(tmp_path):
             HeadScores.from_mib(tmp_path / "wrong.json")
     with pytest.raises(CorelensError, match="does not exist"):
         HeadScores.from_mib(tmp_path / "none.json")
+
+
+# (in a process of its own: there the shapes and types of signatures are not checked, as for a user)
+WRONG_VALUES = """
+import numpy as np
+from corelens.errors import CorelensError
+from corelens.heads.scores import HeadScores, HeadSet
+scores = HeadScores(per_sample=np.random.default_rng(0).random((3, 4, 4)))
+for use in (
+    lambda: scores.top("0.05"), lambda: scores.top(k=1.5), lambda: scores.top(k=True),
+    lambda: scores.top(float("nan")), lambda: HeadSet(3), lambda: HeadSet(None),
+    lambda: scores.ci(n_boot=0), lambda: scores.split_half(n_splits=0), lambda: HeadScores("abc"),
+    lambda: HeadScores([[1, 2], [3]]), lambda: HeadScores(np.ones((2, 2), complex)),
+    lambda: scores - 3, lambda: HeadScores.mean([scores, 1]),
+):
+    try:
+        print("taken", use())
+    except CorelensError as error:
+        print(error.given)
+"""
+
+
+def test_wrong_values_are_one_kind_of_error():
+    done = subprocess.run([sys.executable, "-c", WRONG_VALUES], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.splitlines() == [
+        "fraction='0.05'", "k=1.5", "k=True", "fraction=nan", "3 as heads", "None as heads",
+        "n_boot=0", "n_splits=0", done.stdout.splitlines()[8], done.stdout.splitlines()[9],
+        "values, which is no array of numbers (complex numbers)", "a int in place of scores",
+        "a int in place of scores",
+    ]  # fmt: skip
+    assert all("no array of numbers" in line for line in done.stdout.splitlines()[8:11])
+
+
+def test_meta_is_written_or_refused(tmp_path):
+    def threshold(x):
+        return x
+
+    HeadScores(np.ones((2, 2)), meta={"body": threshold}).save(tmp_path / "a")
+    assert HeadScores.load(tmp_path / "a").meta["body"].endswith("threshold")
+    with pytest.raises(CorelensError, match="meta that holds a object"):
+        HeadScores(np.ones((2, 2)), meta={"body": object()}).save(tmp_path / "b")
+    assert not (tmp_path / "b").exists()

@@ -33,6 +33,7 @@ from corelens.cli.shared import (
     Open,
     Seed,
     check_model,
+    check_word,
     open_data,
     open_model,
     open_scores,
@@ -45,7 +46,8 @@ from corelens.cli.study import add_study
 from corelens.errors import CorelensError
 
 app = typer.Typer(
-    help="Find the attention heads that fetch visual evidence, test them causally, see what they save.",
+    help="Find the attention heads that fetch visual evidence, test them causally, see what they "
+    "save.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -79,21 +81,23 @@ def models(json: Json = False) -> None:
 
     Example: `corelens models`
     """
-    from corelens.demo import list_demos, read_card
+    from corelens import demo
 
-    cards = {name: read_card(name) for name in list_demos()}
+    cards = {name: demo.read_card(name) for name in demo.list_demos()}
     if json:
         typer.echo(json_module.dumps(cards))
         return
     table = Table("name", "what it is", "world", "held-out accuracy (95% CI)")
     for name, card in cards.items():
-        size = f"{card['architecture']}, {card['layers']} × {card['heads']} heads, {card['parameters'] / 1e6:.1f} M"
+        counts = f"{card['layers']} × {card['heads']} heads, {card['parameters'] / 1e6:.1f} M"
         for row in card["held_out"]:
             if row["split"] == "test":
                 low, high = row["ci95"]
-                found = f"{row['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {row['n']} samples"
+                accuracy = f"{row['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {row['n']} samples"
                 asked = ", ".join(f"{key}={value}" for key, value in row.get("options", {}).items())
-                table.add_row(name, size, escape(f"{row['world']} {asked}".strip()), escape(found))
+                world = f"{row['world']} {asked}".strip()
+                size = f"{card['architecture']}, {counts}"
+                table.add_row(name, size, escape(world), escape(accuracy))
     console.print(table)
 
 
@@ -140,18 +144,19 @@ def score(
         "data": Path(data).name,
     }
     scores = score_heads(hooked, samples, wanted, **options)
-    costs = measured(hooked, samples) if rows and int(os.environ.get("RANK", 0)) == 0 else None
+    if not json:
+        for key, ranking in scores.items():
+            words = f"{key}: {', '.join(map(str, ranking.top(0.05)))} …"
+            console.print(words, highlight=False, markup=False)
+    costs = None
+    if rows and int(os.environ.get("RANK", 0)) == 0:
+        costs = measured(hooked, samples, progress=not json)
     if costs is not None:
         costs.save(out / FILE)
     if json:
-        typer.echo(
-            json_module.dumps({key: ranking.values.tolist() for key, ranking in scores.items()})
-        )
+        values = {key: ranking.values.tolist() for key, ranking in scores.items()}
+        typer.echo(json_module.dumps(values))
         return
-    for key, ranking in scores.items():
-        console.print(
-            f"{key}: {', '.join(map(str, ranking.top(0.05)))} …", highlight=False, markup=False
-        )
     if costs is not None:
         print_short(costs)
         print_advice(costs, list(scores.values()))
@@ -177,11 +182,8 @@ def heads(
     if json:
         typer.echo(json_module.dumps(best.to_json()))
         return
-    low, high = (
-        scores.ci()
-        if scores.per_sample is not None and len(scores.per_sample) > 1
-        else (scores.values,) * 2
-    )
+    several = scores.per_sample is not None and len(scores.per_sample) > 1
+    low, high = scores.ci() if several else (scores.values, scores.values)
     table = Table("head", escape(str(scores.meta.get("key", "score"))), "95% CI")
     for head in best:
         table.add_row(
@@ -229,10 +231,11 @@ def _compared(a: Path, b: Path, metric: str | None, metrics: str | None) -> list
         return list(re.split(r",(?![^\[]*\])", metrics))  # (not at commas inside brackets)
     if metric is not None or not (a.is_dir() and b.is_dir()):
         return [metric]
-    shared = [key for key in score_files(a) if key in score_files(b)]
+    of_a, of_b = score_files(a), score_files(b)
+    shared = [key for key in of_a if key in of_b]
     if not shared:
         raise CorelensError(
-            f"{a} with {', '.join(score_files(a))} and {b} with {', '.join(score_files(b))}",
+            f"{a} with {', '.join(of_a)} and {b} with {', '.join(of_b)}",
             "runs with a metric in common",
             "score the same metrics, or give two score files",
         )
@@ -298,13 +301,16 @@ def speed(
     Example: `corelens speed Qwen/Qwen3-VL-4B-Instruct my_samples --scores run --kv-budget 256`
     """
     scores = open_scores(heads, metric)
-    check_model(model, scores.top(k=scores.values.size))
+    check_model(model, scores.top(1.0))
+    check_word("--decode", decode, ("full", "streaming"))
     samples = open_data(data, n, seed, limit)
     from corelens.evaluation.evaluate import batches, evaluate
     from corelens.evaluation.sparse_account import leaves_something, streaming_for
     from corelens.evaluation.sparse_run import check_scores
     from corelens.sparse import KVBudget, SparseInference
+    from corelens.sparse.prefill import ENGINES
 
+    check_word("--engine", engine, ("auto", *ENGINES))
     budget = KVBudget(scores, kv_budget) if kv_budget is not None else None
     hooked = open_model(model, dtype, device)
     check_scores(scores, hooked.cfg)
@@ -360,12 +366,11 @@ def data_check(
             "part", "samples", "with regions", "missing", title=f"{report.path}: {report.set}"
         )
         for part in report.parts:
-            said = "; ".join([part.missing or "nothing", *part.notes])
-            table.add_row(part.name, str(part.samples), str(part.regions), escape(said))
+            missing = "; ".join([part.missing or "nothing", *part.notes])
+            table.add_row(part.name, str(part.samples), str(part.regions), escape(missing))
         console.print(table)
-        console.print(
-            f"{len(report.broken)} of {report.pictures} pictures cannot be read", highlight=False
-        )
+        words = f"{len(report.broken)} of {report.pictures} pictures cannot be read"
+        console.print(words, highlight=False)
         for name, why in report.broken.items():
             console.print(f"  {name}: {why}", highlight=False, markup=False)
     if not report.usable:
@@ -378,7 +383,7 @@ add_patch(app)
 add_rows(app)
 add_show(app)
 add_explore(app)
-add_study(app, open_model, open_data)
+add_study(app)
 
 
 def main() -> None:

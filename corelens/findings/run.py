@@ -37,9 +37,11 @@ from corelens.findings.repeats import agreement_over_n, repeats
 from corelens.findings.result import FINDINGS, FORMAT, Study, read_report
 from corelens.findings.verdict import LEFT_OUT
 from corelens.findings.world import World, number_rows
+from corelens.heads.disk import make_folder
 from corelens.heads.intervals import accuracy_interval
 from corelens.inputs.prepare import Sample
 from corelens.metrics.provenance import about, model_identity, refuse_active, sample_hash
+from corelens.metrics.runs import locked
 
 LEAST_SAMPLES = 10
 Numbers = dict[str, Any]
@@ -72,6 +74,7 @@ def run_study(
         else:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corelens-study-")))
         stack.enter_context(full_disk_is_said(work if out is None else out))
+        stack.enter_context(locked(make_folder(work)))
         identity = {
             "format": FORMAT,
             "models": {
@@ -259,12 +262,19 @@ def _same_study(work: Path, identity: dict[str, Any]) -> None:
     if not header.exists():
         write_whole(header, json.dumps(identity, indent=1))
         return
-    there = json.loads(header.read_text(encoding="utf-8"))
-    differs = [key for key in identity if there.get(key) != identity[key]]
+    try:
+        stored = dict(json.loads(header.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise CorelensError(
+            f"{header}, which cannot be read ({error})",
+            "what a study wrote",
+            "choose another folder, or delete this one",
+        ) from error
+    differs = [key for key in identity if stored.get(key) != identity[key]]
     if "format" in differs:
         raise CorelensError(
             f"{work}, the work of a study of another version "
-            f"({there.get('format', 'corelens-study/2 or older')})",
+            f"({stored.get('format', 'corelens-study/2 or older')})",
             f"{FORMAT}, or an empty folder",
             "keep it, and choose another folder: the two are not mixed",
         )  # fmt: skip
