@@ -25,7 +25,7 @@ from corelens.errors import CorelensError
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
-from corelens.tokens.regions import Box, Mask, Region
+from corelens.tokens.regions import Box, Mask, Shape
 from corelens.tokens.token_map import TokenMap
 from corelens.viz.heat import of_panel, panels, tokens_in_frame
 
@@ -247,7 +247,7 @@ def _tokens(
     ]
 
 
-def _views(inputs: Inputs, token_map: TokenMap, regions: Sequence[Region]) -> list[dict[str, Any]]:
+def _views(inputs: Inputs, token_map: TokenMap, regions: Sequence[Shape]) -> list[dict[str, Any]]:
     """Every picture, page or frame as a small image, with the cells of its visual tokens and the
     regions' outlines."""
     # a model whose geometry is not known: attention on text alone is shown
@@ -268,7 +268,7 @@ def _views(inputs: Inputs, token_map: TokenMap, regions: Sequence[Region]) -> li
     return views
 
 
-def _outline(region: Region, frame: int | None) -> list[float]:
+def _outline(region: Shape, frame: int | None) -> list[float]:
     """The smallest box around a region in its picture: x0, y0, x1, y1."""
     if isinstance(region, (Box, Mask)):
         return list(region.bounds)

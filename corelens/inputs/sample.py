@@ -42,7 +42,7 @@ class Sample:
     images: list[Any] | Any = field(default_factory=list)
     question: str | None = None
     answer: str | None = None
-    regions: list[Region] | Any = field(default_factory=list)
+    regions: list[Any] | Any = field(default_factory=list)
     choices: list[str] | None = None
     id: str = ""
     video: Sequence[Any] | np.ndarray | None = None

@@ -21,7 +21,7 @@ from corelens.errors import CorelensError
 from corelens.inputs.pictures import read_picture, read_video
 from corelens.inputs.prepare import Sample
 from corelens.interventions.pairs import check_pair
-from corelens.tokens.regions import Box, Mask, Region, Span, Tube
+from corelens.tokens.regions import Box, Mask, Region, Shape, Span, Tube
 
 KINDS = ("swap", "replace", "blur", "noise", "mask", "text")
 Area = tuple[int, int, int, int]  # x0, y0, x1, y1 in whole pixels
@@ -153,7 +153,7 @@ def _question(other: Any) -> str:
     return question
 
 
-def _region(sample: Sample, region: Any) -> Region:
+def _region(sample: Sample, region: Any) -> Shape:
     if isinstance(region, Box | Mask | Tube):
         return region
     if not isinstance(region, int):
@@ -182,7 +182,7 @@ def _sizes(sample: Sample) -> list[tuple[int, ...]]:
     return [*images, (len(frames), *frames[0].size)]
 
 
-def _painted(sample: Sample, kind: str, other: Any, region: Region, seed: int) -> Sample:
+def _painted(sample: Sample, kind: str, other: Any, region: Shape, seed: int) -> Sample:
     generator = np.random.default_rng(seed)
     if kind == "swap":
         return _swapped(sample, region, _region(sample, other))
@@ -213,7 +213,7 @@ def _painted(sample: Sample, kind: str, other: Any, region: Region, seed: int) -
     return _edit(sample, region, paint)
 
 
-def _edit(sample: Sample, region: Region, paint: Paint) -> Sample:
+def _edit(sample: Sample, region: Shape, paint: Paint) -> Sample:
     """The sample with this region painted over, in its image or in every frame of its tube."""
     where = f"sample {sample.id!r}"
     if isinstance(region, Tube):
@@ -259,7 +259,7 @@ def _area(region: Box | Mask, size: tuple[int, int]) -> Area:
     )
 
 
-def _swapped(sample: Sample, first: Region, second: Region) -> Sample:
+def _swapped(sample: Sample, first: Shape, second: Shape) -> Sample:
     if isinstance(first, Tube) or isinstance(second, Tube):
         raise CorelensError(
             "a swap of tubes", "two regions of images", "swap frames by hand: Sample(video=…)"

@@ -125,6 +125,8 @@ def _measure(
     if not seen.any():
         raise _unheard(hf, "none of its audio tokens moves when the sound changes")
     _check_local(hf, response[:, seen])
+    if 8 * len(torch.unique(seconds[seen, 0])) < int(seen.sum()):
+        raise _unheard(hf, "most of its audio tokens move with one and the same part")
     return seconds
 
 

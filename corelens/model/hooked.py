@@ -38,6 +38,7 @@ from corelens.model.probing import measured
 from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, of_whole_prompt
 from corelens.model.stop import residual_before
 from corelens.model.tower_hooks import Tower
+from corelens.model.towers import KINDS
 from corelens.model.verify import Verification, verify
 from corelens.model.weights import Block, Embed, Norm, Unembed
 from corelens.model.wiring import absent
@@ -73,7 +74,7 @@ class HookedMLLM(LensModel):
         self._cfg = config_of(hf_model, self.layout, parts)
 
         decoder, deep = self.layout.decoder(hf_model), self.cfg.n_deepstack
-        self.towers = [Tower.of(hf_model, self.layout, kind) for kind in ("vision", "audio")]
+        self.towers = [Tower.of(hf_model, self.layout, kind) for kind in KINDS]
         self.vision, self.audio = (tower.points for tower in self.towers)
         missing = {name: why for tower in self.towers for name, why in tower.absent().items()}
         self.embed = Embed(hf_model.get_input_embeddings())

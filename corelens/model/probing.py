@@ -105,9 +105,9 @@ def _probe(
     hf: nn.Module, layout: Layout, processor: Any, options: dict[str, Any], size: tuple[int, int]
 ) -> Cells:
     picture, noise = _test_picture(size)
-    decoder = layout.decoder(hf)
+    decoder: Any = layout.decoder(hf)
     # (a decoder may hold its tower: its layers do not)
-    inside = {module for layer in decoder.layers for module in layer.modules()}  # type: ignore[union-attr]
+    inside = {module for layer in decoder.layers for module in layer.modules()}
     text_configs = {id(getattr(module, "config", None)) for module in inside} | {id(hf.config)}
     tower = [
         m

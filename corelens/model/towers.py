@@ -16,6 +16,7 @@ from corelens.hf import looks_attention_up
 from corelens.layouts import Layout
 
 Kind = Literal["vision", "audio"]
+KINDS: tuple[Kind, ...] = ("vision", "audio")
 WORDS: dict[Kind, tuple[str, ...]] = {
     "audio": ("audio", "speech", "sound", "voice"),
     "vision": ("vis", "image", "img", "video"),
@@ -75,7 +76,7 @@ def tower_layers(hf: nn.Module, layout: Layout, kind: Kind) -> list[TowerLayer]:
     A model with two towers of one kind and one build (for images, for videos) has the layers of
     both, one after the other. Empty where there is no such tower.
     """
-    inside = {module for layer in layout.decoder(hf).layers for module in layer.modules()}  # type: ignore[union-attr]
+    inside = _decoder_modules(hf, layout)
     lists = [pair for pair in _lists(hf, inside) if _kind(hf, pair[0]) == kind]
     attending = [
         (path, layers)
@@ -98,7 +99,7 @@ def tower_layers(hf: nn.Module, layout: Layout, kind: Kind) -> list[TowerLayer]:
 def attention_modules(hf: nn.Module, layout: Layout, kind: Kind) -> list[nn.Module]:
     """The attention modules of a tower's layers, those too that do not call transformers' attention
     function."""
-    inside = {module for layer in layout.decoder(hf).layers for module in layer.modules()}  # type: ignore[union-attr]
+    inside = _decoder_modules(hf, layout)
     layers = [
         layer for path, layers in _lists(hf, inside) if _kind(hf, path) == kind for layer in layers
     ]
@@ -121,6 +122,11 @@ def _lists(hf: nn.Module, inside: set[nn.Module]) -> Iterator[tuple[str, list[nn
             continue
         if not isinstance(module[0], nn.ModuleList) and not _holds(module, inside):
             yield path, list(module)
+
+
+def _decoder_modules(hf: nn.Module, layout: Layout) -> set[nn.Module]:
+    decoder: Any = layout.decoder(hf)  # (which may hold its tower: its layers do not)
+    return {module for layer in decoder.layers for module in layer.modules()}
 
 
 def _holds(module: nn.Module, inside: set[nn.Module]) -> bool:

@@ -238,7 +238,8 @@ class Span:
             )
 
 
-Region = Box | Mask | Tube | Span
+Shape = Box | Mask | Tube  # of a picture or video
+Region = Shape | Span
 
 
 def as_region(region: Any) -> Region:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.tokens.regions import Region, Span, Tube
+from corelens.tokens.regions import Region, Shape, Span, Tube
 from corelens.tokens.sounds import Heard
 
 WORDS = ("question", "last", "answer", "visual", "audio", "region", "text", "template", "all")
@@ -60,7 +60,7 @@ class Picture:
     frames: Int[Tensor, "token frame"] | None = None
     views: Int[Tensor, " token"] | None = None
 
-    def covered(self, region: Region) -> Float[Tensor, " token"]:
+    def covered(self, region: Shape) -> Float[Tensor, " token"]:
         """The fraction of each token's cell that a region covers; over a video, the mean over the
         token's frames."""
         boxes = [tuple(box) for box in self.box.tolist()]
@@ -470,7 +470,7 @@ def check_name(name: str) -> None:
     )
 
 
-def _fraction(region: Region, box: tuple[float, ...], frame: int | None = None) -> float:
+def _fraction(region: Shape, box: tuple[float, ...], frame: int | None = None) -> float:
     if not (box[2] > box[0] and box[3] > box[1]):  # a token that sees padding only
         return 0.0
     return region.covered((box[0], box[1], box[2], box[3]), frame)

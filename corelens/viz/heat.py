@@ -13,7 +13,7 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.tokens.regions import Box, Mask, Region, Span, Tube
+from corelens.tokens.regions import Box, Mask, Shape, Span, Tube
 from corelens.tokens.token_map import Picture, TokenMap
 
 # one hue, from paper to the orange of all marks
@@ -71,7 +71,7 @@ def attention_map(
 def attention_image(
     image: Image.Image,
     heat: Float[np.ndarray, "height width"] | None,
-    regions: Iterable[Region] = (),
+    regions: Iterable[Shape] = (),
     frame: int | None = None,
     peak: float | None = None,
 ) -> Image.Image:
@@ -130,7 +130,7 @@ def outline(
 
 
 def region_pixels(
-    region: Region, size: tuple[int, int], frame: int | None = None
+    region: Shape, size: tuple[int, int], frame: int | None = None
 ) -> Bool[np.ndarray, "height width"]:
     """True where a region covers a pixel of its picture (of frame `frame`, for a tube)."""
     if isinstance(region, Mask):
@@ -169,7 +169,7 @@ def panels(pictures: Sequence[Any], token_map: TokenMap, frames: int) -> list[Pa
     return every
 
 
-def of_panel(regions: Iterable[Region], image_index: int, frame: int | None) -> list[Region]:
+def of_panel(regions: Iterable[Shape], image_index: int, frame: int | None) -> list[Shape]:
     if frame is not None:
         return [region for region in regions if isinstance(region, Tube) and frame in region.boxes]
     return [

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.heads.scores import HeadSet
-from corelens.tokens.regions import Region
+from corelens.tokens.regions import Shape
 from corelens.tokens.token_map import TokenMap
 from corelens.viz import style
 from corelens.viz.heat import HEAT, Panel, attention_image, attention_map, of_panel, panels
@@ -26,7 +26,7 @@ def attention_overlay(
     token_map: TokenMap,
     weights: Float[Tensor, " key"],
     image_index: int = 0,
-    regions: Sequence[Region] = (),
+    regions: Sequence[Shape] = (),
     smooth: bool = False,
     ax: Axes | None = None,
     title: str | None = None,
@@ -179,7 +179,7 @@ def looks(
 
 
 def _table(
-    shown: "list[Panel]", seen_by: list[Line], token_map: TokenMap, regions: Sequence[Region],
+    shown: "list[Panel]", seen_by: list[Line], token_map: TokenMap, regions: Sequence[Shape],
     words_above: str, smooth: bool,
 ) -> Figure:  # fmt: skip
     """The pictures as they are, then a line a head; a single picture's heads fill the lines from

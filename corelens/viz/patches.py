@@ -16,7 +16,7 @@ from matplotlib.patheffects import Normal, Stroke
 from PIL import Image
 from torch import Tensor
 
-from corelens.tokens.regions import Mask, Region, Tube
+from corelens.tokens.regions import Mask, Shape, Tube
 from corelens.tokens.token_map import Picture, TokenMap
 from corelens.viz import style
 
@@ -24,7 +24,7 @@ MOST_NUMBERS = 400  # more numbers in one panel could not be read
 
 
 def show_patches(
-    token_map: TokenMap, pictures: Sequence[Any], regions: Sequence[Region] = ()
+    token_map: TokenMap, pictures: Sequence[Any], regions: Sequence[Shape] = ()
 ) -> Figure:
     """One panel a view of a picture (whole picture, tiles), side by side; a video as a strip of its
     frames.
@@ -137,7 +137,7 @@ def _draw(
     ax.grid(False)
 
 
-def _outline(ax: Axes, region: Region, frame: int | None) -> None:
+def _outline(ax: Axes, region: Shape, frame: int | None) -> None:
     """A white line within a dark one: seen on any picture."""
     for colour, width in (("#000000c0", 3.4), ("white", 1.6)):
         if isinstance(region, Mask):

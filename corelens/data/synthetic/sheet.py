@@ -14,7 +14,7 @@ from corelens.data.synthetic.fonts import font
 from corelens.errors import CorelensError
 from corelens.inputs.pictures import read_picture, read_video
 from corelens.inputs.sample import Sample
-from corelens.tokens.regions import Box, Mask, Region, Tube
+from corelens.tokens.regions import Box, Mask, Shape, Tube
 
 PAPER, INK, SOFT = (255, 255, 255), (34, 38, 43), (107, 113, 119)
 OUTLINE, HALO = (224, 0, 122), (255, 255, 255)
@@ -107,7 +107,7 @@ def _cell(sample: Sample, height: int) -> Image.Image:
 
 
 def _outlined(
-    picture: Image.Image, index: int, regions: Sequence[Region], video: bool, height: int
+    picture: Image.Image, index: int, regions: Sequence[Shape], video: bool, height: int
 ) -> Image.Image:
     scale = height / picture.height
     shown = picture.resize((max(round(picture.width * scale), 1), height), Image.Resampling.LANCZOS)
