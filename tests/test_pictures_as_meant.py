@@ -1,6 +1,7 @@
 """What goes in is what its author saw: pictures, videos, what chats say of them, and words that
 stay words."""
 
+import io
 import warnings
 
 import numpy as np
@@ -204,11 +205,77 @@ def test_pixel_limits_in_a_message():
         < wide.tensors["image_grid_thw"].prod() * 256
     )
     assert len(narrow.token_maps[0].visual) == 16
-    both = [{"type": "image", "image": picture, "max_pixels": side**2} for side in (128, 192)]
-    with pytest.raises(CorelensError, match="different min_pixels and max_pixels"):
-        ready("qwen3_vl", chat(*both))
+    limited = {"type": "image", "image": picture, "max_pixels": 128**2}
     with pytest.raises(CorelensError, match="which has no such limits"):
-        ready("llava", chat(both[0]))
+        ready("llava", chat(limited))
+    with pytest.raises(CorelensError, match="min_pixels=9000 and max_pixels=8000 of one image"):
+        ready("qwen3_vl", chat(limited | {"min_pixels": 9000, "max_pixels": 8000}))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_each_picture_of_a_batch_has_its_own_pixel_limits(family):
+    """In one chat and over the samples of a batch, each is what the processor makes of it alone."""
+    factor = 2 * tiny(family)[1].image_processor.patch_size
+    parts = [
+        {"type": "image", "image": noise(300, 200, seed=1), "max_pixels": (4 * factor) ** 2},
+        {"type": "image", "image": noise(200, 300, seed=2)},
+        {"type": "image", "image": noise(40, 50, seed=3), "min_pixels": (6 * factor) ** 2},
+        {
+            "type": "image",
+            "image": noise(90, 99, seed=4),
+            "resized_height": 64,
+            "resized_width": 99,
+        },
+    ]
+    alone = [ready(family, chat(part)) for part in parts]
+    together = [ready(family, chat(*parts)), ready(family, [chat(part) for part in parts])]
+    for inputs in together:
+        for name in ("pixel_values", "image_grid_thw"):
+            expected = torch.cat([one.tensors[name] for one in alone])
+            assert torch.equal(inputs.tensors[name], expected)
+    images = tiny(family)[1].image_processor
+    size = dict(images.size) | {"longest_edge": (4 * factor) ** 2}
+    size["shortest_edge"] = min(size["shortest_edge"], size["longest_edge"])
+    by_hand = images(images=[parts[0]["image"]], size=size, return_tensors="pt")
+    assert torch.equal(alone[0].tensors["pixel_values"], by_hand["pixel_values"])
+    for row, (of_batch, single) in enumerate(zip(together[1].token_maps, alone, strict=True)):
+        picture, own = of_batch.pictures[0], single.token_maps[0].pictures[0]
+        assert torch.equal(picture.box, own.box), row
+        tokens = together[1].tensors["input_ids"][row, of_batch.real]
+        assert torch.equal(tokens, single.tensors["input_ids"][0])
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_pixel_limits_of_a_video_count_for_each_frame(family):
+    """Videos with limits, without, and images stand in one batch, each as it is alone."""
+    factor = 2 * tiny(family)[1].image_processor.patch_size
+    frames = [noise(8 * factor, 4 * factor, seed) for seed in range(6)]
+    limited = {"type": "video", "video": frames, "fps": 1.0, "max_pixels": 8 * factor**2}
+    parts = [
+        limited,
+        {"type": "video", "video": FRAMES, "fps": 2.0},
+        {"type": "image", "image": noise()},
+    ]
+    alone = [ready(family, chat(part)) for part in parts]
+    steps, rows, columns = alone[0].tensors["video_grid_thw"][0].tolist()
+    assert (steps, rows, columns) == (3, 4, 8)  # 2 × 4 tokens a step
+    resized = [f.resize((4 * factor, 2 * factor), Image.Resampling.BICUBIC) for f in frames]
+    processor = tiny(family)[1].video_processor
+    by_hand = processor(
+        videos=[np.stack([np.asarray(frame) for frame in resized])], do_resize=False,
+        do_sample_frames=False, return_tensors="pt",
+    )  # fmt: skip
+    assert torch.equal(alone[0].tensors["pixel_values_videos"], by_hand["pixel_values_videos"])
+    inputs = ready(family, [chat(part) for part in parts])
+    for name in ("pixel_values_videos", "video_grid_thw"):
+        expected = torch.cat([one.tensors[name] for one in alone[:2]])
+        assert torch.equal(inputs.tensors[name], expected)
+    assert torch.equal(inputs.tensors["pixel_values"], alone[2].tensors["pixel_values"])
+    tube = Sample(messages=chat(limited).messages, regions=[Tube({0: Box(0, 0, factor, factor)})])
+    token_map = ready(family, tube).token_maps[0]
+    assert len(token_map.region) == 1 and token_map.cell(int(token_map.region[0]))[1:] == (
+        0, 0, 2 * factor, 2 * factor
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -255,7 +322,8 @@ def video(**options):
     ("sample", "message"),
     [
         (video(nframes=4), "sample 'x', video 0: its message says nframes=4, which is not used"),
-        (video(max_pixels=1000), "max_pixels=1000, which is not used"),
+        (video(total_pixels=1000), "total_pixels=1000, which is not used"),
+        (video(max_pixels=-1), "max_pixels=-1"),
         (video(fps=0), "fps=0"),
         (video(fps="two"), "fps='two'"),
         (video(fps=float("nan")), "fps=nan"),
@@ -549,6 +617,43 @@ def test_a_runner_skips_what_a_crop_removes(cropping, tmp_path):
     assert list(evaluation.meta["skipped"]) == ["sample-1"]
 
 
+def test_samples_are_prepared_once_though_wrong_ones_are_skipped(cropping, tmp_path, monkeypatch):
+    """Only a batch in which a sample is wrong is looked at sample by sample; a resumed run skips the
+    same."""
+    model, samples = cropping
+    prepared, real = [], model.prepare
+
+    def counting(batch, **options):
+        batch = [batch] if isinstance(batch, Sample) else batch
+        prepared.extend(sample.id for sample in batch)
+        return real(batch, **options)
+
+    monkeypatch.setattr(model, "prepare", counting)
+    good = [samples[0], *samples[2:]]
+    for run in (cl.score_heads, cl.evaluate):
+        run(model, good, batch_size=2, on_error="skip")
+        assert sorted(prepared) == [sample.id for sample in good]
+        prepared.clear()
+        with pytest.warns(UserWarning, match="1 of 4 samples are left out"):
+            run(model, samples, batch_size=2, on_error="skip")
+        assert {id: prepared.count(id) for id in set(prepared)} == {
+            "sample-0": 3, "sample-1": 2, "sample-2": 1, "sample-3": 1
+        }  # fmt: skip
+        prepared.clear()
+    options = {"batch_size": 2, "on_error": "skip", "out": tmp_path}
+    for again in (False, True):
+        prepared.clear()
+        with pytest.warns(UserWarning, match=r"1 of 4 samples are left out \(sample-1\)"):
+            scores = cl.score_heads(model, samples, **options)["ram"]
+        assert not again or set(prepared) == {"sample-1"}
+        assert scores.meta["samples"] == [sample.id for sample in good]
+    lacking = [samples[0], Sample(samples[0].images, QUESTION, "7", id="bare")]
+    with pytest.warns(UserWarning, match=r"left out \(bare\).*without a region"):
+        assert cl.score_heads(model, lacking, on_error="skip")["ram"].meta["samples"] == [
+            "sample-0"
+        ]
+
+
 def test_a_runner_with_nothing_left(cropping):
     model, samples = cropping
     with pytest.raises(
@@ -617,8 +722,11 @@ def test_a_demo_model_says_once_that_it_knows_drawn_scenes_only(tmp_path):
         model.prepare(
             [scene, Sample(scene.images, QUESTION), Sample(tmp_path / "scene.jpg", QUESTION)]
         )
-    with pytest.warns(UserWarning, match="only knows drawn scenes"):
+    with pytest.warns(UserWarning, match="only knows drawn scenes of refer"):
         model.prepare(Sample(grain, QUESTION))
+    model.warned = False
+    with pytest.warns(UserWarning, match="only knows drawn scenes of refer"):
+        model.prepare(cl.synthetic("emoji", n=1, seed=1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.prepare(Sample(grain, QUESTION))
@@ -628,12 +736,38 @@ def test_a_photograph_is_told_from_what_is_drawn():
     from matplotlib import cbook
 
     assert is_foreign(Image.open(cbook.get_sample_data("grace_hopper.jpg")))
-    for world in ("refer", "refer-hard", "doc"):
-        assert not any(
-            is_foreign(read_picture(page, ""))
-            for s in cl.synthetic(world, 3, seed=2)
-            for page in s.images
-        )
+    for world in ("refer", "refer-hard", "compare", "hop", "doc"):
+        for quality in (None, 75, 95):
+            assert not any(
+                is_foreign(saved(read_picture(page, ""), quality))
+                for s in cl.synthetic(world, 3, seed=2)
+                for page in s.images
+            )
+    assert all(is_foreign(s.images[0]) for s in cl.synthetic("emoji", 4, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("white", "gradient", "grain", "quality"),
+    [(245, 12, 1, 90), (252, 6, 0.3, 75), (240, 14, 0, 95), (254, 3, 1, 90), (255, 0, 0, None)],
+)
+def test_a_flat_near_white_photograph_is_none_that_is_drawn(white, gradient, grain, quality):
+    """Most of its pixels equal their neighbours, as in a drawn scene; but nothing in it has an
+    edge."""
+    slope = gradient * np.linspace(0, 1, 400)[None, :, None]
+    noise = np.random.default_rng(0).normal(0, grain, (300, 400, 3))
+    paper = Image.fromarray((white + slope + noise).clip(0, 255).round().astype(np.uint8))
+    pixels = np.asarray(saved(paper, quality))
+    assert (pixels[:, 1:] == pixels[:, :-1]).all(-1).mean() > 0.8
+    assert is_foreign(saved(paper, quality))
+
+
+def saved(picture, quality):
+    """The picture as it comes back from a JPEG file; itself without a quality."""
+    if quality is None:
+        return picture
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file)
 
 
 def test_show_names_a_picture_that_is_not_there():

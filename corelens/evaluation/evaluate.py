@@ -2,7 +2,7 @@
 ablation sweeps."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ from corelens.heads.intervals import (
 )
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook, hook_list
-from corelens.inputs.each import OnError, usable
+from corelens.inputs.each import OnError, check_on_error, left_out, of_usable
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions.ablation import ablate, mean_z
 from corelens.interventions.edges import knockout
@@ -60,21 +60,31 @@ def batches(model: Any, samples: Sequence[Sample] | Sample, batch_size: int = 32
     Hand the result to several `evaluate` calls and the vision tower runs once instead of once a
     call.
     """
-    samples = [samples] if isinstance(samples, Sample) else samples
+    return _batches(model, [samples] if isinstance(samples, Sample) else samples, batch_size)[0]
+
+
+def _batches(
+    model: Any, samples: Sequence[Sample], batch_size: int, on_error: OnError = "raise"
+) -> tuple[list[Inputs], dict[str, str]]:
+    """The batches, and {id: reason} of the samples that are left out."""
     without = [sample.id for sample in samples if sample.answer is None]
-    if without or not samples:
+    if (without and on_error == "raise") or not samples:
         raise CorelensError(
             f"samples without an answer: {without[:5]}" if samples else "no samples",
             "samples with gold answers",
             "give Sample(answer=…)",
         )
-    made = []
+    made: list[Inputs] = []
+    wrong: dict[int, CorelensError] = {}
+    prepare = partial(model.prepare, answer=True)
     with torch.no_grad():
         for start in range(0, len(samples), batch_size):
-            made.append(
-                model.encode(model.prepare(samples[start : start + batch_size], answer=True))
-            )
-    return made
+            batch = samples[start : start + batch_size]
+            inputs, of_batch = of_usable(batch, prepare, prepare, on_error)
+            wrong |= {start + place: error for place, error in of_batch.items()}
+            if inputs is not None:
+                made.append(model.encode(inputs))
+    return made, left_out(samples, wrong)
 
 
 def evaluate(
@@ -114,11 +124,13 @@ def evaluate(
         CorelensError: a sample without an answer; a rule that is not known, or one that needs a
             judge model.
     """
-    asked = [samples] if isinstance(samples, Sample | Inputs) else samples
-    encoded = [item for item in asked if isinstance(item, Inputs)]
-    questions: Sequence[Sample] = [item for item in asked if isinstance(item, Sample)]
-    questions, skipped = usable(questions, partial(model.prepare, answer=True), on_error)
-    prepared = encoded or batches(model, questions, batch_size)
+    check_on_error(on_error)
+    listed = [samples] if isinstance(samples, Sample | Inputs) else samples
+    prepared = [inputs for inputs in listed if isinstance(inputs, Inputs)]
+    skipped: dict[str, str] = {}
+    if not prepared:
+        questions = [sample for sample in listed if isinstance(sample, Sample)]
+        prepared, skipped = _batches(model, questions, batch_size, on_error)
     meta = {"skipped": skipped} if skipped else {}
     scored = has_rule([sample for inputs in prepared for sample in inputs.samples])
     if sparse is not None:
@@ -265,18 +277,21 @@ def hooks_of(kind: str, heads: HeadSet, reference: Any = None) -> list[Hook]:
 
 def measure(
     model: Any, prepared: Sequence[Inputs], clean: Evaluation, sets: Iterable[HeadSet], kind: str, fraction: float,
-    reference: Any = None,
+    reference: Any = None, advance: Callable[[], None] = lambda: None,
 ) -> Point:  # fmt: skip
-    """Ablate each of these sets in turn; accuracy is over samples, each the mean over the sets."""
-    head_sets = list(sets)
-    runs = [evaluate(model, prepared, hooks_of(kind, heads, reference)) for heads in head_sets]
+    """Ablate each of these sets in turn; accuracy is over samples, each the mean over the sets.
+    `advance` is called after each."""
+    head_sets, runs = list(sets), []
+    for heads in head_sets:
+        runs.append(evaluate(model, prepared, hooks_of(kind, heads, reference)))
+        advance()
     mean = np.mean([run.correct for run in runs], axis=0)
     return Point(
         fraction,
         len(head_sets[0]),
         accuracy_interval(mean),
         accuracy_difference(clean.correct, mean),
-        [h.to_json() for h in head_sets],
+        [heads.to_json() for heads in head_sets],
     )
 
 
@@ -317,12 +332,14 @@ def ablation_sweep(
     clean = evaluate(model, prepared)
     curves: dict[str, list[Point]] = {}
     with Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task("ablating", total=len(fractions) * 4)
+        task = bar.add_task("ablating", total=len(fractions) * 2 * (1 + draws))
         for fraction in fractions:
             for name, sets in conditions(scores, fraction, draws, seed=seed).items():
-                point = measure(model, prepared, clean, sets, kind, fraction, reference)
+                point = measure(
+                    model, prepared, clean, sets, kind, fraction, reference,
+                    advance=partial(bar.advance, task),
+                )  # fmt: skip
                 curves.setdefault(name, []).append(point)
-                bar.advance(task)
     about = {"samples": len(samples), "draws": draws, "metric": scores.meta.get("key")}
     sweep = Sweep(kind, clean.interval, curves, about | {"label": scores.label})
     if sweep.hint:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
+from rich.progress import Progress
 from torch import Tensor
 
 from corelens.errors import CorelensError
@@ -218,6 +219,7 @@ def where_read(
     tokens: bool = True,
     batch_size: int = 32,
     columns: str = "region",
+    progress: bool = False,
 ) -> RowCosts:
     """Cut the evidence off from all heads at one group of rows after the other, and measure what
     the answers lose.
@@ -230,17 +232,12 @@ def where_read(
         tokens: also each token of the question alone.
         batch_size: samples a forward.
         columns: what is cut off: "region", "visual", …
+        progress: show a bar.
     Raises:
         CorelensError: no sample; a sample without a region or an answer.
     """
     samples = list(samples)
-    blind = [sample.id for sample in samples if not sample.regions and columns == "region"]
-    if blind or not samples:
-        raise CorelensError(
-            f"sample {blind[0]!r} without a region" if blind else "no samples",
-            "questions with answers and with regions that can be cut off",
-            "give Sample(…, regions=[Box(x0, y0, x1, y1)])",
-        )
+    check_marked(samples, columns)
     prepared = batches(model, samples, batch_size)
     runs = Knockouts(model, prepared)
     token_maps = [token_map for inputs in prepared for token_map in inputs.token_maps]
@@ -248,11 +245,15 @@ def where_read(
     clean = runs.clean
     costs: dict[str, Difference] = {}
     logprob_costs: dict[str, Difference] = {}
-    for group, rows in groups.items():
-        has = np.array([len(of_sample) > 0 for of_sample in rows])
-        cut = runs.evaluate(None, _by_batch(rows, [len(inputs) for inputs in prepared]), columns)
-        costs[group] = _difference(accuracy_difference(clean.correct[has], cut.correct[has]))
-        logprob_costs[group] = _difference(mean_interval((clean.logprobs - cut.logprobs)[has]))
+    sizes = [len(inputs) for inputs in prepared]
+    with Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task("cutting off rows", total=len(groups))
+        for group, rows in groups.items():
+            has = np.array([len(of_sample) > 0 for of_sample in rows])
+            cut = runs.evaluate(None, _by_batch(rows, sizes), columns)
+            costs[group] = _difference(accuracy_difference(clean.correct[has], cut.correct[has]))
+            logprob_costs[group] = _difference(mean_interval((clean.logprobs - cut.logprobs)[has]))
+            bar.advance(task)
     return RowCosts(
         costs,
         logprob_costs,
@@ -261,6 +262,17 @@ def where_read(
         clean.interval,
         {"n": len(samples), "columns": columns, "samples": [sample.id for sample in samples]},
     )
+
+
+def check_marked(samples: Sequence[Sample], columns: str = "region") -> None:
+    """Raise for no samples, and for one without the region that is to be cut off."""
+    blind = [sample.id for sample in samples if not sample.regions and columns == "region"]
+    if blind or not samples:
+        raise CorelensError(
+            f"sample {blind[0]!r} without a region" if blind else "no samples",
+            "questions with answers and with regions that can be cut off",
+            "give Sample(…, regions=[Box(x0, y0, x1, y1)])",
+        )
 
 
 def _groups(token_maps: Sequence[TokenMap], tokens: bool) -> dict[str, list[Int[Tensor, " _"]]]:

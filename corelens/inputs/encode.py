@@ -33,18 +33,18 @@ def encode(features: Any, inputs: Inputs) -> Inputs:
     """
     if not takes_encoded(features):
         return inputs
-    found = {name: ENCODERS[name] for name in ENCODERS if inputs.tensors.get(name) is not None}
+    encoders = {name: ENCODERS[name] for name in ENCODERS if inputs.tensors.get(name) is not None}
     outputs = dict(inputs.tensors.get(ENCODED) or {})
     # (parameters of the module itself, a newline's embedding, are loaded if accelerate holds them:
     # no forward does it)
-    with torch.no_grad(), align_module_device(features) if found else nullcontext():
-        for modality, method in found.values():
+    with torch.no_grad(), align_module_device(features) if encoders else nullcontext():
+        for modality, method in encoders.values():
             call = getattr(features, method)
             takes = set(inspect.signature(inspect.unwrap(call)).parameters)
             outputs[modality] = call(
                 **{name: x for name, x in inputs.tensors.items() if name in takes}, return_dict=True
             )
-    if not found:
+    if not encoders:
         return inputs
-    rest = {name: x for name, x in inputs.tensors.items() if name not in found}
+    rest = {name: x for name, x in inputs.tensors.items() if name not in encoders}
     return replace(inputs, tensors=rest | {ENCODED: outputs})

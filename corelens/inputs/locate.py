@@ -190,7 +190,7 @@ def _locate(
     the same."""
     image_id, video_id = layout.placeholders(config)
     free = {token: (ids == token).nonzero()[:, 0].tolist() for token in (image_id, video_id)}
-    total, found = sum(map(len, free.values())), []
+    total, located = sum(map(len, free.values())), []
     for picture, cell in zip(pictures, cells, strict=True):
         queue = free[image_id if isinstance(picture, Image.Image) else video_id]
         positions = torch.tensor(queue[: len(cell.visual)], dtype=torch.long)
@@ -198,16 +198,17 @@ def _locate(
         if len(positions) == len(cell.visual):
             frames = cell.frames[cell.visual] if cell.frames is not None else None
             views = cell.views[cell.visual] if cell.views is not None else None
-            found.append(Picture(positions[cell.visual], cell.box[cell.visual], frames, views))
+            located.append(Picture(positions[cell.visual], cell.box[cell.visual], frames, views))
     left = sum(len(queue) for queue in free.values())
-    if left or len(found) < len(pictures):
+    if left or len(located) < len(pictures):
         raise CorelensError(
             f"sample {sample.id!r}: {total} image tokens in the prompt, "
             f"{[len(cell.visual) for cell in cells]} expected by {type(layout).__name__}",
             "a processor whose geometry the layout describes",
-            "use the model's own processor; if it is, the layout is wrong for its options: please report it",
+            "use the model's own processor; if it is, the layout is wrong for its options: please "
+            "report it",
         )
-    return found
+    return located
 
 
 def _warn_shrunk(sample: Any, pictures: list[Any], cells: list[Cells]) -> None:
@@ -215,8 +216,9 @@ def _warn_shrunk(sample: Any, pictures: list[Any], cells: list[Cells]) -> None:
         if cell.shrunk is not None:
             width, height = _size(picture)
             warnings.warn(  # without the sample's id, so that Python shows it once a size
-                f"a picture of {width} × {height} pixels is beyond the processor's limit and was shrunk to "
-                f"{cell.shrunk[0]} × {cell.shrunk[1]}; small evidence may be lost. Crop the picture, or raise the "
-                "limit where the processor has one (processor.image_processor.size).",
+                f"a picture of {width} × {height} pixels is beyond the processor's limit and was "
+                f"shrunk to {cell.shrunk[0]} × {cell.shrunk[1]}; small evidence may be lost. Crop "
+                "the picture, or raise the limit where the processor has one "
+                "(processor.image_processor.size).",
                 stacklevel=5,
             )

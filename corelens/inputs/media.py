@@ -7,7 +7,7 @@ it; what cannot be used is refused.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,11 @@ PLACES = ("type", "text", "image", "video", "audio", "path", "url")
 SIZES = ("resized_height", "resized_width")
 LIMITS = ("min_pixels", "max_pixels")
 RATES = ("fps", "sample_fps", "raw_fps", "frames_indices", "video_metadata")
-KNOWN = {"image": (*LIMITS, *SIZES), "video": (*RATES, *SIZES), "audio": ("sampling_rate",)}
+KNOWN = {
+    "image": (*LIMITS, *SIZES),
+    "video": (*RATES, *LIMITS, *SIZES),
+    "audio": ("sampling_rate",),
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Medium:
             None if not said.
         indices: which frames of the file these are; None if not said.
         size: width and height to which it is resized before the processor sees it.
-        limits: fewest and most pixels that the processor may make of it, each None if not said.
+        limits: fewest and most pixels that the processor may make of it (of each frame of a video),
+            each None if not said.
     """
 
     kind: str
@@ -90,22 +95,7 @@ def medium(kind: str, picture: Any, part: Mapping[str, Any], fps: Any, where: st
     rate, indices = _rate(words, where)
     if rate is None and fps is not None:
         rate = _positive(fps, "meta['fps']", where)
-    return Medium(kind, picture, rate, indices, size)
-
-
-def common_limits(media: Iterable[Medium]) -> tuple[int | None, int | None]:
-    """The pixel limits of a batch's images, (None, None) without any.
-
-    Errors: images with different limits: a processor takes one for all.
-    """
-    limits = {one.limits for one in media if one.kind == "image"}
-    if len(limits) > 1:
-        raise CorelensError(
-            f"images with different min_pixels and max_pixels in one batch: {sorted(limits, key=str)}",
-            "the same for all images of a batch: an image processor takes one for all",
-            "prepare these samples one by one, or say resized_height and resized_width, an image by itself",
-        )
-    return limits.pop() if limits else (None, None)
+    return Medium(kind, picture, rate, indices, size, (least, most))
 
 
 def _rate(words: dict[str, Any], where: str) -> tuple[float | None, tuple[int, ...] | None]:
@@ -170,6 +160,7 @@ def _whole(value: Any, name: str, where: str) -> int:
     if isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0:
         return int(value)
     raise CorelensError(
-        f"{where}: {name}={value!r}", "a whole number of pixels above 0; resized_height and resized_width together",
+        f"{where}: {name}={value!r}",
+        "a whole number of pixels above 0; resized_height and resized_width together",
         "say both, or neither",
-    )  # fmt: skip
+    )

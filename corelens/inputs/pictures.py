@@ -83,11 +83,12 @@ def to_rgb(image: Image.Image, sixteen_bits: bool = False) -> Image.Image:
     if image.mode in SIXTEEN_BITS or (image.mode == "I" and sixteen_bits):
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("I", "F"):
-        what = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        numbers = "32-bit integers" if image.mode == "I" else "floating-point numbers"
         raise CorelensError(
-            f"a picture of {what} (mode {image.mode!r})",
+            f"a picture of {numbers} (mode {image.mode!r})",
             "8 or 16 bits a channel: which number is white is otherwise not known",
-            "scale it yourself: Image.fromarray((numbers / white * 255).clip(0, 255).astype('uint8'))",
+            "scale it yourself: Image.fromarray((numbers / white * 255).clip(0, "
+            "255).astype('uint8'))",
         )
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
@@ -142,7 +143,8 @@ def read_video(frames: Any, where: str) -> list[Image.Image]:
     ):
         raise CorelensError(
             f"{where} is {type(frames).__name__} {str(frames)[:60]!r}",
-            "a list of frames (PIL images, paths or uint8 arrays), or one array [frame, height, width, 3]",
+            "a list of frames (PIL images, paths or uint8 arrays), or one array [frame, height, "
+            "width, 3]",
             "decode the video first and choose its frames: regions count in these frames",
         )
     images = [
@@ -190,7 +192,8 @@ def cannot_be_read(where: str, error: Exception) -> CorelensError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         return CorelensError(
             f"{where} cannot be read: {error}",
-            f"at most {limit:,} pixels, Pillow's limit against files that unpack to fill the memory",
+            f"at most {limit:,} pixels, Pillow's limit against files that unpack to fill the "
+            "memory",
             "make it smaller; if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS",
         )
     return CorelensError(

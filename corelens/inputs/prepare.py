@@ -218,7 +218,8 @@ def _check_regions(sample: Sample, pictures: list[Any], sounds: list[Sound]) -> 
             raise CorelensError(
                 f"sample {sample.id!r}: a {type(region).__name__} on {kind} {region.image}; "
                 f"the sample has {len(images)} images and {len(videos)} videos",
-                f"a region on one of its pictures: Tube for videos, {Box.__name__} or Mask for images",
+                f"a region on one of its pictures: Tube for videos, {Box.__name__} or Mask for "
+                "images",
                 f"count {kind}s from 0"
                 if among
                 else f"give the sample its {kind}, or use the other kind of region",
@@ -234,7 +235,8 @@ def _check_regions(sample: Sample, pictures: list[Any], sounds: list[Sound]) -> 
             0 <= frame < len(picture) for frame in region.boxes
         ):
             raise CorelensError(
-                f"sample {sample.id!r}: a Tube on frames {sorted(region.boxes)} of a video of {len(picture)} frames",
+                f"sample {sample.id!r}: a Tube on frames {sorted(region.boxes)} of a video of "
+                f"{len(picture)} frames",
                 f"frames 0 to {len(picture) - 1}",
                 "frames are counted in the sample's video list, not in the file it came from",
             )

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.inputs.media import Medium, common_limits
+from corelens.inputs.limits import process_apart
+from corelens.inputs.media import Medium
 from corelens.inputs.prompts import Prompt, Span
 from corelens.inputs.sounds import Sound, check_sounds, spoken
 from corelens.layouts import Layout
@@ -64,9 +65,6 @@ def run_processor(
     """
     for heard in sounds:
         check_sounds(processor, heard)
-    images_kwargs = images_kwargs | _limited(
-        processor, [one for prompt in prompts for one in prompt.media]
-    )
     texts = [prompt.text for prompt in prompts]
     videos = any(isinstance(picture, list) for row in pictures for picture in row)
     if videos and getattr(processor, "video_processor", None) is None:
@@ -75,23 +73,39 @@ def run_processor(
             "a model whose processor has a video processor",
             "give the frames as images: Sample(images=frames)",
         )
-    if any(one.kind == "video" and one.fps is None for prompt in prompts for one in prompt.media):
+    all_media = [medium for prompt in prompts for medium in prompt.media]
+    if any(medium.kind == "video" and medium.fps is None for medium in all_media):
         _warn_of_rate(processor, layout)
     special = not _has_bos(processor, texts[0])
     layout.check_batch(pictures)
+    try:
+        apart = process_apart(
+            processor,
+            [prompt.media for prompt in prompts],
+            pictures,
+            images_kwargs,
+            lambda frames, medium: _media(layout, [[frames]], [[medium]]),
+        )
+    except CorelensError:
+        raise
+    except Exception as error:  # processors raise what their array code raises
+        raise _refused(error, pictures) from error
+    shown_pictures = pictures if apart is None else apart.standins
     options: dict[str, Any] = {"images_kwargs": images_kwargs} if images_kwargs else {}
+    for kind in () if apart is None else apart.pixels:  # the blanks have their size already
+        options[f"{kind}s_kwargs"] = {**options.get(f"{kind}s_kwargs", {}), "do_resize": False}
     options["add_special_tokens"] = special
 
     def call(rows: Sequence[int], **more: Any) -> dict[str, Any]:
         media = _media(
-            layout, [pictures[row] for row in rows], [prompts[row].media for row in rows]
+            layout, [shown_pictures[row] for row in rows], [prompts[row].media for row in rows]
         ) | spoken(processor, [sound.waveform for row in rows for sound in sounds[row]])
         padding = len(rows) > 1
         try:
-            chosen = [texts[row] for row in rows]
+            of_rows = [texts[row] for row in rows]
             return dict(
                 processor(
-                    text=chosen, return_tensors="pt", padding=padding, **media, **options, **more
+                    text=of_rows, return_tensors="pt", padding=padding, **media, **options, **more
                 )
             )
         except Exception as error:  # processors raise what their array code raises
@@ -108,15 +122,17 @@ def run_processor(
         else call(every)
     )
     if shown:
-        told = (
+        with_offsets = (
             output
             if len(shown) == len(texts)
             else call(shown, return_text_replacement_offsets=True)
         )
         for row, offsets in zip(
-            shown, told.get("text_replacement_offsets") or [[] for _ in shown], strict=True
+            shown, with_offsets.get("text_replacement_offsets") or [[] for _ in shown], strict=True
         ):
             changes[row] = offsets
+    if apart is not None:
+        apart.put_into(output)
     real = output["attention_mask"].bool()
     made = []
     for number, prompt in enumerate(prompts):
@@ -173,9 +189,9 @@ def _media(
     options: dict[str, Any] = {"images": images} if any(images) else {}
     videos: list[list[np.ndarray]] = []
     metadata = []
-    for row, told in zip(pictures, media, strict=True):
+    for row, of_row in zip(pictures, media, strict=True):
         videos.append([])
-        for frames, medium in zip(row, told, strict=True):
+        for frames, medium in zip(row, of_row, strict=True):
             if isinstance(frames, Image.Image):
                 continue
             again = max(
@@ -225,34 +241,16 @@ def _warn_of_rate(processor: Any, layout: Layout) -> None:
         # one that does not take this prompt says nothing of rates; the video itself will be refused
         except Exception:
             return
-    slow, fast = ({name: x for name, x in one.items() if name in RATE_SHOWS} for one in made)
+    slow, fast = ({name: x for name, x in output.items() if name in RATE_SHOWS} for output in made)
     if any(
         not torch.equal(torch.as_tensor(slow[name]), torch.as_tensor(fast[name])) for name in slow
     ):
         warnings.warn(  # without the sample's id, so that Python shows it once
-            f"a video without its frame rate, which this processor hands to the model: {ASSUMED_FPS:g} frames a second "
-            "are assumed, as in transformers. Say Sample(video=frames, meta={'fps': 2.0}), or 'fps' in the message.",
+            "a video without its frame rate, which this processor hands to the model: "
+            f"{ASSUMED_FPS:g} frames a second are assumed, as in transformers. Say "
+            "Sample(video=frames, meta={'fps': 2.0}), or 'fps' in the message.",
             stacklevel=5,
         )
-
-
-def _limited(processor: Any, media: Sequence[Medium]) -> dict[str, Any]:
-    """The image processor's option for the pixel limits that the messages name; {} without any."""
-    least, most = common_limits(media)
-    if least is None and most is None:
-        return {}
-    images = getattr(processor, "image_processor", None)
-    takes = getattr(getattr(images, "valid_kwargs", None), "__annotations__", {})
-    size = dict(getattr(images, "size", None) or {})
-    if "max_pixels" not in takes or not {"shortest_edge", "longest_edge"} <= size.keys():
-        raise CorelensError(
-            f"min_pixels or max_pixels in a message for {type(images).__name__}, which has no such limits",
-            "a message without them for this model",
-            "leave them out, or say resized_height and resized_width",
-        )
-    size |= {"shortest_edge": least or min(size["shortest_edge"], most or size["shortest_edge"])}
-    size |= {"longest_edge": most or max(size["longest_edge"], size["shortest_edge"])}
-    return {"size": size}
 
 
 def _refused(error: Exception, pictures: Sequence[Sequence[Any]]) -> CorelensError:
@@ -264,9 +262,12 @@ def _refused(error: Exception, pictures: Sequence[Sequence[Any]]) -> CorelensErr
         for row in pictures
     ]
     return CorelensError(
-        f"the processor refused the batch: {type(error).__name__}: {error}\n  its pictures: {sizes[:8]}",
-        "pictures within the processor's limits, as many as the prompt has places for, and samples that go together",
-        "prepare the samples one by one to find the one that fails; resize a picture of extreme shape",
+        f"the processor refused the batch: {type(error).__name__}: {error}\n  its pictures: "
+        f"{sizes[:8]}",
+        "pictures within the processor's limits, as many as the prompt has places for, and samples "
+        "that go together",
+        "prepare the samples one by one to find the one that fails; resize a picture of extreme "
+        "shape",
     )
 
 
@@ -275,12 +276,12 @@ def _refused(error: Exception, pictures: Sequence[Sequence[Any]]) -> CorelensErr
 
 def _expand(text: str, changes: Sequence[dict[str, Any]]) -> str:
     """The text that was tokenised: each placeholder replaced by what the processor put there."""
-    done, at = [], 0
+    done, end = [], 0
     for change in changes:
         start, stop = change["span"]
-        done += [text[at:start], change["replacement"]]
-        at = stop
-    return "".join([*done, text[at:]])
+        done += [text[end:start], change["replacement"]]
+        end = stop
+    return "".join([*done, text[end:]])
 
 
 def _question(
@@ -303,8 +304,10 @@ def _question(
         again = {"input_ids": None}
     if again["input_ids"] != ids:
         return CorelensError(
-            "a processor that does not say how it changes its prompt, or a tokenizer without character offsets",
-            "a fast tokenizer, and a layout whose processed_prompt() gives what the processor makes of the prompt",
+            "a processor that does not say how it changes its prompt, or a tokenizer without "
+            "character offsets",
+            "a fast tokenizer, and a layout whose processed_prompt() gives what the processor "
+            "makes of the prompt",
             "name the rows by their positions, or use rows='last'",
         )
     spans = [_shift(span, changes) for span in prompt.question]

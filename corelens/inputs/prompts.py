@@ -114,15 +114,15 @@ def _messages(sample: Any) -> tuple[Messages, list[Medium]]:
 
 
 def _single_turn(sample: Any) -> tuple[Messages, list[Medium]]:
-    given = [("image", image) for image in sample.images]
-    given += [] if sample.video is None else [("video", sample.video)]
-    given += [("audio", sound) for sound in sample.audio]
+    shown = [("image", image) for image in sample.images]
+    shown += [] if sample.video is None else [("video", sample.video)]
+    shown += [("audio", sound) for sound in sample.audio]
     media = [
         medium(kind, picture, {}, sample.meta.get("fps"), f"sample {sample.id!r}")
-        for kind, picture in given
+        for kind, picture in shown
     ]
     text = sample.question or ""
-    content = [{"type": kind} for kind, _ in given] + (
+    content = [{"type": kind} for kind, _ in shown] + (
         [{"type": "text", "text": text}] if text else []
     )
     messages: Messages = [{"role": "user", "content": content}]
@@ -153,18 +153,21 @@ def _part(part: Any, waiting: dict[str, list], media: list[Medium], sample: Any)
         )
     if kind not in waiting:
         return part
-    given = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
-    if given is None:
+    picture = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+    if picture is None:
         if not waiting[kind]:
             raise CorelensError(
-                f"sample {sample.id!r}: a message with a bare {{'type': '{kind}'}} and no {kind} left for it",
+                f"sample {sample.id!r}: a message with a bare {{'type': '{kind}'}} and no {kind} "
+                "left for it",
                 f"{{'type': '{kind}', '{kind}': …}}, or the {kind} in the sample itself",
                 f"put each {kind} into its message",
             )
-        given = waiting[kind].pop(0)
-    number = sum(one.kind == kind for one in media)
+        picture = waiting[kind].pop(0)
+    number = sum(earlier.kind == kind for earlier in media)
     media.append(
-        medium(kind, given, part, sample.meta.get("fps"), f"sample {sample.id!r}, {kind} {number}")
+        medium(
+            kind, picture, part, sample.meta.get("fps"), f"sample {sample.id!r}, {kind} {number}"
+        )
     )
     return {"type": kind}
 
@@ -174,18 +177,18 @@ def _append_choices(messages: Messages, choices: list[str]) -> None:
         raise CorelensError(
             f"{len(choices)} choices", f"at most {len(LETTERS)}", "choices are lettered A to Z"
         )
-    lines = "".join(
+    options = "".join(
         f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)
     )
     message = messages[_last_user(messages)]
     if isinstance(message["content"], str):
-        message["content"] += lines
+        message["content"] += options
         return
     texts = [part for part in message["content"] if part.get("type") == "text"]
     if texts:
-        texts[-1]["text"] += lines
+        texts[-1]["text"] += options
     else:
-        message["content"].append({"type": "text", "text": lines[1:]})
+        message["content"].append({"type": "text", "text": options[1:]})
 
 
 def _last_user(messages: Messages) -> int:
@@ -206,37 +209,41 @@ def _question_places(sample: Any, messages: Messages) -> list[_Place]:
         parts: list[tuple[int | None, str]] = [(None, content)]
     else:
         parts = [
-            (at, part["text"]) for at, part in enumerate(content) if part.get("type") == "text"
+            (index, part["text"])
+            for index, part in enumerate(content)
+            if part.get("type") == "text"
         ]
     if sample.question is None:
         if sample.messages is None:
             return []
         options = sum(len(choice) + 4 for choice in sample.choices or [])  # "\nA. " before each
-        lengths = [len(text) - (options if at == parts[-1][0] else 0) for at, text in parts]
+        lengths = [len(text) - (options if index == parts[-1][0] else 0) for index, text in parts]
         return [
-            _Place(number, at, 0, length)
-            for (at, _), length in zip(parts, lengths, strict=True)
+            _Place(number, index, 0, length)
+            for (index, _), length in zip(parts, lengths, strict=True)
             if length > 0
         ]
     if not sample.question:
         return []
-    whole = [_Place(number, at, 0, len(text)) for at, text in parts if text == sample.question]
-    found = whole or [
-        _Place(number, at, start, start + len(sample.question))
-        for at, text in (parts[:1] if sample.messages is None else parts)
+    whole = [
+        _Place(number, index, 0, len(text)) for index, text in parts if text == sample.question
+    ]
+    places = whole or [
+        _Place(number, index, start, start + len(sample.question))
+        for index, text in (parts[:1] if sample.messages is None else parts)
         for start in ([0] if sample.messages is None else _occurrences(text, sample.question))
     ]
-    if len(found) != 1:
+    if len(places) != 1:
         raise CorelensError(
-            f"sample {sample.id!r}: the question stands {len(found)} times in the last user turn",
+            f"sample {sample.id!r}: the question stands {len(places)} times in the last user turn",
             "a question that names one part of that turn",
             "give the question a text part of its own: {'type': 'text', 'text': question}",
         )
-    return found
+    return places
 
 
 def _occurrences(text: str, wanted: str) -> list[int]:
-    return [at for at in range(len(text) - len(wanted) + 1) if text.startswith(wanted, at)]
+    return [start for start in range(len(text) - len(wanted) + 1) if text.startswith(wanted, start)]
 
 
 def _find(
@@ -262,7 +269,8 @@ def _find(
         or processed[stop:] != after
     ):
         raise CorelensError(
-            f"sample {sample.id!r}: the chat template does not write the question once, as it was given",
+            f"sample {sample.id!r}: the chat template does not write the question once, as it was "
+            "given",
             "a template in which the user's words stand in one place",
             "look at processor.apply_chat_template(…, tokenize=False)",
         )
@@ -277,7 +285,8 @@ def _apply(processor: Any, layout: Layout, messages: Messages, sample: Any) -> s
         )
     if len(messages) > 1:
         raise CorelensError(
-            f"sample {sample.id!r}: a chat of {len(messages)} turns for a processor without a chat template",
+            f"sample {sample.id!r}: a chat of {len(messages)} turns for a processor without a chat "
+            "template",
             "one user turn",
             "set processor.chat_template, or give images and question instead of messages",
         )
@@ -308,6 +317,12 @@ def _continuation(processor: Any, messages: Messages, text: str, sample: Any) ->
             f"sample {sample.id!r} without an answer",
             "an answer, since answer=True",
             "give Sample(answer=…)",
+        )
+    if not isinstance(sample.answer, str):
+        raise CorelensError(
+            f"sample {sample.id!r}: the answer {sample.answer!r}, a {type(sample.answer).__name__}",
+            "a text: what the model should write",
+            f"answer={str(sample.answer)!r}",
         )
     template = _template(processor)
     if template is None:

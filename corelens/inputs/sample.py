@@ -1,7 +1,7 @@
 """A Sample: one question about pictures or a video, with its answer and the region of its
 evidence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from corelens.errors import CorelensError
 from corelens.inputs.sounds import is_sound
 from corelens.tokens.regions import Region, as_region, is_corners
 
@@ -51,15 +52,35 @@ class Sample:
 
     def __post_init__(self) -> None:
         """One picture or one region stands for a list of one."""
+        if self.images is None:
+            self.images = []
         if (
             isinstance(self.images, str | Path | Image.Image)
             or getattr(self.images, "ndim", 4) == 3
         ):
             self.images = [self.images]
+        if not isinstance(self.images, Sequence | np.ndarray):
+            raise CorelensError(
+                f"sample {self.id!r}: images of type {type(self.images).__name__}",
+                "a picture or a list of pictures: PIL images, paths or uint8 arrays",
+                "Sample(images=[Image.open('street.jpg')], …)",
+            )
+        if not isinstance(self.question, str | None):
+            raise CorelensError(
+                f"sample {self.id!r}: the question {self.question!r}",
+                "a text",
+                "Sample(question='What digit is on the red circle?', …)",
+            )
         if is_sound(self.audio):
             self.audio = [self.audio]
         if self.regions is None or isinstance(self.regions, Region) or is_corners(self.regions):
             self.regions = [] if self.regions is None else [self.regions]
+        if not isinstance(self.regions, Iterable):
+            raise CorelensError(
+                f"sample {self.id!r}: regions={self.regions!r}",
+                "Boxes, Masks or a Tube",
+                "Sample(regions=[Box(x0, y0, x1, y1)], …)",
+            )
         self.regions = [as_region(region) for region in self.regions]
 
     def plot(self) -> Any:

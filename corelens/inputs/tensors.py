@@ -49,7 +49,8 @@ def from_tensors(
         else mask.bool().cpu()
     )
     unknown = CorelensError(
-        "inputs made of tensors", "inputs made of a Sample, when regions, questions or cells are asked for",
+        "inputs made of "
+        "tensors", "inputs made of a Sample, when regions, questions or cells are asked for",
         "use model.prepare(Sample(…)), or name positions explicitly",
     )  # fmt: skip
     missing = dict.fromkeys(("images", "sounds", "region", "question", "answer"), unknown)
@@ -142,8 +143,8 @@ def _placeholders(
             among = ids == token
             if int(among.sum()) != len(patches):
                 raise CorelensError(
-                    f"{int(among.sum())} tokens of id {token} in input_ids, where the pictures' sizes make "
-                    f"{len(patches)}; the tensors are {sorted(tensors)}",
+                    f"{int(among.sum())} tokens of id {token} in input_ids, where the pictures' "
+                    f"sizes make {len(patches)}; the tensors are {sorted(tensors)}",
                     "the tensors as the processor made them, image_sizes among them",
                     "pass all that the processor returned",
                 )

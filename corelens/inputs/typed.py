@@ -27,17 +27,20 @@ def check_typed(texts: Iterable[str], words: Mapping[str, bool], id: str) -> Non
     both would be counted among the question's rows.
     """
     for text in texts:
-        found = [word for word in words if word in text]
-        if not found:
+        reserved_words = [word for word in words if word in text]
+        if not reserved_words:
             continue
-        word = max(found, key=len)
+        word = max(reserved_words, key=len)
         if words[word]:
             do = (
-                "take it out: pictures are put before the question by themselves, or where {'type': 'image'} stands in "
-                "the messages"
+                "take it out: pictures are put before the question by themselves, or where "
+                "{'type': 'image'} stands in the messages"
             )
         else:
-            do = f"take it out, or break it up ({word[0]} {word[1:]}); turns are given as Sample(messages=[…])"
+            do = (
+                f"take it out, or break it up ({word[0]} {word[1:]}); turns are given as "
+                "Sample(messages=[…])"
+            )
         raise CorelensError(
             f"sample {id!r}: its text holds {word!r}, which this model's "
             + (

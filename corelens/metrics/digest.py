@@ -81,7 +81,10 @@ class Digest:
         self._sha.update(content)
 
     def _picture(self, image: Image.Image) -> None:
-        turned = image.getexif().get(ExifTags.Base.Orientation)  # by which it is set upright
+        try:
+            turned = image.getexif().get(ExifTags.Base.Orientation)  # by which it is set upright
+        except Exception:  # Pillow raises many kinds for a broken tag; `prepare` says what is wrong
+            turned = "unreadable"
         palette = image.getpalette() if image.mode in ("P", "PA") else None
         self.add((image.mode, image.size, palette, image.info.get("transparency"), turned))
         try:

@@ -65,18 +65,18 @@ class RunFolder:
 
     def _check(self, header: Path, identity: dict[str, Any]) -> None:
         try:
-            there = json.loads(header.read_text(encoding="utf-8"))
+            stored = json.loads(header.read_text(encoding="utf-8"))
         except (ValueError, RecursionError, OSError) as error:
             raise CorelensError(
                 f"{header}, which is no JSON", "a run.json", "choose another folder"
             ) from error
-        there = there if isinstance(there, dict) else {}
-        differs = [key for key in {**there, **identity} if there.get(key) != identity.get(key)]
+        stored = stored if isinstance(stored, dict) else {}
+        differs = [key for key in {**stored, **identity} if stored.get(key) != identity.get(key)]
         if differs:
             key = differs[0]
             raise CorelensError(
                 f"{self.path}, which holds a run with another {' and '.join(differs)} "
-                f"({key}: {_short(there.get(key))} there, {_short(identity.get(key))} now)",
+                f"({key}: {_short(stored.get(key))} there, {_short(identity.get(key))} now)",
                 "an empty folder, or one with the same model, metrics, samples and options",
                 "choose another folder, or delete this one",
             )
@@ -92,21 +92,23 @@ class RunFolder:
         about = {"samples": json.dumps(list(numbers)), "run": self.digest}
         write_whole(self.path / f"part-{numbers[0]:08d}.safetensors", sealed(results, about))
 
-    def merged(self, n: int) -> dict[str, np.ndarray]:
-        """All results in the order of the samples, {key: [n, …]}."""
+    def merged(self, wanted: Sequence[int]) -> dict[str, np.ndarray]:
+        """The results of the samples of these numbers, in their order: {key: [sample, …]}."""
         results: dict[int, dict[str, np.ndarray]] = {}
         for part in self._parts():
             numbers, tensors = self._part(part)
             for i, number in enumerate(numbers):
                 results[number] = {key: x[i] for key, x in tensors.items()}
-        missing = sorted(set(range(n)) - set(results))
+        missing = set(wanted) - set(results)
         if missing:
             raise CorelensError(
-                f"{self.path}, in which {len(missing)} of {n} samples are missing",
+                f"{self.path}, in which {len(missing)} of {len(wanted)} samples are missing",
                 "all of them",
                 "start the run again",
             )
-        return {key: np.stack([results[i][key] for i in range(n)]) for key in results[0]}
+        return {
+            key: np.stack([results[number][key] for number in wanted]) for key in results[wanted[0]]
+        }
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.glob("part-*.safetensors"))
@@ -215,6 +217,8 @@ def _take(file: Any, name: str, folder: Path, fcntl: Any) -> bool:
         file.truncate(0)
         file.write(name)
         file.flush()
+        for part in folder.rglob(".*.part"):  # what a kill left half written
+            part.unlink(missing_ok=True)
     except BlockingIOError:
         pass
     try:

@@ -24,7 +24,7 @@ from corelens.errors import CorelensError
 from corelens.heads.disk import file_name
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
-from corelens.inputs.each import OnError, usable
+from corelens.inputs.each import OnError, check_on_error, left_out, of_usable, unusable
 from corelens.inputs.prepare import Sample
 from corelens.metrics.definition import Metric, check_finite
 from corelens.metrics.looked_at import LookedAt
@@ -84,8 +84,8 @@ def score_heads(
             default.
         on_error: "raise" at a sample that cannot be scored (a region that the processor crops away,
             a picture that is broken), or "skip" it: a warning counts those left out,
-            `scores[key].meta["skipped"]` is {id: reason}. Each sample is then prepared once more,
-            by itself, before the run.
+            `scores[key].meta["skipped"]` is {id: reason}. Only the samples of a batch in which one
+            is wrong are prepared twice.
 
     Returns:
         {key: HeadScores}; the key is the metric's name with options that differ from the default
@@ -110,9 +110,11 @@ def score_heads(
             "one of each or more",
             "give questions with regions, for instance cl.synthetic('refer', 200)",
         )
-    questions, skipped = usable(samples, partial(_check_scores, model, resolved), on_error)
-    samples = _questions(questions)
-    check_samples(samples, resolved)
+    check_on_error(on_error)
+    # {number: error} of the samples that are left out
+    wrong = unusable(samples, partial(_check_has_all, resolved)) if on_error == "skip" else {}
+    if not wrong:
+        check_samples(samples, resolved)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and out is None:
         raise CorelensError(
@@ -140,36 +142,53 @@ def score_heads(
             }
             folder = stack.enter_context(run_folder(out, identity))
             del description["date"]  # its files are the same bytes whenever they are made
-        done = folder.done() if folder else set()
+        done = (folder.done() if folder else set()) | set(wrong)
         results: dict[int, dict[str, np.ndarray]] = {}
         groups = list(_batches(samples, batch_size))[rank::world]
         w_o = cache(lambda layer: same_norms(model.blocks[layer].attn.W_O))
+
+        def make(batch: Sequence[Sample]) -> dict[str, np.ndarray]:
+            return _score_batch(model, list(batch), resolved, hooks, max_new_tokens, w_o)
+
+        check = partial(_check_scores, model, resolved)
         bar = stack.enter_context(
             tqdm(total=sum(map(len, groups)), unit="sample", disable=not progress)
         )
         with torch.no_grad():
             for numbers in groups:
-                if not done >= set(numbers):
-                    batch = [samples[i] for i in numbers]
-                    raw = _score_batch(model, batch, resolved, hooks, max_new_tokens, w_o)
-                    if folder is not None:
-                        folder.add(numbers, raw)
-                    results |= {
-                        n: {key: x[i] for key, x in raw.items()} for i, n in enumerate(numbers)
-                    }
+                left = [number for number in numbers if number not in done]
+                if left:
+                    batch = [samples[number] for number in left]
+                    raw, of_batch = of_usable(batch, make, check, on_error)
+                    wrong |= {left[place]: error for place, error in of_batch.items()}
+                    left = [number for number in left if number not in wrong]
+                    if raw is not None and folder is not None:
+                        folder.add(left, raw)
+                    if raw is not None:
+                        results |= {
+                            number: {key: x[i] for key, x in raw.items()}
+                            for i, number in enumerate(left)
+                        }
                 bar.update(len(numbers))
         if folder is not None:
             _wait_for_others(world)
-            merged = folder.merged(len(samples))
+            if world > 1 and on_error == "skip":  # (those that other processes left out)
+                done = folder.done() | set(wrong)
+                missing = [number for number in range(len(samples)) if number not in done]
+                of_others = unusable([samples[number] for number in missing], check)
+                wrong |= {missing[place]: error for place, error in of_others.items()}
+        skipped = left_out(samples, wrong)
+        numbers = [number for number in range(len(samples)) if number not in wrong]
+        if folder is not None:
+            merged = folder.merged(numbers)
         else:
-            merged = {
-                m.key: np.stack([results[i][m.key] for i in range(len(samples))]) for m in resolved
-            }
-        worlds = {sample.meta.get("world") for sample in samples}
+            merged = {m.key: np.stack([results[i][m.key] for i in numbers]) for m in resolved}
+        scored = [samples[number] for number in numbers]
+        worlds = {sample.meta.get("world") for sample in scored}
         data = data or (str(worlds.pop()) if len(worlds) == 1 and None not in worlds else None)
         meta: dict[str, Any] = description | {
             "data": data,
-            "samples": [sample.id for sample in samples],
+            "samples": [sample.id for sample in scored],
         }
         meta |= {"skipped": skipped} if skipped else {}
         scores = {}
@@ -220,8 +239,7 @@ def _score_batch(
 
 def _check_scores(model: Any, metrics: Sequence[Metric], sample: Sample) -> None:
     """Raise for a sample that these metrics cannot score, without running the model."""
-    for m in metrics:
-        _check_has_what_it_takes(sample, m)
+    _check_has_all(metrics, sample)
     token_map = model.prepare(sample, answer=any("answer" in m.rows for m in metrics)).token_maps[0]
     for m in metrics:
         if not m.needs_answering:
@@ -236,9 +254,13 @@ def _questions(samples: Sequence[Sample] | Sample | str) -> list[Sample]:
 
 def check_samples(samples: Sequence[Sample], metrics: Sequence[Metric]) -> None:
     """Raise for what a metric needs and a sample lacks, before a model is loaded."""
+    for sample in samples:
+        _check_has_all(metrics, sample)
+
+
+def _check_has_all(metrics: Sequence[Metric], sample: Sample) -> None:
     for m in metrics:
-        for sample in samples:
-            _check_has_what_it_takes(sample, m)
+        _check_has_what_it_takes(sample, m)
 
 
 def _check_has_what_it_takes(sample: Sample, metric: Metric) -> None:
