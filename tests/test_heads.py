@@ -560,3 +560,38 @@ def test_mib_s_node_scores(tmp_path):
             HeadScores.from_mib(tmp_path / "wrong.json")
     with pytest.raises(CorelensError, match="does not exist"):
         HeadScores.from_mib(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda s: s.top("0.05"), "a share of all heads"),
+        (lambda s: s.top(k=1.5), "k=1.5"),
+        (lambda s: s.top(k=True), "k=True"),
+        (lambda s: s.top(float("nan")), "a share of all heads"),
+        (lambda s: HeadSet(3), "3 as heads"),
+        (lambda s: HeadSet(None), "None as heads"),
+        (lambda s: s.ci(n_boot=0), "n_boot=0"),
+        (lambda s: s.split_half(n_splits=0), "n_splits=0"),
+        (lambda s: HeadScores("abc"), "no array of numbers"),
+        (lambda s: HeadScores([[1, 2], [3]]), "no array of numbers"),
+        (lambda s: HeadScores(np.ones((2, 2), complex)), "complex"),
+        (lambda s: s - 3, "a int in place of scores"),
+        (lambda s: HeadScores.mean([s, 1]), "a int in place of scores"),
+    ],
+)
+def test_wrong_values_are_one_kind_of_error(use, words):
+    scores = HeadScores(per_sample=np.random.default_rng(0).random((3, 4, 4)))
+    with pytest.raises(CorelensError, match=words):
+        use(scores)
+
+
+def test_meta_is_written_or_refused(tmp_path):
+    def threshold(x):
+        return x
+
+    HeadScores(np.ones((2, 2)), meta={"body": threshold}).save(tmp_path / "a")
+    assert HeadScores.load(tmp_path / "a").meta["body"].endswith("threshold")
+    with pytest.raises(CorelensError, match="meta that holds a object"):
+        HeadScores(np.ones((2, 2)), meta={"body": object()}).save(tmp_path / "b")
+    assert not (tmp_path / "b").exists()

@@ -62,3 +62,33 @@ def _matched(left: dict[int, list[int]], counts: dict[int, int]) -> HeadSet:
             )
             drawn.append(Head(nearest, left[nearest].pop()))
     return HeadSet(drawn)
+
+
+def how_many(n: int, fraction: float | int | None, k: int | None) -> int:
+    """How many of n heads a share or a number means: a share is max(1, round(fraction · n)) heads,
+    a whole number is itself.
+
+    Raises:
+        CorelensError: neither or both; no share from above 0 to 1, no number from 0 to n.
+    """
+    if k is None and isinstance(fraction, int | np.integer) and not isinstance(fraction, bool):
+        fraction, k = None, int(fraction)
+    if (fraction is None) == (k is None):
+        raise CorelensError(
+            f"fraction={fraction}, k={k}",
+            "one of the two",
+            "say top(0.05) for a share of all heads or top(k=10)",
+        )
+    if k is not None:
+        if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 0 <= k <= n:
+            raise CorelensError(
+                f"k={k!r}", f"0 to {n}, the number of heads", "ask for fewer heads, a whole number"
+            )
+        return int(k)
+    if not isinstance(fraction, float | np.floating) or not 0 < fraction <= 1:
+        raise CorelensError(
+            f"fraction={fraction!r}",
+            "a share of all heads, above 0 and up to 1",
+            "for a number: top(10)",
+        )
+    return max(1, round(float(fraction) * n))

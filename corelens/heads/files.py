@@ -151,11 +151,11 @@ def read_layer_head_lists(
     et al. 2025, arXiv 2506.05344 (CR400AF-A/SparseMM, visual_head/head_score/*.json).
     """
     path = _existing(path)
-    found = _json(path)
-    if not isinstance(found, dict) or not found:
-        raise _wrong(path, f"a {type(found).__name__}", 'an object {"0-0": [0.1, …], "0-1": …}')
+    content = _json(path)
+    if not isinstance(content, dict) or not content:
+        raise _wrong(path, f"a {type(content).__name__}", 'an object {"0-0": [0.1, …], "0-1": …}')
     lists: dict[tuple[int, int], np.ndarray] = {}
-    for key, scores in found.items():
+    for key, scores in content.items():
         name = re.fullmatch(r"(\d{1,6})-(\d{1,6})", key, re.ASCII)
         if name is None:
             raise _wrong(path, f"the key {key[:60]!r}", 'keys "layer-head", for instance "12-7"')
@@ -210,15 +210,17 @@ def _existing(path: str | os.PathLike) -> Path:
     return path
 
 
-def _wrong(path: Path, given: str, expected: str) -> CorelensError:
+def _wrong(path: Path, problem: str, expected: str) -> CorelensError:
     return CorelensError(
-        f"{path}: {given}", expected, "check that this is the file the paper's repository publishes"
+        f"{path}: {problem}",
+        expected,
+        "check that this is the file the paper's repository publishes",
     )
 
 
 def _plain(x: Any) -> Any:
     """What JSON does not know but meta may hold: numpy's numbers and arrays, paths, sets of
-    heads."""
+    heads, functions."""
     if isinstance(x, np.generic):
         return x.item()
     if isinstance(x, np.ndarray):
@@ -227,4 +229,10 @@ def _plain(x: Any) -> Any:
         return os.fspath(x)
     if hasattr(x, "to_json"):
         return x.to_json()
-    raise TypeError(f"meta holds a {type(x).__name__}, which JSON does not know")
+    if callable(x):  # an option of an own metric: its name (a run folder tells its code)
+        return getattr(x, "__qualname__", type(x).__name__)
+    raise CorelensError(
+        f"meta that holds a {type(x).__name__}, which JSON does not know",
+        "texts, numbers, lists and objects",
+        "leave it out of meta, or write it as text",
+    )

@@ -21,21 +21,21 @@ class Head(NamedTuple):
         return f"L{self.layer}H{self.head}"
 
     @classmethod
-    def of(cls, given: Any) -> "Head":
+    def of(cls, value: Any) -> "Head":
         """A Head from a Head, a pair (layer, head) or a name "L3H5"."""
-        if isinstance(given, str):
-            name = re.fullmatch(r"[Ll](\d+)[Hh](\d+)", given.strip())
+        if isinstance(value, str):
+            name = re.fullmatch(r"[Ll](\d+)[Hh](\d+)", value.strip())
             if name:
                 return cls(int(name[1]), int(name[2]))
         else:
             try:
-                layer, head = given
+                layer, head = value
                 if int(layer) == layer and int(head) == head and layer >= 0 and head >= 0:
                     return cls(int(layer), int(head))
             except (TypeError, ValueError):
                 pass
         raise CorelensError(
-            f"{given!r} as a head",
+            f"{value!r} as a head",
             'a pair (layer, head) or a name like "L3H5", both counted from 0',
             "for one head write HeadSet([(3, 5)])",
         )
@@ -50,8 +50,12 @@ class HeadSet(AbstractSet):
     """
 
     def __init__(self, heads: "Iterable[Any] | Head | str" = ()):
-        given = [heads] if isinstance(heads, (str, Head)) else heads
-        self._heads = tuple(dict.fromkeys(Head.of(head) for head in given))
+        names = [heads] if isinstance(heads, (str, Head)) else heads
+        if not isinstance(names, Iterable):
+            raise CorelensError(
+                f"{heads!r} as heads", "several heads", 'HeadSet([(3, 5)]) or HeadSet(["L3H5"])'
+            )
+        self._heads = tuple(dict.fromkeys(Head.of(head) for head in names))
         self._lookup = frozenset(self._heads)
 
     def __iter__(self) -> Iterator[Head]:
@@ -91,10 +95,10 @@ class HeadSet(AbstractSet):
 
     def by_layer(self) -> dict[int, list[int]]:
         """{layer: [heads]}, layers ascending, the heads of a layer in the set's order."""
-        found: dict[int, list[int]] = {}
+        layers: dict[int, list[int]] = {}
         for layer, head in self:
-            found.setdefault(layer, []).append(head)
-        return dict(sorted(found.items()))
+            layers.setdefault(layer, []).append(head)
+        return dict(sorted(layers.items()))
 
     def check(self, n_layers: int, n_heads: int) -> "HeadSet":
         """This set, or an error if a head of it does not exist in a model of `n_layers` ×
@@ -103,17 +107,18 @@ class HeadSet(AbstractSet):
         if wrong:
             raise CorelensError(
                 f"{', '.join(map(str, wrong[:5]))}: heads of another model",
-                f"heads of a model of {n_layers} layers × {n_heads} heads (L0H0 to L{n_layers - 1}H{n_heads - 1})",
+                f"heads of a model of {n_layers} layers × {n_heads} heads (L0H0 to "
+                f"L{n_layers - 1}H{n_heads - 1})",
                 "take heads from scores of this very model",
             )
         return self
 
     def mask(self, n_layers: int, n_heads: int) -> Bool[np.ndarray, "layer head"]:
         """True where a head is in the set."""
-        found = np.zeros((n_layers, n_heads), dtype=bool)
+        mask = np.zeros((n_layers, n_heads), dtype=bool)
         for head in self.check(n_layers, n_heads):
-            found[head] = True
-        return found
+            mask[head] = True
+        return mask
 
     def plot(self, n_layers: int | None = None, n_heads: int | None = None, ax: Any = None) -> Any:
         """The heads as marks on the layer × head grid, a matplotlib figure; the model's size makes

@@ -119,7 +119,7 @@ def bootstrap_mean(
     at_once = max(1, (1 << 16) // len(x))
     rows = [min(at_once, draws - start) for start in range(0, draws, at_once)]
     means = np.concatenate(
-        [x[rng.integers(len(x), size=(some, len(x)))].mean(axis=1) for some in rows]
+        [x[rng.integers(len(x), size=(rows_at_once, len(x)))].mean(axis=1) for rows_at_once in rows]
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(x.mean()), float(low), float(high))
@@ -153,10 +153,10 @@ def _binary(x: Float[np.ndarray, " sample"]) -> bool:
     return bool(len(x)) and bool(np.isin(x, (0.0, 1.0)).all())
 
 
-def _check(n: int, least: int, what: str) -> None:
+def _check(n: int, least: int, quantity: str) -> None:
     if n < least:
         raise CorelensError(
             f"{n} sample{'s' * (n != 1)}",
-            f"{least} or more for {what}",
+            f"{least} or more for {quantity}",
             "give more samples, or read the mean alone",
         )

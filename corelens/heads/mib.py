@@ -77,8 +77,9 @@ def read_nodes(path: str | os.PathLike) -> tuple[Float[np.ndarray, "layer head"]
     return values, meta
 
 
-def _wrong(path: Path, what: str) -> CorelensError:
+def _wrong(path: Path, problem: str) -> CorelensError:
     return CorelensError(
-        f"{path}: {what}", 'MIB\'s JSON: {"cfg": {"n_layers", "n_heads"}, "nodes": {"a0.h0": {"score": …}}}',
+        f"{path}: {problem}",
+        'MIB\'s JSON: {"cfg": {"n_layers", "n_heads"}, "nodes": {"a0.h0": {"score": …}}}',
         "give a file of node scores (Graph.to_json, or HeadScores.to_mib)",
-    )  # fmt: skip
+    )

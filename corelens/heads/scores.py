@@ -6,29 +6,21 @@ Head and HeadSet live in `corelens.heads.head_set` and are found here too.
 
 import os
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from corelens.errors import CorelensError
+from corelens.heads import combine, mib
 from corelens.heads import files as score_files
-from corelens.heads import mib
 from corelens.heads import stats as score_stats
-from corelens.heads.controls import random_heads
+from corelens.heads.agreement import Agreement, agreement
+from corelens.heads.controls import how_many, random_heads
 from corelens.heads.head_set import Head, HeadSet
 from corelens.heads.validity import check_missing, numbers, shapes
 
 __all__ = ["Agreement", "Head", "HeadScores", "HeadSet"]
-
-
-class Agreement(NamedTuple):
-    """How far two scores agree on the same heads; see `HeadScores.agreement`."""
-
-    spearman: float
-    jaccard: float
-    rbo: float
-    k: int
 
 
 class HeadScores:
@@ -196,18 +188,9 @@ class HeadScores:
         two top sets, 0 to 1. `rbo`: extrapolated rank-biased overlap, 0 to 1; `p` says how deep it
         looks (about 1 / (1 − p) ranks).
         """
-        self._same_shape(other)
+        combine.check_same_shape(self, other)
         k = self._count(None if k is not None else fraction, k)
-        both = self.exists & other.exists
-        a, b = (np.where(both, scores.values, np.nan) for scores in (self, other))
-        first, second = score_stats.ranking(a, seed), score_stats.ranking(b, seed)
-        top_a, top_b = set(first[:k].tolist()), set(second[:k].tolist())
-        return Agreement(
-            score_stats.spearman(a, b),
-            len(top_a & top_b) / max(1, len(top_a | top_b)),
-            score_stats.rank_biased_overlap(first, second, p),
-            k,
-        )
+        return agreement(self.values, other.values, k, p, seed)
 
     def baseline(self, kind: str, seed: int = 0) -> "HeadScores":
         """A ranking that knows less than this one: what any claim about its top heads must beat.
@@ -240,11 +223,8 @@ class HeadScores:
         """The share of the summed score that the top `fraction` of heads holds, 0 to 1; negative
         scores count as 0."""
         ordered = np.sort(np.clip(self.values[self.exists], 0, None).astype(np.float64))[::-1]
-        return (
-            float(ordered[: self._count(fraction, None)].sum() / ordered.sum())
-            if ordered.any()
-            else 0.0
-        )
+        total = ordered.sum()
+        return float(ordered[: self._count(fraction, None)].sum() / total) if total else 0.0
 
     def by_layer(self) -> Float[np.ndarray, " layer"]:
         """The mean score of each layer's heads; NaN for a layer without heads."""
@@ -254,45 +234,13 @@ class HeadScores:
     def __sub__(self, other: "HeadScores") -> "HeadScores":
         """This score minus another, head by head; sample by sample too when both speak of the same
         samples."""
-        self._same_shape(other)
-        names = self.meta.get("samples")
-        per_sample = None
-        same = (
-            names is not None
-            and names == other.meta.get("samples")
-            and not (self.parts or other.parts)
-        )
-        if same and self.per_sample is not None and other.per_sample is not None:
-            per_sample = self.per_sample - other.per_sample
-        label = f"{self.label} − {other.label}"
-        kept = {
-            name: value
-            for name, value in self.meta.items()
-            if name not in ("rows", "reduce", "unit")
-        }
-        meta = {**kept, "metric": label, "key": label, "of": self.meta, "minus": other.meta}
-        return HeadScores(self.values - other.values, per_sample, meta)
+        return HeadScores(*combine.difference(self, other))
 
     @staticmethod
     def mean(scores: "Iterable[HeadScores]") -> "HeadScores":
         """The mean over data sets, each with the same weight however many samples it has; no
         per-sample scores."""
-        scores = list(scores)
-        if not scores:
-            raise CorelensError(
-                "no scores", "one HeadScores or more", "give a list of scores of one model"
-            )
-        for other in scores[1:]:
-            scores[0]._same_shape(other)
-        shared = {
-            k: v
-            for k, v in scores[0].meta.items()
-            if all(k in s.meta and s.meta[k] == v for s in scores)
-        }
-        return HeadScores(
-            np.mean([s.values for s in scores], axis=0),
-            meta={**shared, "mean_of": [s.meta for s in scores]},
-        )
+        return HeadScores(*combine.mean(list(scores)))
 
     def normalised(self) -> "HeadScores":
         """The same scores divided by their sum over all heads, so that Σ = 1."""
@@ -429,48 +377,24 @@ class HeadScores:
         best = ", ".join(
             f"{head} {self.values[head]:.3g}" for head in self.top(k=min(3, int(self.exists.sum())))
         )
-        return f"HeadScores({self.label}: {self.values.shape[0]} layers × {self.values.shape[1]} heads{n}; top {best})"
+        layers, heads = self.values.shape
+        return f"HeadScores({self.label}: {layers} layers × {heads} heads{n}; top {best})"
 
     # --- inside
 
     def _count(self, fraction: float | int | None, k: int | None) -> int:
-        n = int(self.exists.sum())
-        if k is None and isinstance(fraction, int | np.integer) and not isinstance(fraction, bool):
-            fraction, k = None, int(fraction or 0)
-        if (fraction is None) == (k is None):
-            raise CorelensError(
-                f"fraction={fraction}, k={k}",
-                "one of the two",
-                "say top(0.05) for a share of all heads or top(k=10)",
-            )
-        if k is not None:
-            if not 0 <= k <= n:
-                raise CorelensError(
-                    f"k={k}", f"0 to {n}, the number of heads", "ask for fewer heads"
-                )
-            return k
-        if fraction is None or not 0 < fraction <= 1:
-            raise CorelensError(
-                f"fraction={fraction}",
-                "a share of all heads, above 0 and up to 1",
-                "for a number: top(10)",
-            )
-        return max(1, round(fraction * n))
+        return how_many(int(self.exists.sum()), fraction, k)
 
     def _named(self, flat: Int[np.ndarray, " k"]) -> HeadSet:
         return HeadSet(zip(*np.unravel_index(flat, self.values.shape), strict=True))
 
-    def _samples(self, what: str) -> "tuple[np.ndarray, np.ndarray | None]":
+    def _samples(self, quantity: str) -> "tuple[np.ndarray, np.ndarray | None]":
         if self.parts is not None:
             return self.parts
         if self.per_sample is None:
             raise CorelensError(
-                f"scores without per-sample values, for {what}",
+                f"scores without per-sample values, for {quantity}",
                 "scores of single samples",
                 "score the samples again",
             )
         return self.per_sample, None
-
-    def _same_shape(self, other: "HeadScores") -> None:
-        if self.values.shape != other.values.shape:
-            raise shapes(f"scores of {self.values.shape} and of {other.values.shape} [layer, head]")

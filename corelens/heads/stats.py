@@ -59,6 +59,7 @@ def bootstrap(
         (low, high): the bounds of the central interval of probability `level`.
     """
     n = need_samples(len(numerator), 2, "a bootstrap interval")
+    check_draws("n_boot", n_boot)
     if not 0 < level < 1:
         raise CorelensError(
             f"level={level}", "a probability between 0 and 1", "for a 95% interval say level=0.95"
@@ -100,9 +101,10 @@ def split_half(
     repeat the ranking.
     """
     n = need_samples(len(numerator), 2, "a split in halves")
+    check_draws("n_splits", n_splits)
     rng = np.random.default_rng(seed)
     top, bottom = _flat(numerator), None if denominator is None else _flat(denominator)
-    found = []
+    correlations = []
     for _ in range(n_splits):
         order = rng.permutation(n)
         halves = order[: n // 2], order[n // 2 :]
@@ -110,8 +112,8 @@ def split_half(
             ratio(top[half].sum(0), None if bottom is None else bottom[half].sum(0), len(half))
             for half in halves
         )
-        found.append(spearman(a, b))
-    return float(np.mean(found))
+        correlations.append(spearman(a, b))
+    return float(np.mean(correlations))
 
 
 def ratio(
@@ -180,12 +182,18 @@ def gini(values: Float[np.ndarray, "layer head"]) -> float:
     return float(2 * (np.arange(1, n + 1) * ordered).sum() / (n * total) - (n + 1) / n)
 
 
-def need_samples(have: int, need: int, what: str) -> int:
-    """`have`, or an error if these are fewer samples than `what` needs."""
+def check_draws(name: str, draws: int) -> None:
+    """Raise for fewer than one draw."""
+    if not isinstance(draws, int | np.integer) or draws < 1:
+        raise CorelensError(f"{name}={draws!r}", "a whole number from 1", "1000 is usual")
+
+
+def need_samples(have: int, need: int, quantity: str) -> int:
+    """`have`, or an error if these are fewer samples than `quantity` needs."""
     if have < need:
         raise CorelensError(
             f"scores of {have} sample{'s' if have != 1 else ''}",
-            f"{need} samples or more for {what}",
+            f"{need} samples or more for {quantity}",
             "score more samples, or read `.values` alone",
         )
     return have

@@ -10,7 +10,17 @@ from corelens.errors import CorelensError
 
 def numbers(x: Any, name: str, ndim: int) -> np.ndarray:
     """The array as float32 of `ndim` dimensions without infinities."""
-    x = np.asarray(x, dtype=np.float32)
+    try:
+        real = np.asarray(x)
+        if np.iscomplexobj(real):
+            raise TypeError("complex numbers")
+        x = real.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise CorelensError(
+            f"{name}, which is no array of numbers ({error})",
+            f"numbers in {ndim} dimensions",
+            "give an array, or lists of one length",
+        ) from error
     if x.ndim != ndim:
         raise shapes(f"{name} of shape {x.shape}")
     _check(x, name, np.isinf(x))
@@ -29,14 +39,15 @@ def _check(x: np.ndarray, name: str, wrong: np.ndarray) -> None:
         raise CorelensError(
             f"{name}{list(where)} is {x[where]}",
             "finite scores (NaN only for a head that does not exist, then in every sample)",
-            "look for NaN in the attention of that layer and head: half-precision overflow is the usual cause",
+            "look for NaN in the attention of that layer and head: half-precision overflow is the "
+            "usual cause",
         )
 
 
-def shapes(given: str) -> CorelensError:
+def shapes(problem: str) -> CorelensError:
     """The error for arrays that are not of one model."""
     return CorelensError(
-        given,
+        problem,
         "[layer, head] and [sample, layer, head] of one model",
         "compare scores of one model only",
     )
