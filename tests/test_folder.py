@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import corelens as cl
 from corelens.data.folder import load_samples, save_samples
@@ -40,8 +41,6 @@ def test_round_trip(folder):
         and two.regions[0].boxes == {1: cl.Box(1, 1, 9, 9)}
         and two.answer is None
     )
-    from PIL import Image
-
     assert (np.asarray(Image.open(first.images[0])) == np.asarray(picture(0))).all()
 
 
@@ -79,3 +78,45 @@ def test_folders_and_ids(tmp_path):
     (tmp_path / "samples.jsonl").write_text(f"{line}\n{line}\n")
     with pytest.raises(cl.CorelensError, match="'x'"):
         load_samples(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id", {"a": 1}), ("id", None), ("id", " "), ("id", True), ("id", 1.5),
+        ("regions", [{"box": [0, 0, 1, 1], "text": 5}]),
+    ],
+)  # fmt: skip
+def test_ids_and_texts_are_what_the_format_says(tmp_path, field, value):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    record = {"images": ["a.png"], "question": "What?", field: value}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(record))
+    with pytest.raises(cl.CorelensError, match=rf"line 1, field '{field}"):
+        cl.load_samples(tmp_path)
+
+
+def test_what_the_format_does_not_hold_is_refused_before_anything_is_written(tmp_path):
+    picture = Image.new("RGB", (40, 30))
+    for samples, words in (
+        ([cl.Sample(picture, "a", id="x"), cl.Sample(picture, "b", id="x")], "two samples"),
+        ([cl.Sample(picture, "a", meta={"f": print})], "meta is no JSON"),
+        ([cl.Sample(question="a")], "without a picture"),
+        ("ab", "a str among the samples"),
+    ):
+        with pytest.raises(cl.CorelensError, match=words):
+            save_samples(samples, tmp_path)
+        assert not (tmp_path / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"images": 3}, "images of type int"),
+        ({"question": 3}, "the question 3"),
+        ({"regions": 5}, "regions=5"),
+    ],
+)
+def test_a_sample_of_wrong_types_is_refused_where_it_is_made(fields, words):
+    with pytest.raises(cl.CorelensError, match=words):
+        cl.Sample(**fields, id="x")
+    assert cl.Sample(images=None).images == []

@@ -13,7 +13,8 @@ import pytest
 import corelens as cl
 from corelens.data import load_samples, save_samples
 from corelens.data.synthetic import synthetic, worlds
-from corelens.data.synthetic.drawing import DIGITS, LETTERS, draw_symbols, font
+from corelens.data.synthetic.drawing import DIGITS, LETTERS, draw_symbols
+from corelens.data.synthetic.fonts import font
 from corelens.data.synthetic.refer import stream
 from corelens.errors import CorelensError
 from helpers.families import tiny

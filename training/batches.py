@@ -12,8 +12,8 @@ from transformers import ProcessorMixin
 
 from corelens.data.synthetic.doc import ask as ask_page
 from corelens.data.synthetic.doc import draw_document
-from corelens.data.synthetic.doc import paint as paint_page
 from corelens.data.synthetic.drawing import DIGITS, LETTERS, Query
+from corelens.data.synthetic.pages import paint as paint_page
 from corelens.data.synthetic.refer import COLOURS, QUESTION, Scene, draw_scene, draw_size, stream
 from corelens.data.synthetic.refer_hard import FORMS, questions, size_of
 from corelens.data.synthetic.refer_hard import draw_scene as hard_scene

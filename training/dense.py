@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from corelens.data.synthetic.doc import KEYS, Page
-from corelens.data.synthetic.drawing import DIGITS, LETTERS, Figure, font
+from corelens.data.synthetic.doc import KEYS
+from corelens.data.synthetic.drawing import DIGITS, LETTERS, Figure
+from corelens.data.synthetic.fonts import font
+from corelens.data.synthetic.pages import Page
 from corelens.data.synthetic.refer import COLOURS, KINDS, Shape
 from corelens.data.synthetic.refer_hard import SIZES, size_of
 from corelens.data.synthetic.video import Scene as Clip

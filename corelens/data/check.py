@@ -79,24 +79,24 @@ def check(path: str | Path) -> Report:
     report = Report(str(root), kind)
     options = {"samples": {}} if kind == "corelens" else SETS[kind].parts(root)
     seen: set[str] = set()
-    for name, given in options.items():
+    for name, options_of_part in options.items():
         part = Part(name)
         report.parts.append(part)
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always", UserWarning)
             try:
-                for sample in _stream(kind, root, given):
+                for sample in _stream(kind, root, options_of_part):
                     part.samples += 1
                     part.regions += bool(sample.regions)
                     _look(sample, seen, report)
             except CorelensError as error:
                 part.missing = f"{error.given}; expected {error.expected}"
-        part.notes = [str(one.message) for one in said if one.category is UserWarning]
+        part.notes = [str(warning.message) for warning in raised if warning.category is UserWarning]
     return report
 
 
-def _stream(kind: str, root: Path, given: dict[str, Any]) -> Iterator[Sample]:
-    return iter(load_samples(root)) if kind == "corelens" else SETS[kind].stream(root, **given)
+def _stream(kind: str, root: Path, options: dict[str, Any]) -> Iterator[Sample]:
+    return iter(load_samples(root)) if kind == "corelens" else SETS[kind].stream(root, **options)
 
 
 def _look(sample: Sample, seen: set[str], report: Report) -> None:

@@ -31,8 +31,8 @@ def there(root: str | Path, *names: str, what: str) -> Path:
         CorelensError: none does; the message says what is missing where.
     """
     for name in names:
-        if (found := Path(root, name)).exists():
-            return found
+        if (path := Path(root, name)).exists():
+            return path
     places = " or ".join(str(Path(root, name)) for name in names)
     raise CorelensError(f"{root}, without {what}", places, LAYOUT)
 
@@ -54,8 +54,8 @@ def read_json(file: Path) -> Any:
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file, one at a time."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with file.open("rb") as file_lines:
+        for number, line in enumerate(file_lines, 1):
             if line.strip():
                 try:
                     yield json.loads(line.decode("utf-8"))
@@ -85,12 +85,12 @@ def take(items: Iterable[T], n: int | None, seed: int | None) -> list[T]:
     order."""
     if n is None or seed is None:
         return list(islice(items, n))
-    rng, kept = random.Random(seed), {}
+    rng, drawn = random.Random(seed), {}
     for number, item in enumerate(items):  # reservoir sampling: only n are ever held
         place = number if number < n else rng.randrange(number + 1)
         if place < n:
-            kept[place] = (number, item)
-    return [item for _, item in sorted(kept.values(), key=lambda pair: pair[0])]
+            drawn[place] = (number, item)
+    return [item for _, item in sorted(drawn.values(), key=lambda pair: pair[0])]
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -160,40 +160,42 @@ def keep_readable(samples: Sequence[Sample], what: str) -> list[Sample]:
     Raises:
         CorelensError: 1% of the pictures or more cannot be read.
     """
-    found = {str(picture): picture for sample in samples for picture in pictures(sample)}
-    broken = {name: why for name, picture in found.items() if (why := unreadable(picture))}
+    shown = {str(picture): picture for sample in samples for picture in pictures(sample)}
+    broken = {name: why for name, picture in shown.items() if (why := unreadable(picture))}
     if not broken:
         return list(samples)
-    said = f"{what}: {len(broken)} of {len(found)} pictures cannot be read: {listed(broken, found)}"
-    if len(broken) >= BROKEN * len(found):
-        raise CorelensError(said, f"fewer than {BROKEN:.0%}", "get these files again")
-    kept = [
+    problem = (
+        f"{what}: {len(broken)} of {len(shown)} pictures cannot be read: {listed(broken, shown)}"
+    )
+    if len(broken) >= BROKEN * len(shown):
+        raise CorelensError(problem, f"fewer than {BROKEN:.0%}", "get these files again")
+    readable = [
         sample
         for sample in samples
         if not any(str(picture) in broken for picture in pictures(sample))
     ]
-    warnings.warn(f"{said}; {len(samples) - len(kept)} samples are left out", stacklevel=3)
-    return kept
+    warnings.warn(f"{problem}; {len(samples) - len(readable)} samples are left out", stacklevel=3)
+    return readable
 
 
-def listed(broken: dict[str, str], found: dict[str, Any], most: int = 10) -> str:
+def listed(broken: dict[str, str], pictures_by_name: dict[str, Any], most: int = 10) -> str:
     """The first of these names, with reasons; a file whose frames or pages are all missing stands
     there once."""
     reasons = {}
     for name, why in broken.items():
-        picture = found[name]
+        picture = pictures_by_name[name]
         reasons[picture.file if isinstance(picture, Later) and not picture.broken else name] = why
     first = [f"{name} ({why})" for name, why in islice(reasons.items(), most)]
     return "; ".join(first) + (f"; and {len(reasons) - most} more" if len(reasons) > most else "")
 
 
-def package(name: str, what: str, load: Callable[[], T]) -> T:
+def package(name: str, purpose: str, load: Callable[[], T]) -> T:
     """An optional library; raise with the command that installs it."""
     try:
         return load()
     except ImportError as error:
         raise CorelensError(
-            f"{what}, and the package {name!r} is not installed",
+            f"{purpose}, and the package {name!r} is not installed",
             name,
             "pip install 'corelens[data]'",
         ) from error

@@ -13,6 +13,7 @@ or `span` [start, end] in seconds; and `image` (which picture or, for a span, wh
 and `text` (what stands or is said there).
 """
 
+import io
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 from corelens.errors import CorelensError
-from corelens.heads.disk import write_whole
+from corelens.heads.disk import make_folder, write_whole
 from corelens.inputs.pictures import read_mask, read_picture
 from corelens.inputs.sample import Sample
 from corelens.inputs.sounds import read_sound, write_wav
@@ -55,10 +56,17 @@ def load_samples(path: str | Path, outside: bool = False) -> list[Sample]:
             f"{path}", f"a folder with {FILE}, or that file", "see help(corelens.data.folder)"
         )
     samples = []
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                samples.append(_sample(line, _Line(file, number, outside)))
+    try:
+        with file.open("rb") as file_lines:
+            for number, line in enumerate(file_lines, 1):
+                if line.strip():
+                    samples.append(_sample(line, _Line(file, number, outside)))
+    except OSError as error:
+        raise CorelensError(
+            f"{file}, which cannot be read ({error.strerror or error})",
+            "a file that may be read",
+            "check its permissions",
+        ) from error
     if not samples:
         raise CorelensError(
             f"{file}, which is empty", "one sample a line", "see help(corelens.data.folder)"
@@ -75,10 +83,27 @@ def load_samples(path: str | Path, outside: bool = False) -> list[Sample]:
 
 def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
     """Write samples with their pictures (as PNG) and sounds (as WAV of 16 bits) in the same format;
-    returns the path of samples.jsonl."""
+    returns the path of samples.jsonl.
+
+    Raises:
+        CorelensError: what the format does not hold (chats, samples without a picture or sound, two
+            of one id, meta that is no JSON); no room on the disk.
+    """
     folder = Path(folder)
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    lines = []
+    for sample in samples:
+        if not isinstance(sample, Sample):
+            raise CorelensError(
+                f"a {type(sample).__name__} among the samples",
+                "Samples",
+                "give a list of cl.Sample",
+            )
+    twice = _first_twice(sample.id or str(i + 1) for i, sample in enumerate(samples))
+    if twice is not None:
+        raise CorelensError(
+            f"two samples with the id {twice!r}", "ids that differ", "results are kept by id"
+        )
+    make_folder(folder / "pictures")
+    records = []
     for number, sample in enumerate(samples):
         if sample.messages is not None:
             raise CorelensError(
@@ -86,7 +111,11 @@ def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
                 "samples of images and a question",
                 "leave chats out",
             )
-
+        shown = sample.images if sample.video is None else sample.video
+        if not len(shown) and not len(sample.audio):
+            raise CorelensError(
+                f"sample {sample.id!r}, without a picture or sound", "one of them", "leave it out"
+            )
         record: dict[str, Any] = {"id": sample.id or str(number + 1)}
         kind, pictures = (
             ("video", sample.video) if sample.video is not None else ("images", sample.images)
@@ -104,20 +133,25 @@ def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
         record |= {
             name: getattr(sample, name) for name in ("question", "answer", "choices", "meta")
         }
-        lines.append(
-            json.dumps(
-                {name: x for name, x in record.items() if x not in (None, [], {})},
-                ensure_ascii=False,
-            )
-        )
+        record = {name: x for name, x in record.items() if x not in (None, [], {})}
+        try:
+            records.append(json.dumps(record, ensure_ascii=False))
+        except (TypeError, ValueError) as error:
+            raise CorelensError(
+                f"sample {sample.id!r}, whose meta is no JSON ({error})",
+                "texts, numbers, lists and objects",
+                "leave the rest out of meta",
+            ) from error
     file = folder / FILE
-    write_whole(file, "\n".join(lines) + "\n")
+    write_whole(file, "\n".join(records) + "\n")
     return file
 
 
 def _keep(picture: Any, folder: Path, name: str) -> str:
     """Write a picture as PNG; its path relative to the folder."""
-    read_picture(picture, name).save(folder / "pictures" / f"{name}.png")
+    content = io.BytesIO()
+    read_picture(picture, name).save(content, "PNG")
+    write_whole(folder / "pictures" / f"{name}.png", content.getvalue())
     return f"pictures/{name}.png"
 
 
@@ -134,8 +168,8 @@ class _Line:
     def __init__(self, file: Path, number: int, outside: bool):
         self.file, self.number, self.outside = file, number, outside
 
-    def wrong(self, field: str, given: Any, expected: str) -> CorelensError:
-        shown = repr(given)
+    def wrong(self, field: str, value: Any, expected: str) -> CorelensError:
+        shown = repr(value)
         shown = shown if len(shown) < 80 else f"{shown[:77]}…"
         return CorelensError(
             f"{self.file}, line {self.number}, field {field!r}: {shown}",
@@ -229,13 +263,15 @@ def _sample(text: bytes, line: _Line) -> Sample:
             )
         if kind == "images" and not 0 <= region.image < len(pictures):
             raise line.wrong(f"regions[{i}].image", region.image, f"0 to {len(pictures) - 1}")
-    choices = record.get("choices")
+    choices, name = record.get("choices"), record.get("id", line.number)
+    if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
+        raise line.wrong("id", name, "a text or a whole number")
     return Sample(
         question=record["question"],
         answer=record.get("answer"),
         regions=regions,
         choices=None if choices is None else _texts(choices, "choices", line),
-        id=str(record.get("id", line.number)),
+        id=str(name),
         meta=record.get("meta") or {},
         images=pictures if kind == "images" else [],
         video=pictures if kind == "video" else None,
@@ -243,30 +279,32 @@ def _sample(text: bytes, line: _Line) -> Sample:
     )
 
 
-def _region(given: Any, field: str, line: _Line) -> Region:
-    if not isinstance(given, dict) or len({"box", "mask", "tube", "span"} & set(given)) != 1:
-        raise line.wrong(field, given, "an object with one of box, mask, tube and span")
-    for name in given:
+def _region(entry: Any, field: str, line: _Line) -> Region:
+    if not isinstance(entry, dict) or len({"box", "mask", "tube", "span"} & set(entry)) != 1:
+        raise line.wrong(field, entry, "an object with one of box, mask, tube and span")
+    for name in entry:
         if name not in REGION_FIELDS:
-            raise line.wrong(f"{field}.{name}", given[name], f"one of {', '.join(REGION_FIELDS)}")
-    image, text = given.get("image", 0), given.get("text")
+            raise line.wrong(f"{field}.{name}", entry[name], f"one of {', '.join(REGION_FIELDS)}")
+    image, text = entry.get("image", 0), entry.get("text")
     if not isinstance(image, int) or isinstance(image, bool):
         raise line.wrong(f"{field}.image", image, "a whole number, counted from 0")
+    if text is not None and not isinstance(text, str):
+        raise line.wrong(f"{field}.text", text, "a text")
     try:
-        if "box" in given:
-            x0, y0, x1, y1 = _numbers(given["box"], f"{field}.box", line)
+        if "box" in entry:
+            x0, y0, x1, y1 = _numbers(entry["box"], f"{field}.box", line)
             return Box(x0, y0, x1, y1, image=image, text=text)
-        if "mask" in given:
-            path = _path(given["mask"], f"{field}.mask", line)
+        if "mask" in entry:
+            path = _path(entry["mask"], f"{field}.mask", line)
             return Mask(
                 read_mask(path, f"{line.file}, line {line.number}, field '{field}.mask'"),
                 image=image,
                 text=text,
             )
-        if "span" in given:
-            start, end = _numbers(given["span"], f"{field}.span", line, "start, end")
+        if "span" in entry:
+            start, end = _numbers(entry["span"], f"{field}.span", line, "start, end")
             return Span(start, end, audio=image, text=text)
-        boxes = given["tube"]
+        boxes = entry["tube"]
         if not isinstance(boxes, dict) or not all(
             re.fullmatch("[0-9]{1,9}", frame) for frame in boxes
         ):
@@ -278,25 +316,25 @@ def _region(given: Any, field: str, line: _Line) -> Region:
     except CorelensError as error:
         if str(line.file) in error.given:
             raise
-        raise line.wrong(field, given, error.expected) from error
+        raise line.wrong(field, entry, error.expected) from error
 
 
 def _numbers(
-    given: Any, field: str, line: _Line, names: str = "x0, y0, x1, y1"
+    value: Any, field: str, line: _Line, names: str = "x0, y0, x1, y1"
 ) -> tuple[float, ...]:
-    numbers = isinstance(given, list) and all(
-        isinstance(x, int | float) and not isinstance(x, bool) for x in given
+    numbers = isinstance(value, list) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) for x in value
     )
-    if not numbers or len(given) != names.count(",") + 1:
+    if not numbers or len(value) != names.count(",") + 1:
         count = {2: "two", 4: "four"}[names.count(",") + 1]
-        raise line.wrong(field, given, f"{count} numbers [{names}]")
-    return tuple(given)
+        raise line.wrong(field, value, f"{count} numbers [{names}]")
+    return tuple(value)
 
 
-def _texts(given: Any, field: str, line: _Line) -> list[str]:
-    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
-        raise line.wrong(field, given, "a list of texts")
-    return given
+def _texts(value: Any, field: str, line: _Line) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise line.wrong(field, value, "a list of texts")
+    return value
 
 
 def _path(name: Any, field: str, line: _Line) -> str:
@@ -305,8 +343,8 @@ def _path(name: Any, field: str, line: _Line) -> str:
         raise CorelensError(
             f"{line.file}, line {line.number}, field {field!r}: {name!r}, which leaves the folder",
             f"a path inside {line.file.parent}",
-            "move the file into the folder; for a file that you trust: cl.data.load_samples(path, outside=True), or "
-            "PATH:outside=true where a command takes data",
+            "move the file into the folder; for a file that you trust: cl.data.load_samples(path, "
+            "outside=True), or PATH:outside=true where a command takes data",
         )
     if path is None or not _is_file(path):
         raise line.wrong(field, name, f"the path of a file, relative to {line.file.parent}")

@@ -59,9 +59,11 @@ def mlvu(
             videos are missing.
     """
     tasks = (
-        [task] if task else [one for one in CHOICE if has(Path(root), *_files(one))] or list(CHOICE)
+        [task]
+        if task
+        else [name for name in CHOICE if has(Path(root), *_files(name))] or list(CHOICE)
     )
-    samples = (sample for one in tasks for sample in stream(root, one, frames))
+    samples = (sample for name in tasks for sample in stream(root, name, frames))
     return keep_readable(take(samples, n, seed), f"MLVU {task or 'multiple choice'}")
 
 
@@ -95,8 +97,8 @@ def stream(root: str | Path, task: str, frames: int = 16) -> Iterator[Sample]:
             meta=meta,
         )
     if left_out:
-        said = "left out: the gold answer is not among the candidates"
-        warnings.warn(f"MLVU {task}: {left_out} questions {said}", stacklevel=2)
+        reason = "left out: the gold answer is not among the candidates"
+        warnings.warn(f"MLVU {task}: {left_out} questions {reason}", stacklevel=2)
 
 
 def _files(task: str) -> list[str]:

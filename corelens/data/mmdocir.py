@@ -92,14 +92,15 @@ def stream(root: str | Path, level: str = "layout", pages: int | None = 8) -> It
         sizes = _sizes(file)[rows[0] : rows[1] + 1]
         if len(sizes) <= rows[1] - rows[0]:
             raise CorelensError(
-                f"{file} of {len(_sizes(file))} rows, asked for rows {rows[0]} to {rows[1]} of {name}",
+                f"{file} of {len(_sizes(file))} rows, asked for rows {rows[0]} to {rows[1]} of "
+                f"{name}",
                 "the pages that go with the annotations",
                 "get both files again",
             )
         for asked in questions:
             fields(asked, "Q", "A", "page_id", "layout_mapping", where=f"{annotations}, {name}")
             evidence = sorted(
-                {*asked["page_id"], *(one["page"] for one in asked["layout_mapping"])}
+                {*asked["page_id"], *(layout["page"] for layout in asked["layout_mapping"])}
             )
             shown = choose_pages(len(sizes), evidence, pages)
             boxes: list[Any] = []
@@ -109,9 +110,11 @@ def stream(root: str | Path, level: str = "layout", pages: int | None = 8) -> It
                     Box(0, 0, size[0], size[1], image=shown.index(page)) for page, size in whole
                 ]
             else:
-                said = _texts(texts, tuple(record["layout_indices"])) if texts else {}
+                texts_of_boxes = _texts(texts, tuple(record["layout_indices"])) if texts else {}
                 boxes = [
-                    box for one in asked["layout_mapping"] if (box := _box(one, sizes, shown, said))
+                    box
+                    for layout in asked["layout_mapping"]
+                    if (box := _box(layout, sizes, shown, texts_of_boxes))
                 ]
             yield Sample(
                 images=[_later(file, rows[0], len(sizes), page, sizes[page]) for page in shown],
@@ -120,10 +123,15 @@ def stream(root: str | Path, level: str = "layout", pages: int | None = 8) -> It
                 regions=boxes,
                 id=f"mmdocir-{number}",
                 meta={
-                    "set": "mmdocir", "scoring": "anls", "document": name, "domain": record.get("domain"),
-                    "kind": asked.get("type"), "pages": shown, "evidence_pages": asked["page_id"],
+                    "set": "mmdocir",
+                    "scoring": "anls",
+                    "document": name,
+                    "domain": record.get("domain"),
+                    "kind": asked.get("type"),
+                    "pages": shown,
+                    "evidence_pages": asked["page_id"],
                 },
-            )  # fmt: skip
+            )
             number += 1
 
 
@@ -135,14 +143,17 @@ def _later(file: Path, first: int, count: int, page: int, size: tuple[int, int] 
 
 
 def _box(
-    one: dict[str, Any], sizes: list[tuple[int, int] | None], shown: list[int], said: dict[Any, str]
+    place: dict[str, Any],
+    sizes: list[tuple[int, int] | None],
+    shown: list[int],
+    texts: dict[Any, str],
 ) -> Box | None:
     """A layout's box in pixels of its page, clipped to it; None if nothing is left."""
-    size = sizes[one["page"]]
+    size = sizes[place["page"]]
     if size is None:
         return None
-    (wide, high), (x, y) = one["page_size"], size
-    x0, y0, x1, y1 = one["bbox"]
+    (wide, high), (x, y) = place["page_size"], size
+    x0, y0, x1, y1 = place["bbox"]
     x0, y0, x1, y1 = (
         max(x0, 0) * x / wide,
         max(y0, 0) * y / high,
@@ -152,7 +163,12 @@ def _box(
     if x1 <= x0 or y1 <= y0:
         return None
     return Box(
-        x0, y0, x1, y1, image=shown.index(one["page"]), text=said.get((one["page"], *one["bbox"]))
+        x0,
+        y0,
+        x1,
+        y1,
+        image=shown.index(place["page"]),
+        text=texts.get((place["page"], *place["bbox"])),
     )
 
 
@@ -175,7 +191,8 @@ def _check_columns(file: Path, table: Any, columns: tuple[str, ...]) -> None:
     missing = [name for name in columns if name not in table.schema_arrow.names]
     if missing:
         raise CorelensError(
-            f"{file}, without the columns {', '.join(missing)}; it has {', '.join(table.schema_arrow.names)}",
+            f"{file}, without the columns {', '.join(missing)}; it has "
+            f"{', '.join(table.schema_arrow.names)}",
             "the published columns",
             "get the set from its publisher; see docs/data.md",
         )
@@ -194,32 +211,32 @@ def _rows(file: Path, first: int, count: int, columns: tuple[str, ...]) -> list[
         ):
             start += table.metadata.row_group(group).num_rows
             group += 1
-        found: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         groups = list(range(group, table.num_row_groups))
         for batch in table.iter_batches(batch_size=64, row_groups=groups, columns=list(columns)):
             skip = max(first - start, 0)
-            found += batch.slice(skip, count - len(found)).to_pylist() if skip < len(batch) else []
+            rows += batch.slice(skip, count - len(rows)).to_pylist() if skip < len(batch) else []
             start += len(batch)
-            if len(found) == count:
+            if len(rows) == count:
                 break
-    return found
+    return rows
 
 
 @lru_cache(maxsize=1)
 def _sizes(file: Path) -> list[tuple[int, int] | None]:
     """Width and height of every page, in one pass; None for a picture whose header cannot be
     read."""
-    found: list[tuple[int, int] | None] = []
+    sizes: list[tuple[int, int] | None] = []
     with _parquet(file) as table:
         _check_columns(file, table, ("image_binary",))
         for batch in table.iter_batches(batch_size=64, columns=["image_binary"]):
             for data in batch.column(0):
                 try:
-                    found.append(Image.open(BytesIO(data.as_buffer())).size)
+                    sizes.append(Image.open(BytesIO(data.as_buffer())).size)
                 # PIL raises OSError, SyntaxError and others; no bytes at all are an AttributeError
                 except Exception:
-                    found.append(None)
-    return found
+                    sizes.append(None)
+    return sizes
 
 
 def _page(file: Path, first: int, count: int, page: int) -> Image.Image:
@@ -229,8 +246,11 @@ def _page(file: Path, first: int, count: int, page: int) -> Image.Image:
 @lru_cache(maxsize=2)
 def _texts(file: Path, rows: tuple[int, int]) -> dict[Any, str]:
     """{(page, x0, y0, x1, y1): text} of a document's layouts."""
-    found = _rows(file, rows[0], rows[1] - rows[0] + 1, ("page_id", "bbox", "text", "ocr_text"))
-    texts = {(one["page_id"], *one["bbox"]): one["text"] or one["ocr_text"] for one in found}
+    layouts = _rows(file, rows[0], rows[1] - rows[0] + 1, ("page_id", "bbox", "text", "ocr_text"))
+    texts = {
+        (layout["page_id"], *layout["bbox"]): layout["text"] or layout["ocr_text"]
+        for layout in layouts
+    }
     return {key: text for key, text in texts.items() if text}
 
 

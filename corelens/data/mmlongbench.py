@@ -13,9 +13,9 @@ the README explains it (pages from 0; SlideVQA's file names count from 1).
 
 | kind | tasks | regions | score |
 |---|---|---|---|
-| documentQA | longdocurl, mmlongdoc, slidevqa | the answer's pages, whole, where they are shown | doc_qa |
+| documentQA | longdocurl, mmlongdoc, slidevqa | the answer's pages, whole, where shown | doc_qa |
 | NIAH | vh_single, vh_multi | none are published | binary_acc |
-| NIAH | {retrieval,counting,reasoning}-{text,image} | pictures named in `positive_ctxs` | sub_em, soft_acc, mc_acc |
+| NIAH | {retrieval,counting,reasoning}-{text,image} | of `positive_ctxs` | sub_em, soft_acc, mc_acc |
 | vrag | infoseek, viquae | none: the evidence is text | sub_em |
 | ICL | cars196, food101, inat2021, sun397 | none | cls_acc |
 | summ | gov, lexsum | none | rouge (no score here) |
@@ -74,15 +74,19 @@ TASKS = {
     "slidevqa": "documentQA/slidevqa_K{k}.jsonl",
 }
 PROMPTS = {
-    "vrag": "{context}\n\nAnswer in a few words, from these documents, about what the picture shows.\n{question}",
+    "vrag": "{context}\n\nAnswer in a few words, from these documents, about what the picture "
+    "shows.\n{question}",
     "NIAH": "{context}\n\nAnswer from the text and the pictures above.\n{question}",
     "ICL": "{context}\n\n{question}",
     "summ": "{context}\n\n{question}",
-    "documentQA": "{context}\n\nAnswer in a few words, or 'Not answerable' if the pages do not say.\n{question}",
+    "documentQA": "{context}\n\nAnswer in a few words, or 'Not answerable' if the pages do not "
+    "say.\n{question}",
 }
 SUMMARY = {
-    "gov": "Summarise this report in about 550 words: why the study was made, what was found, what is recommended.",
-    "lexsum": "Summarise this law case in one paragraph of 200 to 250 words: background, parties, outcome.",
+    "gov": "Summarise this report in about 550 words: why the study was made, what was found, what "
+    "is recommended.",
+    "lexsum": "Summarise this law case in one paragraph of 200 to 250 words: background, parties, "
+    "outcome.",
 }
 IMAGE = "<image>"
 
@@ -250,14 +254,19 @@ def _needle(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
         question += "".join(
             f"\n{letter}. {IMAGE}" for letter, _ in zip(ascii_uppercase, choices, strict=False)
         )
-    found = {
-        one.get("image") for one in record.get("positive_ctxs") or [] if isinstance(one, dict)
+    evidence = {
+        context.get("image")
+        for context in record.get("positive_ctxs") or []
+        if isinstance(context, dict)
     } - {None}
     return {
-        "context": "\n\n".join(one["text"] for one in contexts), "question": question, "images": images,
-        "answer": answer, "scoring": scoring,
-        "evidence": [i for i, image in enumerate(record["image_list"]) if image in found],
-    }  # fmt: skip
+        "context": "\n\n".join(context["text"] for context in contexts),
+        "question": question,
+        "images": images,
+        "answer": answer,
+        "scoring": scoring,
+        "evidence": [i for i, image in enumerate(record["image_list"]) if image in evidence],
+    }
 
 
 def _documents(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
@@ -265,9 +274,14 @@ def _documents(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
         record, "question", "answer", "ctxs", "image", where=file
     )
     return {
-        "context": "\n\n".join(f"Document (Title: {one['title']}): {one['text']}" for one in contexts),
-        "question": IMAGE + question, "images": [image], "answer": answer, "scoring": "sub_em",
-    }  # fmt: skip
+        "context": "\n\n".join(
+            f"Document (Title: {document['title']}): {document['text']}" for document in contexts
+        ),
+        "question": IMAGE + question,
+        "images": [image],
+        "answer": answer,
+        "scoring": "sub_em",
+    }
 
 
 def _examples(file: Path) -> Iterator[dict[str, Any]]:
@@ -282,12 +296,12 @@ def _examples(file: Path) -> Iterator[dict[str, Any]]:
 
 def _shots(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
     rng = random.Random(record["seed"])
-    rounds = [rng.sample(one, len(one)) for one in rng.choice(record["lists"])]
-    shown = [one for group in rounds for one in group]
+    rounds = [rng.sample(example, len(example)) for example in rng.choice(record["lists"])]
+    shown = [example for group in rounds for example in group]
     return {
-        "context": "\n\n".join(f"{IMAGE}\nlabel: {one['id']}" for one in shown),
+        "context": "\n\n".join(f"{IMAGE}\nlabel: {example['id']}" for example in shown),
         "question": f"{IMAGE}\nWhich label has this picture? Write 'label: ' and its number.",
-        "images": [*(one["image"] for one in shown), record["image"]],
+        "images": [*(example["image"] for example in shown), record["image"]],
         "answer": record["answer"],
         "scoring": "cls_acc",
     }
@@ -297,12 +311,18 @@ def _summary(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
     images, summary = fields(record, "image_list", "summary", where=file)
     if isinstance(summary, list):
         summary = "\n\n".join(
-            "\n".join([one["section_title"] + ":", *one["paragraphs"]]) for one in summary
+            "\n".join([section["section_title"] + ":", *section["paragraphs"]])
+            for section in summary
         )
     return {
-        "context": "\n\n".join(f"Page {Path(page).stem.split('page')[-1]}: {IMAGE}" for page in images),
-        "question": SUMMARY[task], "images": images, "answer": summary, "scoring": "rouge",
-    }  # fmt: skip
+        "context": "\n\n".join(
+            f"Page {Path(page).stem.split('page')[-1]}: {IMAGE}" for page in images
+        ),
+        "question": SUMMARY[task],
+        "images": images,
+        "answer": summary,
+        "scoring": "rouge",
+    }
 
 
 def recognised(root: Path) -> bool:
@@ -312,11 +332,11 @@ def recognised(root: Path) -> bool:
 
 def parts(root: Path) -> dict[str, dict[str, Any]]:
     """The files that are there, by task and length: the options of `stream`."""
-    found = {}
+    tasks = {}
     for task, name in TASKS.items():
         for file in sorted(
             Path(root, "mmlb_data").glob(name.format(k="*")), key=lambda path: natural(path.name)
         ):
             length = int(file.stem.split("_K")[-1].split("_")[0])
-            found[f"{task} K{length}"] = {"task": task, "length": length}
-    return found
+            tasks[f"{task} K{length}"] = {"task": task, "length": length}
+    return tasks

@@ -75,10 +75,12 @@ def stream(root: str | Path, pages: int | None = 8, dpi: int = 144) -> Iterator[
     file, records = _records(Path(root))
     folder = there(root, *DOCUMENTS, what="MMLongBench-Doc's documents")
     for number, record in enumerate(records):
-        name, question, answer, said, form = fields(record, *FIELDS, where=file)
+        name, question, answer, pages_named, form = fields(record, *FIELDS, where=file)
         path = folder / Path(name).name
         sizes, broken = _sizes(path, dpi)
-        listed = ast.literal_eval(said) if isinstance(said, str) else list(said)
+        listed = (
+            ast.literal_eval(pages_named) if isinstance(pages_named, str) else list(pages_named)
+        )
         evidence = [page - 1 for page in listed if 1 <= page <= len(sizes)]
         shown = choose_pages(len(sizes), evidence, pages)
         regions = [
@@ -89,16 +91,22 @@ def stream(root: str | Path, pages: int | None = 8, dpi: int = 144) -> Iterator[
             for page in shown
         ]
         yield Sample(
-            images=images or [Later(str(path), "page 1", partial(_page, path, 0, dpi), broken=broken)],
+            images=images
+            or [Later(str(path), "page 1", partial(_page, path, 0, dpi), broken=broken)],
             question=question,
             answer=answer,
             regions=list(regions),
             id=f"mmlongbench-doc-{number}",
             meta={
-                "set": "mmlongbench_doc", "scoring": "mmlongbench_doc", "answer_format": form, "document": name,
-                "kind": record.get("evidence_sources"), "pages": shown, "evidence_pages": evidence,
+                "set": "mmlongbench_doc",
+                "scoring": "mmlongbench_doc",
+                "answer_format": form,
+                "document": name,
+                "kind": record.get("evidence_sources"),
+                "pages": shown,
+                "evidence_pages": evidence,
             },
-        )  # fmt: skip
+        )
 
 
 def _records(root: Path) -> tuple[Path, list[dict[str, Any]]]:

@@ -38,13 +38,13 @@ def recognise(path: str | Path) -> str:
     root = Path(path)
     if (root / FILE).is_file() or (root.is_file() and root.suffix == ".jsonl"):
         return "corelens"
-    found = [name for name, module in SETS.items() if module.recognised(root)]
-    if len(found) == 1:
-        return found[0]
-    inside = sorted(one.name for one in root.iterdir())[:8] if root.is_dir() else []
+    names = [name for name, module in SETS.items() if module.recognised(root)]
+    if len(names) == 1:
+        return names[0]
+    inside = sorted(entry.name for entry in root.iterdir())[:8] if root.is_dir() else []
     raise CorelensError(
-        f"{root}, with the marks of {' and '.join(found)}"
-        if found
+        f"{root}, with the marks of {' and '.join(names)}"
+        if names
         else f"{root}, which holds {inside or 'nothing'}",
         f"a folder with {FILE}, or a copy of one of {', '.join(SETS)}",
         "give each set a folder of its own, laid out as docs/data.md says",
@@ -54,18 +54,18 @@ def recognise(path: str | Path) -> str:
 def split_options(name: str | Path) -> tuple[str, dict[str, Any]]:
     """ "video:grid=16" → ("video", {"grid": 16}); values are JSON ("sides=[960,1024]") or else
     words ("split=test")."""
-    base, _, given = str(name).partition(":")
-    if Path(name).exists() or not re.match(r"\w+=", given):
+    base, _, written = str(name).partition(":")
+    if Path(name).exists() or not re.match(r"\w+=", written):
         return str(name), {}
 
     def value(text: str) -> Any:
         try:
-            found = json.loads(text)
+            parsed = json.loads(text)
         except json.JSONDecodeError:
             return text
-        return tuple(found) if isinstance(found, list) else found
+        return tuple(parsed) if isinstance(parsed, list) else parsed
 
-    pairs = [part.partition("=") for part in re.split(r",(?=\w+=)", given)]
+    pairs = [part.partition("=") for part in re.split(r",(?=\w+=)", written)]
     return base, {key: value(text) for key, _, text in pairs}
 
 
@@ -93,7 +93,8 @@ def load_data(
     if not Path(name).exists():
         raise CorelensError(
             f"the data {name!r}",
-            f"one of the worlds {', '.join(worlds())}, a folder with {FILE}, or a copy of {', '.join(SETS)}",
+            f"one of the worlds {', '.join(worlds())}, a folder with {FILE}, or a copy of "
+            f"{', '.join(SETS)}",
             did_you_mean(str(name), worlds(), "check the name"),
         )
     kind = recognise(name)

@@ -118,9 +118,15 @@ def stream(
 
 
 def _sample(
-    annotation: dict[str, Any], image: dict[str, Any], sentence: dict[str, Any], folder: Path, split: str,
-    region: str, units: str, prompt: str,
-) -> Sample:  # fmt: skip
+    annotation: dict[str, Any],
+    image: dict[str, Any],
+    sentence: dict[str, Any],
+    folder: Path,
+    split: str,
+    region: str,
+    units: str,
+    prompt: str,
+) -> Sample:
     x, y, w, h = annotation["bbox"]
     wide, high = image["width"], image["height"]
     box = Box(max(x, 0), max(y, 0), min(x + w, wide), min(y + h, high))
@@ -167,20 +173,21 @@ class _PlainData(pickle.Unpickler):
 
 def _refs(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".json":
-        found = read_json(file)
+        content = read_json(file)
     else:
         try:
             with file.open("rb") as data:  # written by Python 2, whose texts are bytes
-                found = _PlainData(data, encoding="utf-8", errors="replace").load()
+                content = _PlainData(data, encoding="utf-8", errors="replace").load()
         except Exception as error:  # a broken pickle raises nearly anything
             raise CorelensError(
                 f"{file}, which was not read ({type(error).__name__}: {error})",
-                "a pickle of lists, dictionaries, texts and numbers, as published; nothing in it is run",
+                "a pickle of lists, dictionaries, texts and numbers, as published; nothing in it "
+                "is run",
                 f"get it again, or write its list as {file.with_suffix('.json').name}",
             ) from error
-    if not isinstance(found, list) or not all(isinstance(ref, dict) for ref in found):
-        raise CorelensError(f"{file}, a {type(found).__name__}", "a list of refs", "get it again")
-    return found
+    if not isinstance(content, list) or not all(isinstance(ref, dict) for ref in content):
+        raise CorelensError(f"{file}, a {type(content).__name__}", "a list of refs", "get it again")
+    return content
 
 
 def _base(root: Path) -> Path:
@@ -197,9 +204,9 @@ def parts(root: Path) -> dict[str, dict[str, Any]]:
     """The splits whose refs are there (all of them if none is), by name: the options of
     `stream`."""
     base = _base(root)
-    found = [by for by in SPLITS if has(base, f"refs({by}).json", f"refs({by}).p")]
+    splits = [by for by in SPLITS if has(base, f"refs({by}).json", f"refs({by}).p")]
     return {
         f"{by} {split}": {"by": by, "split": split}
-        for by in found or SPLITS
+        for by in splits or SPLITS
         for split in SPLITS[by]
     }

@@ -29,7 +29,8 @@ def score(sample: Sample, text: str) -> float:
             "rouge": "ROUGE-L, by the package rouge-score",
         }
         raise CorelensError(
-            f"sample {sample.id!r}, scored by {name!r} ({judged.get(name, 'no rule of that name')})",
+            f"sample {sample.id!r}, scored by {name!r} "
+            f"({judged.get(name, 'no rule of that name')})",
             f"one of {', '.join(RULES)}",
             "leave such samples out, or score them yourself",
         )
@@ -38,7 +39,7 @@ def score(sample: Sample, text: str) -> float:
 
 def golds(sample: Sample) -> list[str]:
     """Every answer that counts as right."""
-    return [str(one) for one in sample.meta.get("answers") or [sample.answer]]
+    return [str(answer) for answer in sample.meta.get("answers") or [sample.answer]]
 
 
 def plain(text: str) -> str:
@@ -66,8 +67,8 @@ def similarity(gold: str, text: str, threshold: float = 0.5) -> float:
     """1 − distance / length of the longer one; 0 unless it exceeds the threshold."""
     if not gold and not text:
         return 1.0
-    found = 1 - distance(gold, text) / max(len(gold), len(text))
-    return found if found > threshold else 0.0
+    value = 1 - distance(gold, text) / max(len(gold), len(text))
+    return value if value > threshold else 0.0
 
 
 def anls(sample: Sample, text: str) -> float:
@@ -135,13 +136,13 @@ def mmlongbench_doc(sample: Sample, text: str) -> float:
     """
     gold, form = str(sample.answer), sample.meta.get("answer_format")
     if form == "Int":
-        wanted, given = _whole(gold), _whole(_number(text))
-        return float(wanted is not None and wanted == given)
+        wanted, written = _whole(gold), _whole(_number(text))
+        return float(wanted is not None and wanted == written)
     if form == "Float":
         return float(_floats_agree(_cleaned(gold), _cleaned(text)))
     if form != "List":
         return _texts_agree(_cleaned(gold), _cleaned(text))
-    wanted_items, items = (sorted(_cleaned(one) for one in _items(x)) for x in (gold, text))
+    wanted_items, items = (sorted(_cleaned(item) for item in _items(x)) for x in (gold, text))
     if len(wanted_items) != len(items):
         return 0.0
     if items and (_number(wanted_items[0]) is not None or _must_be_exact(wanted_items[0])):
@@ -210,12 +211,14 @@ def _whole(number: Any) -> int | None:
 
 
 def _floats_agree(gold: str, text: str) -> bool:
-    wanted, given = _number(gold), _number(text)
-    if wanted is None or given is None:
+    wanted, written = _number(gold), _number(text)
+    if wanted is None or written is None:
         return False
-    for one in (wanted / 100, wanted, wanted * 100):
-        places = max(min(_places(given), _places(one)), 2)
-        if isclose(one, given, rel_tol=0.01) or round(given, places) == round(one, places):
+    for number in (wanted / 100, wanted, wanted * 100):
+        places = max(min(_places(written), _places(number)), 2)
+        if isclose(number, written, rel_tol=0.01) or round(written, places) == round(
+            number, places
+        ):
             return True
     return False
 
@@ -228,8 +231,8 @@ def _items(text: str) -> list[Any]:
     """A list written as in Python; else the text is its only item."""
     if text.strip().startswith("["):
         try:
-            found = ast.literal_eval(text.strip())
-            return found if isinstance(found, list) else [text]
+            value = ast.literal_eval(text.strip())
+            return value if isinstance(value, list) else [text]
         except (ValueError, SyntaxError):
             pass
     return [text]

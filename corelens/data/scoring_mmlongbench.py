@@ -21,8 +21,8 @@ Rule = Callable[[Sample, str], float]
 
 def after(text: str, prefix: str) -> str:
     """What stands behind the first `prefix`; the whole text without it."""
-    found = re.search(f"{re.escape(prefix)}(.*)", text, flags=re.IGNORECASE | re.DOTALL)
-    rest = (found[1] if found else text).strip()
+    match = re.search(f"{re.escape(prefix)}(.*)", text, flags=re.IGNORECASE | re.DOTALL)
+    rest = (match[1] if match else text).strip()
     return re.sub(f"^{re.escape(prefix)}", "", rest, flags=re.IGNORECASE).strip()
 
 
@@ -59,13 +59,13 @@ def yes_or_no(sample: Sample, text: str) -> float:
     """
 
     def label(words: str) -> int:
-        found = re.findall(r"\b(?:yes|no)\b", normal(words, punctuation=True))
-        if found:
-            return int(found[-1] == "yes")
+        match = re.findall(r"\b(?:yes|no)\b", normal(words, punctuation=True))
+        if match:
+            return int(match[-1] == "yes")
         return int(words) if words.strip().isdigit() else -1
 
-    given = label(text)
-    return float(given >= 0 and given == label(str(sample.answer)))
+    answer = label(text)
+    return float(answer >= 0 and answer == label(str(sample.answer)))
 
 
 def same_sum(sample: Sample, text: str) -> float:
@@ -74,10 +74,10 @@ def same_sum(sample: Sample, text: str) -> float:
     words = normal(text, punctuation=True)
     numbers: list[Any] | None = None
     for pattern in (r"\[[\d\s,]+\]", r"\[.*?\]"):
-        found = re.findall(pattern, words, flags=re.DOTALL)
-        if found and numbers is None:
+        match = re.findall(pattern, words, flags=re.DOTALL)
+        if match and numbers is None:
             try:
-                numbers = [int(x) for x in json.loads(found[-1]) if str(x).lstrip("-").isdigit()]
+                numbers = [int(x) for x in json.loads(match[-1]) if str(x).lstrip("-").isdigit()]
             except ValueError:
                 numbers = None
     if numbers is None:
@@ -93,18 +93,18 @@ def letter(sample: Sample, text: str) -> float:
         r"[aA]nswer:\s*([A-J])",
         r"\b([A-J])\b(?!.*\b[A-J]\b)",
     ):
-        if found := re.search(pattern, words, flags=re.DOTALL):
-            return float(found[1] == sample.answer)
+        if match := re.search(pattern, words, flags=re.DOTALL):
+            return float(match[1] == sample.answer)
     return 0.0
 
 
 def class_number(sample: Sample, text: str) -> float:
     """cls_acc: the number behind "label:", else the last number (many-shot classification)."""
     words = " ".join(text.split())
-    found = re.search(r"label:\s*(\d+)", words, flags=re.IGNORECASE) or re.search(
+    match = re.search(r"label:\s*(\d+)", words, flags=re.IGNORECASE) or re.search(
         r"\b(\d+)\b(?!.*\b\d+\b)", words
     )
-    return float(found is not None and int(found[1]) == int(str(sample.answer)))
+    return float(match is not None and int(match[1]) == int(str(sample.answer)))
 
 
 # --- documents
@@ -127,7 +127,11 @@ def _document(gold: Any, text: str, form: str) -> float:
         wanted = _float(gold)
         near = (wanted / 100, wanted, wanted * 100)
         return float(
-            any(isclose(one, x, rel_tol=0.01) for x in _numbers(_cleaned(text)) for one in near)
+            any(
+                isclose(number, x, rel_tol=0.01)
+                for x in _numbers(_cleaned(text))
+                for number in near
+            )
         )
     if form == "List":
         items = json.loads(gold)
@@ -151,9 +155,9 @@ def _document(gold: Any, text: str, form: str) -> float:
 
 def word_f1(gold: str, text: str) -> float:
     """F1 of the words of two normalised texts, counted with multiplicity."""
-    wanted, given = normal(gold).split(), normal(text).split()
-    shared = sum((Counter(wanted) & Counter(given)).values())
-    return 2 * shared / (len(wanted) + len(given)) if shared else 0.0
+    wanted, answer = normal(gold).split(), normal(text).split()
+    shared = sum((Counter(wanted) & Counter(answer)).values())
+    return 2 * shared / (len(wanted) + len(answer)) if shared else 0.0
 
 
 def _must_be_exact(text: str) -> bool:

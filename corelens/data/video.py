@@ -66,26 +66,26 @@ def _frame(decode: Any, file: str, wanted: tuple[Any, ...], i: int) -> Image.Ima
 
 @lru_cache(maxsize=2)  # a sample's frames are read one after the other, and decoded together
 def _decoded_by_number(file: str, numbers: tuple[int, ...]) -> list[Image.Image]:
-    found: dict[int, Image.Image] = {}
+    frames_read: dict[int, Image.Image] = {}
     wanted, number = set(numbers), -1
     with _open(file) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number in wanted:
-                found[number] = frame.to_image()
+                frames_read[number] = frame.to_image()
             if number >= max(wanted):
                 break
-    if missing := wanted - found.keys():
+    if missing := wanted - frames_read.keys():
         raise CorelensError(
             f"{file}, a video of {number + 1} frames, asked for frame {min(missing)}",
             "the video that the annotation was made on",
             "get the file again; it may have been cut off or encoded anew",
         )
-    return [found[number] for number in numbers]
+    return [frames_read[number] for number in numbers]
 
 
 @lru_cache(maxsize=2)
 def _decoded_by_time(file: str, seconds: tuple[float, ...]) -> list[Image.Image]:
-    found: list[Image.Image] = []
+    frames_read: list[Image.Image] = []
     with _open(file) as container:
         stream = container.streams.video[0]
         first = float((stream.start_time or 0) * stream.time_base)
@@ -106,8 +106,8 @@ def _decoded_by_time(file: str, seconds: tuple[float, ...]) -> list[Image.Image]
                     "a video as long as its annotation says",
                     "get the file again; it may have been cut off",
                 )
-            found.append(last.to_image())
-    return found
+            frames_read.append(last.to_image())
+    return frames_read
 
 
 def _open(file: str) -> Any:

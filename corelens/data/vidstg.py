@@ -117,16 +117,16 @@ def stream(
 def _tracks(file: Path, targets: set[int]) -> tuple[str, Tracks]:
     """The video's path, and {target: its box in every frame}, not a number where it has none."""
     path, trajectories = fields(read_json(file), "video_path", "trajectories", where=file)
-    found = {
+    tracks = {
         target: np.full((len(trajectories), 4), np.nan, dtype=np.float32) for target in targets
     }
     for number, frame in enumerate(trajectories):
-        for one in frame:
-            if one["tid"] in found:
-                found[one["tid"]][number] = [
-                    one["bbox"][name] for name in ("xmin", "ymin", "xmax", "ymax")
+        for box in frame:
+            if box["tid"] in tracks:
+                tracks[box["tid"]][number] = [
+                    box["bbox"][name] for name in ("xmin", "ymin", "xmax", "ymax")
                 ]
-    return path, found
+    return path, tracks
 
 
 def _sample(
@@ -148,7 +148,7 @@ def _sample(
             if box is not None:
                 tube[i] = box
     category = next((x["category"] for x in record["subject/objects"] if x["tid"] == target), "")
-    names = [one.replace("_", " ") for one in category.split("/")]
+    names = [word.replace("_", " ") for word in category.split("/")]
     seconds = (segment["end_fid"] - segment["begin_fid"]) / record["fps"]
     return Sample(
         video=by_number(video, numbers, size),
@@ -174,13 +174,13 @@ def _frames(segment: dict[str, int], truth: dict[str, int], count: int) -> list[
     return numbers
 
 
-def _box(found: list[float], size: tuple[int, int]) -> Box | None:
+def _box(corners: list[float], size: tuple[int, int]) -> Box | None:
     """A VidOR box inside its frame; None if there is none, or nothing is left of it."""
     x0, y0, x1, y1 = (
-        max(found[0], 0.0),
-        max(found[1], 0.0),
-        min(found[2], size[0]),
-        min(found[3], size[1]),
+        max(corners[0], 0.0),
+        max(corners[1], 0.0),
+        min(corners[2], size[0]),
+        min(corners[3], size[1]),
     )
     return Box(x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 

@@ -174,7 +174,8 @@ def draw_shapes(
             )
     raise CorelensError(
         f"{len(names)} objects in a picture of {width} × {height} pixels",
-        f"a scene that can be drawn: shapes of up to {2 * SIZES['large'][0]} px that do not overlap",
+        f"a scene that can be drawn: shapes of up to {2 * SIZES['large'][0]} px that do not "
+        "overlap",
         "ask for fewer objects or for larger sides",
     )
 

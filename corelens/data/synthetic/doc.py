@@ -8,12 +8,13 @@ page 2?" is asked where the key stands on several pages, each time with another 
 key too, without a value ("Total Summary"). The asked value occurs once in the whole document.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from corelens.data.synthetic.drawing import Number, Query, draw_number, font, smallest
+from corelens.data.synthetic.drawing import Number, Query, draw_number, smallest
+from corelens.data.synthetic.fonts import font
+from corelens.data.synthetic.pages import FOOT, MARGIN, Line, Page, paint
 from corelens.data.synthetic.refer import draw_size, stream
 from corelens.errors import CorelensError
 from corelens.inputs.sample import Sample
@@ -40,57 +41,8 @@ LONG = {"pages": 12, "lines": 6, "sides": (640, 768), "clutter": 24}
 """A long context: 12 pages of 400 to 576 visual tokens of 32 × 32 pixels."""
 
 _WORLD = 1_000_002  # in the entropy of the random stream
-_HEADING, _FOOT = 26, 14  # font sizes in pixels
-# pixels: paper's edge, between any two rows, height of a row of grey bars
-_MARGIN, _GAP, _BAR = 8, 5, 14
-_PAD = 2  # pixels of paper around a line's ink that belong to its region
-
-
-@dataclass(frozen=True)
-class Line:
-    """A key and its value; `x`: the left edge, `y`: the baseline, `gap`: between key and value; all
-    in pixels."""
-
-    key: str
-    value: str
-    x: int
-    y: int
-    gap: int
-    size: int
-
-    @property
-    def words(self) -> list[tuple[str, int]]:
-        """What is written, each word with its left edge in pixels."""
-        return [
-            (self.key, self.x),
-            (self.value, self.x + round(font(self.size).getlength(self.key)) + self.gap),
-        ]
-
-    @property
-    def box(self) -> Box:
-        """The box around the line's ink and two pixels of paper, in pixels of the page."""
-        corners = np.array([_ink(word, x, self.y, self.size) for word, x in self.words if word])
-        x0, y0 = corners[:, :2].min(0) - _PAD
-        x1, y1 = corners[:, 2:].max(0) + _PAD
-        return Box(float(x0), float(y0), float(x1), float(y1))
-
-
-@dataclass(frozen=True)
-class Page:
-    """One page; `heading_x`: the heading's left edge, `heading_y`: its baseline, `bars`: x0, y0,
-    x1, y1; in pixels."""
-
-    width: int
-    height: int
-    number: int
-    heading: str
-    heading_x: int
-    heading_y: int
-    heading_size: int
-    lines: tuple[Line, ...]
-    bars: tuple[tuple[int, int, int, int], ...]
-    paper: tuple[int, int, int]
-    ink: tuple[int, int, int]
+_HEADING = 26  # font size in pixels
+_GAP, _BAR = 5, 14  # pixels: between any two rows, height of a row of grey bars
 
 
 def doc(
@@ -229,32 +181,6 @@ def ask(document: list[Page], page: int, line: int) -> Query:
     return Query(f"What is the code of {asked.key}{where}?", asked.value, [region], form, line)
 
 
-def paint(page: Page) -> Image.Image:
-    """The picture of a page."""
-    image = Image.new("RGB", (page.width, page.height), page.paper)
-    draw = ImageDraw.Draw(image)
-    grey = _shade(page.paper, 0.82)
-    for bar in page.bars:
-        draw.rectangle(bar, fill=grey)
-    rule = page.heading_y + 7
-    draw.text(
-        (page.heading_x, page.heading_y),
-        page.heading,
-        fill=page.ink,
-        font=font(page.heading_size),
-        anchor="ls",
-    )
-    draw.line((_MARGIN, rule, page.width - _MARGIN, rule), fill=_shade(page.paper, 0.6))
-    for line in page.lines:
-        for word, x in line.words:
-            draw.text((x, line.y), word, fill=page.ink, font=font(line.size), anchor="ls")
-    foot = (page.width / 2, page.height - _MARGIN)
-    draw.text(
-        foot, f"Page {page.number + 1}", fill=_shade(page.paper, 0.4), font=font(_FOOT), anchor="ms"
-    )
-    return image
-
-
 # --- inside
 
 
@@ -315,8 +241,8 @@ def _page(
 ) -> Page:
     """Rows of lines and bars under the heading, in random order, the free height dealt out between
     them."""
-    top, bottom = _MARGIN + _HEADING + 8, height - _MARGIN - _FOOT - 2
-    room, depth = width - 2 * _MARGIN, bottom - top
+    top, bottom = MARGIN + _HEADING + 8, height - MARGIN - FOOT - 2
+    room, depth = width - 2 * MARGIN, bottom - top
     sizes = _sizes(rng, keys, values, room, depth, fonts)
     heights = [_height(size) for size in sizes]
     wide = [_width(key, value, size) for key, value, size in zip(keys, values, sizes, strict=True)]
@@ -337,16 +263,16 @@ def _page(
         size = sizes[row]
         least = wide[row] - size // 4
         gap = int(rng.integers(size // 4, max(size // 4, min(2 * size, room - least)) + 1))
-        x = _MARGIN + int(rng.integers(room - least - gap + 1))
+        x = MARGIN + int(rng.integers(room - least - gap + 1))
         placed[row] = Line(keys[row], values[row], x, y + round(0.95 * size), gap, size)
         y += heights[row]
     paper = tuple(int(x) for x in int(rng.integers(225, 253)) + rng.integers(-8, 3, 3))
     ink = tuple(int(x) for x in rng.integers(0, 60, 3))
     size = min(_HEADING, int(_HEADING * room / font(_HEADING).getlength(heading)))
-    left = _MARGIN + int(rng.integers(max(0, room - int(font(size).getlength(heading))) + 1))
+    left = MARGIN + int(rng.integers(max(0, room - int(font(size).getlength(heading))) + 1))
     parts = (
         left,
-        _MARGIN + _HEADING - 4,
+        MARGIN + _HEADING - 4,
         size,
         tuple(placed[i] for i in range(len(keys))),
         tuple(bands),
@@ -396,7 +322,7 @@ def _height(size: int) -> int:
 
 def _bars(rng: np.random.Generator, y: int, width: int) -> list[tuple[int, int, int, int]]:
     """A row of grey bars as long as words, over most of the page's width."""
-    bars, x, end = [], _MARGIN, width - _MARGIN - int(rng.integers(width // 3))
+    bars, x, end = [], MARGIN, width - MARGIN - int(rng.integers(width // 3))
     while x < end - 6:
         long = min(int(rng.integers(12, 48)), end - x)
         bars.append((x, y + 3, x + long, y + _BAR - 4))
@@ -407,12 +333,3 @@ def _bars(rng: np.random.Generator, y: int, width: int) -> list[tuple[int, int, 
 def _width(key: str, value: str, size: int) -> int:
     """Pixels that a line takes with the narrowest gap."""
     return sum(int(np.ceil(font(size).getlength(word))) + 1 for word in (key, value)) + size // 4
-
-
-def _ink(word: str, x: int, y: int, size: int) -> tuple[int, int, int, int]:
-    x0, y0, x1, y1 = font(size).getbbox(word, anchor="ls")
-    return x + int(np.floor(x0)), y + int(np.floor(y0)), x + int(np.ceil(x1)), y + int(np.ceil(y1))
-
-
-def _shade(colour: tuple[int, int, int], by: float) -> tuple[int, int, int]:
-    return int(colour[0] * by), int(colour[1] * by), int(colour[2] * by)

@@ -7,11 +7,11 @@ description with one symbol changed is the same picture with one symbol changed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from corelens.data.synthetic.fonts import font
 from corelens.data.synthetic.refer import COLOURS, KINDS, Shape, muted
 from corelens.errors import CorelensError
 from corelens.inputs.sample import Sample
@@ -130,16 +130,25 @@ def draw_symbols(rng: np.random.Generator, pool: str, n: int) -> list[str]:
     return rounds[:n]
 
 
+def next_symbol(pool: str, symbol: str, turn: int, taken: Sequence[str]) -> str:
+    """The symbol of a pool that stands `turn` places after this one, the first again after the
+    last; those that are taken are passed over, where any are left."""
+    begin = pool.index(symbol)
+    others = pool[begin + 1 :] + pool[:begin]
+    free = [other for other in others if other not in taken] or others
+    return free[(turn - 1) % len(free)]
+
+
 def draw_names(rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
     """`n` different (colour, kind) names in random order; some two share the colour or the kind
     alone."""
     pairs = [(colour, kind) for colour in COLOURS for kind in KINDS]
     order = [pairs[i] for i in rng.permutation(len(pairs))]
     twin = next(i for i, pair in enumerate(order) if shared(pair, order[0]) == 1)
-    chosen = [order[0], order[twin], *(pair for i, pair in enumerate(order) if i not in (0, twin))][
+    names = [order[0], order[twin], *(pair for i, pair in enumerate(order) if i not in (0, twin))][
         :n
     ]
-    return [chosen[i] for i in rng.permutation(len(chosen))]
+    return [names[i] for i in rng.permutation(len(names))]
 
 
 def shared(a: Sequence[str], b: Sequence[str]) -> int:
@@ -210,20 +219,3 @@ def paint_clutter(seed: int, width: int, height: int, amount: int) -> Image.Imag
         shape = Shape("", str(rng.choice(KINDS[1:])), 0, *place, float(rng.uniform(14, 36)))
         draw.polygon(shape.outline, outline=muted(rng, int(rng.integers(50, 210))))
     return image
-
-
-@lru_cache(maxsize=64)
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font (Aileron), `size` pixels high.
-
-    Raises:
-        CorelensError: where Pillow was built without FreeType and so cannot draw it.
-    """
-    loaded = ImageFont.load_default(size)
-    if not isinstance(loaded, ImageFont.FreeTypeFont):
-        raise CorelensError(
-            "a Pillow without FreeType",
-            "a Pillow that can draw its own font",
-            "pip install --force-reinstall pillow",
-        )
-    return loaded

@@ -17,7 +17,14 @@ import numpy as np
 from PIL import ImageDraw
 
 from corelens.data.synthetic.compare import checked, draw_shapes, wordings
-from corelens.data.synthetic.drawing import DIGITS, Number, Query, draw_number, smallest
+from corelens.data.synthetic.drawing import (
+    DIGITS,
+    Number,
+    Query,
+    draw_number,
+    next_symbol,
+    smallest,
+)
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_size, stream
 from corelens.data.synthetic.refer_hard import Scene, describe, paint, region
 from corelens.inputs.sample import Sample
@@ -144,12 +151,8 @@ def draw_scene(
 
 def _turned(scene: Scene, query: Query, turn: int) -> tuple[Scene, Query]:
     """The same with another digit where the answer stands."""
-    begin = DIGITS.index(query.answer)
-    others = DIGITS[begin + 1 :] + DIGITS[:begin]
-    free = [
-        digit for digit in others if all(figure.symbol != digit for figure in scene.figures)
-    ] or list(others)
-    digit = free[(turn - 1) % len(free)]
+    taken = [figure.symbol for figure in scene.figures]
+    digit = next_symbol(DIGITS, query.answer, turn, taken)
     figures = list(scene.figures)
     figures[query.asked] = replace(figures[query.asked], symbol=digit)
     turned = replace(query, answer=digit, regions=[region(figures[query.asked]), query.regions[1]])

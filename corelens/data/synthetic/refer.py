@@ -8,11 +8,11 @@ same colour or of the same kind.
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from corelens.data.synthetic.fonts import font
 from corelens.errors import CorelensError
 from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box
@@ -290,7 +290,7 @@ def _paint(
             draw.polygon(shape.outline, fill=(red, green, blue))
         light = 0.3 * red + 0.59 * green + 0.11 * blue > 120
         ink = (0, 0, 0) if light else (255, 255, 255)
-        draw.text((shape.x, shape.y), str(shape.digit), fill=ink, font=_font(), anchor="mm")
+        draw.text((shape.x, shape.y), str(shape.digit), fill=ink, font=font(_FONT), anchor="mm")
     return image
 
 
@@ -298,13 +298,3 @@ def muted(rng: np.random.Generator, base: int) -> tuple[int, int, int]:
     """A colour of clutter: a grey, each channel up to 18 off."""
     red, green, blue = np.clip(base + rng.integers(-18, 19, 3), 0, 255)
     return int(red), int(green), int(blue)
-
-
-@lru_cache(maxsize=1)
-def _font() -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(_FONT)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise CorelensError(
-            "a Pillow without FreeType", "a Pillow that can draw its own font", "pip install pillow"
-        )
-    return font

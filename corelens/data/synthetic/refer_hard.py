@@ -30,6 +30,7 @@ from corelens.data.synthetic.drawing import (
     draw_figure,
     draw_number,
     draw_symbols,
+    next_symbol,
     paint_clutter,
     paint_figure,
     shared,
@@ -161,12 +162,14 @@ def draw_scene(
             draw_figure(rng, name[:2], mark, centre, radius) for name, mark, centre, radius in parts
         )
         scene = Scene(width, height, figures, symbols, int(rng.integers(2**32)), clutter)
-        found = [query for query in questions(scene) if query.form == form]
-        if found:
-            return scene, found[int(rng.integers(len(found)))]
+        queries = [query for query in questions(scene) if query.form == form]
+        if queries:
+            return scene, queries[int(rng.integers(len(queries)))]
     raise CorelensError(
-        f"{count} objects in a picture of {width} × {height} pixels and a question of form {form!r}",
-        f"a scene that can be drawn: shapes of up to {2 * SIZES['large'][1]} px that do not overlap",
+        f"{count} objects in a picture of {width} × {height} pixels and a question of form "
+        f"{form!r}",
+        f"a scene that can be drawn: shapes of up to {2 * SIZES['large'][1]} px that do not "
+        "overlap",
         "ask for fewer objects or for larger sides",
     )
 
@@ -177,13 +180,13 @@ def questions(scene: Scene) -> list[Query]:
     A distractor fits the question but for one thing; a question whose distractor carries the same
     symbol is left out.
     """
-    figures, found = scene.figures, []
+    figures, queries = scene.figures, []
     for form, words, asked, anchor, others in (*_by_name(figures), *_by_place(figures)):
         target = figures[asked]
         if others and all(figures[i].symbol != target.symbol for i in others):
             question = f"What {scene.word} is on the {words}?"
-            found.append(Query(question, target.symbol, [region(target)], form, asked, anchor))
-    return found
+            queries.append(Query(question, target.symbol, [region(target)], form, asked, anchor))
+    return queries
 
 
 def paint(scene: Scene) -> Image.Image:
@@ -220,13 +223,9 @@ def region(figure: Figure) -> Box:
 
 def _turned(scene: Scene, query: Query, turn: int) -> tuple[Scene, Query]:
     """The same with another symbol where the answer stands."""
-    figures, symbols = list(scene.figures), SYMBOLS[scene.word]
-    at = symbols.index(query.answer)
-    others = symbols[at + 1 :] + symbols[:at]
-    free = [
-        symbol for symbol in others if all(figure.symbol != symbol for figure in figures)
-    ] or others
-    symbol = free[(turn - 1) % len(free)]
+    figures = list(scene.figures)
+    taken = [figure.symbol for figure in figures]
+    symbol = next_symbol(SYMBOLS[scene.word], query.answer, turn, taken)
     figures[query.asked] = replace(figures[query.asked], symbol=symbol)
     turned = replace(query, answer=symbol, regions=[region(figures[query.asked])])
     return replace(scene, figures=tuple(figures)), turned
@@ -270,17 +269,17 @@ def _by_place(figures: Sequence[Figure]) -> Iterator[_Found]:
                     i: abs(down * (figures[i].x - f.x)) + abs(right * (figures[i].y - f.y))
                     for i in others
                 }
-                there = [i for i in others if along[i] > -MARGIN]
+                beyond = [i for i in others if along[i] > -MARGIN]
                 if (
-                    len(there) == 1
-                    and along[there[0]] >= MARGIN
-                    and aside[there[0]] <= along[there[0]]
+                    len(beyond) == 1
+                    and along[beyond[0]] >= MARGIN
+                    and aside[beyond[0]] <= along[beyond[0]]
                 ):
-                    rest = [i for i in others if i != there[0]]
+                    rest = [i for i in others if i != beyond[0]]
                     yield (
                         "relation",
                         f"{noun} {relation} the {f.colour} {f.kind}",
-                        there[0],
+                        beyond[0],
                         anchor,
                         rest,
                     )
@@ -295,8 +294,8 @@ def _names(rng: np.random.Generator, objects: int) -> list[tuple[str, str, str]]
     twins = []
     for trait in range(3):
         twins.append(next(t for t in order if [i for i in range(3) if t[i] != first[i]] == [trait]))
-    chosen = [first, *twins, *(t for t in order[1:] if t not in twins)][:objects]
-    return [chosen[i] for i in rng.permutation(objects)]
+    names = [first, *twins, *(t for t in order[1:] if t not in twins)][:objects]
+    return [names[i] for i in rng.permutation(objects)]
 
 
 @lru_cache(maxsize=1)

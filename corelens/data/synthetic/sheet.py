@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from corelens.data.synthetic import synthetic, worlds
-from corelens.data.synthetic.drawing import font
+from corelens.data.synthetic.fonts import font
 from corelens.errors import CorelensError
 from corelens.inputs.pictures import read_picture, read_video
 from corelens.inputs.sample import Sample
@@ -89,8 +89,8 @@ def _cell(sample: Sample, height: int) -> Image.Image:
     ]
     label = _SMALL + 5 if word else 0
     width = sum(picture.width for picture in strip) + _GAP * (len(strip) - 1)
-    lines = [*_wrap(sample.question or "", width), f"Answer: {sample.answer}"]
-    cell = Image.new("RGB", (width, label + height + _GAP + len(lines) * (_TEXT + 5)), PAPER)
+    rows = [*_wrap(sample.question or "", width), f"Answer: {sample.answer}"]
+    cell = Image.new("RGB", (width, label + height + _GAP + len(rows) * (_TEXT + 5)), PAPER)
     draw = ImageDraw.Draw(cell)
     x = 0
     for i, picture in enumerate(strip):
@@ -100,8 +100,8 @@ def _cell(sample: Sample, height: int) -> Image.Image:
         )
         cell.paste(picture, (x, label))
         x += picture.width + _GAP
-    for i, line in enumerate(lines):
-        ink = INK if i < len(lines) - 1 else OUTLINE
+    for i, line in enumerate(rows):
+        ink = INK if i < len(rows) - 1 else OUTLINE
         draw.text((0, label + height + _GAP + i * (_TEXT + 5)), line, fill=ink, font=font(_TEXT))
     return cell
 
@@ -127,14 +127,14 @@ def _outlined(
 
 def _wrap(text: str, width: int) -> list[str]:
     """The text in lines of at most `width` pixels, where its words allow."""
-    lines = [""]
+    wrapped = [""]
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font(_TEXT).getlength(longer) > width:
-            lines.append(word)
+        longer = f"{wrapped[-1]} {word}".strip()
+        if wrapped[-1] and font(_TEXT).getlength(longer) > width:
+            wrapped.append(word)
         else:
-            lines[-1] = longer
-    return lines
+            wrapped[-1] = longer
+    return wrapped
 
 
 if __name__ == "__main__":

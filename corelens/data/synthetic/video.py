@@ -176,7 +176,8 @@ def draw_scene(
     if not (1 <= short <= long < length and 0 <= speed[0] <= speed[1]):
         raise CorelensError(
             f"span={span}, speed={speed} in {length} frames",
-            f"a span (fewest, most) of 1 to {length - 1} frames and a speed (smallest, largest) from 0",
+            f"a span (fewest, most) of 1 to {length - 1} frames and a speed (smallest, largest) "
+            "from 0",
             "show symbols in fewer frames, or ask for more frames",
         )
     names, marks = draw_names(rng, count), draw_symbols(rng, DIGITS, count)
@@ -255,7 +256,8 @@ def _paths(
         if len(placed) == objects:
             return [[(float(x), float(y)) for x, y in path] for path in placed], radii
     raise CorelensError(
-        f"{objects} objects that move {speed} px a frame for {frames} frames of {width} × {height} pixels",
+        f"{objects} objects that move {speed} px a frame for {frames} frames of {width} × {height} "
+        "pixels",
         f"a scene that can be drawn: shapes of {2 * _RADII[1]} px that never overlap",
         "ask for fewer objects or frames, less speed, or larger sides",
     )
