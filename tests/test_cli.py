@@ -16,6 +16,7 @@ from corelens.cli import app as cli
 from corelens.interventions.result import PatchResult
 
 HEADS = cl.HeadSet(["L1H5", "L1H4"])
+COMMANDS = ("ablate", "app", "doctor", "explore", "patch", "rows", "show", "study")
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,9 @@ def model():
 def corelens(model, tmp_path, monkeypatch):
     """Runs a line of the command line in an empty folder; the model is loaded once."""
     monkeypatch.chdir(tmp_path)
-    for command in ("ablate", "patch", "rows", "app"):
+    for command in COMMANDS:
         monkeypatch.setattr(
-            f"corelens.cli.{command}.open_model", lambda name, dtype, device=None: model
+            f"corelens.cli.{command}.open_model", lambda name, dtype="auto", device=None: model
         )
 
     def run(line, fails=False):
@@ -140,7 +141,9 @@ def test_rows_says_what_where_read_says(corelens, model, tmp_path):
     )
     assert printed["groups"]["last"]["cost"][0] == wanted.costs["last"].difference
     assert cl.evaluation.RowCosts.load(tmp_path / "made/rows.json").costs == wanted.costs
-    assert "question[0]" in corelens("rows qwen3vl-s refer --n 2")
+    assert "question[0]" in corelens("rows qwen3vl-s refer --n 9 --limit 2 --out rows.html")
+    page = (tmp_path / "rows.html").read_text(encoding="utf-8")
+    assert "<svg" in page and "question[0]" in page and "<script" not in page
 
 
 def test_patch_says_what_activation_patch_says(corelens, model, tmp_path):
@@ -247,6 +250,30 @@ def test_what_needs_no_model_waits_for_none(tmp_path, line):
         ("speed qwen3vl-s refer --scores nowhere", "nowhere"),
         ("heads run", "a finished run"),
         ("compare run ram.safetensors --metrics ram", "a finished run"),
+        ("rows qwen3vl-s reffer", "did you mean 'refer'"),
+        ("rows qwen3vl-x refer", "did you mean 'qwen3vl-s'"),
+        ("rows qwen3vl-s refer --out rows.gif", ".html, .json"),
+        ("patch qwen3vl-s refer --twin blurr", "did you mean 'blur'"),
+        ("patch qwen3vl-s refer --site resid_pst", "did you mean 'resid_post'"),
+        ("patch qwen3vl-s refer --per laier", "did you mean 'layer'"),
+        ("patch qwen3vl-s refer --direction denoise", "did you mean 'denoising'"),
+        ("patch qwen3vl-s refer --metric logit", "did you mean 'logit_diff'"),
+        ("ablate qwen3vl-s refer --heads L0H0 --kind knock", "did you mean 'knockout'"),
+        ("ablate folder refer --heads L9H0", "a model of 2 layers × 4 heads"),
+        ("speed qwen3vl-s refer --scores ram.safetensors --decode streem", "did you mean 'streaming'"),
+        ("speed qwen3vl-s refer --scores ram.safetensors --engine splitt", "did you mean 'split'"),
+        ("show a.png What? --rows questoin", "did you mean 'question'"),
+        ("show a.png What? --heads L9H0", "heads of another model"),
+        ("show a.png What? --scores other.safetensors", "heads of another model"),
+        ("explore qwen3vl-s refer --scores other.safetensors", "heads of another model"),
+        ("study", "--zoo, which takes"),
+        ("study qwen3vl-x", "did you mean 'qwen3vl-s'"),
+        ("study qwen3vl-s --data reffer", "did you mean 'refer'"),
+        ("study qwen3vl-s --only F9", "one of F1, F2"),
+        ("study qwen3vl-s qwen3vl-s", "two models called"),
+        ("demo --model qwen3vl-x", "did you mean 'qwen3vl-s'"),
+        ("doctor qwen3vl-x", "did you mean 'qwen3vl-s'"),
+        ("doctor ram.safetensors", "which is a file"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_a_model_is_loaded(tmp_path, monkeypatch, line, words):
@@ -254,9 +281,14 @@ def test_mistakes_are_told_before_a_model_is_loaded(tmp_path, monkeypatch, line,
         raise AssertionError("a model was loaded")
 
     monkeypatch.chdir(tmp_path)
-    for command in ("ablate", "patch", "app", "show"):
+    for command in COMMANDS:
         monkeypatch.setattr(f"corelens.cli.{command}.open_model", load)
     scores(tmp_path)
+    cl.HeadScores(np.eye(9)).save(tmp_path / "other.safetensors")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    config = {"text_config": {"num_hidden_layers": 2, "num_attention_heads": 4}}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text(json.dumps(config))
     (tmp_path / "run").mkdir()
     done = CliRunner().invoke(cli.app, shlex.split(line))
     # (typer's own: a range)
@@ -316,8 +348,8 @@ def test_speed_takes_its_window_from_the_prompts_and_refuses_what_leaves_nothing
         ("ablate qwen3vl-s refer --scores ram.safetensors --top 0.8 --n 1", "half of a model has no control"),
         ("patch qwen3vl-s refer --metric loss", "one of logit_diff"),
         ("patch qwen3vl-s refer --per layer,position", "--n 1"),
-        ("patch qwen3vl-s refer --n 1 --site heads", "the site 'heads'"),
-        ("patch qwen3vl-s refer --n 1 --direction both", "'denoising' or 'noising'"),
+        ("patch qwen3vl-s refer --n 1 --site heads", "one of resid_pre"),
+        ("patch qwen3vl-s refer --n 1 --direction both", "one of denoising, noising"),
         ("patch qwen3vl-s refer --n 1 --twin replace", "raise --n"),
         ("patch qwen3vl-s refer --n 1 --twin sharpen", "the data 'sharpen'"),
         ("patch qwen3vl-s refer --n 2 --twin doc", "twin"),

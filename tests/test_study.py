@@ -25,6 +25,7 @@ from corelens.findings.result import FINDINGS, Study
 from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED
 from corelens.heads import disk
 from corelens.heads.head_set import HeadSet
+from corelens.metrics.runs import locked
 from helpers import published
 from helpers.families import tiny
 
@@ -267,6 +268,14 @@ def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
     monkeypatch.setattr(world.World, "correct", counts)
     cl.study(model, samples, out=tmp_path, **options)
     assert calls[:4] == [False, False, False, True]
+
+
+def test_two_studies_do_not_write_one_folder(model, tmp_path):
+    with (
+        locked(disk.make_folder(tmp_path / "work")),
+        pytest.raises(cl.CorelensError, match="another launch"),
+    ):
+        cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, **OPTIONS)
 
 
 def test_a_study_out_of_hours_says_what_it_left_out_and_goes_on_with_more(model, tmp_path):

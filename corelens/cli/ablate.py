@@ -23,6 +23,7 @@ from corelens.cli.shared import (
     Model,
     Open,
     check_model,
+    check_word,
     ending,
     named_heads,
     open_data,
@@ -89,8 +90,7 @@ def add_ablate(app: typer.Typer) -> None:
         Example: `corelens ablate Qwen/Qwen3-VL-4B-Instruct my_samples --heads L18H3,L20H11 --out
         cut.html`
         """
-        if kind not in KINDS:
-            raise CorelensError(f"--kind {kind}", f"one of {', '.join(KINDS)}", "choose one")
+        check_word("--kind", kind, KINDS)
         if (scores is None) == (heads is None):
             raise CorelensError(
                 "neither --scores nor --heads" if heads is None else "--scores and --heads",
@@ -102,7 +102,7 @@ def add_ablate(app: typer.Typer) -> None:
         ranked = None if scores is None else open_scores(scores, metric)
         named = named_heads(heads)
         check_model(
-            model, *([named] if named is not None else []), *([ranked.top(k=1)] if ranked else [])
+            model, *([named] if named is not None else []), *([ranked.top(1.0)] if ranked else [])
         )
         samples = open_data(data, n, seed, limit)
         others = open_data(data, REFERENCES[kind], seed + 1) if kind in REFERENCES else None
@@ -147,9 +147,15 @@ def _reference(model: Any, kind: str, samples: Any) -> Any:
 
 
 def _sweep(
-    model: Any, samples: Any, scores: Any, heads: Any, shares: list[float], kind: str, reference: Any,
+    model: Any,
+    samples: Any,
+    scores: Any,
+    heads: Any,
+    shares: list[float],
+    kind: str,
+    reference: Any,
     options: dict[str, Any],
-) -> Any:  # fmt: skip
+) -> Any:
     """The curves of the top heads and their controls; of heads that were named, one point."""
     from corelens.evaluation.evaluate import (
         Sweep,
@@ -187,20 +193,20 @@ def _sweep(
 
 def _rows(sweep: Any) -> list[list[str]]:
     """Which heads, how many, accuracy, what is lost: a line for each, share by share."""
-    found = []
-    for at in range(len(next(iter(sweep.curves.values())))):
+    rows = []
+    for number in range(len(next(iter(sweep.curves.values())))):
         for name, points in sweep.curves.items():
-            point = points[at]
-            found.append(
+            point = points[number]
+            rows.append(
                 [f"{point.k} ({point.fraction:.1%})", name, str(point.accuracy), str(point.drop)]
             )
-    return found
+    return rows
 
 
 COLUMNS = ("heads ablated", "which", "accuracy [95% CI]", "lost, paired [95% CI]")
 
 
-def _said(sweep: Any) -> str:
+def _in_words(sweep: Any) -> str:
     """How it was ablated, and what the model does with all heads."""
     words = f"{sweep.kind} ablation ({KINDS[sweep.kind]})"
     by = f", top by {sweep.meta['metric']}" if sweep.meta["metric"] else ""
@@ -213,12 +219,12 @@ def _print(sweep: Any) -> None:
     )
     for name in COLUMNS[2:]:
         table.add_column(escape(name), justify="right", no_wrap=True)
-    lines = len(sweep.curves)
+    curves = len(sweep.curves)
     for i, row in enumerate(_rows(sweep)):
-        style = "bold" if i % lines == 0 else None
-        table.add_row(*map(escape, row), style=style, end_section=(i + 1) % lines == 0)
+        style = "bold" if i % curves == 0 else None
+        table.add_row(*map(escape, row), style=style, end_section=(i + 1) % curves == 0)
     console = Console(highlight=False, markup=False)
-    console.print(_said(sweep), soft_wrap=True)
+    console.print(_in_words(sweep), soft_wrap=True)
     console.print(table)
     for point in next(iter(sweep.curves.values())):
         listed = ", ".join(f"L{layer}H{head}" for layer, head in point.draws[0])
@@ -237,13 +243,19 @@ def _write(sweep: Any, out: Path) -> None:
     if out.suffix.lower() != ".html":
         write_picture(figure, out)
         return
-    rows, lines = _rows(sweep), len(sweep.curves)
-    caption = f"Accuracy, and what is lost sample by sample; random heads: the mean of {sweep.meta['draws']} draws."
-    groups, first = range(lines, len(rows), lines), range(0, len(rows), lines)
-    table = p.table(["which", *COLUMNS[:1], *COLUMNS[2:]], [[row[1], row[0], *row[2:]] for row in rows], caption,
-                    hot=first, groups=groups)  # fmt: skip
+    rows, curves = _rows(sweep), len(sweep.curves)
+    draws = f"random heads: the mean of {sweep.meta['draws']} draws"
+    caption = f"Accuracy, and what is lost sample by sample; {draws}."
+    groups, first = range(curves, len(rows), curves), range(0, len(rows), curves)
+    table = p.table(
+        ["which", *COLUMNS[:1], *COLUMNS[2:]],
+        [[row[1], row[0], *row[2:]] for row in rows],
+        caption,
+        hot=first,
+        groups=groups,
+    )
     drawn = p.figure(figure, "The same, with 95% intervals over samples.")
     note = [p.note(sweep.meta["note"])] if "note" in sweep.meta else []
     meta = {name: value for name, value in sweep.meta.items() if name not in ("note", "row_costs")}
     title = f"Without {'these' if 'given' in sweep.curves else 'the top'} heads"
-    write_whole(out, p.page(title, [p.section("", *note, table, drawn)], meta, _said(sweep)))
+    write_whole(out, p.page(title, [p.section("", *note, table, drawn)], meta, _in_words(sweep)))

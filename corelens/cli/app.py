@@ -33,6 +33,7 @@ from corelens.cli.shared import (
     Open,
     Seed,
     check_model,
+    check_word,
     open_data,
     open_model,
     open_scores,
@@ -45,7 +46,8 @@ from corelens.cli.study import add_study
 from corelens.errors import CorelensError
 
 app = typer.Typer(
-    help="Find the attention heads that fetch visual evidence, test them causally, see what they save.",
+    help="Find the attention heads that fetch visual evidence, test them causally, see what they "
+    "save.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -87,13 +89,15 @@ def models(json: Json = False) -> None:
         return
     table = Table("name", "what it is", "world", "held-out accuracy (95% CI)")
     for name, card in cards.items():
-        size = f"{card['architecture']}, {card['layers']} × {card['heads']} heads, {card['parameters'] / 1e6:.1f} M"
+        size = f"{card['layers']} × {card['heads']} heads, {card['parameters'] / 1e6:.1f} M"
+        size = f"{card['architecture']}, {size}"
         for row in card["held_out"]:
             if row["split"] == "test":
                 low, high = row["ci95"]
-                found = f"{row['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {row['n']} samples"
+                accuracy = f"{row['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {row['n']} samples"
                 asked = ", ".join(f"{key}={value}" for key, value in row.get("options", {}).items())
-                table.add_row(name, size, escape(f"{row['world']} {asked}".strip()), escape(found))
+                world = f"{row['world']} {asked}".strip()
+                table.add_row(name, size, escape(world), escape(accuracy))
     console.print(table)
 
 
@@ -140,7 +144,13 @@ def score(
         "data": Path(data).name,
     }
     scores = score_heads(hooked, samples, wanted, **options)
-    costs = measured(hooked, samples) if rows and int(os.environ.get("RANK", 0)) == 0 else None
+    if not json:
+        for key, ranking in scores.items():
+            words = f"{key}: {', '.join(map(str, ranking.top(0.05)))} …"
+            console.print(words, highlight=False, markup=False)
+    costs = None
+    if rows and int(os.environ.get("RANK", 0)) == 0:
+        costs = measured(hooked, samples, progress=not json)
     if costs is not None:
         costs.save(out / FILE)
     if json:
@@ -148,10 +158,6 @@ def score(
             json_module.dumps({key: ranking.values.tolist() for key, ranking in scores.items()})
         )
         return
-    for key, ranking in scores.items():
-        console.print(
-            f"{key}: {', '.join(map(str, ranking.top(0.05)))} …", highlight=False, markup=False
-        )
     if costs is not None:
         print_short(costs)
         print_advice(costs, list(scores.values()))
@@ -298,13 +304,16 @@ def speed(
     Example: `corelens speed Qwen/Qwen3-VL-4B-Instruct my_samples --scores run --kv-budget 256`
     """
     scores = open_scores(heads, metric)
-    check_model(model, scores.top(k=scores.values.size))
+    check_model(model, scores.top(1.0))
+    check_word("--decode", decode, ("full", "streaming"))
     samples = open_data(data, n, seed, limit)
     from corelens.evaluation.evaluate import batches, evaluate
     from corelens.evaluation.sparse_account import leaves_something, streaming_for
     from corelens.evaluation.sparse_run import check_scores
     from corelens.sparse import KVBudget, SparseInference
+    from corelens.sparse.prefill import ENGINES
 
+    check_word("--engine", engine, ("auto", *ENGINES))
     budget = KVBudget(scores, kv_budget) if kv_budget is not None else None
     hooked = open_model(model, dtype, device)
     check_scores(scores, hooked.cfg)
@@ -360,8 +369,8 @@ def data_check(
             "part", "samples", "with regions", "missing", title=f"{report.path}: {report.set}"
         )
         for part in report.parts:
-            said = "; ".join([part.missing or "nothing", *part.notes])
-            table.add_row(part.name, str(part.samples), str(part.regions), escape(said))
+            missing = "; ".join([part.missing or "nothing", *part.notes])
+            table.add_row(part.name, str(part.samples), str(part.regions), escape(missing))
         console.print(table)
         console.print(
             f"{len(report.broken)} of {report.pictures} pictures cannot be read", highlight=False
@@ -378,7 +387,7 @@ add_patch(app)
 add_rows(app)
 add_show(app)
 add_explore(app)
-add_study(app, open_model, open_data)
+add_study(app)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corelens.cli.shared import Dtype, Json, open_model
+from corelens.cli.shared import Device, Dtype, Json, check_model, open_model
 from corelens.errors import CorelensError
 
 PACKAGES = (
@@ -39,6 +39,7 @@ def add_doctor(app: typer.Typer) -> None:
             ),
         ] = None,
         dtype: Dtype = "auto",
+        device: Device = None,
         json: Json = False,
     ) -> None:
         """Versions, device and kernels, and a table of identities measured on a model, with pass or
@@ -50,12 +51,13 @@ def add_doctor(app: typer.Typer) -> None:
 
         Example: `corelens doctor Qwen/Qwen3-VL-4B-Instruct --dtype bfloat16`
         """
-        environment = environment_here()
         if model is not None:
+            check_model(model)
             check_has_processor(model)
+        environment = environment_here()
         if not json:
             _show_environment(environment)
-        result = open_model(model or _smallest(), dtype).verify()
+        result = open_model(model or _smallest(), dtype, device).verify()
         if json:
             typer.echo(json_module.dumps({"environment": environment, **result.to_dict()}))
         else:
@@ -81,8 +83,8 @@ def check_has_processor(name: str) -> None:
         raise CorelensError(
             f"the folder {name!r}, which has a model and no processor",
             f"one of {', '.join(PROCESSOR_FILES)} in it",
-            f"save the processor beside the model: processor.save_pretrained({name!r}); a model without one is "
-            "checked by HookedMLLM(hf_model).verify(tensors)",
+            f"save the processor beside the model: processor.save_pretrained({name!r}); a model "
+            "without one is checked by HookedMLLM(hf_model).verify(tensors)",
         )
 
 

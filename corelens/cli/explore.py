@@ -23,6 +23,8 @@ from corelens.cli.shared import (
 )
 from corelens.errors import CorelensError
 
+MOST = 10_000  # samples that are drawn to show the last of them
+
 
 def add_explore(app: typer.Typer) -> None:
     """Give the command line its `explore`."""
@@ -49,8 +51,10 @@ def add_explore(app: typer.Typer) -> None:
         """
         if out.suffix.lower() != ".html":
             raise CorelensError(f"--out {out}", "a file that ends in .html", "name it so")
-        check_model(model)
         ranking: Any = None if scores is None else open_scores(scores, metric)
+        check_model(model, *([] if ranking is None else [ranking.top(1.0)]))
+        if index >= MOST:
+            raise CorelensError(f"--index {index}", f"0 to {MOST - 1}", "another --seed")
         samples = open_data(data, index + 1, seed)
         if index >= len(samples):
             raise CorelensError(f"--index {index}", f"0 to {len(samples) - 1}", "count from 0")

@@ -13,14 +13,22 @@ from rich.table import Table
 from corelens.cli.shared import (
     BatchSize,
     Data,
+    Device,
     Dtype,
     Json,
+    Limit,
     Model,
+    Open,
     Seed,
+    check_model,
+    ending,
     open_data,
     open_model,
     open_scores,
+    show_page,
+    write_picture,
 )
+from corelens.heads.disk import write_whole
 
 FILE = "rows.json"  # in a run folder of `corelens score`
 SAMPLES = 40  # of those that heads are scored on; each group of rows is one more run of them
@@ -38,10 +46,16 @@ def add_rows(app: typer.Typer) -> None:
         ] = None,
         tokens: Annotated[bool, typer.Option(help="Also each token of the question alone.")] = True,
         n: Annotated[int, typer.Option(help="How many samples.", min=1)] = 100,
+        limit: Limit = None,
         seed: Seed = 1,
         batch_size: BatchSize = 32,
         dtype: Dtype = "auto",
-        out: Annotated[Path | None, typer.Option(help="A JSON file.")] = None,
+        device: Device = None,
+        out: Annotated[
+            Path | None,
+            typer.Option(help="rows.json, rows.html, or a picture: png, pdf, svg, jpg."),
+        ] = None,
+        open_page: Open = False,
         json: Json = False,
     ) -> None:
         """Which rows the answer hangs on: the evidence is cut off from all heads, row group by row
@@ -53,14 +67,20 @@ def add_rows(app: typer.Typer) -> None:
 
         Example: `corelens rows qwen3vl-s refer`
         """
-        from corelens.evaluation.where_read import where_read
-
+        if out is not None:
+            ending(out, "json")
         ranking = None if scores is None else open_scores(scores, None)
-        hooked = open_model(model, dtype)
-        costs = where_read(hooked, open_data(data, n, seed)[:n], tokens, batch_size)
+        check_model(model, *([] if ranking is None else [ranking.top(1.0)]))
+        samples = open_data(data, n, seed, limit)[:n]
+        from corelens.evaluation.where_read import check_marked, where_read
+
+        check_marked(samples)
+        hooked = open_model(model, dtype, device)
+        costs = where_read(hooked, samples, tokens, batch_size, progress=not json)
         costs.meta |= {"model": model, "data": data, "seed": seed}
         if out is not None:
-            costs.save(out)
+            _write(costs, out)
+            show_page(out, open_page)
         if json:
             typer.echo(json_module.dumps(costs.to_json()))
             return
@@ -71,7 +91,29 @@ def add_rows(app: typer.Typer) -> None:
             Console().print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
 
 
-def measured(model: Any, samples: Any) -> Any:
+def _write(costs: Any, out: Path) -> None:
+    from corelens.viz import page as p
+
+    if out.suffix.lower() == ".json":
+        costs.save(out)
+        return
+    figure = costs.plot()
+    if out.suffix.lower() != ".html":
+        write_picture(figure, out)
+        return
+    table = p.table(
+        ["rows", "n", "accuracy lost [95% CI]", "log-probability lost [95% CI]"],
+        [list(row) for row in costs.table()],
+        "Lost with the evidence cut off from all heads at these rows alone.",
+    )
+    drawn = p.figure(figure, "The same, with 95% intervals over samples.")
+    meta = {name: costs.meta[name] for name in ("model", "data", "seed", "n")}
+    subtitle = f"With nothing cut off: accuracy {costs.clean}"
+    page = p.page("Which rows the answer hangs on", [p.section("", table, drawn)], meta, subtitle)
+    write_whole(out, page)
+
+
+def measured(model: Any, samples: Any, progress: bool) -> Any:
     """The RowCosts of the first samples that have a region and an answer; None if there are
     none."""
     from corelens.evaluation.where_read import where_read
@@ -79,7 +121,7 @@ def measured(model: Any, samples: Any) -> Any:
     usable = [sample for sample in samples if sample.regions and sample.answer is not None][
         :SAMPLES
     ]
-    return where_read(model, usable, tokens=False) if usable else None
+    return where_read(model, usable, tokens=False, progress=progress) if usable else None
 
 
 def stored(run: Path) -> Any:
@@ -109,7 +151,8 @@ def print_short(costs: Any) -> None:
     groups = ", ".join(
         f"{name} {points(costs.costs[name])}" for name in NAMES if name in costs.costs
     )
-    line = f"evidence cut off from all heads at these rows costs: {groups} (n={costs.meta['n']}, accuracy {costs.clean})"
+    of = f"(n={costs.meta['n']}, accuracy {costs.clean})"
+    line = f"evidence cut off from all heads at these rows costs: {groups} {of}"
     Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -1,7 +1,9 @@
 """What commands share: options that mean the same everywhere, and opening what these name."""
 
 import io
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote
@@ -28,32 +30,67 @@ Metric = Annotated[str | None, typer.Option(help="Which of the run's metrics.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 …; by default a GPU where there is one.")
 ]
-Limit = Annotated[int | None, typer.Option(help="At most so many samples of a folder.", min=1)]
+Limit = Annotated[
+    int | None, typer.Option(help="At most so many samples, of a folder or a world.", min=1)
+]
 Open = Annotated[bool, typer.Option("--open", help="Open the page that was written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")]
 
 PICTURE = ("png", "pdf", "svg", "jpg")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
 def check_model(name: str, *heads: Any) -> None:
     """Before anything is loaded: whether a model of this name can be there, and has these heads (if
-    it is bundled).
+    it is bundled or in a folder).
 
     Raises:
-        CorelensError: a name that is neither a bundled model's, nor a folder, nor like one of the
-            Hub.
+        CorelensError: a name that is neither a bundled model's, nor a folder, nor like a name on
+            the Hub; heads that the model does not have.
     """
-    from corelens.demo import list_demos, read_card
+    from corelens.demo import list_demos
 
-    if name in list_demos():
-        card = read_card(name)
-        for chosen in heads if {"layers", "heads"} <= set(card) else ():
-            chosen.check(card["layers"], card["heads"])
-    elif "/" not in name and not Path(name).exists():
+    if name not in list_demos() and "/" not in name and not Path(name).exists():
         raise CorelensError(
             f"the model {name!r}",
             f"one of {', '.join(list_demos())}, a folder, or a name on the Hub (owner/name)",
             did_you_mean(name, list_demos(), "check the name"),
+        )
+    if Path(name).is_file():
+        raise CorelensError(
+            f"the model {name!r}, which is a file",
+            "a model's folder",
+            "give the folder of the file",
+        )
+    size = _layers_and_heads(name)
+    for head_set in heads if size is not None else ():
+        head_set.check(*size)
+
+
+def _layers_and_heads(name: str) -> tuple[int, int] | None:
+    """(layers, heads) by a bundled model's card or a folder's config.json; None if they do not say
+    it."""
+    from corelens.demo import list_demos, read_card
+
+    if name in list_demos():
+        card = read_card(name)
+        return (card["layers"], card["heads"]) if {"layers", "heads"} <= set(card) else None
+    try:
+        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+        config = config.get("text_config", config)
+        return int(config["num_hidden_layers"]), int(config["num_attention_heads"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def check_word(option: str, word: str, known: Iterable[str]) -> None:
+    """Raise unless a word that was given to an option is one of those that it knows."""
+    known = list(known)
+    if word not in known:
+        raise CorelensError(
+            f"{option} {word}",
+            f"one of {', '.join(known)}",
+            did_you_mean(word, known, "choose one of these"),
         )
 
 
@@ -61,6 +98,7 @@ def open_model(name: str, dtype: str = "auto", device: str | None = None) -> Any
     """A HookedMLLM by name; bundled ones in float32 on the CPU unless `dtype` and `device` say
     otherwise."""
     check_model(name)
+    check_word("--dtype", dtype, DTYPES)
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -95,7 +133,7 @@ def _check_device(device: str, torch: Any) -> None:
 
 
 def open_data(name: str, n: int, seed: int, limit: int | None = None) -> Any:
-    """Samples by name: `n` of a world or public set, all of a folder of your own or the first
+    """Samples by name: `n` of a world or public set, all of a folder of your own; of either at most
     `limit`."""
     from corelens.data import load_data
     from corelens.data.folder import FILE
@@ -104,7 +142,7 @@ def open_data(name: str, n: int, seed: int, limit: int | None = None) -> Any:
     path = split_options(name)[0]
     own = Path(path).is_file() or Path(path, FILE).is_file()  # your own samples: all of them
     samples = load_data(name) if own else load_data(name, n, seed)
-    return samples if limit is None or not Path(path).exists() else samples[:limit]
+    return samples[:limit]
 
 
 def named_heads(words: str | None) -> Any:
@@ -167,9 +205,9 @@ def scored_on(scores: Any, samples: Any, data: str) -> int:
 
 def ending(out: Path, *others: str) -> str:
     """The ending of a file to write, without its dot: a picture's, html, or one of `others`."""
-    given, known = out.suffix.lower().lstrip("."), ("html", *others, *PICTURE)
-    if given not in known:
+    suffix, known = out.suffix.lower().lstrip("."), ("html", *others, *PICTURE)
+    if suffix not in known:
         raise CorelensError(
             f"--out {out}", f"a file that ends in .{', .'.join(known)}", "name it so"
         )
-    return given
+    return suffix

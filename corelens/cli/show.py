@@ -10,8 +10,10 @@ from rich.console import Console
 
 from corelens.cli.shared import (
     Device,
+    Dtype,
     Open,
     check_model,
+    check_word,
     ending,
     named_heads,
     open_model,
@@ -22,6 +24,8 @@ from corelens.cli.shared import (
 from corelens.demo import DEFAULT
 from corelens.errors import CorelensError
 from corelens.heads.disk import write_whole
+
+NAMES = ("last", "question", "template", "text")
 
 
 def add_show(app: typer.Typer) -> None:
@@ -49,6 +53,7 @@ def add_show(app: typer.Typer) -> None:
         out: Annotated[
             Path, typer.Option(help="show.html, or a picture: png, pdf, svg, jpg.")
         ] = Path("show.html"),
+        dtype: Dtype = "auto",
         device: Device = None,
         open_page: Open = False,
         json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
@@ -68,39 +73,47 @@ def add_show(app: typer.Typer) -> None:
         from corelens.inputs.prepare import Sample
 
         ending(out)
+        for name in rows.split("+"):
+            check_word("--rows", name.strip(), NAMES)
         regions = [] if box is None else [_box(box)]
         sample = Sample(
             [read_picture(image, "the picture")], question, regions=regions, id=image.name
         )
-        given = scores and open_scores(scores, None)
+        ranking = scores and open_scores(scores, None)
         named = named_heads(heads)
-        check_model(model, *([named] if named is not None else []))
-        hooked = open_model(model, device=device)
-        chosen, ranked, values = _heads(hooked, model, sample, named, given, top, rows)
+        check_model(
+            model,
+            *([named] if named is not None else []),
+            *([ranking.top(1.0)] if ranking is not None else []),
+        )
+        hooked = open_model(model, dtype, device)
+        shown, ranked, values = _heads(hooked, model, sample, named, ranking, top, rows)
         answer, probability = _answer(hooked, sample)
-        told = {
+        about = {
             "answer": f"{answer} (probability of its first token {probability:.2f})",
             "model": model,
+            "heads": ranked,
         }
-        _write(hooked, sample, chosen, rows, smooth, out, told | {"heads": ranked})
+        _write(hooked, sample, shown, rows, smooth, out, about)
         show_page(out, open_page)
         if json:
-            said = {
+            numbers = {
                 "question": question,
                 "answer": answer,
                 "probability": probability,
                 "heads": values,
+                "ranked_by": ranked,
+                "rows": rows,
+                "out": str(out),
             }
-            typer.echo(
-                json_module.dumps(said | {"ranked_by": ranked, "rows": rows, "out": str(out)})
-            )
+            typer.echo(json_module.dumps(numbers))
             return
         console = Console()
         console.print(
             f"answer: {answer}   (probability of its first token {probability:.2f})", markup=False
         )
         console.print(
-            f"heads, {ranked}: {', '.join(map(str, chosen))}",
+            f"heads, {ranked}: {', '.join(map(str, shown))}",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -154,13 +167,10 @@ def _heads(
     else:
         by = "ram" if sample.regions else "visual_mass"
         scores = _first(score_heads(hooked, [sample], [metric(by, rows=rows)]))
-    chosen = scores.top(k=min(top, scores.values.size))
-    chosen.check(hooked.cfg.n_layers, hooked.cfg.n_heads)
-    return (
-        chosen,
-        f"top by {scores.label} over {over}",
-        {str(head): float(scores.values[head]) for head in chosen},
-    )
+    best = scores.top(k=min(top, len(scores.top(1.0))))
+    best.check(hooked.cfg.n_layers, hooked.cfg.n_heads)
+    values = {str(head): float(scores.values[head]) for head in best}
+    return best, f"top by {scores.label} over {over}", values
 
 
 def _first(scores: dict[str, Any]) -> Any:
@@ -179,7 +189,7 @@ def _answer(model: Any, sample: Any) -> tuple[str, float]:
 
 
 def _write(
-    model: Any, sample: Any, heads: Any, rows: str, smooth: bool, out: Path, told: dict[str, str]
+    model: Any, sample: Any, heads: Any, rows: str, smooth: bool, out: Path, about: dict[str, str]
 ) -> None:
     from corelens.explorer.explore import explore
     from corelens.viz import page as p
@@ -190,17 +200,17 @@ def _write(
         return
     pictures = head_pictures(model, sample, heads, rows=rows, smooth=smooth)
     caption = (
-        f"Attention on the picture ({rows} rows), {told['heads']}. All heads share one scale; numbers are "
-        "attention mass."
+        f"Attention on the picture ({rows} rows), {about['heads']}. All heads share one scale; "
+        "numbers are attention mass."
     )
-    shown = p.pictures([(None, pictures)], caption, columns=4)
+    drawn = p.pictures([(None, pictures)], caption, columns=4)
     meta = {
-        "model": told["model"],
+        "model": about["model"],
         "picture": sample.id,
         "heads": ", ".join(map(str, heads)),
         "rows": rows,
     }
-    subtitle = f"The model says: {told['answer']}"
+    subtitle = f"The model says: {about['answer']}"
     explorer = explore(model, sample, heads=list(heads)[:3])
-    sections = [p.section("", shown), p.section("Look yourself", p.wide(explorer.part()))]
+    sections = [p.section("", drawn), p.section("Look yourself", p.wide(explorer.part()))]
     write_whole(out, p.page(sample.question, sections, meta, subtitle))

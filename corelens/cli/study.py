@@ -3,42 +3,63 @@ one of yours."""
 
 import inspect
 import json as json_module
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from corelens.cli.shared import (
+    Device,
+    Dtype,
+    Json,
+    Limit,
+    Open,
+    Seed,
+    check_model,
+    check_word,
+    open_data,
+    open_model,
+    show_page,
+)
+from corelens.cli.study_tables import show_study
 from corelens.demo import DEFAULT
 from corelens.errors import CorelensError
-from corelens.findings.finding import points
 from corelens.findings.options import BESIDE
 
-console = Console()
+console, errors = Console(), Console(stderr=True)
 Out = Annotated[Path, typer.Option(help="Folder for report.html and report.json.")]
-Seed = Annotated[int, typer.Option(help="Of the scenes and of the random controls.", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")]
 
 DEMO: dict[str, Any] = {
-    "draws": 20, "curve_draws": 3, "shares": (0.05, 0.1), "kinds": ("zero", "knockout"), "effect_samples": 0,
-    "score_share": 60 / 160, "without": BESIDE,
-}  # fmt: skip
+    "draws": 20,
+    "curve_draws": 3,
+    "shares": (0.05, 0.1),
+    "kinds": ("zero", "knockout"),
+    "effect_samples": 0,
+    "score_share": 60 / 160,
+    "without": BESIDE,
+}
 FULL: dict[str, Any] = {
-    "effect_samples": 0, "score_share": 400 / 1400, "without": ("faithfulness", "causal", "design", "repeats"),
-}  # fmt: skip
+    "effect_samples": 0,
+    "score_share": 400 / 1400,
+    "without": ("faithfulness", "causal", "design", "repeats"),
+}
 QUICK: dict[str, Any] = {
-    "draws": 20, "curve_draws": 5, "shares": (0.05, 0.1), "kinds": ("zero", "knockout"), "effect_samples": 16,
-    "score_share": 40 / 100, "sparse_samples": 20, "without": ("causal", "design", "repeats"),
-}  # fmt: skip
+    "draws": 20,
+    "curve_draws": 5,
+    "shares": (0.05, 0.1),
+    "kinds": ("zero", "knockout"),
+    "effect_samples": 16,
+    "score_share": 40 / 100,
+    "sparse_samples": 20,
+    "without": ("causal", "design", "repeats"),
+}
+IDS = tuple(f"F{number}" for number in range(1, 9))
 CAPTIONS = "captions"  # of the pictures of `refer`: a question that takes a long answer
 
 
-def add_study(
-    app: typer.Typer, open_model: Callable[[str], Any], open_data: Callable[..., Any]
-) -> None:
+def add_study(app: typer.Typer) -> None:
     """Give the command line its `demo` and its `study`."""
 
     @app.command()
@@ -51,6 +72,8 @@ def add_study(
         model: Annotated[
             str, typer.Option(help="A bundled model, see `corelens models`.")
         ] = DEFAULT,
+        device: Device = None,
+        open_page: Open = False,
         json: Json = False,
     ) -> None:
         """The first findings on a bundled model and fresh scenes, in a minute: a table here, a page
@@ -59,13 +82,16 @@ def add_study(
         Example: `corelens demo --out report`
         """
         from corelens.data.synthetic import synthetic
-        from corelens.demo import load_demo
+        from corelens.demo import checkpoint
         from corelens.findings import study
+
+        checkpoint(model)  # (a folder or a name on the Hub is for `study`)
 
         options = f"{' --full' if full else ''} --seed {seed}" + (
             f" --model {model}" if model != DEFAULT else ""
         )
-        hooked, samples = load_demo(model), synthetic("refer", 1400 if full else 160, seed=seed)
+        hooked = open_model(model, device=device)
+        samples = synthetic("refer", 1400 if full else 160, seed=seed)
         result = study(
             hooked,
             {"refer": samples},
@@ -78,19 +104,23 @@ def add_study(
             **(FULL if full else DEMO),
         )
         _with_explorer(result, hooked, {"refer": samples}, out)
-        _show(result, json)
+        show_study(result, json)
+        show_page(out / "report.html", open_page)
 
     @app.command()
     def study(
         models: Annotated[
             list[str] | None,
-            typer.Argument(help="Bundled models, folders, or names on the Hub; all bundled ones."),
+            typer.Argument(
+                help="Bundled models, folders, or names on the Hub; with --zoo by default all "
+                "bundled ones."
+            ),
         ] = None,
         data: Annotated[
             list[str] | None,
             typer.Option(
-                help="Once for each: a synthetic world ('video:grid=16' with options), 'captions', a folder with "
-                "samples.jsonl, a public set."
+                help="Once for each: a synthetic world ('video:grid=16' with options), 'captions', "
+                "a folder with samples.jsonl, a public set."
             ),
         ] = None,
         out: Out = Path("study"),
@@ -133,7 +163,11 @@ def add_study(
                 "named. With more hours the study goes on."
             ),
         ] = 8.0,
+        limit: Limit = None,
         seed: Seed = 1,
+        dtype: Dtype = "auto",
+        device: Device = None,
+        open_page: Open = False,
         json: Json = False,
     ) -> None:
         """Every finding of the papers on these models and data: claimed, measured, reproduced or
@@ -149,37 +183,92 @@ def add_study(
         Example: `corelens study --zoo --out zoo`
         """
         from corelens.demo import list_demos
+
+        if not models and not zoo:
+            raise CorelensError(
+                "corelens study without a model",
+                "a model's name, or --zoo for all that are here",
+                f"corelens study {DEFAULT} --quick; or corelens study --zoo, which takes "
+                f"{', '.join(list_demos())} in turn: hours",
+            )
+        names, n = list(models or list_demos()), n or (100 if quick else 300)
+        check_model_names(names)
+        for id in only or ():
+            check_word("--only", id, IDS)
+        words = [*(f"--data {name}" for name in data or ()), f"--n {n}", f"--seed {seed}"]
+        words += [f"--limit {limit}"] * (limit is not None)
+        words += ["--quick"] * quick + [f"--only {name}" for name in only or ()]
+        words += [f"--draws {draws}"] * (draws is not None)
+        words += [f"--without {name}" for name in without or ()]
+        words += [f"--hours {hours:g}"] * (hours != 8.0)
+        groups = [[name] for name in names] if zoo else [names]
+        worlds = {tuple(group): list(data or default_worlds(group)) for group in groups}
+        if not json:
+            _announce(worlds, n, draws or (QUICK if quick else {}).get("draws", 100), hours, out)
+        # (all data is read before a model is loaded)
+        samples = {
+            world: _samples(world, n, seed, limit)
+            for world in dict.fromkeys(world for of_group in worlds.values() for world in of_group)
+        }
         from corelens.findings import study as run
 
-        names, n = list(models or list_demos()), n or (100 if quick else 300)
-        asked = [*(f"--data {name}" for name in data or ()), f"--n {n}", f"--seed {seed}"]
-        asked += ["--quick"] * quick + [f"--only {name}" for name in only or ()]
-        asked += [f"--draws {draws}"] * (draws is not None)
-        asked += [f"--without {name}" for name in without or ()]
-        asked += [f"--hours {hours:g}"] * (hours != 8.0)
         settings: dict[str, Any] = dict(QUICK) if quick else {}
         if draws is not None:
             settings |= {"draws": draws, "curve_draws": max(1, draws // 5)}
         left_out = (*settings.pop("without", ()), *(without or ()))
 
-        def studied(some: list[str], folder: Path) -> Any:
-            worlds = {
-                Path(name).name: _samples(name, n, seed, open_data)
-                for name in data or default_worlds(some)
-            }
+        def studied(group: list[str], folder: Path) -> Any:
             hooked = {
-                Path(name).name if Path(name).exists() else name: open_model(name) for name in some
+                Path(name).name if Path(name).exists() else name: open_model(name, dtype, device)
+                for name in group
             }
-            command = " ".join(["corelens study", *some, *asked])
+            worlds_here = {Path(world).name: samples[world] for world in worlds[tuple(group)]}
             result = run(
-                hooked, worlds, out=folder, findings=only or None, command=command, progress=not json, seed=seed,
-                hours=hours, without=tuple(dict.fromkeys(left_out)), **settings,
-            )  # fmt: skip
+                hooked,
+                worlds_here,
+                out=folder,
+                findings=only or None,
+                command=" ".join(["corelens study", *group, *words]),
+                progress=not json,
+                seed=seed,
+                hours=hours,
+                without=tuple(dict.fromkeys(left_out)),
+                **settings,
+            )
             if len(hooked) == 1:
-                _with_explorer(result, next(iter(hooked.values())), worlds, folder)
+                _with_explorer(result, next(iter(hooked.values())), worlds_here, folder)
             return result
 
-        _show(_joined(studied, names, out) if zoo else studied(names, out), json)
+        if zoo:
+            result = _joined([studied([name], out / Path(name).name) for name in names], out)
+        else:
+            result = studied(names, out)
+        show_study(result, json)
+        show_page(out / "report.html", open_page)
+
+
+def check_model_names(names: Sequence[str]) -> None:
+    """Raise for a model that cannot be there, and for two that reports would call the same."""
+    for name in names:
+        check_model(name)
+    called = [Path(name).name for name in names]
+    twice = [name for name in dict.fromkeys(called) if called.count(name) > 1]
+    if twice:
+        raise CorelensError(
+            f"two models called {twice[0]!r}", "models whose names differ", "name each once"
+        )
+
+
+def _announce(
+    worlds: dict[tuple[str, ...], list[str]], n: int, draws: int, hours: float, out: Path
+) -> None:
+    """What will be studied, before anything is loaded or drawn."""
+    for group, of_group in worlds.items():
+        line = (
+            f"studying {', '.join(group)} on {', '.join(of_group)}: up to {n} samples each, "
+            f"{draws} random sets of heads, {hours:g} core-hours a model → {out}"
+        )
+        errors.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _with_explorer(result: Any, hooked: Any, worlds: dict[str, Any], out: Path) -> None:
@@ -206,12 +295,11 @@ def _with_explorer(result: Any, hooked: Any, worlds: dict[str, Any], out: Path) 
         return result.write(out, explorer.part())
 
 
-def _joined(studied: Callable[..., Any], names: list[str], out: Path) -> Any:
-    """Each model's study in a folder of its own, the models in memory one at a time; then all of
-    them as one report."""
+def _joined(studies: list[Any], out: Path) -> Any:
+    """Several studies as one report."""
     from corelens.findings.result import Study
 
-    joint = Study.join([studied([name], out / Path(name).name) for name in names])
+    joint = Study.join(studies)
     joint.write(out)
     return joint
 
@@ -226,14 +314,14 @@ def default_worlds(models: list[str]) -> list[str]:
         for row in card["held_out"]
         if row["world"] in card["training"]["worlds"]
     ]
-    found = list(dict.fromkeys(_named(row["world"], row.get("options") or {}) for row in rows))
-    if not found:
+    worlds = list(dict.fromkeys(_named(row["world"], row.get("options") or {}) for row in rows))
+    if not worlds:
         raise CorelensError(
             f"no data for {', '.join(models)}",
             "samples to study it on",
             "--data refer, or a folder",
         )
-    return [*found, *([CAPTIONS] if "refer" in found else [])]
+    return [*worlds, *([CAPTIONS] if "refer" in worlds else [])]
 
 
 def _card(model: str) -> dict[str, Any] | None:
@@ -249,93 +337,19 @@ def _named(world: str, options: dict[str, Any]) -> str:
     "video:grid=16"."""
     from corelens.data.synthetic import WORLDS
 
-    usual = {name: one.default for name, one in inspect.signature(WORLDS[world]).parameters.items()}
-    given = [
+    parameters = inspect.signature(WORLDS[world]).parameters.items()
+    usual = {name: parameter.default for name, parameter in parameters}
+    written = [
         f"{name}={json_module.dumps(value, separators=(',', ':'))}"
         for name, value in options.items()
         if value != (list(usual[name]) if isinstance(usual[name], tuple) else usual[name])
     ]
-    return f"{world}:{','.join(given)}" if given else world
+    return f"{world}:{','.join(written)}" if written else world
 
 
-def _samples(name: str, n: int, seed: int, open_data: Callable[..., Any]) -> Any:
+def _samples(name: str, n: int, seed: int, limit: int | None) -> Any:
     if name == CAPTIONS and not Path(name).exists():
         from corelens.findings.captions import captioned
 
-        return [captioned(sample) for sample in open_data("refer", n, seed)]
-    return open_data(name, n, seed)[:n]
-
-
-def _show(result: Any, json: bool) -> None:
-    """The verdicts, after what they rest on: the rows that the answer hangs on, and what heads
-    cost."""
-    if json:
-        typer.echo(json_module.dumps(result.to_json()))
-        return
-    for name, model in result.data["models"].items():
-        console.print(f"{name}: {_reading(model)}", highlight=False)
-        if model["left_out"]:
-            console.print(
-                f"{name}: left out at the limit of core-hours: {'; '.join(model['left_out'])}",
-                highlight=False,
-            )
-        for world, part in model["worlds"].items():
-            if "F5" in part["numbers"]:
-                console.print(_costs(f"{name}, {world}", part))
-    verdicts = Table("finding", "number", "verdict", show_lines=True)
-    for concluded in result.findings:
-        overall = concluded.overall
-        words = f"{overall}: {overall.reason}" if overall.reason else str(overall)
-        verdicts.add_row(
-            f"{concluded.id} {concluded.finding.title}", escape(overall.number), escape(words)
-        )
-    console.print(verdicts)
-    console.print(f"report: {result.report}", highlight=False)
-
-
-def _reading(model: dict[str, Any]) -> str:
-    """Which heads are judged, and what cutting the evidence from each group of rows costs."""
-    reading = model["reading"]
-    costs = []
-    for world, part in model["worlds"].items():
-        if part["row_costs"]:
-            lost = ", ".join(
-                f"{rows} {100 * cost['value'] + 0.0:.0f}"
-                for rows, cost in part["row_costs"].items()
-            )
-            costs.append(f"cutting the evidence costs in {world}, by rows (points): {lost}")
-    judged = (
-        f"judged by {reading['words']}"
-        if reading["key"]
-        else f"no ranking can be judged: {reading['reason']}"
-    )
-    return "; ".join([judged, *costs])
-
-
-def _costs(title: str, part: dict[str, Any]) -> Table:
-    """Points lost by the top, the bottom and random heads, under each intervention."""
-    numbers = part["numbers"]["F5"]
-    kinds = list(numbers["random"])
-    clean, tested = part["clean"]["value"], part["tested"]
-    table = Table(
-        title=f"{title}: points lost of {100 * clean:.0f} on {tested} samples",
-        caption="exact 95% intervals; heads were scored on other samples",
-    )
-    table.add_column("heads")
-    for kind in kinds:
-        table.add_column(kind, justify="right", no_wrap=True)
-    for key in (key for key in part["scores"] if key in numbers):
-        for role in ("top", "bottom"):
-            cells = [escape(points(numbers[key][role][kind])) for kind in kinds]
-            table.add_row(
-                escape(f"{role} {numbers[key]['k']} by {key}"),
-                *cells,
-                style="bold" if role == "top" else None,
-            )
-    highest = [
-        f"up to {100 * clean * max(numbers['random'][kind], default=0.0):.0f}"
-        f" ({len(numbers['random'][kind])} sets)"
-        for kind in kinds
-    ]
-    table.add_row(f"{numbers[numbers['judged']]['k']} random heads", *highest)
-    return table
+        return [captioned(sample) for sample in open_data("refer", n, seed, limit)]
+    return open_data(name, n, seed, limit)[:n]

@@ -37,9 +37,11 @@ from corelens.findings.repeats import agreement_over_n, repeats
 from corelens.findings.result import FINDINGS, FORMAT, Study, read_report
 from corelens.findings.verdict import LEFT_OUT
 from corelens.findings.world import World, number_rows
+from corelens.heads.disk import make_folder
 from corelens.heads.intervals import accuracy_interval
 from corelens.inputs.prepare import Sample
 from corelens.metrics.provenance import about, model_identity, refuse_active, sample_hash
+from corelens.metrics.runs import locked
 
 LEAST_SAMPLES = 10
 Numbers = dict[str, Any]
@@ -72,6 +74,7 @@ def run_study(
         else:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corelens-study-")))
         stack.enter_context(full_disk_is_said(work if out is None else out))
+        stack.enter_context(locked(make_folder(work)))
         identity = {
             "format": FORMAT,
             "models": {
