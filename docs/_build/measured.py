@@ -140,6 +140,15 @@ def metrics() -> str:
     return markdown(rows)
 
 
+def start() -> str:
+    """Time until the command line has answered, where no model is needed."""
+    rows = [["", "processor time", "range"]]
+    for command, times in read("start")["commands"].items():
+        low, high = times["range"]
+        rows.append([f"`{command}`", f"{times['processor_seconds']:.2f} s", f"{low:.2f} to {high:.2f} s"])
+    return markdown(rows)
+
+
 def todays_key(key: str) -> str:
     """The key under which a score of metrics_compared.json is known now; the maximum over rows was
     the default then."""
@@ -261,4 +270,6 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([table_rows[0], "|---" * len(rows[0]) + "|", *table_rows[1:]]) + "\n"
 
 
-TABLES = {table.__name__: table for table in (hooks, scores, speed, knockout, metrics, contrast)}
+TABLES = {
+    table.__name__: table for table in (hooks, scores, speed, knockout, metrics, contrast, start)
+}
