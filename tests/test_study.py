@@ -24,6 +24,7 @@ from corelens.findings.options import BESIDE, LAST, Options
 from corelens.findings.result import FINDINGS, Study
 from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED
 from corelens.heads import disk
+from corelens.heads.disk import write_whole
 from corelens.heads.head_set import HeadSet
 from corelens.metrics.runs import locked
 from helpers import published
@@ -268,6 +269,13 @@ def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
     monkeypatch.setattr(world.World, "correct", counts)
     cl.study(model, samples, out=tmp_path, **options)
     assert calls[:4] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("words", ["", "{", "[1]", "3"])
+def test_a_broken_header_of_a_study_is_named(model, tmp_path, words):
+    write_whole(tmp_path / "work" / "study.json", words)
+    with pytest.raises(cl.CorelensError, match="study.json, which cannot be read"):
+        cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, **OPTIONS)
 
 
 def test_two_studies_do_not_write_one_folder(model, tmp_path):

@@ -262,12 +262,19 @@ def _same_study(work: Path, identity: dict[str, Any]) -> None:
     if not header.exists():
         write_whole(header, json.dumps(identity, indent=1))
         return
-    there = json.loads(header.read_text(encoding="utf-8"))
-    differs = [key for key in identity if there.get(key) != identity[key]]
+    try:
+        stored = dict(json.loads(header.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise CorelensError(
+            f"{header}, which cannot be read ({error})",
+            "what a study wrote",
+            "choose another folder, or delete this one",
+        ) from error
+    differs = [key for key in identity if stored.get(key) != identity[key]]
     if "format" in differs:
         raise CorelensError(
             f"{work}, the work of a study of another version "
-            f"({there.get('format', 'corelens-study/2 or older')})",
+            f"({stored.get('format', 'corelens-study/2 or older')})",
             f"{FORMAT}, or an empty folder",
             "keep it, and choose another folder: the two are not mixed",
         )  # fmt: skip
