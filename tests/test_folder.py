@@ -92,7 +92,7 @@ def test_ids_and_texts_are_what_the_format_says(tmp_path, field, value):
     record = {"images": ["a.png"], "question": "What?", field: value}
     (tmp_path / "samples.jsonl").write_text(json.dumps(record))
     with pytest.raises(cl.CorelensError, match=rf"line 1, field '{field}"):
-        cl.load_samples(tmp_path)
+        load_samples(tmp_path)
 
 
 def test_what_the_format_does_not_hold_is_refused_before_anything_is_written(tmp_path):
@@ -101,7 +101,6 @@ def test_what_the_format_does_not_hold_is_refused_before_anything_is_written(tmp
         ([cl.Sample(picture, "a", id="x"), cl.Sample(picture, "b", id="x")], "two samples"),
         ([cl.Sample(picture, "a", meta={"f": print})], "meta is no JSON"),
         ([cl.Sample(question="a")], "without a picture"),
-        ("ab", "a str among the samples"),
     ):
         with pytest.raises(cl.CorelensError, match=words):
             save_samples(samples, tmp_path)
@@ -112,7 +111,6 @@ def test_what_the_format_does_not_hold_is_refused_before_anything_is_written(tmp
     ("fields", "words"),
     [
         ({"images": 3}, "images of type int"),
-        ({"question": 3}, "the question 3"),
         ({"regions": 5}, "regions=5"),
     ],
 )

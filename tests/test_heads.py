@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -562,28 +564,35 @@ def test_mib_s_node_scores(tmp_path):
         HeadScores.from_mib(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize(
-    ("use", "words"),
-    [
-        (lambda s: s.top("0.05"), "a share of all heads"),
-        (lambda s: s.top(k=1.5), "k=1.5"),
-        (lambda s: s.top(k=True), "k=True"),
-        (lambda s: s.top(float("nan")), "a share of all heads"),
-        (lambda s: HeadSet(3), "3 as heads"),
-        (lambda s: HeadSet(None), "None as heads"),
-        (lambda s: s.ci(n_boot=0), "n_boot=0"),
-        (lambda s: s.split_half(n_splits=0), "n_splits=0"),
-        (lambda s: HeadScores("abc"), "no array of numbers"),
-        (lambda s: HeadScores([[1, 2], [3]]), "no array of numbers"),
-        (lambda s: HeadScores(np.ones((2, 2), complex)), "complex"),
-        (lambda s: s - 3, "a int in place of scores"),
-        (lambda s: HeadScores.mean([s, 1]), "a int in place of scores"),
-    ],
-)
-def test_wrong_values_are_one_kind_of_error(use, words):
-    scores = HeadScores(per_sample=np.random.default_rng(0).random((3, 4, 4)))
-    with pytest.raises(CorelensError, match=words):
-        use(scores)
+# (in a process of its own: there the shapes and types of signatures are not checked, as for a user)
+WRONG_VALUES = """
+import numpy as np
+from corelens.errors import CorelensError
+from corelens.heads.scores import HeadScores, HeadSet
+scores = HeadScores(per_sample=np.random.default_rng(0).random((3, 4, 4)))
+for use in (
+    lambda: scores.top("0.05"), lambda: scores.top(k=1.5), lambda: scores.top(k=True),
+    lambda: scores.top(float("nan")), lambda: HeadSet(3), lambda: HeadSet(None),
+    lambda: scores.ci(n_boot=0), lambda: scores.split_half(n_splits=0), lambda: HeadScores("abc"),
+    lambda: HeadScores([[1, 2], [3]]), lambda: HeadScores(np.ones((2, 2), complex)),
+    lambda: scores - 3, lambda: HeadScores.mean([scores, 1]),
+):
+    try:
+        print("taken", use())
+    except CorelensError as error:
+        print(error.given)
+"""
+
+
+def test_wrong_values_are_one_kind_of_error():
+    done = subprocess.run([sys.executable, "-c", WRONG_VALUES], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.splitlines() == [
+        "fraction='0.05'", "k=1.5", "k=True", "fraction=nan", "3 as heads", "None as heads",
+        "n_boot=0", "n_splits=0", done.stdout.splitlines()[8], done.stdout.splitlines()[9],
+        "values, which is no array of numbers (complex numbers)", "a int in place of scores",
+        "a int in place of scores",
+    ]  # fmt: skip
+    assert all("no array of numbers" in line for line in done.stdout.splitlines()[8:11])
 
 
 def test_meta_is_written_or_refused(tmp_path):

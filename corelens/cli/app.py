@@ -81,22 +81,22 @@ def models(json: Json = False) -> None:
 
     Example: `corelens models`
     """
-    from corelens.demo import list_demos, read_card
+    from corelens import demo
 
-    cards = {name: read_card(name) for name in list_demos()}
+    cards = {name: demo.read_card(name) for name in demo.list_demos()}
     if json:
         typer.echo(json_module.dumps(cards))
         return
     table = Table("name", "what it is", "world", "held-out accuracy (95% CI)")
     for name, card in cards.items():
-        size = f"{card['layers']} × {card['heads']} heads, {card['parameters'] / 1e6:.1f} M"
-        size = f"{card['architecture']}, {size}"
+        counts = f"{card['layers']} × {card['heads']} heads, {card['parameters'] / 1e6:.1f} M"
         for row in card["held_out"]:
             if row["split"] == "test":
                 low, high = row["ci95"]
                 accuracy = f"{row['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {row['n']} samples"
                 asked = ", ".join(f"{key}={value}" for key, value in row.get("options", {}).items())
                 world = f"{row['world']} {asked}".strip()
+                size = f"{card['architecture']}, {counts}"
                 table.add_row(name, size, escape(world), escape(accuracy))
     console.print(table)
 
@@ -154,9 +154,8 @@ def score(
     if costs is not None:
         costs.save(out / FILE)
     if json:
-        typer.echo(
-            json_module.dumps({key: ranking.values.tolist() for key, ranking in scores.items()})
-        )
+        values = {key: ranking.values.tolist() for key, ranking in scores.items()}
+        typer.echo(json_module.dumps(values))
         return
     if costs is not None:
         print_short(costs)
@@ -183,11 +182,8 @@ def heads(
     if json:
         typer.echo(json_module.dumps(best.to_json()))
         return
-    low, high = (
-        scores.ci()
-        if scores.per_sample is not None and len(scores.per_sample) > 1
-        else (scores.values,) * 2
-    )
+    several = scores.per_sample is not None and len(scores.per_sample) > 1
+    low, high = scores.ci() if several else (scores.values, scores.values)
     table = Table("head", escape(str(scores.meta.get("key", "score"))), "95% CI")
     for head in best:
         table.add_row(
@@ -235,10 +231,11 @@ def _compared(a: Path, b: Path, metric: str | None, metrics: str | None) -> list
         return list(re.split(r",(?![^\[]*\])", metrics))  # (not at commas inside brackets)
     if metric is not None or not (a.is_dir() and b.is_dir()):
         return [metric]
-    shared = [key for key in score_files(a) if key in score_files(b)]
+    of_a, of_b = score_files(a), score_files(b)
+    shared = [key for key in of_a if key in of_b]
     if not shared:
         raise CorelensError(
-            f"{a} with {', '.join(score_files(a))} and {b} with {', '.join(score_files(b))}",
+            f"{a} with {', '.join(of_a)} and {b} with {', '.join(of_b)}",
             "runs with a metric in common",
             "score the same metrics, or give two score files",
         )
@@ -372,9 +369,8 @@ def data_check(
             missing = "; ".join([part.missing or "nothing", *part.notes])
             table.add_row(part.name, str(part.samples), str(part.regions), escape(missing))
         console.print(table)
-        console.print(
-            f"{len(report.broken)} of {report.pictures} pictures cannot be read", highlight=False
-        )
+        words = f"{len(report.broken)} of {report.pictures} pictures cannot be read"
+        console.print(words, highlight=False)
         for name, why in report.broken.items():
             console.print(f"  {name}: {why}", highlight=False, markup=False)
     if not report.usable:

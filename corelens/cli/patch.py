@@ -115,7 +115,7 @@ def add_patch(app: typer.Typer) -> None:
             check_word("--metric", metric, METRICS)
         check_word("--direction", direction, ("denoising", "noising"))
         check_site(site)
-        axes = axes_of(site, per, n)
+        axes = axes_of(site, per, min(n, limit or n))
         if (
             out is not None
             and ending(out, "safetensors") != "safetensors"

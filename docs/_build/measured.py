@@ -149,6 +149,15 @@ def start() -> str:
     return markdown(rows)
 
 
+def kills() -> str:
+    """How many files differ after kills."""
+    rows = [["", "kills", "files", "that differ"]]
+    for run in read("kills"):
+        counts = [run["kills"], run["files"], len(run["differ"])]
+        rows.append([f"`{run['command']}`", *map(str, counts)])
+    return markdown(rows)
+
+
 def todays_key(key: str) -> str:
     """The key under which a score of metrics_compared.json is known now; the maximum over rows was
     the default then."""
@@ -271,5 +280,5 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 TABLES = {
-    table.__name__: table for table in (hooks, scores, speed, knockout, metrics, contrast, start)
+    table.__name__: table for table in (hooks, scores, speed, knockout, metrics, contrast, start, kills)
 }
