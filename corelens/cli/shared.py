@@ -63,8 +63,9 @@ def check_model(name: str, *heads: Any) -> None:
             "give the folder of the file",
         )
     size = _layers_and_heads(name)
-    for head_set in heads if size is not None else ():
-        head_set.check(*size)
+    if size is not None:
+        for head_set in heads:
+            head_set.check(*size)
 
 
 def _layers_and_heads(name: str) -> tuple[int, int] | None:
