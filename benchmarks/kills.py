@@ -52,7 +52,7 @@ def contents(folder: Path) -> dict[str, Any]:
     """{path: what is compared} of every file in a folder."""
     files = {}
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.name != ".lock":
+        if file.is_file() and file.name not in (".lock", "seconds.json"):
             name = file.relative_to(folder).as_posix()
             if file.stem in CLOCKED and file.suffix == ".json":
                 files[name] = without_times(json.loads(file.read_bytes()))
