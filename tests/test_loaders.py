@@ -7,6 +7,7 @@ import pickle
 import shutil
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ from corelens.cli.app import app
 from corelens.data import files, video
 from corelens.data.check import check
 from corelens.data.mlvu import mlvu
+from corelens.data.mm_niah import mm_niah
 from corelens.data.mmdocir import mmdocir
 from corelens.data.mmlongbench import PROMPTS, mmlongbench
 from corelens.data.mmlongbench_doc import mmlongbench_doc
 from corelens.data.public import SETS, recognise
 from corelens.data.refcocog import refcocog
-from corelens.data.scoring import RULES
+from corelens.data.scoring import RULES, score
 from corelens.data.vidstg import vidstg
 from corelens.inputs.pictures import Later, read_picture
 from helpers import published
@@ -181,6 +183,42 @@ def test_mlvu(copies):
     assert mlvu(copies["mlvu"], "9_summary")[0].meta["scoring"] == "gpt-4"
 
 
+def test_mm_niah(copies):
+    root = copies["mm_niah"]
+    (words,) = mm_niah(root, "retrieval-text")
+    assert words.answer == "kitchen" and not words.regions
+    assert [score(words, text) for text in ("In the kitchen.", "the kitchenette")] == [1, 0]
+    (count,) = mm_niah(root, "counting-text")
+    assert [
+        score(count, text) for text in ("[2, 4]", "[2, 5]", "```json\n[2, 4]```", "2 and 4")
+    ] == [1, 0.5, 1, 0]
+    (image,) = mm_niah(root, "retrieval-image")
+    (region,) = image.regions
+    assert (region.image, image.answer) == (1, "B")
+    shown = [part.get("text", "<image>") for part in image.messages[0]["content"]]
+    assert shown[:3] == ["Once ", "<image>", " and "] and "\nB. a dog\nAnswer with" in shown[-1]
+    (pictured,) = mm_niah(root, "reasoning-image")
+    assert [Path(picture).name for picture in pictured.images] == [
+        "cat.jpg",
+        "needle.jpg",
+        "dog.jpg",
+        "cat.jpg",
+    ]
+    assert pictured.answer == "A" and [score(pictured, text) for text in ("A", "B")] == [1, 0]
+    assert not list(SETS["mm_niah"].stream(root, "reasoning-image", longest=8000))
+
+
+def test_videomme(copies):
+    short, long = SETS["videomme"].videomme(copies["videomme"], frames=5)
+    assert short.choices == ["Four.", "Three.", "Five.", "None."] and short.answer == "C"
+    assert score(short, "C. Five.") == 1 and score(long, "C") == 0
+    levels = [np.asarray(read_picture(frame, "")).mean() for frame in short.video]
+    # seconds 0.3, 0.9, … of 3
+    np.testing.assert_allclose(levels, [8 * number for number in (3, 9, 15, 21, 27)], atol=3)
+    (only,) = SETS["videomme"].videomme(copies["videomme"], "long", frames=2)
+    assert only.id == "videomme-001-2"
+
+
 # --- through a model
 
 
@@ -245,6 +283,8 @@ NEEDED = {
     "mmlongbench_doc": ("samples.json", "documents"),
     "mmlongbench": ("mmlb_data/documentQA/mmlongdoc_K8.jsonl", "mmlb_image"),
     "mlvu": ("video/2_needle",),
+    "mm_niah": ("mm_niah_val/annotations/retrieval-image.jsonl", "mm_niah_val/images"),
+    "videomme": ("data",),
 }
 
 
@@ -259,7 +299,10 @@ def test_a_missing_file_is_named_with_its_place(copies, tmp_path, name, gone):
     assert str(root / gone) in str(caught.value) and "docs/data.md" in str(caught.value)
     report = check(root)
     # then other parts are whole
-    if gone not in ("refcocog/refs(umd).p", "mmlb_data/documentQA/mmlongdoc_K8.jsonl"):
+    if gone not in (
+        *("refcocog/refs(umd).p", "mmlb_data/documentQA/mmlongdoc_K8.jsonl"),
+        "mm_niah_val/annotations/retrieval-image.jsonl",
+    ):
         assert any(str(root / gone) in (part.missing or "") for part in report.parts)
     else:
         assert report.usable
@@ -421,7 +464,8 @@ def test_options_may_follow_a_name(copies):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [("refcocog", {"split": "test", "by": "google"}), ("vidstg", {"split": "val", "frames": 0}), ("mmdocir", {"level": "word"}),
-     ("mmlongbench", {"task": "mmlu"}), ("mlvu", {"task": "count"})],
+     ("mmlongbench", {"task": "mmlu"}), ("mlvu", {"task": "count"}),
+     ("mm_niah", {"task": "find"}), ("videomme", {"duration": "hours"})],
 )  # fmt: skip
 def test_wrong_options_name_the_right_ones(copies, name, wrong):
     with pytest.raises(cl.CorelensError, match="choose"):

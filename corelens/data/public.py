@@ -6,7 +6,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from corelens.data import mlvu, mmdocir, mmlongbench, mmlongbench_doc, refcocog, vidstg
+from corelens.data import (
+    mlvu,
+    mm_niah,
+    mmdocir,
+    mmlongbench,
+    mmlongbench_doc,
+    refcocog,
+    videomme,
+    vidstg,
+)
 from corelens.data.files import take
 from corelens.data.folder import FILE, load_samples
 from corelens.data.synthetic import synthetic, worlds
@@ -15,7 +24,7 @@ from corelens.inputs.sample import Sample
 
 SETS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (refcocog, vidstg, mmdocir, mmlongbench_doc, mmlongbench, mlvu)
+    for module in (refcocog, vidstg, mmdocir, mmlongbench_doc, mmlongbench, mlvu, mm_niah, videomme)
 }
 
 

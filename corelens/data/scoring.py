@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from math import isclose
 from typing import Any
 
-from corelens.data import scoring_mmlongbench
+from corelens.data import scoring_mm_niah, scoring_mmlongbench
 from corelens.errors import CorelensError
 from corelens.inputs.sample import Sample
 
@@ -245,4 +245,5 @@ RULES: dict[str, Callable[[Sample, str], float]] = {
     "box_iou": box_iou,
     "mmlongbench_doc": mmlongbench_doc,
     **scoring_mmlongbench.RULES,
+    **scoring_mm_niah.RULES,
 }

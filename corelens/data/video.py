@@ -39,6 +39,21 @@ def by_time(file: Path, seconds: Sequence[float]) -> list[Any]:
     ]
 
 
+def length(file: Path) -> float:
+    """How many seconds a video lasts, as its container says."""
+    with _open(str(file)) as container:
+        stream = container.streams.video[0]
+        if stream.duration is not None and stream.time_base is not None:
+            return float(stream.duration * stream.time_base)
+        if container.duration is not None:
+            return container.duration / 1_000_000  # (containers count microseconds)
+    raise CorelensError(
+        f"{file}, a video that does not say how long it is",
+        "a video with its duration",
+        "write it anew (ffmpeg -i in.mp4 -c copy out.mp4)",
+    )
+
+
 def middles(count: int, start: float, stop: float) -> list[float]:
     """The middles of `count` equal parts of the stretch from start to stop."""
     step = (stop - start) / count

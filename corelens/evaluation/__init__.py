@@ -4,6 +4,7 @@ from corelens.evaluation.answers import Answer, Evaluation, paired
 from corelens.evaluation.causal import causal_scores
 from corelens.evaluation.contrast import SparseContrast, budget_contrast, sparse_contrast
 from corelens.evaluation.evaluate import Point, Sweep, ablation_sweep, batches
+from corelens.evaluation.harness import lmms_model, run_tasks
 from corelens.evaluation.profile import HeadProfile, head_profile
 from corelens.evaluation.rerank import PageRanking, rerank_pages
 from corelens.evaluation.speed_report import SpeedReport
@@ -26,8 +27,10 @@ __all__ = [
     "budget_contrast",
     "causal_scores",
     "head_profile",
+    "lmms_model",
     "paired",
     "rerank_pages",
+    "run_tasks",
     "sparse_contrast",
     "tune_sparse",
 ]

@@ -265,6 +265,65 @@ def mlvu(root: Path) -> Path:
     return root
 
 
+def mm_niah(root: Path) -> Path:
+    """A question of each kind of answer: a word, a list, a letter of texts, a letter of pictures."""
+    folder = root / "mm_niah_val"
+    for name in ("cat.jpg", "dog.jpg", "needle.jpg"):
+        write_picture(folder / "images" / name)
+    meta = {"placed_depth": [0.3], "context_length": 1023, "context_length_text": 700, "context_length_image": 323,
+            "num_images": 1, "needles": ["The cup is in the kitchen."], "choices": None, "choices_image_path": None}  # fmt: skip
+    document = {
+        "id": 0,
+        "images_list": ["cat.jpg"],
+        "context": "Once <image> there was a cup.",
+        "meta": meta,
+    }
+    write_lines(
+        folder / "annotations/retrieval-text.jsonl",
+        [document | {"question": "Where is the cup?", "answer": "kitchen"}],
+    )
+    write_lines(
+        folder / "annotations/counting-text.jsonl",
+        [document | {"question": "How many? Answer with a list.", "answer": [2, 4]}],
+    )
+    image = meta | {"needles": ["needle.jpg"], "num_images": 2, "choices": ["a cat", "a dog"]}
+    shown = {
+        "id": 0,
+        "images_list": ["cat.jpg", "needle.jpg"],
+        "context": "Once <image> and <image>.",
+    }
+    write_lines(
+        folder / "annotations/retrieval-image.jsonl",
+        [shown | {"question": "What is it?", "answer": 1, "meta": image}],
+    )
+    pictured = image | {"choices": None, "choices_image_path": ["dog.jpg", "cat.jpg"]}
+    write_lines(folder / "annotations/reasoning-image.jsonl",
+                [shown | {"question": "Which picture is it?", "answer": 0, "meta": pictured | {"context_length": 9000}}])  # fmt: skip
+    return root
+
+
+def videomme(root: Path) -> Path:
+    """One video and two questions about it, in a parquet file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    write_video(root / "data/fFjv93ACGo8.mp4", 30)
+    row = {"video_id": "001", "duration": "short", "domain": "Knowledge", "sub_category": "Humanity & History",
+           "url": "https://www.youtube.com/watch?v=fFjv93ACGo8", "videoID": "fFjv93ACGo8", "question_id": "001-1",
+           "task_type": "Counting Problem", "question": "How many balls are there?",
+           "options": ["A. Four.", "B. Three.", "C. Five.", "D. None."], "answer": "C"}  # fmt: skip
+    rows = [row, row | {"question_id": "001-2", "duration": "long", "answer": "A"}]
+    (root / "videomme").mkdir(parents=True)
+    parquet.write_table(
+        pyarrow.Table.from_pylist(rows), root / "videomme/test-00000-of-00001.parquet"
+    )
+    return root
+
+
 MAKERS = {
-    make.__name__: make for make in (refcocog, vidstg, mmdocir, mmlongbench_doc, mmlongbench, mlvu)
+    make.__name__: make
+    for make in (
+        *(refcocog, vidstg, mmdocir, mmlongbench_doc, mmlongbench, mlvu),
+        *(mm_niah, videomme),
+    )
 }
