@@ -347,22 +347,24 @@ def test_what_is_made_once_is_kept_and_checked(tmp_path):
         return {"x": [1.5, None, "é"]}
 
     assert (
-        folder().kept("F1 ../x", make) == folder().kept("F1 ../x", make) == {"x": [1.5, None, "é"]}
+        folder().saved("F1 ../x", make)
+        == folder().saved("F1 ../x", make)
+        == {"x": [1.5, None, "é"]}
         and len(made) == 1
     )
     folder().add_line("runs", "k", "0101")
     file = tmp_path / "runs.jsonl"
     file.write_text(file.read_text() + '\n{"name": "runs", "ru')  # torn
     folder().add_line("runs", "l", "11")
-    assert folder().lines("runs") == {"k": "0101", "l": "11"}
+    assert folder().read_lines("runs") == {"k": "0101", "l": "11"}
     words = file.read_text()
     file.write_text(words.replace("0101", "0111"))
     with pytest.raises(cl.CorelensError, match="checksum"):
-        folder().lines("runs")
+        folder().read_lines("runs")
     file.write_text(words)
     other = RunFolder(tmp_path / "other", {"a": 2})
     (other.path / "runs.jsonl").write_text(words)
     with pytest.raises(cl.CorelensError, match="another run"):
-        other.lines("runs")
+        other.read_lines("runs")
     with pytest.raises(cl.CorelensError, match="another a"):
         RunFolder(tmp_path, {"a": 2})

@@ -16,7 +16,7 @@ from corelens.evaluation.decoding import Asked, ask, decoded
 from corelens.evaluation.own_scoring import has_rule, rule_scores
 from corelens.evaluation.sparse_account import described, left_pairs, remarks
 from corelens.evaluation.speed_report import Side, SpeedReport
-from corelens.evaluation.timing import Timed, chosen, time_in_turns
+from corelens.evaluation.timing import Timed, evenly_spaced, time_in_turns
 from corelens.heads.intervals import accuracy_interval, mean_interval
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
@@ -102,7 +102,7 @@ def compare(
     under.meta["sparse"] = described(sparse)
 
     samples = [sample for batch in asked for sample in batch.inputs.samples]
-    timed = time_in_turns(model, chosen(samples, TIMED), sparse, hooks, rounds)
+    timed = time_in_turns(model, evenly_spaced(samples, TIMED), sparse, hooks, rounds)
     maps = [prompt.token_maps[0] for prompt in timed[2]]
     tokens = {"prompt": [len(tm.all) for tm in maps], "visual": [len(tm.visual) for tm in maps]}
     notes = remarks(sparse, model.cfg, [batch.inputs for batch in asked])

@@ -230,7 +230,7 @@ def _resident(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def chosen(samples: Sequence[Sample], n: int) -> list[Sample]:
+def evenly_spaced(samples: Sequence[Sample], n: int) -> list[Sample]:
     """`n` of the samples, evenly spaced."""
     return [
         samples[i]

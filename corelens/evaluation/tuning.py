@@ -19,7 +19,7 @@ from corelens.evaluation.evaluate import batches, evaluate
 from corelens.evaluation.sparse_account import left_pairs
 from corelens.evaluation.sparse_run import answered_under, check_scores, machine
 from corelens.evaluation.speed_report import Spread
-from corelens.evaluation.timing import chosen, time_in_turns
+from corelens.evaluation.timing import evenly_spaced, time_in_turns
 from corelens.heads.head_set import HeadSet
 from corelens.heads.intervals import Difference, Interval
 from corelens.heads.scores import HeadScores
@@ -164,7 +164,7 @@ class TunedSparse:
     def to_json(self) -> dict[str, Any]:
         """Every setting, the choice, and how it did on other samples."""
 
-        def one(setting: Setting) -> dict[str, Any]:
+        def as_json(setting: Setting) -> dict[str, Any]:
             return {
                 "share": setting.share,
                 "window": setting.window,
@@ -188,8 +188,8 @@ class TunedSparse:
             "target": self.target,
             "verdict": self.verdict,
             "dense": self.dense.interval._asdict(),
-            "chosen": None if self.chosen is None else one(self.chosen),
-            "curve": [one(setting) for setting in self.curve],
+            "chosen": None if self.chosen is None else as_json(self.chosen),
+            "curve": [as_json(setting) for setting in self.curve],
             "checked": checked,
             **self.meta,
         }
@@ -259,7 +259,7 @@ def tune_sparse(
     windows = list(windows) if windows is not None else _windows(longest)
     sink = min(128, max(1, longest // 64)) if sink is None else sink
     dense, curve = answered_under(model, asked), []
-    timed = chosen(to_tune, TIMED)
+    timed = evenly_spaced(to_tune, TIMED)
     with tqdm(total=len(fractions) * len(windows), disable=not progress, desc="settings") as bar:
         for share in fractions:
             for window in windows:

@@ -103,15 +103,15 @@ class ExplorerWidget(anywidget.AnyWidget):
         return Tube({int(box["frame"]): Box(x0, y0, x1, y1)})
 
     def _code(self) -> str:
-        lines = [f"heads = cl.HeadSet({[tuple(head) for head in self.heads]})"]
+        code = [f"heads = cl.HeadSet({[tuple(head) for head in self.heads]})"]
         if self.box is not None:
-            lines.append(f"sample.regions = [{_written(self.box)}]")
+            code.append(f"sample.regions = [{_written(self.box)}]")
         calls = {
             "none": "[]", "zero": 'cl.ablate(heads, "zero")', "uniform": 'cl.ablate(heads, "uniform")',
             "knockout": 'cl.knockout(heads, columns="region")',
             "bias": f'cl.edge_bias(heads, columns="region", value={self.settings["value"]})',
         }  # fmt: skip
-        return "\n".join([*lines, f"hooks = {calls[str(self.settings['kind'])]}"])
+        return "\n".join([*code, f"hooks = {calls[str(self.settings['kind'])]}"])
 
 
 def _written(region: Box | Tube) -> str:

@@ -71,7 +71,7 @@ class NullRows:
         if self._fetched is None:
             self._fetched = self._masses.fetch()
         every_row = self._fetched[metric.sinks, Column("evidence", metric.keys or "sum")][:, sample]
-        return every_row.index_select(-1, self._places.at[sample][metric.rows])
+        return every_row.index_select(-1, self._places.local_rows[sample][metric.rows])
 
 
 def _region_only(token_map: TokenMap) -> TokenMap:

@@ -166,7 +166,7 @@ class Record:
                     for column in m.columns:
                         every_row = of_rows[m.sinks, column][:, i]  # [layer, head, row]
                         inputs[column.tokens] = every_row.index_select(
-                            -1, batch.places.at[i][m.rows]
+                            -1, batch.places.local_rows[i][m.rows]
                         )
                     if m.needs_null and self._null is not None:
                         inputs[NULL_MASS] = self._null.evidence_of(i, m)

@@ -42,19 +42,19 @@ class Places:
         # several sequences a sample, if a generation draws several
         every = len(there) // len(self.token_maps)
         self.numbers = range(0, len(there), every)
-        self.at: list[dict[str, Int[Tensor, " row"]]] = []
+        self.local_rows: list[dict[str, Int[Tensor, " row"]]] = []
         for number, token_map in zip(self.numbers, self.token_maps, strict=True):
             wanted = [(m, m.row_positions(token_map)) for m in metrics]
-            self.at.append(
+            self.local_rows.append(
                 {m.rows: _places(there[number], rows, m, token_map.id) for m, rows in wanted}
             )
         self._moved: dict[torch.device, list[dict[str, Tensor]]] = {}
 
     def on(self, device: torch.device) -> list[dict[str, Int[Tensor, " row"]]]:
-        """`at` on a layer's device."""
+        """`local_rows` on a layer's device."""
         if device not in self._moved:
             self._moved[device] = [
-                {rows: places.to(device) for rows, places in of.items()} for of in self.at
+                {rows: places.to(device) for rows, places in of.items()} for of in self.local_rows
             ]
         return self._moved[device]
 

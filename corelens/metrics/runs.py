@@ -126,7 +126,7 @@ class RunFolder:
 
     # --- results that are made once
 
-    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+    def saved(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns (JSON), made once: it lies in the folder, whole or not at all."""
         file = self.path / f"{file_name(name)}.json"
         if file.exists():
@@ -135,7 +135,7 @@ class RunFolder:
         write_whole(file, self._written(name, value))
         return value
 
-    def lines(self, name: str) -> dict[str, Any]:
+    def read_lines(self, name: str) -> dict[str, Any]:
         """{key: value} of what `add_line` kept under this name. A line that a kill has torn is left
         out."""
         file, values = self.path / f"{file_name(name)}.jsonl", {}

@@ -64,11 +64,13 @@ def sample_figure(sample: Any) -> Figure:
                 ax.set_axis_off()
                 if len(pictures) > 1:
                     ax.set_title(name, fontsize=8.5)
-        figure.suptitle(said(sample), x=0.01, ha="left", fontsize=9.5, parse_math=False)
+        figure.suptitle(
+            question_and_answer(sample), x=0.01, ha="left", fontsize=9.5, parse_math=False
+        )
     return figure
 
 
-def said(sample: Any) -> str:
+def question_and_answer(sample: Any) -> str:
     """Question, options and answer in one line."""
     options = "".join(
         f"   {chr(65 + i)}. {option}" for i, option in enumerate(sample.choices or [])
@@ -82,5 +84,5 @@ def sample_html(sample: Any) -> Markup:
     picture = Markup('<img alt="{}" src="{}" style="height:220px;margin:0 6px 6px 0">')
     images = [picture.format(name, page.data_uri(image)) for name, image in shown(sample)]
     return Markup("<div>{}</div><p>{} <code>{}</code></p>").format(
-        Markup("").join(images), said(sample), sample.id
+        Markup("").join(images), question_and_answer(sample), sample.id
     )
