@@ -15,7 +15,7 @@ from corelens.data.synthetic.drawing import DIGITS, LETTERS, Figure, font
 from corelens.data.synthetic.refer import COLOURS, KINDS, Shape
 from corelens.data.synthetic.refer_hard import SIZES, size_of
 from corelens.data.synthetic.video import Scene as Clip
-from corelens.tokens.token_map import Cells
+from corelens.tokens.cells import Cells
 
 LABELS = {
     "colour": len(COLOURS),
