@@ -5,12 +5,12 @@ from functools import cache
 
 import pytest
 import torch
-from families import shrink
-from families.tensors import tensors_for
 from transformers import GraniteConfig, GraniteForCausalLM
 
 import corelens as cl
 from corelens.errors import CorelensError
+from families import shrink
+from families.tensors import tensors_for
 from helpers.family_parts import randomise
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
