@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from corelens.errors import CorelensError
+from corelens.model.batch import arguments_of
 from corelens.model.hooked import HookedMLLM
 from helpers.families import FAMILIES, tiny
 from helpers.family_runs import SAMPLES, alone, batch_of, hooked
@@ -55,7 +56,7 @@ def test_what_the_processor_makes_and_the_model_takes_is_accepted(family):
     assert torch.equal(model(batch, output_hidden_states=True), plain)
     encoded = model.encode(batch)
     torch.testing.assert_close(model(**encoded.tensors), plain, atol=1e-5, rtol=1e-5)
-    assert set(batch.tensors) | set(model.processor.model_input_names) <= model._arguments()
+    assert set(batch.tensors) | set(model.processor.model_input_names) <= arguments_of(model)
     ids = model.generate(batch, max_new_tokens=2, do_sample=False, return_dict_in_generate=False)
     assert ids.shape[1] <= 2
 

@@ -13,7 +13,8 @@ from corelens.heads.scores import HeadScores
 from corelens.metrics import METRICS, Metric, check_finite, head_scores, metric
 from corelens.metrics.localization import elbow, spatial_entropy
 from corelens.metrics.sinks import without
-from corelens.tokens.token_map import Picture, TokenMap
+from corelens.tokens.cells import Picture
+from corelens.tokens.token_map import TokenMap
 
 
 def row_map(pad=3, grid=4, region=((5, 6, 9),), weights=None, question_first=False):

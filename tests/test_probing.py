@@ -16,7 +16,7 @@ from helpers import families, family_recent
 from helpers.family_parts import randomise
 
 SIZE = (320, 256)
-PLACED = ("mistral3", "aya_vision", "glm46v", "qwen3_5")
+PLACED = ("mistral3", "aya_vision", "glm46v", "qwen3_5", "lfm2_vl", "llama4", "gemma4")
 
 
 @cache
@@ -79,18 +79,27 @@ def test_painting_a_cell_moves_its_token(family):
             return probing._first_layer_input(model.hf, decoder, tensors)[0]
 
     before = features(picture)
-    for position in token_map.visual[:: max(1, len(token_map.visual) // 6)].tolist():
-        _, x0, y0, x1, y1 = token_map.cell(position)
+
+    def moved_by(x0, y0, x1, y1):
+        """How far each visual token moves when the middle of this cell is painted."""
         inner = (
             slice(round(y0 + 0.2 * (y1 - y0)), round(y1 - 0.2 * (y1 - y0))),
             slice(round(x0 + 0.2 * (x1 - x0)), round(x1 - 0.2 * (x1 - x0))),
         )
         painted = picture.copy()
         painted[inner] += noise[inner]
-        moved = (features(painted) - before).norm(dim=-1)[token_map.visual]
+        return (features(painted) - before).norm(dim=-1)[token_map.visual]
+
+    for index in range(0, len(token_map.visual), max(1, len(token_map.visual) // 6)):
+        _, x0, y0, x1, y1 = token_map.cell(int(token_map.visual[index]))
+        moved = moved_by(x0, y0, x1, y1)
         # of whichever view
         _, left, top, right, bottom = token_map.cell(int(token_map.visual[moved.argmax()]))
         assert left <= (x0 + x1) / 2 <= right and top <= (y0 + y1) / 2 <= bottom
+        # a map that is off by one cell would not pass
+        step = x1 - x0 if x1 + (x1 - x0) <= SIZE[0] else x0 - x1
+        if x0 + step >= 0:
+            assert moved_by(x0 + step, y0, x1 + step, y1)[index] < 0.5 * moved[index]
 
 
 @pytest.mark.parametrize("family", PLACED)

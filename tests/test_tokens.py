@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from corelens.errors import CorelensError
+from corelens.tokens.cells import Picture, covered_tokens
 from corelens.tokens.regions import Box, Mask, Tube
-from corelens.tokens.token_map import Picture, TokenMap, covered_tokens
+from corelens.tokens.token_map import TokenMap
 
 BOXES = torch.tensor(
     [[0, 0, 10, 10], [10, 0, 20, 10], [0, 10, 10, 20], [10, 10, 20, 20]], dtype=torch.float64

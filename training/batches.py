@@ -23,7 +23,7 @@ from corelens.data.synthetic.video import ask as ask_video
 from corelens.data.synthetic.video import draw_scene as video_scene
 from corelens.data.synthetic.video import paint as paint_video
 from corelens.layouts import layout_for
-from corelens.tokens.token_map import Cells
+from corelens.tokens.cells import Cells
 from training.build import PRESETS, build_config, build_processor
 from training.dense import IGNORED, clip_labels, figure_labels, page_labels, shape_labels, sheet
 

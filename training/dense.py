@@ -17,7 +17,7 @@ from corelens.data.synthetic.pages import Page
 from corelens.data.synthetic.refer import COLOURS, KINDS, Shape
 from corelens.data.synthetic.refer_hard import SIZES, size_of
 from corelens.data.synthetic.video import Scene as Clip
-from corelens.tokens.token_map import Cells
+from corelens.tokens.cells import Cells
 
 LABELS = {
     "colour": len(COLOURS),

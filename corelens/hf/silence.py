@@ -13,15 +13,15 @@ from corelens.hf.attention import attention_set
 
 @contextmanager
 def attention_off(modules: Iterable[Any]) -> Iterator[None]:
-    """Within this context attention of these modules gives zeros, whatever function they use; their
-    configs' own implementation is put back afterwards. (There is no documented way to change it for
-    a part of a model.)
+    """Within this context attention of these modules mixes no tokens, whatever function they use;
+    their configs' own implementation is put back afterwards. (There is no documented way to change
+    it for a part of a model.)
     """
     # (importing it takes as long as importing transformers' model code)
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register("corelens_off", _zeros)
+    AttentionInterface.register("corelens_off", _unmixed)
     AttentionMaskInterface.register("corelens_off", sdpa_mask)
     owned = (getattr(module, "config", None) for module in modules)
     with attention_set(
@@ -30,10 +30,22 @@ def attention_off(modules: Iterable[Any]) -> Iterator[None]:
         yield
 
 
-def _zeros(
+def _unmixed(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **_: Any
 ) -> tuple[Any, None]:
-    return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+    """Zeros among a sequence's own tokens. Queries of another length pool: they get the mean of the
+    values that they may see, a pooled cell's few patches or the whole picture."""
+    batch, heads, length = query.shape[:3]
+    z = value.new_zeros(batch, heads, length, value.shape[3])
+    if length != key.shape[2]:
+        value = value.repeat_interleave(heads // value.shape[1], dim=1)
+        seen = (z[..., :1] + 1).expand(-1, -1, -1, key.shape[2])
+        if attention_mask is not None:
+            # (what hides is False, or the lowest number of a dtype, in float16 −65504)
+            lowest = -30000.0 if attention_mask.is_floating_point() else 0
+            seen = seen * (attention_mask > lowest)
+        z = (seen / seen.sum(-1, keepdim=True).clamp(min=1)) @ value
+    return z.transpose(1, 2), None
 
 
 @contextmanager

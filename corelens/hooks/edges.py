@@ -81,10 +81,10 @@ class Edges:
     def _edit(
         self, heads: list[int] | None, rows: Where, columns: Where, value: float | None
     ) -> None:
-        chosen = torch.tensor(
+        named = torch.tensor(
             list(range(self.n_heads) if heads is None else heads), device=self.device
         )
-        if len(chosen) and not (int(chosen.min()) >= 0 and int(chosen.max()) < self.n_heads):
+        if len(named) and not (int(named.min()) >= 0 and int(named.max()) < self.n_heads):
             raise CorelensError(
                 f"heads {heads}", f"heads from 0 to {self.n_heads - 1}", "take heads of this model"
             )
@@ -93,9 +93,9 @@ class Edges:
         row_table = member(
             within(resolve(rows, step.inputs, new, self.batch, rows=True), new), step.total
         )
-        if len(chosen) and row_table.any():
+        if len(named) and row_table.any():
             column_table = member(*self._columns(columns, new))
-            self.edits.append((chosen, row_table, column_table, value))
+            self.edits.append((named, row_table, column_table, value))
 
     def _columns(self, columns: Where, new: Tensor) -> tuple[Int[Tensor, "batch n"], int]:
         """The columns' positions, and how many columns there are."""
@@ -128,21 +128,22 @@ class Edges:
         first = 0 if self.tower_columns is not None else max(self.step.total - held, 0)
         heads = torch.arange(self.n_heads, device=scores.device) if heads is None else heads
         could = scores > -torch.inf
-        for chosen, row_table, column_table, value in self.edits:
-            here = torch.isin(heads, chosen)[None, :, None, None]
-            lines = (row_table.gather(1, rows.clamp(min=0)) & (rows >= 0))[:, None, :, None]
+        for edited, row_table, column_table, value in self.edits:
+            of_heads = torch.isin(heads, edited)[None, :, None, None]
+            of_rows = (row_table.gather(1, rows.clamp(min=0)) & (rows >= 0))[:, None, :, None]
             columns = column_table[:, None, None, first : first + scores.shape[-1]]
             columns = nn.functional.pad(columns, (0, scores.shape[-1] - columns.shape[-1]))
-            where = here & lines & columns
+            edges = of_heads & of_rows & columns
             scores = (
-                scores.masked_fill(where, -torch.inf)
+                scores.masked_fill(edges, -torch.inf)
                 if value is None
-                else torch.where(where, scores + value, scores)
+                else torch.where(edges, scores + value, scores)
             )
         blind = (could.any(-1) & ~(scores > -torch.inf).any(-1)).any(dim=1) & (rows >= 0)
         if blind.any():
             warnings.warn(
-                f"{int(blind.sum())} rows lost every edge: their z is 0 there (nothing is left to attend to)",
+                f"{int(blind.sum())} rows lost every edge: their z is 0 there (nothing is left "
+                "to attend to)",
                 stacklevel=2,
             )
         return scores
@@ -158,7 +159,7 @@ class Edges:
         """z with the edited rows of the edited heads computed anew."""
         if not self.edits:
             return z
-        heads = torch.unique(torch.cat([chosen for chosen, *_ in self.edits]))
+        heads = torch.unique(torch.cat([edited for edited, *_ in self.edits]))
         # [batch, pos]
         touched = torch.stack([table for _, table, _, _ in self.edits]).any(0)[
             :, self.step.positions
@@ -174,17 +175,17 @@ class Edges:
             anew, _ = rows_z(
                 query, key, value, local, heads, call, partial(self.apply, rows=rows, heads=heads)
             )
-            at, line = (rows >= 0).nonzero(as_tuple=True)
+            sample, line = (rows >= 0).nonzero(as_tuple=True)
             # a head is written only where one of its own edits names the row
             own = torch.stack(
-                [self._edited(int(head))[at, rows[at, line]] for head in heads], dim=1
+                [self._edited(int(head))[sample, rows[sample, line]] for head in heads], dim=1
             )
-            old = z[at[:, None], local[at, line][:, None], heads]
-            z[at[:, None], local[at, line][:, None], heads] = torch.where(
-                own[..., None], anew[at, line], old
+            old = z[sample[:, None], local[sample, line][:, None], heads]
+            z[sample[:, None], local[sample, line][:, None], heads] = torch.where(
+                own[..., None], anew[sample, line], old
             )
         return z
 
     def _edited(self, head: int) -> Bool[Tensor, "batch key"]:
-        tables = [table for chosen, table, _, _ in self.edits if head in chosen.tolist()]
+        tables = [table for edited, table, _, _ in self.edits if head in edited.tolist()]
         return torch.stack(tables).any(0)

@@ -36,17 +36,17 @@ PER_HEAD = re.compile(
 def hook_list(hooks: Any) -> list[Hook]:
     """Hooks as a list; one alone needs no list of its own. Raises CorelensError for what is no
     (name, function)."""
-    given: list[Any] = list(hooks)
-    if len(given) == 2 and not isinstance(given[0], tuple | list):
-        given = [(given[0], given[1])]
-    for hook in given:
+    pairs: list[Any] = list(hooks)
+    if len(pairs) == 2 and not isinstance(pairs[0], tuple | list):
+        pairs = [(pairs[0], pairs[1])]
+    for hook in pairs:
         if not (isinstance(hook, tuple | list) and len(hook) == 2 and callable(hook[1])):
             raise CorelensError(
                 f"the hook {hook!r}",
                 "(name of a hook point, or a function of names; the function to run there)",
                 "give a list of such pairs, for instance [('blocks.0.attn.hook_z', fn)]",
             )
-    return given
+    return pairs
 
 
 def name_of(function: Any) -> str:
@@ -121,7 +121,8 @@ class HookPoint(LensHookPoint):
         ):
             raise CorelensError(
                 f"the hook name {name!r}",
-                "head.{h} for q, rot_q, k, v, z, result, attn_scores, pattern, pattern_rows; kv_head.{g} for k, v",
+                "head.{h} for q, rot_q, k, v, z, result, attn_scores, pattern, pattern_rows; "
+                "kv_head.{g} for k, v",
                 f"hook {self.name!r} and index it, or take a name of that form",
             )
         if index >= limit:
@@ -145,7 +146,8 @@ class HookPoint(LensHookPoint):
         # in the order in which functions were hung, so that whoever reads later sees the edits made
         # before
         for key, point in sorted(
-            points, key=lambda one: min(hung_as(h) for h in (*one[1].fwd_hooks, *one[1].bwd_hooks))
+            points,
+            key=lambda named: min(hung_as(h) for h in (*named[1].fwd_hooks, *named[1].bwd_hooks)),
         ):
             if key is None:
                 self.ctx.update(ctx)
@@ -157,18 +159,18 @@ class HookPoint(LensHookPoint):
     def _fire_head(
         self, kind: str, index: int, head: "HookPoint", x: Tensor, ctx: Mapping[str, Any]
     ) -> Tensor:
-        at = index // self.group if kind == "head" else index
-        part, edited = fire_watched(head, x.select(self.head_axis, at).clone(), ctx)  # type: ignore[arg-type]
+        place = index // self.group if kind == "head" else index
+        part, edited = fire_watched(head, x.select(self.head_axis, place).clone(), ctx)  # type: ignore[arg-type]
         if not edited:
             return x
         if kind == "head" and self.group > 1 and not head.bwd_hooks:
             raise CorelensError(
                 f"an edit through {head.name!r}",
                 f"an edit of a KV head, which {self.group} query heads share",
-                f"write through {str(head.name).replace(f'head.{index}', f'kv_head.{at}')!r}",
+                f"write through {str(head.name).replace(f'head.{index}', f'kv_head.{place}')!r}",
             )
         x = x.clone()
-        x.select(self.head_axis, at).copy_(part)  # type: ignore[arg-type]
+        x.select(self.head_axis, place).copy_(part)  # type: ignore[arg-type]
         return x
 
 

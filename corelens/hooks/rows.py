@@ -98,8 +98,10 @@ def row_scores(
     if call.mask is None:
         # a static cache's empty tail lies beyond every row
         if call.is_causal and query.shape[2] > 1:
-            at = torch.arange(query.shape[2], device=query.device)[None] if rows is None else rows
-            hidden = torch.arange(scores.shape[-1], device=query.device) > at[..., None]
+            places = (
+                torch.arange(query.shape[2], device=query.device)[None] if rows is None else rows
+            )
+            hidden = torch.arange(scores.shape[-1], device=query.device) > places[..., None]
             scores = scores.masked_fill_(hidden[:, None], -torch.inf)
     else:
         mask = _select(call.mask, rows, heads, scores.shape)

@@ -144,8 +144,10 @@ def turn(hf: nn.Module) -> Iterator[None]:
         lock = _turns.setdefault(hf, threading.RLock())
     if not lock.acquire(timeout=PATIENCE):
         warnings.warn(
-            f"this thread has waited for {PATIENCE:.0f} seconds: another one is inside a run of this model, or inside "
-            "model.hooks(...), model.sparse(...) or model.pattern_rows(...). Runs of one model take turns; enter these "
+            f"this thread has waited for {PATIENCE:.0f} seconds: another one is inside a run of "
+            "this model, or inside "
+            "model.hooks(...), model.sparse(...) or model.pattern_rows(...). Runs of one model "
+            "take turns; enter these "
             "contexts in the thread that runs the model",
             stacklevel=2,
         )

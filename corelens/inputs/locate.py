@@ -14,9 +14,10 @@ from corelens.errors import CorelensError
 from corelens.inputs.processing import Row
 from corelens.inputs.sounds import Sound
 from corelens.layouts import Cells, Layout
+from corelens.tokens.cells import Picture, covered_tokens
 from corelens.tokens.regions import Span
 from corelens.tokens.sounds import Heard, heard, positions_of
-from corelens.tokens.token_map import Picture, TokenMap, covered_tokens
+from corelens.tokens.token_map import TokenMap
 
 
 def cells_of(

@@ -19,7 +19,7 @@ from corelens.layouts.idefics import Idefics3, SmolVLM
 from corelens.layouts.internvl import InternVL
 from corelens.layouts.llava import Llava, LlavaNext, LlavaOnevision
 from corelens.layouts.qwen import Qwen2VL, Qwen3VL
-from corelens.tokens.token_map import Cells
+from corelens.tokens.cells import Cells
 
 _LAYOUTS: dict[str, type[Layout]] = {}
 

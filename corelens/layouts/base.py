@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from corelens.errors import CorelensError
 from corelens.hf import image_defaults, offloaded
-from corelens.tokens.token_map import Cells
+from corelens.tokens.cells import Cells
 
 
 class Layout:
@@ -57,6 +57,15 @@ class Layout:
         its norms."""
         if type(self) is not Layout:
             return self
+        if getattr(hf.config, "is_encoder_decoder", False):
+            raise CorelensError(
+                f"a model of class {type(hf).__name__}, an encoder-decoder: its decoder attends to "
+                "another encoder's output, and its picture has no tokens in the row",
+                "a model whose decoder reads picture and words in one row, or through "
+                "cross-attention layers of its own",
+                "use PyTorch's own hooks on it; a registered Layout serves its decoder's "
+                "self-attention: cl.register_layout(MyLayout)",
+            )
         layer = self.decoder(hf).layers[0]  # type: ignore[index]
         if hasattr(layer, "post_feedforward_layernorm"):  # norms after attention and MLP
             self.ln2 = "pre_feedforward_layernorm"
@@ -73,32 +82,16 @@ class Layout:
         `.layers`."""
         inner = getattr(hf, "model", hf)
         find = getattr(inner, "get_decoder", None) or getattr(hf, "get_decoder", None)
-        decoder = held = find() if find else None
-        # some return what holds the decoder and its head
-        while held is not None and not hasattr(held, "layers"):
-            held = getattr(held, "model", None)
-        if held is None or self.final_norm(held) is None:
-            if getattr(hf.config, "is_encoder_decoder", False):
-                raise CorelensError(
-                    f"a model of class {type(hf).__name__}, an encoder-decoder: its decoder attends to "
-                    "another encoder's output, and its picture has no tokens in the row",
-                    "a model whose decoder reads picture and words in one row, or through "
-                    "cross-attention layers of its own",
-                    "use PyTorch's own hooks on it; a Layout with `decoder(hf)` overridden serves its "
-                    "self-attention: cl.register_layout(MyLayout)",
-                )
-            returned = (
-                "there is no get_decoder()"
-                if find is None
-                else f"it returns a {type(decoder).__name__}"
-            )
-            raise CorelensError(
-                f"a model of class {type(hf).__name__}, in which no decoder was found: looked for what get_decoder() "
-                f"of {type(inner).__name__} or {type(hf).__name__} returns, with `.layers` and a norm; {returned}",
-                "a transformers vision-language model whose get_decoder() returns its text decoder",
-                "write a Layout for it with `decoder(hf)` overridden and register it: cl.register_layout(MyLayout)",
-            )
-        return held
+        decoder = holder = find() if find else None
+        # what is returned may hold the decoder and its head; where no encoder stands beside it, in
+        # a `.decoder`
+        paired = getattr(getattr(hf, "config", None), "is_encoder_decoder", False)
+        while holder is not None and not hasattr(holder, "layers"):
+            below = getattr(holder, "decoder", None) if not paired else None
+            holder = getattr(holder, "model", None) or below
+        if holder is None or self.final_norm(holder) is None:
+            raise _no_decoder(hf, find is not None, decoder, holder)
+        return holder
 
     def final_norm(self, decoder: nn.Module) -> nn.Module | None:
         """The norm behind the last layer: `.norm`, or the last of the decoder's modules with a
@@ -244,6 +237,31 @@ class Layout:
         )
 
 
+def _no_decoder(hf: nn.Module, asked: bool, decoder: Any, holder: Any) -> CorelensError:
+    """What was looked for in a model, what it has, and what to wrap or write instead."""
+    kind = type(decoder).__name__
+    if not asked:
+        returned = "there is no get_decoder()"
+    elif holder is None:
+        returned = f"it returns a {kind}, without `.layers` in it"
+    else:
+        returned = f"it returns a {kind}, whose layers have no norm behind them"
+    writers = [
+        name
+        for name, part in hf.named_children()
+        if hasattr(part, "get_decoder") and hasattr(part, "generate") and hasattr(part, "lm_head")
+    ]
+    do = "write a Layout for it with `decoder(hf)` overridden: cl.register_layout(MyLayout)"
+    if writers:
+        do = f"wrap the part of it that writes text: cl.HookedMLLM(hf.{writers[0]}, processor)"
+    return CorelensError(
+        f"a model of class {type(hf).__name__}, in which no decoder was found: looked for what "
+        f"get_decoder() returns, with `.layers` and a norm; {returned}",
+        "a transformers vision-language model whose get_decoder() returns its text decoder",
+        do,
+    )
+
+
 def weight_offset(norm: nn.Module) -> float:
     """1.0 if a norm multiplies by 1 + weight, 0.0 if by its weight: measured on one vector."""
     weight = getattr(norm, "weight", None)
@@ -359,7 +377,9 @@ def _token(config: Any, *names: str) -> int:
 
 def _no_layout(config: Any) -> CorelensError:
     return CorelensError(
-        f"a model of type {getattr(config, 'model_type', '?')!r}, for which no layout is registered",
+        f"a model of type {getattr(config, 'model_type', '?')!r}, for which no layout is "
+        "registered",
         "a family whose token geometry CoreLens knows, when regions, images or cells are asked for",
-        "hooks work without it; for regions write a Layout with image_cells() and call cl.register_layout(MyLayout)",
+        "hooks work without it; for regions write a Layout with image_cells() and call "
+        "cl.register_layout(MyLayout)",
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from corelens.errors import CorelensError
 from corelens.layouts.base import Layout, edge, grid, image_option, patches, shrunk_to
-from corelens.tokens.token_map import THUMBNAIL, Cells
+from corelens.tokens.cells import THUMBNAIL, Cells
 
 
 class Gemma3(Layout):
@@ -64,10 +64,10 @@ class PaliGemma(Layout):
 
     def processed_prompt(self, processor: Any, prompt: str) -> str:
         """The processor puts BOS behind the last placeholder and a newline at the end."""
-        at = prompt.rfind(processor.image_token) + len(processor.image_token)
+        end = prompt.rfind(processor.image_token) + len(processor.image_token)
         if processor.image_token not in prompt:
             return prompt
-        return prompt[:at] + processor.tokenizer.bos_token + prompt[at:] + "\n"
+        return prompt[:end] + processor.tokenizer.bos_token + prompt[end:] + "\n"
 
     def image_cells(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 
 from corelens.errors import CorelensError
 from corelens.layouts.base import Layout, edge, grid, image_option, in_frames, patches, shrunk_to
-from corelens.tokens.token_map import THUMBNAIL, Cells
+from corelens.tokens.cells import THUMBNAIL, Cells
 
 MAX_SIDE = 4096  # transformers' MAX_IMAGE_SIZE
 

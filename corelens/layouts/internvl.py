@@ -4,7 +4,7 @@ into a token."""
 from typing import Any
 
 from corelens.layouts.base import Layout, edge, grid, image_option, in_frames, patches, shrunk_to
-from corelens.tokens.token_map import THUMBNAIL, Cells
+from corelens.tokens.cells import THUMBNAIL, Cells
 
 
 class InternVL(Layout):

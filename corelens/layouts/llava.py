@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from corelens.hf import ENCODED, visual_features
 from corelens.layouts.base import Layout, cross, edge, grid, image_option, patches, shrunk_to
-from corelens.tokens.token_map import THUMBNAIL, Cells
+from corelens.tokens.cells import THUMBNAIL, Cells
 
 
 class Llava(Layout):
@@ -80,16 +80,18 @@ class LlavaNext(Layout):
         # newlines: any
         views = of_row[:, None] * (canvas[0] // tile) + nn.functional.pad(of_column, (0, 1))[None]
         box = _clip(cross(columns, rows), size)
-        lines = box.reshape(len(rows), len(columns), 4)
-        lines = torch.cat([lines, torch.zeros(len(rows), 1, 4, dtype=box.dtype)], dim=1).reshape(
-            -1, 4
-        )
+        grid_of_boxes = box.reshape(len(rows), len(columns), 4)
+        with_newlines = torch.cat(
+            [grid_of_boxes, torch.zeros(len(rows), 1, 4, dtype=box.dtype)], dim=1
+        ).reshape(-1, 4)
         newline = torch.zeros(len(rows), len(columns) + 1, dtype=torch.bool)
         newline[:, -1] = True
         visual = torch.cat([torch.ones(len(base), dtype=torch.bool), ~newline.reshape(-1)])
         shrunk = shrunk_to(size, (size[0] * scale, size[1] * scale))
         views = torch.cat([torch.full((len(base),), THUMBNAIL), views.reshape(-1)])
-        return Cells(box=torch.cat([base, lines]), visual=visual, shrunk=shrunk, views=views)
+        return Cells(
+            box=torch.cat([base, with_newlines]), visual=visual, shrunk=shrunk, views=views
+        )
 
     def patches_among(
         self, processor: Any, config: Any, tensors: Mapping[str, Any]
@@ -217,8 +219,8 @@ def _best_canvas(size: tuple[int, int], pinpoints: list[list[int]]) -> tuple[int
     def quality(canvas: list[int]) -> tuple[int, int]:
         height, width = canvas
         scale = min(width / size[0], height / size[1])
-        kept = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
-        return kept, kept - width * height
+        pixels = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
+        return pixels, pixels - width * height
 
     height, width = max(pinpoints, key=quality)
     return width, height
@@ -238,9 +240,9 @@ def _unpadded(
     # The model decides by the ratio of tokens which side was padded; where it cuts, it cuts the
     # same at both ends.
     cut = 1 if size[0] / size[1] > counts[0] / counts[1] else 0
-    kept = int(round(size[cut] * (counts[1 - cut] / size[1 - cut]), 7))
+    uncut = int(round(size[cut] * (counts[1 - cut] / size[1 - cut]), 7))
     padding = [0, 0]
-    padding[cut] = (counts[cut] - kept) // 2
+    padding[cut] = (counts[cut] - uncut) // 2
     spans, tiles = [], []
     for axis in (0, 1):
         token = torch.arange(padding[axis], counts[axis] - padding[axis])
@@ -260,9 +262,9 @@ def _thinned(tiles: Int[Tensor, " token"], count: int) -> Int[Tensor, " pooled"]
 def _bilinear(spans: Float[Tensor, "token 2"], count: int) -> Float[Tensor, "pooled 2"]:
     """What `count` tokens read that torch's bilinear interpolation makes of these: two neighbours
     each, or one."""
-    at = ((torch.arange(count).double() + 0.5) * (len(spans) / count) - 0.5).clamp(min=0)
-    low = at.floor().long().clamp(max=len(spans) - 1)
-    high = torch.where(at - low > 1e-6, low + 1, low).clamp(max=len(spans) - 1)
+    middle = ((torch.arange(count).double() + 0.5) * (len(spans) / count) - 0.5).clamp(min=0)
+    low = middle.floor().long().clamp(max=len(spans) - 1)
+    high = torch.where(middle - low > 1e-6, low + 1, low).clamp(max=len(spans) - 1)
     return torch.stack([spans[low, 0], spans[high, 1]], dim=1)
 
 

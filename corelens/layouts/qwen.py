@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from corelens.hf import deepstack_addition
 from corelens.layouts.base import Layout, grid, patches
-from corelens.tokens.token_map import Cells
+from corelens.tokens.cells import Cells
 
 
 class Qwen2VL(Layout):

@@ -85,7 +85,8 @@ def check_keywords(
     nearest = "; ".join(f"near {name!r}: {', '.join(near[name]) or 'none'}" for name in unknown)
     hints = [ELSEWHERE[name] for name in unknown if name in ELSEWHERE]
     raise CorelensError(
-        f"the keyword{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}, which nothing reads",
+        f"the keyword{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}, which nothing "
+        "reads",
         f"a keyword of this call, or an argument of the model ({nearest})",
         "; ".join(hints) or "correct it, or leave it out",
     )
@@ -124,12 +125,24 @@ def check_forward(
         )
 
 
-def check_left_padded(tensors: Mapping[str, Any]) -> None:
-    """Raise for rows with padding at their end: what is generated would follow the padding."""
+def check_generate(hf: Any, tensors: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise for generation in which hooks would speak of other samples, or of padding."""
     mask = tensors.get("attention_mask")
     if mask is not None and mask.ndim == 2 and not bool(mask[:, -1].all()):
         raise CorelensError(
             "generate on rows that are padded on the right: new tokens would follow the padding",
             "rows padded on the left, as prepare makes them",
             "prepare(samples, padding_side='left'), or move the padding of your own tensors",
+        )
+    if (options.get("num_beams") or hf.generation_config.num_beams or 1) > 1:
+        raise CorelensError(
+            "num_beams > 1",
+            "greedy decoding or sampling: beams change places between steps",
+            "set num_beams=1",
+        )
+    if options.get("cache_implementation") == "paged":
+        raise CorelensError(
+            'cache_implementation="paged"',
+            "one batch: continuous batching mixes requests in one row",
+            "leave it out, or call model.hf.generate_batch",
         )

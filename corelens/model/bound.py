@@ -47,7 +47,7 @@ class BoundModel:
         if texts is None or list(texts) == self.model.to_string(self.tokens):
             return self.tokens
         tokenizer = self.model.tokenizer
-        rows = [tokenizer(one, add_special_tokens=False)["input_ids"] for one in texts]
+        rows = [tokenizer(string, add_special_tokens=False)["input_ids"] for string in texts]
         first = tokenizer.bos_token_id
         if prepend_bos and first is not None:
             rows = [[first, *row] for row in rows]

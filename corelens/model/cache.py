@@ -2,6 +2,7 @@
 per-head names."""
 
 import copy
+import math
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -40,8 +41,10 @@ class ActivationCache(LensCache):
                 point = self.model.hook_dict[whole]  # type: ignore[attr-defined]
                 # raises for a head that is not there
                 point.per_head(match["kind"], int(match["index"]), key)
-                at = int(match["index"]) // (point.group if match["kind"] == "head" else 1)
-                return self.cache_dict[whole].select(point.head_axis - (not self.has_batch_dim), at)
+                part = int(match["index"]) // (point.group if match["kind"] == "head" else 1)
+                return self.cache_dict[whole].select(
+                    point.head_axis - (not self.has_batch_dim), part
+                )
         # names of ours too
         if isinstance(key, tuple) and f"blocks.{key[1]}.attn.hook_{key[0]}" in self.cache_dict:
             return self.cache_dict[f"blocks.{key[1]}.attn.hook_{key[0]}"]
@@ -56,8 +59,10 @@ class ActivationCache(LensCache):
             near = get_close_matches(name, list(self.cache_dict), n=3, cutoff=0.5)
             raise CorelensError(
                 f"{key!r}, which this cache does not hold",
-                f"one of its {len(self.cache_dict)} names; the nearest: {', '.join(near) or 'none'}",
-                "name it in names_filter: scores, pattern, rows, result and vision points are kept only when named",
+                f"one of its {len(self.cache_dict)} names; the nearest: "
+                f"{', '.join(near) or 'none'}",
+                "name it in names_filter: scores, pattern, rows, result and vision points are "
+                "kept only when named",
             ) from None
 
     def __contains__(self, key: object) -> bool:
@@ -92,7 +97,11 @@ class ActivationCache(LensCache):
         apply_ln: bool = False, pos_slice: Any = None, incl_embeds: bool = True, return_labels: bool = False,
     ) -> Any:  # fmt: skip
         """As in TransformerLens, with what DeepStack adds after a layer behind that layer's MLP
-        (mode "all")."""
+        (mode "all"), and what a layer adds beside both ("0_extra").
+
+        Where layers scale the residual stream at their end, each component is what of it reaches
+        `layer`.
+        """
         if mode == "all":
             self._check_sums(self._depth(layer))
         parts: Any
@@ -102,10 +111,17 @@ class ActivationCache(LensCache):
         )
         layer = self._depth(layer)
         if mode == "all":
-            for added, label in self._deepstack(layer, pos_slice):
-                at = labels.index(f"{label.removesuffix('_deepstack')}_mlp_out") + 1
-                parts = torch.cat([parts[:at], added[None], parts[at:]])
-                labels.insert(at, label)
+            for added, label in self._extras(layer, pos_slice) + self._deepstack(layer, pos_slice):
+                number, _ = label.split("_", 1)
+                behind = [i for i, other in enumerate(labels) if other.split("_", 1)[0] == number]
+                parts = torch.cat([parts[: behind[-1] + 1], added[None], parts[behind[-1] + 1 :]])
+                labels.insert(behind[-1] + 1, label)
+        factors = [self._reaching(label, layer) for label in labels]
+        if any(factor != 1.0 for factor in factors):
+            shape = (-1, *([1] * (parts.ndim - 1)))
+            parts = parts * torch.tensor(factors, dtype=parts.dtype, device=parts.device).reshape(
+                shape
+            )
         if apply_ln:
             parts = self.apply_ln_to_stack(parts, layer, pos_slice=pos_slice, mlp_input=mlp_input)
         return (parts, labels) if return_labels else parts
@@ -120,12 +136,15 @@ class ActivationCache(LensCache):
         Layers without attention heads, and heads that a layer lacks, are left out: their output is
         in the remainder.
         """
-        if len(set(self.model.cfg.heads)) > 1:  # type: ignore[attr-defined]
+        scaled_stream = any(block.parts.stream_scale != 1.0 for block in self.model.blocks)
+        if len(set(self.model.cfg.heads)) > 1 or scaled_stream:  # type: ignore[attr-defined]
             return self._stack_of_some(layer, return_labels, incl_remainder, pos_slice, apply_ln)
         for number, block in enumerate(self.model.blocks):
             self._check_gate(number, block)
         there = self
-        if any(block.attn_post_norm is not None for block in self.model.blocks):
+        if any(
+            b.attn_post_norm is not None or b.parts.attn_scale != 1.0 for b in self.model.blocks
+        ):
             there = copy.copy(self)
             scaled = {
                 f"blocks.{n}.attn.hook_result": self._result(n)
@@ -151,7 +170,10 @@ class ActivationCache(LensCache):
         """
         block = self.model.blocks[layer]
         if block.mlp_post_norm is None:
-            return super().get_neuron_results(layer, neuron_slice, pos_slice, project_output_onto)
+            results = super().get_neuron_results(
+                layer, neuron_slice, pos_slice, project_output_onto
+            )
+            return results if block.parts.mlp_scale == 1.0 else results * block.parts.mlp_scale
         weight, scale = self._mlp_norm(layer, pos_slice)
         acts, w_out = self._neurons(layer, neuron_slice, pos_slice)
         if project_output_onto is None:
@@ -173,7 +195,8 @@ class ActivationCache(LensCache):
     ) -> Tensor:
         """As in TransformerLens; behind a norm after the MLP, of what each neuron adds to the
         residual stream."""
-        if not layer or all(block.mlp_post_norm is None for block in self.model.blocks):
+        plain = (b.mlp_post_norm is None and b.parts.mlp_scale == 1.0 for b in self.model.blocks)
+        if not layer or all(plain):
             return super().neurons_onto(layer, pos_slice, neuron_slice, directions, mlp_input)
         scale, centres = self.norm_of(layer, mlp_input, _slice(pos_slice))
         onto = directions - directions.mean(0) if centres else directions
@@ -214,13 +237,18 @@ class ActivationCache(LensCache):
         """Raise where the residual stream before layer `depth` is not the sum of its parts."""
         for number, block in enumerate(list(self.model.blocks)[:depth]):
             why = block.parts.unsummed
+            if not why and every_head and (block.parts.extra or block.parts.stream_scale != 1.0):
+                why = "it scales the stream or adds a third output: decompose_resid adds up"
             if not why and every_head and block.parts.attention is None:
-                why = "it has no attention heads to take apart: decompose_resid adds up its mixer's output as a whole"
+                why = "it has no attention heads: decompose_resid takes its mixer's output whole"
             if why:
                 raise CorelensError(
-                    f"a sum of what layer {number} and the layers before add to the residual stream: {why}",
-                    "layers whose attention and MLP outputs are all that is added (measured at wrap time)",
-                    "take accumulated_resid or logit_lens, which read the stream itself, or an earlier layer",
+                    f"a sum of what layer {number} and the layers before add to the residual "
+                    f"stream: {why}",
+                    "layers whose attention and MLP outputs are all that is added (measured at "
+                    "wrap time)",
+                    "take accumulated_resid or logit_lens, which read the stream itself, or an "
+                    "earlier layer",
                 )
 
     def _check_gate(self, number: int, block: Any) -> None:
@@ -235,14 +263,17 @@ class ActivationCache(LensCache):
         self, layer: int, return_labels: bool, incl_remainder: bool, pos_slice: Any, apply_ln: bool
     ) -> Any:
         """stack_head_results of a model whose layers differ in how many heads they have."""
-        depth, at = self._depth(layer), _slice(pos_slice)
+        depth, positions = self._depth(layer), _slice(pos_slice)
         parts, labels = [], []
         for number, count in enumerate(self.model.cfg.heads[:depth]):  # type: ignore[attr-defined]
             if count:
                 self._check_gate(number, self.model.blocks[number])
-                parts += [at.apply(x, dim=-2) for x in self._result(number).unbind(-2)]
+                result = self._result(number) * self._reaching(f"{number}_head", depth)
+                parts += [positions.apply(x, dim=-2) for x in result.unbind(-2)]
                 labels += [f"L{number}H{head}" for head in range(count)]
-        like = at.apply(self["resid_post", depth - 1] if depth else self["hook_embed"], dim=-2)
+        like = positions.apply(
+            self["resid_post", depth - 1] if depth else self["hook_embed"], dim=-2
+        )
         stack = torch.stack(parts) if parts else like.new_zeros(0, *like.shape)
         if incl_remainder:
             stack, labels = torch.cat([stack, (like - stack.sum(0))[None]]), [*labels, "remainder"]
@@ -269,6 +300,26 @@ class ActivationCache(LensCache):
                     held.append((added, f"{number}_deepstack"))
         return [(_slice(pos_slice).apply(added, dim=-2), label) for added, label in held]
 
+    def _extras(self, layer: int, pos_slice: Any) -> list[tuple[Tensor, str]]:
+        """What layers before `layer` add beside attention and MLP, and its label: what their sums
+        lack."""
+        held = []
+        for number, block in enumerate(list(self.model.blocks)[:layer]):
+            if block.parts.extra is not None:
+                after = self["resid_post", number] / block.parts.stream_scale
+                added = after - self["resid_mid", number] - self["mlp_out", number]
+                held.append((_slice(pos_slice).apply(added, dim=-2), f"{number}_extra"))
+        return held
+
+    def _reaching(self, label: str, layer: int) -> float:
+        """By what a component of the stream is multiplied on its way to `layer`."""
+        number, _, name = label.partition("_")
+        first = int(number) if number.isdigit() else 0
+        # (what is added between two layers is added to a stream that is scaled already)
+        first += name == "deepstack"
+        scales = [block.parts.stream_scale for block in list(self.model.blocks)[first:layer]]
+        return math.prod(scales)
+
     def _result(self, layer: int) -> Tensor:
         """Head results of a layer with a norm after attention, as they reach the residual
         stream."""
@@ -279,6 +330,8 @@ class ActivationCache(LensCache):
             if name in self.cache_dict
             else head_results(o_proj, self["z", layer])
         )
+        if block.parts.attn_scale != 1.0:
+            raw = raw * block.parts.attn_scale
         if block.attn_post_norm is None:
             return raw
         return (

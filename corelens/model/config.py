@@ -74,7 +74,7 @@ def config_of(hf: Any, layout: Layout, parts: Sequence[Parts]) -> Config:
         d_vocab=text.vocab_size,
         family=hf.config.model_type,
         device=home(embeddings),
-        dtype=embeddings.weight.dtype,
+        dtype=next(embeddings.parameters()).dtype,
         eps=norm_eps(norm),
         n_ctx=getattr(text, "max_position_embeddings", 0),
         model_name=source_of(hf.config) or hf.config.model_type,

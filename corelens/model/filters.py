@@ -6,11 +6,12 @@ comes for the decoder's tensors. Vision points, whose shapes are others, and `ho
 holds no tensor, are meant by their full names.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from corelens.errors import CorelensError
 from corelens.hooks.edges import every_edges
-from corelens.hooks.points import TOWERS, Hook
+from corelens.hooks.points import TOWERS, Hook, HookPoint
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
@@ -41,10 +42,20 @@ def matching(names: Iterable[str], means: Callable[[str], bool]) -> list[str]:
         raise CorelensError(
             f"a function of hook names that is true for {', '.join(others[:3])}"
             f"{' …' * (len(others) > 3)} and for none of the decoder's points",
-            "a function that is true for some of the decoder's: it is not asked about points of towers and hook_edges",
+            "a function that is true for some of the decoder's: it is not asked about points of "
+            "towers and hook_edges",
             "give these names themselves: model.hook_names('vision.') lists them",
         )
     return matched
+
+
+def points_of(hook_dict: Mapping[str, Any], names_filter: NamesFilter) -> dict[str, HookPoint]:
+    """The points that a filter names; None means those that a cache keeps by default."""
+    if names_filter is None or callable(names_filter):
+        names: Sequence[str] = matching(hook_dict, names_filter or kept_by_default)
+    else:
+        names = [names_filter] if isinstance(names_filter, str) else names_filter
+    return {name: hook_dict[name] for name in names}
 
 
 def named(names: Iterable[str], hooks: Iterable[Hook]) -> list[Hook]:

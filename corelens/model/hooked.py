@@ -1,9 +1,8 @@
 """HookedMLLM: a Hugging Face vision-language model with named hook points, run as TransformerLens
 runs its models."""
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,28 +11,28 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hf import HookedRootModule, Slice, cache_argument, warn_if_untested
+from corelens.hf import Slice, cache_argument, warn_if_untested
 from corelens.hooks.points import Hook, HookDict, HookPoint, all_points, hook_list
 from corelens.hooks.running import turn
 from corelens.inputs.encode import encode
 from corelens.inputs.prepare import Inputs, Sample, prepare
-from corelens.inputs.tensors import check_has_media, from_tensors, widened
+from corelens.inputs.tensors import from_tensors, widened
 from corelens.layouts import layout_for
 from corelens.model.arguments import (
     check_forward,
+    check_generate,
     check_keywords,
-    check_left_padded,
     generate_arguments,
-    model_arguments,
 )
+from corelens.model.batch import arguments_of, batch_of
 from corelens.model.cache import ActivationCache
 from corelens.model.config import config_of
-from corelens.model.filters import NamesFilter, kept_by_default, matching, named
+from corelens.model.filters import NamesFilter, named, points_of
 from corelens.model.hearing import Hearing
 from corelens.model.hooked_run import hooked_run
 from corelens.model.lens import LensModel
 from corelens.model.loading import load
-from corelens.model.parts import parts_of
+from corelens.model.measured_parts import parts_of
 from corelens.model.probing import measured
 from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, of_whole_prompt
 from corelens.model.stop import residual_before
@@ -61,8 +60,7 @@ class HookedMLLM(LensModel):
     def __init__(self, hf_model: Any, processor: Any = None, check: bool = True):
         super().__init__()
         warn_if_untested()
-        # Not as a submodule: the wrapped model's modules keep their names, and hold no reference to
-        # us.
+        # not as a submodule: the wrapped model's modules keep their names, and do not know us
         object.__setattr__(self, "hf", hf_model)
         self.processor = processor
         self.layout = measured(
@@ -124,11 +122,8 @@ class HookedMLLM(LensModel):
         """Name the hook points and index them; per-head names are made when they are asked for."""
         super().setup()
         for held in ("hook_dict", "mod_dict"):
-            names = {
-                name: module
-                for name, module in getattr(self, held).items()
-                if name not in self._missing
-            }
+            every = getattr(self, held).items()
+            names = {name: module for name, module in every if name not in self._missing}
             setattr(self, held, HookDict(names, self._missing))
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
@@ -176,7 +171,8 @@ class HookedMLLM(LensModel):
     def inputs(self, **tensors: Tensor) -> Inputs:
         """Inputs made of tensors that you prepared yourself, as you would hand them to the Hugging
         Face model."""
-        self._check(tensors, HookedMLLM.inputs)
+        if tensors:
+            check_keywords(tensors, arguments_of(self), (HookedMLLM.inputs,))
         return from_tensors(tensors, self.layout, self.hf.config, self.processor).to(self.device)
 
     def encode(self, inputs: Inputs) -> Inputs:
@@ -208,15 +204,13 @@ class HookedMLLM(LensModel):
                 the final norm), or counted from the end: −1 leaves the last layer out.
             loss_per_token: the loss of every token [batch, pos − 1] instead of its mean.
         """
-        batch = self._inputs(inputs, tensors)
+        batch = batch_of(self, inputs, tensors)
         check_forward(batch.tensors, return_type, logits_to_keep, stop_at_layer, loss_per_token)
         arguments = {"use_cache": False, **batch.tensors}
         with hooked_run(self, batch, self._rows):
             if stop_at_layer is not None:
-                decoder = self.layout.decoder(self.hf)
-                return residual_before(
-                    self.hf, decoder, self.ln_final.norm, stop_at_layer, arguments
-                )
+                decoder, norm = self.layout.decoder(self.hf), self.ln_final.norm
+                return residual_before(self.hf, decoder, norm, stop_at_layer, arguments)
             if return_type is None and not self.hook_logits.active:
                 self.hf.base_model(**arguments)  # type: ignore[operator]
                 return None
@@ -246,20 +240,10 @@ class HookedMLLM(LensModel):
         Returns:
             The new tokens only; sequences that ended early are padded.
         """
-        batch = self._inputs(inputs, {})
-        check_keywords(
-            options, self._arguments() | generate_arguments(self.hf), [HookedMLLM.generate]
-        )
-        check_left_padded(batch.tensors)
-        beams = options.get("num_beams") or self.hf.generation_config.num_beams or 1  # type: ignore[union-attr]
-        if beams > 1:  # type: ignore[operator]
-            why = "greedy decoding or sampling: beams change places between steps, hooks would speak of other samples"
-            raise CorelensError("num_beams > 1", why, "set num_beams=1")
-        if options.get("cache_implementation") == "paged":
-            why = "one batch: continuous batching mixes requests in one row, hooks would speak of several samples"
-            raise CorelensError(
-                'cache_implementation="paged"', why, "leave it out, or call model.hf.generate_batch"
-            )
+        batch = batch_of(self, inputs, {})
+        keywords = arguments_of(self) | generate_arguments(self.hf)
+        check_keywords(options, keywords, [HookedMLLM.generate])
+        check_generate(self.hf, batch.tensors, options)
         if self._sparse is not None or any(point.active for point in self.hook_points()):
             options.setdefault("disable_compile", True)
         if any(of_whole_prompt(handle) for handle in self.hook_logits.fwd_hooks):
@@ -324,19 +308,17 @@ class HookedMLLM(LensModel):
         if incl_bwd:
             raise CorelensError(
                 "incl_bwd=True", "a forward run: its output is logits, which have no gradient of their own",
-                "make a number of the logits, and call backward() on it with model.hooks(bwd_hooks=…) around both",
+                "make a number of the logits, and call backward() on it with "
+                "model.hooks(bwd_hooks=…) around both",
             )  # fmt: skip
         held = {} if to_disk is None else DiskDict(to_disk)
-        kept = {"device": device, "remove_batch_dim": remove_batch_dim, "pos_slice": pos_slice}
-        held, forward_hooks, _ = self.get_caching_hooks(names_filter, cache=held, **kept)
+        options = {"device": device, "remove_batch_dim": remove_batch_dim, "pos_slice": pos_slice}
+        held, forward_hooks, _ = self.get_caching_hooks(names_filter, cache=held, **options)
         with self.hooks(forward_hooks, [], reset_hooks_end, clear_contexts):
             out = self(*args, **kwargs)
         if isinstance(held, DiskDict):
-            held.note(
-                model=self.cfg.model_name,
-                family=self.cfg.family,
-                has_batch_dim=not remove_batch_dim,
-            )
+            cfg, batched = self.cfg, not remove_batch_dim
+            held.note(model=cfg.model_name, family=cfg.family, has_batch_dim=batched)
         if return_cache_object:
             return out, ActivationCache(held, self, has_batch_dim=not remove_batch_dim)  # type: ignore[arg-type]
         return out, held
@@ -355,7 +337,12 @@ class HookedMLLM(LensModel):
         cache = {} if cache is None else cache
         pos_slice = None if pos_slice is None else Slice.unwrap(pos_slice)
         return cache, *caching_hooks(
-            self._points(names_filter), cache, incl_bwd, device, remove_batch_dim, pos_slice
+            points_of(self.hook_dict, names_filter),
+            cache,
+            incl_bwd,
+            device,
+            remove_batch_dim,
+            pos_slice,
         )
 
     def add_caching_hooks(  # type: ignore[override]
@@ -372,16 +359,8 @@ class HookedMLLM(LensModel):
     def check_finite(self, names_filter: NamesFilter = None) -> Iterator["HookedMLLM"]:
         """Within this context a run raises at the first hook point that holds NaN or infinity, and
         names it."""
-        with self.hooks(finite_hooks(self._points(names_filter))):
+        with self.hooks(finite_hooks(points_of(self.hook_dict, names_filter))):
             yield self
-
-    def _points(self, names_filter: NamesFilter) -> dict[str, HookPoint]:
-        """The points that a filter names; None means those that a cache keeps by default."""
-        if names_filter is None or callable(names_filter):
-            names: Sequence[str] = matching(self.hook_dict, names_filter or kept_by_default)
-            return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
-        names = [names_filter] if isinstance(names_filter, str) else names_filter
-        return {name: self.hook_dict[name] for name in names}  # type: ignore[misc]
 
     @contextmanager
     def pattern_rows(self, rows: Where) -> Iterator["HookedMLLM"]:
@@ -423,32 +402,3 @@ class HookedMLLM(LensModel):
         """What the sparse inference of this context leaves out, for one run; None outside of
         `sparse`."""
         return None if self._sparse is None else self._sparse.plan(self.cfg)
-
-    def _arguments(self) -> set[str]:
-        """Every keyword that a forward of the wrapped model reads."""
-        return model_arguments(self.hf, self.layout.decoder(self.hf), self.processor)
-
-    def _check(self, names: Any, *ours: Callable[..., Any]) -> None:
-        if names:
-            check_keywords(names, self._arguments(), ours)
-
-    def _inputs(self, inputs: Any, tensors: dict[str, Any]) -> Inputs:
-        through = (HookedMLLM.forward, HookedRootModule.run_with_hooks, HookedMLLM.run_with_cache)
-        by_hand = {} if isinstance(inputs, Inputs) or not isinstance(inputs, Mapping) else inputs
-        self._check([*by_hand, *tensors], *through)
-        if isinstance(inputs, Sample) or (
-            isinstance(inputs, list) and inputs and isinstance(inputs[0], Sample)
-        ):
-            inputs = self.prepare(inputs)
-        if inputs is not None and not isinstance(inputs, (Inputs, Mapping)):
-            raise CorelensError(
-                f"a {type(inputs).__name__} to run on",
-                "inputs, or the Hugging Face model's tensors by name: tokens alone have no picture",
-                "run on model.prepare(sample); for functions that pass tokens, use cl.bind(model, inputs)",
-            )
-        if isinstance(inputs, Inputs):
-            batch = replace(inputs, tensors=inputs.tensors | tensors) if tensors else inputs
-        else:
-            batch = Inputs({**(inputs or {}), **tensors}, [], [])
-        check_has_media(batch.tensors, self.layout, self.hf.config)
-        return batch

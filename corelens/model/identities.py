@@ -129,8 +129,8 @@ def no_ops(subject: Subject) -> Identity:
     names = [name for name in subject.model.hook_dict if kept_by_default(name)]
     allowed = max(tolerance(subject.model.hf, subject.plain), subject.limit((OTHER_KERNEL, 0.1)))
 
-    def error_of(chosen: Sequence[str]) -> float:
-        return subject.of_all_rows(subject.hooked([(name, same) for name in chosen]), subject.plain)
+    def error_of(edited: Sequence[str]) -> float:
+        return subject.of_all_rows(subject.hooked([(name, same) for name in edited]), subject.plain)
 
     error = error_of(names)
     failed = tuple(name for name in names if error_of([name]) > allowed) if error > allowed else ()
@@ -204,15 +204,15 @@ def zeroed_heads(subject: Subject) -> Identity:
     last = model.cfg.n_heads - 1
     widths = {name: x.shape[2:] for name, x in subject.cached(names).items()}
 
-    def error_of(chosen: Sequence[str]) -> float:
+    def error_of(zeroed: Sequence[str]) -> float:
         with ExitStack() as stack:
-            for name in chosen:
+            for name in zeroed:
                 o_proj = subject.o_proj(name)
                 stack.callback(
                     o_proj.register_forward_pre_hook(_without_head(*widths[name])).remove
                 )
             wanted = subject.forward()
-        return subject.of_all_rows(subject.hooked([(name, _zero(last)) for name in chosen]), wanted)
+        return subject.of_all_rows(subject.hooked([(name, _zero(last)) for name in zeroed]), wanted)
 
     names = [name for name in names if name in widths]
     if not names:
@@ -286,27 +286,28 @@ def residuals(subject: Subject) -> Identity:
         return cache.get(f"blocks.{layer}.hook_{point}")
 
     for layer in range(subject.model.cfg.n_layers):
+        parts = subject.model.blocks[layer].parts
+        # (before, added, what their sum is multiplied by, after, points that fail with it)
         steps = [
-            (
-                (layer, "resid_pre"),
-                (layer, "attn_out"),
+            ((layer, "resid_pre"), (layer, "attn_out"), 1.0, (layer, "resid_mid"), ("attn_out", "resid_mid")),
+            ((layer, "resid_post"), (layer, "deepstack"), 1.0, (layer + 1, "resid_pre"), ("resid_post",)),
+        ]  # fmt: skip
+        if (
+            parts.extra is None
+        ):  # else the layer adds more, which has no point: it is the difference
+            mlp = (
                 (layer, "resid_mid"),
-                ("attn_out", "resid_mid"),
-            ),
-            ((layer, "resid_mid"), (layer, "mlp_out"), (layer, "resid_post"), ("mlp_out",)),
-            (
+                (layer, "mlp_out"),
+                parts.stream_scale,
                 (layer, "resid_post"),
-                (layer, "deepstack"),
-                (layer + 1, "resid_pre"),
-                ("resid_post",),
-            ),
-        ]
-        for before, added, after, blamed in steps:
+            )
+            steps.append((*mlp, ("mlp_out",)))
+        for before, added, scale, after, blamed in steps:
             x, y, total = held(*before), held(*added), held(*after)
-            if x is None or total is None or (y is None and added[1] != "deepstack"):
+            if x is None or y is None or total is None:
                 continue
             total = total.to(x.device)
-            error = _relative(subject, x if y is None else x + y.to(x.device), total)
+            error = _relative(subject, (x + y.to(x.device)) * scale, total)
             for point in blamed:
                 name = f"blocks.{layer}.hook_{point}"
                 errors[name] = max(error, errors.get(name, 0.0))

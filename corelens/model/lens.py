@@ -46,7 +46,8 @@ class LensModel(HookedRootModule):
     def cfg(self) -> Config:
         """The model's shape, and the dtype and device that its input embeddings have now."""
         embeddings: Any = self.hf.get_input_embeddings()  # type: ignore[operator]
-        self._cfg.device, self._cfg.dtype = home(embeddings), embeddings.weight.dtype
+        self._cfg.device = home(embeddings)
+        self._cfg.dtype = next(embeddings.parameters()).dtype
         return self._cfg
 
     @property
@@ -75,7 +76,8 @@ class LensModel(HookedRootModule):
     def __repr__(self) -> str:
         c = self.cfg
         return (
-            f"HookedMLLM({c.family}: {c.n_layers} layers × {c.n_heads} heads of {c.d_head}, {c.n_kv_heads} KV heads, "
+            f"HookedMLLM({c.family}: {c.n_layers} layers × {c.n_heads} heads of {c.d_head}, "
+            f"{c.n_kv_heads} KV heads, "
             f"width {c.d_model}, {str(c.dtype).removeprefix('torch.')} on {c.device})"
         )
 
@@ -161,9 +163,9 @@ class LensModel(HookedRootModule):
         total = torch.zeros(self.cfg.d_model, device=self.cfg.device, dtype=self.cfg.dtype)
         for number in range(layer + (1 if mlp_input else 0)):
             block = self.blocks[number]
-            parts = [(block.attn.b_O, block.attn_post_norm)]
+            parts = [(block.attn.b_O * block.parts.attn_scale, block.attn_post_norm)]
             if include_mlp_biases and number < layer:
-                parts.append((block.mlp.b_out, block.mlp_post_norm))
+                parts.append((block.mlp.b_out * block.parts.mlp_scale, block.mlp_post_norm))
             for bias, norm in parts:
                 if norm is not None and bool(bias.any()):
                     raise CorelensError(
@@ -181,7 +183,8 @@ class LensModel(HookedRootModule):
         raise CorelensError(
             "model.to_tokens(…)",
             "inputs: tokens and picture together",
-            "model.prepare(sample) makes a prompt; model.to_single_token(text) is the id of a word; "
+            "model.prepare(sample) makes a prompt; model.to_single_token(text) is the id of a "
+            "word; "
             "functions that call to_tokens themselves run on cl.bind(model, inputs)",
         )
 
@@ -195,8 +198,8 @@ class LensModel(HookedRootModule):
             inputs = self.tokenizer(inputs, add_special_tokens=False)["input_ids"]
         ids = torch.as_tensor(inputs.tensors["input_ids"] if hasattr(inputs, "tensors") else inputs)
         rows = ids.reshape(-1, ids.shape[-1]).tolist()
-        lines = [[self.tokenizer.decode([token]) for token in row] for row in rows]
-        return lines[0] if len(lines) == 1 else lines
+        strings = [[self.tokenizer.decode([token]) for token in row] for row in rows]
+        return strings[0] if len(strings) == 1 else strings
 
     def to_string(self, tokens: Any) -> str | list[str]:
         """The text of ids [pos], or the texts of ids [batch, pos]; special tokens are written

@@ -32,8 +32,10 @@ def load(name: str | Path, dtype: Any, device_map: Any, **options: Any) -> tuple
     except (OSError, ValueError, KeyError) as error:
         raise CorelensError(
             f"{str(name)!r}, which transformers could not load ({_said(error)})",
-            "the name of a vision-language model on the Hub, or a folder with its model and processor",
-            "check the name, the folder and the network; cl.list_demos() lists models that need no network",
+            "the name of a vision-language model on the Hub, or a folder with its model and "
+            "processor",
+            "check the name, the folder and the network; cl.list_demos() lists models that need "
+            "no network",
         ) from error
     try:
         processor = AutoProcessor.from_pretrained(name, **shared)
@@ -47,5 +49,5 @@ def load(name: str | Path, dtype: Any, device_map: Any, **options: Any) -> tuple
 
 
 def _said(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    message = str(error).splitlines()
+    return f"{type(error).__name__}: {message[0] if message else ''}"

@@ -24,7 +24,7 @@ from corelens.hf import attention_off
 from corelens.inputs.processing import NOT_FOR_THE_MODEL
 from corelens.layouts import Layout
 from corelens.model.views import all_views
-from corelens.tokens.token_map import Cells
+from corelens.tokens.cells import Cells
 
 MOST_STRIPS = 128  # of an axis: 16 calls of 16 pictures for both
 PICTURES = 16  # a call of the processor and the tower
@@ -105,15 +105,7 @@ def _probe(
     hf: nn.Module, layout: Layout, processor: Any, options: dict[str, Any], size: tuple[int, int]
 ) -> Cells:
     picture, noise = _test_picture(size)
-    decoder: Any = layout.decoder(hf)
-    # (a decoder may hold its tower: its layers do not)
-    inside = {module for layer in decoder.layers for module in layer.modules()}
-    text_configs = {id(getattr(module, "config", None)) for module in inside} | {id(hf.config)}
-    tower = [
-        m
-        for m in hf.modules()
-        if m not in inside and id(getattr(m, "config", None)) not in text_configs
-    ]
+    decoder = layout.decoder(hf)
     prompt = _prompt(layout, processor)
 
     def embedded(pictures: Sequence[np.ndarray]) -> Float[Tensor, "picture pos d_model"]:
@@ -130,7 +122,7 @@ def _probe(
             hf, "its prompt has no image token", "look at processor.apply_chat_template"
         )
     cells = []
-    with attention_off(tower), torch.no_grad():
+    with attention_off(tower_modules(hf, decoder)), torch.no_grad():
         base = embedded([picture])[0, placeholder]
         for axis, length in enumerate(size):
             edges = _edges(length, count, size[axis] / size[1 - axis])
@@ -158,6 +150,15 @@ def _probe(
     box[~visual] = 0
     views = all_views(box, visual, placeholder.nonzero()[:, 0], size)
     return Cells(box=box, visual=visual, views=views)
+
+
+def tower_modules(hf: nn.Module, decoder: nn.Module) -> list[nn.Module]:
+    """The modules beside the decoder's layers that have a config of their own (not all beside the
+    decoder: some decoders hold the tower)."""
+    inside = {decoder, *(module for layer in decoder.layers for module in layer.modules())}  # type: ignore[union-attr]
+    text = {id(module.config) for module in inside if hasattr(module, "config")} | {id(hf.config)}
+    held = [module for module in hf.modules() if module not in inside and hasattr(module, "config")]
+    return [module for module in held if id(module.config) not in text]
 
 
 def _test_picture(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -342,6 +343,7 @@ def _unplaced(hf: nn.Module, reason: str, do: str) -> CorelensError:
     name = getattr(hf.config, "model_type", type(hf).__name__)
     return CorelensError(
         f"a model of type {name!r} whose image tokens could not be placed in the picture: {reason}",
-        "image tokens that each see their own part of the picture, when regions, images or cells are asked for",
+        "image tokens that each see their own part of the picture, when regions, images or cells "
+        "are asked for",
         f"{do}; hooks work without it, with rows and columns by position",
     )

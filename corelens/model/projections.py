@@ -217,7 +217,8 @@ def _probe(module: Any) -> tuple[int, Tensor]:
         raise CorelensError(
             f"the weight of a {type(module).__name__}, which is {kind}",
             "a matrix of floating-point numbers",
-            "load the model without quantisation to look at its weights; hooks work with it as it is",
+            "load the model without quantisation to look at its weights; hooks work with it as "
+            "it is",
         )
     return width, torch.empty(0, dtype=like.dtype, device=home(inner))
 
@@ -246,5 +247,6 @@ def _not_linear(module: nn.Module) -> CorelensError:
     return CorelensError(
         f"the weight of a {type(module).__name__}, which multiplies by no one matrix",
         "a linear map: the same for every token, without dropout",
-        "set the model to eval mode, run one adapter for all samples, or merge the adapter (merge_and_unload)",
+        "set the model to eval mode, run one adapter for all samples, or merge the adapter "
+        "(merge_and_unload)",
     )

@@ -174,10 +174,12 @@ def finite_hooks(points: Mapping[str, HookPoint]) -> list[Hook]:
         if isinstance(x, Tensor) and not torch.isfinite(x).all():
             bad = (~torch.isfinite(x)).nonzero()
             raise CorelensError(
-                f"{len(bad)} of {x.numel()} numbers at {hook.name!r} are NaN or infinite, first at {bad[0].tolist()} "
+                f"{len(bad)} of {x.numel()} numbers at {hook.name!r} are NaN or infinite, first "
+                f"at {bad[0].tolist()} "
                 f"of {list(x.shape)}",
                 "finite activations",
-                "look at the hooks and weights just before this point; float16 overflows where bfloat16 does not",
+                "look at the hooks and weights just before this point; float16 overflows where "
+                "bfloat16 does not",
             )
 
     return [(name, finite) for name in points]

@@ -57,10 +57,12 @@ def self_check(model: Any, batch: Inputs) -> dict[str, str]:
         if error > allowed:
             first = _first_that_differs(twin, batch, plain, allowed)
             raise CorelensError(
-                f"a run of {type(model.hf).__name__} with hooks that change nothing: its last row's logits differ from "
+                f"a run of {type(model.hf).__name__} with hooks that change nothing: its last "
+                "row's logits differ from "
                 f"the plain run's by {error:.2g} of their spread, from {first!r} on",
                 f"the plain run's logits (within {allowed:.2g})",
-                "run `corelens doctor` and report it; HookedMLLM(…, check=False) leaves this check off, and then "
+                "run `corelens doctor` and report it; HookedMLLM(…, check=False) leaves this "
+                "check off, and then "
                 "hooked runs are wrong",
             )
     return _silent(twin, fired)

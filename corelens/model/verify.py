@@ -15,6 +15,7 @@ from corelens.hooks.exchange import original
 from corelens.hooks.running import turn
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.model.identities import IDENTITIES, Identity, Subject
+from corelens.model.probing import tower_modules
 from corelens.model.self_check import OTHER_KERNEL, distance, evaluating
 
 PICTURE = 224  # pixels a side of the picture that is drawn where no inputs are given
@@ -56,10 +57,10 @@ class Verification:
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
-        lines = [f"{_verdict(row):8} {row.name:<{width}}  {_measured(row)}" for row in self.rows]
+        report = [f"{_verdict(row):8} {row.name:<{width}}  {_measured(row)}" for row in self.rows]
         if self.refused:
-            lines.append(f"refused from now on: {_shortened(self.refused)}")
-        return "\n".join([self.model, *lines])
+            report.append(f"refused from now on: {_shortened(self.refused)}")
+        return "\n".join([self.model, *report])
 
     __repr__ = __str__
 
@@ -179,7 +180,7 @@ def _painted(model: Any) -> Identity:
     if not large:
         return Identity(name, None, None, "no cell of 3 pixels or more")
     painted = [large[number] for number in np.linspace(0, len(large) - 1, PAINTED).astype(int)]
-    with attention_off(_tower(model.hf, model.layout.decoder(model.hf))):
+    with attention_off(tower_modules(model.hf, model.layout.decoder(model.hf))):
         clean = _embeddings(model, sample)
         missed = 0
         for position in painted:
@@ -199,10 +200,10 @@ def _painted(model: Any) -> Identity:
 
 def _embeddings(model: Any, sample: Sample) -> Tensor:
     """What the first layer gets, [pos, d_model]."""
-    inputs, kept = model.prepare(sample), []
+    inputs, entering = model.prepare(sample), []
 
     def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept.append(args[0] if args else kwargs["hidden_states"])
+        entering.append(args[0] if args else kwargs["hidden_states"])
 
     first = model.layout.decoder(model.hf).layers[0]
     handle = first.register_forward_pre_hook(keep, with_kwargs=True)
@@ -210,7 +211,7 @@ def _embeddings(model: Any, sample: Sample) -> Tensor:
         model.hf(**inputs.tensors, use_cache=False)
     finally:
         handle.remove()
-    return kept[0][0].float()
+    return entering[0][0].float()
 
 
 def _inside(cell: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
@@ -245,14 +246,6 @@ def _holds(cell: tuple[float, float, float, float], block: tuple[int, int, int, 
     return (
         cell[0] <= block[0] and cell[1] <= block[1] and cell[2] >= block[2] and cell[3] >= block[3]
     )
-
-
-def _tower(hf: nn.Module, decoder: nn.Module) -> list[nn.Module]:
-    """The modules beside the decoder's layers that have a config of their own."""
-    inside = {decoder, *(module for layer in decoder.layers for module in layer.modules())}  # type: ignore[union-attr]
-    text = {id(module.config) for module in inside if hasattr(module, "config")} | {id(hf.config)}
-    held = [module for module in hf.modules() if module not in inside and hasattr(module, "config")]
-    return [module for module in held if id(module.config) not in text]
 
 
 # --- afterwards

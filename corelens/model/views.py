@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from corelens.tokens.token_map import THUMBNAIL
+from corelens.tokens.cells import THUMBNAIL
 
 WHOLE = 0.9  # of the picture's width and height: what a thumbnail covers
 

@@ -92,7 +92,7 @@ def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) 
             # it.
             text = hf.config.get_text_config()  # type: ignore[union-attr, operator]
             held = [text, decoder.config] if run.sites else []
-            held += [module.config for module in (*run.sites, *run.vision)]
+            held += [m.config for m in (*run.sites, *run.vision) if hasattr(m, "config")]
             configs = {id(config): config for config in held}
             stack.enter_context(exchanged(attention, list(configs.values())))
         # hooks are not for compiled code: what is compiled runs as it was written
@@ -100,8 +100,10 @@ def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) 
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if torch.is_grad_enabled() and stack.enter_context(checkpointing_off(hf)):
             warnings.warn(
-                "gradient checkpointing is off for this run: a layer that is computed again for the backward pass "
-                "would be computed without its hooks. The run takes as much memory as without checkpointing",
+                "gradient checkpointing is off for this run: a layer that is computed again for "
+                "the backward pass "
+                "would be computed without its hooks. The run takes as much memory as without "
+                "checkpointing",
                 stacklevel=2,
             )
         stack.enter_context(running(run))
@@ -184,7 +186,8 @@ def _cache_of_step(run: Running, decoder: nn.Module, kwargs: dict[str, Any], new
         )
     if cache is None and run.generating and run.step is not None and new < run.step.total:
         raise CorelensError(
-            f"a step of generation with {new} new token(s) after {run.step.total}, and no KV cache with it",
+            f"a step of generation with {new} new token(s) after {run.step.total}, and no KV "
+            "cache with it",
             "the cache of the tokens before, from which their number is read",
             NEWER,
         )
@@ -238,9 +241,9 @@ def _after(points: Block) -> Places:
         ("attn.hook_q", attn.hook_q, parts.q_proj, on_output),
         ("attn.hook_k", attn.hook_k, parts.k_proj, on_output),
         ("attn.hook_result", attn.hook_result, parts.o_proj, _on_result),
-        ("hook_attn_out", points.hook_attn_out, parts.attn_out, _on_added),
+        ("hook_attn_out", points.hook_attn_out, parts.attn_out, _on_added(parts.attn_scale)),
         ("mlp.hook_pre", points.mlp.hook_pre, parts.mlp_gate, on_output),
-        ("hook_mlp_out", points.hook_mlp_out, parts.mlp_out, _on_added),
+        ("hook_mlp_out", points.hook_mlp_out, parts.mlp_out, _on_added(parts.mlp_scale)),
         ("hook_resid_post", points.hook_resid_post, "", on_output),
     ]
     if parts.gated:
@@ -284,22 +287,32 @@ def _on_shared_input(run: Running, point: HookPoint) -> Callable[..., Any]:
     return hook
 
 
-def _on_added(run: Running, point: HookPoint) -> Callable[..., Any]:
-    """The module's output is added to the residual stream; experts may give it without a batch
-    axis."""
+def _on_added(scale: float) -> Callable[..., Callable[..., Any]]:
+    """The module's output, times this, is added to the residual stream: that product is the point's
+    tensor. Experts may give it without a batch axis."""
 
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        x = output[0] if isinstance(output, tuple) else output
-        if not run.live or run.step is None:
-            return None
-        seen = x if x.ndim > 2 else x.reshape(-1, len(run.step.positions), x.shape[-1])
-        edited = run.fire(point, seen)
-        if edited is seen:
-            return None
-        edited = edited.reshape(x.shape)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+    def make(run: Running, point: HookPoint) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            x = output[0] if isinstance(output, tuple) else output
+            if not run.live or run.step is None:
+                return None
+            seen = x if x.ndim > 2 else x.reshape(-1, len(run.step.positions), x.shape[-1])
+            if scale == 1.0:  # the tensor itself, bit for bit
+                edited = run.fire(point, seen)
+                changed = edited is not seen
+            else:
+                edited, changed = run.fire_watched(point, seen * scale)
+                # a gradient reaches the point only if the model goes on from what it saw
+                changed = changed or edited.requires_grad
+                edited = edited / scale if changed else edited
+            if not changed:
+                return None
+            edited = edited.reshape(x.shape)
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
-    return hook
+        return hook
+
+    return make
 
 
 def _half(number: int) -> Callable[..., Callable[..., Any]]:

@@ -35,7 +35,8 @@ def check_where(where: Where) -> Where:
         raise CorelensError(
             f"the positions {str(where)[:60]}",
             "a name such as 'question', or whole numbers from 0, counted in the padded row",
-            "token maps give both; for the last row say 'last', for a boolean mask give mask.nonzero()[:, 0]",
+            "token maps give both; for the last row say 'last', for a boolean mask give "
+            "mask.nonzero()[:, 0]",
         )
     return where
 
@@ -58,15 +59,15 @@ def resolve(
             included.
     """
     if not isinstance(where, str):
-        given = torch.as_tensor(where, dtype=torch.long)
-        given = given.reshape(1, -1).expand(batch, -1) if given.ndim < 2 else given
-        if given.shape[0] != batch:
+        numbers = torch.as_tensor(where, dtype=torch.long)
+        numbers = numbers.reshape(1, -1).expand(batch, -1) if numbers.ndim < 2 else numbers
+        if numbers.shape[0] != batch:
             raise CorelensError(
-                f"positions for {given.shape[0]} samples",
+                f"positions for {numbers.shape[0]} samples",
                 f"{batch} lines, one a sample of the batch",
                 "give [batch, n]",
             )
-        return given.to(new.device)
+        return numbers.to(new.device)
     token_maps = getattr(inputs, "token_maps", None)
     if not token_maps:
         raise CorelensError(
@@ -74,26 +75,28 @@ def resolve(
             "inputs whose token maps say where it is",
             "run on model.prepare(sample), or give positions as numbers",
         )
-    lines = [
+    rows_of_samples = [
         _line(where, token_maps[i * len(token_maps) // batch], new, rows) for i in range(batch)
     ]
-    return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=-1).to(new.device)
+    return torch.nn.utils.rnn.pad_sequence(rows_of_samples, batch_first=True, padding_value=-1).to(
+        new.device
+    )
 
 
 def _line(where: str, token_map: Any, new: Tensor, rows: bool) -> Int[Tensor, " n"]:
-    found = token_map.positions(where, rows=rows)
+    named = token_map.positions(where, rows=rows)
     names = {name.strip() for name in where.split("+")}
     if names & {"answer", "all", "text"}:  # tokens that were generated come after the prompt
         # (a generated token is text of the answer; as a row it predicts the next one)
-        found = torch.cat([found, new[new >= token_map.length].to(found.device)])
-    return found
+        named = torch.cat([named, new[new >= token_map.length].to(named.device)])
+    return named
 
 
 def within(positions: Int[Tensor, "batch n"], new: Int[Tensor, " pos"]) -> Int[Tensor, "batch m"]:
     """Keep those of this step's tokens (the others become −1), packed to the left."""
     keep = (positions >= new[0]) & (positions <= new[-1])
-    lines = [line[mask] for line, mask in zip(positions, keep, strict=True)]
-    return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=-1)
+    packed = [line[mask] for line, mask in zip(positions, keep, strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(packed, batch_first=True, padding_value=-1)
 
 
 def member(positions: Int[Tensor, "batch n"], length: int) -> Tensor:

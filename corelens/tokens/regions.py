@@ -110,7 +110,8 @@ class Mask:
         """Raise unless the mask has exactly the picture's size."""
         if self.mask.shape != (height, width):
             raise CorelensError(
-                f"a mask of {self.mask.shape[1]} × {self.mask.shape[0]} pixels on a picture of {width} × {height}",
+                f"a mask of {self.mask.shape[1]} × {self.mask.shape[0]} pixels on a picture of "
+                f"{width} × {height}",
                 "a mask of the original picture's size",
                 "resize the mask to the original picture, before any processor",
             )
@@ -152,12 +153,12 @@ class Tube:
     def __post_init__(self):
         _check_picture(self)
         if not isinstance(self.boxes, Mapping) or not self.boxes:
-            given = (
+            received = (
                 "a tube without frames"
                 if not self.boxes
                 else f"a tube of a {type(self.boxes).__name__}"
             )
-            raise CorelensError(given, "Tube({frame: Box(…), …})", "give one box or more")
+            raise CorelensError(received, "Tube({frame: Box(…), …})", "give one box or more")
         boxes = {frame: as_region(box) for frame, box in self.boxes.items()}
         for frame, box in boxes.items():
             if isinstance(frame, bool) or not isinstance(frame, Integral):
@@ -174,7 +175,8 @@ class Tube:
                 )
             if box.image not in (0, self.image):
                 raise CorelensError(
-                    f"a tube in video {self.image}, with a box on image {box.image} in frame {frame}",
+                    f"a tube in video {self.image}, with a box on image {box.image} in frame "
+                    f"{frame}",
                     "boxes without image=: they lie in the tube's own frames",
                     "leave image= out of the boxes; a sample's second video is Tube(…, image=1)",
                 )

@@ -4,10 +4,9 @@ family.
 Positions speak of the padded row. Boxes are in pixels of the original picture: x0, y0, x1, y1.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,63 +14,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.tokens.regions import Region, Shape, Span, Tube
+from corelens.tokens.cells import THUMBNAIL, Picture
 from corelens.tokens.sounds import Heard
 
 WORDS = ("question", "last", "answer", "visual", "audio", "region", "text", "template", "all")
 NAMES = (*WORDS, "image:1", "frame:3", "thumbnail", "tile:0")
-# the number of the view that shows the whole picture, beside tiles that show parts of it
-THUMBNAIL = -1
-
 Positions = str | int | Sequence[int] | np.ndarray | Tensor
-
-
-@dataclass
-class Cells:
-    """What the placeholder tokens of one picture or video cover, in the order in which they stand
-    in the prompt.
-
-    Args:
-        box: x0, y0, x1, y1 in pixels of the original picture (of each frame, for a video).
-        visual: False for placeholders that are no patch (newline, separator); their box means
-            nothing.
-        frames: for a video, the frames each token covers; −1 pads.
-        shrunk: width and height to which the picture had to be shrunk because it exceeds the
-            processor's limit.
-        views: for a picture that is shown in several views, the number of each token's tile, from 0
-            in the order in which they stand in the prompt, THUMBNAIL (−1) where it is a token of
-            the whole picture.
-    """
-
-    box: Float[Tensor, "token 4"]
-    visual: Bool[Tensor, " token"]
-    frames: Int[Tensor, "token frame"] | None = None
-    shrunk: tuple[int, int] | None = None
-    views: Int[Tensor, " token"] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """The visual tokens of one image or video: their positions and boxes; frames and views as in
-    Cells."""
-
-    positions: Int[Tensor, " token"]
-    box: Float[Tensor, "token 4"]
-    frames: Int[Tensor, "token frame"] | None = None
-    views: Int[Tensor, " token"] | None = None
-
-    def covered(self, region: Shape) -> Float[Tensor, " token"]:
-        """The fraction of each token's cell that a region covers; over a video, the mean over the
-        token's frames."""
-        boxes = [tuple(box) for box in self.box.tolist()]
-        if self.frames is None:
-            return torch.tensor([_fraction(region, box) for box in boxes], dtype=torch.float32)
-        rows = [[frame for frame in row if frame >= 0] for row in self.frames.tolist()]
-        means = [
-            sum(_fraction(region, b, f) for f in row) / len(row)
-            for b, row in zip(boxes, rows, strict=True)
-        ]
-        return torch.tensor(means, dtype=torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,25 +196,26 @@ class TokenMap:
         if not isinstance(spec, str):
             return self._explicit(spec)
         names = [name.strip() for name in spec.split("+")]
-        found = [
+        named = [
             self._named(name, rows)
             for name in names
             if len(names) == 1 or name != "answer" or "answer" in self.parts
         ]
-        return torch.unique(torch.cat(found)) if found else torch.empty(0, dtype=torch.long)
+        return torch.unique(torch.cat(named)) if named else torch.empty(0, dtype=torch.long)
 
     def evidence_rows(self, rows: Positions) -> Int[Tensor, " row"]:
         """The rows of `positions(rows, rows=True)`, after checking that one of them at least can
         see the region."""
-        chosen, region = self.positions(rows, rows=True), self.region
-        if len(chosen) == 0 or chosen.max() < region.min():
+        resolved, region = self.positions(rows, rows=True), self.region
+        if len(resolved) == 0 or resolved.max() < region.min():
             raise CorelensError(
-                f"sample {self.id!r}: the {rows if isinstance(rows, str) else 'chosen'} rows stand before the evidence"
-                f": rows {chosen.tolist()[:4]}, region from position {int(region.min())}",
+                f"sample {self.id!r}: the {rows if isinstance(rows, str) else 'chosen'} rows "
+                "stand before the evidence"
+                f": rows {resolved.tolist()[:4]}, region from position {int(region.min())}",
                 "rows that come after the picture: a token attends only to what stands before it",
                 "use rows='last', or put the picture before the question",
             )
-        return chosen
+        return resolved
 
     def moved(self, start: int, length: int) -> "TokenMap":
         """This map of an unpadded row, in a row of `length` tokens in which it begins at
@@ -325,9 +274,9 @@ class TokenMap:
 
     def _find(self, position: int) -> tuple[int, Picture, int]:
         for number, picture in enumerate(self._pictures()):
-            at = (picture.positions == int(position)).nonzero()
-            if len(at):
-                return number, picture, int(at[0, 0])
+            token = (picture.positions == int(position)).nonzero()
+            if len(token):
+                return number, picture, int(token[0, 0])
         raise CorelensError(
             f"position {int(position)} of sample {self.id!r}, which is no visual token",
             f"one of the {len(self.visual)} positions in .visual",
@@ -335,21 +284,21 @@ class TokenMap:
         )
 
     def _explicit(self, spec: int | Sequence[int] | np.ndarray | Tensor) -> Int[Tensor, " chosen"]:
-        chosen = torch.as_tensor(spec).detach().cpu()
-        if chosen.dtype == torch.bool and chosen.shape == self.real.shape:
-            chosen = chosen.nonzero()[:, 0]
-        chosen = chosen.reshape(-1)
-        whole = len(chosen) == 0 or not (
-            chosen.dtype.is_floating_point or chosen.dtype == torch.bool
+        numbers = torch.as_tensor(spec).detach().cpu()
+        if numbers.dtype == torch.bool and numbers.shape == self.real.shape:
+            numbers = numbers.nonzero()[:, 0]
+        numbers = numbers.reshape(-1)
+        whole = len(numbers) == 0 or not (
+            numbers.dtype.is_floating_point or numbers.dtype == torch.bool
         )
-        chosen = torch.unique(chosen.long())
-        if not whole or (len(chosen) and (chosen[0] < 0 or chosen[-1] >= self.length)):
+        numbers = torch.unique(numbers.long())
+        if not whole or (len(numbers) and (numbers[0] < 0 or numbers[-1] >= self.length)):
             raise CorelensError(
                 f"positions {spec!r} in a row of {self.length} tokens",
                 f"whole numbers from 0 to {self.length - 1}, or a boolean mask of the row's length",
                 "count positions in the padded row; token maps give them",
             )
-        return chosen
+        return numbers
 
     def _named(self, name: str, rows: bool) -> Int[Tensor, " chosen"]:
         if name == "answer" and rows:
@@ -401,13 +350,13 @@ class TokenMap:
 
     def _frame(self, number: int) -> Int[Tensor, " token"]:
         videos = [picture for picture in self._pictures() if picture.frames is not None]
-        found = [
+        tokens = [
             video.positions[(video.frames == number).any(1)]
             for video in videos
             if video.frames is not None
         ]
-        if any(map(len, found)):
-            return torch.cat(found)
+        if any(map(len, tokens)):
+            return torch.cat(tokens)
         count = max(
             (int(video.frames.max()) + 1 for video in videos if video.frames is not None), default=0
         )
@@ -416,45 +365,6 @@ class TokenMap:
             f"a video's frame below {count}",
             "count from 0",
         )
-
-
-def covered_tokens(
-    pictures: list[Picture],
-    regions: Iterable[Region],
-    weights: Literal["touch", "fraction"],
-    id: str = "",
-    sounds: Sequence[Heard] = (),
-) -> list[tuple[Tensor, Tensor]]:
-    """Per region the positions of the tokens whose cell it touches, in every view and frame, and
-    their weights.
-
-    Errors: a region that touches no token (a processor that crops the border away, for instance).
-    """
-    images = [picture for picture in pictures if picture.frames is None]
-    videos = [picture for picture in pictures if picture.frames is not None]
-    result = []
-    for region in regions:
-        picture: Any
-        if isinstance(region, Span):
-            picture = sounds[region.audio]
-        else:
-            picture = (videos if isinstance(region, Tube) else images)[region.image]
-        fraction = picture.covered(region)
-        touched = fraction > 1e-9  # less is rounding at the common edge of a region and a cell
-        if not touched.any():
-            raise CorelensError(
-                f"sample {id!r}: {_short(region)} covers no {'audio' if isinstance(region, Span) else 'visual'} token",
-                "a region that the model can see or hear",
-                "look at inputs.show(): this model's processor may crop the picture's border away",
-            )
-        positions, order = picture.positions[touched].sort()
-        result.append(
-            (
-                positions,
-                fraction[touched][order] if weights == "fraction" else torch.ones(len(positions)),
-            )
-        )
-    return result
 
 
 def check_name(name: str) -> None:
@@ -468,13 +378,3 @@ def check_name(name: str) -> None:
         f"one of {', '.join(map(repr, NAMES))}, or several joined by '+'",
         f"did you mean {' or '.join(map(repr, near))}?" if near else "use a known name",
     )
-
-
-def _fraction(region: Shape, box: tuple[float, ...], frame: int | None = None) -> float:
-    if not (box[2] > box[0] and box[3] > box[1]):  # a token that sees padding only
-        return 0.0
-    return region.covered((box[0], box[1], box[2], box[3]), frame)
-
-
-def _short(region: Region) -> str:
-    return f"{type(region).__name__} {getattr(region, 'bounds', None) or dict(getattr(region, 'boxes', {}))}"

@@ -13,8 +13,9 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 from torch import Tensor
 
 from corelens.errors import CorelensError
+from corelens.tokens.cells import Picture
 from corelens.tokens.regions import Box, Mask, Shape, Span, Tube
-from corelens.tokens.token_map import Picture, TokenMap
+from corelens.tokens.token_map import TokenMap
 
 # one hue, from paper to the orange of all marks
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f7f4f0", "#f3c9a4", "#e8914f", "#d55e00"])

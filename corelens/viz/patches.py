@@ -16,8 +16,9 @@ from matplotlib.patheffects import Normal, Stroke
 from PIL import Image
 from torch import Tensor
 
+from corelens.tokens.cells import Picture
 from corelens.tokens.regions import Mask, Shape, Tube
-from corelens.tokens.token_map import Picture, TokenMap
+from corelens.tokens.token_map import TokenMap
 from corelens.viz import style
 
 MOST_NUMBERS = 400  # more numbers in one panel could not be read

@@ -145,7 +145,9 @@ def start() -> str:
     rows = [["", "processor time", "range"]]
     for command, times in read("start")["commands"].items():
         low, high = times["range"]
-        rows.append([f"`{command}`", f"{times['processor_seconds']:.2f} s", f"{low:.2f} to {high:.2f} s"])
+        rows.append(
+            [f"`{command}`", f"{times['processor_seconds']:.2f} s", f"{low:.2f} to {high:.2f} s"]
+        )
     return markdown(rows)
 
 
@@ -280,5 +282,6 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 TABLES = {
-    table.__name__: table for table in (hooks, scores, speed, knockout, metrics, contrast, start, kills)
+    table.__name__: table
+    for table in (hooks, scores, speed, knockout, metrics, contrast, start, kills)
 }

@@ -12,11 +12,12 @@ import re
 import sys
 from pathlib import Path
 
+import families_table
 import measured
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "docs/study/report.json"  # of `corelens study --zoo`
-PAGES = ("README.md", "docs/index.md", "docs/findings.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/index.md", "docs/findings.md", "docs/benchmarks.md", "docs/families.md")
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 
@@ -115,7 +116,9 @@ NUMBER = r"(\d[\d.,]*\d[x%]?|\d[x%]?)"
 
 def table(name: str, report: dict) -> str:
     """A table by its name: of the study, or of a benchmark."""
-    return TABLES[name](report) if name in TABLES else measured.TABLES[name]()
+    if name in TABLES:
+        return TABLES[name](report)
+    return {**measured.TABLES, **families_table.TABLES}[name]()
 
 
 def filled(page: str, text: str, report: dict) -> str:

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from corelens.heads.scores import HeadScores
-from corelens.tokens.token_map import Picture, TokenMap, covered_tokens
+from corelens.tokens.cells import Picture, covered_tokens
+from corelens.tokens.token_map import TokenMap
 from corelens.viz import head_grid, head_grid_html, sorted_scores
 from corelens.viz import page as pages
 

@@ -18,7 +18,7 @@ from torch import nn
 from corelens.data.synthetic.refer import draw_scene, stream
 from corelens.data.synthetic.refer_hard import draw_scene as hard_scene
 from corelens.data.synthetic.refer_hard import paint as paint_hard
-from corelens.tokens.token_map import Cells
+from corelens.tokens.cells import Cells
 from training.smol.tower import (
     MERGE,
     PATCH,

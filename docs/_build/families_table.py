@@ -1,0 +1,115 @@
+"""The table of model families, from benchmarks/results/families.json."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "benchmarks/results/families.json"
+# what people use in 2026, as the table's first part, in this order
+FIRST = {
+    "Qwen3.5": ["qwen3_5", "qwen3_5_moe"], "Qwen3-VL": ["qwen3_vl", "qwen3_vl_moe"],
+    "Qwen2-VL, Qwen2.5-VL": ["qwen2_vl", "qwen2_5_vl"], "Gemma 4": ["gemma4", "gemma4_unified"],
+    "Gemma 3": ["gemma3"], "GLM-4.xV": ["glm4v", "glm4v_moe", "glm46v"], "Llama 4": ["llama4"],
+    "Mistral 3": ["mistral3"], "Phi-4-multimodal": ["phi4_multimodal"], "LFM2-VL": ["lfm2_vl"],
+    "Qwen-Omni": ["qwen2_5_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe", "qwen3_omni_moe_thinker"],
+    "Kimi K2.5": ["kimi_k25"], "Molmo 2": ["molmo2"], "InternVL": ["internvl"], "SmolVLM": ["smolvlm"],
+    "LLaVA": ["llava", "llava_next", "llava_onevision"], "DeepSeek-OCR 2": ["deepseek_ocr2"],
+    "Nemotron Omni": ["nemotron_h_omni"],
+}  # fmt: skip
+CHECKS = ("unhooked", "no_op", "pattern", "written_z", "written_pattern", "generated", "untouched")
+WORDS = {
+    "unhooked": "a run without hooks", "no_op": "hooks that do nothing", "pattern": "pattern",
+    "written_z": "writing z", "written_pattern": "writing the pattern", "generated": "generate",
+    "untouched": "the model afterwards",
+}  # fmt: skip
+HEAD = ["type", "verdict", "layers with heads", "hooks", "residual stream", "token map"]
+
+
+def read() -> dict[str, Any]:
+    """All that was measured."""
+    return json.loads(RESULTS.read_text(encoding="utf-8"))
+
+
+def families() -> str:
+    """The families that are used most, one row a type."""
+    rows = read()["types"]
+    table = [["model", *HEAD]]
+    for name, types in FIRST.items():
+        table += [[name, *cells(rows[t])] for t in types if t in rows]
+    return markdown(table)
+
+
+def all_families() -> str:
+    """Every other type, in the order of the alphabet."""
+    first = {t for types in FIRST.values() for t in types}
+    rows = {name: row for name, row in read()["types"].items() if name not in first}
+    return markdown([HEAD, *map(cells, rows.values())])
+
+
+def family_counts() -> str:
+    """How many types of each verdict there are, and how many have a token map."""
+    measured = read()
+    rows = list(measured["types"].values())
+    counts = {
+        v: sum(row["verdict"] == v for row in rows) for v in ("served", "refused", "silently wrong")
+    }
+    others = len(rows) - sum(counts.values())
+    maps = sum(row.get("token_map", "none").startswith(("closed", "probed")) for row in rows)
+    table = [
+        [
+            "transformers",
+            "types",
+            *counts,
+            "not run, or an error without a name",
+            "with a token map",
+        ]
+    ]
+    version = measured["versions"]["transformers"]
+    table.append([version, str(len(rows)), *map(str, counts.values()), str(others), str(maps)])
+    return markdown(table)
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """One type's cells."""
+    name = f"`{row['type']}`"
+    for why in ("refused", "broken", "unrunnable"):
+        if why in row:
+            part = re.search(r"wrap the part of it that writes text: (\S+),", row[why])
+            instead = f"; instead: `{part[1]})`" if part else ""
+            return [name, row["verdict"], "", short(row[why]) + instead, "", ""]
+    if row["no_op"].startswith(
+        "refused"
+    ):  # by the model's check of itself, at the first hooked run
+        return [name, row["verdict"], "", short(row["no_op"].removeprefix("refused: ")), "", ""]
+    heads = row["heads"]
+    attending = f"{sum(n > 0 for n in heads)} of {len(heads)}"
+    off = [f"{WORDS[check]}: {short(row[check])}" for check in CHECKS if row[check] != "exact"]
+    residual = "adds up" if row["residual"] == "exact" else short(row["residual"])
+    return [
+        name,
+        row["verdict"],
+        attending,
+        "; ".join(off) or "exact",
+        residual,
+        row.get("token_map", ""),
+    ]
+
+
+def short(text: str) -> str:
+    """A reason up to where an error goes on with what was expected, safe in a table."""
+    text = (
+        text.split(" expected: ")[0]
+        .split("to the residual stream: ")[-1]
+        .split(" and a norm; ")[-1]
+    )
+    return text.replace("|", "/").replace("<", "&lt;")[:220]
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table in Markdown; the first row is its head."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+
+
+TABLES = {table.__name__: table for table in (families, all_families, family_counts)}

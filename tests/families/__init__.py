@@ -1,0 +1,1 @@
+"""A tiny random model of every multimodal type of transformers, and what is checked on it."""
