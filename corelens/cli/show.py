@@ -79,7 +79,7 @@ def add_show(app: typer.Typer) -> None:
         sample = Sample(
             [read_picture(image, "the picture")], question, regions=regions, id=image.name
         )
-        ranking = scores and open_scores(scores, None)
+        ranking = open_scores(scores, None) if scores is not None else None
         named = named_heads(heads)
         check_model(
             model,
@@ -169,7 +169,7 @@ def _heads(
         scores = _first(score_heads(hooked, [sample], [metric(by, rows=rows)]))
     best = scores.top(k=min(top, len(scores.top(1.0))))
     best.check(hooked.cfg.n_layers, hooked.cfg.n_heads)
-    values = {str(head): float(scores.values[head]) for head in best}
+    values: dict[str, float | None] = {str(head): float(scores.values[head]) for head in best}
     return best, f"top by {scores.label} over {over}", values
 
 

@@ -75,8 +75,8 @@ def lmms_model(
             texts: list[str] = []
             for group in _alike([request.args for request in requests], batch_size):
                 samples = [
-                    _sample(self.task_dict, *arguments[:1], *arguments[2:6], frames)
-                    for arguments in group
+                    _sample(self.task_dict, context, to_visual, number, task, split, frames)
+                    for context, _, to_visual, number, task, split, *_ in group
                 ]
                 written = _written(model, samples, group[0][1], edits, plan)
                 for arguments, text in zip(group, written, strict=True):
@@ -87,10 +87,10 @@ def lmms_model(
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             found = []
             for request in requests:
-                context, target, *place = request.args[:6]
-                sample = _sample(self.task_dict, context, *place, frames)
+                context, target, to_visual, number, task, split = request.args[:6]
+                sample = _sample(self.task_dict, context, to_visual, number, task, split, frames)
                 if callable(target):
-                    target = target(self.task_dict[place[2]][place[3]][place[1]])
+                    target = target(self.task_dict[task][split][number])
                 sample.answer = str(target)
                 found.append(_likelihood(model, sample, edits, plan))
             return found

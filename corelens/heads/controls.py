@@ -72,7 +72,7 @@ def how_many(n: int, fraction: float | int | None, k: int | None) -> int:
         CorelensError: neither or both; no share from above 0 to 1, no number from 0 to n.
     """
     if k is None and isinstance(fraction, int | np.integer) and not isinstance(fraction, bool):
-        fraction, k = None, int(fraction)
+        k, fraction = int(fraction), None
     if (fraction is None) == (k is None):
         raise CorelensError(
             f"fraction={fraction}, k={k}",

@@ -159,7 +159,7 @@ def _read_wav(path: Any, where: str) -> Sound:
             four[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
             samples = four.view("<i4")[:, 0]
         else:
-            samples = np.frombuffer(data, {1: np.uint8, 2: "<i2", 4: "<i4"}[width])
+            samples = np.frombuffer(data, np.dtype({1: "u1", 2: "<i2", 4: "<i4"}[width]))
         if not len(samples):
             raise ValueError("it holds no sample")
         return read_sound((samples.reshape(-1, channels).T, rate), where)

@@ -1,6 +1,6 @@
 """The two runs that a patching experiment compares, prepared alike for every runner."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +38,10 @@ class Runs:
     hooks: list[Hook]
     meta: dict[str, Any]
 
-    def other_values(self, names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+    def other_values(self, names: Sequence[str]) -> tuple[Mapping[str, Tensor], Tensor]:
         """The other run's activations at these hook points, and its metric [sample]."""
         with torch.no_grad(), self.model.hooks(fwd_hooks=self.hooks):
+            values: Any
             logits, values = self.model.run_with_cache(
                 self.other, names_filter=list(names), logits_to_keep=self.measure.keep,
                 return_cache_object=False,

@@ -41,7 +41,7 @@ def batch_of(model: Any, inputs: Any, tensors: Mapping[str, Any]) -> Inputs:
             "inputs)",
         )
     if isinstance(inputs, Inputs):
-        batch = replace(inputs, tensors=inputs.tensors | tensors) if tensors else inputs
+        batch = replace(inputs, tensors={**inputs.tensors, **tensors}) if tensors else inputs
     else:
         batch = Inputs({**(inputs or {}), **tensors}, [], [])
     check_has_media(batch.tensors, model.layout, model.hf.config)

@@ -77,10 +77,12 @@ def _crossing(layer: nn.Module, named: Parts) -> Parts:
         ):
             continue
         n_heads = head_count(module, "num_heads", "num_attention_heads", "n_heads")
-        projections = {name: f"{path}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+        projections: dict[str, Any] = {
+            name: f"{path}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+        }
         if not n_heads or not all(has(layer, where) for where in projections.values()):
             continue
-        width = layer.get_submodule(projections["q_proj"]).out_features
+        width = int(layer.get_submodule(projections["q_proj"]).out_features)  # type: ignore[arg-type]
         return replace(
             named, mixer=path, attention=path, **projections, cross=True, n_heads=n_heads,
             n_kv_heads=head_count(module, "num_key_value_heads") or n_heads, d_head=width // n_heads,
@@ -103,8 +105,8 @@ def _with_heads(layer: nn.Module, parts: Parts, call: LayerCall) -> Parts:
     mixer = _source(layer, call, parts.attn_out)
     if not call.attends:
         # (without a config it cannot ask for the attention function: a linear attention)
-        named = parts.attention is not None and mixer == parts.attention
-        if named and hasattr(layer.get_submodule(parts.attention or ""), "config"):
+        by_name = parts.attention is not None and mixer == parts.attention
+        if by_name and hasattr(layer.get_submodule(parts.attention or ""), "config"):
             # it attends without the attention function: as its names say, until a run finds it
             # silent
             return parts

@@ -44,8 +44,8 @@ def with_sums(layer: nn.Module, parts: Parts, call: LayerCall) -> Parts:
         and call.equal(call.stream + wide[first] + wide[second], call.out)
     ]
     if pairs:  # side by side: both read the same norm
-        first, second = min(pairs, key=_depth)
-        return replace(parts, attn_out=first, mlp_out=second)
+        attn_out, mlp_out = min(pairs, key=_depth)
+        return replace(parts, attn_out=attn_out, mlp_out=mlp_out)
     return replace(
         parts, attn_out=parts.attention or parts.mixer, mlp_out=parts.mlp,
         unsummed="no module of this layer gives what is added to the residual stream",
