@@ -85,15 +85,15 @@ def lmms_model(
             return texts
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-            found = []
+            results = []
             for request in requests:
                 context, target, *place = request.args[:6]
                 sample = _sample(self.task_dict, context, *place, frames)
                 if callable(target):
                     target = target(self.task_dict[place[2]][place[3]][place[1]])
                 sample.answer = str(target)
-                found.append(_likelihood(model, sample, edits, plan))
-            return found
+                results.append(_likelihood(model, sample, edits, plan))
+            return results
 
         def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
             raise CorelensError(
