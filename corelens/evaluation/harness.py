@@ -85,15 +85,15 @@ def lmms_model(
             return texts
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-            found = []
+            results = []
             for request in requests:
                 context, target, to_visual, number, task, split = request.args[:6]
                 sample = _sample(self.task_dict, context, to_visual, number, task, split, frames)
                 if callable(target):
                     target = target(self.task_dict[task][split][number])
                 sample.answer = str(target)
-                found.append(_likelihood(model, sample, edits, plan))
-            return found
+                results.append(_likelihood(model, sample, edits, plan))
+            return results
 
         def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
             raise CorelensError(

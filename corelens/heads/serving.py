@@ -43,15 +43,15 @@ def full_heads(
     Raises:
         CorelensError: heads that the model does not have; heads that do not divide into KV heads.
     """
-    chosen = heads if isinstance(heads, HeadSet) else HeadSet(heads)
-    chosen.check(n_layers, n_heads)
+    head_set = heads if isinstance(heads, HeadSet) else HeadSet(heads)
+    head_set.check(n_layers, n_heads)
     if n_kv_heads < 1 or n_heads % n_kv_heads:
         raise CorelensError(
             f"{n_heads} heads and {n_kv_heads} KV heads",
             "as many heads for each KV head",
             "see the model's config",
         )
-    of_layer, group = chosen.by_layer(), n_heads // n_kv_heads
+    of_layer, group = head_set.by_layer(), n_heads // n_kv_heads
     numbers = {layer: sorted(of_layer.get(layer, [])) for layer in range(n_layers)}
     return {
         "format": FORMAT,
@@ -95,12 +95,12 @@ def read_full_heads(path: str | os.PathLike) -> HeadSet:
         heads = [
             (int(layer), head) for layer, full in stored["full_heads"].items() for head in full
         ]
-        chosen = HeadSet(heads)
-        chosen.check(stored["n_layers"], stored["n_heads"])
+        head_set = HeadSet(heads)
+        head_set.check(stored["n_layers"], stored["n_heads"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorelensError(
             f"{path}, which cannot be read ({type(error).__name__}: {error})",
             f"a file of the format {FORMAT}",
             "write it with write_full_heads",
         ) from error
-    return chosen
+    return head_set

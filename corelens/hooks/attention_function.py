@@ -101,7 +101,7 @@ def _hooked(
     edges = Edges(step, inputs.query.shape[0], inputs.query.shape[1], inputs.query.device, columns)
     if points.hook_edges.active:
         run.fire(points.hook_edges, edges)
-    if edges.given:  # from here on every query head has a KV head of its own
+    if edges.rewrites:  # from here on every query head has a KV head of its own
         key, value = edges.spread(inputs.key, inputs.value)
         inputs = replace(inputs, key=key, value=value, spread=True)
 

@@ -45,7 +45,7 @@ class Edges:
         self.edits: list[
             tuple[Tensor, Bool[Tensor, "batch key"], Bool[Tensor, "batch key"], float | None]
         ] = []
-        self.given: list[tuple[int, str, Callable[[Tensor], Tensor]]] = []
+        self.rewrites: list[tuple[int, str, Callable[[Tensor], Tensor]]] = []
 
     def give(self, head: int, what: str, edit: Callable[[Tensor], Tensor]) -> None:
         """Let one query head alone attend with other rotated keys (`what` = "key") or values
@@ -54,7 +54,7 @@ class Edges:
         `edit` takes those of its KV head, [batch, key, d], and returns what this head is to have
         instead.
         """
-        self.given.append((head, what, edit))
+        self.rewrites.append((head, what, edit))
 
     def spread(
         self, key: Tensor, value: Tensor
@@ -65,7 +65,7 @@ class Edges:
             "key": key.repeat_interleave(group, dim=1),
             "value": value.repeat_interleave(group, dim=1),
         }
-        for head, what, edit in self.given:
+        for head, what, edit in self.rewrites:
             own[what][:, head] = edit(own[what][:, head].clone())
         return own["key"], own["value"]
 

@@ -161,8 +161,8 @@ def _seconds(
     seen = peak > 1e-4 * peak.max().clamp(min=1e-12)
     on = response > HEARS * peak
     first, last = on.int().argmax(0), len(on) - on.flip(0).int().argmax(0)
-    lines = torch.tensor(edges, dtype=torch.float64)
-    measured = torch.stack([lines[first], lines[last]], dim=1)
+    boundaries = torch.tensor(edges, dtype=torch.float64)
+    measured = torch.stack([boundaries[first], boundaries[last]], dim=1)
     result = torch.zeros(len(seen), 2, dtype=torch.float64)
     result[seen] = measured[seen]
     centre = measured[seen].mean(1)

@@ -302,9 +302,8 @@ class HookedMLLM(LensModel):
         """
         batch = args[0] if args else kwargs.get("inputs")
         if remove_batch_dim and isinstance(batch, Inputs | list) and len(batch) > 1:
-            raise CorelensError(
-                f"remove_batch_dim with {len(batch)} samples", "one sample", "leave it off"
-            )
+            what = f"remove_batch_dim with {len(batch)} samples"
+            raise CorelensError(what, "one sample", "leave it off")
         if incl_bwd:
             raise CorelensError(
                 "incl_bwd=True", "a forward run: its output is logits, which have no gradient of their own",
@@ -385,11 +384,8 @@ class HookedMLLM(LensModel):
         An inner context takes the place of an outer one.
         """
         if not hasattr(sparse, "plan"):
-            raise CorelensError(
-                f"model.sparse({type(sparse).__name__})",
-                "a cl.SparseInference",
-                "say which heads stay full in one",
-            )
+            call = f"model.sparse({type(sparse).__name__})"
+            raise CorelensError(call, "a cl.SparseInference", "say which heads stay full in one")
         sparse.plan(self.cfg)  # heads of another model are refused here, not in the middle of a run
         with turn(self.hf):
             before, self._sparse = self._sparse, sparse

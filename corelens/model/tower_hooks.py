@@ -330,7 +330,7 @@ def _features(tower: Tower, run: Running) -> Iterator[None]:
 
         return features
 
-    def given(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def record_call(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if not run.live:
             return args, kwargs
         outputs = dict(kwargs.get(ENCODED) or {})
@@ -343,7 +343,7 @@ def _features(tower: Tower, run: Running) -> Iterator[None]:
 
     # a run around this one has its own
     before = {name: vars(inner)[name] for name in names if name in vars(inner)}
-    handle = inner.register_forward_pre_hook(given, with_kwargs=True)
+    handle = inner.register_forward_pre_hook(record_call, with_kwargs=True)
     try:
         # on this instance only: it hides the class's method until it is deleted
         for name, kind in names.items():

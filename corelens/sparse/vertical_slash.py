@@ -72,16 +72,16 @@ class VerticalSlash:
         plain = replace(call, allowed=None)
         scores = row_scores(query, key[:, :, :total], sampled.clamp(min=0), None, plain)
         attention = softmax(scores, call.sinks).masked_fill(~real[:, None, :, None], 0.0)
-        at = torch.arange(total, device=device)
+        positions = torch.arange(total, device=device)
         by_key = attention.sum(2)
-        away = (sampled[:, :, None] - at).clamp(min=0)[:, None].expand_as(attention)
+        away = (sampled[:, :, None] - positions).clamp(min=0)[:, None].expand_as(attention)
         by_distance = torch.zeros_like(by_key).scatter_add_(
             2, away.flatten(2), attention.flatten(2)
         )
-        padding = (at < prompt.first[:, None]) | (at >= prompt.end[:, None])
+        padding = (positions < prompt.first[:, None]) | (positions >= prompt.end[:, None])
         by_key = by_key.masked_fill(padding[:, None], -torch.inf)
-        of_sink = ~padding & (at < prompt.first[:, None] + self.sink)
-        in_window = (at < self.window).expand(len(of_sink), -1)
+        of_sink = ~padding & (positions < prompt.first[:, None] + self.sink)
+        in_window = (positions < self.window).expand(len(of_sink), -1)
         return _most(by_key, of_sink, self.vertical), _most(by_distance, in_window, self.slash)
 
 
@@ -91,5 +91,5 @@ def _most(
     """The places of most mass, those that are always seen among them."""
     ranked = mass.masked_fill(always[:, None], torch.inf)
     top = ranked.topk(min(count, mass.shape[2]), dim=2).indices
-    chosen = torch.zeros_like(mass, dtype=torch.bool).scatter_(2, top, True)
-    return chosen | always[:, None]
+    keep = torch.zeros_like(mass, dtype=torch.bool).scatter_(2, top, True)
+    return keep | always[:, None]

@@ -108,8 +108,8 @@ def short(text: str) -> str:
 
 def markdown(rows: list[list[str]]) -> str:
     """A table in Markdown; the first row is its head."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+    table_rows = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([table_rows[0], "|---" * len(rows[0]) + "|", *table_rows[1:]]) + "\n"
 
 
 TABLES = {table.__name__: table for table in (families, all_families, family_counts)}
