@@ -48,13 +48,16 @@ from corelens.hooks.points import AttentionPoints
 from corelens.hooks.rows import Call
 from corelens.sparse.block_sparse import BlockSparse
 from corelens.sparse.budget import KVBudget
+from corelens.sparse.intra_image import IntraImage
 from corelens.sparse.patterns import Pruned, Streaming
 from corelens.sparse.prefill import ENGINES, engine_for
 from corelens.sparse.prompt import Prompt, prompt_of
 from corelens.sparse.reference import reference
+from corelens.sparse.vertical_slash import VerticalSlash
 from corelens.sparse.visible import MaskMod, Visible
+from corelens.sparse.visual_tokens import PruneVisual
 
-Pattern = Streaming | BlockSparse | Pruned | MaskMod
+Pattern = Streaming | BlockSparse | IntraImage | VerticalSlash | PruneVisual | Pruned | MaskMod
 
 
 @dataclass
