@@ -76,7 +76,7 @@ def test_painting_a_cell_moves_its_token(family):
             cl.Sample([Image.fromarray(pixels.clip(0, 255).astype(np.uint8))], "What is it?")
         ).tensors
         with torch.no_grad(), attention_off(tower):
-            return probing._first_layer_input(model.hf, decoder, tensors)[0]
+            return probing.first_layer_input(model.hf, decoder, tensors)[0]
 
     before = features(picture)
 
@@ -119,9 +119,9 @@ def test_regions_and_ram_work(family):
 def test_a_size_is_measured_once_in_few_calls(monkeypatch):
     model = recent("mistral3")
     calls = []
-    original = probing._first_layer_input
+    original = probing.first_layer_input
     monkeypatch.setattr(
-        probing, "_first_layer_input", lambda *args: calls.append(1) or original(*args)
+        probing, "first_layer_input", lambda *args: calls.append(1) or original(*args)
     )
     sample = cl.Sample([Image.new("RGB", (308, 252))], "What is it?")
     model.prepare(sample)

@@ -159,7 +159,7 @@ def test_logits_that_are_not_finite_are_compared_where_they_are():
 
 def test_a_cache_under_an_unknown_name_is_an_error(monkeypatch):
     model = text_model()
-    monkeypatch.setattr(reach, "CACHE_ARGUMENTS", ("kv",))
+    monkeypatch.setattr(reach.kv_cache, "CACHE_ARGUMENTS", ("kv",))
     with (
         model.hooks(fwd_hooks=[(Z, same)]),
         pytest.raises(CorelensError, match=r"(cache|past_key_values)=\w*Cache"),

@@ -1,6 +1,7 @@
 """How thorough a study is. The rules by which it judges stand in `criteria`, and no option changes
 them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,7 +57,7 @@ class Options:
     batch_size: int = 32
     seed: int = 0
     hours: float = 8.0
-    without: tuple[str, ...] = ()
+    without: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in KINDS]

@@ -58,7 +58,7 @@ def repeats(world: World) -> dict[str, Any]:
         "other samples": {"n": len(world.to_test)} | _agreements(world, others),
         "wordings": [],
     }
-    if any(sample.question is None for sample in world.to_score):
+    if any(s.question is None or s.messages is not None for s in world.to_score):
         return measured
     for wording in WORDINGS:
         world.limit.check()

@@ -74,7 +74,6 @@ def run_study(
         else:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corelens-study-")))
         stack.enter_context(full_disk_is_said(work if out is None else out))
-        stack.enter_context(locked(make_folder(work)))
         identity = {
             "format": FORMAT,
             "models": {
@@ -83,7 +82,11 @@ def run_study(
             "worlds": {name: sample_hash(samples) for name, (samples, _) in usable.items()},
             "options": options.identity(),
         }
-        _same_study(work, identity)
+        _same_study(work, identity)  # a folder of another study is not touched
+        stack.enter_context(locked(make_folder(work)))
+        header = work / "study.json"
+        if not header.exists():
+            write_whole(header, json.dumps(identity, indent=1))
         line = stack.enter_context(_progress(progress))
         measured = {}
         for name, model in models.items():
@@ -257,10 +260,8 @@ def _check_enough(models: Mapping[str, Any], worlds: Mapping[str, Sequence[Sampl
 
 def _same_study(work: Path, identity: dict[str, Any]) -> None:
     """Refuse a folder that holds the work of another study or version: nothing of it would fit."""
-    work.mkdir(parents=True, exist_ok=True)
     header, identity = work / "study.json", json.loads(json.dumps(identity))
     if not header.exists():
-        write_whole(header, json.dumps(identity, indent=1))
         return
     try:
         stored = dict(json.loads(header.read_text(encoding="utf-8")))

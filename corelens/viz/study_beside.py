@@ -63,7 +63,7 @@ def repeats(model: Numbers) -> list[Markup]:
                 rows.append([f"{world}: {key}", words, right, *agreement])
     if not rows:
         return []
-    caption = "Agreement with the study's ranking: rank correlation, and overlap of the top 5%."
+    caption = "Agreement with the study's ranking."
     columns = ["ranking", "against", "right", "Spearman ρ", "Jaccard"]
     return [p.folded("How far a ranking repeats", p.table(columns, rows, caption))]
 

@@ -249,7 +249,7 @@ def _over_n(model: Numbers) -> list[Markup]:
                 )
     if not rows:
         return []
-    caption = "Two rankings from n samples each, none in common: rank correlation, and overlap of their top 5%."
+    caption = "Two rankings from n samples each, none in common."
     columns = ["ranking", "n", "Spearman ρ", "Jaccard"]
     return [p.folded("How many samples a ranking needs", p.table(columns, rows, caption))]
 

@@ -52,7 +52,7 @@ def write_card(run: Path, folder: Path, facts: dict[str, Any]) -> dict[str, Any]
                     "tower"
                 ),
                 "adapters": f"rank {RANK} on {', '.join(ADAPTED)}, scale {SCALE}",
-                "batch": 8,
+                "batch": 16,
             },
             **facts,
         },
