@@ -21,16 +21,19 @@ def takes_encoded(features: Any) -> bool:
 def visual_features(output: Any) -> list[Any]:
     """What the decoder gets of an encoder's output: the projector's output (the last hidden state,
     where the projector is the encoder's own end), then what DeepStack adds layer by layer."""
-    return [output[_features_in(output)], *(getattr(output, "deepstack_features", None) or [])]
+    return [
+        getattr(output, _features_in(output)),
+        *(getattr(output, "deepstack_features", None) or []),
+    ]
 
 
 def set_visual_features(output: Any, features: list[Any]) -> None:
     """Write into an encoder's output what `visual_features` read from it."""
-    before = output[_features_in(output)]
+    before = getattr(output, _features_in(output))
     # (some outputs hold the same tensor under both names, and the model reads either)
     for name in ("pooler_output", "last_hidden_state"):
         if getattr(output, name, None) is before:
-            output[name] = features[0]
+            setattr(output, name, features[0])
     if len(features) > 1:
         output.deepstack_features = features[1:]
 
