@@ -60,41 +60,13 @@ SEEING = (
 PAGES, ALL, WHICH, ANSWERED = 3300, 5000, 5900, 6900
 LEARNING = (
     Slice(0.14, 12, (256, 320), (3, 8), captions=0.4, jitter=8, leaves=PAGES),
-    Slice(
-        0.15,
-        12,
-        (192, 224),
-        (1, 3),
-        captions=0.5,
-        world="video",
-        frames=(2, 4),
-        jitter=8,
-        leaves=1000,
-    ),
-    Slice(
-        0.28,
-        8,
-        (256, 320),
-        (2, 6),
-        captions=0.3,
-        world="video",
-        frames=(4, 8),
-        jitter=8,
-        joins=800,
-        leaves=PAGES,
-    ),
+    Slice(0.15, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8,
+          leaves=1000),
+    Slice(0.28, 8, (256, 320), (2, 6), captions=0.3, world="video", frames=(4, 8), jitter=8,
+          joins=800, leaves=PAGES),
     Slice(0.34, 12, (224, 256), (4, 6), captions=0.5, world="doc", leaves=PAGES),
-    Slice(
-        0.08,
-        8,
-        (256, 320),
-        (4, 6),
-        captions=0.3,
-        world="doc",
-        pages=(2, 3),
-        joins=900,
-        leaves=PAGES,
-    ),
+    Slice(0.08, 8, (256, 320), (4, 6), captions=0.3, world="doc", pages=(2, 3), joins=900,
+          leaves=PAGES),
     Slice(0.08, 4, (512, 640), (6, 24), captions=0.1, jitter=8, joins=1100, leaves=PAGES),
     Slice(0.08, 1, (800, 1024), (6, 40), jitter=8, joins=1500, leaves=PAGES),
     Slice(1.00, 16, (224, 288), (6, 6), dense=True, world="doc", joins=PAGES, leaves=PAGES + 300),
@@ -102,17 +74,8 @@ LEARNING = (
     Slice(1.00, 32, (160, 192), (2, 3), captions=0.5, world="doc", joins=PAGES + 250, leaves=ALL),
     Slice(0.34, 16, (224, 288), (2, 6), captions=0.5, world="doc", joins=PAGES + 250, leaves=ALL),
     Slice(0.07, 12, (256, 320), (3, 8), captions=0.1, jitter=8, joins=PAGES, leaves=ALL),
-    Slice(
-        0.10,
-        8,
-        (256, 320),
-        (2, 6),
-        captions=0.1,
-        world="video",
-        frames=(4, 8),
-        jitter=8,
-        joins=PAGES,
-    ),
+    Slice(0.10, 8, (256, 320), (2, 6), captions=0.1, world="video", frames=(4, 8), jitter=8,
+          joins=PAGES),
     Slice(0.05, 4, (512, 640), (6, 24), jitter=8, joins=PAGES),
     Slice(0.04, 1, (800, 1024), (6, 40), jitter=8, joins=PAGES),
     Slice(0.12, 16, (224, 288), (2, 6), captions=0.2, world="doc", joins=ALL),
@@ -121,35 +84,16 @@ LEARNING = (
     Slice(0.16, 12, (256, 320), (3, 8), captions=0.1, jitter=8, joins=ALL),
     Slice(0.12, 8, (256, 320), (4, 6), world="video", frames=(4, 8), jitter=8, joins=ALL),
     Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=ALL),
-    Slice(
-        3.00,
-        32,
-        (160, 192),
-        (2, 3),
-        captions=0.15,
-        questions=3,
-        world="doc",
-        pages=(2, 3),
-        joins=WHICH,
-        leaves=6500,
-    ),
-)
+    Slice(3.00, 32, (160, 192), (2, 3), captions=0.15, questions=3, world="doc", pages=(2, 3),
+          joins=WHICH, leaves=6500),
+)  # fmt: skip
 # The same for a decoder behind a tower that can read all of it: documents as soon as the levels are
 # climbed.
 PAGE, LAST, SAID = 700, 1400, 2400
 SEEN = (
     Slice(0.20, 12, (256, 320), (3, 8), captions=0.3, jitter=8),
-    Slice(
-        0.12,
-        12,
-        (192, 224),
-        (1, 3),
-        captions=0.5,
-        world="video",
-        frames=(2, 4),
-        jitter=8,
-        leaves=600,
-    ),
+    Slice(0.12, 12, (192, 224), (1, 3), captions=0.5, world="video", frames=(2, 4), jitter=8,
+          leaves=600),
     Slice(
         0.15, 8, (256, 320), (2, 6), captions=0.2, world="video", frames=(4, 8), jitter=8, joins=500
     ),
@@ -157,21 +101,11 @@ SEEN = (
     Slice(0.20, 16, (224, 288), (2, 6), captions=0.4, world="doc"),
     Slice(0.06, 4, (512, 640), (6, 24), jitter=8, joins=600),
     Slice(0.06, 1, (800, 1024), (6, 40), jitter=8, joins=900),
-    Slice(
-        0.70,
-        32,
-        (160, 192),
-        (2, 3),
-        captions=0.15,
-        questions=3,
-        world="doc",
-        pages=(2, 3),
-        joins=PAGE,
-        leaves=LAST,
-    ),
+    Slice(0.70, 32, (160, 192), (2, 3), captions=0.15, questions=3, world="doc", pages=(2, 3),
+          joins=PAGE, leaves=LAST),
     Slice(0.20, 8, (224, 288), (2, 6), captions=0.1, world="doc", pages=(2, 3), joins=LAST),
     Slice(0.25, 6, (256, 320), (4, 6), captions=0.1, world="doc", pages=(2, 4), joins=LAST),
-)
+)  # fmt: skip
 # Then letters, sizes and places, for the tower alone: "left of" needs what no answer had asked for.
 SHARPENED = ANSWERED + 3000
 SHARPENING = (
@@ -186,16 +120,8 @@ SHARPENING = (
 FEW, MANY, LATE, RELATED = 500, 700, 1400, 2200
 RELATING = (
     Slice(0.65, 32, (192, 224), (4, 4), world="refer-hard", forms=("relation",), leaves=FEW),
-    Slice(
-        0.12,
-        12,
-        (256, 320),
-        (4, 8),
-        captions=0.2,
-        world="refer-hard",
-        forms=("attribute", "size"),
-        leaves=FEW,
-    ),
+    Slice(0.12, 12, (256, 320), (4, 8), captions=0.2, world="refer-hard", forms=("attribute",
+          "size"), leaves=FEW),
     Slice(0.50, 14, (256, 352), (4, 8), captions=0.1, world="refer-hard", joins=FEW, leaves=MANY),
     Slice(0.22, 16, (256, 352), (4, 8), world="refer-hard", forms=("relation", "size"), joins=MANY),
     Slice(0.38, 14, (320, 416), (6, 12), world="refer-hard", joins=MANY),
@@ -206,50 +132,25 @@ RELATING = (
     Slice(0.14, 32, (160, 192), (2, 3), questions=3, world="doc", joins=LATE),
     Slice(0.10, 16, (224, 288), (3, 6), world="doc", joins=LATE),
     Slice(0.03, 1, (800, 1024), (6, 40), jitter=8),
-)
+)  # fmt: skip
 # qwen3vl-m on: pages for 800 steps, then relations for 600, which cost each other some; both grow
 # in what follows.
 PAGED, WEIGHED = RELATED + 800, RELATED + 1400
 WEIGHING = (
     Slice(0.30, 32, (160, 192), (2, 3), questions=3, world="doc", joins=RELATED, leaves=PAGED),
     Slice(0.30, 6, (256, 320), (4, 6), world="doc", pages=(2, 4), joins=RELATED, leaves=PAGED),
-    Slice(
-        0.60,
-        16,
-        (256, 352),
-        (4, 8),
-        world="refer-hard",
-        forms=("relation",),
-        joins=PAGED,
-        leaves=WEIGHED,
-    ),
-    Slice(
-        0.15,
-        6,
-        (256, 320),
-        (4, 6),
-        captions=0.1,
-        world="doc",
-        pages=(2, 4),
-        joins=PAGED,
-        leaves=WEIGHED,
-    ),
+    Slice(0.60, 16, (256, 352), (4, 8), world="refer-hard", forms=("relation",), joins=PAGED,
+          leaves=WEIGHED),
+    Slice(0.15, 6, (256, 320), (4, 6), captions=0.1, world="doc", pages=(2, 4), joins=PAGED,
+          leaves=WEIGHED),
     Slice(0.40, 16, (256, 352), (4, 8), world="refer-hard", forms=("relation",), joins=WEIGHED),
-)
+)  # fmt: skip
 # A smaller decoder stood at chance for longer: relations alone once more.
 ALONE = (
-    Slice(
-        2.50,
-        32,
-        (192, 224),
-        (4, 4),
-        world="refer-hard",
-        forms=("relation",),
-        joins=LATE,
-        leaves=LATE + 300,
-    ),
+    Slice(2.50, 32, (192, 224), (4, 4), world="refer-hard", forms=("relation",), joins=LATE,
+          leaves=LATE + 300),
     Slice(0.40, 16, (256, 352), (4, 8), world="refer-hard", forms=("relation",), joins=LATE + 300),
-)
+)  # fmt: skip
 # qwen3vl-l with more relations: they were what it answered least.
 COMPARED = RELATED + 1500
 COMPARING = (
