@@ -20,6 +20,12 @@ install_import_hook("corelens", "helpers.typecheck.checker").__enter__()
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # as many threads as there are cores, over all workers and what they start
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torch.set_num_threads(threads)
+
 
 @pytest.fixture(autouse=True)
 def _reproducible():

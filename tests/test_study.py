@@ -289,7 +289,7 @@ def test_two_studies_do_not_write_one_folder(model, tmp_path):
 def test_a_study_out_of_hours_says_what_it_left_out_and_goes_on_with_more(model, tmp_path):
     samples = {"refer": scenes()[:24]}
     options = OPTIONS | {"findings": ["F1", "F5"], "score_share": 0.5, "effect_samples": 0}
-    short = cl.study(model, samples, out=tmp_path, **options, hours=1e-6)
+    short = cl.study(model, samples, out=tmp_path, **options, hours=1e-9)
     (of_model,) = short.data["models"].values()
     assert of_model["left_out"] == ["refer"] and "core-hours" in short.finding("F5").overall.reason
     assert "Of qwen3vl-s was left out" in short.report.read_text()

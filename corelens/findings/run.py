@@ -177,6 +177,7 @@ def _measure_model(
                 step = partial(beside, world, key)
                 parts[world.name][name] = measured(title, world, name, step)
         world.release()
+    limit.keep()
     return {"reading": reading, "worlds": parts, "left_out": left_out}
 
 
