@@ -47,6 +47,16 @@ function corelensExplorer(root, data, live = null) {
   const rowList = () => (typeof state.rows === "number" ? [state.rows] : groups[state.rows]);
   const over = (value) => { const rows = rowList(); return rows.reduce((sum, row) => sum + value(row), 0) / rows.length; };
   const attention = (head, key) => over((row) => read(row, head, key));
+  const means = new Float32Array(K);
+  function meansOf(head) {  // a kept head's attention on every key, mean over the rows that are looked at; reused
+    const rows = rowList(), i = stored.get(head);
+    means.fill(0);
+    for (const row of rows) {
+      const first = (row * nHeads + i) * K, unit = peaks[row * nHeads + i] / 65025 / rows.length;
+      for (let key = 0; key < K; key++) means[key] += unit * bytes[first + key] * bytes[first + key];
+    }
+    return means;
+  }
   const touched = (box) => {
     const keys = new Set();
     data.views[box.view].cells.forEach(([x0, y0, x1, y1], i) => {
@@ -123,7 +133,7 @@ function corelensExplorer(root, data, live = null) {
 
   // --- pictures ----------------------------------------------------------------------------------------------------
   const canvases = data.views.map((view, number) => {
-    const picture = element("img", { src: view.src, alt: view.label, draggable: "false" });
+    const picture = element("img", { src: view.src, alt: view.label, draggable: "false", onload: () => drawPins() });
     const canvas = element("canvas", { "aria-label": "attention on " + view.label, tabindex: "0" });
     const scale = Math.min(1, 720 / Math.max(...view.size));
     canvas.width = Math.max(1, Math.round(view.size[0] * Math.max(scale, Math.min(2, 360 / Math.max(...view.size)))));
@@ -170,32 +180,40 @@ function corelensExplorer(root, data, live = null) {
     const a = (x1 - x0) * (y1 - y0);
     return a > 0 ? Math.min(smallest, a) : smallest;
   }, Infinity));
+  // What of a small drawing each visual token covers, and the weight that makes its attention a density.
+  const drawn = data.views.map((view, number) => {
+    const width = Math.min(160, Math.round(view.size[0])), height = Math.max(1, Math.round(width * view.size[1] / view.size[0]));
+    const k = width / view.size[0], patches = [];
+    view.cells.forEach(([x0, y0, x1, y1], i) => {
+      const a = (x1 - x0) * (y1 - y0), left = Math.round(x0 * k), top = Math.round(y0 * k);
+      if (!(a > 0)) return;
+      patches.push({ key: view.keys[i], weight: smallestCell[number] / a, left: Math.max(0, left), top: Math.max(0, top),
+                     right: Math.min(width, Math.max(left + 1, Math.round(x1 * k))), bottom: Math.min(height, Math.max(top + 1, Math.round(y1 * k))) });
+    });
+    const small = new OffscreenCanvas(width, height), image = new ImageData(width, height);
+    return { width, height, patches, small, image, pixels: new Uint32Array(image.data.buffer) };
+  });
   // Attention as density, so that overlapping views (tile and thumbnail) add up; one colour, stronger where there is more.
   function heat(number, head) {
-    const view = data.views[number], width = Math.min(160, Math.round(view.size[0])), height = Math.max(1, Math.round(width * view.size[1] / view.size[0]));
-    const field = new Float32Array(width * height);
-    const smallest = smallestCell[number];
-    view.cells.forEach(([x0, y0, x1, y1], i) => {
-      const a = (x1 - x0) * (y1 - y0);
-      if (!(a > 0)) return;
-      const value = attention(head, view.keys[i]) * smallest / a, k = width / view.size[0];
-      const left = Math.round(x0 * k), right = Math.max(left + 1, Math.round(x1 * k)), top = Math.round(y0 * k), bottom = Math.max(top + 1, Math.round(y1 * k));
-      for (let y = Math.max(0, top); y < Math.min(height, bottom); y++)
-        for (let x = Math.max(0, left); x < Math.min(width, right); x++) field[y * width + x] += value;
-    });
-    return { field, width, height };
-  }
-  function wash(context, { field, width, height }, peak, full) {
-    const image = new ImageData(width, height);
-    for (let i = 0; i < field.length; i++) {
-      image.data.set([213, 94, 0, Math.round(175 * Math.min(1, field[i] / peak) ** 0.6)], 4 * i);
+    const { width, height, patches } = drawn[number], field = new Float32Array(width * height), on = meansOf(head);
+    let peak = 0;
+    for (const { key, weight, left, top, right, bottom } of patches) {
+      const value = on[key] * weight;
+      for (let y = top; y < bottom; y++)
+        for (let x = y * width + left; x < y * width + right; x++) { field[x] += value; if (field[x] > peak) peak = field[x]; }
     }
-    const small = new OffscreenCanvas(width, height);
+    return { number, field, peak };
+  }
+  const hue = new Uint32Array(256), painted = new Uint8Array(hue.buffer);
+  for (let level = 0; level < 256; level++) painted.set([213, 94, 0, Math.round(175 * (level / 255) ** 0.6)], 4 * level);
+  function wash(context, { number, field }, peak, full) {
+    const { width, height, pixels, image, small } = drawn[number], k = 255 / peak;
+    for (let i = 0; i < field.length; i++) pixels[i] = hue[Math.min(255, Math.round(field[i] * k))];
     small.getContext("2d").putImageData(image, 0, 0);
     context.imageSmoothingEnabled = false;
-    context.drawImage(small, 0, 0, full.width, full.height);
+    context.drawImage(small, 0, 0, width, height, 0, 0, full.width, full.height);
   }
-  const peakOf = (maps) => Math.max(1e-9, ...maps.map(({ field }) => field.reduce((a, b) => Math.max(a, b), 0)));
+  const peakOf = (maps) => Math.max(1e-9, ...maps.map(({ peak }) => peak));
   function outline(context, box, k, colour, dash = []) {
     const [x0, y0, x1, y1] = box.map((x) => x * k);
     for (const [style, width] of [["#000000b0", 4], [colour, 2]]) {
@@ -208,19 +226,12 @@ function corelensExplorer(root, data, live = null) {
   let scaleRows = null, scalePeak = 1;
   function peakOfAll() {
     if (scaleRows === state.rows) return scalePeak;
-    const weights = new Float32Array(K), rows = rowList(), sums = new Float32Array(K);
-    data.views.forEach((view, number) => view.cells.forEach(([x0, y0, x1, y1], i) => {
-      const a = (x1 - x0) * (y1 - y0);
-      if (a > 0) weights[view.keys[i]] = Math.max(weights[view.keys[i]], smallestCell[number] / a);
-    }));
+    const weights = new Float32Array(K);
+    drawn.forEach(({ patches }) => { for (const { key, weight } of patches) weights[key] = Math.max(weights[key], weight); });
     scalePeak = 1e-9;
-    for (let i = 0; i < nHeads; i++) {
-      sums.fill(0);
-      for (const row of rows) {
-        const first = (row * nHeads + i) * K, unit = peaks[row * nHeads + i] / 65025 / rows.length;
-        for (let key = 0; key < V; key++) sums[key] += unit * bytes[first + key] * bytes[first + key];
-      }
-      for (let key = 0; key < V; key++) scalePeak = Math.max(scalePeak, sums[key] * weights[key]);
+    for (const head of stored.keys()) {
+      const on = meansOf(head);
+      for (let key = 0; key < V; key++) scalePeak = Math.max(scalePeak, on[key] * weights[key]);
     }
     scaleRows = state.rows;
     return scalePeak;
@@ -268,22 +279,29 @@ function corelensExplorer(root, data, live = null) {
     drawPins(); drawHead(); remember();
   }
 
+  // Only a style that changes is set: the browser works each set one out anew, and there are hundreds.
+  function restyle(node, name, value) {
+    const level = value.toFixed(2);
+    if (node.level !== level) { node.level = level; node.style.setProperty(name, level); }
+  }
   let now = [];
   function draw() {
     if (state.by === "box" && !state.box) state.by = hasRegion ? "region" : "picture";
     for (const button of root.querySelectorAll("[data-rows]")) button.classList.toggle("on", button.dataset.rows === state.rows);
     const rows = new Set(rowList());
     chipOf.forEach((chip, row) => { chip.classList.toggle("on", rows.has(row)); chip.setAttribute("aria-selected", rows.has(row)); });
-    choose.replaceChildren(...Object.entries(values).filter(([name]) => (name !== "box" || state.box) && (name !== "patch" || state.patch !== null))
-      .map(([name, { label }]) => element("option", { value: name, selected: name === state.by ? "" : null }, label)));
+    const offered = Object.keys(values).filter((name) => (name !== "box" || state.box) && (name !== "patch" || state.patch !== null));
+    if (offered.length !== choose.length || offered.some((name, i) => choose.options[i].value !== name))
+      choose.replaceChildren(...offered.map((name) => element("option", { value: name }, values[name].label)));
+    choose.value = state.by;
     now = cells.map((_, head) => values[state.by].of(head));
     const top = Math.max(1e-9, ...now.filter((x) => !Number.isNaN(x)));
     cells.forEach((cell, head) => {
-      const value = now[head], level = Number.isNaN(value) ? 0 : Math.max(0, value) / top;
-      cell.style.setProperty("--level", level.toFixed(3));
-      cell.classList.toggle("none", Number.isNaN(value));
-      cell.setAttribute("aria-label", `${nameOf(head)} ${Number.isNaN(value) ? "no map kept" : percent(value)}`);
-      cell.title = cell.getAttribute("aria-label");
+      const none = Number.isNaN(now[head]);
+      restyle(cell, "--level", none ? 0 : Math.max(0, now[head]) / top);
+      cell.classList.toggle("none", none);
+      const words = `${nameOf(head)} ${none ? "no map kept" : percent(now[head])}`;
+      if (cell.title !== words) { cell.title = words; cell.setAttribute("aria-label", words); }
     });
     legend.textContent = ` 0 to ${percent(top)}`;
     const order = cells.map((_, head) => head).filter((head) => !Number.isNaN(now[head])).sort((a, b) => now[b] - now[a]).slice(0, 8);
@@ -297,7 +315,8 @@ function corelensExplorer(root, data, live = null) {
     cells.forEach((cell, i) => {
       cell.classList.toggle("on", i === head);
       cell.classList.toggle("pinned", state.pins.includes(i));
-      cell.tabIndex = i === head ? 0 : -1;
+      const tab = i === head ? 0 : -1;
+      if (cell.tabIndex !== tab) cell.tabIndex = tab;
     });
     const kept = stored.has(head);
     shown = kept ? data.views.map((_, number) => heat(number, head)) : [];
@@ -306,34 +325,38 @@ function corelensExplorer(root, data, live = null) {
       scale.textContent = `Full colour: ${percent(sharedPeak)} of a row's attention on one patch. `;
     }
     data.views.forEach((_, number) => paint(number));
-    data.tokens.forEach((token, i) => {
-      const value = kept ? attention(head, V + i) : 0;
-      token.chip.style.setProperty("--look", Math.min(1, value * 2).toFixed(3));
-    });
+    const on = kept ? meansOf(head) : null;
+    data.tokens.forEach((token, i) => restyle(token.chip, "--look", on ? Math.min(1, on[V + i] * 2) : 0));
     const words = typeof state.rows === "number" ? `from “${data.tokens.find((t) => t.row === state.rows).text.trim()}”` : state.rows === "question" ? "mean over the question's rows" : "from the last row";
     const parts = hasRegion ? [`evidence ${percent(over((row) => mass.region(row, head)))}`] : [];
     parts.push(`picture ${percent(over((row) => mass.picture(row, head)))}`);
     reading.textContent = `${nameOf(head)}, ${words}: ${parts.join(", ")}` + (kept ? "" : " (its map was left out)");
   }
+  const figures = new Map();  // of pinned heads: a canvas takes longer to make than to draw
+  function figureOf(head) {
+    if (!figures.has(head)) {
+      const unpin = element("button", { type: "button", "aria-label": "unpin " + nameOf(head), onclick: () => pin(head) }, "×");
+      const canvas = stored.has(head) && hasViews ? element("canvas", { width: 200 }) : null;
+      figures.set(head, { canvas, figure: element("figure", {}, canvas, element("figcaption", {}, nameOf(head) + " ", unpin),
+        stored.has(head) ? null : element("p", { class: "hint" }, "map left out")) });
+    }
+    return figures.get(head);
+  }
   function drawPins() {
     root.querySelector(".pins-title").hidden = !state.pins.length;
-    pinned.replaceChildren(...state.pins.map((head) => {
-      const figure = element("figure", {}, element("figcaption", {}, nameOf(head) + " ", element("button", { type: "button", "aria-label": "unpin " + nameOf(head), onclick: () => pin(head) }, "×")));
-      if (!stored.has(head)) figure.append(element("p", { class: "hint" }, "map left out"));
-      else {
-        const maps = data.views.map((_, number) => heat(number, head)), peak = state.own ? peakOf(maps) : peakOfAll();
-        const number = maps.reduce((best, map, i) => (peakOf([map]) > peakOf([maps[best]]) ? i : best), 0), view = data.views[number];
-        if (view) {
-          const canvas = element("canvas", { width: 200, height: Math.round(200 * view.size[1] / view.size[0]) });
-          const context = canvas.getContext("2d"), image = views.querySelectorAll("img")[number];
-          const finish = () => { context.drawImage(image, 0, 0, canvas.width, canvas.height); wash(context, maps[number], peak, canvas);
-            view.outlines.forEach((box) => outline(context, box, canvas.width / view.size[0], "#fff")); };
-          if (image.complete) finish(); else image.addEventListener("load", finish, { once: true });
-          figure.prepend(canvas);
-        }
-      }
-      return figure;
-    }));
+    const wanted = state.pins.map((head) => figureOf(head).figure);
+    if (wanted.length !== pinned.children.length || wanted.some((figure, i) => pinned.children[i] !== figure)) pinned.replaceChildren(...wanted);
+    for (const head of state.pins) {
+      const { canvas } = figureOf(head);
+      if (!canvas) continue;
+      const maps = data.views.map((_, number) => heat(number, head)), highest = maps.reduce((best, map) => (map.peak > best.peak ? map : best));
+      const view = data.views[highest.number], image = canvases[highest.number].previousSibling, context = canvas.getContext("2d");
+      const height = Math.round(200 * view.size[1] / view.size[0]);
+      if (canvas.height !== height) canvas.height = height;
+      if (image.complete) context.drawImage(image, 0, 0, canvas.width, canvas.height);
+      wash(context, highest, state.own ? peakOf(maps) : peakOfAll(), canvas);
+      view.outlines.forEach((box) => outline(context, box, canvas.width / view.size[0], "#fff"));
+    }
   }
   function drawPatch() {  // which rows and heads look hardest at the patch that was clicked
     patchList.hidden = state.by !== "patch";
@@ -370,8 +393,12 @@ function corelensExplorer(root, data, live = null) {
   }
 
   // --- a link that reproduces the view -----------------------------------------------------------------------------
-  function remember() {
-    if (live) return;
+  let remembering = null;
+  function remember() {  // a moment later: to write an address takes longer than to draw
+    clearTimeout(remembering);
+    if (!live) remembering = setTimeout(writeAddress, 150);
+  }
+  function writeAddress() {
     const parts = { rows: state.rows, head: state.head, by: state.by, pins: state.pins.join(".") };
     if (state.patch !== null) parts.patch = state.patch;
     if (state.box) parts.box = [state.box.view, state.box.x0, state.box.y0, state.box.x1, state.box.y1].map(Math.round).join(".");

@@ -160,6 +160,25 @@ def kills() -> str:
     return markdown(rows)
 
 
+def explorer() -> str:
+    """Bytes of the explorer's page, time to its first paint, time of a click until the next
+    frame."""
+    clicks = ("token", "head", "patch")
+    heads = ["", "patches", "heads", "page", "first paint", *(f"click on a {x}" for x in clicks)]
+    rows = [heads]
+    for case, run in sorted(read("explorer").items(), key=lambda item: item[1]["patches"]):
+        cells = [str(run["patches"]), str(run["heads"]), f"{run['page_bytes'] / 1e6:.1f} MB"]
+        cells += [f"{run['first_paint_ms'] / 1000:.1f} s"]
+        for kind in clicks:
+            times = run["clicks"][kind]
+            cells.append(
+                f"{times['median_ms']:.0f} ms [{times['low_ms']:.0f}, {times['high_ms']:.0f}]"
+            )
+        model = f"`{run['model']}`"
+        rows.append([model if case == run["model"] else f"{case} ({model})", *cells])
+    return markdown(rows)
+
+
 def todays_key(key: str) -> str:
     """The key under which a score of metrics_compared.json is known now; the maximum over rows was
     the default then."""
@@ -283,5 +302,5 @@ def markdown(rows: list[list[str]]) -> str:
 
 TABLES = {
     table.__name__: table
-    for table in (hooks, scores, speed, knockout, metrics, contrast, start, kills)
+    for table in (hooks, scores, speed, knockout, metrics, contrast, start, kills, explorer)
 }
