@@ -8,14 +8,12 @@ import re
 import shutil
 import subprocess
 
-from jaxtyping import install_import_hook
-
-import helpers.typecheck  # noqa: F401  (the import hook takes it from the package)
+from helpers.typecheck import check_package
 
 # on every CPU the same product has the same bits, wherever it lies in memory
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
-install_import_hook("corelens", "helpers.typecheck.checker").__enter__()
+check_package("corelens")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -57,6 +57,8 @@ class Knockouts:
     def ablated(self, heads: HeadSet, kind: str) -> Evaluation:
         """The answers under `ablate(heads, kind)`, for kinds without a reference ("zero",
         "uniform")."""
+        if not heads:
+            return self.clean
         hooks = ablate(heads, kind)
         if self._scored or self._base is None:
             return evaluate(self.model, self.prepared, hooks)
@@ -69,6 +71,8 @@ class Knockouts:
 
     def evaluate(self, heads: HeadSet | None, rows: Rows, columns: str = "region") -> Evaluation:
         """The answers with the edges from `rows` to `columns` cut in these heads (all if None)."""
+        if heads is not None and not heads:
+            return self.clean
         layer = 0 if heads is None else min(head.layer for head in heads)
         answers: list[Answer] = []
         for number, inputs in enumerate(self.prepared):

@@ -56,6 +56,8 @@ class TokenMap:
     id: str = ""
     audio: Int[Tensor, " audio"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     sounds: list[Heard] | None = None
+    # hooks ask for the same names in every layer of every run
+    _resolved: dict[tuple[str, bool], Tensor] = field(default_factory=dict, init=False)
 
     def __repr__(self) -> str:
         shown = {"length": self.length, "visual": len(self.visual), "last": int(self.last)}
@@ -195,13 +197,17 @@ class TokenMap:
         """
         if not isinstance(spec, str):
             return self._explicit(spec)
-        names = [name.strip() for name in spec.split("+")]
-        named = [
-            self._named(name, rows)
-            for name in names
-            if len(names) == 1 or name != "answer" or "answer" in self.parts
-        ]
-        return torch.unique(torch.cat(named)) if named else torch.empty(0, dtype=torch.long)
+        if (spec, rows) not in self._resolved:
+            names = [name.strip() for name in spec.split("+")]
+            named = [
+                self._named(name, rows)
+                for name in names
+                if len(names) == 1 or name != "answer" or "answer" in self.parts
+            ]
+            self._resolved[spec, rows] = (
+                torch.unique(torch.cat(named)) if named else torch.empty(0, dtype=torch.long)
+            )
+        return self._resolved[spec, rows].clone()
 
     def evidence_rows(self, rows: Positions) -> Int[Tensor, " row"]:
         """The rows of `positions(rows, rows=True)`, after checking that one of them at least can
