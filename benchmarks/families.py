@@ -5,8 +5,9 @@
     python benchmarks/families.py glm46v gemma4     # these alone, anew
 
 Of each type a tiny model is built, all its parameters random (tests/families), and checked against
-plain transformers, in a process that is begun anew where a type takes it down. The rows are written to
-benchmarks/results/families.json as they come, so that a run that was stopped goes on where it was.
+plain transformers, in a process that is begun anew where a type takes it down. The rows are written
+to benchmarks/results/families.json as they come, so that a run that was stopped goes on where it
+was.
 """
 
 import argparse

@@ -6,8 +6,8 @@ times and started again, against the same command left alone.
 
 Every file of the two folders is compared byte for byte: parts, work, scores, report.json and
 report.html. Left out are the locks. What was measured on a clock (the decoding speed of F7 and F8)
-differs between any two runs; it is blanked in both reports, and in the pages drawn from them, before
-they are compared.
+differs between any two runs; it is blanked in both reports, and in the pages drawn from them,
+before they are compared.
 """
 
 import argparse
@@ -124,7 +124,8 @@ def measure(name: str, kills: int, seed: int, more: list[str], folder: Path) -> 
         file for file in left.keys() | right.keys() if left.get(file) != right.get(file)
     )
     return {
-        "command": "corelens " + " ".join(arguments), "seconds": round(seconds, 1), "start": round(start, 1),
+        "command": "corelens " + " ".join(arguments), "seconds": round(seconds, 1),
+        "start": round(start, 1),
         "kills": len(delays), "after_seconds": delays, "files": len(left), "differ": differ,
     }  # fmt: skip
 
@@ -148,7 +149,8 @@ def main() -> None:
             result = measure(name, options.kills, options.seed, more, folder)
             results.append(result)
             print(
-                f"{result['command']}: {result['kills']} kills, {len(result['differ'])} of {result['files']} files "
+                f"{result['command']}: {result['kills']} kills, {len(result['differ'])} of "
+                f"{result['files']} files "
                 f"differ {result['differ'] or ''}", flush=True,
             )  # fmt: skip
     if options.out is not None:

@@ -139,8 +139,10 @@ def main() -> None:
     dense = cl.evaluate(model, prepared)
     result = {
         "benchmark": "patterns", "model": options.model, "world": "refer", "seed": options.seed,
-        "scored": len(scored), "answered": len(answered), "dense": dense.accuracy, "full heads": count,
-        "rows": rows, "machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
+        "scored": len(scored), "answered": len(answered), "dense": dense.accuracy,
+        "full heads": count,
+        "rows": rows, "machine": platform.machine(), "cores": os.cpu_count(),
+        "torch": torch.__version__,
         "minutes": round((time.perf_counter() - start) / 60, 1),
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)

@@ -7,10 +7,10 @@ One line a sample, a JSON object:
 
 `images` or `video` (its frames), `audio` (WAV files): paths relative to the folder, and inside it;
 one of them at least. `question`: text. All else may be left out: `id` (the line number), `answer`,
-`choices` (texts), `meta` (anything), `regions`: each with one of `box` [x0, y0, x1, y1] in pixels of
-the original picture, `mask` (path of a picture, non-black where the region is), `tube` {frame: box}
-or `span` [start, end] in seconds; and `image` (which picture or, for a span, which sound, from 0)
-and `text` (what stands or is said there).
+`choices` (texts), `meta` (anything), `regions`: each with one of `box` [x0, y0, x1, y1] in pixels
+of the original picture, `mask` (path of a picture, non-black where the region is), `tube`
+{frame: box} or `span` [start, end] in seconds; and `image` (which picture or, for a span, which
+sound, from 0) and `text` (what stands or is said there).
 """
 
 import io

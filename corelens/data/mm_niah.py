@@ -1,13 +1,13 @@
-"""MM-NIAH from your own copy: needles, in text or in pictures, in documents of 1,000 to 72,000 tokens
-(arXiv 2406.07230).
+"""MM-NIAH from your own copy: needles, in text or in pictures, in documents of 1,000 to 72,000
+tokens (arXiv 2406.07230).
 
     mm_niah_val/annotations/retrieval-text.jsonl …   one file a task
     mm_niah_val/images/…                             or mm_niah_test
 
 as https://huggingface.co/datasets/OpenGVLab/MM-NIAH publishes it; fields and prompts as
-https://github.com/OpenGVLab/MM-NIAH has them (README, utils/tools.py). A record has id, images_list,
-context and question (`<image>` where a picture stands), answer, and meta: placed_depth,
-context_length, num_images, needles, choices, choices_image_path.
+https://github.com/OpenGVLab/MM-NIAH has them (README, utils/tools.py). A record has id,
+images_list, context and question (`<image>` where a picture stands), answer, and meta:
+placed_depth, context_length, num_images, needles, choices, choices_image_path.
 
 A region is a whole picture of the document, where `meta.needles` names it (image needles); text
 needles have none. Scores: the letter of a choice (`multiple_choice`); the gold answer as a word of

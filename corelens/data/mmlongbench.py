@@ -15,7 +15,7 @@ the README explains it (pages from 0; SlideVQA's file names count from 1).
 |---|---|---|---|
 | documentQA | longdocurl, mmlongdoc, slidevqa | the answer's pages, whole, where shown | doc_qa |
 | NIAH | vh_single, vh_multi | none are published | binary_acc |
-| NIAH | {retrieval,counting,reasoning}-{text,image} | of `positive_ctxs` | sub_em, soft_acc, mc_acc |
+| NIAH | {retrieval,counting,reasoning}-{text,image} | `positive_ctxs` | sub_em, soft_acc, mc_acc |
 | vrag | infoseek, viquae | none: the evidence is text | sub_em |
 | ICL | cars196, food101, inat2021, sun397 | none | cls_acc |
 | summ | gov, lexsum | none | rouge (no score here) |

@@ -1,5 +1,5 @@
-"""Video-MME from your own copy: 2,700 multiple-choice questions about 900 videos (arXiv 2405.21075),
-scored by the letter.
+"""Video-MME from your own copy: 2,700 multiple-choice questions about 900 videos, scored by the
+letter (arXiv 2405.21075).
 
     videomme/test-00000-of-00001.parquet    or test-00000-of-00001.parquet beside `data`
     data/<videoID>.mp4                      or .MP4, .mkv: the videos_chunked_*.zip, unpacked
@@ -102,7 +102,8 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
         missing = [name for name in COLUMNS if name not in table.schema_arrow.names]
         if missing:
             raise CorelensError(
-                f"{file}, without the columns {', '.join(missing)}; it has {', '.join(table.schema_arrow.names)}",
+                f"{file}, without the columns {', '.join(missing)}; it has "
+                f"{', '.join(table.schema_arrow.names)}",
                 "the published columns",
                 "get the set from its publisher; see docs/data.md",
             )

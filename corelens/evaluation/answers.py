@@ -91,7 +91,10 @@ class Evaluation:
 
     def __repr__(self) -> str:
         n = len(self.per_sample)
-        return f"Evaluation(accuracy {self.interval}, answer_logprob {self.answer_logprob:.3f}, {n} samples)"
+        return (
+            f"Evaluation(accuracy {self.interval}, answer_logprob {self.answer_logprob:.3f}, "
+            f"{n} samples)"
+        )
 
     def plot(self, ax: Any = None) -> Any:
         """Log-probabilities of right and wrong answers as a matplotlib figure."""

@@ -188,11 +188,9 @@ class SparseContrast:
         )
 
     def __repr__(self) -> str:
-        samples, names = (
-            len(self.dense.per_sample),
-            ", ".join(dict.fromkeys(p.line for p in self.points)),
-        )
-        return f"SparseContrast({self.kind}: {names}; {samples} samples, dense accuracy {self.dense.interval})"
+        names = ", ".join(dict.fromkeys(point.line for point in self.points))
+        dense = f"{len(self.dense.per_sample)} samples, dense accuracy {self.dense.interval}"
+        return f"SparseContrast({self.kind}: {names}; {dense})"
 
     def to_json(self) -> dict[str, Any]:
         """Every point, every paired difference, and the heads of every draw."""

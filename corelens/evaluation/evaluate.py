@@ -276,7 +276,8 @@ def hooks_of(kind: str, heads: HeadSet, reference: Any = None) -> list[Hook]:
 
 
 def measure(
-    model: Any, prepared: Sequence[Inputs], clean: Evaluation, sets: Iterable[HeadSet], kind: str, fraction: float,
+    model: Any, prepared: Sequence[Inputs], clean: Evaluation, sets: Iterable[HeadSet], kind: str,
+    fraction: float,
     reference: Any = None, advance: Callable[[], None] = lambda: None,
 ) -> Point:  # fmt: skip
     """Ablate each of these sets in turn; accuracy is over samples, each the mean over the sets.

@@ -70,7 +70,10 @@ class PageRanking:
         return f"{image_html(self.plot(), 'recall at k')}<p>{escape(repr(self))}</p>"
 
     def __repr__(self) -> str:
-        return f"PageRanking({len(self.ranked)} questions: recall@1 {self.recall()}, chance {self.chance:.3f})"
+        return (
+            f"PageRanking({len(self.ranked)} questions: recall@1 {self.recall()}, chance "
+            f"{self.chance:.3f})"
+        )
 
 
 def rerank_pages(
@@ -91,8 +94,8 @@ def rerank_pages(
     Args:
         model: a HookedMLLM.
         samples: questions about several images, the pages. `meta["evidence_pages"]` holds the right
-            ones (as `cl.data.load_data` fills it for MMDocIR), by the names in `meta["pages"]`; without
-            it, the images that the sample's regions lie on.
+            ones (as `cl.data.load_data` fills it for MMDocIR), by the names in `meta["pages"]`;
+            without it, the images that the sample's regions lie on.
         heads: a HeadSet, or anything that makes one, for instance
             `scores["calibrated_ram"].top(0.05)`. Choose them on other documents.
         rows: whose attention.

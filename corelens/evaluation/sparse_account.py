@@ -159,11 +159,10 @@ def remarks(sparse: SparseInference, cfg: Any, inputs: Sequence[Any]) -> list[st
         ]
         which = (
             f"The last {last} rows of the prompt, which see everything in every head, cover "
-            "question tokens in "
-            f"{len(covers)} of {len(maps)} samples"
+            f"question tokens in {len(covers)} of {len(maps)} samples"
             if covers
-            else f"The last {last} rows of the prompt see everything in every head, the row that predicts the answer "
-            "among them"
+            else f"The last {last} rows of the prompt see everything in every head, the row that "
+            "predicts the answer among them"
         )
         sentences.append(
             f"{which}: any head can fetch the evidence there, so this says little about which "

@@ -154,17 +154,18 @@ class SpeedReport:
             )
         whole = self.speedup("end_to_end")
         start = words[int(whole.low > 1) - int(whole.high < 1)]
-        return f"Sparse is {start} dense: {', '.join(speedups)} (dense time / sparse time, median and quartiles)."
+        return (
+            f"Sparse is {start} dense: {', '.join(speedups)} (dense time / sparse time, median "
+            "and quartiles)."
+        )
 
     @property
     def answers(self) -> str:
         """Accuracy of both sides and how far the answers agree, in one sentence."""
         return (
             f"Accuracy on {self.samples} samples: dense {self.dense.accuracy}, sparse "
-            f"{self.sparse.accuracy}, "
-            f"difference {self.difference}; {self.agreement.value:.1%} of the answers agree, "
-            "KL(dense ‖ sparse) "
-            f"{self.kl.value:.2g} nats."
+            f"{self.sparse.accuracy}, difference {self.difference}; {self.agreement.value:.1%} of "
+            f"the answers agree, KL(dense ‖ sparse) {self.kl.value:.2g} nats."
         )
 
     @property
@@ -317,7 +318,10 @@ class SpeedReport:
             f"{name} {number}" for name, number in self.meta.get("versions", {}).items()
         )
         about |= {name: value for name, value in self.plan.items() if value not in (None, "", [])}
-        caption = "Speed-ups with quartiles of runs, and what the operation count allows; accuracy with 95% intervals."
+        caption = (
+            "Speed-ups with quartiles of runs, and what the operation count allows; "
+            "accuracy with 95% intervals."
+        )
         body = section("", self._words(), figure(self.plot(), caption))
         return page(f"Sparse inference: {about.get('model', '')}", [body], about)
 

@@ -60,7 +60,10 @@ class Setting:
     @property
     def words(self) -> str:
         """ "5% of heads (5) full, window 16"."""
-        return f"{self.share:.0%} of heads ({len(HeadSet(self.sparse.heads or ()))}) full, window {self.window}"
+        return (
+            f"{self.share:.0%} of heads ({len(HeadSet(self.sparse.heads or ()))}) full, window "
+            f"{self.window}"
+        )
 
 
 @dataclass
@@ -101,10 +104,9 @@ class TunedSparse:
         )
         return (
             f"{self.chosen.words}: {self.chosen.difference} on {len(self.dense.per_sample)} "
-            "calibration samples, "
-            f"{self.checked.speed.difference} on {len(self.checked.per_sample)} others (the "
-            "tolerance of "
-            f"{self.target:g} {held}). {self.checked.speed.verdict}"
+            f"calibration samples, {self.checked.speed.difference} on "
+            f"{len(self.checked.per_sample)} others (the tolerance of {self.target:g} {held}). "
+            f"{self.checked.speed.verdict}"
         )
 
     def plot(self) -> Any:
@@ -136,7 +138,8 @@ class TunedSparse:
             speed = (
                 "–"
                 if setting.speedup is None
-                else f"{setting.speedup.median:.2f}x [{setting.speedup[1]:.2f}, {setting.speedup[2]:.2f}]"
+                else f"{setting.speedup.median:.2f}x [{setting.speedup[1]:.2f}, "
+                f"{setting.speedup[2]:.2f}]"
             )
             rows.append(
                 [

@@ -87,7 +87,8 @@ def record(
     left_out = []
     if len(heads) < (total := int(np.isfinite(mass["picture"][0]).sum())):
         left_out.append(
-            f"Maps are kept for the {len(heads)} of {total} heads that put most attention on the evidence."
+            f"Maps are kept for the {len(heads)} of {total} heads that put most attention on the "
+            "evidence."
         )
     if len(rows_kept) < (seeing := int((token_map.text > token_map.visual.min()).sum())):
         left_out.append(
@@ -104,7 +105,8 @@ def record(
         "region": [int(i) for i in torch.isin(token_map.visual, region).nonzero()[:, 0]],
         "mass": {name: _base64(_quantised(values[rows_kept])) for name, values in mass.items()},
         "heads": [list(head) for head in heads], "pinned": [list(head) for head in first],
-        "maps": {"peak": _base64(maps[1]), "bytes": _base64(maps[0]), "visual": len(token_map.visual)},
+        "maps": {"peak": _base64(maps[1]), "bytes": _base64(maps[0]),
+        "visual": len(token_map.visual)},
         "scores": {_title(score): _scored(score, model) for score in scores},
         "left_out": left_out,
     }  # fmt: skip
@@ -260,9 +262,11 @@ def _views(inputs: Inputs, token_map: TokenMap, regions: Sequence[Shape]) -> lis
         shown = tokens_in_frame(picture, frame)
         boxes = [[round(x, 1) for x in box] for box in picture.box[shown].tolist()]
         views.append({
-            "label": f"frame {frame}" if frame is not None else f"image {number}", "image": number, "frame": frame,
+            "label": f"frame {frame}" if frame is not None else f"image {number}", "image": number,
+            "frame": frame,
             "size": [image.width, image.height], "src": _source(image),
-            "cells": boxes, "keys": [index[position] for position in picture.positions[shown].tolist()],
+            "cells": boxes,
+            "keys": [index[position] for position in picture.positions[shown].tolist()],
             "outlines": [_outline(region, frame) for region in of_panel(regions, number, frame)],
         })  # fmt: skip
     return views
@@ -302,7 +306,8 @@ def _scored(score: HeadScores, model: Any) -> list[list[float | None]]:
     if score.values.shape != (model.cfg.n_layers, model.cfg.n_heads):
         raise CorelensError(
             f"scores of {score.values.shape[0]} layers × {score.values.shape[1]} heads",
-            f"{model.cfg.n_layers} × {model.cfg.n_heads}, as the model has", "give this model's own scores",
+            f"{model.cfg.n_layers} × {model.cfg.n_heads}, as the model has", "give this model's "
+                "own scores",
         )  # fmt: skip
     return [
         [None if np.isnan(value) else round(float(value), 5) for value in layer]

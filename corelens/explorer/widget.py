@@ -25,7 +25,8 @@ export default {
     el.append(root);
     let view = null;
     const draw = () => {
-      const live = { view, settings: model.get("settings"), send: (message) => model.send(message), failed: () => {} };
+      const send = (message) => model.send(message);
+      const live = { view, settings: model.get("settings"), send, failed: () => {} };
       view = corelensExplorer(root, model.get("recording"), live);
       root.live = live;
     };
@@ -107,7 +108,8 @@ class ExplorerWidget(anywidget.AnyWidget):
         if self.box is not None:
             code.append(f"sample.regions = [{_written(self.box)}]")
         calls = {
-            "none": "[]", "zero": 'cl.ablate(heads, "zero")', "uniform": 'cl.ablate(heads, "uniform")',
+            "none": "[]", "zero": 'cl.ablate(heads, "zero")', "uniform": 'cl.ablate(heads, '
+                '"uniform")',
             "knockout": 'cl.knockout(heads, columns="region")',
             "bias": f'cl.edge_bias(heads, columns="region", value={self.settings["value"]})',
         }  # fmt: skip
@@ -116,7 +118,8 @@ class ExplorerWidget(anywidget.AnyWidget):
 
 def _written(region: Box | Tube) -> str:
     if isinstance(region, Tube):
-        return f"cl.Tube({{{', '.join(f'{frame}: cl.{box!r}' for frame, box in region.boxes.items())}}})"
+        boxes = ", ".join(f"{frame}: cl.{box!r}" for frame, box in region.boxes.items())
+        return f"cl.Tube({{{boxes}}})"
     return f"cl.{region!r}"
 
 

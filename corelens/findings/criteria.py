@@ -39,7 +39,8 @@ QUANTILE = Threshold(
 DRAWS = Threshold("all", 20, "random sets at the least: fewer have no 95% quantile")
 
 HALF_IN = Threshold(
-    "F1", 0.102, "half of the positive excess RAM lies in at most this share of the heads, interval included",
+    "F1", 0.102, "half of the positive excess RAM lies in at most this share of the heads, "
+        "interval included",
     f"{MM_HEADS}: 4.4 to 10.2%",
 )  # fmt: skip
 SPEARMAN = Threshold(

@@ -24,7 +24,8 @@ FORMAT = "corelens-study/4"
 FINDINGS: dict[str, Finding] = {
     finding.id: finding
     for finding in (
-        Sparsity(), Stability(), Layers(), Localisation(), Necessity(), Sufficiency(), Acceleration(), SparseMM()
+        Sparsity(), Stability(), Layers(), Localisation(), Necessity(), Sufficiency(),
+        Acceleration(), SparseMM()
     )
 }  # fmt: skip
 

@@ -114,7 +114,8 @@ def run_study(
 
 
 def _measure_model(
-    model: Any, samples: Mapping[str, Sequence[Sample]], options: Options, studied: Sequence[str], folder: Path,
+    model: Any, samples: Mapping[str, Sequence[Sample]], options: Options, studied: Sequence[str],
+    folder: Path,
     line: "_Line",
 ) -> Numbers:  # fmt: skip
     """Which worlds count, which reading is judged, then every finding in every world."""
@@ -203,7 +204,8 @@ def _nothing(world: World) -> Numbers:
     """The part of a world in report.json before anything is measured."""
     return {
         "serves": list(world.serves), "scored": len(world.to_score), "tested": len(world.to_test),
-        "without_region": world.without_region, "clean": None, "why_not": None, "row_costs": None, "scores": {},
+        "without_region": world.without_region, "clean": None, "why_not": None, "row_costs": None,
+        "scores": {},
         "agreement_over_n": {}, "skipped": {}, "numbers": {}, **dict.fromkeys(BESIDE),
     }  # fmt: skip
 

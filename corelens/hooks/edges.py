@@ -105,10 +105,10 @@ class Edges:
         if isinstance(columns, str):
             if columns != "all":
                 raise CorelensError(
-                    f"the columns {columns!r} in a cross-attention layer, whose columns are the {count} tokens of the "
-                    "tower",
-                    f"numbers from 0 to {count - 1}, or 'all': which part of the picture each of them sees is not "
-                    "measured",
+                    f"the columns {columns!r} in a cross-attention layer, whose columns are the "
+                    f"{count} tokens of the tower",
+                    f"numbers from 0 to {count - 1}, or 'all': which part of the picture each of "
+                    "them sees is not measured",
                     "give numbers, or leave the layer out; hook_pattern shows the same columns",
                 )
             columns = list(range(count))

@@ -279,8 +279,8 @@ class AttentionPoints(nn.Module):
 
     `hook_gate` [batch, pos, head, d_head] is there only where q_proj also gives a gate by which z
     is multiplied (after an activation of the family's). A layer without attention heads has the
-    names, each refused with the reason. In a cross-attention layer (`cross`) keys and values are the
-    tower's tokens, and so are the key axis and the columns of edges.
+    names, each refused with the reason. In a cross-attention layer (`cross`) keys and values are
+    the tower's tokens, and so are the key axis and the columns of edges.
     """
 
     def __init__(self, n_heads: int, n_kv_heads: int, gated: bool = False, cross: bool = False):

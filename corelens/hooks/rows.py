@@ -164,7 +164,8 @@ def mix(
 
 
 def rows_z(
-    query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, heads: Tensor | None, call: Call,
+    query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, heads: Tensor | None,
+    call: Call,
     edit: Callable[[Tensor], Tensor] = lambda scores: scores,
 ) -> tuple[Float[Tensor, "batch row some d"], Float[Tensor, "batch some row key"]]:  # fmt: skip
     sinks = call.sinks if call.sinks is None or heads is None else call.sinks[heads]

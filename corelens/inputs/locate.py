@@ -173,7 +173,8 @@ def times_of(
     lengths = [len(part) for part in seconds]
     if sum(lengths) != len(places):
         raise CorelensError(
-            f"sample {id!r}: {len(places)} audio tokens in the prompt, {lengths} expected of its sounds",
+            f"sample {id!r}: {len(places)} audio tokens in the prompt, {lengths} expected of its "
+            "sounds",
             "as many as a sound of this length has by itself",
             "prepare sounds one a sample; if that does not help, please report it",
         )

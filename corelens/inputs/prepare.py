@@ -245,7 +245,8 @@ def _check_regions(sample: Sample, pictures: list[Any], sounds: list[Sound]) -> 
 def _check_span(sample: Sample, span: Span, sounds: list[Sound]) -> None:
     if not 0 <= span.audio < len(sounds):
         raise CorelensError(
-            f"sample {sample.id!r}: a Span in sound {span.audio}; the sample has {len(sounds)} sounds",
+            f"sample {sample.id!r}: a Span in sound {span.audio}; the sample has {len(sounds)} "
+            "sounds",
             "a span in one of its sounds",
             "count sounds from 0"
             if sounds

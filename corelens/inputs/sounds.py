@@ -51,7 +51,8 @@ def read_sound(sound: Any, where: str) -> Sound:
     if not is_sound(sound):
         raise CorelensError(
             f"{where} is of type {type(sound).__name__}",
-            "(waveform, rate): an array of samples and how many make a second; or the path of a WAV file",
+            "(waveform, rate): an array of samples and how many make a second; or the path of a "
+            "WAV file",
             "say the sampling rate beside the waveform",
         )
     waveform, rate = np.asarray(sound[0]), int(sound[1])
@@ -86,10 +87,12 @@ def check_sounds(processor: Any, sounds: Sequence[Sound]) -> None:
     for sound in sounds:
         if sound.rate != rate:
             raise CorelensError(
-                f"a sound of {sound.rate} samples a second for {type(hears).__name__}, which takes {rate}",
+                f"a sound of {sound.rate} samples a second for {type(hears).__name__}, which takes "
+                f"{rate}",
                 f"{rate} samples a second",
                 "resample it first, for instance with scipy.signal.resample_poly(waveform, "
-                f"{rate}, {sound.rate}) or torchaudio.functional.resample; spans in seconds stay as they are",
+                f"{rate}, {sound.rate}) or torchaudio.functional.resample; spans in seconds stay "
+                "as they are",
             )
 
 

@@ -64,6 +64,7 @@ for _layout in (
     register_layout(_layout)
 
 __all__ = [
-    "Cells", "Layout", "cross", "edge", "grid", "image_option", "in_frames", "layout_for", "patches",
+    "Cells", "Layout", "cross", "edge", "grid", "image_option", "in_frames", "layout_for",
+    "patches",
     "register_layout", "shrunk_to",
 ]  # fmt: skip

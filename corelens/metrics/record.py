@@ -67,7 +67,8 @@ class Record:
     """
 
     def __init__(
-        self, metrics: Sequence[Metric], w_o: Callable[[int], Tensor] | None = None, null: NullRows | None = None,
+        self, metrics: Sequence[Metric], w_o: Callable[[int], Tensor] | None = None,
+        null: NullRows | None = None,
         sinks: Sequence[Tensor] | None = None,
     ):  # fmt: skip
         self.metrics, self._w_o, self._null, self._sinks = list(metrics), w_o, null, sinks

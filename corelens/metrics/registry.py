@@ -26,7 +26,8 @@ from corelens.metrics.visual_mass import VISUAL_MASS
 METRICS: dict[str, Metric] = {
     known.name: known
     for known in (
-        RAM, RAM_EXCESS, RAM_SHIFTED, CALIBRATED_RAM, VISUAL_MASS, PRECISION, LIFT, GAZE, RANDOM, QR, VALUE_MASS,
+        RAM, RAM_EXCESS, RAM_SHIFTED, CALIBRATED_RAM, VISUAL_MASS, PRECISION, LIFT, GAZE, RANDOM,
+        QR, VALUE_MASS,
         LOCALIZATION, RETRIEVAL, VISUAL_HEAD,
     )
 }  # fmt: skip

@@ -18,7 +18,8 @@ from corelens.inputs.tensors import MEDIA
 
 # Keywords of TransformerLens's calls that have no meaning here, and what to do instead.
 ELSEWHERE = {
-    "prepend_bos": "the chat template writes the special tokens: look at model.to_str_tokens(inputs)",
+    "prepend_bos": "the chat template writes the special tokens: look at "
+    "model.to_str_tokens(inputs)",
     "padding_side": "padding is prepare's: model.prepare(samples, padding_side=…)",
     "tokens": "tokens alone have no picture: bind the inputs, cl.bind(model, inputs)",
     "start_at_layer": "write the residual stream there: a hook at blocks.{l}.hook_resid_pre",

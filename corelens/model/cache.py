@@ -93,8 +93,10 @@ class ActivationCache(LensCache):
     # --- the residual stream, taken apart
 
     def decompose_resid(
-        self, layer: int | None = None, mlp_input: bool = False, mode: Literal["all", "mlp", "attn"] = "all",
-        apply_ln: bool = False, pos_slice: Any = None, incl_embeds: bool = True, return_labels: bool = False,
+        self, layer: int | None = None, mlp_input: bool = False,
+        mode: Literal["all", "mlp", "attn"] = "all",
+        apply_ln: bool = False, pos_slice: Any = None, incl_embeds: bool = True,
+        return_labels: bool = False,
     ) -> Any:  # fmt: skip
         """As in TransformerLens, with what DeepStack adds after a layer behind that layer's MLP
         (mode "all"), and what a layer adds beside both ("0_extra").
@@ -127,7 +129,8 @@ class ActivationCache(LensCache):
         return (parts, labels) if return_labels else parts
 
     def stack_head_results(
-        self, layer: int = -1, return_labels: bool = False, incl_remainder: bool = False, pos_slice: Any = None,
+        self, layer: int = -1, return_labels: bool = False, incl_remainder: bool = False,
+        pos_slice: Any = None,
         apply_ln: bool = False,
     ) -> Any:  # fmt: skip
         """As in TransformerLens; behind a norm after attention, what of each head reaches the
@@ -204,8 +207,10 @@ class ActivationCache(LensCache):
         return (torch.cat(results, dim=-2) / scale[..., None]).movedim(-2, 0)
 
     def get_full_resid_decomposition(
-        self, layer: int | None = None, mlp_input: bool = False, expand_neurons: bool = True, apply_ln: bool = False,
-        pos_slice: Any = None, return_labels: bool = False, project_output_onto: Tensor | None = None,
+        self, layer: int | None = None, mlp_input: bool = False, expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: Any = None, return_labels: bool = False,
+        project_output_onto: Tensor | None = None,
     ) -> Any:  # fmt: skip
         """As in TransformerLens, with what DeepStack adds as the last components."""
         depth = self._depth(layer)
@@ -366,7 +371,8 @@ class ActivationCache(LensCache):
         missing = [n for n in range(layer) if f"blocks.{n}.mlp.hook_post" in absent]
         if missing:
             raise CorelensError(
-                f"single neurons of layers {missing}, which are mixtures of experts", "layers with one MLP",
+                f"single neurons of layers {missing}, which are mixtures of experts", "layers with "
+                    "one MLP",
                 "pass expand_neurons=False",
             )  # fmt: skip
 

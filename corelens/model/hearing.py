@@ -215,6 +215,6 @@ def _unheard(hf: nn.Module, reason: str) -> CorelensError:
     name = getattr(hf.config, "model_type", type(hf).__name__)
     return CorelensError(
         f"a model of type {name!r} whose audio tokens could not be placed in the sound: {reason}",
-        "audio tokens that each hear their own part of the sound, when spans or times are asked for",
-        "hooks work without it, with rows and columns by position, and 'audio' for all audio tokens",
+        "audio tokens that each hear their own part of the sound (only spans and times need it)",
+        "without it hooks take rows and columns by position, and 'audio' for all audio tokens",
     )

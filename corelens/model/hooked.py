@@ -306,10 +306,10 @@ class HookedMLLM(LensModel):
             raise CorelensError(what, "one sample", "leave it off")
         if incl_bwd:
             raise CorelensError(
-                "incl_bwd=True", "a forward run: its output is logits, which have no gradient of their own",
-                "make a number of the logits, and call backward() on it with "
-                "model.hooks(bwd_hooks=…) around both",
-            )  # fmt: skip
+                "incl_bwd=True",
+                "a forward run: its output is logits, which have no gradient of their own",
+                "make a number of them, and call backward() on it, model.hooks(bwd_hooks=…) around",
+            )
         held = {} if to_disk is None else DiskDict(to_disk)
         options = {"device": device, "remove_batch_dim": remove_batch_dim, "pos_slice": pos_slice}
         held, forward_hooks, _ = self.get_caching_hooks(names_filter, cache=held, **options)

@@ -289,8 +289,10 @@ def residuals(subject: Subject) -> Identity:
         parts = subject.model.blocks[layer].parts
         # (before, added, what their sum is multiplied by, after, points that fail with it)
         steps = [
-            ((layer, "resid_pre"), (layer, "attn_out"), 1.0, (layer, "resid_mid"), ("attn_out", "resid_mid")),
-            ((layer, "resid_post"), (layer, "deepstack"), 1.0, (layer + 1, "resid_pre"), ("resid_post",)),
+            ((layer, "resid_pre"), (layer, "attn_out"), 1.0, (layer, "resid_mid"),
+            ("attn_out", "resid_mid")),
+            ((layer, "resid_post"), (layer, "deepstack"), 1.0, (layer + 1, "resid_pre"),
+            ("resid_post",)),
         ]  # fmt: skip
         if (
             parts.extra is None

@@ -85,7 +85,8 @@ def _crossing(layer: nn.Module, named: Parts) -> Parts:
         width = int(layer.get_submodule(projections["q_proj"]).out_features)  # type: ignore[arg-type]
         return replace(
             named, mixer=path, attention=path, **projections, cross=True, n_heads=n_heads,
-            n_kv_heads=head_count(module, "num_key_value_heads") or n_heads, d_head=width // n_heads,
+            n_kv_heads=head_count(module, "num_key_value_heads") or n_heads,
+            d_head=width // n_heads,
         )  # fmt: skip
     return named
 
@@ -198,7 +199,8 @@ def _with_mlp(layer: nn.Module, parts: Parts, call: LayerCall) -> Parts:
     if mlp is None or not has(layer, mlp):
         return replace(parts, mlp=None, mlp_gate=None, mlp_up=None, mlp_down=None, d_mlp=None)
     names = {part: f"{mlp}.{name}" for part, name in
-             (("mlp_gate", "gate_proj"), ("mlp_up", "up_proj"), ("mlp_down", "down_proj"))}  # fmt: skip
+             (("mlp_gate", "gate_proj"), ("mlp_up", "up_proj"),
+             ("mlp_down", "down_proj"))}  # fmt: skip
     paths: dict[str, Any] = {
         part: path if path in call.inputs else None for part, path in names.items()
     }

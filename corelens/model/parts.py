@@ -64,8 +64,8 @@ class Parts:
     @classmethod
     def of(cls, layout: Layout, layer: nn.Module, text: Any) -> "Parts":
         """As a layout and a text config say, without what this layer has not."""
-        names = ("attention", "q_proj", "k_proj", "v_proj", "o_proj", "ln1", "ln2", "attn_out", "mlp_out", "mlp",
-                 "mlp_gate", "mlp_up", "mlp_down")  # fmt: skip
+        names = ("attention", "q_proj", "k_proj", "v_proj", "o_proj", "ln1", "ln2", "attn_out",
+                 "mlp_out", "mlp", "mlp_gate", "mlp_up", "mlp_down")  # fmt: skip
         paths: dict[str, Any] = {
             n: path if has(layer, path := getattr(layout, n)) else None for n in names
         }
@@ -81,7 +81,8 @@ class Parts:
             ) from None
         d_head = _entry(text, "head_dim") or (text.hidden_size // n_heads if n_heads else 0)
         return cls(
-            mixer=paths["attention"], **paths, norm_weight_offset=layout.norm_weight_offset, n_heads=n_heads,
+            mixer=paths["attention"], **paths, norm_weight_offset=layout.norm_weight_offset,
+            n_heads=n_heads,
             n_kv_heads=_entry(text, "num_key_value_heads") or n_heads,
             d_head=d_head, d_mlp=_entry(text, "intermediate_size"),
         )  # fmt: skip

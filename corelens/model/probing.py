@@ -254,7 +254,8 @@ def _check_local(
     hf: nn.Module, box: Float[Tensor, "token 4"], size: tuple[int, int], seen: int
 ) -> None:
     if not seen:
-        raise _unplaced(hf, "none of its image tokens moves when pixels change while attention in its tower is off",
+        raise _unplaced(hf, "none of its image tokens moves when pixels change while attention in "
+            "its tower is off",
                         "such a resampler mixes the whole picture into each token")  # fmt: skip
     share = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / (size[0] * size[1])
     if seen > 1 and float(share.median()) > 0.5:

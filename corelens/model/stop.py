@@ -50,6 +50,7 @@ def residual_before(
     finally:
         handle.remove()
     raise CorelensError(
-        f"stop_at_layer={layer}: the model's forward never reached it", "a decoder that runs its layers in order",
+        f"stop_at_layer={layer}: the model's forward never reached it", "a decoder that runs its "
+            "layers in order",
         "read blocks.{l}.hook_resid_pre with run_with_cache instead",
     )  # fmt: skip

@@ -194,7 +194,8 @@ class _Witness:
 
     def _edited(self) -> bool:
         block = self.tower.points.blocks[self.tower.layers.index(self.layer)]
-        return any(point.active for point in (block.attn.hook_q, block.attn.hook_k, block.attn.hook_v))  # type: ignore[union-attr]  # fmt: skip
+        attn: Any = block.attn
+        return any(point.active for point in (attn.hook_q, attn.hook_k, attn.hook_v))
 
     def _in_order(self, fused: Tensor) -> bool:
         values = torch.cat(self.values)

@@ -48,7 +48,8 @@ class Verification:
         """Everything as JSON has it; an infinite error (a shape that differs) is the text "inf"."""
         rows = [
             {
-                "identity": row.name, "error": _number(row.error), "allowed": row.allowed, "passed": row.passed,
+                "identity": row.name, "error": _number(row.error), "allowed": row.allowed,
+                "passed": row.passed,
                 "note": row.note, "refused": list(row.failed),
             }
             for row in self.rows

@@ -81,7 +81,8 @@ def _module(of: tuple[Parts, nn.Module], name: str) -> nn.Module:
         attends = parts.attention is not None or name.startswith("mlp")
         raise CorelensError(
             f"weights of a layer without a module for {name!r}" if attends
-            else f"{name!r} of a layer without attention heads: its mixer is a {_mixer(parts, layer)}",
+            else f"{name!r} of a layer without attention heads: its mixer is a "
+                f"{_mixer(parts, layer)}",
             "a layer with one MLP and a projection each for q, k, v and z",
             "read the weights of experts, of fused projections and of other mixers from model.hf",
         )  # fmt: skip

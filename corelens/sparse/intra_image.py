@@ -1,5 +1,5 @@
-"""IntraImage: a head sees its own picture or frame, the first tokens and a window: BlindSight's kind
-of visual heads (arXiv 2507.09071), as a prefill pattern by head."""
+"""IntraImage: a head sees its own picture or frame, the first tokens and a window, as BlindSight's
+visual heads do (arXiv 2507.09071): a prefill pattern by head."""
 
 from dataclasses import dataclass
 

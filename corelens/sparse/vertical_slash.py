@@ -1,5 +1,5 @@
-"""VerticalSlash: columns and diagonals chosen by a few sampled rows, as MInference does (Jiang et al.
-2024, arXiv 2407.02490, algorithm 2)."""
+"""VerticalSlash: columns and diagonals chosen by a few sampled rows, as MInference does (Jiang et
+al. 2024, arXiv 2407.02490, algorithm 2)."""
 
 from dataclasses import dataclass, replace
 
@@ -16,8 +16,8 @@ from corelens.sparse.visible import MaskMod
 
 @dataclass(frozen=True)
 class VerticalSlash:
-    """Each head sees the keys (columns) and the distances (diagonals) that hold most of the attention
-    of the prompt's last rows.
+    """Each head sees the keys (columns) and the distances (diagonals) that hold most of the
+    attention of the prompt's last rows.
 
     The attention of the last `rows` real rows is summed over them, once for each key and once for
     each distance i − j. A head sees the `vertical` highest keys and the `slash` highest distances;

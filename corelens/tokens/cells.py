@@ -114,4 +114,7 @@ def _fraction(region: Shape, box: tuple[float, ...], frame: int | None = None) -
 
 
 def _short(region: Region) -> str:
-    return f"{type(region).__name__} {getattr(region, 'bounds', None) or dict(getattr(region, 'boxes', {}))}"
+    return (
+        f"{type(region).__name__} "
+        f"{getattr(region, 'bounds', None) or dict(getattr(region, 'boxes', {}))}"
+    )

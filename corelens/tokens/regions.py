@@ -255,7 +255,8 @@ def as_region(region: Any) -> Region:
         return Box(*(number.item() if hasattr(number, "item") else number for number in region))
     raise CorelensError(
         f"the region {str(region)[:60]!r}, a {type(region).__name__}",
-        "a Box, Mask, Tube or Span, or four numbers x0, y0, x1, y1 in pixels of the original picture",
+        "a Box, Mask, Tube or Span, or four numbers x0, y0, x1, y1 in pixels of the original "
+        "picture",
         "for COCO's x, y, width, height use Box.from_xywh; for an array of True and False use Mask",
     )
 

@@ -64,7 +64,10 @@ class TokenMap:
         shown |= {name: len(part) for name, part in self.parts.items()} | {
             "regions": len(self.covered)
         }
-        return f"TokenMap({self.id!r}, {', '.join(f'{name}={value}' for name, value in shown.items())})"
+        return (
+            f"TokenMap({self.id!r}, "
+            f"{', '.join(f'{name}={value}' for name, value in shown.items())})"
+        )
 
     # --- what there is
 
@@ -187,10 +190,10 @@ class TokenMap:
         row.
 
         Args:
-            spec: "question", "last", "answer", "visual", "audio", "region", "text", "template", "all",
-                "image:1", "frame:3", "thumbnail" or "tile:0" (of every picture that is shown in
-                such views), or several joined by "+" (an answer that was not prepared is then left
-                out); or ints, or a boolean mask [pos].
+            spec: "question", "last", "answer", "visual", "audio", "region", "text", "template",
+                "all", "image:1", "frame:3", "thumbnail" or "tile:0" (of every picture that is shown
+                in such views), or several joined by "+" (an answer that was not prepared is then
+                left out); or ints, or a boolean mask [pos].
             rows: "answer" then means the rows that predict the answer's tokens, one before each.
 
         Errors: an unknown name, a part that the sample lacks, a position outside the row.
@@ -216,8 +219,8 @@ class TokenMap:
         if len(resolved) == 0 or resolved.max() < region.min():
             raise CorelensError(
                 f"sample {self.id!r}: the {rows if isinstance(rows, str) else 'chosen'} rows "
-                "stand before the evidence"
-                f": rows {resolved.tolist()[:4]}, region from position {int(region.min())}",
+                f"stand before the evidence: rows {resolved.tolist()[:4]}, region from position "
+                f"{int(region.min())}",
                 "rows that come after the picture: a token attends only to what stands before it",
                 "use rows='last', or put the picture before the question",
             )

@@ -24,8 +24,10 @@ def answer_histogram(evaluation: Any, ax: Axes | None = None) -> Figure:
         # the sides differ in colour and in hatching: print may be grey
         bins = np.histogram_bin_edges(values, bins=min(30, max(5, len(values) // 4)))
         ax.hist(
-            [values[right], values[~right]], bins=list(bins), stacked=True, color=[style.BLUE, style.HOT],
-            label=[f"right ({right.sum()})", f"wrong ({(~right).sum()})"], hatch=["", "//"], edgecolor="white",
+            [values[right], values[~right]], bins=list(bins), stacked=True,
+            color=[style.BLUE, style.HOT],
+            label=[f"right ({right.sum()})", f"wrong ({(~right).sum()})"], hatch=["", "//"],
+            edgecolor="white",
             linewidth=0.5,
         )  # fmt: skip
         ax.set(xlabel="log-probability of the gold answer (nats)", ylabel="samples")

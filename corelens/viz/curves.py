@@ -42,8 +42,10 @@ def sorted_scores(
             )
         ax.plot(rank, values, color=style.GREY, linewidth=1.2)
         ax.plot(
-            rank[:k], values[:k], color=style.HOT, marker="o", markersize=4.5 if k < 25 else 2.5, linewidth=1.4,
-            label=f"top {fraction:.0%}: {k} of {len(values)} heads, {scores.mass_of_top(fraction):.0%} of the sum",
+            rank[:k], values[:k], color=style.HOT, marker="o", markersize=4.5 if k < 25 else 2.5,
+            linewidth=1.4,
+            label=f"top {fraction:.0%}: {k} of {len(values)} heads, "
+                f"{scores.mass_of_top(fraction):.0%} of the sum",
         )  # fmt: skip
         ax.set(xlabel="heads, from the highest to the lowest", ylabel=style.axis_label(scores))
         ax.set_xlim(0, len(values) + 1)
@@ -175,7 +177,8 @@ def ablation_curves(
             if level is not None:
                 ax.axhline(level, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1)
                 ax.annotate(
-                    words, (1, level), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                    words, (1, level), (4, 0), xycoords=("axes fraction", "data"),
+                    textcoords="offset points",
                     va="center", fontsize=8, color=style.SOFT, annotation_clip=False,
                 )  # fmt: skip
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -172,8 +172,10 @@ PANELS = {
     "F5": _necessity, "F6": _sufficiency, "F7": _acceleration, "F8": _visual_heads,
 }  # fmt: skip
 DRAWN = {  # finding → the meaning of the threshold that its figure draws begins with these words
-    "F1": "half of the positive excess", "F2": "cost of another world's", "F3": "mean relative depth",
-    "F5": "share of the clean accuracy that masking the top", "F6": "share of the clean accuracy with only",
+    "F1": "half of the positive excess", "F2": "cost of another world's", "F3": "mean relative "
+        "depth",
+    "F5": "share of the clean accuracy that masking the top", "F6": "share of the clean accuracy "
+        "with only",
     "F7": "accuracy lost with", "F8": "log-probability that budgets",
 }  # fmt: skip
 

@@ -37,7 +37,8 @@ def head_grid(
     cell = min(0.3, 6.2 / heads, 6.6 / layers)
     with style.axes(ax, max(2.9, heads * cell + 1.5), max(1.5, layers * cell + 0.75)) as ax:
         mesh = ax.pcolormesh(
-            scores.values, cmap=scale, vmin=low, vmax=high, edgecolors="#ffffff", linewidth=min(0.8, cell * 3),
+            scores.values, cmap=scale, vmin=low, vmax=high, edgecolors="#ffffff",
+            linewidth=min(0.8, cell * 3),
             rasterized=scores.values.size > 3000,
         )  # fmt: skip
         ax.set_aspect("equal")
@@ -113,8 +114,8 @@ def head_grid_html(
                 label += f" [{ci[0][layer, head]:.3g}, {ci[1][layer, head]:.3g}]"
             mark = " on" if highlighted[layer, head] else ""
             cells.append(
-                f'<rect x="{left + head * (side + gap)}" y="{top + layer * (side + gap)}" width="{side}" '
-                f'height="{side}" rx="2" fill="{colours[index[layer, head]]}" '
+                f'<rect x="{left + head * (side + gap)}" y="{top + layer * (side + gap)}" '
+                f'width="{side}" height="{side}" rx="2" fill="{colours[index[layer, head]]}" '
                 f'class="c{index[layer, head]}{mark}"><title>{escape(label)}</title></rect>'
             )
     labels = [
@@ -131,14 +132,18 @@ def head_grid_html(
     stops = "".join(
         f'<i class="b{i}" style="background:{colour}"></i>' for i, colour in enumerate(colours)
     )
+    words = " · ".join(part for part in (style.axis_label(scores), detail) if part)
     marked = '<span class="key"><i></i>highlighted</span>' if highlighted.any() else ""
     return (
-        f'<div class="cl-live cl-grid {_scale(scores.values)}" data-tips><style>{_css(scores.values)}</style>'
-        f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'<div class="cl-live cl-grid {_scale(scores.values)}" '
+        f"data-tips><style>{_css(scores.values)}</style>"
+        f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'role="img" '
         f'aria-label="{escape(name)} of {layers} layers by {heads} heads">'
         f"{''.join(labels)}{''.join(cells)}</svg></div>"
-        f'<div class="legend"><span>{low:.3g}</span><span class="bar">{stops}</span><span>{high:.3g}</span>'
-        f"<span>{escape(' · '.join(part for part in (style.axis_label(scores), detail) if part))}</span>{marked}</div>"
+        f'<div class="legend"><span>{low:.3g}</span><span '
+        f'class="bar">{stops}</span><span>{high:.3g}</span>'
+        f"<span>{escape(words)}</span>{marked}</div>"
         f'<output class="tip" hidden></output>{live_script()}</div>'
     )
 

@@ -26,8 +26,15 @@ def head_marks(
         )
         if len(heads) <= 40:
             for number, (layer, head) in enumerate(heads, 1):
-                ax.text(head + 0.5, layer + 0.5, str(number), ha="center", va="center", color="white",
-                        fontsize=min(8, cell * 26))  # fmt: skip
+                ax.text(
+                    head + 0.5,
+                    layer + 0.5,
+                    str(number),
+                    ha="center",
+                    va="center",
+                    color="white",
+                    fontsize=min(8, cell * 26),
+                )
         ax.set_aspect("equal")
         ax.invert_yaxis()
         for axis, count in ((ax.xaxis, across), (ax.yaxis, down)):

@@ -62,7 +62,8 @@ class LogitLens:
         if layer not in self.layers or position not in self.positions:
             raise CorelensError(
                 f"layer {layer}, position {position}",
-                f"layers among {self.layers}, positions from {self.positions[0]} to {self.positions[-1]}",
+                f"layers among {self.layers}, positions from {self.positions[0]} to "
+                f"{self.positions[-1]}",
                 "choose a visual token",
             )
         place = self.layers.index(layer), self.positions.index(position)
@@ -98,13 +99,30 @@ class LogitLens:
         places = cells(self.token_map, panel)
         for position, (x0, y0, x1, y1) in places.items():
             word, probability = self.top(position, layer)[0]
-            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor=colour(probability), alpha=cover(probability),
-                                   edgecolor="#ffffff70", linewidth=0.4))  # fmt: skip
+            ax.add_patch(
+                Rectangle(
+                    (x0, y0),
+                    x1 - x0,
+                    y1 - y0,
+                    facecolor=colour(probability),
+                    alpha=cover(probability),
+                    edgecolor="#ffffff70",
+                    linewidth=0.4,
+                )
+            )
             if len(places) <= MOST_WORDS:
                 room = (x1 - x0) / image.width * wide * 72
                 size = min(8.0, room / max(2, len(brief(word))) * 1.45)
-                text = ax.text((x0 + x1) / 2, (y0 + y1) / 2, brief(word), ha="center", va="center", fontsize=size,
-                               color="white", parse_math=False)  # fmt: skip
+                text = ax.text(
+                    (x0 + x1) / 2,
+                    (y0 + y1) / 2,
+                    brief(word),
+                    ha="center",
+                    va="center",
+                    fontsize=size,
+                    color="white",
+                    parse_math=False,
+                )
                 text.set_path_effects([Stroke(linewidth=1.1, foreground="#000000b0"), Normal()])
         ax.set(xlim=(0, image.width), ylim=(image.height, 0))
         ax.set_axis_off()
@@ -117,18 +135,23 @@ class LogitLens:
         charts = Markup("").join(self._chart(panel, layers) for panel in shown)
         last = len(layers) - 1
         labels = ",".join(f"layer {layer}" for layer in layers)
+        stripe = Markup('<i style="background:{}"></i>')
         body = Markup(
-            '<div class="cl-live" data-tips><style>{}</style><div class="steps"><input type="range" min="0" max="{}" '
-            'value="{}" data-labels="{}" aria-label="layer"><output class="now">layer {}</output></div>'
-            '<div class="cl-lens">{}</div><div class="legend" style="margin-left:0"><span>0</span><span class="bar">{}'
-            '</span><span>1</span><span>probability of the likeliest token</span></div><output class="tip" hidden>'
-            "</output>{}</div>"
+            '<div class="cl-live" data-tips><style>{}</style><div class="steps">'
+            '<input type="range" min="0" max="{}" value="{}" data-labels="{}" aria-label="layer">'
+            '<output class="now">layer {}</output></div><div class="cl-lens">{}</div>'
+            '<div class="legend" style="margin-left:0"><span>0</span><span class="bar">{}</span>'
+            "<span>1</span><span>probability of the likeliest token</span></div>"
+            '<output class="tip" hidden></output>{}</div>'
         ).format(
             Markup(beside("live.css")), last, last, labels, layers[-1], charts,
-            Markup("").join(Markup('<i style="background:{}"></i>').format(colour(i / 31)) for i in range(32)),
+            Markup("").join(stripe.format(colour(i / 31)) for i in range(32)),
             live_script(),
         )  # fmt: skip
-        caption = "The word on a patch is the likeliest token of its residual stream after that layer (logit lens)."
+        caption = (
+            "The word on a patch is the likeliest token of its residual stream after that "
+            "layer (logit lens)."
+        )
         return View("Logit lens on the picture", body, caption)
 
     def _chart(self, panel: Panel, layers: list[int]) -> Markup:
@@ -145,10 +168,12 @@ class LogitLens:
                 words = ", ".join(f"‘{word}’ {probability:.2g}" for word, probability in best)
                 marks.append(
                     Markup(
-                        '<rect x="{:.0f}" y="{:.0f}" width="{:.0f}" height="{:.0f}" fill="{}" fill-opacity="{:.2f}">'
-                        '<title>layer {}, patch {}: {}</title></rect><text x="{:.0f}" y="{:.0f}">{}</text>'
+                        '<rect x="{:.0f}" y="{:.0f}" width="{:.0f}" height="{:.0f}" fill="{}" '
+                        'fill-opacity="{:.2f}"><title>layer {}, patch {}: {}</title></rect>'
+                        '<text x="{:.0f}" y="{:.0f}">{}</text>'
                     ).format(
-                        x0, y0, x1 - x0, y1 - y0, colour(sure), cover(sure), layer, position, words, (x0 + x1) / 2,
+                        x0, y0, x1 - x0, y1 - y0, colour(sure), cover(sure), layer, position, words,
+                        (x0 + x1) / 2,
                         (y0 + y1) / 2, brief(best[0][0]),
                     )
                 )  # fmt: skip
@@ -163,8 +188,10 @@ class LogitLens:
         )
         name = f"frame {frame}" if frame is not None else f"image {number}"
         return Markup(
-            '<figure><svg class="photo" viewBox="0 0 {:.0f} {:.0f}" width="{:.0f}" height="{:.0f}" role="img" '
-            'aria-label="{}"><image href="{}" width="{:.0f}" height="{:.0f}"/>{}</svg></figure>'
+            "<figure>"
+            '<svg class="photo" viewBox="0 0 {:.0f} {:.0f}" width="{:.0f}" height="{:.0f}" '
+            'role="img" aria-label="{}"><image href="{}" width="{:.0f}" height="{:.0f}"/>{}</svg>'
+            "</figure>"
         ).format(
             width,
             height,

@@ -60,7 +60,8 @@ def patch_heatmap(
         mean, names = grid
     label = WORDS[what] + str(result.meta.get("metric", ""))
     to = ", ".join(result.meta.get("receivers", []))
-    title = f"{result.meta.get('direction', '')} {result.meta.get('site', to and f'paths to {to}')}".strip()
+    site = result.meta.get("site", to and f"paths to {to}")
+    title = f"{result.meta.get('direction', '')} {site}".strip()
     last = list(names)[-1]
     if inputs is not None and last == "position" and ax is None:
         return _with_picture(mean, names, inputs, row, tokens, label, title)
@@ -167,8 +168,16 @@ def _over(
         value = values[position]
         if np.isfinite(value):
             alpha = 0.95 * min(1.0, abs(value) / end) ** 0.6
-            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, color=scale((value - low) / (high - low)),
-                                   alpha=alpha, linewidth=0))  # fmt: skip
+            ax.add_patch(
+                Rectangle(
+                    (x0, y0),
+                    x1 - x0,
+                    y1 - y0,
+                    color=scale((value - low) / (high - low)),
+                    alpha=alpha,
+                    linewidth=0,
+                )
+            )
     ax.set(xlim=(0, image.width), ylim=(image.height, 0))
     ax.set_axis_off()
 

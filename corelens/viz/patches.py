@@ -142,8 +142,14 @@ def _outline(ax: Axes, region: Shape, frame: int | None) -> None:
     """A white line within a dark one: seen on any picture."""
     for colour, width in (("#000000c0", 3.4), ("white", 1.6)):
         if isinstance(region, Mask):
-            ax.contour(np.arange(region.mask.shape[1]) + 0.5, np.arange(region.mask.shape[0]) + 0.5, region.mask,
-                       levels=[0.5], colors=colour, linewidths=width)  # fmt: skip
+            ax.contour(
+                np.arange(region.mask.shape[1]) + 0.5,
+                np.arange(region.mask.shape[0]) + 0.5,
+                region.mask,
+                levels=[0.5],
+                colors=colour,
+                linewidths=width,
+            )
             continue
         box = region.boxes.get(frame) if isinstance(region, Tube) and frame is not None else region
         if box is not None and not isinstance(box, Tube):

@@ -34,8 +34,15 @@ def profile_figure(profile: "HeadProfile") -> Figure:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
         left.plot(np.arange(1, len(values) + 1), values, color=style.GREY, linewidth=1.2)
         left.plot(rank, values[rank - 1], "o", color=style.HOT, markersize=6)
-        left.annotate(f"{profile.head}, rank {rank}", (rank, values[rank - 1]), (8, 0), textcoords="offset points",
-                      va="center", color=style.HOT, fontsize=8.5)  # fmt: skip
+        left.annotate(
+            f"{profile.head}, rank {rank}",
+            (rank, values[rank - 1]),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            color=style.HOT,
+            fontsize=8.5,
+        )
         left.set(xlabel="heads, from the highest to the lowest", ylabel=style.axis_label(scores))
         left.set_title(style.words(scores)[2], fontsize=8.5, fontweight="normal", color=style.SOFT)
         bottom = np.zeros(len(profile.samples))
@@ -75,7 +82,8 @@ def profile_html(profile: "HeadProfile") -> str:
     """The same parts for a notebook, without the page's frame."""
     from corelens.viz.view import image_html
 
-    return f"<h3>Head {profile.head}</h3>{image_html(profile.plot(), repr(profile))}{_scores(profile)}{_lost(profile)}"
+    picture = image_html(profile.plot(), repr(profile))
+    return f"<h3>Head {profile.head}</h3>{picture}{_scores(profile)}{_lost(profile)}"
 
 
 def _sections(profile: "HeadProfile") -> list[p.Section]:
@@ -109,15 +117,16 @@ def _sections(profile: "HeadProfile") -> list[p.Section]:
             _scores(profile),
             p.figure(
                 Markup(head_grid_html(scores, HeadSet(profile.head))),
-                f"{name} of every head; {profile.head} outlined. Hover a head for its number and interval.",
+                f"{name} of every head; {profile.head} outlined. Hover a head for its number and "
+                "interval.",
             ),
         ),
         p.section(
             "What it attends to",
             p.figure(
                 profile_figure(profile),
-                f"Left: its place among all heads. Right: its attention in each sample ({_rows(profile)}), "
-                "split over the parts of the prompt.",
+                "Left: its place among all heads. Right: its attention in each sample "
+                f"({_rows(profile)}), split over the parts of the prompt.",
             ),
             p.pictures(
                 [
@@ -125,8 +134,8 @@ def _sections(profile: "HeadProfile") -> list[p.Section]:
                     for words, of in rows
                     if of
                 ],
-                "Its best and worst samples by attention on the outlined region: chosen for that, not typical. "
-                "One scale for all of them.",
+                "Its best and worst samples by attention on the outlined region: chosen for that, "
+                "not typical. One scale for all of them.",
             ),
         ),
         *([p.section("What it does", _lost(profile))] if profile.ablations else []),
@@ -137,7 +146,8 @@ def _scores(profile: "HeadProfile") -> Markup:
     rows = []
     for key, scores in profile.scores.items():
         layer = sorted(scores.values[profile.head.layer], reverse=True)
-        value = f"{scores.values[profile.head]:.3f} {_ci(scores, profile.head, '[{:.3f}, {:.3f}]')}".strip()
+        interval = _ci(scores, profile.head, "[{:.3f}, {:.3f}]")
+        value = f"{scores.values[profile.head]:.3f} {interval}".strip()
         place = layer.index(scores.values[profile.head]) + 1
         rows.append(
             [key, value, style.words(scores)[1], profile.rank(key), f"{place} of {len(layer)}"]
@@ -167,15 +177,18 @@ def _lost(profile: "HeadProfile") -> Markup:
     ]
     return p.table(
         columns, rows,
-        f"What {len(profile.samples)} samples lose without {profile.head}; 95% intervals over samples (accuracy: "
-        "Clopper–Pearson; lost: Newcombe; log-probability: bootstrap). Other heads may take over: a head that "
-        "costs nothing alone may matter in a group.",
+        f"What {len(profile.samples)} samples lose without {profile.head}; 95% intervals over "
+        "samples (accuracy: Clopper–Pearson; lost: Newcombe; log-probability: bootstrap). Other "
+        "heads may take over: a head that costs nothing alone may matter in a group.",
     )  # fmt: skip
 
 
 def _caption(profile: "HeadProfile", number: int) -> str:
     sample = profile.samples[number]
-    return f"{sample.question or sample.id} **{sample.answer or ''}** region {profile.masses['region'][number]:.2f}"
+    return (
+        f"{sample.question or sample.id} **{sample.answer or ''}** region "
+        f"{profile.masses['region'][number]:.2f}"
+    )
 
 
 def _rows(profile: "HeadProfile") -> str:

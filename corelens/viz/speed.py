@@ -160,7 +160,8 @@ def speed_curves(
                         level, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1
                     )
                     ax.annotate(
-                        words, (0.01, level), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                        words, (0.01, level), (0, 2), xycoords=("axes fraction", "data"),
+                        textcoords="offset points",
                         fontsize=7.5, color=style.SOFT,
                     )  # fmt: skip
             ax.set_title(title)
@@ -177,7 +178,8 @@ def speed_curves(
             for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
         }
         figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)),
+            handles.values(), handles.keys(), loc="outside lower center",
+            ncols=min(5, len(handles)),
             handlelength=1.8,
         )  # fmt: skip
     return figure
@@ -204,7 +206,8 @@ def _panel(ax: Axes, curves: Mapping[str, Points], looks: Mapping[str, tuple[str
         x = x * 2 ** ((number - (len(curves) - 1) / 2) * apart)
         ax.vlines(x, low, high, color=colour, alpha=0.55, linewidth=1.4)
         ax.plot(
-            x, value, color=colour, marker=marker, markersize=4.5, markeredgecolor="white", markeredgewidth=0.5,
+            x, value, color=colour, marker=marker, markersize=4.5, markeredgecolor="white",
+            markeredgewidth=0.5,
             linewidth=1.2, label=name,
         )  # fmt: skip
     ax.set_xscale("log", base=2)
@@ -240,11 +243,27 @@ def trade_off(
                 sorted(points, key=lambda point: point[4]), dtype=float
             ).T
             ax.vlines(x, low, high, color=colour, alpha=0.3, linewidth=1.2)
-            ax.plot(x, value, color=colour, marker=marker, markersize=5, linewidth=1, markeredgecolor="white",
-                    markeredgewidth=0.5, label=name)  # fmt: skip
+            ax.plot(
+                x,
+                value,
+                color=colour,
+                marker=marker,
+                markersize=5,
+                linewidth=1,
+                markeredgecolor="white",
+                markeredgewidth=0.5,
+                label=name,
+            )
             for i in range(len(x)):
-                ax.annotate(f"{window[i]:g}", (x[i], value[i]), (0, -12 - 8 * number), textcoords="offset points",
-                            ha="center", fontsize=7, color=colour)  # fmt: skip
+                ax.annotate(
+                    f"{window[i]:g}",
+                    (x[i], value[i]),
+                    (0, -12 - 8 * number),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=7,
+                    color=colour,
+                )
         if picked is not None:
             ax.plot(
                 *picked,

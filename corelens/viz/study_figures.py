@@ -46,7 +46,8 @@ def overlap(
             strong = values[i, j] > (0.5 if i < j else chance)
             ax.text(
                 j + 0.5, i + 0.5, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=9.5,
-                color="#ffffff" if values[i, j] > 0.55 else style.INK, fontweight="bold" if strong else "normal",
+                color="#ffffff" if values[i, j] > 0.55 else style.INK,
+                fontweight="bold" if strong else "normal",
             )  # fmt: skip
         ax.invert_yaxis()
         ax.set_xticks(np.arange(n) + 0.5, names, rotation=20, ha="right")
@@ -155,7 +156,8 @@ def kept_curves(
         for level, words in ((clean, "all see"), (blind, "none sees")):
             ax.axhline(level, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1)
             ax.annotate(
-                words, (1, level), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+                words, (1, level), (4, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", va="center",
                 fontsize=8, color=style.SOFT, annotation_clip=False,
             )  # fmt: skip
         shares = sorted({point[0] for line in curves.values() for point in line})

@@ -115,6 +115,7 @@ def _table(tested: list[tuple[str, str, Numbers, Numbers]]) -> Markup:
 
 def _caption(world: str, part: Numbers) -> str:
     return (
-        f"Whole heads masked (output set to zero), {world}, {part['tested']} samples. This asks something else than "
-        "hiding the evidence: a head that never looks at the evidence may still be needed."
+        f"Whole heads masked (output set to zero), {world}, {part['tested']} samples. This asks "
+        "something else than hiding the evidence: a head that never looks at the evidence may "
+        "still be needed."
     )

@@ -13,18 +13,21 @@ from corelens.viz.study_headline import headline
 
 Numbers = Mapping[str, Any]
 SIGNS = {
-    "reproduced": ("yes", "✓"), "not reproduced": ("no", "✗"), "cannot be judged here": ("open", "–"),
+    "reproduced": ("yes", "✓"), "not reproduced": ("no", "✗"),
+    "cannot be judged here": ("open", "–"),
     "not judged": ("open", "–"),
 }  # fmt: skip
 READS = {"question": "the question's tokens", "template": "the template", "last": "the last row",
          "answer": "the answer's other rows", "all": "all of these"}  # fmt: skip
 METHOD = (
-    "**RAM** is the mean over the question's tokens of the attention on the evidence's visual tokens (arXiv "
-    "2606.05843); **excess** is RAM minus what an even spread of the head's visual mass would put there. The last row "
-    "is the one that predicts the answer's first token. Heads are scored on other samples than those tested.",
-    "**zero**: the head's output is set to 0. **knockout**: its edges to the evidence are removed before the softmax. "
-    "Random sets are drawn from all heads outside the judged ranking's top. Accuracies and their differences have "
-    "exact 95% intervals; scores have bootstrap intervals over samples.",
+    "**RAM** is the mean over the question's tokens of the attention on the evidence's visual "
+    "tokens (arXiv 2606.05843); **excess** is RAM minus what an even spread of the head's visual "
+    "mass would put there. The last row is the one that predicts the answer's first token. Heads "
+    "are scored on other samples than those tested.",
+    "**zero**: the head's output is set to 0. **knockout**: its edges to the evidence are removed "
+    "before the softmax. Random sets are drawn from all heads outside the judged ranking's top. "
+    "Accuracies and their differences have exact 95% intervals; scores have bootstrap intervals "
+    "over samples.",
 )
 
 
@@ -63,14 +66,15 @@ def summary(report: Numbers) -> Markup:
                 '<tr><th scope="row">{} {}</th><td>{}</td><td>{}<span class="lesson">{}</span></td>'
                 '<td class="small ink">{}</td></tr>'
             ).format(
-                finding["id"], finding["title"], verdict(finding["models"][name]), finding["number"] or "–",
+                finding["id"], finding["title"], verdict(finding["models"][name]),
+                finding["number"] or "–",
                 finding["lesson"], small,
             )
         )  # fmt: skip
     return Markup(
-        '<div class="scroll"><table class="claims"><thead><tr><th scope="col">finding</th><th scope="col">verdict</th>'
-        '<th scope="col">number, and what it says of the paper</th><th scope="col"></th></tr></thead>'
-        "<tbody>{}</tbody></table></div>"
+        '<div class="scroll"><table class="claims"><thead><tr><th scope="col">finding</th>'
+        '<th scope="col">verdict</th><th scope="col">number, and what it says of the paper</th>'
+        '<th scope="col"></th></tr></thead><tbody>{}</tbody></table></div>'
     ).format(Markup("").join(rows))
 
 
@@ -102,7 +106,10 @@ def _matrix(report: Numbers) -> Markup:
     head = Markup("").join(
         Markup('<th scope="col">{}</th>').format(name) for name in ("finding", *names)
     )
-    table = '<div class="scroll bleed"><table class="claims"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+    table = (
+        '<div class="scroll bleed"><table class="claims"><thead><tr>{}</tr></thead><tbody>{}'
+        "</tbody></table></div>"
+    )
     return Markup(table).format(head, Markup("").join(rows))
 
 
@@ -111,7 +118,8 @@ def _opening(report: Numbers) -> list[Markup]:
     sentences = [_reads(name, model) for name, model in report["models"].items()]
     for world, wrong in report["unreadable"].items():
         sentences.append(
-            f"{len(wrong)} samples of {world} were left out because a picture cannot be read: {'; '.join(wrong)}."
+            f"{len(wrong)} samples of {world} were left out because a picture cannot be read: "
+            f"{'; '.join(wrong)}."
         )
     return [p.note(*sentences, *left_out(report))]
 
@@ -123,7 +131,10 @@ def _reads(name: str, model: Numbers) -> str:
     if reading["key"] is None:
         return f"**No ranking of {name}'s heads can be judged**: {reading['reason']}.{answers}"
     if reading["published"]:
-        return f"**{name} reads the evidence at the question's tokens**, as the paper has it: RAM is judged.{answers}"
+        return (
+            f"**{name} reads the evidence at the question's tokens**, as the paper has it: RAM "
+            f"is judged.{answers}"
+        )
     costs = [
         part["row_costs"]["question"]
         for part in worlds.values()
@@ -133,9 +144,10 @@ def _reads(name: str, model: Numbers) -> str:
         dict.fromkeys(f"{100 * value:.0f}" for value in (min(_values(costs)), max(_values(costs))))
     )
     return (
-        f"**{name} does not read the evidence as the paper has it**: cutting it from the question's tokens in all "
-        f"heads costs {lost} points. It reads at the last row, so the heads judged are those of RAM at the last row, a "
-        f"reading of ours; a verdict speaks of them.{answers}"
+        f"**{name} does not read the evidence as the paper has it**: cutting it from the "
+        f"question's tokens in all heads costs {lost} points. It reads at the last row, so the "
+        "heads judged are those of RAM at the last row, a reading of ours; a verdict speaks of "
+        f"them.{answers}"
     )
 
 
@@ -180,8 +192,8 @@ def _rows(model: Numbers) -> list[Markup]:
     if not rows:
         return []
     caption = (
-        "Points lost when the evidence is cut from these rows in all heads, on the scoring samples, with Newcombe's "
-        "95% intervals."
+        "Points lost when the evidence is cut from these rows in all heads, on the scoring "
+        "samples, with Newcombe's 95% intervals."
     )
     return [
         p.folded(
@@ -210,7 +222,10 @@ def _interventions(model: Numbers) -> list[Markup]:
         rows.append([f"{world}: random, 95% quantile", *spread])
     if not rows:
         return []
-    caption = "Points lost without the output (zero), with even attention (uniform), or without sight of the evidence."
+    caption = (
+        "Points lost without the output (zero), with even attention (uniform), or without "
+        "sight of the evidence."
+    )
     return [
         p.folded(
             "What the heads cost", p.table(["heads", "zero", "uniform", "knockout"], rows, caption)
@@ -233,7 +248,10 @@ def _faithfulness(model: Numbers) -> list[Markup]:
                 rows.append([f"{world}: {ranking}", f"{areas['cpr']:.2f}", f"{areas['cmd']:.2f}"])
     if not rows:
         return []
-    caption = "CPR (higher is better) and CMD (lower is better) of MIB, arXiv 2504.13151, by interchange of heads."
+    caption = (
+        "CPR (higher is better) and CMD (lower is better) of MIB, arXiv 2504.13151, by "
+        "interchange of heads."
+    )
     return [
         p.folded("Faithfulness of the rankings", p.table(["ranking", "CPR", "CMD"], rows, caption))
     ]

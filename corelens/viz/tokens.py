@@ -22,7 +22,8 @@ MOST_NUMBERS = 250_000  # attention values on one page: about 2 MB beside the sc
 # CircuitsVis knows light pages only; where a notebook or a site is dark, white turns dark and blue
 # stays blue
 DARK = (
-    '[data-jp-theme-light="false"] .cl-tokens,.vscode-dark .cl-tokens,[data-md-color-scheme="slate"] .cl-tokens'
+    '[data-jp-theme-light="false"] .cl-tokens,.vscode-dark '
+    '.cl-tokens,[data-md-color-scheme="slate"] .cl-tokens'
     "{filter:invert(.915) hue-rotate(180deg)}"
 )
 LESS_THAN = "\ue000"  # stands for "<" until the page is whole (see `drawn`)
@@ -46,9 +47,9 @@ def token_view(model: Any, sample: Any, heads: Any, rows: Any = "text") -> View:
     heads = HeadSet(heads).check(model.cfg.n_layers, model.cfg.n_heads)
     names, attention = segment_attention(model, model.prepare(sample), heads, rows)
     caption = (
-        "Attention mass from each token (line) to each token (column), from the ground's colour (0) to blue "
-        f"({float(attention.max()):.2f}); a picture's patches are summed (region, rest). Hover a head to see it large, "
-        "click to keep it."
+        "Attention mass from each token (line) to each token (column), from the ground's colour "
+        f"(0) to blue ({float(attention.max()):.2f}); a picture's patches are summed (region, "
+        "rest). Hover a head to see it large, click to keep it."
     )
     return View("Attention between tokens", drawn(attention, names, heads), caption)
 
@@ -131,11 +132,12 @@ def drawn(
     backwards = not bool(attention.triu(1).any())
     drawn = attention_heads(
         attention=[[[round(float(x), 3) for x in row] for row in head] for head in attention],
-        tokens=escaped, attention_head_names=[str(head) for head in heads], positive_color=style.BLUE,
+        tokens=escaped, attention_head_names=[str(head) for head in heads],
+        positive_color=style.BLUE,
         max_value=float(attention.max()), min_value=0.0, mask_upper_tri=backwards,
     ).local_src.replace("\\ue000", "\\u003c")  # fmt: skip
     # (CircuitsVis leaves its own <div> open)
     return Markup(
-        '<div class="cl-tokens" style="background:#fff;color:#22262b;padding:4px;overflow-x:auto"><style>{}</style>{}'
-        "</div></div>"
+        '<div class="cl-tokens" style="background:#fff;color:#22262b;padding:4px;overflow-x:auto">'
+        "<style>{}</style>{}</div></div>"
     ).format(Markup(DARK), Markup(drawn))

@@ -3,7 +3,7 @@ checked by jaxtyping in the functions that name some."""
 
 import inspect
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, ForwardRef, get_args
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -38,7 +38,9 @@ def check_package(name: str) -> None:
         if fn is None:
             return lambda fn: jaxtyped(fn, typechecker=typechecker)
         if isinstance(fn, property):
-            getter, setter = (f and jaxtyped(f, typechecker=typechecker) for f in (fn.fget, fn.fset))
+            getter, setter = (
+                f and jaxtyped(f, typechecker=typechecker) for f in (fn.fget, fn.fset)
+            )
             return property(getter, setter, doc=fn.__doc__)
         if inspect.isfunction(fn) and "<locals>" not in fn.__qualname__ and not _shapes(fn):
             return _beartyped(fn)
@@ -49,13 +51,13 @@ def check_package(name: str) -> None:
 
 
 def _shapes(fn: Callable[..., Any]) -> bool:
-    """Whether an annotation of this function names a shape, or may name one."""
+    """Whether an annotation of this function names a shape, or may name one: it is a string."""
     return any(map(_is_shape, fn.__annotations__.values()))
 
 
 def _is_shape(hint: Any) -> bool:
-    if isinstance(hint, str):
-        return "[" in hint
+    if isinstance(hint, str | ForwardRef):
+        return True
     if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
         return True
     return any(map(_is_shape, get_args(hint)))

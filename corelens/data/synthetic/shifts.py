@@ -44,9 +44,9 @@ def shifted(samples: Sequence[Sample], shift: str, seed: int = 0) -> list[Sample
             outside the objects' boxes, which `meta["objects"]` names, is a photograph or nearly
             white). Of words: "which" ("Which digit is on …?"), "statement" ("The digit on … is"),
             "instruction" (one to three sentences between question and answer), "sentence" (the
-            answer is a sentence), "question-first" (the question stands before its picture), "named"
-            (yes or no: does the picture show the object? Half of those asked for are absent; an
-            absent one has no region).
+            answer is a sentence), "question-first" (the question stands before its picture),
+            "named" (yes or no: does the picture show the object? Half of those asked for are
+            absent; an absent one has no region).
         seed: of what is drawn; sample i does not depend on how many there are.
 
     Raises:
