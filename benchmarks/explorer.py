@@ -51,7 +51,8 @@ PROBE = """<script>addEventListener("load", async () => {
   const kinds = { token: (i) => tokens[i % tokens.length].click(), patch: onPatch,
                   head: (i) => heads[(5 * (i >> 1)) % heads.length].click() };
   await wait(1500);
-  const paint = performance.getEntriesByType("paint").find((e) => e.name === "first-contentful-paint");
+  const paints = performance.getEntriesByType("paint");
+  const paint = paints.find((e) => e.name === "first-contentful-paint");
   const measured = { first_paint_ms: paint ? paint.startTime : null };
   for (const [kind, click] of Object.entries(kinds)) {
     const script = [], shown = [];
@@ -60,7 +61,8 @@ PROBE = """<script>addEventListener("load", async () => {
       click(i);
       const ran = performance.now() - start;
       await nextFrame();
-      if (i >= 2) { script.push(ran); shown.push(performance.now() - start); }  // the first ones warm up
+      // the first ones warm up
+      if (i >= 2) { script.push(ran); shown.push(performance.now() - start); }
       await wait(60);
     }
     measured[kind] = { script, shown };
@@ -102,12 +104,14 @@ def opened(page: str) -> dict[str, Any]:
         def log_message(self, *_: Any) -> None:
             """Say nothing."""
 
-    # Chromium opens connections in advance; a server of one thread would wait for ever on an idle one
+    # Chromium opens connections in advance; a server of one thread would wait for ever on an idle
+    # one
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = subprocess.Popen(
-            [shutil.which("chromium") or "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            [shutil.which("chromium") or "chromium", "--headless", "--no-sandbox", "--disable-gpu",
+            "--no-first-run",
              "--window-size=1280,900", f"--user-data-dir={profile}", "--remote-debugging-port=0",
              f"http://127.0.0.1:{server.server_port}/"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
