@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import corelens as cl
-from corelens.explorer.recording import record
+from corelens.explorer.recording import BUDGET, MOST_ROWS, _left_out, _within, record
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,50 @@ def test_without_region_without_picture(model, sample):
         cl.explore(model, cl.Sample(question="What digit is on the red star?", id="x"))
 
 
+OPTIONS = "[...root.querySelector('select').options].map((option) => option.value).join()"
+
+
+def test_a_page_without_region_offers_all_but_its_mass(model, sample, browse):
+    page = cl.explore(model, replace(sample, regions=[])).page()
+    script = "chips[3].click(); cells[20].click(); pointer('pointerdown', .3, .3); pointer('pointerup', .3, .3);"
+    text, console, _ = browse(page, WATCH + script + f"return {OPTIONS} + '|' + reading()")
+    options, reading = text.split("|")
+    assert options == "picture,patch" and reading.startswith("L1H8") and "evidence" not in reading
+    assert not console
+
+
+def test_a_model_without_token_map_shows_text_keys_and_says_so(model, sample, browse, monkeypatch):
+    def nowhere(*_):
+        raise cl.CorelensError("this model", "a layout", "register_layout")
+
+    monkeypatch.setattr(model.layout, "image_cells", nowhere)
+    explorer = cl.explore(model, sample, heads=[(1, 5)])
+    assert explorer.recording["views"] == [] and explorer.recording["region"] == []
+    script = (
+        WATCH.replace("root.querySelector('.picture canvas')", "root")
+        + "cells[20].click(); const looks = chips.filter((chip) => "
+        "Number(chip.style.getPropertyValue('--look')) > 0).length;"
+        "return [looks > 0, root.textContent.includes('attention on text is shown'), "
+        "root.textContent.includes('Full colour')].join()"
+    )
+    text, console, _ = browse(explorer.page(), script)
+    assert text == "true,true,false" and not console
+
+
+def test_of_100_000_tokens_the_page_says_what_was_left_out():
+    mass = np.random.default_rng(0).random((MOST_ROWS, 36, 32)).astype(np.float32)
+    heads, rows = _within(BUDGET, mass, torch.arange(MOST_ROWS), 100_000, first=[(35, 31)])
+    assert (35, 31) in heads and len(heads) >= 8 and list(rows) == [MOST_ROWS - 1]
+    assert len(heads) * len(rows) * 100_000 <= BUDGET
+    counts = {"heads": (len(heads), 36 * 32), "rows": (len(rows), 2_000), "text": (128, 2_050)}
+    assert _left_out(**counts, frames=(12, 12)) == [
+        f"Maps are kept for the {len(heads)} of 1152 heads whose attention is highest.",
+        "The last 1 of 2000 text tokens behind the picture are rows here.",
+        "The last 128 of 2050 text tokens are shown.",
+    ]
+    assert _left_out(frames=(12, 300)) == ["12 of 300 frames are shown."]
+
+
 def test_scores_of_another_model_are_refused(model, sample):
     with pytest.raises(cl.CorelensError, match="2 layers × 2 heads"):
         cl.explore(model, sample, cl.HeadScores(np.zeros((2, 2), np.float32)))
@@ -156,6 +200,7 @@ def test_frames_and_pages(browse):
     model, world = cl.load_demo("qwen3vl-s"), cl.synthetic("video", 1, seed=0)[0]
     video = record(model, world)
     assert len(video["views"]) > 1 and {view["frame"] for view in video["views"]} >= {0, 1}
+    assert video["left_out"] == []
     pages = cl.synthetic("doc", 1, seed=0)[0]
     assert len(record(model, pages)["views"]) == len(pages.images)
 

@@ -110,9 +110,9 @@ function corelensExplorer(root, data, live = null) {
       chips),
     element("div", { class: "stage" },
       element("section", {}, views, reading, patchList,
-        element("p", { class: "scale" }, scale, element("label", {}, ownScale, " each head on a scale of its own"))),
+        hasViews ? element("p", { class: "scale" }, scale, element("label", {}, ownScale, "each head on a scale of its own")) : ""),
       element("section", { class: "heads" },
-        element("div", { class: "bar" }, "Colour: ", choose, legend),
+        element("div", { class: "bar" }, "Colour:", choose, legend),
         element("div", { class: "scroll" }, grid),
         element("p", { class: "hint" }, "Layers downwards, heads across. Arrow keys move, Enter pins."),
         ranking)),
@@ -204,8 +204,13 @@ function corelensExplorer(root, data, live = null) {
     }
     return { number, field, peak };
   }
+  // Faded where nobody looks, its own colours under a light wash of orange where attention falls: seen without colour, too.
   const hue = new Uint32Array(256), painted = new Uint8Array(hue.buffer);
-  for (let level = 0; level < 256; level++) painted.set([213, 94, 0, Math.round(175 * (level / 255) ** 0.6)], 4 * level);
+  for (let level = 0; level < 256; level++) {
+    const veil = 0.5 * (1 - level / 255), cover = 0.6 * (level / 255) ** 0.7, alpha = 1 - (1 - veil) * (1 - cover);
+    const mixed = [213, 94, 0].map((part) => Math.round((255 * veil * (1 - cover) + part * cover) / alpha));
+    painted.set([...mixed, Math.round(255 * alpha)], 4 * level);
+  }
   function wash(context, { number, field }, peak, full) {
     const { width, height, pixels, image, small } = drawn[number], k = 255 / peak;
     for (let i = 0; i < field.length; i++) pixels[i] = hue[Math.min(255, Math.round(field[i] * k))];

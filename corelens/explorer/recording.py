@@ -84,16 +84,13 @@ def record(
     heads, rows_kept = _within(budget, mass["region" if len(region) else "picture"], rows,
                                len(token_map.visual) + len(text), first)  # fmt: skip
     maps = _maps(model, inputs, hooks, heads, rows[rows_kept], torch.cat([token_map.visual, text]))
-    left_out = []
-    if len(heads) < (total := int(np.isfinite(mass["picture"][0]).sum())):
-        left_out.append(
-            f"Maps are kept for the {len(heads)} of {total} heads that put most attention on the "
-            "evidence."
-        )
-    if len(rows_kept) < (seeing := int((token_map.text > token_map.visual.min()).sum())):
-        left_out.append(
-            f"The last {len(rows_kept)} of {seeing} text tokens behind the picture are rows here."
-        )
+    views = _views(inputs, token_map, sample.regions)
+    left_out = _left_out(
+        heads=(len(heads), int(np.isfinite(mass["picture"][0]).sum())),
+        rows=(len(rows_kept), int((token_map.text > token_map.visual.min()).sum())),
+        text=(len(text), len(token_map.text)),
+        frames=(sum(view["frame"] is not None for view in views), _frames(token_map)),
+    )
     return {
         # of a folder its name alone
         "model": Path(str(model.cfg.model_name or model.cfg.family)).name,
@@ -101,7 +98,7 @@ def record(
         "question": sample.question or "", "id": sample.id,
         "answer": answer.as_dict(),
         "tokens": _tokens(model, inputs, token_map, text, rows[rows_kept]),
-        "views": _views(inputs, token_map, sample.regions),
+        "views": views,
         "region": [int(i) for i in torch.isin(token_map.visual, region).nonzero()[:, 0]],
         "mass": {name: _base64(_quantised(values[rows_kept])) for name, values in mass.items()},
         "heads": [list(head) for head in heads], "pinned": [list(head) for head in first],
@@ -225,6 +222,23 @@ def _within(
     wanted = list(dict.fromkeys([*((int(layer), int(head)) for layer, head in first), *ranked]))
     heads = wanted[: max(1, budget // (number_of_rows * keys))]
     return sorted(heads), np.arange(len(rows) - number_of_rows, len(rows))
+
+
+def _left_out(**counts: tuple[int, int]) -> list[str]:
+    """A sentence for each thing of which fewer are shown than there are: (shown, all)."""
+    sentences = {
+        "heads": "Maps are kept for the {} of {} heads whose attention is highest.",
+        "rows": "The last {} of {} text tokens behind the picture are rows here.",
+        "text": "The last {} of {} text tokens are shown.",
+        "frames": "{} of {} frames are shown.",
+    }
+    return [sentences[name].format(*pair) for name, pair in counts.items() if pair[0] < pair[1]]
+
+
+def _frames(token_map: TokenMap) -> int:
+    """How many frames of videos the model was given."""
+    videos = [picture.frames for picture in token_map.pictures or [] if picture.frames is not None]
+    return sum(len({frame for frame in row.unique().tolist() if frame >= 0}) for row in videos)
 
 
 def _tokens(

@@ -37,7 +37,7 @@ def study_page(report: Numbers, explorer: Markup | None = None) -> str:
     names = list(report["models"])
     sections = [p.section("", *headline(report), *_opening(report))]
     if explorer is not None:
-        sections.append(p.section("See the heads look", p.wide(explorer)))
+        sections.append(p.section("See the heads look", explorer))
     sections.append(p.section("The findings", summary(report)))
     for name, model in report["models"].items():
         title = "Details" if len(names) == 1 else f"Details of {name}"
