@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from corelens.data.synthetic import synthetic
     from corelens.demo import list_demos, load_demo
     from corelens.evaluation.answers import paired
-    from corelens.evaluation.evaluate import ablation_sweep, evaluate
+    from corelens.evaluation.evaluate import evaluate
     from corelens.evaluation.rerank import rerank_pages
+    from corelens.evaluation.sweep import ablation_sweep
     from corelens.evaluation.where_read import where_read
     from corelens.explorer.explore import explore
     from corelens.findings import study
@@ -73,10 +74,8 @@ _PUBLIC = {
         "load_demo",
     ),
     "corelens.evaluation.answers": ("paired",),
-    "corelens.evaluation.evaluate": (
-        "ablation_sweep",
-        "evaluate",
-    ),
+    "corelens.evaluation.sweep": ("ablation_sweep",),
+    "corelens.evaluation.evaluate": ("evaluate",),
     "corelens.evaluation.rerank": ("rerank_pages",),
     "corelens.evaluation.where_read": ("where_read",),
     "corelens.explorer.explore": ("explore",),

@@ -8,15 +8,8 @@ import torch
 
 import corelens as cl
 from corelens import testbed
-from corelens.evaluation.evaluate import (
-    Answer,
-    Evaluation,
-    Point,
-    Sweep,
-    batches,
-    bootstrap_mean,
-    conditions,
-)
+from corelens.evaluation.evaluate import Answer, Evaluation, batches, bootstrap_mean
+from corelens.evaluation.sweep import Point, Sweep, conditions
 from corelens.heads.intervals import accuracy_difference, accuracy_interval
 from helpers.families import tiny
 from helpers.samples import sample

@@ -157,14 +157,8 @@ def _sweep(
     options: dict[str, Any],
 ) -> Any:
     """The curves of the top heads and their controls; of heads that were named, one point."""
-    from corelens.evaluation.evaluate import (
-        Sweep,
-        ablation_sweep,
-        batches,
-        conditions,
-        evaluate,
-        measure,
-    )
+    from corelens.evaluation.evaluate import batches, evaluate
+    from corelens.evaluation.sweep import Sweep, ablation_sweep, conditions, measure
     from corelens.heads.scores import HeadScores
 
     if scores is not None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from corelens.heads.disk import write_whole
+from corelens.metrics.processes import process
 
 HOUR = 3600.0
 
@@ -15,22 +16,27 @@ class OutOfHours(Exception):
 
 
 class Limit:
-    """Processor time that the study of one model took, over all the sessions that it was run in.
+    """Processor time that the study of one model took, over all the sessions and processes that it
+    was run in.
 
     Args:
-        folder: where the time is kept.
+        folder: where the time is kept, a file a process.
         hours: how many core-hours the study may take.
     """
 
     def __init__(self, folder: Path, hours: float):
         folder.mkdir(parents=True, exist_ok=True)
-        self.hours, self._file, self._begun = hours, folder / "seconds.json", time.process_time()
-        self._before = 0.0
-        if self._file.exists():
-            self._before = float(json.loads(self._file.read_text(encoding="utf-8")))
+        rank = process()[0]
+        self.hours, self._folder, self._begun = hours, folder, time.process_time()
+        self._file = folder / (f"seconds-{rank}.json" if rank else "seconds.json")
+        self._before = _seconds(self._file) if self._file.exists() else 0.0
 
     def seconds(self) -> float:
-        """Processor seconds, those of earlier sessions included."""
+        """Processor seconds, those of earlier sessions and of other processes included."""
+        others = (f for f in self._folder.glob("seconds*.json") if f != self._file)
+        return self._own() + sum(map(_seconds, others))
+
+    def _own(self) -> float:
         return self._before + time.process_time() - self._begun
 
     def check(self) -> None:
@@ -40,4 +46,8 @@ class Limit:
 
     def keep(self) -> None:
         """Write down what was used."""
-        write_whole(self._file, json.dumps(round(self.seconds(), 1)))
+        write_whole(self._file, json.dumps(round(self._own(), 1)))
+
+
+def _seconds(file: Path) -> float:
+    return float(json.loads(file.read_text(encoding="utf-8")))

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from corelens.findings.criteria import ACCURACY
 from corelens.findings.curves import curves
 from corelens.findings.design import design_space
 from corelens.findings.faithfulness import faithfulness
-from corelens.findings.files import full_disk_is_said, write_whole
+from corelens.findings.files import full_disk_is_said
 from corelens.findings.limit import Limit, OutOfHours
 from corelens.findings.options import (
     BESIDE,
@@ -37,9 +38,10 @@ from corelens.findings.repeats import agreement_over_n, repeats
 from corelens.findings.result import FINDINGS, FORMAT, Study, read_report
 from corelens.findings.verdict import LEFT_OUT
 from corelens.findings.world import World, number_rows
-from corelens.heads.disk import make_folder
+from corelens.heads.disk import make_folder, write_first
 from corelens.heads.intervals import accuracy_interval
 from corelens.inputs.prepare import Sample
+from corelens.metrics.processes import Claims, Piece, called, carry_out, check_folder, is_first
 from corelens.metrics.provenance import about, model_identity, refuse_active, sample_hash
 from corelens.metrics.runs import locked
 
@@ -60,6 +62,7 @@ def run_study(
     """See `corelens.findings.study`."""
     studied = _studied(findings)
     _check_enough(models, worlds)
+    check_folder(out if resume else None)
     if out is not None and (out / "report.json").exists():
         read_report(out / "report.json")  # one of another version is named and kept
     usable = {name: readable(name, samples) for name, samples in worlds.items()}
@@ -84,10 +87,9 @@ def run_study(
         }
         _same_study(work, identity)  # a folder of another study is not touched
         stack.enter_context(locked(make_folder(work)))
-        header = work / "study.json"
-        if not header.exists():
-            write_whole(header, json.dumps(identity, indent=1))
-        line = stack.enter_context(_progress(progress))
+        if not write_first(work / "study.json", json.dumps(identity, indent=1)):
+            _same_study(work, identity)  # (another process of this launch was the first)
+        line = stack.enter_context(_progress(progress and is_first()))
         measured = {}
         for name, model in models.items():
             folder = work / re.sub(r"[^\w.-]+", "-", name)
@@ -107,7 +109,7 @@ def run_study(
                 "unreadable": {name: wrong for name, (_, wrong) in usable.items() if wrong},
             }
         )  # fmt: skip
-        if out is not None:
+        if out is not None and is_first():
             line.step("writing the report")
             study.write(out)
     return study
@@ -142,18 +144,13 @@ def _measure_model(
             f"{name}: {part['why_not']}" for name, part in parts.items() if part["why_not"]
         )
 
-    def measured(title: str, world: World, name: str, make: Callable[[], Any]) -> Any:
-        """What is stored under this name, or None if it is left out."""
-        start = time.perf_counter()
-        line.begin(f"{title}, {world.name}")
-        try:
-            value = world.stored(name, make)
-        except OutOfHours:
-            left_out.append(f"{title}, {world.name}")
-            line.end(_out_of(options))
-            return None
-        line.end(f"{time.perf_counter() - start:.0f} s")
-        return value
+    # what is measured, in the order of one process; several take different parts
+    parts_of: list[tuple[World, str, str]] = []  # world, its name in the report, title
+    pieces: list[Piece] = []
+
+    def add(title: str, world: World, name: str, make: Callable[[], Any]) -> None:
+        parts_of.append((world, name, title))
+        pieces.append(_announced(line, options, title, world, world.piece(name, make)))
 
     for id in studied:
         finding = FINDINGS[id]
@@ -166,20 +163,46 @@ def _measure_model(
                 continue
             others = counting if world in counting else [world]
             make = partial(finding.measure, world, others, reading["key"] or "ram")
-            numbers = measured(f"{id} {finding.title}", world, id, make)
-            if numbers is None:
-                part["skipped"][id] = _out_of(options)
-            else:
-                part["numbers"][id] = numbers
+            add(f"{id} {finding.title}", world, id, make)
     for world in counting:
         key = reading["key"]
         for name, (title, beside) in _beside(options).items():
             if key is not None and world.lacks(("regions", "answers")) is None:
-                step = partial(beside, world, key)
-                parts[world.name][name] = measured(title, world, name, step)
+                add(title, world, name, partial(beside, world, key))
+    carry_out(Claims(folder), pieces)
+    for (world, name, title), piece in zip(parts_of, pieces, strict=True):
+        part = parts[world.name]
+        if not piece.file.exists():
+            left_out.append(f"{title}, {world.name}")
+            if name in FINDINGS:
+                part["skipped"][name] = _out_of(options)
+            continue
+        numbers = json.loads(piece.file.read_text(encoding="utf-8"))
+        if name in FINDINGS:
+            part["numbers"][name] = numbers
+        else:
+            part[name] = numbers
+    for world in counting:
         world.release()
     limit.keep()
     return {"reading": reading, "worlds": parts, "left_out": left_out}
+
+
+def _announced(line: "_Line", options: Options, title: str, world: World, piece: Piece) -> Piece:
+    """This work, announced before and with its seconds after; left out where the time is used
+    up."""
+
+    def make() -> None:
+        start = time.perf_counter()
+        line.begin(f"{title}, {world.name}")
+        try:
+            piece.make()
+        except OutOfHours:
+            line.end(_out_of(options))
+        else:
+            line.end(f"{time.perf_counter() - start:.0f} s")
+
+    return replace(piece, make=make)
 
 
 def _beside(options: Options) -> dict[str, tuple[str, Callable[[World, str], Any]]]:
@@ -284,7 +307,7 @@ def _same_study(work: Path, identity: dict[str, Any]) -> None:
         )  # fmt: skip
     if differs:
         raise CorelensError(
-            f"{work}, which holds a study with other {' and '.join(differs)}",
+            f"{work}, which holds a study with other {' and '.join(differs)}{called()}",
             "an empty folder, or one with the same models, samples and options, which then goes on",
             "choose another folder, or delete this one",
         )

@@ -28,6 +28,7 @@ from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions.edges import QUESTION_ON
+from corelens.metrics.processes import Claims, Piece, carry_out, process
 from corelens.metrics.provenance import pictures, pixels
 from corelens.metrics.score import score_heads
 
@@ -66,6 +67,7 @@ class World:
             self.to_test = self.to_test[:LARGE_SAMPLES]
         self.serves = tuple(self.samples[0].meta.get("serves", EVERY))
         folder.mkdir(parents=True, exist_ok=True)
+        self.claims = Claims(folder)
 
     def of_few(self, n: int) -> "World":
         """The same scores, tested on the first n of the tested samples alone."""
@@ -193,16 +195,17 @@ class World:
                 values[self.by_size] = run().correct
             self._runs[key] = values
             line = json.dumps({"key": key, "correct": [round(float(value), 6) for value in values]})
-            with (self.folder / "runs.jsonl").open("a", encoding="utf-8") as file:
+            rank = process()[0]  # (no process writes into the file of another)
+            file_of_runs = self.folder / (f"runs-{rank}.jsonl" if rank else "runs.jsonl")
+            with file_of_runs.open("a", encoding="utf-8") as file:
                 file.write(f"\n{line}\n")  # (a line torn by a kill ends here)
             self.limit.keep()
         return self._runs[key]
 
     @cached_property
     def _runs(self) -> dict[str, Correct]:
-        file = self.folder / "runs.jsonl"
-        runs = {}
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        files, runs = sorted(self.folder.glob("runs*.jsonl")), {}
+        for line in (line for file in files for line in file.read_text("utf-8").splitlines()):
             try:
                 record = json.loads(line)
             except ValueError:  # torn: the process ended while writing it
@@ -260,14 +263,20 @@ class World:
         Raises:
             OutOfHours: the study's processor time is used up.
         """
+        piece = self.piece(name, make)
+        carry_out(self.claims, [piece])
+        return json.loads(piece.file.read_text(encoding="utf-8"))
+
+    def piece(self, name: str, make: Callable[[], Any]) -> Piece:
+        """The work of keeping what `make` returns under this name, for processes to share."""
         file = self.folder / f"{name}.json"
-        if file.exists():
-            return json.loads(file.read_text(encoding="utf-8"))
-        self.limit.check()
-        value = json.loads(json.dumps(make()))
-        write_whole(file, json.dumps(value, ensure_ascii=False))
-        self.limit.keep()
-        return value
+
+        def write() -> None:
+            self.limit.check()
+            write_whole(file, json.dumps(make(), ensure_ascii=False))
+            self.limit.keep()
+
+        return Piece(file, 1, write)
 
 
 def resampled(

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
         CorelensError: the disk is full, or the file cannot be written there.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -44,6 +45,27 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
             part.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def write_first(path: str | os.PathLike, content: str) -> bool:
+    """Write a file unless it is there by then; whether it was written. Of several processes one
+    does."""
+    path = Path(path)
+    if path.exists():
+        return False
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+    write_whole(draft, content)
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if path.exists():
+            return False
+        write_whole(path, content)
+    finally:
+        draft.unlink(missing_ok=True)
+    return True
 
 
 def append_line(path: Path, line: str) -> None:

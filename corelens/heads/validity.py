@@ -7,6 +7,8 @@ from jaxtyping import Bool
 
 from corelens.errors import CorelensError
 
+ROWS = 4096  # of an array that are looked at together: a mapped one may be larger than memory
+
 
 def numbers(x: Any, name: str, ndim: int) -> np.ndarray:
     """The array as float32 of `ndim` dimensions without infinities."""
@@ -14,7 +16,7 @@ def numbers(x: Any, name: str, ndim: int) -> np.ndarray:
         real = np.asarray(x)
         if np.iscomplexobj(real):
             raise TypeError("complex numbers")
-        x = real.astype(np.float32)
+        x = real.astype(np.float32, copy=not isinstance(x, np.memmap))  # (that stays on the disk)
     except (TypeError, ValueError) as error:
         raise CorelensError(
             f"{name}, which is no array of numbers ({error})",
@@ -23,19 +25,26 @@ def numbers(x: Any, name: str, ndim: int) -> np.ndarray:
         ) from error
     if x.ndim != ndim:
         raise shapes(f"{name} of shape {x.shape}")
-    _check(x, name, np.isinf(x))
+    for start in range(0, len(x), ROWS):
+        _check(x, name, np.isinf(x[start : start + ROWS]), start)
     return x
 
 
 def check_missing(x: np.ndarray, name: str, exists: Bool[np.ndarray, "layer head"]) -> None:
     """Raise unless a head is NaN in all of its numbers, where it does not exist, or in none."""
-    _check(x, name, np.isnan(x) & ~np.isnan(x).all(axis=0))
-    _check(x, name, np.isnan(x) & exists)
+    starts = range(0, len(x), ROWS)
+    never = np.ones(x.shape[1:], dtype=bool)
+    for start in starts:
+        never &= np.isnan(x[start : start + ROWS]).all(axis=0)
+    for start in starts:
+        missing = np.isnan(x[start : start + ROWS])
+        _check(x, name, missing & (~never | exists), start)
 
 
-def _check(x: np.ndarray, name: str, wrong: np.ndarray) -> None:
+def _check(x: np.ndarray, name: str, wrong: np.ndarray, start: int) -> None:
     if wrong.any():
-        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        row, *place = (int(i) for i in np.argwhere(wrong)[0])
+        where = (start + row, *place)
         raise CorelensError(
             f"{name}{list(where)} is {x[where]}",
             "finite scores (NaN only for a head that does not exist, then in every sample)",

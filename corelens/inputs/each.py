@@ -61,19 +61,24 @@ def unusable(samples: Sequence[Any], check: Callable[[Any], object]) -> dict[int
     return wrong
 
 
-def left_out(samples: Sequence[Any], wrong: dict[int, CorelensError]) -> dict[str, str]:
+def left_out(
+    samples: Sequence[Any], wrong: dict[int, CorelensError], on_error: OnError = "skip"
+) -> dict[str, str]:
     """{id: reason} of the samples that a runner leaves out, after a warning that counts them and
     says why the first is.
 
     Args:
         samples: all of the run.
         wrong: {place among them: error}.
+        on_error: "raise": the first of these errors is raised.
 
     Errors: no sample is left.
     """
     if not wrong:
         return {}
     first = wrong[min(wrong)]
+    if on_error == "raise":
+        raise first
     skipped = {
         samples[place].id or f"number {place}": wrong[place].given for place in sorted(wrong)
     }

@@ -10,6 +10,8 @@ Heimersheim and Nanda 2024, arXiv 2404.15255.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,9 @@ from corelens.hooks.points import TOWERS, Hook
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
 from corelens.interventions.runs import Direction, Runs, prepare_runs
+from corelens.interventions.shared import patched_in
 from corelens.interventions.sites import Patch, axis_of, patches
+from corelens.metrics.processes import check_folder
 from corelens.model.hooked import HookedMLLM
 from corelens.tokens.positions import Where, check_where, member, resolve
 
@@ -140,6 +144,8 @@ def activation_patch(
     batch_tokens: int | None = None,
     fast: bool = True,
     progress: bool = False,
+    out: str | Path | None = None,
+    batch_size: int = 8,
 ) -> PatchResult:
     """Patch one activation after the other, and measure what each does to the metric.
 
@@ -164,11 +170,24 @@ def activation_patch(
         fast: False: one whole forward a patch, as you would write it yourself; slower, the same
             numbers.
         progress: show a progress bar.
+        out: a run folder, for lists of samples: the pairs go in batches of `batch_size`, what is
+            finished is kept, and the processes of `accelerate launch` or `torchrun` share them.
+        batch_size: pairs a batch, with `out`.
 
     What the model does not have (a head of a layer without attention) has the value NaN.
 
     Errors: grids that differ; a metric of the wrong shape; a site without such an axis.
     """
+    check_folder(out)
+    if out is not None:
+        options: dict[str, Any] = {
+            "site": site, "metric": metric, "per": per, "direction": direction,
+            "positions": positions, "block": block, "batch_tokens": batch_tokens, "fast": fast,
+        }  # fmt: skip
+        patching = partial(activation_patch, model, hooks=hooks, **options)
+        return patched_in(
+            out, model, clean, corrupted, patching, batch_size, hooks, options, progress
+        )
     runs = prepare_runs(
         model, clean, corrupted, metric, direction, hooks, site=site, method="activation patching"
     )

@@ -11,7 +11,9 @@ Source: Wang et al. 2022, arXiv 2211.00593, appendix B; Goldowsky-Dill et al. 20
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +36,9 @@ from corelens.interventions.senders_receivers import (
     parse_senders,
     reaches,
 )
+from corelens.interventions.shared import patched_in
 from corelens.interventions.sites import POSITION_AXES, position_masks, table
+from corelens.metrics.processes import check_folder
 from corelens.model.hooked import HookedMLLM
 from corelens.tokens.positions import Where
 
@@ -60,6 +64,8 @@ def path_patch(
     hooks: Sequence[Hook] = (),
     batch_tokens: int | None = None,
     progress: bool = False,
+    out: str | Path | None = None,
+    batch_size: int = 8,
 ) -> PatchResult:
     """Patch the direct paths from senders to receivers, and measure what they carry.
 
@@ -85,10 +91,24 @@ def path_patch(
         hooks: to run under, in all runs.
         batch_tokens: how many rows × senders share a forward at most; see `activation_patch`.
         progress: show a progress bar.
+        out: a run folder, for lists of samples: the pairs go in batches of `batch_size`, what is
+            finished is kept, and the processes of `accelerate launch` or `torchrun` share them.
+        batch_size: pairs a batch, with `out`.
 
     What cannot be reached (a receiver earlier in the order of computation, or at positions where no
     sender carries a change) has effect 0, and a warning says so.
     """
+    check_folder(out)
+    if out is not None:
+        options: dict[str, Any] = {
+            "senders": senders, "receivers": receivers, "metric": metric,
+            "freeze_mlps": freeze_mlps, "direction": direction, "per": per, "positions": positions,
+            "receiver_positions": receiver_positions, "batch_tokens": batch_tokens,
+        }  # fmt: skip
+        patching = partial(path_patch, model, hooks=hooks, **options)
+        return patched_in(
+            out, model, clean, corrupted, patching, batch_size, hooks, options, progress
+        )
     runs = prepare_runs(
         model,
         clean,

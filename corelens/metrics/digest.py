@@ -128,16 +128,20 @@ class Digest:
     def _function(self, function: FunctionType) -> None:
         """Its source, byte code, defaults, what it closes over, and the globals that it names."""
         package = (function.__module__ or "").partition(".")[0]
-        if package == __name__.partition(".")[0]:  # ours: whatever else it names, the version tells
+        ours = package == __name__.partition(".")[0]
+        if ours:  # whatever it names, the version tells; not what it closes over (a hook's heads)
             self.add((function.__module__, function.__qualname__, source(function)))
-            return
-        self.add(source(function)).add(function.__code__)
+            function = inspect.unwrap(function)  # (of what a type checker puts around it)
+        else:
+            self.add(source(function)).add(function.__code__)
         self.add(function.__defaults__).add(function.__kwdefaults__)
         for cell in function.__closure__ or ():
             try:
                 self.add(cell.cell_contents)
             except ValueError:  # a name that is not bound yet
                 self.add("empty")
+        if ours:
+            return
         for name in sorted(_names(function.__code__)):
             held = function.__globals__.get(name)
             theirs = (getattr(held, "__module__", None) or "").partition(".")[0]

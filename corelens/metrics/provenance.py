@@ -117,7 +117,7 @@ def model_identity(model: Any, known: Mapping[str, Any] | None = None) -> dict[s
 
     Args:
         model: a HookedMLLM.
-        told: what `about(model)` returned, if that is at hand.
+        known: what `about(model)` returned, if that is at hand.
     """
     known = about(model) if known is None else known
     config = {name: x for name, x in model.hf.config.to_dict().items() if not name.startswith("_")}
@@ -163,6 +163,25 @@ def metric_identity(metric: Any) -> dict[str, Any]:
                 "write it in a file or a notebook's cell, or leave out= away",
             )
     return {"key": metric.key, "source": digest(metric)}
+
+
+def hook_identity(hooks: Iterable[Any]) -> list[list[str]]:
+    """What of hooks decides the numbers: their points, and their functions by source and all that
+    these close over (heads, positions, reference values).
+
+    Raises:
+        CorelensError: a function without source: two of one name could not be told apart.
+    """
+    identity = []
+    for point, function in hooks:
+        if any(source(part) is None for part in (*_functions(function), *_functions(point))):
+            raise CorelensError(
+                f"out= with a hook on {point!r} whose function has no source",
+                "a function whose source can be read: another one could be taken for it",
+                "write it in a file or a notebook's cell, or leave out= away",
+            )
+        identity.append([point if isinstance(point, str) else digest(point), digest(function)])
+    return identity
 
 
 def _functions(value: Any) -> Iterator[Any]:

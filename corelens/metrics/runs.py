@@ -9,8 +9,8 @@ options; see `corelens.metrics.provenance`), and what is finished:
 
 Each of them carries the digest of the identity and its own checksum. What belongs to another run,
 or is not what was written, is refused by name. A run that starts again computes what is missing.
-One launch at a time writes a folder; its processes share it, and no two of them take the same
-batch.
+One launch at a time writes a folder; its processes share it (`corelens.metrics.processes`): what
+one of them has taken is locked in `.claims` until it is done or the process has ended.
 """
 
 import json
@@ -18,8 +18,9 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,44 @@ from corelens.heads.disk import (
     make_folder,
     open_sealed,
     sealed,
+    write_first,
     write_whole,
 )
+from corelens.metrics.processes import Claims, Piece, called
 
 FORMAT = "corelens.run/2"
 PATIENCE = 10  # seconds in which another process of this launch may be taking the lock
+
+
+@dataclass(frozen=True)
+class Part:
+    """Results of some samples of a run.
+
+    Args:
+        numbers: which samples.
+        results: {key: [sample, …]}, in the order of `numbers`.
+        skipped: {number: what is wrong with it} of the samples that were left out.
+        shown: of a stream, whose samples no identity can name: a digest of these.
+    """
+
+    numbers: list[int]
+    results: dict[str, np.ndarray]
+    skipped: dict[int, CorelensError] = field(default_factory=dict)
+    shown: str = ""
+
+
+def in_order(parts: Iterable[Part]) -> Part:
+    """The results of several batches as one, in the order of the samples."""
+    results: dict[int, dict[str, np.ndarray]] = {}
+    skipped: dict[int, CorelensError] = {}
+    for part in parts:
+        skipped |= part.skipped
+        for i, number in enumerate(part.numbers):
+            results[number] = {key: x[i] for key, x in part.results.items()}
+    numbers = sorted(results)
+    keys = results[numbers[0]] if numbers else ()
+    whole = {key: np.stack([results[number][key] for number in numbers]) for key in keys}
+    return Part(numbers, whole, skipped)
 
 
 class RunFolder:
@@ -56,12 +90,13 @@ class RunFolder:
         header = self.path / "run.json"
         if header.is_file():
             self._check(header, identity)
-        elif any(self.path.glob("part-*.safetensors")):
+        elif any(self.path.glob("part-*.safetensors")) and not header.is_file():
             raise CorelensError(
                 f"{self.path}, parts without a run.json", "a run folder", "choose another folder"
             )
-        else:
-            write_whole(header, json.dumps(identity, indent=1, ensure_ascii=False))
+        elif not write_first(header, json.dumps(identity, indent=1, ensure_ascii=False)):
+            self._check(header, identity)  # another process of this launch was the first
+        self.claims = Claims(self.path)
 
     def _check(self, header: Path, identity: dict[str, Any]) -> None:
         try:
@@ -76,64 +111,78 @@ class RunFolder:
             key = differs[0]
             raise CorelensError(
                 f"{self.path}, which holds a run with another {' and '.join(differs)} "
-                f"({key}: {_short(stored.get(key))} there, {_short(identity.get(key))} now)",
+                f"({key}: {_short(stored.get(key))} there, {_short(identity.get(key))} now"
+                f"{called()})",
                 "an empty folder, or one with the same model, metrics, samples and options",
                 "choose another folder, or delete this one",
             )
 
     # --- results of samples, batch by batch
 
-    def done(self) -> set[int]:
-        """The numbers of the samples whose results are there."""
-        return {number for part in self._parts() for number in self._part(part)[0]}
+    def part(self, first: int) -> Path:
+        """The file of the batch that begins with the sample of this number."""
+        return self.path / f"part-{first:08d}.safetensors"
 
-    def add(self, numbers: Sequence[int], results: dict[str, np.ndarray]) -> None:
-        """Keep the results of one batch: `results[key]` is [sample of the batch, …]."""
-        about = {"samples": json.dumps(list(numbers)), "run": self.digest}
-        write_whole(self.path / f"part-{numbers[0]:08d}.safetensors", sealed(results, about))
+    def add(self, first: int, part: Part) -> None:
+        """Keep the results of the batch that begins with this sample."""
+        about = {"samples": json.dumps(part.numbers), "run": self.digest}
+        if part.skipped:
+            wrong = {number: error.__reduce__()[1] for number, error in part.skipped.items()}
+            about["skipped"] = json.dumps(wrong, ensure_ascii=False)
+        if part.shown:
+            about["shown"] = part.shown
+        write_whole(self.part(first), sealed(part.results, about))
 
-    def merged(self, wanted: Sequence[int]) -> dict[str, np.ndarray]:
-        """The results of the samples of these numbers, in their order: {key: [sample, …]}."""
-        results: dict[int, dict[str, np.ndarray]] = {}
-        for part in self._parts():
-            numbers, tensors = self._part(part)
-            for i, number in enumerate(numbers):
-                results[number] = {key: x[i] for key, x in tensors.items()}
-        missing = set(wanted) - set(results)
-        if missing:
-            raise CorelensError(
-                f"{self.path}, in which {len(missing)} of {len(wanted)} samples are missing",
-                "all of them",
-                "start the run again",
-            )
-        return {
-            key: np.stack([results[number][key] for number in wanted]) for key in results[wanted[0]]
-        }
+    def batch(self, numbers: Sequence[int], make: Callable[[], Part]) -> Piece:
+        """The work of adding one batch's results, for processes to share."""
+        return Piece(self.part(numbers[0]), len(numbers), lambda: self.add(numbers[0], make()))
 
-    def _parts(self) -> list[Path]:
-        return sorted(self.path.glob("part-*.safetensors"))
-
-    def _part(self, part: Path) -> tuple[list[int], dict[str, np.ndarray]]:
+    def read_part(self, first: int) -> Part:
+        """What `add` kept of the batch that begins with this sample."""
+        file = self.part(first)
         try:
-            tensors, about = open_sealed(part)
+            tensors, about = open_sealed(file)
             numbers = json.loads(about["samples"])
+            wrong = json.loads(about.get("skipped", "{}"))
         except (CorelensError, KeyError, ValueError) as error:
-            why = error.given if isinstance(error, CorelensError) else f"{part}: {error}"
+            why = error.given if isinstance(error, CorelensError) else f"{file}: {error}"
             raise _foreign(why) from error
         if about.get("run") != self.digest:
-            raise _foreign(f"{part}, which belongs to another run")
-        return numbers, tensors
+            raise _foreign(f"{file}, which belongs to another run")
+        skipped = {int(number): CorelensError(*words) for number, words in wrong.items()}
+        return Part(numbers, tensors, skipped, about.get("shown", ""))
+
+    def check(self, batches: Sequence[Sequence[int]]) -> None:
+        """Raise for a file in a batch's place that is not this run's, or not whole."""
+        for batch in batches:
+            file = self.part(batch[0])
+            if file.exists():
+                part = self.read_part(batch[0])
+                if {*part.numbers, *part.skipped} != set(batch):
+                    raise _foreign(f"{file}, which holds other samples of the run")
+
+    def merged(self, batches: Sequence[Sequence[int]]) -> Part:
+        """The results of all these batches, in the order of the samples."""
+        return in_order(self.read_part(batch[0]) for batch in batches)
 
     # --- results that are made once
 
     def saved(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns (JSON), made once: it lies in the folder, whole or not at all."""
-        file = self.path / f"{file_name(name)}.json"
-        if file.exists():
-            return self._read(file, name, file.read_bytes())
-        value = json.loads(json.dumps(make()))
-        write_whole(file, self._written(name, value))
-        return value
+        if not self._file(name).exists():
+            write_whole(self._file(name), self._written(name, make()))
+        return self.read(name)
+
+    def piece(self, name: str, size: int, make: Callable[[], Any]) -> Piece:
+        """The work of keeping what `make` returns under this name, for processes to share."""
+        return Piece(self._file(name), size, lambda: self.saved(name, make))
+
+    def read(self, name: str) -> Any:
+        """What is kept under this name."""
+        return self._read(self._file(name), name, self._file(name).read_bytes())
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{file_name(name)}.json"
 
     def read_lines(self, name: str) -> dict[str, Any]:
         """{key: value} of what `add_line` kept under this name. A line that a kill has torn is left
@@ -178,7 +227,11 @@ def run_folder(path: str | Path, identity: dict[str, Any]) -> Iterator[RunFolder
         CorelensError: another launch is writing it; it holds another run; it cannot be written.
     """
     with locked(make_folder(path)):
-        yield RunFolder(path, identity)
+        folder = RunFolder(path, identity)
+        try:
+            yield folder
+        finally:
+            folder.claims.close()
 
 
 @contextmanager

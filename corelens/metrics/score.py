@@ -5,10 +5,8 @@ O(rows × T) memory a layer); those with a null question add one forward, those 
 write share one generation.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -30,8 +28,10 @@ from corelens.metrics.definition import Metric, check_finite
 from corelens.metrics.looked_at import LookedAt
 from corelens.metrics.null_rows import NullRows
 from corelens.metrics.over_samples import head_scores
+from corelens.metrics.processes import carry_out, check_folder, is_first
 from corelens.metrics.provenance import (
     about,
+    hook_identity,
     metric_identity,
     model_identity,
     pictures,
@@ -41,8 +41,9 @@ from corelens.metrics.provenance import (
 )
 from corelens.metrics.record import AnyMetric, Record, describe, in_all_layers
 from corelens.metrics.registry import metric
-from corelens.metrics.runs import run_folder
+from corelens.metrics.runs import Part, in_order, run_folder
 from corelens.metrics.sinks import visual_sinks
+from corelens.metrics.stream import check_stream, score_stream
 from corelens.metrics.value_mass import same_norms
 
 # what the meta of a ranking by rows says of them
@@ -55,7 +56,7 @@ NULL_QUESTION = "N/A"  # of QRHead's calibration, arXiv 2506.09944
 
 def score_heads(
     model: Any,
-    samples: Sequence[Sample] | Sample | str,
+    samples: Sequence[Sample] | Iterable[Sample] | Sample | str,
     metrics: Iterable[AnyMetric] | AnyMetric = ("ram",),
     batch_size: int = 8,
     out: str | Path | None = None,
@@ -70,13 +71,15 @@ def score_heads(
     Args:
         model: a HookedMLLM.
         samples: questions with regions; a world's name ("refer") or a folder stands for what
-            `cl.data.load_data` gives.
+            `cl.data.load_data` gives. A generator, a streaming data set or any other iterable that
+            is no sequence is read once, in constant memory: without `out` only the scores are kept,
+            with it `per_sample` is mapped from the disk.
         metrics: names ("ram", "lift" …), `cl.metric("ram", rows="last")`, or your own: f(pattern
             [head, row, key], token_map) → [head], or a `Metric`. By default RAM as published:
             question rows, mean.
         batch_size: samples a forward; samples of similar size share one.
         out: a run folder: results are kept after every batch, and a run that was stopped goes on.
-            Processes started by `accelerate launch` share the work through it.
+            Processes started by `accelerate launch` or `torchrun` share the work through it.
         hooks: other hooks to run under (an ablation, say); what they change is what is scored.
         max_new_tokens: how far metrics that watch the model write let it write.
         progress: show a progress bar, with rate and time left.
@@ -103,102 +106,120 @@ def score_heads(
         raise CorelensError(
             f"two metrics called {twice[0]!r}", "metrics whose names differ", "name each once"
         )
-    samples = _questions(samples)
-    if not samples or not resolved:
+    check_on_error(on_error)
+    check_folder(out)
+    stream = None if isinstance(samples, str | Sample | Sequence) else samples
+    questions = _questions(samples) if isinstance(samples, str | Sample | Sequence) else []
+    if not resolved or (stream is None and not questions):
         raise CorelensError(
-            f"{len(samples)} samples and {len(resolved)} metrics",
+            f"{len(questions)} samples and {len(resolved)} metrics",
             "one of each or more",
             "give questions with regions, for instance cl.synthetic('refer', 200)",
         )
-    check_on_error(on_error)
+    if stream is not None:
+        check_stream(resolved, on_error)
     # {number: error} of the samples that are left out
-    wrong = unusable(samples, partial(_check_has_all, resolved)) if on_error == "skip" else {}
-    if not wrong:
-        check_samples(samples, resolved)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 and out is None:
-        raise CorelensError(
-            f"{world} processes without a run folder",
-            "out='run/'",
-            "they share the work through it",
-        )
-    description = about(model) | {"sample_hash": sample_hash(samples)}
-    with ExitStack() as stack:
-        folder = None
-        if out is not None:
-            if hooks:
-                raise CorelensError(
-                    "out= together with hooks=",
-                    "one of them",
-                    "a run folder cannot tell hooks apart",
-                )
-            refuse_active(model)
-            identity = model_identity(model, description) | {
-                "sample_hash": description["sample_hash"],
-                "metrics": [metric_identity(m) for m in resolved],
-                "batch_size": batch_size,
-                "max_new_tokens": max_new_tokens,
-                "n": len(samples),
-            }
-            folder = stack.enter_context(run_folder(out, identity))
-            del description["date"]  # its files are the same bytes whenever they are made
-        done = (folder.done() if folder else set()) | set(wrong)
-        results: dict[int, dict[str, np.ndarray]] = {}
-        groups = list(_batches(samples, batch_size))[rank::world]
-        w_o = cache(lambda layer: same_norms(model.blocks[layer].attn.W_O))
+    wrong = _lacking(questions, resolved, on_error)
+    description = about(model)
+    identity: dict[str, Any] = {}
+    if out is not None:
+        refuse_active(model)
+        identity = model_identity(model, description) | {
+            "metrics": [metric_identity(m) for m in resolved],
+            "batch_size": batch_size,
+            "max_new_tokens": max_new_tokens,
+        }
+        identity |= {"hooks": hook_identity(hooks)} if hooks else {}
+        del description["date"]  # its files are the same bytes whenever they are made
+    w_o = cache(lambda layer: same_norms(model.blocks[layer].attn.W_O))
 
-        def make(batch: Sequence[Sample]) -> dict[str, np.ndarray]:
+    def make(batch: Sequence[Sample]) -> dict[str, np.ndarray]:
+        with torch.no_grad():
             return _score_batch(model, list(batch), resolved, hooks, max_new_tokens, w_o)
 
-        check = partial(_check_scores, model, resolved)
-        bar = stack.enter_context(
-            tqdm(total=sum(map(len, groups)), unit="sample", disable=not progress)
-        )
-        with torch.no_grad():
-            for numbers in groups:
-                left = [number for number in numbers if number not in done]
-                if left:
-                    batch = [samples[number] for number in left]
-                    raw, of_batch = of_usable(batch, make, check, on_error)
-                    wrong |= {left[place]: error for place, error in of_batch.items()}
-                    left = [number for number in left if number not in wrong]
-                    if raw is not None and folder is not None:
-                        folder.add(left, raw)
-                    if raw is not None:
-                        results |= {
-                            number: {key: x[i] for key, x in raw.items()}
-                            for i, number in enumerate(left)
-                        }
-                bar.update(len(numbers))
-        if folder is not None:
-            _wait_for_others(world)
-            if world > 1 and on_error == "skip":  # (those that other processes left out)
-                done = folder.done() | set(wrong)
-                missing = [number for number in range(len(samples)) if number not in done]
-                of_others = unusable([samples[number] for number in missing], check)
-                wrong |= {missing[place]: error for place, error in of_others.items()}
-        skipped = left_out(samples, wrong)
-        numbers = [number for number in range(len(samples)) if number not in wrong]
-        if folder is not None:
-            merged = folder.merged(numbers)
-        else:
-            merged = {m.key: np.stack([results[i][m.key] for i in numbers]) for m in resolved}
-        scored = [samples[number] for number in numbers]
-        worlds = {sample.meta.get("world") for sample in scored}
-        data = data or (str(worlds.pop()) if len(worlds) == 1 and None not in worlds else None)
-        meta: dict[str, Any] = description | {
-            "data": data,
-            "samples": [sample.id for sample in scored],
-        }
-        meta |= {"skipped": skipped} if skipped else {}
-        scores = {}
-        for m in resolved:
-            note = {"note": NOTE} if m.region and not m.needs_answering else {}
-            scores[m.key] = head_scores(m, merged[m.key], describe(m) | note | meta)
-        if folder is not None and rank == 0:
-            for key, score in scores.items():
-                score.save(folder.path / "scores" / f"{file_name(key)}.safetensors")
-        return scores
+    def described(m: Metric) -> dict[str, Any]:
+        note = {"note": NOTE} if m.region and not m.needs_answering else {}
+        return describe(m) | note | description | {"data": data}
+
+    if stream is not None:
+
+        def window(part: list[Sample]) -> dict[str, np.ndarray]:
+            check_samples(part, resolved)
+            groups = _batches(part, batch_size)
+            return in_order(Part(group, make([part[n] for n in group])) for group in groups).results
+
+        return score_stream(out, identity, stream, resolved, window, described, progress)
+    description["sample_hash"] = sample_hash(questions)
+    identity |= {"sample_hash": description["sample_hash"], "n": len(questions)}
+    check = partial(_check_scores, model, resolved)
+
+    def scored(numbers: list[int]) -> Part:
+        batch = [questions[number] for number in numbers]
+        raw, of_batch = of_usable(batch, make, check, on_error)
+        skipped = {numbers[place]: error for place, error in of_batch.items()}
+        return Part([number for number in numbers if number not in skipped], raw or {}, skipped)
+
+    groups = [
+        usable
+        for group in _batches(questions, batch_size)
+        if (usable := [number for number in group if number not in wrong])
+    ]
+    if out is None:
+        whole = in_order(_shown(groups, scored, progress))
+        return _named(whole, wrong, questions, resolved, described, on_error)
+    with run_folder(out, identity) as folder:
+        folder.check(groups)
+        pieces = [folder.batch(group, partial(scored, group)) for group in groups]
+        carry_out(folder.claims, pieces, progress)
+        scores = _named(folder.merged(groups), wrong, questions, resolved, described, on_error)
+        for key, score in scores.items() if is_first() else ():
+            score.save(folder.path / "scores" / f"{file_name(key)}.safetensors")
+    return scores
+
+
+def _lacking(
+    samples: Sequence[Sample], metrics: Sequence[Metric], on_error: OnError
+) -> dict[int, CorelensError]:
+    """{number: error} of the samples that lack what a metric needs; raised unless they are to be
+    skipped."""
+    if on_error == "skip":
+        return unusable(samples, partial(_check_has_all, metrics))
+    check_samples(samples, metrics)
+    return {}
+
+
+def _shown(
+    groups: Sequence[list[int]], scored: Callable[[list[int]], Part], progress: bool
+) -> Iterator[Part]:
+    """One batch scored after the other, with a progress bar."""
+    total = sum(map(len, groups))
+    with tqdm(total=total, unit="sample", disable=not progress) as bar:
+        for group in groups:
+            yield scored(group)
+            bar.update(len(group))
+
+
+def _named(
+    whole: Part,
+    wrong: dict[int, CorelensError],
+    samples: Sequence[Sample],
+    metrics: Sequence[Metric],
+    described: Callable[[Metric], dict[str, Any]],
+    on_error: OnError,
+) -> dict[str, HeadScores]:
+    """{key: HeadScores} of all samples, with what they were and which were left out."""
+    skipped = left_out(samples, wrong | whole.skipped, on_error)
+    scored = [samples[number] for number in whole.numbers]
+    worlds = {sample.meta.get("world") for sample in scored}
+    world = str(worlds.pop()) if len(worlds) == 1 and None not in worlds else None
+    meta: dict[str, Any] = {"samples": [sample.id for sample in scored]}
+    meta |= {"skipped": skipped} if skipped else {}
+    scores = {}
+    for m in metrics:
+        about_metric = described(m)
+        about_metric |= {"data": about_metric["data"] or world}
+        scores[m.key] = head_scores(m, whole.results[m.key], about_metric | meta)
+    return scores
 
 
 def _score_batch(
@@ -340,10 +361,3 @@ def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
 
     order = sorted(range(len(samples)), key=size)
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-
-
-def _wait_for_others(world: int) -> None:
-    if world > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
