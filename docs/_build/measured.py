@@ -151,6 +151,15 @@ def start() -> str:
     return markdown(rows)
 
 
+def streaming() -> str:
+    """Memory of the process by how many samples of a stream it has scored."""
+    rows = [["samples scored", "resident memory", "time"]]
+    for seen in read("streaming")["seen"]:
+        cells = [f"{seen['samples']:,}", f"{seen['rss_mb']:.0f} MB", f"{seen['seconds']:.0f} s"]
+        rows.append(cells)
+    return markdown(rows)
+
+
 def kills() -> str:
     """How many files differ after kills."""
     rows = [["", "kills", "files", "that differ"]]
@@ -177,6 +186,22 @@ def explorer() -> str:
         model = f"`{run['model']}`"
         rows.append([model if case == run["model"] else f"{case} ({model})", *cells])
     return markdown(rows)
+
+
+def patterns() -> str:
+    """Accuracy under each pattern, by the share of pairs it leaves and by what stays full."""
+    run = read("patterns")
+    full = {"none": "nothing", "heads": "top {} heads", "layers": "one layer"}
+    full |= {"random heads": "{} random heads"}
+    head = [words.format(run["full heads"]) for words in full.values()]
+    table = [["pattern", "pairs seen", *(f"{words} full" for words in head)]]
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in run["rows"]:
+        mean = sum(row["accuracy"]) / len(row["accuracy"])
+        cells.setdefault((row["pattern"], f"{row['left']:.2f}"), {})[row["full"]] = f"{mean:.3f}"
+    for (pattern, left), accuracies in sorted(cells.items()):
+        table.append([pattern, left, *(accuracies[name] for name in full)])
+    return markdown(table)
 
 
 def todays_key(key: str) -> str:
@@ -302,5 +327,8 @@ def markdown(rows: list[list[str]]) -> str:
 
 TABLES = {
     table.__name__: table
-    for table in (hooks, scores, speed, knockout, metrics, contrast, start, kills, explorer)
+    for table in (
+        hooks, scores, speed, knockout, metrics, contrast, start, kills, patterns, streaming,
+        explorer,
+    )  # fmt: skip
 }
