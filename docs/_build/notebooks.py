@@ -32,6 +32,18 @@ def on_files(files: Files, config: Any, **_: Any) -> None:
                 files.append(File.generated(config, f"{folder}/{name}", content=content))
 
 
+def joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs of a cell, with neighbouring pieces of printed text made one."""
+    result: list[dict[str, Any]] = []
+    for output in outputs:
+        if result and output.get("name") == result[-1].get("name") == "stdout":
+            text = "".join(result[-1]["text"]) + "".join(output["text"])
+            result[-1] = {**output, "text": text}
+        else:
+            result.append(output)
+    return result
+
+
 def page_of(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, bytes]]:
     """A notebook as Markdown, and its pictures by the names under which the Markdown shows them."""
     parts: list[str] = []
@@ -43,7 +55,7 @@ def page_of(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, bytes]]
             parts.append(source.replace("<details>", '<details markdown="1">'))
             continue
         parts.append(f"```python\n{source}\n```")
-        for output in cell["outputs"]:
+        for output in joined(cell["outputs"]):
             data = {kind: "".join(content) for kind, content in output.get("data", {}).items()}
             if "image/png" in data:
                 name = f"{stem}-{len(pictures) + 1}.png"
