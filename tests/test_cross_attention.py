@@ -9,6 +9,7 @@ from einops import rearrange
 
 import corelens as cl
 from corelens.errors import CorelensError
+from families.checks import build
 from helpers.family_parts import HEADS, randomise
 
 CROSS = 1  # the layer
@@ -142,6 +143,10 @@ def test_heads_of_cross_layers_are_not_drawn_among_those_that_read_the_row():
     assert model.blocks[CROSS].attn.W_Q.shape == (4, 32, 8)
     reason = model.blocks[CROSS].parts.unsummed
     assert "text alone" in reason
+
+
+def test_an_attention_that_could_cross_in_a_layer_that_does_not_reads_the_row():
+    assert cl.HookedMLLM(build("idefics")).cfg.heads == (4, 4, 4, 4)
 
 
 def test_an_encoder_decoder_is_refused_by_name():

@@ -36,7 +36,7 @@ OPTIONS = {
 }  # fmt: skip
 RULES = OPTIONS | {
     "draws": 20,
-    "curve_draws": 20,
+    "curve_draws": 4,
     "kinds": ("zero",),
     "score_share": 10 / 110,
     "effect_samples": 0,
@@ -423,6 +423,7 @@ def test_the_zoo_gives_each_model_its_own_folder_and_worlds_and_one_joint_report
     done = CliRunner().invoke(app, ["study", "qwen3vl-s", "internvl-s", *options])
     report = json.loads(done.stdout)
     assert list(report["models"]) == ["qwen3vl-s", "internvl-s"]
+    assert report["command"].startswith("corelens study qwen3vl-s internvl-s --zoo --n 12")
     assert {name: next(iter(model["worlds"])) for name, model in report["models"].items()} == {
         "qwen3vl-s": "refer", "internvl-s": default_worlds(["internvl-s"])[0]
     }  # fmt: skip

@@ -240,7 +240,8 @@ def add_study(app: typer.Typer) -> None:
             return result
 
         if zoo:
-            result = _joined([studied([name], out / Path(name).name) for name in names], out)
+            studies = [studied([name], out / Path(name).name) for name in names]
+            result = _joined(studies, out, " ".join(["corelens study", *names, "--zoo", *words]))
         else:
             result = studied(names, out)
         show_study(result, json)
@@ -295,11 +296,12 @@ def _with_explorer(result: Any, hooked: Any, worlds: dict[str, Any], out: Path) 
         return result.write(out, explorer.part())
 
 
-def _joined(studies: list[Any], out: Path) -> Any:
+def _joined(studies: list[Any], out: Path, command: str) -> Any:
     """Several studies as one report."""
     from corelens.findings.result import Study
 
     joint = Study.join(studies)
+    joint.data["command"] = command
     joint.write(out)
     return joint
 

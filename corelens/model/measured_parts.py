@@ -67,14 +67,14 @@ def _measured(layer: nn.Module, named: Parts, call: LayerCall | None) -> Parts:
 def _crossing(layer: nn.Module, named: Parts) -> Parts:
     """The parts of a layer that text alone does not run: one that attends to what a tower gives.
 
-    Its attention module is the one that looks the attention function up and takes states of
-    another sequence.
+    The layer takes states of another sequence, and so does its attention module, the one that looks
+    the attention function up. (A module that serves as either, in a layer that takes none, attends
+    to the row: Idefics's.)
     """
+    if not _takes_another_sequence(layer):
+        return named
     for path, module in layer.named_modules():
-        takes = inspect.signature(inspect.unwrap(type(module).forward)).parameters
-        if not looks_attention_up(module) or not any(
-            word in name for name in takes for word in CROSS
-        ):
+        if not looks_attention_up(module) or not _takes_another_sequence(module):
             continue
         n_heads = head_count(module, "num_heads", "num_attention_heads", "n_heads")
         projections: dict[str, Any] = {
@@ -89,6 +89,11 @@ def _crossing(layer: nn.Module, named: Parts) -> Parts:
             d_head=width // n_heads,
         )  # fmt: skip
     return named
+
+
+def _takes_another_sequence(module: nn.Module) -> bool:
+    names = inspect.signature(inspect.unwrap(type(module).forward)).parameters
+    return any(word in name for name in names for word in CROSS)
 
 
 def _source(layer: nn.Module, call: LayerCall, path: str | None) -> str | None:

@@ -274,6 +274,30 @@ def knockout_sentence() -> dict[str, str]:
     return written | {name: str(number) for name, number in numbers.items()}
 
 
+def masked_study() -> list[str]:
+    """What masking whole heads of qwen3vl-q leaves, by the study: clean, top, bottom, how many
+    random sets, their lowest and highest, scenes."""
+    study = json.loads((RESULTS.parents[1] / "docs/study/report.json").read_text(encoding="utf-8"))
+    part = study["models"]["qwen3vl-q"]["worlds"]["refer"]
+    clean, necessity = part["clean"]["value"], part["numbers"]["F5"]
+    random = [clean * (1 - lost) for lost in necessity["random"]["zero"]]
+    role = [necessity["ram"][name]["zero"]["accuracy"] for name in ("top", "bottom")]
+    low, high = f"{min(random):.3f}", f"{max(random):.3f}"
+    written = [f"{accuracy:.3f}" for accuracy in (clean, *role)]
+    return [*written, str(len(random)), low, high, str(part["tested"])]
+
+
+def masked_smol() -> list[str]:
+    """The same of smol-vlm, by its benchmark; of the random sets those that leave more than the
+    top: how many, of how many, their lowest and highest."""
+    run = read("masked_heads")["models"]["smol-vlm"]
+    clean, top, bottom = (run[name]["accuracy"] for name in ("clean", "top", "bottom"))
+    harmless = [draw["accuracy"] for draw in run["random"] if draw["accuracy"] > top]
+    low, high = f"{min(harmless):.2f}", f"{max(harmless):.2f}"
+    counts = [str(len(harmless)), str(len(run["random"]))]
+    return [f"{clean:.2f}", f"{top:.2f}", f"{bottom:.2f}", *counts, low, high, str(run["tested"])]
+
+
 def sentences() -> Iterable[tuple[str, str, list[str]]]:
     """(page, the sentence's words with {} for its numbers, the numbers)."""
     run, results = read("knockout"), read("hooks-cpu")["results"]
@@ -289,13 +313,10 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
         )
     published = f"{run['top']['ram']['accuracy']:.3f}"
     yield "README.md", "the top heads by the published score cost nothing ({})", [published]
-    masked = read("masked_heads")
-    masked_random = sorted(draw["accuracy"] for draw in masked["random"])
-    words = "With whole heads masked, its top 5% by RAM leave {} of answers right, the bottom 5% {} and "
-    words += f"{len(masked_random)} random sets " + "{} to {} (clean {}, {} scenes)"
-    accuracies = [masked["top"]["accuracy"], masked["bottom"]["accuracy"]]
-    accuracies += [masked_random[0], masked_random[-1], masked["clean"]["accuracy"]]
-    yield "README.md", words, [*(f"{x:.3f}" for x in accuracies), str(masked["tested"])]
+    words = "its top 5% by RAM take {} of answers right down to {}, the bottom 5% leave {} and {} "
+    yield "README.md", words + "random sets {} to {} ({} scenes)", masked_study()
+    words = "masking its top 5% takes {} to {}, the bottom 5% leave {}, and {} of {} random sets {} "
+    yield "README.md", words + "to {} ({} scenes", masked_smol()
     hooked = [
         results["8192"][key]["time_ratio"]["median"]
         for key in ("CoreLens, no hook", "CoreLens, z of all heads")
