@@ -20,12 +20,13 @@ from corelens.interventions.counterfactuals import counterfactual
 from corelens.interventions.edges import QUESTION_ON
 from corelens.interventions.metrics import answer_logprob
 from corelens.metrics.provenance import about
+from corelens.model.hooked import HookedMLLM
 
 KINDS = ("knockout", "attribution")
 
 
 def causal_scores(
-    model: Any,
+    model: HookedMLLM,
     samples: Sequence[Sample],
     kind: str = "knockout",
     rows: str = QUESTION_ON,
@@ -86,7 +87,12 @@ def causal_scores(
 
 
 def _knockouts(
-    model: Any, samples: list[Sample], rows: str, columns: str, batch_size: int, progress: bool
+    model: HookedMLLM,
+    samples: list[Sample],
+    rows: str,
+    columns: str,
+    batch_size: int,
+    progress: bool,
 ) -> Float[np.ndarray, "sample layer head"]:
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     runs = Knockouts(model, batches(model, samples, batch_size))
@@ -104,7 +110,7 @@ def _knockouts(
 
 
 def _attribution(
-    model: Any, samples: list[Sample], twin: str, steps: int, batch_size: int
+    model: HookedMLLM, samples: list[Sample], twin: str, steps: int, batch_size: int
 ) -> Float[np.ndarray, "sample layer head"]:
     lost = []
     for start in range(0, len(samples), batch_size):

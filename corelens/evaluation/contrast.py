@@ -25,6 +25,7 @@ from corelens.heads.intervals import Interval, accuracy_difference, accuracy_int
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample
 from corelens.metrics.provenance import about
+from corelens.model.hooked import HookedMLLM
 from corelens.sparse import KVBudget, SparseInference, Streaming
 
 NONE = "no full head"
@@ -220,7 +221,7 @@ class SparseContrast:
 
 
 def sparse_contrast(
-    model: Any,
+    model: HookedMLLM,
     samples: Sequence[Sample],
     scores: HeadScores | Mapping[str, HeadScores],
     fractions: Sequence[float] = (0.02, 0.05, 0.1, 0.2),
@@ -276,7 +277,7 @@ def sparse_contrast(
 
 
 def budget_contrast(
-    model: Any,
+    model: HookedMLLM,
     samples: Sequence[Sample],
     scores: HeadScores | Mapping[str, HeadScores],
     budgets: Sequence[int] = (64, 128, 256),
@@ -338,7 +339,7 @@ def _ranking(line: str) -> str:
 
 
 def _asked(
-    model: Any, samples: Sequence[Sample], ranked: Mapping[str, HeadScores], batch_size: int
+    model: HookedMLLM, samples: Sequence[Sample], ranked: Mapping[str, HeadScores], batch_size: int
 ) -> list[Asked]:
     if not ranked:
         raise CorelensError(
@@ -382,14 +383,14 @@ def _kept(
     return Kept(line, share, x, correct, logprob, draws, heads)
 
 
-def _keys(model: Any, asked: Sequence[Asked], budget: KVBudget) -> float:
+def _keys(model: HookedMLLM, asked: Sequence[Asked], budget: KVBudget) -> float:
     """How many keys a KV head keeps of these prompts, on the mean."""
     shape = model.cfg.n_layers, model.cfg.n_heads, model.cfg.n_kv_heads
     lengths = [len(token_map.all) for batch in asked for token_map in batch.inputs.token_maps]
     return float(np.mean([budget.capacities(*shape, length).mean() for length in lengths]))
 
 
-def _about(model: Any, ranked: Mapping[str, HeadScores]) -> dict[str, Any]:
+def _about(model: HookedMLLM, ranked: Mapping[str, HeadScores]) -> dict[str, Any]:
     return about(model) | {
         "machine": machine(model),
         "rankings": {name: s.label for name, s in ranked.items()},

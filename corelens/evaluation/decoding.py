@@ -22,6 +22,7 @@ from corelens.evaluation.answers import Answer
 from corelens.hf import ENCODED
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
+from corelens.model.hooked import HookedMLLM
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Asked:
     gold: list[Int[Tensor, " _"]]
 
 
-def ask(model: Any, answered: Sequence[Inputs]) -> list[Asked]:
+def ask(model: HookedMLLM, answered: Sequence[Inputs]) -> list[Asked]:
     """The prompts alone of batches with answers; what was encoded is not encoded again."""
     made = []
     for inputs in answered:
@@ -59,7 +60,7 @@ def ask(model: Any, answered: Sequence[Inputs]) -> list[Asked]:
 
 @torch.no_grad()
 def answer_rows(
-    model: Any, asked: Asked, hooks: Sequence[Hook] = (), sparse: Any = None
+    model: HookedMLLM, asked: Asked, hooks: Sequence[Hook] = (), sparse: Any = None
 ) -> list[Float[Tensor, "_ d_vocab"]]:
     """For each sample the logits that predict its gold tokens, and last those of what follows the
     answer."""
@@ -85,7 +86,7 @@ def answer_rows(
 
 
 def read(
-    model: Any,
+    model: HookedMLLM,
     sample: Sample,
     gold: Int[Tensor, " answer"],
     rows: Float[Tensor, "answer_and_end d_vocab"],
@@ -109,14 +110,14 @@ def read(
     )
 
 
-def end_tokens(model: Any) -> set[int]:
+def end_tokens(model: HookedMLLM) -> set[int]:
     """The tokens that end a sequence; empty for a model that names none."""
     end = model.hf.generation_config.eos_token_id
     return set(end) if isinstance(end, list) else set() if end is None else {end}
 
 
 def decoded(
-    model: Any, asked: Sequence[Asked], hooks: Sequence[Hook] = (), sparse: Any = None
+    model: HookedMLLM, asked: Sequence[Asked], hooks: Sequence[Hook] = (), sparse: Any = None
 ) -> Iterator[tuple[Answer, Float[Tensor, "answer d_vocab"]]]:
     """Each sample's answer, and the log-probabilities of the rows that predict its gold tokens."""
     for batch in asked:

@@ -24,13 +24,14 @@ from corelens.evaluation.evaluate import batches
 from corelens.evaluation.sparse_run import check_sparse
 from corelens.hooks.points import Hook, hook_list
 from corelens.inputs.prepare import Sample
+from corelens.model.hooked import HookedMLLM
 
 MOST_TOKENS = 1024  # that are written where a task sets no limit
 GREEDY = {"num_beams": 1, "do_sample": False, "temperature": 0, "top_p": 1.0}
 
 
 def lmms_model(
-    model: Any,
+    model: HookedMLLM,
     hooks: Sequence[Hook] | Hook = (),
     sparse: Any = None,
     batch_size: int = 1,
@@ -106,7 +107,7 @@ def lmms_model(
 
 
 def run_tasks(
-    model: Any,
+    model: HookedMLLM,
     tasks: Sequence[str | dict[str, Any] | Any],
     hooks: Sequence[Hook] | Hook = (),
     sparse: Any = None,
@@ -187,7 +188,11 @@ def _sample(
 
 @torch.no_grad()
 def _written(
-    model: Any, samples: list[Sample], options: dict[str, Any], hooks: Sequence[Hook], sparse: Any
+    model: HookedMLLM,
+    samples: list[Sample],
+    options: dict[str, Any],
+    hooks: Sequence[Hook],
+    sparse: Any,
 ) -> list[str]:
     """What the model writes, greedily, up to a task's own ends."""
     options = dict(options)
@@ -217,7 +222,7 @@ def _written(
 
 @torch.no_grad()
 def _likelihood(
-    model: Any, sample: Sample, hooks: Sequence[Hook], sparse: Any
+    model: HookedMLLM, sample: Sample, hooks: Sequence[Hook], sparse: Any
 ) -> tuple[float, bool]:
     """(log-probability of the answer's tokens, whether each is the most likely one)."""
     (asked,) = ask(model, batches(model, [sample], 1))

@@ -3,7 +3,6 @@ rows after the picture nothing before these. What is before is run once."""
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -17,6 +16,7 @@ from corelens.inputs.prepare import Inputs
 from corelens.interventions.ablation import ablate
 from corelens.interventions.edges import knockout
 from corelens.interventions.replay import Replay
+from corelens.model.hooked import HookedMLLM
 from corelens.tokens.positions import member, resolve
 
 MOST_BYTES = 1 << 31  # of values that are kept; where they are more, whole forwards are run
@@ -33,7 +33,7 @@ class Knockouts:
         prepared: what `batches` made.
     """
 
-    def __init__(self, model: Any, prepared: Sequence[Inputs]):
+    def __init__(self, model: HookedMLLM, prepared: Sequence[Inputs]):
         self.model, self.prepared = model, list(prepared)
         # of written texts
         self._scored = has_rule([sample for inputs in prepared for sample in inputs.samples])

@@ -17,6 +17,7 @@ from corelens.evaluation.answers import Answer
 from corelens.evaluation.decoding import Asked, ask
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
+from corelens.model.hooked import HookedMLLM
 
 # the text may be so much longer than the gold answer; and never longer
 MORE_TOKENS, MOST_TOKENS = 16, 512
@@ -36,7 +37,10 @@ def has_rule(samples: Sequence[Sample]) -> bool:
 
 
 def scored_by_rule(
-    model: Any, answered: Sequence[Inputs], answers: Sequence[Answer], hooks: Sequence[Hook] = ()
+    model: HookedMLLM,
+    answered: Sequence[Inputs],
+    answers: Sequence[Answer],
+    hooks: Sequence[Hook] = (),
 ) -> list[Answer]:
     """The answers of batches with gold answers, with the set's score and the text that the model
     writes."""
@@ -52,7 +56,7 @@ def scored_by_rule(
 
 @torch.no_grad()
 def rule_scores(
-    model: Any,
+    model: HookedMLLM,
     asked: Asked,
     answers: Sequence[Answer],
     hooks: Sequence[Hook] = (),

@@ -21,6 +21,7 @@ from corelens.heads.intervals import Interval, mean_interval
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Sample
 from corelens.metrics.score import NULL_QUESTION
+from corelens.model.hooked import HookedMLLM
 
 
 @dataclass
@@ -77,7 +78,7 @@ class PageRanking:
 
 
 def rerank_pages(
-    model: Any,
+    model: HookedMLLM,
     samples: Sequence[Sample],
     heads: Any,
     rows: str = "question",
@@ -139,7 +140,7 @@ def rerank_pages(
 
 
 def _page_masses(
-    model: Any, samples: list[Sample], heads: HeadSet, rows: str, hooks: Sequence[Hook]
+    model: HookedMLLM, samples: list[Sample], heads: HeadSet, rows: str, hooks: Sequence[Hook]
 ) -> list[Float[np.ndarray, " _"]]:
     """Per sample the attention on each of its pages, summed over the heads, mean over the rows."""
     inputs = model.prepare(samples, answer="answer" in rows)

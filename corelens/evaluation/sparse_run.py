@@ -22,13 +22,14 @@ from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs
 from corelens.metrics.provenance import about, machine
+from corelens.model.hooked import HookedMLLM
 from corelens.sparse.inference import SparseInference
 from corelens.sparse.patterns import at_least
 
 TIMED = 4  # samples that are timed, each by itself
 
 
-def check_sparse(model: Any, sparse: Any) -> SparseInference:
+def check_sparse(model: HookedMLLM, sparse: Any) -> SparseInference:
     """This plan, or an error if it is none or names heads of another model."""
     if not isinstance(sparse, SparseInference):
         raise CorelensError(
@@ -53,7 +54,7 @@ def check_scores(scores: HeadScores, cfg: Any) -> HeadScores:
 
 
 def answered_under(
-    model: Any,
+    model: HookedMLLM,
     asked: Sequence[Asked],
     sparse: SparseInference | None = None,
     hooks: Sequence[Hook] = (),
@@ -71,7 +72,11 @@ def answered_under(
 
 
 def compare(
-    model: Any, prepared: Sequence[Inputs], sparse: Any, hooks: Sequence[Hook] = (), rounds: int = 5
+    model: HookedMLLM,
+    prepared: Sequence[Inputs],
+    sparse: Any,
+    hooks: Sequence[Hook] = (),
+    rounds: int = 5,
 ) -> Evaluation:
     """The answers under sparse inference, with a SpeedReport against the dense run under the same
     hooks.

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from corelens.hf import cache_of, cached_tensors, every_attention
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
+from corelens.model.hooked import HookedMLLM
 
 # bytes; below that a process keeps what it frees, and its peak says nothing
 MIN_RESIDENT = 64 * 2**20
@@ -36,7 +37,7 @@ class Timed:
 
 
 def time_in_turns(
-    model: Any,
+    model: HookedMLLM,
     samples: Sequence[Sample],
     sparse: Any,
     hooks: Sequence[Hook] = (),
@@ -80,7 +81,7 @@ def time_in_turns(
 
 
 def _run(
-    model: Any, prompt: Inputs, sparse: Any, hooks: Sequence[Hook], new_tokens: int
+    model: HookedMLLM, prompt: Inputs, sparse: Any, hooks: Sequence[Hook], new_tokens: int
 ) -> tuple[dict[str, float], Any]:
     """Seconds of each phase of one generation, and the cache it left."""
     clock = _Clock(model)
@@ -104,7 +105,7 @@ def _run(
 
 
 @contextmanager
-def _under(model: Any, sparse: Any, hooks: Sequence[Hook]) -> Iterator[None]:
+def _under(model: HookedMLLM, sparse: Any, hooks: Sequence[Hook]) -> Iterator[None]:
     with (
         model.sparse(sparse) if sparse is not None else nullcontext(),
         model.hooks(fwd_hooks=list(hooks)) if hooks else nullcontext(),
@@ -112,15 +113,16 @@ def _under(model: Any, sparse: Any, hooks: Sequence[Hook]) -> Iterator[None]:
         yield
 
 
-def _generate(model: Any, prompt: Inputs, new_tokens: int) -> None:
+def _generate(model: HookedMLLM, prompt: Inputs, new_tokens: int) -> None:
     model.generate(prompt, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
 
 
 class _Clock:
     """Reads the time where the decoder and the head begin, and sums the prefill's attention."""
 
-    def __init__(self, model: Any):
-        self.decoder, self.head = model.layout.decoder(model.hf), model.hf.get_output_embeddings()
+    def __init__(self, model: HookedMLLM):
+        self.decoder = model.layout.decoder(model.hf)
+        self.head = model.hf.get_output_embeddings()
         attends = [
             (layer, block.parts.attention)
             for layer, block in zip(self.decoder.layers, model.blocks, strict=True)
@@ -198,7 +200,7 @@ def kv_bytes(cache: Any) -> int | None:
 
 
 def _peak(
-    model: Any, prompt: Inputs, sparse: Any, hooks: Sequence[Hook], new_tokens: int
+    model: HookedMLLM, prompt: Inputs, sparse: Any, hooks: Sequence[Hook], new_tokens: int
 ) -> int | None:
     """The peak of memory during a generation, over what was held before; None where it cannot be
     told."""

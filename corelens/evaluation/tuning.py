@@ -25,6 +25,7 @@ from corelens.heads.intervals import Difference, Interval
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample
 from corelens.metrics.provenance import about
+from corelens.model.hooked import HookedMLLM
 from corelens.sparse.inference import SparseInference
 from corelens.sparse.patterns import Streaming
 
@@ -199,7 +200,7 @@ class TunedSparse:
 
 
 def tune_sparse(
-    model: Any,
+    model: HookedMLLM,
     samples: Sequence[Sample],
     scores: HeadScores,
     target: float = 0.01,

@@ -25,6 +25,7 @@ from corelens.heads.disk import write_whole
 from corelens.heads.intervals import CI, Difference, Interval, accuracy_difference, mean_interval
 from corelens.inputs.prepare import Sample
 from corelens.metrics.registry import metric
+from corelens.model.hooked import HookedMLLM
 from corelens.tokens.token_map import TokenMap
 
 NAMES = ("question", "template", "last", "answer")  # groups that are also names of rows
@@ -214,7 +215,7 @@ def points(cost: Difference) -> str:
 
 
 def where_read(
-    model: Any,
+    model: HookedMLLM,
     samples: Sequence[Sample],
     tokens: bool = True,
     batch_size: int = 32,
@@ -302,7 +303,9 @@ def _by_batch(rows: Sequence[Int[Tensor, " _"]], sizes: Sequence[int]) -> list[I
     return tables
 
 
-def _texts(model: Any, prepared: Sequence[Any], groups: dict[str, list[Tensor]]) -> dict[str, str]:
+def _texts(
+    model: HookedMLLM, prepared: Sequence[Any], groups: dict[str, list[Tensor]]
+) -> dict[str, str]:
     """{group: text} of the groups of single tokens: the most common token, "…" behind it where
     samples differ."""
     ids = [line for inputs in prepared for line in inputs.tensors["input_ids"].cpu()]

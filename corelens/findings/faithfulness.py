@@ -22,6 +22,7 @@ from corelens.heads.scores import HeadScores
 from corelens.heads.stats import ranking
 from corelens.interventions.ablation import ablate
 from corelens.metrics.score import score_heads
+from corelens.model.hooked import HookedMLLM
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's
 
@@ -108,7 +109,7 @@ class _Interchange:
 
 
 def known_circuit(
-    model: Any, samples: Sequence[Any], circuit: HeadSet, keys: Sequence[Any]
+    model: HookedMLLM, samples: Sequence[Any], circuit: HeadSet, keys: Sequence[Any]
 ) -> dict[str, float]:
     """AUROC of the heads' scores against a circuit that is known (a hand-built model of
     `corelens.testbed`)."""

@@ -3,7 +3,6 @@ queries."""
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from corelens.heads.head_set import HeadSet
 from corelens.inputs.prepare import Sample
 from corelens.interventions.counterfactuals import counterfactual
 from corelens.interventions.path import path_patch
+from corelens.model.hooked import HookedMLLM
 
 PAIRS = 16  # questions exchanged, of the scoring samples
 # of what the exchanged question costs in all: what a feeder must carry at the least
@@ -71,7 +71,7 @@ def log_odds(
     return metric
 
 
-def exchanged(model: Any, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+def exchanged(model: HookedMLLM, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Samples, and the same with the question of another one of as many tokens and another
     answer."""
     by_length: dict[int, list[Sample]] = {}
@@ -88,5 +88,5 @@ def exchanged(model: Any, samples: Sequence[Sample]) -> tuple[list[Sample], list
     return clean[:PAIRS], twins[:PAIRS]
 
 
-def _first_tokens(model: Any, answers: Sequence[str]) -> list[int]:
+def _first_tokens(model: HookedMLLM, answers: Sequence[str]) -> list[int]:
     return [int(model.tokenizer.encode(answer, add_special_tokens=False)[0]) for answer in answers]

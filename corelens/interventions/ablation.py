@@ -17,6 +17,7 @@ from corelens.errors import CorelensError
 from corelens.heads.head_set import HeadSet
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
+from corelens.model.hooked import HookedMLLM
 from corelens.tokens.positions import Where, check_where, member, resolve
 
 KINDS = ("zero", "mean", "resample", "uniform")
@@ -194,7 +195,7 @@ def _roles(inputs: Inputs, positions: Int[Tensor, " pos"], batch: int) -> Int[Te
 
 
 def mean_z(
-    model: Any,
+    model: HookedMLLM,
     samples: Sequence[Sample],
     *,
     by_role: bool = False,

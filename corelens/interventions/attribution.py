@@ -130,7 +130,7 @@ def _gradients(runs: Runs, names: Sequence[str], inputs: Mapping[str, Tensor]) -
 
 
 @contextmanager
-def _frozen(model: Any) -> Iterator[None]:
+def _frozen(model: HookedMLLM) -> Iterator[None]:
     """Within this context no parameter asks for a gradient."""
     asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

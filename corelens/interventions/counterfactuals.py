@@ -21,6 +21,7 @@ from corelens.errors import CorelensError
 from corelens.inputs.pictures import read_picture, read_video
 from corelens.inputs.prepare import Sample
 from corelens.interventions.pairs import check_pair
+from corelens.model.hooked import HookedMLLM
 from corelens.tokens.regions import Box, Mask, Region, Shape, Span, Tube
 
 KINDS = ("swap", "replace", "blur", "noise", "mask", "text")
@@ -36,7 +37,7 @@ def counterfactual(
     region: int | Region = 0,
     answer: str | None = None,
     seed: int = 0,
-    model: Any = None,
+    model: HookedMLLM | None = None,
 ) -> Sample:
     """A copy of a sample with one change: in its picture, or in its question.
 
@@ -98,7 +99,7 @@ def counterfactual_pairs(
     samples: Sequence[Sample],
     kind_or_twins: str | Sequence[Sample],
     *,
-    model: Any = None,
+    model: HookedMLLM | None = None,
     **options: Any,
 ) -> list[tuple[Sample, Sample]]:
     """Pairs (clean sample, corrupted twin) whose tokens stand at the same positions.

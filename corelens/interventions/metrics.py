@@ -17,6 +17,7 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import Inputs, Sample
+from corelens.model.hooked import HookedMLLM
 
 # one for all samples, or one a sample; an int is a token id
 Answers = str | int | Sequence[str | int] | None
@@ -60,7 +61,7 @@ class LogitMetric:
     ):
         self.label, self._make, self._free = label, make, free
 
-    def bind(self, model: Any, clean: Inputs, corrupted: Inputs | None = None) -> Bound:
+    def bind(self, model: HookedMLLM, clean: Inputs, corrupted: Inputs | None = None) -> Bound:
         """The metric for these runs.
 
         Args:
@@ -85,7 +86,7 @@ class LogitMetric:
         return self.label
 
 
-def bound(metric: Any, model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
+def bound(metric: Any, model: HookedMLLM, clean: Inputs, corrupted: Inputs | None) -> Bound:
     """Any metric as a Bound: ours are bound to the runs, a function is taken as it is."""
     if isinstance(metric, Bound):
         return metric
@@ -113,7 +114,7 @@ def logit_diff(right: Answers = None, wrong: Answers = None) -> LogitMetric:
             corrupted samples' answers.
     """
 
-    def make(model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
+    def make(model: HookedMLLM, clean: Inputs, corrupted: Inputs | None) -> Bound:
         a = single_tokens(model, clean, _texts(right, clean, "right"))
         b = single_tokens(model, clean, _texts(wrong, corrupted, "wrong"))
         back = _rows_back(clean)
@@ -141,7 +142,7 @@ def answer_logprob(answer: Answers = None) -> LogitMetric:
     answer=True, else it must be one token.
     """
 
-    def make(model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
+    def make(model: HookedMLLM, clean: Inputs, corrupted: Inputs | None) -> Bound:
         if answer is None and all("answer" in token_map.parts for token_map in clean.token_maps):
             return Bound(
                 "log-probability of the answer (nats)", *_teacher_forced(clean, _logprob_of)
@@ -160,7 +161,7 @@ def accuracy(answer: Answers = None) -> LogitMetric:
     """1 where the most likely token is the answer's (all of its tokens, if the batch was prepared
     with answer=True)."""
 
-    def make(model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
+    def make(model: HookedMLLM, clean: Inputs, corrupted: Inputs | None) -> Bound:
         if answer is None and all("answer" in token_map.parts for token_map in clean.token_maps):
             return Bound("accuracy", *_teacher_forced(clean, _right))
         ids, back = single_tokens(model, clean, _texts(answer, clean, "gold")), _rows_back(clean)
@@ -180,7 +181,7 @@ def kl() -> LogitMetric:
     Σ_t p_clean(t) · (log p_clean(t) − log p(t)): 0 at the clean run.
     """
 
-    def make(model: Any, clean: Inputs, corrupted: Inputs | None) -> Bound:
+    def make(model: HookedMLLM, clean: Inputs, corrupted: Inputs | None) -> Bound:
         back = _rows_back(clean)
         with torch.no_grad():  # under the hooks that hang while it is bound
             wanted = _rows(model(clean, logits_to_keep=int(back.max())), back).log_softmax(-1)
@@ -262,7 +263,7 @@ def _texts(answers: Answers, inputs: Inputs | None, which: str) -> list[str | in
 
 
 def single_tokens(
-    model: Any, inputs: Inputs, answers: list[str | int] | str | int
+    model: HookedMLLM, inputs: Inputs, answers: list[str | int] | str | int
 ) -> Int[Tensor, " batch"]:
     """The token of each sample's answer, tokenised as the continuation of its prompt.
 

@@ -6,9 +6,10 @@ import torch
 
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import Inputs, Sample
+from corelens.model.hooked import HookedMLLM
 
 
-def as_inputs(model: Any, data: Any) -> Inputs:
+def as_inputs(model: HookedMLLM, data: Any) -> Inputs:
     """Inputs from Inputs, a Sample or a list of Samples."""
     if isinstance(data, Inputs):
         return data

@@ -21,6 +21,7 @@ from corelens.hf import CACHE_ARGUMENTS, cache_argument, replaced_forward
 from corelens.hooks.points import TOWERS, Hook
 from corelens.inputs.prepare import Inputs
 from corelens.model.filters import named
+from corelens.model.hooked import HookedMLLM
 
 # each has its own way to be cut
 CALL = ("inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks")
@@ -50,7 +51,7 @@ class Replay:
 
     def __init__(
         self,
-        model: Any,
+        model: HookedMLLM,
         inputs: Inputs,
         hooks: Sequence[Hook] = (),
         names: Sequence[str] = (),
@@ -76,7 +77,7 @@ class Replay:
                 )
         finally:
             handle.remove()
-        self.cache: dict[str, Tensor] = cache
+        self.cache = dict(cache)
         self.length = self.cache["hook_embed"].shape[1]
         # A layer without a k_proj of its own reads the keys of an earlier layer from the decoder's
         # own bookkeeping: that layer then has to run, so every run begins at the first.

@@ -13,6 +13,7 @@ from corelens.heads.head_set import Head, HeadSet
 from corelens.hooks.edges import Edges
 from corelens.hooks.points import TOWERS, Hook
 from corelens.interventions.sites import axis_of
+from corelens.model.hooked import HookedMLLM
 from corelens.tokens.positions import member, resolve
 
 # the points of a layer in the order of computation
@@ -188,7 +189,7 @@ def mixing(layer: int, names: Container[str], written: Container[str] = ()) -> l
     return [out]
 
 
-def parse_receivers(receivers: Iterable[str] | str, model: Any) -> list[Receiver]:
+def parse_receivers(receivers: Iterable[str] | str, model: HookedMLLM) -> list[Receiver]:
     """Receivers from hook names; each is checked against the model."""
     group = model.cfg.n_heads // model.cfg.n_kv_heads
     parsed = []

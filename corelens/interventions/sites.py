@@ -13,6 +13,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.inputs.prepare import Inputs
 from corelens.interventions.ablation import ROLES
+from corelens.model.hooked import HookedMLLM
 from corelens.tokens.positions import Where, member, resolve
 
 # site → its point in a layer, and what its extra axis counts
@@ -64,7 +65,7 @@ class Patch:
 
 
 def patches(
-    model: Any,
+    model: HookedMLLM,
     inputs: Inputs,
     site: str,
     per: Sequence[str] | str | None,
@@ -136,7 +137,7 @@ def _check(site: str, per: tuple[str, ...]) -> None:
         )
 
 
-def _parts(model: Any, axis: str, block: int) -> list[slice]:
+def _parts(model: HookedMLLM, axis: str, block: int) -> list[slice]:
     """The heads, KV heads or blocks of neurons along an axis, one slice each."""
     if axis == "neuron":
         size = model.cfg.d_mlp or max(block.parts.d_mlp or 0 for block in model.blocks)
@@ -145,7 +146,7 @@ def _parts(model: Any, axis: str, block: int) -> list[slice]:
     return [slice(number, number + 1) for number in range(size)]
 
 
-def _names(model: Any, site: str, layer: int | None) -> tuple[str, ...]:
+def _names(model: HookedMLLM, site: str, layer: int | None) -> tuple[str, ...]:
     if site == "embed":
         return ("hook_embed",)
     if site == "visual":
@@ -158,7 +159,7 @@ def _names(model: Any, site: str, layer: int | None) -> tuple[str, ...]:
     )
 
 
-def _with_part(model: Any, names: tuple[str, ...], part: slice | None) -> tuple[str, ...]:
+def _with_part(model: HookedMLLM, names: tuple[str, ...], part: slice | None) -> tuple[str, ...]:
     """Those of these points that have these heads: layers may have fewer than others."""
     if part is None:
         return names

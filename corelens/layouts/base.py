@@ -77,7 +77,7 @@ class Layout:
 
     # --- where things are
 
-    def decoder(self, hf: nn.Module) -> nn.Module:
+    def decoder(self, hf: nn.Module) -> Any:
         """The text decoder: it takes `inputs_embeds` with the visual features merged in, and has
         `.layers`."""
         inner = getattr(hf, "model", hf)

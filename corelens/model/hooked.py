@@ -55,7 +55,7 @@ class HookedMLLM(LensModel):
             change nothing (`corelens.model.self_check`).
     """
 
-    hf: nn.Module
+    hf: Any  # a PreTrainedModel
 
     def __init__(self, hf_model: Any, processor: Any = None, check: bool = True):
         super().__init__()
