@@ -74,7 +74,7 @@ def study(
     )
 
 
-def model_name(model: HookedMLLM) -> str:
+def model_name(model: "HookedMLLM") -> str:
     """What a model is called: the last part of where it came from, else its family."""
     from corelens.hf import source_of  # (it needs torch)
 
