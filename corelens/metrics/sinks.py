@@ -14,7 +14,6 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
-from corelens.model.hooked import HookedMLLM
 from corelens.tokens.regions import Box
 from corelens.tokens.token_map import TokenMap
 
@@ -124,7 +123,7 @@ class VisualSinks:
 
 
 def visual_sinks(
-    model: HookedMLLM,
+    model: Any,
     samples: Sequence[Sample] | Sample,
     questions: Sequence[str] = QUESTIONS,
     threshold: float = THRESHOLD,
@@ -180,7 +179,7 @@ def visual_sinks(
 
 
 def _strengths(
-    model: HookedMLLM, samples: list[Sample], hooks: Sequence[Hook]
+    model: Any, samples: list[Sample], hooks: Sequence[Hook]
 ) -> list[Float[np.ndarray, " visual"]]:
     """Per sample the attention on each visual token over the mean of them, in one run."""
     total: dict[int, Tensor] = {}
