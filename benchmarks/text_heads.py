@@ -23,7 +23,7 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 
 import corelens as cl
-from corelens.demo import checkpoint
+from corelens.demo import REPOSITORY
 from corelens.demo.smol import assemble, decoder_file
 
 OUT = Path(__file__).parent / "results/text_heads.json"
@@ -73,7 +73,7 @@ def measure(scored: int, tested: int, draws: int) -> dict[str, Any]:
     keys = {"question": "ram", "last": "ram[rows=last]"}
     shown = cl.score_heads(model, to_rank, list(keys.values()), batch_size=10)
     with tempfile.TemporaryDirectory() as folder:
-        assemble(checkpoint(NAME), decoder_file(), Path(folder) / "bare", scale=0.0)
+        assemble(REPOSITORY / NAME, decoder_file(), Path(folder) / "bare", scale=0.0)
         bare = cl.HookedMLLM.from_pretrained(Path(folder) / "bare", dtype="bfloat16")
     bare_right = cl.evaluate(bare, lists)
 
