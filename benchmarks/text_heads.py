@@ -49,7 +49,7 @@ def ram_on_text(
     for sample in samples:
         listed, entry = as_list(sample)
         inputs = model.prepare(listed)
-        tokens = model.to_str_tokens(inputs)[0]
+        tokens = model.to_str_tokens(inputs)
         starts = np.cumsum([0, *(len(token) for token in tokens)])
         begin = "".join(tokens).index(entry)
         inside = (starts[1:] > begin) & (starts[:-1] < begin + len(entry))

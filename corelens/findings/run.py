@@ -38,7 +38,7 @@ from corelens.findings.repeats import agreement_over_n, repeats
 from corelens.findings.result import FINDINGS, FORMAT, Study, read_report
 from corelens.findings.verdict import LEFT_OUT
 from corelens.findings.world import World, number_rows
-from corelens.heads.disk import make_folder, write_first
+from corelens.heads.disk import digest_of, make_folder, write_first
 from corelens.heads.intervals import accuracy_interval
 from corelens.inputs.prepare import Sample
 from corelens.metrics.processes import Claims, Piece, called, carry_out, check_folder, is_first
@@ -100,6 +100,7 @@ def run_study(
                 studied,
                 folder,
                 line,
+                digest_of(json.loads(json.dumps(identity))),
             )
         first = next(iter(descriptions.values()))
         study = Study(
@@ -117,15 +118,14 @@ def run_study(
 
 def _measure_model(
     model: Any, samples: Mapping[str, Sequence[Sample]], options: Options, studied: Sequence[str],
-    folder: Path,
-    line: "_Line",
+    folder: Path, line: "_Line", run: str,
 ) -> Numbers:  # fmt: skip
     """Which worlds count, which reading is judged, then every finding in every world."""
     worlds, left_out = [], []
     limit = Limit(folder, options.hours)
     for name, of_world in samples.items():
         of_name = folder / re.sub(r"[^\w.-]+", "-", name)
-        worlds.append(World(name, model, of_world, options, of_name, line.step, limit))
+        worlds.append(World(name, model, of_world, options, of_name, line.step, limit, run))
     parts = {}
     for world in worlds:
         line.begin(f"scores and clean answers, {world.name}")
@@ -177,7 +177,7 @@ def _measure_model(
             if name in FINDINGS:
                 part["skipped"][name] = _out_of(options)
             continue
-        numbers = json.loads(piece.file.read_text(encoding="utf-8"))
+        numbers = world.read(name)
         if name in FINDINGS:
             part["numbers"][name] = numbers
         else:

@@ -23,13 +23,14 @@ from corelens.evaluation.where_read import where_read
 from corelens.findings import exact
 from corelens.findings.limit import Limit
 from corelens.findings.options import LARGE, LARGE_SAMPLES, LAST, PUBLISHED, READINGS, Options
-from corelens.heads.disk import write_whole
+from corelens.heads.disk import append_line, write_whole
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions.edges import QUESTION_ON
 from corelens.metrics.processes import Claims, Piece, carry_out, process
 from corelens.metrics.provenance import pictures, pixels
+from corelens.metrics.runs import read_record, record_of
 from corelens.metrics.score import score_heads
 
 Correct = Float[np.ndarray, " sample"]
@@ -48,14 +49,16 @@ class World:
         folder: where its work is kept.
         advance: called with a few words at every step.
         limit: of the processor time; of this world alone if none is handed in.
+        run: the digest of the study's identity, which each of its files carries.
     """
 
     def __init__(
         self, name: str, model: Any, samples: Sequence[Sample], options: Options, folder: Path,
         advance: Callable[[str], None] = lambda words: None, limit: Limit | None = None,
+        run: str = "",
     ):  # fmt: skip
         self.name, self.model, self.options = name, model, options
-        self.folder, self.advance = folder, advance
+        self.folder, self.advance, self.run = folder, advance, run
         self.limit = limit or Limit(folder, options.hours)
         marked = [sample for sample in samples if sample.regions]
         self.without_region = len(samples) - len(marked)
@@ -73,7 +76,7 @@ class World:
         """The same scores, tested on the first n of the tested samples alone."""
         few = World(
             self.name, self.model, self.samples, self.options, self.folder / f"first {n}",
-            self.advance, self.limit,
+            self.advance, self.limit, self.run,
         )  # fmt: skip
         few.to_score, few.to_test = self.to_score, self.to_test[:n]
         few.__dict__["scores"] = self.scores
@@ -194,23 +197,23 @@ class World:
                 values = np.empty(len(self.to_test))
                 values[self.by_size] = run().correct
             self._runs[key] = values
-            line = json.dumps({"key": key, "correct": [round(float(value), 6) for value in values]})
             rank = process()[0]  # (no process writes into the file of another)
-            file_of_runs = self.folder / (f"runs-{rank}.jsonl" if rank else "runs.jsonl")
-            with file_of_runs.open("a", encoding="utf-8") as file:
-                file.write(f"\n{line}\n")  # (a line torn by a kill ends here)
+            file = self.folder / (f"runs-{rank}.jsonl" if rank else "runs.jsonl")
+            rounded = [round(float(value), 6) for value in values]
+            append_line(file, record_of(self.run, key, rounded))
             self.limit.keep()
         return self._runs[key]
 
     @cached_property
     def _runs(self) -> dict[str, Correct]:
         files, runs = sorted(self.folder.glob("runs*.jsonl")), {}
-        for line in (line for file in files for line in file.read_text("utf-8").splitlines()):
-            try:
-                record = json.loads(line)
-            except ValueError:  # torn: the process ended while writing it
-                continue
-            runs[record["key"]] = np.array(record["correct"], dtype=float)
+        for file in files:
+            for line in file.read_text("utf-8").splitlines():
+                try:
+                    key = json.loads(line)["name"]
+                except (ValueError, KeyError, TypeError):  # torn by a kill: it is made again
+                    continue
+                runs[key] = np.array(read_record(file, self.run, key, line), dtype=float)
         return runs
 
     def knocked(
@@ -265,7 +268,12 @@ class World:
         """
         piece = self.piece(name, make)
         carry_out(self.claims, [piece])
-        return json.loads(piece.file.read_text(encoding="utf-8"))
+        return self.read(name)
+
+    def read(self, name: str) -> Any:
+        """What is kept under this name."""
+        file = self.folder / f"{name}.json"
+        return read_record(file, self.run, name, file.read_bytes())
 
     def piece(self, name: str, make: Callable[[], Any]) -> Piece:
         """The work of keeping what `make` returns under this name, for processes to share."""
@@ -273,7 +281,7 @@ class World:
 
         def write() -> None:
             self.limit.check()
-            write_whole(file, json.dumps(make(), ensure_ascii=False))
+            write_whole(file, record_of(self.run, name, make()))
             self.limit.keep()
 
         return Piece(file, 1, write)

@@ -170,7 +170,7 @@ class RunFolder:
     def saved(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns (JSON), made once: it lies in the folder, whole or not at all."""
         if not self._file(name).exists():
-            write_whole(self._file(name), self._written(name, make()))
+            write_whole(self._file(name), record_of(self.digest, name, make()))
         return self.read(name)
 
     def piece(self, name: str, size: int, make: Callable[[], Any]) -> Piece:
@@ -179,7 +179,7 @@ class RunFolder:
 
     def read(self, name: str) -> Any:
         """What is kept under this name."""
-        return self._read(self._file(name), name, self._file(name).read_bytes())
+        return read_record(self._file(name), self.digest, name, self._file(name).read_bytes())
 
     def _file(self, name: str) -> Path:
         return self.path / f"{file_name(name)}.json"
@@ -193,30 +193,40 @@ class RunFolder:
                 json.loads(line)
             except ValueError:  # torn: the process ended while writing it; it is made again
                 continue
-            key, value = self._read(file, name, line)
+            key, value = read_record(file, self.digest, name, line)
             values[key] = value
         return values
 
     def add_line(self, name: str, key: str, value: Any) -> None:
         """Keep one result (JSON) under a key, as a line of its own."""
-        append_line(self.path / f"{file_name(name)}.jsonl", self._written(name, [key, value]))
+        append_line(
+            self.path / f"{file_name(name)}.jsonl", record_of(self.digest, name, [key, value])
+        )
 
-    def _written(self, name: str, value: Any) -> str:
-        record = {"name": name, "run": self.digest, "value": value}
-        return json.dumps({**record, "sha256": digest_of(record)}, ensure_ascii=False)
 
-    def _read(self, file: Path, name: str, words: bytes) -> Any:
-        try:
-            record = json.loads(words)
-            checksum = record.pop("sha256")
-            fits, run = digest_of(record) == checksum, record["run"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _foreign(f"{file}, which cannot be read") from error
-        if run != self.digest or record.get("name") != name:
-            raise _foreign(f"{file}, which belongs to another run")
-        if not fits:
-            raise _foreign(f"{file}, whose checksum does not fit: it is not what was written")
-        return record["value"]
+def record_of(run: str, name: str, value: Any) -> str:
+    """A result as JSON, with its name, the digest of the run that it belongs to, and a checksum."""
+    record = json.loads(json.dumps({"name": name, "run": run, "value": value}))
+    return json.dumps({**record, "sha256": digest_of(record)}, ensure_ascii=False)
+
+
+def read_record(file: Path, run: str, name: str, words: str | bytes) -> Any:
+    """The value of what `record_of` wrote.
+
+    Raises:
+        CorelensError: it cannot be read, belongs to another run, or is not what was written.
+    """
+    try:
+        record = json.loads(words)
+        checksum = record.pop("sha256")
+        fits, of_run = digest_of(record) == checksum, record["run"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _foreign(f"{file}, which cannot be read") from error
+    if of_run != run or record.get("name") != name:
+        raise _foreign(f"{file}, which belongs to another run")
+    if not fits:
+        raise _foreign(f"{file}, whose checksum does not fit: it is not what was written")
+    return record["value"]
 
 
 @contextmanager

@@ -47,6 +47,14 @@ def all_families() -> str:
     return markdown([HEAD, *map(cells, rows.values())])
 
 
+def counts() -> list[str]:
+    """How many types there are, are served, are refused, have a token map."""
+    rows = list(read()["types"].values())
+    verdicts = [sum(row["verdict"] == word for row in rows) for word in ("served", "refused")]
+    maps = sum(row.get("token_map", "none").startswith(("closed", "probed")) for row in rows)
+    return [str(number) for number in (len(rows), *verdicts, maps)]
+
+
 def family_counts() -> str:
     """How many types of each verdict there are, and how many have a token map."""
     measured = read()
