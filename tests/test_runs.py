@@ -352,19 +352,14 @@ def test_what_is_made_once_is_kept_and_checked(tmp_path):
         == {"x": [1.5, None, "é"]}
         and len(made) == 1
     )
-    folder().add_line("runs", "k", "0101")
-    file = tmp_path / "runs.jsonl"
-    file.write_text(file.read_text() + '\n{"name": "runs", "ru')  # torn
-    folder().add_line("runs", "l", "11")
-    assert folder().read_lines("runs") == {"k": "0101", "l": "11"}
+    file = tmp_path / "F1 ..%2Fx.json"
     words = file.read_text()
-    file.write_text(words.replace("0101", "0111"))
+    file.write_text(words.replace("1.5", "2.5"))
     with pytest.raises(cl.CorelensError, match="checksum"):
-        folder().read_lines("runs")
-    file.write_text(words)
+        folder().saved("F1 ../x", make)
     other = RunFolder(tmp_path / "other", {"a": 2})
-    (other.path / "runs.jsonl").write_text(words)
+    (other.path / file.name).write_text(words)
     with pytest.raises(cl.CorelensError, match="another run"):
-        other.read_lines("runs")
+        other.saved("F1 ../x", make)
     with pytest.raises(cl.CorelensError, match="another a"):
         RunFolder(tmp_path, {"a": 2})

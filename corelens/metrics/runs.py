@@ -4,8 +4,7 @@ A run folder holds `run.json`, which says what is computed (its identity: model,
 options; see `corelens.metrics.provenance`), and what is finished:
 
 - part files `part-<first sample>.safetensors`, each the per-sample results of one batch;
-- `<name>.json`, a result that was made once;
-- `<name>.jsonl`, results that come one by one, a line each.
+- `<name>.json`, a result that was made once.
 
 Each of them carries the digest of the identity and its own checksum. What belongs to another run,
 or is not what was written, is refused by name. A run that starts again computes what is missing.
@@ -28,7 +27,6 @@ import numpy as np
 
 from corelens.errors import CorelensError
 from corelens.heads.disk import (
-    append_line,
     cannot_write,
     digest_of,
     file_name,
@@ -183,25 +181,6 @@ class RunFolder:
 
     def _file(self, name: str) -> Path:
         return self.path / f"{file_name(name)}.json"
-
-    def read_lines(self, name: str) -> dict[str, Any]:
-        """{key: value} of what `add_line` kept under this name. A line that a kill has torn is left
-        out."""
-        file, values = self.path / f"{file_name(name)}.jsonl", {}
-        for line in file.read_bytes().splitlines() if file.exists() else ():
-            try:
-                json.loads(line)
-            except ValueError:  # torn: the process ended while writing it; it is made again
-                continue
-            key, value = read_record(file, self.digest, name, line)
-            values[key] = value
-        return values
-
-    def add_line(self, name: str, key: str, value: Any) -> None:
-        """Keep one result (JSON) under a key, as a line of its own."""
-        append_line(
-            self.path / f"{file_name(name)}.jsonl", record_of(self.digest, name, [key, value])
-        )
 
 
 def record_of(run: str, name: str, value: Any) -> str:
