@@ -16,7 +16,7 @@ from corelens.cli import app as cli
 from corelens.interventions.result import PatchResult
 
 HEADS = cl.HeadSet(["L1H5", "L1H4"])
-COMMANDS = ("ablate", "app", "doctor", "explore", "patch", "rows", "show", "study")
+COMMANDS = ("ablate", "app", "doctor", "eval", "explore", "patch", "rows", "show", "study")
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,10 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import corelens as cl
+from corelens.cli.app import app
 from corelens.evaluation.harness import lmms_model, run_tasks
 from helpers.families import tiny
 
@@ -127,6 +129,32 @@ def test_without_lmms_eval_it_is_named(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
     with pytest.raises(cl.CorelensError, match="pip install lmms-eval"):
         lmms_model(model)
+
+
+def test_the_command_line_runs_tasks_with_and_without_heads(model, theirs, monkeypatch, tmp_path):
+    shown = documents()
+
+    def simple_evaluate(model, tasks, batch_size, limit):
+        model.task_dict["made"] = {"test": shown}
+        answers = model.generate_until(requests(shown[:limit]))
+        score = {"alias": "made", "letters,none": sum(map(len, answers)), "n": len(answers)}
+        return {"results": {task: score | {"said": answers} for task in tasks}}
+
+    monkeypatch.setitem(sys.modules, "lmms_eval.evaluator", ModuleType("evaluator"))
+    sys.modules["lmms_eval.evaluator"].simple_evaluate = simple_evaluate
+    monkeypatch.setattr("corelens.cli.eval.open_model", lambda *arguments: model)
+    heads = cl.HeadSet([(0, head) for head in range(4)] + [(1, head) for head in range(4)])
+    words = ["eval", "qwen3vl-s", "--tasks", "made", "--heads", ",".join(map(str, heads))]
+    words += ["--limit", "2", "--out", str(tmp_path / "scores.json")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "made" in done.output and "8 heads, zero" in done.output
+    results = json.loads((tmp_path / "scores.json").read_text())
+    clean, without = (results[name]["made"] for name in ("clean", "8 heads, zero"))
+    assert clean["n"] == without["n"] == 2 and clean["said"] != without["said"]
+    monkeypatch.setitem(sys.modules, "lmms_eval.evaluator", None)
+    with pytest.raises(cl.CorelensError, match="pip install lmms-eval"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 TASK = """

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from corelens.cli.ablate import add_ablate
 from corelens.cli.doctor import add_doctor
+from corelens.cli.eval import add_eval
 from corelens.cli.explore import add_explore
 from corelens.cli.patch import add_patch
 from corelens.cli.rows import FILE, add_rows, measured, print_advice, print_short
@@ -379,6 +380,7 @@ def data_check(
 
 add_ablate(app)
 add_doctor(app)
+add_eval(app)
 add_patch(app)
 add_rows(app)
 add_show(app)

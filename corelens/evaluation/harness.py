@@ -130,6 +130,11 @@ def run_tasks(
     return run(model=held, tasks=list(tasks), batch_size=batch_size, limit=limit, **options)
 
 
+def check_installed() -> None:
+    """Raise a CorelensError that says what to install if lmms-eval is not there."""
+    _theirs("lmms_eval.evaluator", "simple_evaluate")
+
+
 def _theirs(module: str, name: str) -> Any:
     """A part of lmms-eval."""
     try:
