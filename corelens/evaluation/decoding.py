@@ -59,7 +59,7 @@ def ask(model: HookedMLLM, answered: Sequence[Inputs]) -> list[Asked]:
 
 
 @torch.no_grad()
-def answer_rows(
+def answer_logits(
     model: HookedMLLM, asked: Asked, hooks: Sequence[Hook] = (), sparse: Any = None
 ) -> list[Float[Tensor, "_ d_vocab"]]:
     """For each sample the logits that predict its gold tokens, and last those of what follows the
@@ -121,6 +121,6 @@ def decoded(
 ) -> Iterator[tuple[Answer, Float[Tensor, "answer d_vocab"]]]:
     """Each sample's answer, and the log-probabilities of the rows that predict its gold tokens."""
     for batch in asked:
-        rows = answer_rows(model, batch, hooks, sparse)
+        rows = answer_logits(model, batch, hooks, sparse)
         for sample, gold, of_sample in zip(batch.inputs.samples, batch.gold, rows, strict=True):
             yield read(model, sample, gold, of_sample), of_sample[:-1].log_softmax(-1)

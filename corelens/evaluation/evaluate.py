@@ -144,7 +144,7 @@ def _answers(model: Any, prepared: Sequence[Inputs], hooks: Sequence[Hook]) -> l
     with torch.no_grad():
         for inputs in prepared:
             logits = model.run_with_hooks(
-                inputs, fwd_hooks=hooks, logits_to_keep=answer_rows(inputs)
+                inputs, fwd_hooks=hooks, logits_to_keep=n_answer_rows(inputs)
             )
             answers += read_batch(model, inputs, logits)
     return scored_by_rule(model, prepared, answers, hooks) if scored else answers
@@ -177,7 +177,7 @@ def _evaluate_in(
         return evaluation_in(folder, questions, batch_size, answered, on_error, progress)
 
 
-def answer_rows(inputs: Inputs) -> int:
+def n_answer_rows(inputs: Inputs) -> int:
     """How many of the last rows predict an answer, in a batch with gold answers."""
     return inputs.length - min(int(token_map.last) for token_map in inputs.token_maps)
 
@@ -185,8 +185,8 @@ def answer_rows(inputs: Inputs) -> int:
 def read_batch(
     model: Any, inputs: Inputs, logits: Float[Tensor, "batch row d_vocab"]
 ) -> list[Answer]:
-    """What the last `answer_rows(inputs)` rows' logits say of every sample's answer."""
-    first, answers = inputs.length - answer_rows(inputs), []
+    """What the last `n_answer_rows(inputs)` rows' logits say of every sample's answer."""
+    first, answers = inputs.length - n_answer_rows(inputs), []
     for i, (sample, token_map) in enumerate(zip(inputs.samples, inputs.token_maps, strict=True)):
         gold = token_map.answer
         rows = logits[i, torch.cat([gold - 1, gold[-1:]]) - first]

@@ -19,7 +19,7 @@ from PIL import Image
 
 from corelens.data.video import by_time, length, middles
 from corelens.errors import CorelensError
-from corelens.evaluation.decoding import answer_rows, ask
+from corelens.evaluation.decoding import answer_logits, ask
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.sparse_run import check_sparse
 from corelens.hooks.points import Hook, hook_list
@@ -231,7 +231,7 @@ def _likelihood(
 ) -> tuple[float, bool]:
     """(log-probability of the answer's tokens, whether each is the most likely one)."""
     (asked,) = ask(model, batches(model, [sample], 1))
-    rows = answer_rows(model, asked, hooks, sparse)[0][:-1].log_softmax(-1)
+    rows = answer_logits(model, asked, hooks, sparse)[0][:-1].log_softmax(-1)
     gold = asked.gold[0]
     logprob = float(rows.gather(1, gold[:, None]).sum())
     return logprob, bool(np.array_equal(rows.argmax(-1), gold))

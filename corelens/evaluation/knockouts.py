@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from corelens.evaluation.answers import Answer, Evaluation
-from corelens.evaluation.evaluate import answer_rows, evaluate, read_batch
+from corelens.evaluation.evaluate import evaluate, n_answer_rows, read_batch
 from corelens.evaluation.own_scoring import has_rule
 from corelens.heads.head_set import HeadSet
 from corelens.inputs.prepare import Inputs
@@ -47,7 +47,7 @@ class Knockouts:
         tokens = sum(len(inputs) * inputs.length for inputs in self.prepared)
         if tokens * width * cfg.dtype.itemsize > MOST_BYTES:
             return None
-        return [Replay(self.model, inputs, keep=answer_rows(inputs)) for inputs in self.prepared]
+        return [Replay(self.model, inputs, keep=n_answer_rows(inputs)) for inputs in self.prepared]
 
     @cached_property
     def clean(self) -> Evaluation:

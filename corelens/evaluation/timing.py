@@ -94,10 +94,10 @@ def _run(
         end = clock.now()
     by_phase = {
         "vision": vision,
-        "prefill": clock.heads[0] - clock.decoders[0],
+        "prefill": clock.lm_head_starts[0] - clock.decoder_starts[0],
         "end_to_end": end - start,
     }
-    by_phase["decode"] = (end - clock.decoders[1]) / (len(clock.decoders) - 1)
+    by_phase["decode"] = (end - clock.decoder_starts[1]) / (len(clock.decoder_starts) - 1)
     attention = clock.attention_seconds()
     if attention is not None:
         by_phase["attention"] = attention
@@ -131,8 +131,8 @@ class _Clock:
             layer.get_submodule(path) for layer, path in attends if path is not None
         }
         self.devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        self.decoders: list[float] = []
-        self.heads: list[float] = []
+        self.decoder_starts: list[float] = []
+        self.lm_head_starts: list[float] = []
         self.calls: list[tuple[Any, Any]] = []
         self.cache: Any = None
 
@@ -146,7 +146,10 @@ class _Clock:
     def watching(self) -> Iterator[None]:
         """Within this context runs of the model leave their times here."""
         with ExitStack() as stack:
-            for module, marks in ((self.decoder, self.decoders), (self.head, self.heads)):
+            for module, marks in (
+                (self.decoder, self.decoder_starts),
+                (self.head, self.lm_head_starts),
+            ):
                 handle = module.register_forward_pre_hook(
                     lambda *_, marks=marks: marks.append(self.now())
                 )
@@ -160,7 +163,7 @@ class _Clock:
 
     def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(module: Any, *args: Any, **kwargs: Any) -> Any:
-            if module not in self.attention_of or self.heads:
+            if module not in self.attention_of or self.lm_head_starts:
                 return function(module, *args, **kwargs)
             start = self._mark(args[0])
             out = function(module, *args, **kwargs)

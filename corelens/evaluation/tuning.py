@@ -33,7 +33,7 @@ TIMED = 2  # samples on which each setting is timed
 
 
 @dataclass
-class Setting:
+class TriedPlan:
     """One setting, on the calibration samples.
 
     Args:
@@ -79,8 +79,8 @@ class TunedSparse:
         target: the accuracy that was allowed to be lost.
     """
 
-    chosen: Setting | None
-    curve: list[Setting]
+    chosen: TriedPlan | None
+    curve: list[TriedPlan]
     dense: Evaluation
     checked: Evaluation | None
     target: float
@@ -168,7 +168,7 @@ class TunedSparse:
     def to_json(self) -> dict[str, Any]:
         """Every setting, the choice, and how it did on other samples."""
 
-        def as_json(setting: Setting) -> dict[str, Any]:
+        def as_json(setting: TriedPlan) -> dict[str, Any]:
             return {
                 "share": setting.share,
                 "window": setting.window,
@@ -281,7 +281,9 @@ def tune_sparse(
                 pairs = left_pairs(sparse, model.cfg, lengths)
                 assert pairs is not None  # of Streaming it is always known
                 curve.append(
-                    Setting(share, window, sparse, run.interval, paired(run, dense), pairs, speedup)
+                    TriedPlan(
+                        share, window, sparse, run.interval, paired(run, dense), pairs, speedup
+                    )
                 )
                 bar.update()
     within = [setting for setting in curve if setting.difference.difference >= -target]

@@ -55,8 +55,8 @@ class Necessity(Finding):
     if_not: ClassVar[str] = "Masking heads here does not single out those that RAM ranks first."
 
     def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
-        """Costs of the top, bottom and random heads under each intervention, and of cutting their
-        sight of the evidence at the question's rows or the last row alone."""
+        """Costs of the top, bottom and random heads under each intervention, and under a knockout
+        at the question's rows alone and at the last row alone."""
         measured: Numbers = {
             "judged": reading, "n": len(world.to_test), "clean": world.clean.accuracy
         }  # fmt: skip
@@ -70,7 +70,7 @@ class Necessity(Finding):
                     group: world.costs(world.knocked(heads, group)) for group in ROWS.values()
                 }
         measured["random"] = {}
-        for kind in world.options.kinds:  # the verdict rests on zero
+        for kind in world.options.kinds:  # only "zero" is judged
             draws = world.options.draws if kind == "zero" else world.options.curve_draws
             sets = world.random_sets(reading, measured[reading]["k"], draws)
             measured["random"][kind] = [
@@ -84,20 +84,22 @@ class Necessity(Finding):
         return measured
 
     def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
-        """All three parts of the criterion, each by its interval; which were missed is said."""
+        """All three parts of the criterion, each by its interval; the reason names those that
+        failed."""
         measured, random = numbers[numbers["judged"]], numbers["random"]["zero"]
         if len(random) < self.least_draws:
             return Verdict(NOT_JUDGED, reason=f"{len(random)} random sets", n=numbers["n"])
         top, bottom = (relative(measured[role]["zero"], numbers) for role in ("top", "bottom"))
         limit = float(np.quantile(random, self.quantile))
         number = f"top {measured['k']} masked: {points(top)}% of the clean accuracy lost; "
-        number += f"random {100 * limit:.0f}% at the 95% quantile"
+        number += f"random {100 * limit:.0f}% at the {self.quantile:.0%} quantile"
+        bottom_layers = _where_they_are(measured["bottom"]["heads"])
         parts = (
             (at_least(top, self.necessary), "the top heads cost too little"),
             (above(top, limit), "random heads cost as much"),
             (
                 at_most(bottom, self.harmless),
-                f"the bottom heads cost {points(bottom)}% ({_layers(measured['bottom']['heads'])})",
+                f"the bottom heads cost {points(bottom)}% ({bottom_layers})",
             ),
         )
         missed = [words for holds, words in parts if holds is False]
@@ -120,8 +122,8 @@ def _by_kind(world: World, heads: HeadSet) -> dict[str, Any]:
     return {kind: world.costs(world.changed(heads, kind)) for kind in world.options.kinds}
 
 
-def _layers(heads: Sequence[Sequence[int]]) -> str:
-    """ "2 of 5 in layer 0, where heads feed later ones"; or the layers that they are in."""
+def _where_they_are(heads: Sequence[Sequence[int]]) -> str:
+    """ "2 of 5 in layer 0, whose heads feed later ones …", or the layers of these heads."""
     early = sum(layer == 0 for layer, _ in heads)
     if early:
         words = f"{early} of {len(heads)} in layer 0, whose heads feed later ones"

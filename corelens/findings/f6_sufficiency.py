@@ -58,7 +58,7 @@ class Sufficiency(Finding):
             "n": len(world.to_test),
             "clean": world.clean.accuracy,
             "blind": float(world.only_seeing(NOTHING).mean()),
-            "alone": _seeing(world, top, random, NOTHING),
+            "alone": _when_only_these_see(world, top, random, NOTHING),
             "curve": curve,
             "enough": next(
                 (share for share, x in curve if x >= self.sufficient * world.clean.accuracy), None
@@ -66,36 +66,37 @@ class Sufficiency(Finding):
             "with feeders": None,
         }
         if measured["alone"]["value"] < self.sufficient * world.clean.accuracy:
-            fed_by = world.stored("feeders", lambda: feeders(world, top).to_json())
-            if fed_by:
-                measured["with feeders"] = _seeing(
-                    world, top, random[: options.curve_draws], HeadSet(fed_by)
+            feeding = world.stored("feeders", lambda: feeders(world, top).to_json())
+            feeder_heads = HeadSet(feeding) - top
+            if feeder_heads:
+                measured["with feeders"] = _when_only_these_see(
+                    world, top, random[: options.curve_draws], feeder_heads
                 )
         return measured
 
     def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
-        """Reproduced by the top heads alone, or together with their feeders, which is said."""
+        """Reproduced by the top heads alone, or with their feeders; the number says which."""
         verdicts = []
         for name in ("alone", "with feeders"):
             if numbers[name] is not None:
-                verdicts.append(self._by(numbers[name], name, numbers))
+                verdicts.append(self._judge_variant(numbers[name], name, numbers))
         return next((verdict for verdict in verdicts if verdict.word == REPRODUCED), verdicts[-1])
 
-    def _by(self, seeing: Numbers, name: str, numbers: Numbers) -> Verdict:
-        if len(seeing["random"]) < self.least_draws:
+    def _judge_variant(self, variant: Numbers, name: str, numbers: Numbers) -> Verdict:
+        if len(variant["random"]) < self.least_draws:
             return Verdict(
-                NOT_JUDGED, reason=f"{len(seeing['random'])} random sets", n=numbers["n"]
+                NOT_JUDGED, reason=f"{len(variant['random'])} random sets", n=numbers["n"]
             )
-        limit = float(np.quantile(seeing["random"], self.quantile))
-        fed = f" and {len(seeing['feeders'])} feeders" if seeing["feeders"] else ""
+        limit = float(np.quantile(variant["random"], self.quantile))
+        fed = f" and {len(variant['feeders'])} feeders" if variant["feeders"] else ""
         clean = numbers["clean"] or 1.0
-        lost = {end: seeing["lost"][end] / clean for end in ("value", "low", "high")}
+        lost = {end: variant["lost"][end] / clean for end in ("value", "low", "high")}
         number = f"only {numbers['k']} heads{fed} see: {1 - lost['value']:.0%} "
         number += f"[{100 * (1 - lost['high']):.0f}, {100 * (1 - lost['low']):.0f}] of the clean "
-        number += f"accuracy; random {limit / clean:.0%} at the 95% quantile"
+        number += f"accuracy; random {limit / clean:.0%} at the {self.quantile:.0%} quantile"
         parts = (
             (at_most(lost, 1 - self.sufficient), "they do not suffice"),
-            (above(seeing, limit), "random heads suffice as well"),
+            (above(variant, limit), "random heads suffice as well"),
         )
         missed = [words for holds, words in parts if holds is False]
         unsure = [words for holds, words in parts if holds is None]
@@ -107,11 +108,13 @@ class Sufficiency(Finding):
         return Verdict(REPRODUCED, number)
 
 
-def _seeing(world: World, top: HeadSet, random: Sequence[HeadSet], fed_by: HeadSet) -> Numbers:
-    correct = world.only_seeing(top | fed_by)
+def _when_only_these_see(
+    world: World, top: HeadSet, random: Sequence[HeadSet], feeder_heads: HeadSet
+) -> Numbers:
+    correct = world.only_seeing(top | feeder_heads)
     accuracy = accuracy_interval(correct)
     lost = world.costs(correct)
-    controls = [float(world.only_seeing(heads | fed_by).mean()) for heads in random]
+    controls = [float(world.only_seeing(heads | feeder_heads).mean()) for heads in random]
     return {
-        **accuracy._asdict(), "lost": lost, "random": controls, "feeders": fed_by.to_json()
+        **accuracy._asdict(), "lost": lost, "random": controls, "feeders": feeder_heads.to_json()
     }  # fmt: skip

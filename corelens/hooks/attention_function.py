@@ -6,8 +6,9 @@ every model are reached in one place.
 
 You pay for what you hook: a layer without hooks on scores or pattern calls transformers' own SDPA
 function, and rows (a few queries: the question's tokens) are computed beside it from q and k in
-O(rows × T) memory. The order inside a layer: q, k, v → edges → scores → softmax → pattern → rows →
-z. Scores and softmax are in float32.
+O(rows × T) memory. The order inside a layer: rotated q, k, v → sparse plan → edges → scores →
+softmax → pattern → rows → eviction from the cache → z (`hook_q` and `hook_k` fire earlier, see
+model/wiring.py). Scores and softmax are in float32.
 """
 
 from dataclasses import dataclass, replace
@@ -26,21 +27,21 @@ from corelens.hooks.running import Running, Step, current
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What one layer's attention computes z from. A step below that changes something makes a new
-    bundle; none is written into.
+    """The inputs of one layer's attention. They are immutable: a step that changes something
+    returns a changed copy.
 
     Args:
         query, key, value: after rotary; key and value with what the cache holds.
         call: the module's own arguments: mask, scaling, soft cap and the like.
-        spread: True once every query head has a KV head of its own (an edit of one query head's
-            keys needs that), although the module counts groups of query heads.
+        kv_per_query_head: True once keys and values were repeated to one KV head per query head:
+            an edit of one query head's keys needs that.
     """
 
     query: Float[Tensor, "batch head pos d_head"]
     key: Float[Tensor, "batch kv_head key d_head"]
     value: Float[Tensor, "batch kv_head key d_value"]
     call: Call
-    spread: bool = False
+    kv_per_query_head: bool = False
 
 
 def attention(
@@ -80,9 +81,8 @@ def attention(
 def _unhooked(inputs: AttentionInputs, run: Running | None) -> Float[Tensor, "batch pos head d"]:
     """z without hooks: the call is another model's, another thread's, or that of a layer without
     hooks."""
-    # Outside a run only models that asked for "sdpa" come here. In a run every model of ours does,
-    # also one that was loaded with eager attention because of a soft cap or sinks: `_kernel` knows
-    # these, SDPA does not.
+    # Outside a run only models that asked for "sdpa" come here. In a run, models that were loaded
+    # with eager attention arrive too: SDPA cannot do their soft cap or sinks, `_kernel` can.
     return _sdpa(inputs) if run is None else _kernel(inputs, None)
 
 
@@ -103,18 +103,18 @@ def _hooked(
         run.fire(points.hook_edges, edges)
     if edges.rewrites:  # from here on every query head has a KV head of its own
         key, value = edges.spread(inputs.key, inputs.value)
-        inputs = replace(inputs, key=key, value=value, spread=True)
+        inputs = replace(inputs, key=key, value=value, kv_per_query_head=True)
 
     rows = step.rows if points.hook_pattern_rows.active else None
     if points.hook_attn_scores.active or points.hook_pattern.active:
         z = _z_of_whole_pattern(inputs, edges, rows, points, run, step)
     else:
-        # SDPA saw every edge: the rows whose edges are cut or biased are computed once more.
+        # SDPA ignored the edits of edges: only the edited rows are computed again.
         z = edges.recompute(_kernel(inputs, plan), *_parts(inputs))
         if rows is not None and rows.shape[1]:
             z = _z_with_rows(z, inputs, edges, rows, points, run, step)
 
-    if plan is not None:  # pruned heads get their constants, and the cache lets go of keys
+    if plan is not None:  # pruned heads get their constants, and keys are evicted from the cache
         call = replace(inputs.call, edit=edges.apply) if edges.edits else inputs.call
         z = plan.finish(z, inputs.query, call)
     return run.fire(points.hook_z, z)
@@ -179,7 +179,7 @@ def _kernel(inputs: AttentionInputs, plan: Any) -> Float[Tensor, "batch pos head
         return rows_z(*_all_rows(inputs))[0]
     # transformers' function repeats each KV head for its group of query heads; here each query
     # head has its own already.
-    if inputs.spread:
+    if inputs.kv_per_query_head:
         return _spread_sdpa(inputs)
     return _sdpa(inputs)
 

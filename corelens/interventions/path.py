@@ -1,9 +1,10 @@
 """Path patching: only direct paths from senders to receivers carry the change.
 
-Three runs. The other run gives the senders' values. In the path run of the base input the senders
-have those values and every other head is frozen at its base value (MLPs are recomputed, or frozen
-too): what a receiver reads there has come on direct paths. In the last run of the base input the
-receivers have what they read there, and everything past them is recomputed.
+Four runs. The other run gives the senders' values, and the base run those of all heads. In the path
+run of the base input the senders have the other run's values and every other head is frozen at its
+base value (MLPs are recomputed, or frozen too): a receiver's value there is changed by direct paths
+only. The last run of the base input sets the receivers to these values and recomputes everything
+past them.
 
 Source: Wang et al. 2022, arXiv 2211.00593, appendix B; Goldowsky-Dill et al. 2023, arXiv
 2304.05969.
@@ -45,7 +46,7 @@ from corelens.tokens.positions import Where
 # senders that act jointly, and at which positions
 Group = tuple[Sequence[Sender], Bool[Tensor, "sample pos"] | None]
 # receivers that are patched jointly
-Target = Sequence[Receiver]
+ReceiverSet = Sequence[Receiver]
 
 
 def path_patch(
@@ -77,8 +78,8 @@ def path_patch(
         receivers: hook names: "blocks.5.attn.head.2.hook_q" (or _k, _v: for that query head alone,
             whatever shares its KV head), "blocks.5.attn.kv_head.1.hook_k", "blocks.5.hook_mlp_in"
             (the MLP's input), "blocks.5.hook_resid_pre", "hook_logits" … Several are patched
-            jointly unless "receiver" is among `per`: each is fixed at what it read on direct paths,
-            so one that lies behind another shows nothing of it.
+            jointly unless "receiver" is among `per`: each is fixed at its value of the path run, so
+            a later receiver does not show the effect of an earlier one.
         metric: `cl.logit_diff("7", "3")` or any function of logits [batch, pos, d_vocab] that
             returns [batch].
         freeze_mlps: MLPs are frozen too, instead of recomputed.
@@ -136,16 +137,18 @@ def path_patch(
     targets = [[receiver] for receiver in all_receivers] if "receiver" in per else [all_receivers]
     _warn_hidden(targets)
 
-    written = list(dict.fromkeys(name for sender in all_senders for name in sender.names))
-    source, far = runs.other_values(written)
+    sender_points = list(dict.fromkeys(name for sender in all_senders for name in sender.names))
+    source, other_metric = runs.other_values(sender_points)
     frozen = [name for layer in range(n_layers) for name in mixing(layer, model.hook_dict)]
     if freeze_mlps:
         frozen += [f"blocks.{layer}.hook_mlp_out" for layer in range(n_layers)]
-    replay = Replay(model, runs.base, runs.hooks, names=[*written, *frozen], keep=runs.measure.keep)
-    near = runs.measure(replay.logits)
+    replay = Replay(
+        model, runs.base, runs.hooks, names=[*sender_points, *frozen], keep=runs.measure.keep
+    )
+    base_metric = runs.measure(replay.logits)
 
     # A group that changes nothing, or whose change reaches no receiver, is not run: effect 0.
-    values = [[near] * len(targets) for _ in groups]
+    values = [[base_metric] * len(targets) for _ in groups]
     reached: list[list[bool]] = []
     for group in groups:
         reached.append([_reached(group, target, receiver_table, n_layers) for target in targets])
@@ -166,7 +169,9 @@ def path_patch(
                     if reached[number][column]:
                         values[number][column] = measured[run]
             bar.advance(task, len(chunk))
-    return runs.result(_in_order(values, per, len(jointly), len(masks)), near, far, axes)
+    return runs.result(
+        _in_order(values, per, len(jointly), len(masks)), base_metric, other_metric, axes
+    )
 
 
 def _checked_axes(per: Sequence[str] | str | None) -> tuple[str, ...]:
@@ -222,7 +227,7 @@ class _PathRun:
         self,
         replay: Replay,
         groups: Sequence[Group],
-        targets: Sequence[Target],
+        targets: Sequence[ReceiverSet],
         source: Mapping[str, Tensor],
         freeze_mlps: bool,
         start: Start,
@@ -253,7 +258,7 @@ class _PathRun:
         return record
 
     def metric_with(
-        self, target: Target, where: Tensor | None, measure: Callable[[Tensor], Tensor]
+        self, target: ReceiverSet, where: Tensor | None, measure: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:
         """The metric [sample] of the last run, for each run of the batch.
 
@@ -280,7 +285,7 @@ class _PathRun:
         if at_logits and where is not None:
             assert self.logits is not None
             logits = _mixed(where, self.logits, logits, runs)
-        # The metric speaks of the samples in their order, so it is taken run by run.
+        # The metric expects one batch of samples, so it is called once a run.
         return [measure(logits[run::runs]) for run in range(runs)]
 
 
@@ -313,11 +318,14 @@ def _in_order(
 # --- what can be reached
 
 
-def _reached(group: Group, target: Target, receiver_table: Tensor | None, n_layers: int) -> bool:
+def _reached(
+    group: Group, target: ReceiverSet, receiver_table: Tensor | None, n_layers: int
+) -> bool:
     """Whether a change by these senders can come to one of these receivers on a direct path."""
     senders, where = group
     if where is not None and receiver_table is not None and not (where & receiver_table).any():
-        # the path run moves nothing between positions; only scores and pattern look at others
+        # In the path run other heads are frozen, so a change stays at its own position; only scores
+        # and pattern read other positions.
         target = [
             receiver
             for receiver in target
@@ -343,7 +351,7 @@ def _first_row(
 
 
 def _warn_unreachable(
-    groups: Sequence[Group], targets: Sequence[Target], reached: list[list[bool]]
+    groups: Sequence[Group], targets: Sequence[ReceiverSet], reached: list[list[bool]]
 ) -> None:
     """Warn of receivers that some groups of senders cannot reach: an effect of 0 there is no
     finding."""
@@ -360,7 +368,7 @@ def _warn_unreachable(
             )
 
 
-def _warn_hidden(targets: Sequence[Target]) -> None:
+def _warn_hidden(targets: Sequence[ReceiverSet]) -> None:
     """Warn where receivers that are patched jointly cannot be seen behind the logits."""
     for target in targets:
         if len(target) > 1 and any(receiver.reads == "hook_logits" for receiver in target):

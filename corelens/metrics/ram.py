@@ -14,35 +14,36 @@ def ram(
 
     Q: the question's tokens. G: the tokens of the region (the union, if there are several); w:
     their weights, all 1 unless the sample was prepared with covered fractions. Other rows, the
-    maximum over rows and other reductions over keys are readings of ours, and a result's key names
-    them: `ram[rows=last]`, `ram[reduce=max]`, `ram[keys=max]`.
+    maximum over rows and other reductions over keys are our variants; they show in the result's
+    name: `ram[rows=last]`, `ram[reduce=max]`, `ram[keys=max]`.
 
     Args:
-        evidence: what each row puts on G.
+        evidence: attention of each row on G, already summed over its keys with their weights.
         reduce: over rows: "mean", as published, or "max".
-    Source: the CoRe-head paper, arXiv 2606.05843 (its formula as five summaries of the text agree
-    on it).
+    Source: the CoRe-head paper, arXiv 2606.05843. (We did not have its text; five summaries of it
+    give this same formula.)
     """
     return over_rows(evidence, reduce)
 
 
 def ram_excess(
     evidence: Float[Tensor, "*layer head row"],
-    share: Float[Tensor, "*layer head row"],
+    even_share: Float[Tensor, "*layer head row"],
     reduce: str = "mean",
 ) -> Float[Tensor, "*layer head"]:
     """RAM minus chance: mean_{i ∈ rows} (M_G − M_V · |G| / |V|); attention mass, −1 to 1.
 
+    M_G: a row's attention on the region; M_V: on all picture tokens.
     A head that spreads its visual mass evenly has RAM M_V · |G| / |V| without retrieving anything;
     here it has 0.
     |G| is the sum of the region's weights. Ours; `ram_shifted` is another estimate of chance.
 
     Args:
-        evidence: what each row puts on G.
-        share: what it would put there if it looked evenly over the picture.
+        evidence: attention of each row on G.
+        even_share: what it would put there if it looked evenly over the picture.
         reduce: over rows, "mean" or "max" (of the differences).
     """
-    return over_rows(evidence - share, reduce)
+    return over_rows(evidence - even_share, reduce)
 
 
 def ram_shifted(

@@ -6,8 +6,8 @@ packed storage, so that one call of SDPA reads it, a KV head's query heads as it
 half precision one call of `torch.nn.attention.varlen` reads all groups.
 
 A head grows by each new token, or it is a ring: its first `sink` tokens stay, and each new one
-takes the place of the oldest of the others. Room for new tokens is made for some at a time, so that
-hardly a token copies what is there.
+takes the place of the oldest of the others. Room is added 64 tokens at a time, so the storage is
+rarely copied.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Group:
         count: how many heads.
         room: slots a head has.
         length: slots a head uses.
-        limit: slots it may ever use: a ring; None: it grows.
+        limit: if set, each head is a ring of that many slots; None: it grows.
     """
 
     first: int
@@ -56,8 +56,8 @@ class Ragged:
     Args:
         key, value: those of the prompt.
         keep: which of them stay.
-        limits: for each KV head how many tokens it may hold, the oldest going first; None: all from
-            now on.
+        limits: for each KV head how many tokens it may hold, the oldest going first; None: no
+            limit; 0: the head gets no storage.
         sink: how many first tokens a limited head never lets go.
     """
 
