@@ -645,7 +645,7 @@ def test_samples_are_prepared_once_though_wrong_ones_are_skipped(cropping, tmp_p
         prepared.clear()
         with pytest.warns(UserWarning, match=r"1 of 4 samples are left out \(sample-1\)"):
             scores = cl.score_heads(model, samples, **options)["ram"]
-        assert not again or set(prepared) == {"sample-1"}
+        assert not again or not prepared  # the folder keeps the reason, too
         assert scores.meta["samples"] == [sample.id for sample in good]
     lacking = [samples[0], Sample(samples[0].images, QUESTION, "7", id="bare")]
     with pytest.warns(UserWarning, match=r"left out \(bare\).*without a region"):

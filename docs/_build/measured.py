@@ -321,6 +321,13 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     yield "README.md", "the top heads by the published score cost nothing ({})", [published]
     words = "its top 5% by RAM take {} of answers right down to {}, the bottom 5% leave {} and {} "
     yield "README.md", words + "random sets {} to {} ({} scenes)", masked_study()
+    run = read("masked_heads")["models"]["qwen3vl-q"]
+    again = [f"{run[name]['accuracy']:.3f}" for name in ("clean", "top")]
+    yield "README.md", "Ranked on other scenes, the top 5% take {} to {}", again
+    run = read("masked_heads")["models"]["smol-vlm"]
+    harmful = [x["accuracy"] for x in run["random"] if x["accuracy"] <= run["top"]["accuracy"]]
+    lowest = [f"{min(harmful):.2f}", f"{max(harmful):.2f}"]
+    yield "README.md", "L23H3, and leave {} to {}", lowest
     words = "masking its top 5% takes {} to {}, the bottom 5% leave {}, and {} of {} random sets {} "
     yield "README.md", words + "to {} ({} scenes", masked_smol()
     yield "README.md", FAMILIES, families_table.counts()
