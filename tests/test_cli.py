@@ -103,6 +103,13 @@ def test_ablate_takes_the_top_of_scores_and_writes(corelens, model, tmp_path):
     hooks = cl.ablate(HEADS, "resample", reference=(cache, others))
     wanted = cl.evaluate(model, cl.synthetic("refer", 3, seed=2), hooks=hooks)
     assert resampled["curves"]["top"][0]["accuracy"]["value"] == wanted.accuracy
+    for name in ("first.json", "again.json"):
+        corelens(f"{start} --top 0.02 --kind zero --run kept --out {name}")
+    assert list((tmp_path / "kept").rglob("*.json"))
+    assert (tmp_path / "first.json").read_bytes() == (tmp_path / "again.json").read_bytes()
+    assert "it keeps a sweep" in corelens(
+        "ablate qwen3vl-s refer --heads L1H5 --run kept", fails=True
+    )
 
 
 def test_score_and_ablate_say_when_a_ranking_is_read_where_a_cut_costs_nothing(corelens, tmp_path):

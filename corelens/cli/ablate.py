@@ -75,6 +75,13 @@ def add_ablate(app: typer.Typer) -> None:
             Path | None,
             typer.Option(help="ablate.html, ablate.json, or a picture: png, pdf, svg, jpg."),
         ] = None,
+        run: Annotated[
+            Path | None,
+            typer.Option(
+                help="With --scores: a folder that keeps what is finished; started again, the "
+                "command goes on from there."
+            ),
+        ] = None,
         open_page: Open = False,
         json: Json = False,
     ) -> None:
@@ -97,6 +104,10 @@ def add_ablate(app: typer.Typer) -> None:
                 "one of the two: which heads to ablate",
                 "--scores run (a run folder of `corelens score`), or --heads L3H5,L4H1",
             )
+        if run is not None and scores is None:
+            raise CorelensError(
+                "--run with --heads", "--run with --scores: it keeps a sweep", "leave --run out"
+            )
         if out is not None:
             ending(out, "json")
         ranked = None if scores is None else open_scores(scores, metric)
@@ -108,7 +119,7 @@ def add_ablate(app: typer.Typer) -> None:
         others = open_data(data, REFERENCES[kind], seed + 1) if kind in REFERENCES else None
         hooked = open_model(model, dtype, device)
         reference = others and _reference(hooked, kind, others)
-        options = {"draws": draws, "batch_size": batch_size, "progress": not json}
+        options = {"draws": draws, "batch_size": batch_size, "progress": not json, "out": run}
         sweep = _sweep(hooked, samples, ranked, named, top or [0.05], kind, reference, options)
         sweep.meta |= {"model": model, "data": data, "seed": seed}
         if seen := scored_on(ranked, samples, data):
