@@ -27,7 +27,10 @@ BLOCKS = {
 ROW = re.compile(r"^\| `([^`]*hook_[^`]*)` \| (?:`Edges`|\[([^\]]+)\])", flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
+# (which-heads.md runs as a notebook, which below is found to hold the same code)
+@pytest.mark.parametrize(
+    "page", [page for page, blocks in BLOCKS.items() if blocks and page != "which-heads.md"]
+)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     """All blocks in order, in one namespace; those that open with `# not run` are compiled."""
     monkeypatch.chdir(tmp_path)

@@ -271,22 +271,20 @@ def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
     assert calls[:4] == [False, False, False, True]
 
 
-def test_work_of_another_study_or_changed_on_the_disk_is_refused_by_name(model, tmp_path):
-    options = OPTIONS | {"findings": ["F1"], "effect_samples": 0}
-    samples = {"refer": scenes()[:24]}
-    for folder, score_share in (("a", 0.5), ("b", 0.4)):
-        cl.study(model, samples, out=tmp_path / folder, **options | {"score_share": score_share})
-    (kept,) = (tmp_path / "a/work").rglob("F1.json")
+def test_work_of_another_study_or_changed_on_the_disk_is_refused_by_name(
+    model, result, out, tmp_path
+):
+    shutil.copytree(out, tmp_path / "out")
+    (kept,) = (tmp_path / "out/work").rglob("F1.json")
     whole = kept.read_bytes()
-    (other,) = (tmp_path / "b/work").rglob("F1.json")
     for words, why in (
-        (other.read_bytes(), "another run"),
+        (whole.replace(b'"run": "', b'"run": "0', 1), "another run"),
         (whole.replace(b"0.", b"1.", 1), "checksum"),
         (whole[:40], "cannot be read"),
     ):
         kept.write_bytes(words)
         with pytest.raises(cl.CorelensError, match=f"F1.json.*{why}"):
-            cl.study(model, samples, out=tmp_path / "a", **options | {"score_share": 0.5})
+            cl.study(model, {"<script>alert(2)": scenes()}, out=tmp_path / "out", **OPTIONS)
 
 
 @pytest.mark.parametrize("words", ["", "{", "[1]", "3"])
