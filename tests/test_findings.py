@@ -27,7 +27,7 @@ from corelens.findings.faithfulness import areas, auroc
 from corelens.findings.options import LAST
 from corelens.findings.reading import judged_reading
 from corelens.findings.repeats import agreement_over_n
-from corelens.findings.result import FINDINGS
+from corelens.findings.result import FINDINGS, Study
 from corelens.findings.verdict import (
     CANNOT,
     LEFT_OUT,
@@ -144,6 +144,20 @@ def test_f3_at_its_threshold_and_by_its_slope():
         # two sizes have no slope
         assert finding.conclude(deep | {"sizes": sizes[:2]}).word == REPRODUCED
     assert f3_layers.slope_over_sizes([[1e6, 0.5], [1e7, 0.6], [1e8, 0.7]]) == pytest.approx(0.1)
+
+
+def test_sizes_are_those_of_one_family():
+    def studied(family, parameters):
+        world = {"numbers": {"F3": f3(0.5, 0.6)}, "why_not": None}
+        return {"about": {"family": family, "parameters": parameters}, "worlds": {"w": world}}
+
+    models = {"s": studied("a", 1e6), "m": studied("a", 1e7), "other": studied("b", 1e8)}
+    sizes = {name: x["sizes"] for name, x in Study({"models": models})._models().items()}
+    assert sizes == {
+        "s": [[1e6, 0.5], [1e7, 0.5]],
+        "m": [[1e6, 0.5], [1e7, 0.5]],
+        "other": [[1e8, 0.5]],
+    }
 
 
 def test_f4_at_its_threshold():

@@ -55,7 +55,7 @@ TRANSFER = Threshold(
 DEPTH = Threshold(
     "F3", 0.5, "mean relative depth of the top heads, interval included", f"{CORE}, abstract"
 )
-SIZES = Threshold("F3", 3, "models of different depth from which a slope over sizes is judged")
+SIZES = Threshold("F3", 3, "sizes of one family from which a slope over sizes is judged")
 NECESSARY = Threshold(
     "F5", 0.2, "share of the clean accuracy that masking the top heads costs", f"{CORE}, abstract"
 )

@@ -30,9 +30,9 @@ class Layers(Finding):
     source: ClassVar[str] = f"{CORE}, abstract"
     criterion: ClassVar[str] = (
         f"The mean relative depth (0: first layer, 1: last) of the top {TOP.value:.0%} of the "
-        f"heads is at least {DEPTH.value}, the 95% interval included; and where models of "
-        f"{int(SIZES.value)} sizes are studied together, the slope of that depth over their sizes "
-        "is above zero."
+        f"heads is at least {DEPTH.value}, the 95% interval included; and where one family "
+        f"is studied in {int(SIZES.value)} sizes, the slope of that depth over its sizes is above "
+        "zero."
     )
     if_reproduced: ClassVar[str] = (
         "Evidence is fetched in the second half of the model, as in the paper's models."

@@ -98,8 +98,8 @@ class Study:
         ]
 
     def _models(self) -> dict[str, dict[str, Any]]:
-        """Each model's numbers, with the sizes of all where there are several."""
-        sizes = []
+        """Each model's numbers, with the sizes of all models of its family."""
+        sizes: dict[str, list[list[float]]] = {}
         for model in self.data["models"].values():
             depths = []
             for world in model["worlds"].values():
@@ -107,8 +107,12 @@ class Study:
                     layers = world["numbers"]["F3"]
                     depths.append(layers[layers["judged"]]["depth"]["value"])
             if depths:
-                sizes.append([model["about"]["parameters"], sum(depths) / len(depths)])
-        return {name: model | {"sizes": sizes} for name, model in self.data["models"].items()}
+                of_family = sizes.setdefault(model["about"]["family"], [])
+                of_family.append([model["about"]["parameters"], sum(depths) / len(depths)])
+        return {
+            name: model | {"sizes": sizes.get(model["about"]["family"], [])}
+            for name, model in self.data["models"].items()
+        }
 
     def finding(self, id: str) -> Concluded:
         """The finding "F1" to "F8"."""
