@@ -473,6 +473,15 @@ def test_the_study_runs_on_every_public_set(name, tmp_path, every_world_counts):
         assert "the samples have no regions" in study.report.read_text()
 
 
+def test_without_a_head_to_change_the_answers_are_the_clean_ones():
+    model = cl.HookedMLLM(*tiny("qwen3_vl"))
+    runs = Knockouts(model, batches(model, cl.synthetic("refer", 2, seed=2), 2))
+    for answered in (
+        runs.evaluate(cl.HeadSet([]), "text", "visual"), runs.ablated(cl.HeadSet([]), "zero")
+    ):  # fmt: skip
+        assert answered.logprobs.tolist() == runs.clean.logprobs.tolist()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_knockouts_begun_late_give_what_whole_forwards_give(family, monkeypatch):
     model = cl.HookedMLLM(*tiny(family))

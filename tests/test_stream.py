@@ -1,6 +1,8 @@
 """Streams: the numbers of a list, in a window's memory; a stream that shows something else is
 refused."""
 
+import errno
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,23 @@ def test_scores_of_a_stream_are_those_of_the_list(model, tmp_path):
         model, flow(), METRICS, batch_size=2, out=tmp_path
     )  # what is missing is computed
     assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_disk_that_fills_up_while_a_stream_is_written_keeps_nothing_half(
+    model, tmp_path, monkeypatch
+):
+    def half(file, shape, tensors):
+        def full():
+            yield next(iter(next(iter(tensors.values()))))
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        write(file, shape, {"per_sample": full()})
+
+    write = stream._write
+    monkeypatch.setattr(stream, "_write", half)
+    with pytest.raises(cl.CorelensError, match="no room left"):
+        cl.score_heads(model, flow(), ["ram"], batch_size=2, out=tmp_path)
+    assert not list((tmp_path / "per_sample").iterdir())
 
 
 def test_another_stream_is_refused(model, tmp_path):

@@ -46,6 +46,8 @@ def test_names():
     assert tm.positions("answer", rows=True).tolist() == [13, 14]
     assert tm.positions("question+last+answer", rows=True).tolist() == [10, 11, 13, 14]
     assert (tm.length, tm.start, tm.stop) == (16, 2, 16)
+    tm.positions("region").zero_()  # what is handed out is the caller's
+    assert tm.positions("region").tolist() == [3, 4]
 
 
 def test_an_answer_that_was_not_prepared_is_left_out_of_sums_only():

@@ -131,10 +131,15 @@ def hooks_of(kind: str, heads: HeadSet, reference: Any = None) -> list[Hook]:
 
 
 def measure(
-    model: Any, prepared: Sequence[Inputs], clean: Evaluation, sets: Iterable[HeadSet], kind: str,
+    model: Any,
+    prepared: Sequence[Inputs],
+    clean: Evaluation,
+    sets: Iterable[HeadSet],
+    kind: str,
     fraction: float,
-    reference: Any = None, advance: Callable[[], None] = lambda: None,
-) -> Point:  # fmt: skip
+    reference: Any = None,
+    advance: Callable[[], None] = lambda: None,
+) -> Point:
     """Ablate each of these sets in turn; accuracy is over samples, each the mean over the sets.
     `advance` is called after each."""
     head_sets, runs = list(sets), []

@@ -228,8 +228,8 @@ def _nothing(world: World) -> Numbers:
     return {
         "serves": list(world.serves), "scored": len(world.to_score), "tested": len(world.to_test),
         "without_region": world.without_region, "clean": None, "why_not": None, "row_costs": None,
-        "scores": {},
-        "agreement_over_n": {}, "skipped": {}, "numbers": {}, **dict.fromkeys(BESIDE),
+        "scores": {}, "agreement_over_n": {}, "skipped": {}, "numbers": {},
+        **dict.fromkeys(BESIDE),
     }  # fmt: skip
 
 

@@ -10,9 +10,10 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError
@@ -31,13 +32,25 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     Raises:
         CorelensError: the disk is full, or the file cannot be written there.
     """
+    with writing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write to, piece by piece, that is there as a whole once the context ends, or not at
+    all if something is raised in it; its folder is made.
+
+    Raises:
+        CorelensError: the disk is full, or the file cannot be written there.
+    """
     path = Path(path)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)

@@ -88,6 +88,7 @@ class RunFolder:
         header = self.path / "run.json"
         if header.is_file():
             self._check(header, identity)
+        # (looked at once more: another process of this launch may just have written it)
         elif any(self.path.glob("part-*.safetensors")) and not header.is_file():
             raise CorelensError(
                 f"{self.path}, parts without a run.json", "a run folder", "choose another folder"

@@ -7,8 +7,6 @@ is refused.
 """
 
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -19,7 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from corelens.errors import CorelensError
-from corelens.heads.disk import cannot_write, file_name, make_folder
+from corelens.heads.disk import file_name, writing
 from corelens.heads.scores import HeadScores
 from corelens.heads.stats import ratio
 from corelens.inputs.prepare import Sample
@@ -242,19 +240,11 @@ def _write(file: Path, shape: tuple[int, ...], tensors: dict[str, Iterator[np.nd
     }
     words = json.dumps(header, separators=(",", ":")).encode()
     words += b" " * (-len(words) % 8)
-    make_folder(file.parent)
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.part")
-    try:
-        with draft.open("wb") as written:
-            written.write(len(words).to_bytes(8, "little") + words)
-            for pieces in tensors.values():
-                for piece in pieces:
-                    written.write(np.ascontiguousarray(piece, dtype="<f4").tobytes())
-            written.flush()
-            os.fsync(written.fileno())
-        os.replace(draft, file)
-    except OSError as error:
-        raise cannot_write(file, error) from error
+    with writing(file) as opened:
+        opened.write(len(words).to_bytes(8, "little") + words)
+        for pieces in tensors.values():
+            for piece in pieces:
+                opened.write(np.ascontiguousarray(piece, dtype="<f4").tobytes())
 
 
 def mapped(file: Path, name: str = "per_sample") -> np.ndarray:

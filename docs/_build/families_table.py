@@ -12,8 +12,11 @@ FIRST = {
     "Qwen2-VL, Qwen2.5-VL": ["qwen2_vl", "qwen2_5_vl"], "Gemma 4": ["gemma4", "gemma4_unified"],
     "Gemma 3": ["gemma3"], "GLM-4.xV": ["glm4v", "glm4v_moe", "glm46v"], "Llama 4": ["llama4"],
     "Mistral 3": ["mistral3"], "Phi-4-multimodal": ["phi4_multimodal"], "LFM2-VL": ["lfm2_vl"],
-    "Qwen-Omni": ["qwen2_5_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe", "qwen3_omni_moe_thinker"],
-    "Kimi K2.5": ["kimi_k25"], "Molmo 2": ["molmo2"], "InternVL": ["internvl"], "SmolVLM": ["smolvlm"],
+    "Qwen-Omni": [
+        "qwen2_5_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe", "qwen3_omni_moe_thinker"
+    ],
+    "Kimi K2.5": ["kimi_k25"], "Molmo 2": ["molmo2"], "InternVL": ["internvl"],
+    "SmolVLM": ["smolvlm"],
     "LLaVA": ["llava", "llava_next", "llava_onevision"], "DeepSeek-OCR 2": ["deepseek_ocr2"],
     "Nemotron Omni": ["nemotron_h_omni"],
 }  # fmt: skip

@@ -17,7 +17,14 @@ import measured
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "docs/study/report.json"  # of `corelens study --zoo`
-PAGES = ("README.md", "docs/index.md", "docs/findings.md", "docs/benchmarks.md", "docs/families.md")
+PAGES = (
+    "README.md",
+    "docs/index.md",
+    "docs/findings.md",
+    "docs/benchmarks.md",
+    "docs/families.md",
+    "docs/worlds.md",
+)
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 

@@ -34,7 +34,8 @@ TOUR = (  # what the pointer does, the address that shows it, milliseconds
     ("[data-rows=last]", "rows=last&head=42&by=region", 1600),
 )
 PROBE = """<script>addEventListener("load", () => setTimeout(() => {
-  const middle = (selector) => { const area = document.querySelector(selector).getBoundingClientRect();
+  const middle = (selector) => {
+    const area = document.querySelector(selector).getBoundingClientRect();
     return [area.x + area.width / 2, area.y + area.height / 2]; };
   document.title = "PLACES:" + JSON.stringify(SELECTORS.map(middle)); }, 200));</script></body>"""
 
