@@ -8,7 +8,7 @@ import textwrap
 from functools import cache
 from importlib import import_module
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
@@ -140,6 +140,74 @@ def test_llms_txt_is_made_of_the_docs(monkeypatch):
     described = dict(re.findall(r"^- `cl\.([\w.]+)`: (.*)$", text, flags=re.M))
     assert described.keys() == llms.public_names().keys() and all(described.values())
     compile(re.search(r"```python\n(.*?)```", text, flags=re.S)[1], "llms.txt", "exec")
+
+
+LINK = re.compile(r'\]\(([^)\s]+)\)|(?:src|href)="([^"]+)"')
+
+
+def links(text: str) -> list[str]:
+    """Links and pictures of a page that lead to a file beside it."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    targets = [markdown or html for markdown, html in LINK.findall(text)]
+    return [x for x in targets if not x.startswith(("http", "#", "data:", "mailto:"))]
+
+
+def pages_with_links() -> dict[Path, list[str]]:
+    """Every page and notebook that a code-hosting site shows, with its links."""
+    pages = {page: page.read_text(encoding="utf-8") for page in ROOT.glob("*.md")}
+    pages |= {page: page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")}
+    for page in [*ROOT.glob("tutorials/*.ipynb"), *ROOT.glob("notebooks/*.ipynb")]:
+        cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+        prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        pages[page] = "\n\n".join(prose)
+    return {page: links(text) for page, text in pages.items()}
+
+
+def test_every_link_leads_to_a_file_of_the_repository():
+    """So that pages can be read where they lie; `docs/_build/portable.py` suits them to the
+    site."""
+    pages = pages_with_links()
+    assert sum(map(len, pages.values())) > 120
+    for page, targets in pages.items():
+        for target in targets:
+            path, _, part = target.partition("#")
+            file = (page.parent / path).resolve()
+            assert file.is_file() or file.is_dir(), (page.relative_to(ROOT), target)
+            # an entry that mkdocstrings writes is not there yet
+            if part and file.suffix == ".md" and not part.startswith("corelens."):
+                assert part in anchors(file), (page.relative_to(ROOT), target)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link can lead to in a page: its headings, as sites name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_no_page_has_forms_that_only_the_site_knows():
+    only = re.compile(r"<iframe|<svg|^=== |^!!! |^\?\?\? |\)\{ ?[.\w]", flags=re.M)
+    for page in DOCS.rglob("*.md"):
+        assert not only.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.S)), page
+
+
+def test_pages_are_suited_to_the_site(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_build")
+    sys.modules.pop("portable", None)
+    from portable import for_site
+
+    page = "[1](../../tutorials/01_hooks.ipynb#x) [c](../../CHANGELOG.md) [p](own.md)"
+    made = "[1](../tutorials/01_hooks.md#x) [c](../changelog.md) [p](own.md)"
+    assert for_site(page, PurePosixPath("howto/a.md")) == made
+    framed = for_site("[![it](images/a.png)](examples/explorer.html#x)", PurePosixPath("a.md"))
+    assert framed.startswith('<iframe class="explorer" src="examples/explorer.html#x"')
+    two = "**A**\n\n```python\nx = 1\n```\n\n**B**\n\n```python\ny\n```\n\n"
+    assert for_site(two + "End", PurePosixPath("a.md")) == (
+        '=== "A"\n\n    ```python\n    x = 1\n    ```\n\n'
+        '=== "B"\n\n    ```python\n    y\n    ```\n\nEnd'
+    )
+    assert for_site(two[:27] + "End", PurePosixPath("a.md")).startswith("**A**")
+    concepts = (DOCS / "concepts.md").read_text()
+    assert for_site(concepts, PurePosixPath("concepts.md")).count("<svg") == 2
 
 
 def test_the_version_is_everywhere_the_same():
