@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import corelens as cl
 from corelens import testbed
 from corelens.cli.app import app
 from corelens.cli.study import default_worlds
+from corelens.cli.study_tables import show_study
 from corelens.findings import world
 from corelens.findings.faithfulness import known_circuit
 from corelens.findings.feeders import feeders
@@ -30,6 +32,7 @@ from corelens.metrics.runs import locked
 from helpers import published
 from helpers.families import tiny
 
+ROOT = Path(__file__).parents[1]
 OPTIONS = {
     "draws": 2, "curve_draws": 1, "kinds": ("zero", "knockout"), "shares": (0.05,), "score_share": 20 / 44,
     "effect_samples": 4, "sparse_samples": 8, "progress": False,
@@ -445,6 +448,25 @@ def test_the_zoo_gives_each_model_its_own_folder_and_worlds_and_one_joint_report
     }  # fmt: skip
     folders = [tmp_path / name for name in ("qwen3vl-s", "internvl-s")]
     assert all((folder / "report.html").exists() for folder in (tmp_path, *folders))
+
+
+def test_the_printed_study_ends_with_three_numbers_and_the_reports_place(tmp_path, capsys):
+    report = json.loads((ROOT / "docs/study/report.json").read_text())
+    report["models"] = {"qwen3vl-s": report["models"]["qwen3vl-s"]}
+    study = Study(report)
+    study.write(tmp_path)
+    show_study(study, json=False)
+    *_, title, clean, top, random, place = capsys.readouterr().out.splitlines()
+    part = report["models"]["qwen3vl-s"]["worlds"]["refer"]
+    numbers = part["numbers"]["F5"]
+    right = part["clean"]["value"]
+    left = numbers[numbers["judged"]]["top"]["knockout"]["accuracy"]
+    lowest = right * (1 - max(numbers["random"]["knockout"]))
+    assert title.strip() == "Right answers, qwen3vl-s, refer, the evidence hidden from"
+    assert clean.split()[0] == f"{100 * right:.0f}%" and "no head (of 200 samples)" in clean
+    assert top.split()[0] == f"{100 * left:.0f}%" and "the top 5 of 96 heads" in top
+    assert random.split()[0] == f"{100 * lowest:.0f}" and "5 random heads (20 draws)" in random
+    assert place == f"The report: {tmp_path / 'report.html'}"
 
 
 def test_command_line_mistakes_are_one_message_without_a_trace():

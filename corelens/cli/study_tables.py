@@ -1,6 +1,7 @@
 """What `corelens study` and `corelens demo` print: what the verdicts rest on, then the verdicts."""
 
 import json as json_module
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -14,8 +15,11 @@ console = Console()
 
 
 def show_study(result: Any, json: bool) -> None:
-    """The verdicts, after what they rest on: the rows that the answer hangs on, and what heads
-    cost."""
+    """What the verdicts rest on (the rows that the answer hangs on, and what heads cost), the
+    verdicts, and at the end what one wants to know first: three numbers, and where the report is.
+    """
+    from corelens.viz.study_headline import three_numbers  # matplotlib, slow to import
+
     if json:
         typer.echo(json_module.dumps(result.to_json()))
         return
@@ -37,7 +41,20 @@ def show_study(result: Any, json: bool) -> None:
             f"{concluded.id} {concluded.finding.title}", escape(overall.number), escape(words)
         )
     console.print(verdicts)
-    console.print(f"report: {result.report}", highlight=False)
+    for title, numbers in three_numbers(result.data):
+        console.print(f"\nRight answers, {escape(title)}", highlight=False)
+        console.print(_three(numbers))
+    console.print(f"The report: {result.report}", highlight=False, soft_wrap=True)
+
+
+def _three(numbers: Sequence[Sequence[str]]) -> Table:
+    """What is right with nothing changed, without the top heads, without random ones."""
+    table = Table(box=None, show_header=False)
+    table.add_column(justify="right", no_wrap=True, style="bold")
+    table.add_column()
+    for heads, accuracy, note in numbers:
+        table.add_row(accuracy, escape(f"{heads} ({note})"))
+    return table
 
 
 def _reading(model: dict[str, Any]) -> str:

@@ -82,10 +82,15 @@ def _cells(part: Numbers, numbers: Numbers, kind: str) -> tuple[str, str, str]:
     return f"{100 * clean:.0f}%", f"{100 * top:.0f}%", " to ".join(ends) + "%"
 
 
-def _strip(part: Numbers, numbers: Numbers) -> Markup:
-    kind = _kind(numbers)
-    if kind is None:
-        return Markup("")
+def three_numbers(report: Numbers) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """Of each model and world that was tested, what was done, and to which heads: none, the top
+    ones, random ones; beside each the accuracy, and a note on it."""
+    for name, world, part, numbers in _tested(report):
+        if (kind := _kind(numbers)) is not None:
+            yield f"{name}, {world}, {DONE[kind]}", _three(part, numbers, kind)
+
+
+def _three(part: Numbers, numbers: Numbers, kind: str) -> list[tuple[str, str, str]]:
     clean, top, random = _cells(part, numbers, kind)
     k, draws = numbers[numbers["judged"]]["k"], len(numbers["random"][kind])
     total = sum(len(layer) for layer in part["scores"][numbers["judged"]])
@@ -93,14 +98,20 @@ def _strip(part: Numbers, numbers: Numbers) -> Markup:
     lost = (
         f"{100 * cost['value']:.0f} points lost [{100 * cost['low']:.0f}, {100 * cost['high']:.0f}]"
     )
-    return p.tiles(
-        [
-            ("answers right, nothing changed", clean, f"of {part['tested']} samples"),
-            (f"{DONE[kind]} the top {k} of {total} heads", top, lost),
-            (f"{DONE[kind]} {k} random heads", random, f"{draws} draws"),
-        ],
-        hot=1,
-    )
+    return [
+        ("no head", clean, f"of {part['tested']} samples"),
+        (f"the top {k} of {total} heads", top, lost),
+        (f"{k} random heads", random, f"{draws} draws"),
+    ]
+
+
+def _strip(part: Numbers, numbers: Numbers) -> Markup:
+    kind = _kind(numbers)
+    if kind is None:
+        return Markup("")
+    (_, clean, samples), *cut = _three(part, numbers, kind)
+    tiles = [(f"{DONE[kind]} {heads}", accuracy, note) for heads, accuracy, note in cut]
+    return p.tiles([("answers right, nothing changed", clean, samples), *tiles], hot=1)
 
 
 def _table(tested: list[tuple[str, str, Numbers, Numbers]]) -> Markup:
