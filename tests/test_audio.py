@@ -11,10 +11,10 @@ from einops import rearrange
 import corelens as cl
 from corelens.errors import CorelensError
 from corelens.hf import silent
-from corelens.metrics.provenance import sample_hash
 from corelens.model.hearing import Hearing
 from corelens.model.probing import first_layer_input
 from corelens.model.towers import attention_modules
+from corelens.runs.provenance import sample_hash
 from helpers import family_audio
 from helpers.family_parts import randomise
 

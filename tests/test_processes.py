@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import corelens as cl
-from corelens.metrics.processes import Claims, Piece, carry_out
+from corelens.runs.processes import Claims, Piece, carry_out
 from helpers.shared_runs import alone, differing, finish, launch, parts, questions, run, tiny_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")

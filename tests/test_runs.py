@@ -16,8 +16,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 import corelens as cl
-from corelens.heads import disk
-from corelens.metrics.runs import RunFolder
+from corelens.disk import write
+from corelens.runs.folder import RunFolder
 from helpers.families import tiny
 from helpers.samples import many, mixed
 
@@ -316,15 +316,15 @@ def test_a_full_disk_is_said(model, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(disk.os, "fsync", full)
-    for write in (
+    monkeypatch.setattr(write.os, "fsync", full)
+    for save in (
         lambda: cl.score_heads(model, [base()], ["ram"], out=tmp_path / "run"),
         lambda: cl.HeadScores(np.ones((2, 2))).save(tmp_path / "s"),
         lambda: cl.data.save_samples([base()], tmp_path / "samples"),
-        lambda: disk.append_line(tmp_path / "l", "x"),
+        lambda: write.append_line(tmp_path / "l", "x"),
     ):
         with pytest.raises(cl.CorelensError, match="no room left"):
-            write()
+            save()
     assert not list(tmp_path.rglob("*.safetensors")) and not (tmp_path / "s").exists()
     monkeypatch.undo()
     (tmp_path / "file").write_text("x")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import corelens as cl
-from corelens.metrics.provenance import all_weights, pictures, pixels, sample_hash, weight_hash
+from corelens.runs.provenance import all_weights, pictures, pixels, sample_hash, weight_hash
 from helpers.families import tiny
 from helpers.samples import mixed, picture, video
 

@@ -19,16 +19,16 @@ from corelens import testbed
 from corelens.cli.app import app
 from corelens.cli.study import default_worlds
 from corelens.cli.study_tables import show_study
+from corelens.disk import write
+from corelens.disk.write import write_whole
 from corelens.findings import world
 from corelens.findings.faithfulness import known_circuit
 from corelens.findings.feeders import feeders
 from corelens.findings.options import BESIDE, LAST, Options
 from corelens.findings.result import FINDINGS, Study
 from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED
-from corelens.heads import disk
-from corelens.heads.disk import write_whole
 from corelens.heads.head_set import HeadSet
-from corelens.metrics.runs import locked
+from corelens.runs.lock import locked
 from helpers import published
 from helpers.families import tiny
 
@@ -299,7 +299,7 @@ def test_a_broken_header_of_a_study_is_named(model, tmp_path, words):
 
 def test_two_studies_do_not_write_one_folder(model, tmp_path):
     with (
-        locked(disk.make_folder(tmp_path / "work")),
+        locked(write.make_folder(tmp_path / "work")),
         pytest.raises(cl.CorelensError, match="another launch"),
     ):
         cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, **OPTIONS)
@@ -349,7 +349,7 @@ def test_what_stands_beside_the_findings(model, result):
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(model, tmp_path, monkeypatch):
-    real = disk.os.replace
+    real = write.os.replace
 
     def full(a, b):
         if str(b).endswith("F1.json"):
@@ -357,7 +357,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(model, tmp_path, mo
         return real(a, b)
 
     options = OPTIONS | {"effect_samples": 0, "findings": ["F1"]}
-    monkeypatch.setattr(disk.os, "replace", full)
+    monkeypatch.setattr(write.os, "replace", full)
     with pytest.raises(cl.CorelensError, match="no room left"):
         cl.study(model, {"refer": scenes()[:12]}, out=tmp_path, **options)
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import corelens as cl
-from corelens.metrics.provenance import all_weights, weight_hash
+from corelens.runs.provenance import all_weights, weight_hash
 
 
 @pytest.fixture(scope="module")

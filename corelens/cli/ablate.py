@@ -33,8 +33,8 @@ from corelens.cli.shared import (
     show_page,
     write_picture,
 )
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
-from corelens.heads.disk import write_whole
 
 KINDS = {
     "zero": "their output set to zero",

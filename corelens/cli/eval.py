@@ -22,7 +22,7 @@ from corelens.cli.shared import (
     open_model,
     open_scores,
 )
-from corelens.heads.disk import write_whole
+from corelens.disk.write import write_whole
 
 KINDS = ("zero", "uniform", "knockout")
 

@@ -29,8 +29,8 @@ from corelens.cli.shared import (
     write_picture,
 )
 from corelens.cli.twins import axes_of, check_site, metric_of, patched, twin_data, twins_of
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
-from corelens.heads.disk import write_whole
 
 METRICS = ("logit_diff", "answer_logprob", "kl", "accuracy")
 

@@ -28,7 +28,7 @@ from corelens.cli.shared import (
     show_page,
     write_picture,
 )
-from corelens.heads.disk import write_whole
+from corelens.disk.write import write_whole
 
 FILE = "rows.json"  # in a run folder of `corelens score`
 SAMPLES = 40  # of those that heads are scored on; each group of rows is one more run of them

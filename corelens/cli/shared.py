@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import typer
 
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError, did_you_mean
-from corelens.heads.disk import write_whole
 
 Model = Annotated[str, typer.Argument(help="A bundled model, a folder, or a name on the Hub.")]
 Data = Annotated[

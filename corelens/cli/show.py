@@ -22,8 +22,8 @@ from corelens.cli.shared import (
     write_picture,
 )
 from corelens.demo import DEFAULT
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
-from corelens.heads.disk import write_whole
 
 NAMES = ("last", "question", "template", "text")
 

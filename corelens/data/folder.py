@@ -24,8 +24,8 @@ from typing import Any
 
 from PIL import Image
 
+from corelens.disk.write import make_folder, write_whole
 from corelens.errors import CorelensError
-from corelens.heads.disk import make_folder, write_whole
 from corelens.inputs.pictures import read_mask, read_picture
 from corelens.inputs.sample import Sample
 from corelens.inputs.sounds import read_sound, write_wav

@@ -18,7 +18,7 @@ from corelens.heads.intervals import (
     accuracy_interval,
 )
 from corelens.inputs.prepare import Sample
-from corelens.metrics.provenance import sample_hash
+from corelens.runs.provenance import sample_hash
 
 if TYPE_CHECKING:
     from corelens.evaluation.speed_report import SpeedReport

@@ -19,8 +19,8 @@ from corelens.interventions.attribution import attribution_patch
 from corelens.interventions.counterfactuals import counterfactual
 from corelens.interventions.edges import QUESTION_ON
 from corelens.interventions.metrics import answer_logprob
-from corelens.metrics.provenance import about
 from corelens.model.hooked import HookedMLLM
+from corelens.runs.provenance import about
 
 KINDS = ("knockout", "attribution")
 

@@ -24,8 +24,8 @@ from corelens.heads.head_set import HeadSet
 from corelens.heads.intervals import Interval, accuracy_difference, accuracy_interval, mean_interval
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample
-from corelens.metrics.provenance import about
 from corelens.model.hooked import HookedMLLM
+from corelens.runs.provenance import about
 from corelens.sparse import KVBudget, SparseInference, Streaming
 
 NONE = "no full head"

@@ -14,13 +14,13 @@ from corelens.errors import CorelensError
 from corelens.evaluation.answers import Answer, Evaluation, named, paired
 from corelens.evaluation.decoding import ask, read
 from corelens.evaluation.own_scoring import has_rule, scored_by_rule
-from corelens.evaluation.shared import evaluation_in, plan_identity, samples_folder
+from corelens.evaluation.resume import evaluation_in, plan_identity, samples_folder
 from corelens.evaluation.sparse_run import answered_under, check_sparse, compare
 from corelens.heads.intervals import CI, Difference, Interval, bootstrap_mean
 from corelens.hooks.points import Hook, hook_list
 from corelens.inputs.each import OnError, check_on_error, left_out, of_usable
 from corelens.inputs.prepare import Inputs, Sample
-from corelens.metrics.processes import check_folder
+from corelens.runs.processes import check_folder
 
 __all__ = [
     "CI",

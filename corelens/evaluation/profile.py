@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
 from corelens.evaluation.answers import Evaluation
 from corelens.evaluation.evaluate import batches, evaluate
 from corelens.evaluation.sweep import hooks_of
-from corelens.heads.disk import write_whole
 from corelens.heads.intervals import Interval, accuracy_difference, mean_interval
 from corelens.heads.scores import Head, HeadScores, HeadSet
 from corelens.inputs.prepare import Inputs, Sample

@@ -21,8 +21,8 @@ from corelens.heads.intervals import accuracy_interval, mean_interval
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs
-from corelens.metrics.provenance import about, machine
 from corelens.model.hooked import HookedMLLM
+from corelens.runs.provenance import about, machine
 from corelens.sparse.inference import SparseInference
 from corelens.sparse.patterns import at_least
 

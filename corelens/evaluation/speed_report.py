@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
-from corelens.heads.disk import write_whole
 from corelens.heads.intervals import CI, Difference, Interval
 
 FORMAT = "corelens-speed/1"

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from corelens.evaluation.answers import Evaluation
 from corelens.evaluation.evaluate import batches, evaluate
-from corelens.evaluation.shared import by_batch, samples_folder
+from corelens.evaluation.resume import by_batch, samples_folder
 from corelens.heads.head_set import HeadSet
 from corelens.heads.intervals import Interval, accuracy_difference, accuracy_interval
 from corelens.heads.scores import HeadScores
@@ -21,8 +21,8 @@ from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions.ablation import ablate, mean_z
 from corelens.interventions.edges import knockout
-from corelens.metrics.digest import digest
-from corelens.metrics.processes import check_folder
+from corelens.runs.digest import digest
+from corelens.runs.processes import check_folder
 
 
 @dataclass

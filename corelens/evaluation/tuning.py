@@ -24,8 +24,8 @@ from corelens.heads.head_set import HeadSet
 from corelens.heads.intervals import Difference, Interval
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample
-from corelens.metrics.provenance import about
 from corelens.model.hooked import HookedMLLM
+from corelens.runs.provenance import about
 from corelens.sparse.inference import SparseInference
 from corelens.sparse.patterns import Streaming
 

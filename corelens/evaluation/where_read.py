@@ -18,10 +18,10 @@ from jaxtyping import Int
 from rich.progress import Progress
 from torch import Tensor
 
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.knockouts import Knockouts
-from corelens.heads.disk import write_whole
 from corelens.heads.intervals import CI, Difference, Interval, accuracy_difference, mean_interval
 from corelens.inputs.prepare import Sample
 from corelens.metrics.registry import metric

@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
 from corelens.explorer.recording import BUDGET, record
-from corelens.heads.disk import write_whole
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample

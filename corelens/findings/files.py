@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
-from corelens.heads.disk import write_whole
 
 __all__ = ["full_disk_is_said", "write_whole"]
 

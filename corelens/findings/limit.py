@@ -5,8 +5,8 @@ import json
 import time
 from pathlib import Path
 
-from corelens.heads.disk import write_whole
-from corelens.metrics.processes import process
+from corelens.disk.write import write_whole
+from corelens.runs.processes import process
 
 HOUR = 3600.0
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from corelens.errors import CorelensError
 from corelens.inputs.pictures import Later, read_picture
 from corelens.inputs.prepare import Sample
-from corelens.metrics.provenance import pictures
+from corelens.runs.provenance import pictures
 
 MOST = 0.01
 

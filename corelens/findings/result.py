@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
 from corelens.findings.criteria import THRESHOLDS
 from corelens.findings.f1_sparsity import Sparsity
@@ -18,7 +19,6 @@ from corelens.findings.f7_acceleration import Acceleration
 from corelens.findings.f8_sparsemm import SparseMM
 from corelens.findings.finding import Finding
 from corelens.findings.verdict import Verdict, combine
-from corelens.heads.disk import write_whole
 
 FORMAT = "corelens-study/4"
 FINDINGS: dict[str, Finding] = {

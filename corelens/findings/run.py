@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from corelens.disk.checksum import digest_of
+from corelens.disk.write import make_folder, write_first
 from corelens.errors import CorelensError
 from corelens.findings.criteria import ACCURACY
 from corelens.findings.curves import curves
@@ -38,12 +40,11 @@ from corelens.findings.repeats import agreement_over_n, repeats
 from corelens.findings.result import FINDINGS, FORMAT, Study, read_report
 from corelens.findings.verdict import LEFT_OUT
 from corelens.findings.world import World, number_rows
-from corelens.heads.disk import digest_of, make_folder, write_first
 from corelens.heads.intervals import accuracy_interval
 from corelens.inputs.prepare import Sample
-from corelens.metrics.processes import Claims, Piece, called, carry_out, check_folder, is_first
-from corelens.metrics.provenance import about, model_identity, refuse_active, sample_hash
-from corelens.metrics.runs import locked
+from corelens.runs.lock import locked
+from corelens.runs.processes import Claims, Piece, called, carry_out, check_folder, is_first
+from corelens.runs.provenance import about, model_identity, refuse_active, sample_hash
 
 LEAST_SAMPLES = 10
 Numbers = dict[str, Any]

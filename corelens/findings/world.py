@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from corelens.disk.write import append_line, write_whole
 from corelens.evaluation.answers import Answer, Evaluation
 from corelens.evaluation.evaluate import batches, evaluate
 from corelens.evaluation.knockouts import Knockouts
@@ -23,15 +24,14 @@ from corelens.evaluation.where_read import where_read
 from corelens.findings import exact
 from corelens.findings.limit import Limit
 from corelens.findings.options import LARGE, LARGE_SAMPLES, LAST, PUBLISHED, READINGS, Options
-from corelens.heads.disk import append_line, write_whole
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions.edges import QUESTION_ON
-from corelens.metrics.processes import Claims, Piece, carry_out, process
-from corelens.metrics.provenance import pictures, pixels
-from corelens.metrics.runs import read_record, record_of
 from corelens.metrics.score import score_heads
+from corelens.runs.folder import read_record, record_of
+from corelens.runs.processes import Claims, Piece, carry_out, process
+from corelens.runs.provenance import pictures, pixels
 
 Correct = Float[np.ndarray, " sample"]
 EVERY = ("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8")

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from corelens.disk.checksum import open_sealed, sealed
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
-from corelens.heads.disk import open_sealed, sealed, write_whole
 
 FORMAT, VERSION = "corelens.head_scores", 1
 TENSORS = ("values", "per_sample", "numerator", "denominator")

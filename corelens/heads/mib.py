@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
-from corelens.heads.disk import write_whole
 from corelens.heads.head_set import HeadSet
 
 

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
-from corelens.heads.disk import write_whole
 from corelens.heads.head_set import HeadSet
 
 FORMAT = "corelens.full_heads/1"

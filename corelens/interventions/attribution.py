@@ -19,8 +19,8 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
 from corelens.interventions.result import PatchResult
-from corelens.interventions.runs import Direction, Runs, prepare_runs
 from corelens.interventions.sites import Patch, axis_of, patches
+from corelens.interventions.two_runs import Direction, Runs, prepare_runs
 from corelens.model.hooked import HookedMLLM
 
 

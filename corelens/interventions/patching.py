@@ -22,11 +22,11 @@ from corelens.errors import CorelensError
 from corelens.hooks.points import TOWERS, Hook
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
-from corelens.interventions.runs import Direction, Runs, prepare_runs
-from corelens.interventions.shared import patched_in
+from corelens.interventions.resume import patched_in
 from corelens.interventions.sites import Patch, axis_of, patches
-from corelens.metrics.processes import check_folder
+from corelens.interventions.two_runs import Direction, Runs, prepare_runs
 from corelens.model.hooked import HookedMLLM
+from corelens.runs.processes import check_folder
 from corelens.tokens.positions import Where, check_where, member, resolve
 
 # rows × patches in one forward, at most: more of them only fill a processor's caches

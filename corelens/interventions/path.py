@@ -28,7 +28,7 @@ from corelens.interventions.patching import share
 from corelens.interventions.path_run import group_hooks
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
-from corelens.interventions.runs import Direction, prepare_runs
+from corelens.interventions.resume import patched_in
 from corelens.interventions.senders_receivers import (
     Receiver,
     Sender,
@@ -37,10 +37,10 @@ from corelens.interventions.senders_receivers import (
     parse_senders,
     reaches,
 )
-from corelens.interventions.shared import patched_in
 from corelens.interventions.sites import POSITION_AXES, position_masks, table
-from corelens.metrics.processes import check_folder
+from corelens.interventions.two_runs import Direction, prepare_runs
 from corelens.model.hooked import HookedMLLM
+from corelens.runs.processes import check_folder
 from corelens.tokens.positions import Where
 
 # senders that act jointly, and at which positions

@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from corelens.data.public import load_data
+from corelens.disk.write import file_name
 from corelens.errors import CorelensError
-from corelens.heads.disk import file_name
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
 from corelens.inputs.each import OnError, check_on_error, left_out, of_usable, unusable
@@ -28,8 +28,14 @@ from corelens.metrics.definition import Metric, check_finite
 from corelens.metrics.looked_at import LookedAt
 from corelens.metrics.null_rows import NullRows
 from corelens.metrics.over_samples import head_scores
-from corelens.metrics.processes import carry_out, check_folder, is_first
-from corelens.metrics.provenance import (
+from corelens.metrics.record import AnyMetric, Record, describe, in_all_layers
+from corelens.metrics.registry import metric
+from corelens.metrics.sinks import visual_sinks
+from corelens.metrics.stream import check_stream, score_stream
+from corelens.metrics.value_mass import same_norms
+from corelens.runs.folder import Part, in_order, run_folder
+from corelens.runs.processes import carry_out, check_folder, is_first
+from corelens.runs.provenance import (
     about,
     hook_identity,
     metric_identity,
@@ -39,12 +45,6 @@ from corelens.metrics.provenance import (
     refuse_active,
     sample_hash,
 )
-from corelens.metrics.record import AnyMetric, Record, describe, in_all_layers
-from corelens.metrics.registry import metric
-from corelens.metrics.runs import Part, in_order, run_folder
-from corelens.metrics.sinks import visual_sinks
-from corelens.metrics.stream import check_stream, score_stream
-from corelens.metrics.value_mass import same_norms
 
 # what the meta of a ranking by rows says of them
 NOTE = (

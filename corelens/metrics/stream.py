@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from corelens.disk.write import file_name, writing
 from corelens.errors import CorelensError
-from corelens.heads.disk import file_name, writing
 from corelens.heads.scores import HeadScores
 from corelens.heads.stats import ratio
 from corelens.inputs.prepare import Sample
 from corelens.metrics.definition import Metric
 from corelens.metrics.over_samples import head_scores
-from corelens.metrics.processes import Piece, attempt, called, carry_out, is_first
-from corelens.metrics.provenance import sample_hash
-from corelens.metrics.runs import Part, RunFolder, run_folder
+from corelens.runs.folder import Part, RunFolder, run_folder
+from corelens.runs.processes import Piece, attempt, called, carry_out, is_first
+from corelens.runs.provenance import sample_hash
 
 WINDOW = 512  # samples in memory at a time, whose results are one file
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
-from corelens.heads.disk import write_whole
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
 from corelens.evaluation.answers import Answer, Evaluation, named
-from corelens.heads.disk import write_whole
 from corelens.hooks.points import Hook
 from corelens.inputs.each import OnError, left_out
 from corelens.inputs.prepare import Inputs, Sample
-from corelens.metrics.digest import digest
-from corelens.metrics.processes import carry_out, is_first
-from corelens.metrics.provenance import hook_identity, model_identity, refuse_active, sample_hash
-from corelens.metrics.runs import RunFolder, run_folder
+from corelens.runs.digest import digest
+from corelens.runs.folder import RunFolder, run_folder
+from corelens.runs.processes import carry_out, is_first
+from corelens.runs.provenance import hook_identity, model_identity, refuse_active, sample_hash
 
 
 @contextmanager

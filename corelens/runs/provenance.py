@@ -30,8 +30,8 @@ from corelens.errors import CorelensError
 from corelens.hf import attention_name, revision_of, source_of
 from corelens.inputs.pictures import Later
 from corelens.inputs.prepare import Sample
-from corelens.metrics.digest import Digest, digest, source
 from corelens.model.projections import readable, readable_parameters
+from corelens.runs.digest import Digest, digest, source
 
 # --- models
 

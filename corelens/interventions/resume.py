@@ -11,10 +11,10 @@ from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Sample
 from corelens.interventions.result import PatchResult
-from corelens.metrics.digest import digest
-from corelens.metrics.processes import Piece, carry_out, is_first
-from corelens.metrics.provenance import hook_identity, model_identity, refuse_active, sample_hash
-from corelens.metrics.runs import RunFolder, run_folder
+from corelens.runs.digest import digest
+from corelens.runs.folder import RunFolder, run_folder
+from corelens.runs.processes import Piece, carry_out, is_first
+from corelens.runs.provenance import hook_identity, model_identity, refuse_active, sample_hash
 
 Patching = Callable[[Sequence[Sample], Sequence[Sample]], PatchResult]
 
