@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.inputs.locate import cells_of, times_of, token_map
+from corelens.inputs.build_token_map import cells_of, times_of, token_map
 from corelens.inputs.media import Medium
 from corelens.inputs.pictures import read_picture, read_video
 from corelens.inputs.processing import NOT_FOR_THE_MODEL, pad, pad_id, run_processor

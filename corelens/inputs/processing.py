@@ -1,5 +1,4 @@
-"""Calling a processor on a batch of prompts and pictures, and finding its characters again in its
-tokens."""
+"""Calling a processor on a batch of prompts and pictures."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,7 +13,8 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.inputs.limits import process_apart
 from corelens.inputs.media import Medium
-from corelens.inputs.prompts import Prompt, Span
+from corelens.inputs.prompts import Prompt
+from corelens.inputs.question import question_among_tokens
 from corelens.inputs.sounds import Sound, check_sounds, spoken
 from corelens.layouts import Layout
 
@@ -142,7 +142,9 @@ def run_processor(
             name: output[name][number][keep].tolist() for name in PER_TOKEN[2:] if name in output
         }
         expanded = _expand(prompt.processed, changes[number])
-        question = _question(processor, expanded, ids, special, prompt, changes[number])
+        question = question_among_tokens(
+            processor, expanded, ids, special, prompt.question, changes[number]
+        )
         made.append(Row(ids, types, len(ids), question))
         if prompt.answer is not None:
             _append_answer(processor, layout, made[-1], expanded, prompt.answer, special)
@@ -271,9 +273,6 @@ def _refused(error: Exception, pictures: Sequence[Sequence[Any]]) -> CorelensErr
     )
 
 
-# --- characters to tokens
-
-
 def _expand(text: str, changes: Sequence[dict[str, Any]]) -> str:
     """The text that was tokenised: each placeholder replaced by what the processor put there."""
     done, end = [], 0
@@ -282,50 +281,6 @@ def _expand(text: str, changes: Sequence[dict[str, Any]]) -> str:
         done += [text[end:start], change["replacement"]]
         end = stop
     return "".join([*done, text[end:]])
-
-
-def _question(
-    processor: Any,
-    expanded: str,
-    ids: list[int],
-    special: bool,
-    prompt: Prompt,
-    changes: Sequence[dict[str, Any]],
-) -> list[int] | CorelensError | None:
-    """Positions of the tokens whose characters overlap the question, after proving that this text
-    gives these ids."""
-    if not prompt.question:
-        return None
-    try:
-        again = processor.tokenizer(
-            expanded, add_special_tokens=special, return_offsets_mapping=True
-        )
-    except NotImplementedError:
-        again = {"input_ids": None}
-    if again["input_ids"] != ids:
-        return CorelensError(
-            "a processor that does not say how it changes its prompt, or a tokenizer without "
-            "character offsets",
-            "a fast tokenizer, and a layout whose processed_prompt() gives what the processor "
-            "makes of the prompt",
-            "name the rows by their positions, or use rows='last'",
-        )
-    spans = [_shift(span, changes) for span in prompt.question]
-    return [
-        position
-        for position, (start, stop) in enumerate(again["offset_mapping"])
-        if any(start < span[1] and stop > span[0] for span in spans)
-    ]
-
-
-def _shift(span: Span, changes: Sequence[dict[str, Any]]) -> Span:
-    """Where characters of the prompt stand once the placeholders before them have been replaced."""
-    gained = sum(
-        len(c["replacement"]) - (c["span"][1] - c["span"][0])
-        for c in changes
-        if c["span"][1] <= span[0]
-    )
-    return span[0] + gained, span[1] + gained
 
 
 def _append_answer(

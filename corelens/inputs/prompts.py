@@ -1,5 +1,4 @@
-"""From a Sample to the text that a processor reads, and where in that text the user's question
-stands."""
+"""From a Sample to the text that a processor reads, with a placeholder for each picture."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -7,12 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from corelens.errors import CorelensError
+from corelens.inputs.chat_template import Messages, apply_template, continuation, last_user
 from corelens.inputs.media import Medium, medium
+from corelens.inputs.question import Span, question_in_messages, question_in_prompt
 from corelens.inputs.typed import check_typed
 from corelens.layouts import Layout
-
-Messages = list[dict[str, Any]]
-Span = tuple[int, int]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -46,36 +44,24 @@ def render(
     """Render a sample by its processor's chat template, and find the question in it exactly.
 
     `words` are those that no text may hold, see `reserved`.
-
-    The question's place is found by rendering once more with a marker in its stead, so it does not
-    matter whether its words stand elsewhere in the prompt too, or whether the template strips white
-    space around them.
     """
     messages, media = _messages(sample)
     check_typed(_texts(messages), words, sample.id)
-    places = _question_places(sample, messages)
-    text = _apply(processor, layout, messages, sample)
+    in_messages = question_in_messages(sample, messages)
+    text = apply_template(processor, layout, messages, sample)
     processed = layout.processed_prompt(processor, text)
-    question = [_find(processor, layout, messages, place, processed, sample) for place in places]
+    question = [
+        question_in_prompt(processor, layout, messages, span, processed, sample)
+        for span in in_messages
+    ]
     return Prompt(
         text=text,
         processed=processed,
         question=[span for span in question if span[1] > span[0]],
-        answer=_continuation(processor, messages, text, sample) if answer else None,
+        answer=continuation(processor, messages, text, sample) if answer else None,
         media=[medium for medium in media if medium.kind != "audio"],
         sounds=[medium.picture for medium in media if medium.kind == "audio"],
     )
-
-
-@dataclass
-class _Place:
-    """Characters `start` to `stop` of one text part: part number None means that the content is one
-    string."""
-
-    message: int
-    part: int | None
-    start: int
-    stop: int
 
 
 def _messages(sample: Any) -> tuple[Messages, list[Medium]]:
@@ -180,7 +166,7 @@ def _append_choices(messages: Messages, choices: list[str]) -> None:
     options = "".join(
         f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)
     )
-    message = messages[_last_user(messages)]
+    message = messages[last_user(messages)]
     if isinstance(message["content"], str):
         message["content"] += options
         return
@@ -189,146 +175,3 @@ def _append_choices(messages: Messages, choices: list[str]) -> None:
         texts[-1]["text"] += options
     else:
         message["content"].append({"type": "text", "text": options[1:]})
-
-
-def _last_user(messages: Messages) -> int:
-    users = [number for number, message in enumerate(messages) if message.get("role") == "user"]
-    if not users:
-        raise CorelensError(
-            "messages without a user's turn", "a chat with a user's turn", "add {'role': 'user', …}"
-        )
-    return users[-1]
-
-
-def _question_places(sample: Any, messages: Messages) -> list[_Place]:
-    """Where the question stands in the messages: all text of the last user turn, or the part that
-    `question` names."""
-    number = _last_user(messages)
-    content = messages[number]["content"]
-    if isinstance(content, str):
-        parts: list[tuple[int | None, str]] = [(None, content)]
-    else:
-        parts = [
-            (index, part["text"])
-            for index, part in enumerate(content)
-            if part.get("type") == "text"
-        ]
-    if sample.question is None:
-        if sample.messages is None:
-            return []
-        options = sum(len(choice) + 4 for choice in sample.choices or [])  # "\nA. " before each
-        lengths = [len(text) - (options if index == parts[-1][0] else 0) for index, text in parts]
-        return [
-            _Place(number, index, 0, length)
-            for (index, _), length in zip(parts, lengths, strict=True)
-            if length > 0
-        ]
-    if not sample.question:
-        return []
-    whole = [
-        _Place(number, index, 0, len(text)) for index, text in parts if text == sample.question
-    ]
-    places = whole or [
-        _Place(number, index, start, start + len(sample.question))
-        for index, text in (parts[:1] if sample.messages is None else parts)
-        for start in ([0] if sample.messages is None else _occurrences(text, sample.question))
-    ]
-    if len(places) != 1:
-        raise CorelensError(
-            f"sample {sample.id!r}: the question stands {len(places)} times in the last user turn",
-            "a question that names one part of that turn",
-            "give the question a text part of its own: {'type': 'text', 'text': question}",
-        )
-    return places
-
-
-def _occurrences(text: str, wanted: str) -> list[int]:
-    return [start for start in range(len(text) - len(wanted) + 1) if text.startswith(wanted, start)]
-
-
-def _find(
-    processor: Any, layout: Layout, messages: Messages, place: _Place, processed: str, sample: Any
-) -> Span:
-    """The span of `processed` that comes from one place in the messages."""
-    marker = "CoReQuEsTiOn"
-    while marker in processed:
-        marker += "X"
-    marked = deepcopy(messages)
-    message = marked[place.message]
-    holder, key = (
-        (message, "content") if place.part is None else (message["content"][place.part], "text")
-    )
-    holder[key] = holder[key][: place.start] + marker + holder[key][place.stop :]
-    other = layout.processed_prompt(processor, _apply(processor, layout, marked, sample))
-    before, _, after = other.partition(marker)
-    start, stop = len(before), len(processed) - len(after)
-    if (
-        marker not in other
-        or marker in after
-        or processed[:start] != before
-        or processed[stop:] != after
-    ):
-        raise CorelensError(
-            f"sample {sample.id!r}: the chat template does not write the question once, as it was "
-            "given",
-            "a template in which the user's words stand in one place",
-            "look at processor.apply_chat_template(…, tokenize=False)",
-        )
-    return start, stop
-
-
-def _apply(processor: Any, layout: Layout, messages: Messages, sample: Any) -> str:
-    template = _template(processor)
-    if template is not None:
-        return processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **template
-        )
-    if len(messages) > 1:
-        raise CorelensError(
-            f"sample {sample.id!r}: a chat of {len(messages)} turns for a processor without a chat "
-            "template",
-            "one user turn",
-            "set processor.chat_template, or give images and question instead of messages",
-        )
-    content = messages[0]["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    count = {kind: sum(part.get("type") == kind for part in parts) for kind in ("image", "video")}
-    text = "".join(part["text"] for part in parts if part.get("type") == "text")
-    sounds = sum(part.get("type") == "audio" for part in parts)
-    heard = getattr(processor, "audio_token", "") * sounds
-    return heard + layout.plain_prompt(processor, count["image"], count["video"], text)
-
-
-def _template(processor: Any) -> dict[str, Any] | None:
-    """Options that make apply_chat_template find a template: its own, else its tokenizer's; None if
-    there is none."""
-    if getattr(processor, "chat_template", None):
-        # not passed on: a processor may choose among its own (some have another one for videos)
-        return {}
-    template = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
-    return {"chat_template": template} if template else None
-
-
-def _continuation(processor: Any, messages: Messages, text: str, sample: Any) -> str:
-    """The gold answer as the template writes it after the generation prompt: some put a space
-    before it."""
-    if not sample.answer:
-        raise CorelensError(
-            f"sample {sample.id!r} without an answer",
-            "an answer, since answer=True",
-            "give Sample(answer=…)",
-        )
-    if not isinstance(sample.answer, str):
-        raise CorelensError(
-            f"sample {sample.id!r}: the answer {sample.answer!r}, a {type(sample.answer).__name__}",
-            "a text: what the model should write",
-            f"answer={str(sample.answer)!r}",
-        )
-    template = _template(processor)
-    if template is None:
-        return sample.answer
-    turn = {"role": "assistant", "content": [{"type": "text", "text": sample.answer}]}
-    full = processor.apply_chat_template([*messages, turn], tokenize=False, **template)
-    rest = full[len(text) :] if full.startswith(text) else ""
-    space = rest[: rest.find(sample.answer)] if sample.answer in rest else ""
-    return (space if space.isspace() else "") + sample.answer
