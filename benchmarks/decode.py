@@ -131,7 +131,7 @@ class Side:
                 run = stack.enter_context(
                     self.model._hooked(Inputs({"input_ids": self.ids}, [], []))
                 )
-                run.plan = self.plan  # the one that has the cache
+                run.sparse_plan = self.plan  # the one that has the cache
             began, used = clock(self.model.device), time.process_time()
             self.forward(input_ids=self.ids, past_key_values=self.cache, use_cache=True)
             return clock(self.model.device) - began, time.process_time() - used

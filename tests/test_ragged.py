@@ -63,7 +63,13 @@ def dense_step(
     group = query.shape[1] // visible.shape[1]
     mask = visible.repeat_interleave(group, dim=1)[:, :, None]
     arguments = Call(
-        arguments.module, mask, arguments.scaling, False, arguments.softcap, arguments.sinks, None
+        arguments.module,
+        mask,
+        arguments.scaling,
+        False,
+        arguments.softcap,
+        arguments.sink_logits,
+        None,
     )
     return rows_z(query, store["key"], store["value"], None, None, arguments)[0]
 
@@ -223,7 +229,7 @@ def masked_pattern(
         positions[None, None] >= prompt.first[:, None, None]
     )
     arguments = Call(
-        arguments.module, mask[:, None], arguments.scaling, False, None, arguments.sinks, None
+        arguments.module, mask[:, None], arguments.scaling, False, None, arguments.sink_logits, None
     )
     return rows_z(query, key, key, None, None, arguments)[1], arguments
 

@@ -201,7 +201,7 @@ def defined(q, k, v, call):
         scores = torch.tanh(scores / call.softcap) * call.softcap
     weight = scores.exp() * seen
     total = weight.sum(-1, keepdim=True) + (
-        0 if call.sinks is None else call.sinks.exp().reshape(1, -1, 1, 1)
+        0 if call.sink_logits is None else call.sink_logits.exp().reshape(1, -1, 1, 1)
     )
     return (weight / (total + (total == 0)) @ v.repeat_interleave(group, 1)).transpose(1, 2)
 

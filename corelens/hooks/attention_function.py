@@ -1,14 +1,14 @@
-"""The one attention function, and everything that is seen and edited inside it.
+"""The one attention function of all models under hooks: it fires the hook points of attention.
 
-transformers calls whatever is behind the name "sdpa"; while a hooked run lasts that is `attention`
-(see `corelens.hooks.exchange`), and so rotated q, k and v, scores, pattern and z of every head of
-every model are reached in one place.
+transformers calls the function that is registered under the name "sdpa". While a hooked run lasts,
+that is `attention` below (see `corelens.hooks.exchange`). So rotated q, k and v, scores, pattern
+and z of every head of every model pass through this file.
 
-You pay for what you hook: a layer without hooks on scores or pattern calls transformers' own SDPA
-function, and rows (a few queries: the question's tokens) are computed beside it from q and k in
-O(rows × T) memory. The order inside a layer: rotated q, k, v → sparse plan → edges → scores →
-softmax → pattern → rows → eviction from the cache → z (`hook_q` and `hook_k` fire earlier, see
-model/wiring.py). Scores and softmax are in float32.
+You pay for what you hook. A layer without hooks on scores or pattern calls transformers' own SDPA
+function. Rows of the pattern (a few queries, such as the question's tokens) are computed beside it
+from q and k, in O(rows × T) memory. The order inside a layer: rotated q, k, v → sparse plan → edges
+→ scores → softmax → pattern → rows → eviction from the cache → z. `hook_q` and `hook_k` fire
+earlier, see model/wiring.py. Scores and softmax are in float32.
 """
 
 from dataclasses import dataclass, replace
@@ -52,8 +52,11 @@ def attention(
     attention_mask: Tensor | None,
     **arguments: Any,
 ) -> tuple[Float[Tensor, "batch pos head d_value"], None]:
-    """The attention function: transformers calls it for every attention while a hooked run lasts.
-    Calls of other models and of other threads come here, too, and are passed on.
+    """The attention function that transformers calls, for every attention layer, while a hooked run
+    lasts.
+
+    Calls from other models and other threads come here too, and are passed on to transformers' own
+    function.
 
     Args:
         module: the attention module that calls.
@@ -61,28 +64,29 @@ def attention(
         key: all keys so far, after rotary and from the cache.
         value: all values so far.
         attention_mask: None (causal), boolean or additive, [1|batch, 1|head, pos, key].
-        arguments: what else the module gives: scaling, dropout, is_causal, softcap, s_aux (sinks),
-            position_bias.
+        arguments: the module's other arguments: scaling, dropout, is_causal, softcap, s_aux (sink
+            logits), position_bias.
 
     Returns:
-        z, and None in the place of the pattern, which transformers' SDPA does not give either.
+        (z, None). None stands for the pattern, which transformers' SDPA function does not return
+        either.
     """
     run = current.get()
     inputs = AttentionInputs(query, key, value, Call.of(module, query, attention_mask, arguments))
     if run is not None and module in run.vision:
         return run.vision[module](query, key, value, inputs.call), None
     points = run.sites.get(module) if run is not None else None
-    hooked = points is not None and any(point.active for point in points.in_function)
-    if run is None or run.step is None or points is None or not (hooked or run.plan is not None):
+    if run is None or run.step is None or points is None:
+        return _unhooked(inputs, run), None
+    if run.sparse_plan is None and not any(point.active for point in points.in_function):
         return _unhooked(inputs, run), None
     return _hooked(inputs, points, run, run.step), None
 
 
 def _unhooked(inputs: AttentionInputs, run: Running | None) -> Float[Tensor, "batch pos head d"]:
-    """z without hooks: the call is another model's, another thread's, or that of a layer without
-    hooks."""
+    """z of a call without hooks: from another model, another thread, or a layer without hooks."""
     # Outside a run only models that asked for "sdpa" come here. In a run, models that were loaded
-    # with eager attention arrive too: SDPA cannot do their soft cap or sinks, `_kernel` can.
+    # with eager attention come too: SDPA has no soft cap and no sink logits, `_kernel` has both.
     return _sdpa(inputs) if run is None else _kernel(inputs, None)
 
 
@@ -91,17 +95,18 @@ def _hooked(
 ) -> Float[Tensor, "batch pos head d"]:
     """One layer's attention under hooks, from rotated q, k and v to z."""
     inputs = _with_edited_qkv(inputs, points, run)
-    plan = None if points.cross else run.plan
-    if plan is not None:  # sparse inference says who may see whom, before hooks look at it
+    # Cross-attention reads the tower's tokens, about which a sparse plan says nothing.
+    plan = None if points.cross else run.sparse_plan
+    if plan is not None:  # first, so that hooks see scores and pattern as the plan leaves them
         inputs = AttentionInputs(inputs.query, *plan.restrict(*_parts(inputs), points))
 
-    # Hooks at `hook_edges` say which edges they want cut or strengthened, and which heads get keys
-    # of their own.
+    # Functions at `hook_edges` say which edges to cut or to strengthen, and which query heads get
+    # keys or values of their own.
     columns = inputs.key.shape[2] if points.cross else None
     edges = Edges(step, inputs.query.shape[0], inputs.query.shape[1], inputs.query.device, columns)
     if points.hook_edges.active:
         run.fire(points.hook_edges, edges)
-    if edges.rewrites:  # from here on every query head has a KV head of its own
+    if edges.rewrites:  # one query head's keys change, so it cannot share its group's KV head
         key, value = edges.spread(inputs.key, inputs.value)
         inputs = replace(inputs, key=key, value=value, kv_per_query_head=True)
 
@@ -109,12 +114,12 @@ def _hooked(
     if points.hook_attn_scores.active or points.hook_pattern.active:
         z = _z_of_whole_pattern(inputs, edges, rows, points, run, step)
     else:
-        # SDPA ignored the edits of edges: only the edited rows are computed again.
+        # SDPA knows nothing of edge edits: the edited rows are computed again, and only these.
         z = edges.recompute(_kernel(inputs, plan), *_parts(inputs))
         if rows is not None and rows.shape[1]:
             z = _z_with_rows(z, inputs, edges, rows, points, run, step)
 
-    if plan is not None:  # pruned heads get their constants, and keys are evicted from the cache
+    if plan is not None:  # writes the constants of pruned heads, and evicts keys from the cache
         call = replace(inputs.call, edit=edges.apply) if edges.edits else inputs.call
         z = plan.finish(z, inputs.query, call)
     return run.fire(points.hook_z, z)
@@ -141,11 +146,12 @@ def _with_edited_qkv(
     new = inputs.query.shape[2]
     query = run.fire(points.hook_rot_q, inputs.query.transpose(1, 2)).transpose(1, 2)
     if getattr(inputs.call.module, "layer_idx", None) in run.stored:
-        # k and v have fired on the way into the cache: later steps must see the edits
+        # The hooks of k and v fired before the cache stored them: later steps must see the edits.
         return replace(inputs, query=query)
     if points.cross:
         assert run.step is not None
-        if run.step.cached and int(run.step.positions[0]):  # they fired when they were cached
+        # After the first step the tower's keys come from the cache; their hooks fired then.
+        if run.step.cached and int(run.step.positions[0]):
             return replace(inputs, query=query)
         new = inputs.key.shape[2]
     key = _with_edited_tokens(run, points.hook_rot_k, inputs.key, new)
@@ -156,14 +162,15 @@ def _with_edited_qkv(
 def _with_edited_tokens(
     run: Running, point: HookPoint, x: Float[Tensor, "batch kv_head key d"], new: int
 ) -> Float[Tensor, "batch kv_head key d"]:
-    """Fire a k or v point on this step's tokens, which are the last ones."""
+    """Keys or values, after the hooks of their point have seen this step's tokens (the last
+    `new`)."""
     if not point.active:
         return x
     earlier, tokens = x[:, :, : x.shape[2] - new], x[:, :, x.shape[2] - new :].transpose(1, 2)
     if not earlier.shape[2]:
         return run.fire(point, tokens).transpose(1, 2)
-    # The earlier tokens lie in a cache, perhaps of another layer that this one shares: the hook
-    # gets a copy, so that an edit does not write into it.
+    # The tensor may be a view of a KV cache, which several layers can share. The hook gets a copy,
+    # so that an edit in place does not change the cache.
     return torch.cat([earlier, run.fire(point, tokens.clone()).transpose(1, 2)], dim=2)
 
 
@@ -171,21 +178,20 @@ def _with_edited_tokens(
 
 
 def _kernel(inputs: AttentionInputs, plan: Any) -> Float[Tensor, "batch pos head d"]:
-    """z by the fastest function that knows this call; no pattern is built."""
+    """z by the fastest function that supports this call; no pattern is built."""
     call = inputs.call
     if plan is not None and (z := plan.attend(*_parts(inputs))) is not None:
         return z
-    if call.softcap is not None or call.sinks is not None:  # SDPA knows neither
+    if call.softcap is not None or call.sink_logits is not None:  # SDPA supports neither
         return rows_z(*_all_rows(inputs))[0]
-    # transformers' function repeats each KV head for its group of query heads; here each query
-    # head has its own already.
+    # transformers' function would repeat KV heads that are one per query head already.
     if inputs.kv_per_query_head:
         return _spread_sdpa(inputs)
     return _sdpa(inputs)
 
 
 def _sdpa(inputs: AttentionInputs) -> Float[Tensor, "batch pos head d"]:
-    """transformers' own function, called as the module called ours."""
+    """z by transformers' own function, with the arguments that the module gave."""
     call = inputs.call
     return original()(
         call.module, inputs.query, inputs.key, inputs.value, call.mask, **call.arguments
@@ -198,12 +204,12 @@ def _all_rows(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor, None, No
 
 
 def _spread_sdpa(inputs: AttentionInputs) -> Float[Tensor, "batch pos head d"]:
-    """torch's own SDPA, with a KV head for every query head."""
+    """z by torch's SDPA; keys and values have one head for every query head."""
     query, key, value, call = _parts(inputs)
     if call.bias is not None:
         return rows_z(*_all_rows(inputs))[0]
     causal = call.mask is None and call.is_causal and query.shape[2] > 1
-    if causal:  # a static cache's empty tail lies beyond every row
+    if causal:  # without the empty slots at the end of a static cache
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     z = nn.functional.scaled_dot_product_attention(
         query, key, value, call.mask, call.arguments.get("dropout", 0.0), causal, scale=call.scaling
@@ -222,17 +228,16 @@ def _z_of_whole_pattern(
     run: Running,
     step: Step,
 ) -> Float[Tensor, "batch pos head d"]:
-    """z from the whole pattern: scores and pattern of all rows are built and shown to their hooks,
-    and z is computed from what these return."""
+    """z = pattern · v, with scores and pattern of all rows as their hooks return them."""
     query, key, value, call = _parts(inputs)
-    # Hooks count keys by position. A cache may hold more keys (a static one's empty tail) or fewer
-    # (a sliding window's): `axis` shows hooks one key for each position, and takes them back.
+    # Hooks see one key for each position so far. A KV cache may hold more (a static one) or fewer
+    # (a sliding window): `axis` converts between the two.
     axis = KeyAxis(key.shape[2], key.shape[2] if points.cross else step.total)
     positions = step.positions.expand(query.shape[0], -1)
     scores = edges.apply(row_scores(query, key, None, None, call), positions, None)
     scores = axis.take(run.fire(points.hook_attn_scores, axis.show(scores, -torch.inf)), -torch.inf)
-    pattern = run.fire(points.hook_pattern, axis.show(softmax(scores, call.sinks), 0.0))
-    # A hook on pattern rows reads them off the pattern, and an edit is written back into it.
+    pattern = run.fire(points.hook_pattern, axis.show(softmax(scores, call.sink_logits), 0.0))
+    # Hooks on pattern rows get these rows of the pattern, and their edits are written back into it.
     if rows is not None and rows.shape[1]:
         batch = torch.arange(rows.shape[0], device=rows.device)[:, None]
         local = _within_step(rows, step)
@@ -259,13 +264,13 @@ def _z_with_rows(
     run: Running,
     step: Step,
 ) -> Float[Tensor, "batch pos head d"]:
-    """z of SDPA, with the rows of `hook_pattern_rows` computed beside it from q and k; z changes
-    only in rows that a hook has edited."""
+    """z of SDPA, after `hook_pattern_rows` has fired on rows that are computed from q and k; z
+    changes only in the rows that a hook edited."""
     query, key, value, call = _parts(inputs)
     axis = KeyAxis(key.shape[2], key.shape[2] if points.cross else step.total)
     local = _within_step(rows, step)
     scores = edges.apply(row_scores(query, key, local, None, call), rows, None)
-    pattern = softmax(scores, call.sinks).masked_fill((rows < 0)[:, None, :, None], 0.0)
+    pattern = softmax(scores, call.sink_logits).masked_fill((rows < 0)[:, None, :, None], 0.0)
     pattern, edited = run.fire_watched(points.hook_pattern_rows, axis.show(pattern, 0.0), rows=rows)
     if not edited:
         return z
@@ -277,8 +282,8 @@ def _z_with_rows(
 
 
 def _within_step(rows: Int[Tensor, "batch row"], step: Step) -> Int[Tensor, "batch row"]:
-    """Rows, counted from this step's first token. Samples with fewer rows are filled up with −1,
-    which becomes 0 here and is masked by the caller."""
+    """Row positions, counted from this step's first token. The padding −1 becomes 0: callers mask
+    it."""
     return (rows - step.positions[0]).clamp(min=0)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call of the attention function that decide who may see whom, and how
-    strongly.
+    """The arguments of one call of the attention function that decide which query may attend to
+    which key, and how strongly.
 
     Args:
         module: the attention module that calls.
@@ -25,11 +25,12 @@ class Call:
         scaling: factor of the scores.
         is_causal: whether a missing mask means a causal one.
         softcap: c of c · tanh(scores / c), or None.
-        sinks: a score a head that takes its share of the softmax, or None.
+        sink_logits: of models with attention sinks, each head's extra score in the softmax, which
+            belongs to no key; else None.
         bias: added to the scores, [1, head, pos, key], or None.
-        allowed: (rows, heads) → which keys a sparse plan leaves them.
-        edit: (scores, positions, heads) → the scores with edge edits made.
-        arguments: all keyword arguments as they came, for the function that is called in our place.
+        allowed: (rows, heads) → the keys that a sparse plan lets them see; None without a plan.
+        edit: (scores, positions, heads) → the scores after the edge edits; None without edits.
+        arguments: all keyword arguments of the call, to pass them on to transformers' function.
     """
 
     module: nn.Module
@@ -37,7 +38,7 @@ class Call:
     scaling: float
     is_causal: bool
     softcap: float | None
-    sinks: Float[Tensor, " head"] | None
+    sink_logits: Float[Tensor, " head"] | None
     bias: Tensor | None
     allowed: Callable[[Tensor | None, Tensor | None], Tensor] | None = None
     edit: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
@@ -47,7 +48,7 @@ class Call:
     def of(
         cls, module: nn.Module, query: Tensor, mask: Tensor | None, arguments: Mapping[str, Any]
     ) -> "Call":
-        """What a module asks for with the keyword arguments of transformers' attention
+        """The Call of a module, from the keyword arguments that transformers gives attention
         functions."""
         scaling, is_causal = arguments.get("scaling"), arguments.get("is_causal")
         return cls(
@@ -56,7 +57,7 @@ class Call:
             scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
             is_causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
             softcap=arguments.get("softcap"),
-            sinks=arguments.get("s_aux"),
+            sink_logits=arguments.get("s_aux"),
             bias=arguments.get("position_bias"),
             arguments=arguments,
         )
@@ -75,10 +76,8 @@ def row_scores(
         q = query.float() * call.scaling
     else:
         batch = torch.arange(query.shape[0], device=query.device)[:, None]
-        q = (
-            rearrange(query[batch, :, rows], "batch row head d -> batch head row d").float()
-            * call.scaling
-        )  # type: ignore[arg-type]
+        selected = query[batch, :, rows]  # type: ignore[arg-type]
+        q = rearrange(selected, "batch row head d -> batch head row d").float() * call.scaling
     group = query.shape[1] // key.shape[1]
     if heads is None:
         q = rearrange(q, "batch (kv g) row d -> batch kv (g row) d", g=group)
@@ -93,15 +92,15 @@ def row_scores(
         scores = scores + _select(call.bias, rows, heads, scores.shape)
     if call.softcap is not None:
         scores = torch.tanh(scores / call.softcap) * call.softcap
-    # (in place: nothing keeps these numbers for a backward pass, and they are the largest there
-    # are)
+    # The masks are filled in place: scores are the largest tensor here, and no backward pass needs
+    # their old values.
     if call.mask is None:
-        # a static cache's empty tail lies beyond every row
+        # Causal: key j is hidden from row i where j > i. That also hides the empty slots at the end
+        # of a static cache.
         if call.is_causal and query.shape[2] > 1:
-            places = (
-                torch.arange(query.shape[2], device=query.device)[None] if rows is None else rows
-            )
-            hidden = torch.arange(scores.shape[-1], device=query.device) > places[..., None]
+            every_row = torch.arange(query.shape[2], device=query.device)[None]
+            row_numbers = every_row if rows is None else rows
+            hidden = torch.arange(scores.shape[-1], device=query.device) > row_numbers[..., None]
             scores = scores.masked_fill_(hidden[:, None], -torch.inf)
     else:
         mask = _select(call.mask, rows, heads, scores.shape)
@@ -121,7 +120,7 @@ def _select(
     heads: Int[Tensor, " some"] | None,
     shape: torch.Size,
 ) -> Tensor:
-    """The lines of a mask [1|batch, 1|head, pos, key] that belong to these rows and heads."""
+    """The part of a mask [1|batch, 1|head, pos, key] for these rows and heads (all if None)."""
     if heads is not None and mask.shape[1] > 1:
         mask = mask[:, heads]
     mask = mask[..., : shape[-1]]
@@ -135,17 +134,20 @@ def _select(
 
 
 def softmax(
-    scores: Float[Tensor, "batch some row key"], sinks: Float[Tensor, " some"] | None
+    scores: Float[Tensor, "batch some row key"], sink_logits: Float[Tensor, " some"] | None
 ) -> Float[Tensor, "batch some row key"]:
-    """Softmax over keys; a row that sees nothing is 0, as in SDPA. A sink takes its share and
-    leaves the rest."""
-    if sinks is not None:
-        sink = sinks.float().reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    """Softmax over keys; a row that may see no key gets zeros, as in SDPA.
+
+    A sink logit is one more score in the softmax whose probability is then dropped: the pattern of
+    such a row sums to less than 1.
+    """
+    if sink_logits is not None:
+        sink = sink_logits.float().reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
-    blind = scores.amax(dim=-1, keepdim=True) == -torch.inf
-    if not blind.any():
+    sees_nothing = scores.amax(dim=-1, keepdim=True) == -torch.inf
+    if not sees_nothing.any():
         return scores.softmax(dim=-1)
-    return scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
+    return scores.masked_fill(sees_nothing, 0.0).softmax(dim=-1).masked_fill(sees_nothing, 0.0)
 
 
 def mix(
@@ -168,27 +170,34 @@ def rows_z(
     call: Call,
     edit: Callable[[Tensor], Tensor] = lambda scores: scores,
 ) -> tuple[Float[Tensor, "batch row some d"], Float[Tensor, "batch some row key"]]:  # fmt: skip
-    sinks = call.sinks if call.sinks is None or heads is None else call.sinks[heads]
-    pattern = softmax(edit(row_scores(query, key, rows, heads, call)), sinks)
+    """(z, pattern) of some rows and heads; `edit` changes their scores before the softmax."""
+    sink_logits = call.sink_logits
+    if sink_logits is not None and heads is not None:
+        sink_logits = sink_logits[heads]
+    pattern = softmax(edit(row_scores(query, key, rows, heads, call)), sink_logits)
     return mix(pattern, value, heads, query.shape[1]), pattern
 
 
 class KeyAxis:
-    """The key axis that hooks see is the position in the padded row: what a cache holds is cut or
-    padded to that."""
+    """The key axis that hooks see has one entry for each position so far; that of a KV cache may
+    be shorter or longer. This class converts between the two.
+
+    Args:
+        held: how many keys the cache holds.
+        total: how many positions there are so far.
+    """
 
     def __init__(self, held: int, total: int):
         self.held, self.total = held, total
-        self.first = max(total - held, 0)  # a sliding cache has let go of the first ones
+        self.first = max(total - held, 0)  # a sliding window's cache dropped the keys before this
 
     def show(self, x: Tensor, fill: float) -> Tensor:
-        x = x[..., : self.total]  # a static cache holds more than was seen
+        """x [..., held] as hooks see it: [..., total], with `fill` for keys that were dropped."""
+        x = x[..., : self.total]  # without the empty slots of a static cache
         return nn.functional.pad(x, (self.first, 0), value=fill) if self.first else x
 
     def take(self, x: Tensor, fill: float) -> Tensor:
+        """The inverse of `show`: x [..., total] as the cache has it, [..., held]."""
         x = x[..., self.first :]
-        return (
-            nn.functional.pad(x, (0, self.held - x.shape[-1]), value=fill)
-            if x.shape[-1] < self.held
-            else x
-        )
+        empty = self.held - x.shape[-1]
+        return nn.functional.pad(x, (0, empty), value=fill) if empty > 0 else x

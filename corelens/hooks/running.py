@@ -56,8 +56,8 @@ class Running:
         sites: the decoder's attention modules on whose points something hangs.
         vision: what takes the calls of vision attention modules whose pattern is hooked.
         step: the step that is under way; None before the decoder has begun.
-        plan: what sparse inference leaves out (`corelens.sparse`), asked at every call of the
-            decoder's attention.
+        sparse_plan: the Plan of sparse inference (`corelens.sparse.inference`), asked at every call
+            of the decoder's attention; None without one.
         collecting: a vision layer runs ahead only to collect its calls of attention; its points
             keep silent.
         stored: the layers whose new k and v have passed their hooks on the way into the cache, in
@@ -71,7 +71,7 @@ class Running:
     sites: dict[nn.Module, AttentionPoints] = field(default_factory=dict)
     vision: dict[nn.Module, Callable[..., Tensor]] = field(default_factory=dict)
     step: Step | None = None
-    plan: Any = None
+    sparse_plan: Any = None
     collecting: bool = False
     stored: set[int] = field(default_factory=set)
     generating: bool = False

@@ -249,7 +249,7 @@ class HookedMLLM(LensModel):
         if any(of_whole_prompt(handle) for handle in self.hook_logits.fwd_hooks):
             options.setdefault("logits_to_keep", 0)  # all of the prompt's, as at every other point
         with hooked_run(self, batch, self._rows, generating=True) as run, torch.no_grad():
-            cache = None if run.plan is None else run.plan.new_cache()
+            cache = None if run.sparse_plan is None else run.sparse_plan.new_cache()
             if cache is not None:
                 options[cache_argument(self.hf)] = cache
             ids = self.hf.generate(**batch.tensors, max_new_tokens=max_new_tokens, **options)  # type: ignore[operator]

@@ -30,8 +30,10 @@ def hooked_run(
     """
     with turn(model.hf):
         active = [point for point in model.hook_points() if point.active]
-        run = Running(batch, plan=model.sparse_plan(), generating=generating, heads=model.cfg.heads)
-        if not active and run.plan is None:
+        run = Running(
+            batch, sparse_plan=model.sparse_plan(), generating=generating, heads=model.cfg.heads
+        )
+        if not active and plan is None:
             yield run
             return
         if not model.checked:

@@ -284,7 +284,8 @@ class _Twice:
         finally:
             self.run.collecting = False
         patterns = [
-            softmax(row_scores(q, k, None, None, call), call.sinks) for q, k, _, call in self.calls
+            softmax(row_scores(q, k, None, None, call), call.sink_logits)
+            for q, k, _, call in self.calls
         ]
         lengths, longest = [p.shape[2] for p in patterns], max(p.shape[3] for p in patterns)
         joined = torch.cat(

@@ -70,7 +70,8 @@ def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) 
                 place(handle)
             attends = points.parts.attention is not None
             if attends and (
-                run.plan is not None or any(point.active for point in points.attn.in_function)
+                run.sparse_plan is not None
+                or any(point.active for point in points.attn.in_function)
             ):
                 run.sites[layer.get_submodule(points.parts.attention)] = points.attn
         for handle in _place_norm(run, root.ln_final):
@@ -129,8 +130,8 @@ def _on_decoder(run: Running, begin: Begin, caching: ExitStack) -> Callable[...,
         so_far = int(cache.get_seq_length()) if cache is not None else 0
         run.step = begin(tokens, so_far, cache is not None)
         run.stored.clear()
-        if run.plan is not None:
-            run.plan.begin(
+        if run.sparse_plan is not None:
+            run.sparse_plan.begin(
                 run.inputs, so_far, tokens.shape[1], tokens.shape[0], tokens.device, cache
             )
         if cache is not None and any(
@@ -153,7 +154,11 @@ def _after_decoder(run: Running) -> Callable[..., None]:
         # of tokens)
         if (
             not (
-                run.live and run.generating and run.step and cache is not None and run.plan is None
+                run.live
+                and run.generating
+                and run.step
+                and cache is not None
+                and run.sparse_plan is None
             )
             or steps == 2
         ):

@@ -36,7 +36,9 @@ def flex(
     visible = call.allowed
     assert isinstance(visible, Visible)
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    known = call.softcap is None and call.sinks is None and call.bias is None and not needs_grad
+    known = (
+        call.softcap is None and call.sink_logits is None and call.bias is None and not needs_grad
+    )
     spans = causal_spans(call, visible) if known and visible.sees is not None else None
     if spans is None:
         return split(query, key, value, call)

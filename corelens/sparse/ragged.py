@@ -192,15 +192,15 @@ class Ragged:
             )
         group = query.shape[1] // self.kv_heads
         every = rearrange(query[:, :, 0], "batch (kv g) d -> (batch kv) g d", g=group)
-        sinks = (
+        sink_logits = (
             None
-            if call.sinks is None
-            else call.sinks.float().view(-1, group)[self.heads % self.kv_heads]
+            if call.sink_logits is None
+            else call.sink_logits.float().view(-1, group)[self.heads % self.kv_heads]
         )
         read = varlen if by_varlen(every, self.values, call) else grouped
         z = every.new_zeros(*every.shape[:2], self.values.shape[-1])
         if self.groups:
-            z[self.heads] = read(self, every[self.heads], call, sinks)
+            z[self.heads] = read(self, every[self.heads], call, sink_logits)
         return rearrange(z, "(batch kv) g d -> batch 1 (kv g) d", batch=self.batch)
 
     def positions(self) -> list[list[Int[Tensor, " held"]]]:
@@ -245,7 +245,7 @@ def grouped(
     store: Ragged,
     query: Float[Tensor, "head g d"],
     call: Call,
-    sinks: Float[Tensor, "head g"] | None,
+    sink_logits: Float[Tensor, "head g"] | None,
 ) -> Float[Tensor, "head g d_value"]:
     """Attention group by group: SDPA; with a soft cap or sinks, scores and softmax in float32."""
     outputs, done = [], 0
@@ -257,7 +257,7 @@ def grouped(
             group.of(store.keys)[:, : group.length],
             group.of(store.values)[:, : group.length],
         )
-        if call.softcap is None and sinks is None:
+        if call.softcap is None and sink_logits is None:
             z = nn.functional.scaled_dot_product_attention(
                 q[None], key[None], value[None], scale=call.scaling
             )[0]
@@ -265,8 +265,8 @@ def grouped(
             scores = (q @ key.transpose(1, 2)).float() * call.scaling
             if call.softcap is not None:
                 scores = torch.tanh(scores / call.softcap) * call.softcap
-            if sinks is not None:
-                scores = torch.cat([scores, sinks[members, :, None]], dim=2)
+            if sink_logits is not None:
+                scores = torch.cat([scores, sink_logits[members, :, None]], dim=2)
             z = scores.softmax(dim=2)[..., : group.length].to(value.dtype) @ value
         outputs.append(z)
     return torch.cat(outputs)
@@ -289,7 +289,7 @@ def varlen(
     store: Ragged,
     query: Float[Tensor, "head g d"],
     call: Call,
-    sinks: Float[Tensor, "head g"] | None,
+    sink_logits: Float[Tensor, "head g"] | None,
 ) -> Float[Tensor, "head g d_value"]:
     """All heads in one call: each is a sequence of one query token with its own number of keys.
 
@@ -311,6 +311,6 @@ def varlen(
         enable_gqa=True,
         seqused_k=store.lengths,
     )
-    if sinks is not None:
-        z = z * torch.sigmoid(lse.transpose(0, 1) - sinks)[..., None].to(z.dtype)
+    if sink_logits is not None:
+        z = z * torch.sigmoid(lse.transpose(0, 1) - sink_logits)[..., None].to(z.dtype)
     return z

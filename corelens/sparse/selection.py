@@ -75,7 +75,7 @@ def observed(
             else call.edit(scores, torch.where(valid, rows, -1), numbers)
         )
         attention = (
-            softmax(scores, part.sinks).masked_fill(~valid[:, None, :, None], 0.0).sum(dim=2)
+            softmax(scores, part.sink_logits).masked_fill(~valid[:, None, :, None], 0.0).sum(dim=2)
         )
         by_kv_head.append(reduce(attention, "batch (kv g) key -> batch kv key", "mean", g=group))
     mean = torch.cat(by_kv_head, dim=1) / valid.sum(dim=1)[:, None, None]
@@ -144,5 +144,7 @@ def _of_heads(call: Call, heads: Int[Tensor, " some"]) -> Call:
         return x[:, heads] if x is not None and x.shape[1] > 1 else x
 
     allowed = None if call.allowed is None else lambda rows, _: call.allowed(rows, heads)  # type: ignore[misc]
-    sinks = None if call.sinks is None else call.sinks[heads]
-    return replace(call, mask=of(call.mask), bias=of(call.bias), sinks=sinks, allowed=allowed)
+    sink_logits = None if call.sink_logits is None else call.sink_logits[heads]
+    return replace(
+        call, mask=of(call.mask), bias=of(call.bias), sink_logits=sink_logits, allowed=allowed
+    )

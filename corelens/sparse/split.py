@@ -39,7 +39,7 @@ def split(
     assert isinstance(visible, Visible)
     if (
         call.softcap is not None
-        or call.sinks is not None
+        or call.sink_logits is not None
         or call.bias is not None
         or _additive(call.mask)
     ):

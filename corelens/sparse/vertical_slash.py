@@ -71,7 +71,7 @@ class VerticalSlash:
         real = sampled >= prompt.first[:, None]
         plain = replace(call, allowed=None)
         scores = row_scores(query, key[:, :, :total], sampled.clamp(min=0), None, plain)
-        attention = softmax(scores, call.sinks).masked_fill(~real[:, None, :, None], 0.0)
+        attention = softmax(scores, call.sink_logits).masked_fill(~real[:, None, :, None], 0.0)
         positions = torch.arange(total, device=device)
         by_key = attention.sum(2)
         away = (sampled[:, :, None] - positions).clamp(min=0)[:, None].expand_as(attention)
