@@ -95,12 +95,12 @@ def _on_heads(
         old = z[:, :, list(numbers)]
         new = edit(old, hook, layer, list(numbers))
         if positions is not None:
-            here = hook.ctx["positions"]
+            step_positions = hook.ctx["positions"]
             table = member(
-                resolve(positions, hook.ctx["inputs"], here, z.shape[0], rows=True),
-                int(here[-1]) + 1,
+                resolve(positions, hook.ctx["inputs"], step_positions, z.shape[0], rows=True),
+                int(step_positions[-1]) + 1,
             )
-            new = torch.where(table[:, here, None, None], new, old)
+            new = torch.where(table[:, step_positions, None, None], new, old)
         z = z.clone()
         z[:, :, list(numbers)] = new
         return z
@@ -141,25 +141,25 @@ def _resample(reference: Any, seed: int) -> Edit:
         reference_z = cache[f"blocks.{layer}.attn.hook_z"][:, :, numbers].to(
             z
         )  # [sample, pos, head, d]
-        here = hook.ctx["positions"]
+        step_positions = hook.ctx["positions"]
         if other is None:
             length = reference_z.shape[1]
             if z.shape[0] % reference_z.shape[0] or (
-                int(here[-1]) + 1 != length and int(here[0]) < length
+                int(step_positions[-1]) + 1 != length and int(step_positions[0]) < length
             ):
                 raise CorelensError(
                     f"a reference run of {list(reference_z.shape[:2])} samples × positions for one "
                     "of "
-                    f"{[z.shape[0], int(here[-1]) + 1]}",
+                    f"{[z.shape[0], int(step_positions[-1]) + 1]}",
                     "the same number of positions, or the reference's inputs, so that tokens are "
                     "drawn by role",
                     "give reference=(cache, inputs)",
                 )
             reference_z = reference_z.repeat_interleave(z.shape[0] // reference_z.shape[0], dim=0)
-            return reference_z[:, here.clamp(max=length - 1)]
+            return reference_z[:, step_positions.clamp(max=length - 1)]
         # The same draw in every layer: a position takes all its heads from one and the same token.
         generator = torch.Generator().manual_seed(seed)
-        roles = _roles(hook.ctx["inputs"], here, z.shape[0]).cpu()
+        roles = _roles(hook.ctx["inputs"], step_positions, z.shape[0]).cpu()
         real = torch.stack([token_map.real for token_map in other.token_maps])
         reference_roles = torch.where(
             real, _roles(other, torch.arange(real.shape[1]), len(real)).cpu(), -1
@@ -222,14 +222,14 @@ def mean_z(
     n_roles = len(ROLES) if by_role else 1
 
     def add(z: Float[Tensor, "batch pos head d"], hook: Any) -> None:
-        inputs, here, layer = hook.ctx["inputs"], hook.ctx["positions"], hook.layer()
+        inputs, step_positions, layer = hook.ctx["inputs"], hook.ctx["positions"], hook.layer()
         counted = torch.stack([token_map.real for token_map in inputs.token_maps]).to(z.device)
         if positions is not None:
             counted = counted & member(
-                resolve(positions, inputs, here, z.shape[0], rows=True), counted.shape[1]
+                resolve(positions, inputs, step_positions, z.shape[0], rows=True), counted.shape[1]
             )
         roles = (
-            _roles(inputs, here, z.shape[0])
+            _roles(inputs, step_positions, z.shape[0])
             if by_role
             else torch.zeros_like(counted, dtype=torch.long)
         )

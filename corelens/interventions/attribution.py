@@ -56,43 +56,46 @@ def attribution_patch(
         )
     method = f"attribution patching ({steps} steps)" if steps else "attribution patching"
     runs = prepare_runs(model, clean, corrupted, metric, direction, hooks, site=site, method=method)
-    measure = runs.measure
+    bound_metric = runs.metric
     axes, jobs = patches(model, runs.base, site, per, positions, block)
     names = list(dict.fromkeys(name for job in jobs for name in job.names))
     inputs = ["hook_embed", *model.hook_names("hook_deepstack")]
     with torch.no_grad(), model.hooks(fwd_hooks=runs.hooks):
-        near_logits, base_values = model.run_with_cache(
+        base_logits, base_values = model.run_with_cache(
             runs.base, names_filter=[*names, *inputs], return_cache_object=False
         )
-        far_logits, other_values = model.run_with_cache(
+        other_logits, other_values = model.run_with_cache(
             runs.other, names_filter=[*names, *inputs], return_cache_object=False
         )
-    near = measure(near_logits[:, -measure.keep :] if measure.keep else near_logits)
-    far = measure(far_logits[:, -measure.keep :] if measure.keep else far_logits)
+    # The metric reads the last `keep` rows of logits; 0 or None: all of them.
+    last_rows = slice(-bound_metric.keep, None) if bound_metric.keep else slice(None)
+    base_metric = bound_metric(base_logits[:, last_rows])
+    other_metric = bound_metric(other_logits[:, last_rows])
     difference = {name: other_values[name] - base_values[name] for name in inputs}
     total: dict[str, Tensor] = {}
-    shares = [step / steps for step in range(steps)] if steps else [0.0]
-    for share in shares:
-        # At share 0 the run is the base run itself: its own embeddings are not replaced.
-        mixed = {name: base_values[name] + share * difference[name] for name in inputs if share}
+    fractions = [step / steps for step in range(steps)] if steps else [0.0]
+    for fraction in fractions:
+        # At fraction 0 the run is the base run itself: its own embeddings are not replaced.
+        replaced = inputs if fraction else []
+        mixed = {name: base_values[name] + fraction * difference[name] for name in replaced}
         for name, gradient in _gradients(runs, names, mixed).items():
-            total[name] = total.get(name, 0) + gradient / len(shares)
+            total[name] = total.get(name, 0) + gradient / len(fractions)
     scores = {
         name: (other_values[name].float() - base_values[name].float()) * total[name].float()
         for name in names
     }
     values = []
     for job in jobs:
-        effect = sum(_share_of(job, name, scores[name]) for name in job.names)
-        missing = torch.full_like(near, torch.nan)  # a layer without attention
-        values.append(near + effect if job.names else missing)
-    return runs.result(values, near, far, axes)
+        effect = sum(_part_of(job, name, scores[name]) for name in job.names)
+        missing = torch.full_like(base_metric, torch.nan)  # a layer without attention
+        values.append(base_metric + effect if job.names else missing)
+    return runs.result(values, base_metric, other_metric, axes)
 
 
 def _gradients(runs: Runs, names: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """∂ Σ metric / ∂ activation at each of these points, in the base run with these embeddings."""
     model = runs.model
-    seen: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
 
     def put(value: Tensor) -> Callable[..., Tensor]:
         def at_a_step(x: Tensor, hook: Any) -> Tensor:
@@ -106,26 +109,28 @@ def _gradients(runs: Runs, names: Sequence[str], inputs: Mapping[str, Tensor]) -
 
     def keeping(name: str) -> Callable[..., Tensor]:
         def keep(x: Tensor, hook: Any) -> Tensor:
-            seen[name] = x.clone() if x.requires_grad else x.detach().requires_grad_()
-            return seen[name]
+            activations[name] = x.clone() if x.requires_grad else x.detach().requires_grad_()
+            return activations[name]
 
         return keep
 
-    every: list[Hook] = [
+    all_hooks: list[Hook] = [
         *runs.hooks,
         *((name, put(value)) for name, value in inputs.items()),
         ("hook_embed", begin),
     ]
-    every += [(name, keeping(name)) for name in names]
+    all_hooks += [(name, keeping(name)) for name in names]
     with torch.enable_grad(), _frozen(model):
-        logits = model.run_with_hooks(runs.base, fwd_hooks=every, logits_to_keep=runs.measure.keep)
-        values = runs.measure(logits)
+        logits = model.run_with_hooks(
+            runs.base, fwd_hooks=all_hooks, logits_to_keep=runs.metric.keep
+        )
+        values = runs.metric(logits)
         if not values.requires_grad:  # a metric without a gradient, such as accuracy
-            return {name: torch.zeros_like(x) for name, x in seen.items()}
-        gradients = torch.autograd.grad(values.sum(), list(seen.values()), allow_unused=True)
+            return {name: torch.zeros_like(x) for name, x in activations.items()}
+        gradients = torch.autograd.grad(values.sum(), list(activations.values()), allow_unused=True)
     return {
         n: torch.zeros_like(x) if g is None else g
-        for (n, x), g in zip(seen.items(), gradients, strict=True)
+        for (n, x), g in zip(activations.items(), gradients, strict=True)
     }
 
 
@@ -142,7 +147,7 @@ def _frozen(model: HookedMLLM) -> Iterator[None]:
             parameter.requires_grad_()
 
 
-def _share_of(job: Patch, name: str, score: Tensor) -> Tensor:
+def _part_of(job: Patch, name: str, score: Tensor) -> Tensor:
     """The part of a point's products that one patch covers, summed: [sample]."""
     rows_axis, part_axis = axis_of(name)
     if job.part is not None:

@@ -56,18 +56,18 @@ def patch(names: str | Iterable[str], source: Any, positions: Where | None = Non
 
 def _value(source: Any, name: str) -> Tensor:
     """A point's tensor in a cache; of a per-head name also from the tensor of all heads."""
-    held = getattr(source, "cache_dict", source)
-    if name in held:
-        return held[name]
+    values = getattr(source, "cache_dict", source)
+    if name in values:
+        return values[name]
     per_head = re.fullmatch(r"(.+\.attn)\.(head|kv_head)\.(\d+)\.(hook_\w+)", name)
-    if per_head and f"{per_head[1]}.{per_head[4]}" in held:
-        whole, number = held[f"{per_head[1]}.{per_head[4]}"], int(per_head[3])
+    if per_head and f"{per_head[1]}.{per_head[4]}" in values:
+        whole, number = values[f"{per_head[1]}.{per_head[4]}"], int(per_head[3])
         axis = 1 if per_head[4] in ("hook_pattern", "hook_pattern_rows", "hook_attn_scores") else 2
         # (writing through head.{h}.hook_k is refused where heads share it)
         if number < whole.shape[axis]:
             return whole.select(axis, number)
     raise CorelensError(
-        f"a source without {name!r}; it has {', '.join(list(held)[:4])} …",
+        f"a source without {name!r}; it has {', '.join(list(values)[:4])} …",
         "a cache that holds the points to patch",
         f"model.run_with_cache(inputs, names_filter={[name]!r})",
     )
@@ -78,12 +78,12 @@ def _put(name: str, source_value: Tensor, positions: Where | None) -> Callable[.
     query_axis = 2 if axis_of(name)[0] == 2 and ".head." not in name else 1
 
     def patch(x: Tensor, hook: Any) -> Tensor:
-        here = hook.ctx.get("positions")
-        if here is None or name.startswith(TOWERS) or name.endswith("hook_pattern_rows"):
+        step_positions = hook.ctx.get("positions")
+        if step_positions is None or name.startswith(TOWERS) or name.endswith("hook_pattern_rows"):
             # what has no positions of the decoder is replaced as a whole
             return _same_shape(source_value, x, name).to(x)
-        length, last = source_value.shape[query_axis], int(here[-1]) + 1
-        if int(here[0]) >= length:  # generated tokens
+        length, last = source_value.shape[query_axis], int(step_positions[-1]) + 1
+        if int(step_positions[0]) >= length:  # generated tokens
             return x
         if last != length or x.shape[0] % source_value.shape[0]:
             raise CorelensError(
@@ -94,15 +94,15 @@ def _put(name: str, source_value: Tensor, positions: Where | None) -> Callable[.
                 "pair inputs of the same token grid (cl.counterfactual, "
                 "cl.interventions.counterfactual_pairs)",
             )
-        new = source_value.to(x).index_select(query_axis, here.to(source_value.device))
+        new = source_value.to(x).index_select(query_axis, step_positions.to(source_value.device))
         new = _same_shape(
             new.repeat_interleave(x.shape[0] // source_value.shape[0], dim=0), x, name
         )
         if positions is None:
             return new.clone()
         where = member(
-            resolve(positions, hook.ctx.get("inputs"), here, x.shape[0], rows=True), last
-        )[:, here]
+            resolve(positions, hook.ctx.get("inputs"), step_positions, x.shape[0], rows=True), last
+        )[:, step_positions]
         return torch.where(_along(where, x, query_axis), new, x)
 
     return patch
@@ -192,34 +192,35 @@ def activation_patch(
         model, clean, corrupted, metric, direction, hooks, site=site, method="activation patching"
     )
     axes, jobs = patches(model, runs.base, site, per, positions, block)
-    source, far = runs.other_values(list(dict.fromkeys(name for job in jobs for name in job.names)))
+    names = dict.fromkeys(name for job in jobs for name in job.names)  # each once, in order
+    source, other_metric = runs.other_values(list(names))
     if fast:
-        near, values = _together(runs, jobs, source, batch_tokens, progress)
+        base_metric, values = _together(runs, jobs, source, batch_tokens, progress)
     else:
-        near, values = _one_by_one(runs, jobs, source, progress)
-    return runs.result(values, near, far, axes)
+        base_metric, values = _one_by_one(runs, jobs, source, progress)
+    return runs.result(values, base_metric, other_metric, axes)
 
 
 def _one_by_one(
     runs: Runs, jobs: Sequence[Patch], source: Mapping[str, Tensor], progress: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The metric of the base run, and under each patch: one whole forward a patch."""
-    keep = runs.measure.keep
+    keep = runs.metric.keep
 
     def measured(hooks: Sequence[Hook]) -> Tensor:
         logits = runs.model.run_with_hooks(runs.base, fwd_hooks=list(hooks), logits_to_keep=keep)
-        return runs.measure(logits)
+        return runs.metric(logits)
 
     with torch.no_grad(), Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("patching", total=len(jobs))
-        near = measured(runs.hooks)
+        base_metric = measured(runs.hooks)
         values = []
         for job in jobs:
             hooks = [(name, write([job], name, source[name])) for name in job.names]
-            missing = torch.full_like(near, torch.nan)
+            missing = torch.full_like(base_metric, torch.nan)
             values.append(measured([*runs.hooks, *hooks]) if hooks else missing)
             bar.advance(task)
-    return near, values
+    return base_metric, values
 
 
 def _together(
@@ -231,17 +232,17 @@ def _together(
 ) -> tuple[Tensor, list[Tensor]]:
     """As `_one_by_one`, faster: patches of one layer share batches, and a run begins at the first
     layer and row that a patch changes."""
-    measure = runs.measure
-    replay = Replay(runs.model, runs.base, runs.hooks, names=list(source), keep=measure.keep)
-    near = measure(replay.logits)
-    values: list[Tensor] = [torch.full_like(near, torch.nan)] * len(jobs)
+    bound_metric = runs.metric
+    replay = Replay(runs.model, runs.base, runs.hooks, names=list(source), keep=bound_metric.keep)
+    base_metric = bound_metric(replay.logits)
+    values: list[Tensor] = [torch.full_like(base_metric, torch.nan)] * len(jobs)
     by_points: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # (first row, number of the job)
     for number, job in enumerate(jobs):
         row = first_row(job, replay.cache, source)
         if row is not None:
             by_points.setdefault(job.names, []).append((row, number))
         elif job.names:  # the two runs agree wherever this patch writes: nothing to run
-            values[number] = near
+            values[number] = base_metric
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("patching", total=sum(map(len, by_points.values())))
         for names, members in by_points.items():
@@ -249,7 +250,7 @@ def _together(
             members.sort()
             while members:
                 start = replay.begin(min(map(layer_of, names)), members[0][0])
-                size = share(replay, start.row, batch_tokens)
+                size = runs_per_forward(replay, start.row, batch_tokens)
                 chunk, members = [number for _, number in members[:size]], members[size:]
                 chunk_jobs = [jobs[number] for number in chunk]
                 logits = replay.run(
@@ -257,14 +258,16 @@ def _together(
                     [(name, write(chunk_jobs, name, source[name])) for name in names],
                 )
                 for run, number in enumerate(chunk):
-                    values[number] = measure(logits[run :: len(chunk)])  # type: ignore[index]
+                    values[number] = bound_metric(logits[run :: len(chunk)])  # type: ignore[index]
                 bar.advance(task, len(chunk))
-    return near, values
+    return base_metric, values
 
 
-def share(replay: Replay, row: int, batch_tokens: int | None) -> int:
-    """How many runs from `row` on share a batch; the keys and values of a prefix row count as an
-    eighth of a row."""
+def runs_per_forward(replay: Replay, row: int, batch_tokens: int | None) -> int:
+    """How many runs that begin at `row` share one forward.
+
+    A row before it costs only its cached keys and values: it counts as an eighth of a row.
+    """
     if batch_tokens is None:
         batch_tokens = BATCH_TOKENS.get(replay.model.device.type, BATCH_TOKENS_ELSEWHERE)
     return max(1, batch_tokens // (len(replay.inputs) * (replay.length - row + row // 8)))
@@ -276,16 +279,17 @@ def write(jobs: Sequence[Patch], name: str, source: Tensor) -> Callable[..., Ten
     rows_axis, part_axis = axis_of(name)
 
     def patch(x: Tensor, hook: Any) -> Tensor:
-        here = hook.ctx["positions"]
-        new = source.to(x).index_select(rows_axis, here.to(source.device))
+        step_positions = hook.ctx["positions"]
+        new = source.to(x).index_select(rows_axis, step_positions.to(source.device))
         x = x.clone()
         for run, job in enumerate(jobs):
             part = (slice(None),) * part_axis + (job.part,) if job.part is not None else ()
-            own, new_part = x[run :: len(jobs)][part], new[part]  # (`own` is a view of x)
+            run_part, new_part = x[run :: len(jobs)][part], new[part]
             if job.where is not None:
-                where = _along(job.where[:, here.to(job.where.device)], own, rows_axis)
-                new_part = torch.where(where, new_part, own)
-            own.copy_(new_part)
+                where = job.where[:, step_positions.to(job.where.device)]
+                where = _along(where, run_part, rows_axis)
+                new_part = torch.where(where, new_part, run_part)
+            run_part.copy_(new_part)  # a view: this writes into x
         return x
 
     return patch
@@ -298,10 +302,8 @@ def first_row(job: Patch, base: Mapping[str, Tensor], source: Mapping[str, Tenso
     for name in job.names:
         rows_axis, part_axis = axis_of(name)
         part = (slice(None),) * part_axis + (job.part,) if job.part is not None else ()
-        # [sample, pos]
-        differs = (
-            (base[name][part] != source[name][part]).transpose(1, rows_axis).flatten(2).any(-1)
-        )
+        unequal = base[name][part] != source[name][part]
+        differs = unequal.transpose(1, rows_axis).flatten(2).any(-1)  # [sample, pos]
         if job.where is not None:
             differs = differs & job.where.to(differs.device)
         rows = differs.any(0).nonzero()[:, 0]

@@ -1,10 +1,14 @@
 """Path patching: only direct paths from senders to receivers carry the change.
 
-Four runs. The other run gives the senders' values, and the base run those of all heads. In the path
-run of the base input the senders have the other run's values and every other head is frozen at its
-base value (MLPs are recomputed, or frozen too): a receiver's value there is changed by direct paths
-only. The last run of the base input sets the receivers to these values and recomputes everything
-past them.
+There are four runs:
+
+1. The other run gives the senders' values.
+2. The base run gives the values of all heads.
+3. The path run, on the base input: senders have the other run's values, and every other head is
+   frozen at its base value (MLPs are recomputed, or frozen too). So what the receivers read here
+   differs from the base run by direct paths only.
+4. The last run, on the base input: receivers are set to what they read in the path run, and
+   everything past them is recomputed.
 
 Source: Wang et al. 2022, arXiv 2211.00593, appendix B; Goldowsky-Dill et al. 2023, arXiv
 2304.05969.
@@ -24,7 +28,7 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
-from corelens.interventions.patching import share
+from corelens.interventions.patching import runs_per_forward
 from corelens.interventions.path_run import group_hooks
 from corelens.interventions.replay import Replay, Start, layer_of
 from corelens.interventions.result import PatchResult
@@ -78,8 +82,8 @@ def path_patch(
         receivers: hook names: "blocks.5.attn.head.2.hook_q" (or _k, _v: for that query head alone,
             whatever shares its KV head), "blocks.5.attn.kv_head.1.hook_k", "blocks.5.hook_mlp_in"
             (the MLP's input), "blocks.5.hook_resid_pre", "hook_logits" … Several are patched
-            jointly unless "receiver" is among `per`: each is fixed at its value of the path run, so
-            a later receiver does not show the effect of an earlier one.
+            jointly unless "receiver" is among `per`. Each is then set to its value of the path run,
+            so a later receiver does not respond to an earlier one.
         metric: `cl.logit_diff("7", "3")` or any function of logits [batch, pos, d_vocab] that
             returns [batch].
         freeze_mlps: MLPs are frozen too, instead of recomputed.
@@ -132,8 +136,8 @@ def path_patch(
         "receiver": [receiver.name for receiver in all_receivers],
     }
     axes = {name: labels.get(name, mask_labels) for name in per}
-    jointly = [[sender] for sender in all_senders] if "sender" in per else [all_senders]
-    groups: list[Group] = list(product(jointly, masks))
+    joint_senders = [[sender] for sender in all_senders] if "sender" in per else [all_senders]
+    groups: list[Group] = list(product(joint_senders, masks))
     targets = [[receiver] for receiver in all_receivers] if "receiver" in per else [all_receivers]
     _warn_hidden(targets)
 
@@ -143,11 +147,11 @@ def path_patch(
     if freeze_mlps:
         frozen += [f"blocks.{layer}.hook_mlp_out" for layer in range(n_layers)]
     replay = Replay(
-        model, runs.base, runs.hooks, names=[*sender_points, *frozen], keep=runs.measure.keep
+        model, runs.base, runs.hooks, names=[*sender_points, *frozen], keep=runs.metric.keep
     )
-    base_metric = runs.measure(replay.logits)
+    base_metric = runs.metric(replay.logits)
 
-    # A group that changes nothing, or whose change reaches no receiver, is not run: effect 0.
+    # Every effect starts as 0. A group is run only if it changes a value and reaches a receiver.
     values = [[base_metric] * len(targets) for _ in groups]
     reached: list[list[bool]] = []
     for group in groups:
@@ -164,13 +168,13 @@ def path_patch(
             chunk_groups = [groups[number] for number in chunk]
             path_run = _PathRun(replay, chunk_groups, targets, source, freeze_mlps, start)
             for column, target in enumerate(targets):
-                measured = path_run.metric_with(target, receiver_table, runs.measure)
+                measured = path_run.metric_with(target, receiver_table, runs.metric)
                 for run, number in enumerate(chunk):
                     if reached[number][column]:
                         values[number][column] = measured[run]
             bar.advance(task, len(chunk))
     return runs.result(
-        _in_order(values, per, len(jointly), len(masks)), base_metric, other_metric, axes
+        _in_order(values, per, len(joint_senders), len(masks)), base_metric, other_metric, axes
     )
 
 
@@ -194,8 +198,8 @@ def _batches(
 ) -> Iterator[tuple[list[int], Start]]:
     """Batches of path runs: the numbers of the groups in a batch, and where its runs begin.
 
-    Groups whose senders begin in the same layer share batches, in the order of the first rows that
-    they change: so a batch begins as late as its earliest group allows.
+    A batch begins at the first layer and row that any of its groups changes, and all that lies
+    before is saved. So groups are sorted by these, and a batch holds groups of one layer.
     """
     layers: dict[int, int] = {}
     for number in first_rows:
@@ -206,7 +210,7 @@ def _batches(
         layer = layers[waiting[0]]
         same_layer = [number for number in waiting if layers[number] == layer]
         start = replay.begin(layer, first_rows[same_layer[0]])
-        chunk = same_layer[: share(replay, start.row, batch_tokens)]
+        chunk = same_layer[: runs_per_forward(replay, start.row, batch_tokens)]
         yield chunk, Start(start.layer, start.row, len(chunk))
         waiting = [number for number in waiting if number not in chunk]
 
@@ -236,7 +240,7 @@ class _PathRun:
         tables = [where for _, where in groups]
         hooks = group_hooks(
             [senders for senders, _ in groups],
-            lambda inputs, here, batch: tables,
+            lambda inputs, step_positions, batch: tables,
             replay.cache,
             source,
             freeze_mlps,
@@ -258,22 +262,22 @@ class _PathRun:
         return record
 
     def metric_with(
-        self, target: ReceiverSet, where: Tensor | None, measure: Callable[[Tensor], Tensor]
+        self, target: ReceiverSet, where: Tensor | None, metric: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:
         """The metric [sample] of the last run, for each run of the batch.
 
         Args:
-            target: the receivers: they have what they read in the path run, and everything past
-                them is recomputed.
-            where: [sample, pos], True where they have it; None: everywhere.
-            measure: the metric.
+            target: the receivers. They are set to what they read in the path run, and everything
+                past them is recomputed.
+            where: [sample, pos], True where they are set; None: everywhere.
+            metric: the metric.
         """
         runs = self.start.runs
         at_logits = any(receiver.reads == "hook_logits" for receiver in target)
-        # A point before the start was not run: no sender reaches it.
+        # A point before the start was not run in the path run, because no sender reaches it.
         inner = [receiver for receiver in target if receiver.reads in self.read]
         if at_logits and where is None:
-            logits = self.logits  # whatever the other receivers change is overwritten
+            logits = self.logits  # the logits are set last, so no other receiver matters
         elif inner:
             first = min(layer_of(receiver.reads) for receiver in inner)
             begin = self.replay.begin(first, self.start.row, runs)
@@ -286,7 +290,7 @@ class _PathRun:
             assert self.logits is not None
             logits = _mixed(where, self.logits, logits, runs)
         # The metric expects one batch of samples, so it is called once a run.
-        return [measure(logits[run::runs]) for run in range(runs)]
+        return [metric(logits[run::runs]) for run in range(runs)]
 
 
 def _mixed(where: Tensor, new: Tensor, old: Tensor, runs: int) -> Tensor:
@@ -321,11 +325,11 @@ def _in_order(
 def _reached(
     group: Group, target: ReceiverSet, receiver_table: Tensor | None, n_layers: int
 ) -> bool:
-    """Whether a change by these senders can come to one of these receivers on a direct path."""
+    """Whether a direct path leads from one of these senders to one of these receivers."""
     senders, where = group
     if where is not None and receiver_table is not None and not (where & receiver_table).any():
-        # In the path run other heads are frozen, so a change stays at its own position; only scores
-        # and pattern read other positions.
+        # In the path run other heads are frozen, so a change stays at its own position. Only scores
+        # and pattern combine positions (a row's query with another position's key).
         target = [
             receiver
             for receiver in target
@@ -373,8 +377,8 @@ def _warn_hidden(targets: Sequence[ReceiverSet]) -> None:
     for target in targets:
         if len(target) > 1 and any(receiver.reads == "hook_logits" for receiver in target):
             warnings.warn(
-                "hook_logits among several receivers fixes the logits at what comes there on "
-                "direct paths: the other receivers cannot be seen. per='receiver' patches each "
+                "hook_logits is among several receivers, so the logits are set to what they are in "
+                "the path run, and the other receivers have no effect. per='receiver' patches each "
                 "alone.",
                 stacklevel=3,
             )

@@ -29,8 +29,8 @@ def path_hooks(
     freeze_mlps: bool = False,
     positions: Where | None = None,
 ) -> list[Hook]:
-    """Hooks of the path run of path patching: senders have the values of another run, every other
-    head keeps that of the base run.
+    """Hooks of the path run: senders get another run's values, and every other head keeps its value
+    of the base run.
 
     Run the base inputs under them, read what receivers read (`model.run_with_cache`), and
     `cl.patch` it into a last run. The logits of the path run itself are those with `hook_logits` as
@@ -48,21 +48,22 @@ def path_hooks(
     """
     if positions is not None:
         check_where(positions)
-    held, other = getattr(base, "cache_dict", base), getattr(source, "cache_dict", source)
-    of_heads = [name for name in held if name.endswith("attn.hook_z")]
-    layers = 1 + max(
-        (layer_of(name) for name in held if name.endswith(("attn.hook_z", "hook_attn_out"))),
-        default=-1,
-    )
-    n_heads = max((held[name].shape[2] for name in of_heads), default=0)
-    parsed = parse_senders(senders, layers, n_heads, [*other])
+    base_values = getattr(base, "cache_dict", base)
+    source_values = getattr(source, "cache_dict", source)
+    # A layer has one of these points: `hook_attn_out` where it mixes tokens without heads.
+    mixers = [name for name in base_values if name.endswith(("attn.hook_z", "hook_attn_out"))]
+    n_layers = 1 + max(map(layer_of, mixers), default=-1)
+    z_points = [name for name in mixers if name.endswith("attn.hook_z")]
+    n_heads = max((base_values[name].shape[2] for name in z_points), default=0)
+    parsed = parse_senders(senders, n_layers, n_heads, [*source_values])
 
-    def where(inputs: Any, here: Tensor, batch: int) -> list[Tensor | None]:
+    def where(inputs: Any, step_positions: Tensor, batch: int) -> list[Tensor | None]:
         if positions is None:
             return [None]
-        return [member(resolve(positions, inputs, here, batch, rows=True), int(here[-1]) + 1)]
+        carriers = resolve(positions, inputs, step_positions, batch, rows=True)
+        return [member(carriers, int(step_positions[-1]) + 1)]
 
-    return group_hooks([parsed], where, held, other, freeze_mlps, layers)
+    return group_hooks([parsed], where, base_values, source_values, freeze_mlps, n_layers)
 
 
 def group_hooks(
@@ -97,31 +98,31 @@ def group_hooks(
 
     def write(name: str) -> Callable[..., Tensor]:
         def path(x: Tensor, hook: Any) -> Tensor:
-            here, inputs = hook.ctx["positions"], hook.ctx["inputs"]
+            step_positions, inputs = hook.ctx["positions"], hook.ctx["inputs"]
             n_samples = len(base[name] if name in base else source[name])
-            copies = x.shape[0] // n_samples  # rows of the batch that run one sample
+            copies = x.shape[0] // n_samples  # how often each sample stands in the batch
             runs = len(groups)
-            # Freeze first, then write: what a sender leaves alone (other heads of its point, other
-            # positions) keeps the base run's value.
-            x = _rows(base[name], here, x, copies) if name in frozen else x.clone()
+            # Freeze the whole point at the base run's values, then write the senders' part: other
+            # heads of the point and other positions stay frozen.
+            x = _values_at(base[name], step_positions, x, copies) if name in frozen else x.clone()
             if name not in written:
                 return x
-            new = _rows(source[name], here, x, copies // runs)
-            masks = tables(inputs, here, len(new))
+            new = _values_at(source[name], step_positions, x, copies // runs)
+            masks = tables(inputs, step_positions, len(new))
             for run, sender in written[name]:
                 part = (slice(None), slice(None), sender.head) if sender.head is not None else ()
-                own, value = x[run::runs][part], new[part]  # (`own` is a view of x)
-                for mask in (masks[run], sender.allowed(inputs, here, len(value))):
+                sender_part, value = x[run::runs][part], new[part]
+                for mask in (masks[run], sender.allowed(inputs, step_positions, len(value))):
                     if mask is not None:
-                        where = mask[:, here.to(mask.device)].to(x.device)
-                        where = where.reshape(*where.shape, *[1] * (own.ndim - 2))
-                        value = torch.where(where, value, own)
-                own.copy_(value)
+                        where = mask[:, step_positions.to(mask.device)].to(x.device)
+                        where = where.reshape(*where.shape, *[1] * (sender_part.ndim - 2))
+                        value = torch.where(where, value, sender_part)
+                sender_part.copy_(value)  # a view: this writes into x
             return x
 
         return path
 
-    # In the order of computation: hooks on the same module then fire as the forward pass runs.
+    # In the order of computation, so that hooks on one module fire as the forward pass runs.
     names = sorted({*frozen, *written}, key=lambda name: rank(name, n_layers))
     return [(name, write(name)) for name in names]
 
@@ -144,6 +145,10 @@ def _check_caches(
         )
 
 
-def _rows(values: Tensor, here: Tensor, like: Tensor, copies: int) -> Tensor:
-    """Another run's values at the positions `here`, each sample `copies` times."""
-    return values.to(like).index_select(1, here.to(like.device)).repeat_interleave(copies, dim=0)
+def _values_at(values: Tensor, step_positions: Tensor, like: Tensor, copies: int) -> Tensor:
+    """A run's values at this step's positions, each sample repeated `copies` times."""
+    return (
+        values.to(like)
+        .index_select(1, step_positions.to(like.device))
+        .repeat_interleave(copies, dim=0)
+    )

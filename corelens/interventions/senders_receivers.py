@@ -64,12 +64,13 @@ class Sender:
     head: int | None = None
     visual: bool = False
 
-    def allowed(self, inputs: Any, here: Tensor, batch: int) -> Tensor | None:
+    def allowed(self, inputs: Any, step_positions: Tensor, batch: int) -> Tensor | None:
         """The positions at which it may write, as a mask [batch, pos] up to the last position of
-        `here`; None: everywhere."""
+        `step_positions`; None: everywhere."""
         if not self.visual:
             return None
-        return member(resolve("visual", inputs, here, batch, rows=True), int(here[-1]) + 1)
+        visual = resolve("visual", inputs, step_positions, batch, rows=True)
+        return member(visual, int(step_positions[-1]) + 1)
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,11 @@ class Receiver:
         layer, head, kind = self.alone
 
         def receive_alone(edges: Edges, hook: Any) -> None:
-            here = edges.step.positions
+            step_positions = edges.step.positions
 
             def edit(x: Tensor) -> Tensor:  # [batch, key, d], a prefix among the keys
-                return torch.cat([x[:, : int(here[0])], mixed(x[:, here], here)], dim=1)
+                earlier, new = x[:, : int(step_positions[0])], x[:, step_positions]
+                return torch.cat([earlier, mixed(new, step_positions)], dim=1)
 
             edges.give(head, kind, edit)
 

@@ -26,7 +26,7 @@ class Runs:
     Args:
         model: a HookedMLLM.
         base, other: their batches, whose pictures are encoded already.
-        measure: the metric, bound to these batches.
+        metric: the metric, bound to these batches.
         hooks: to run under, in all runs.
         meta: for the result: direction, metric, model family and what the runner adds.
     """
@@ -34,7 +34,7 @@ class Runs:
     model: HookedMLLM
     base: Inputs
     other: Inputs
-    measure: Bound
+    metric: Bound
     hooks: list[Hook]
     meta: dict[str, Any]
 
@@ -43,28 +43,32 @@ class Runs:
         with torch.no_grad(), self.model.hooks(fwd_hooks=self.hooks):
             values: Any
             logits, values = self.model.run_with_cache(
-                self.other, names_filter=list(names), logits_to_keep=self.measure.keep,
+                self.other, names_filter=list(names), logits_to_keep=self.metric.keep,
                 return_cache_object=False,
             )  # fmt: skip
-        return values, self.measure(logits)
+        return values, self.metric(logits)
 
     def result(
-        self, values: Sequence[Tensor], near: Tensor, far: Tensor, axes: dict[str, list[str]]
+        self,
+        values: Sequence[Tensor],
+        base_metric: Tensor,
+        other_metric: Tensor,
+        axes: dict[str, list[str]],
     ) -> PatchResult:
         """The measured values as a PatchResult.
 
         Args:
             values: the metric [sample] under each patch, in the order of the axes' product.
-            near, far: the metric of the base run and of the other run.
+            base_metric, other_metric: the metric of the base run and of the other run.
             axes: {name: labels}.
         """
-        shape = (len(near), *(len(labels) for labels in axes.values()))
+        shape = (len(base_metric), *(len(labels) for labels in axes.values()))
         stacked = np.stack([_array(value) for value in values], axis=1) if values else np.zeros(0)
         samples = [token_map.id for token_map in self.base.token_maps]
         return PatchResult(
             stacked.reshape(shape).astype(np.float32),
-            _array(near),
-            _array(far),
+            _array(base_metric),
+            _array(other_metric),
             axes,
             samples,
             self.meta,
@@ -101,10 +105,10 @@ def prepare_runs(
     if not any(_hooks_the_tower(name, model) for name, _ in hooks):
         clean, corrupted = model.encode(clean), model.encode(corrupted)
     with model.hooks(fwd_hooks=list(hooks)):
-        measure = bound(metric, model, clean, corrupted)
+        bound_metric = bound(metric, model, clean, corrupted)
     base, other = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
-    meta |= {"direction": direction, "metric": measure.label, "family": model.cfg.family}
-    return Runs(model, base, other, measure, list(hooks), meta)
+    meta |= {"direction": direction, "metric": bound_metric.label, "family": model.cfg.family}
+    return Runs(model, base, other, bound_metric, list(hooks), meta)
 
 
 def _hooks_the_tower(name: Any, model: HookedMLLM) -> bool:

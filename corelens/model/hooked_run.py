@@ -30,9 +30,8 @@ def hooked_run(
     """
     with turn(model.hf):
         active = [point for point in model.hook_points() if point.active]
-        run = Running(
-            batch, sparse_plan=model.sparse_plan(), generating=generating, heads=model.cfg.heads
-        )
+        plan = model.sparse_plan()
+        run = Running(batch, sparse_plan=plan, generating=generating, heads=model.cfg.heads)
         if not active and plan is None:
             yield run
             return

@@ -150,18 +150,10 @@ def _after_decoder(run: Running) -> Callable[..., None]:
     def hook(decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         nonlocal steps
         cache = cache_in(kwargs)
-        # (not at every step: reading a length may wait for the GPU; a sparse plan's cache lets go
-        # of tokens)
-        if (
-            not (
-                run.live
-                and run.generating
-                and run.step
-                and cache is not None
-                and run.sparse_plan is None
-            )
-            or steps == 2
-        ):
+        # Not at every step, because reading a length may wait for the GPU; not under a sparse plan,
+        # because its cache evicts tokens.
+        generating = run.live and run.generating and run.sparse_plan is None
+        if not (generating and run.step and cache is not None) or steps == 2:
             return
         steps += 1
         if (length := int(cache.get_seq_length())) != run.step.total:

@@ -87,7 +87,7 @@ class PruneVisual:
         sampled = prompt.end[:, None] - self.rows + torch.arange(self.rows, device=query.device)
         real = sampled >= prompt.first[:, None]
         scores = row_scores(query, key[:, :, : prompt.length], sampled.clamp(min=0), None, call)
-        attention = softmax(scores, call.sinks).masked_fill(~real[:, None, :, None], 0.0)
+        attention = softmax(scores, call.sink_logits).masked_fill(~real[:, None, :, None], 0.0)
         mean = attention.sum(2) / real.sum(1)[:, None, None]
         if self.scores is None:
             return mean.sum(1)
