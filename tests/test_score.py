@@ -9,7 +9,13 @@ import pytest
 import torch
 
 import corelens as cl
-from corelens.runs.provenance import all_weights, pictures, pixels, sample_hash, weight_hash
+from corelens.runs.provenance import (
+    all_weights,
+    images_and_frames,
+    pixels,
+    sample_hash,
+    weight_hash,
+)
 from helpers.families import tiny
 from helpers.samples import mixed, picture, video
 
@@ -218,7 +224,9 @@ def test_hashes_tell_models_and_samples_apart(model, tmp_path):
     ]  # fmt: skip
     assert len({sample_hash([sample]) for sample in variants}) == len(variants)
     assert sample_hash([sample_]) == sample_hash(mixed()[:1])
-    assert [sum(map(pixels, pictures(sample))) for sample in variants[:6]] == [6144] * 4 + [
+    assert [sum(map(pixels, images_and_frames(sample))) for sample in variants[:6]] == [
+        6144
+    ] * 4 + [
         2 * 6144,
         6144,
     ]

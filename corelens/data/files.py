@@ -169,13 +169,15 @@ def keep_readable(samples: Sequence[Sample], what: str) -> list[Sample]:
     )
     if len(broken) >= BROKEN * len(shown):
         raise CorelensError(problem, f"fewer than {BROKEN:.0%}", "get these files again")
-    readable = [
+    readable_samples = [
         sample
         for sample in samples
         if not any(str(picture) in broken for picture in pictures(sample))
     ]
-    warnings.warn(f"{problem}; {len(samples) - len(readable)} samples are left out", stacklevel=3)
-    return readable
+    warnings.warn(
+        f"{problem}; {len(samples) - len(readable_samples)} samples are left out", stacklevel=3
+    )
+    return readable_samples
 
 
 def listed(broken: dict[str, str], pictures_by_name: dict[str, Any], most: int = 10) -> str:

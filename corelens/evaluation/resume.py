@@ -78,31 +78,31 @@ def evaluation_in(
     `evaluation.json`.
 
     Args:
-        answered: answers one batch: (answers, {place: error} of the samples left out).
+        answered: answers one batch: (answers, {index: error} of the samples left out).
     """
 
     def records(batch: Sequence[Sample]) -> dict[str, Any]:
         answers, wrong = answered(batch)
-        usable = [sample for place, sample in enumerate(batch) if place not in wrong]
-        # (a sample without a name is called after its place in the whole list, which its batch does
+        usable = [sample for index, sample in enumerate(batch) if index not in wrong]
+        # (a sample without a name is called after its index in the whole list, which its batch does
         # not know)
         return {
             "answers": [
                 asdict(answer) | {"id": sample.id, "asked": ""}
                 for answer, sample in zip(answers, usable, strict=True)
             ],
-            "skipped": [[place, *error.__reduce__()[1]] for place, error in wrong.items()],
+            "skipped": [[index, *error.__reduce__()[1]] for index, error in wrong.items()],
         }
 
     parts = by_batch(folder, samples, batch_size, records, progress)
     wrong = {
-        number * batch_size + place: CorelensError(*words)
+        number * batch_size + index: CorelensError(*words)
         for number, part in enumerate(parts)
-        for place, *words in part["skipped"]
+        for index, *words in part["skipped"]
     }
     skipped = left_out(samples, wrong, on_error)
     answers = [Answer(**record) for part in parts for record in part["answers"]]
-    usable = [sample for place, sample in enumerate(samples) if place not in wrong]
+    usable = [sample for index, sample in enumerate(samples) if index not in wrong]
     evaluation = Evaluation(named(answers, usable), {"skipped": skipped} if skipped else {})
     if is_first():
         whole = {

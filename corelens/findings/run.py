@@ -34,10 +34,10 @@ from corelens.findings.options import (
     REPEATS,
     Options,
 )
-from corelens.findings.readable import readable
 from corelens.findings.reading import judged_reading
 from corelens.findings.repeats import agreement_over_n, repeats
 from corelens.findings.result import FINDINGS, FORMAT, Study, read_report
+from corelens.findings.usable_samples import usable_samples
 from corelens.findings.verdict import LEFT_OUT
 from corelens.findings.world import World, number_rows
 from corelens.heads.intervals import accuracy_interval
@@ -66,7 +66,7 @@ def run_study(
     check_folder(out if resume else None)
     if out is not None and (out / "report.json").exists():
         read_report(out / "report.json")  # one of another version is named and kept
-    usable = {name: readable(name, samples) for name, samples in worlds.items()}
+    usable = {name: usable_samples(name, samples) for name, samples in worlds.items()}
     descriptions = {name: about(model) | _size(model) for name, model in models.items()}
     for description in descriptions.values():
         del description["date"]  # the same study is the same bytes whenever it is made

@@ -31,7 +31,7 @@ from corelens.interventions.edges import QUESTION_ON
 from corelens.metrics.score import score_heads
 from corelens.runs.folder import read_record, record_of
 from corelens.runs.processes import Claims, Piece, carry_out, process
-from corelens.runs.provenance import pictures, pixels
+from corelens.runs.provenance import images_and_frames, pixels
 
 Correct = Float[np.ndarray, " sample"]
 EVERY = ("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8")
@@ -140,7 +140,7 @@ class World:
 
         def size(place: int) -> tuple[int, int]:
             sample = self.to_test[place]
-            return sum(map(pixels, pictures(sample))), len(sample.question or "")
+            return sum(map(pixels, images_and_frames(sample))), len(sample.question or "")
 
         return sorted(range(len(self.to_test)), key=size)
 

@@ -23,7 +23,7 @@ def of_usable(
     check: Callable[[Any], object],
     on_error: OnError,
 ) -> tuple[T | None, dict[int, CorelensError]]:
-    """What `make` makes of one batch of samples, and {place in the batch: error} of those left out.
+    """What `make` makes of one batch of samples, and {index in the batch: error} of those left out.
 
     Every sample is prepared once, with its batch. Only where that fails, and wrong samples are to
     be skipped, each of the batch is looked at alone, and the batch made again of the others.
@@ -46,18 +46,18 @@ def of_usable(
         wrong = unusable(samples, check)
         if not wrong:
             raise
-    usable = [sample for place, sample in enumerate(samples) if place not in wrong]
+    usable = [sample for index, sample in enumerate(samples) if index not in wrong]
     return (make(usable) if usable else None), wrong
 
 
 def unusable(samples: Sequence[Any], check: Callable[[Any], object]) -> dict[int, CorelensError]:
-    """{place: error} of the samples for which `check` raises."""
+    """{index: error} of the samples for which `check` raises."""
     wrong = {}
-    for place, sample in enumerate(samples):
+    for index, sample in enumerate(samples):
         try:
             check(sample)
         except CorelensError as error:
-            wrong[place] = error
+            wrong[index] = error
     return wrong
 
 
@@ -80,7 +80,7 @@ def left_out(
     if on_error == "raise":
         raise first
     skipped = {
-        samples[place].id or f"number {place}": wrong[place].given for place in sorted(wrong)
+        samples[index].id or f"number {index}": wrong[index].given for index in sorted(wrong)
     }
     if len(wrong) == len(samples):
         raise CorelensError(

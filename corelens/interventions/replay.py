@@ -1,10 +1,13 @@
-"""Many runs that differ little from one base run, each begun as late as is exact.
+"""Many runs that differ little from one base run: each computes only what may have changed.
 
-A patch at layer l changes nothing before layer l, and a patch from row p on changes no row before p
-in a causal model. So a run begins at a layer, from the base run's residual stream; on a suffix of
-the rows, with the base run's keys and values before it; and several runs share a batch. Everything
-goes through the model's own forward: what the decoder is called with is replaced, layers that are
-not needed hand their input on.
+A patch at layer l changes nothing before layer l. In a causal model a patch at row p changes no row
+before p. So a run can begin
+
+- at a later layer, from the base run's residual stream;
+- at a later row, with the base run's keys and values of the rows before it;
+
+and several such runs share one batch. All of them go through the model's own forward: the arguments
+of its decoder are replaced, and layers that are not needed return their input.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,14 +26,14 @@ from corelens.inputs.prepare import Inputs
 from corelens.model.filters import named
 from corelens.model.hooked import HookedMLLM
 
-# each has its own way to be cut
+# arguments of the decoder that `_called_with` cuts to size one by one; all others by their shape
 CALL = ("inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks")
-LEAST_PREFIX = 1 / 8  # of the rows: below that, an explicit mask costs more than is saved
+LEAST_PREFIX = 1 / 8  # of the rows: leaving out fewer saves less than an explicit mask costs
 
 
 @dataclass
 class Start:
-    """Where a run begins: at this layer, with this row; and how many runs share its batch."""
+    """The layer and row at which a run begins, and how many runs share its batch."""
 
     layer: int = 0
     row: int = 0
@@ -44,9 +47,8 @@ class Replay:
         model: a HookedMLLM.
         inputs: the base run's batch of n samples.
         hooks: to run under, in the base run and in all others.
-        names: hook points whose base values are kept, in `cache`.
-        keep: how many of the last positions' logits are kept; None: all.
-        rows: also keep keys and values, so that runs may begin with a later row.
+        names: hook points whose base values are stored in `cache`.
+        keep: how many of the last positions' logits are computed; None: all.
     """
 
     def __init__(
@@ -56,18 +58,19 @@ class Replay:
         hooks: Sequence[Hook] = (),
         names: Sequence[str] = (),
         keep: int | None = None,
-        rows: bool = True,
     ):
         self.model, self.inputs, self.keep = model, inputs, keep
         self.hooks = named(model.hook_dict, hooks)
         self.decoder = model.layout.decoder(model.hf)
         layers = range(model.cfg.n_layers)
-        wanted = ["hook_embed", *(f"blocks.{layer}.hook_resid_pre" for layer in layers)]
-        rows = rows and all(model.cfg.heads)  # what other mixers carry from row to row is not kept
-        if rows:
-            wanted += [f"blocks.{layer}.attn.hook_rot_k" for layer in layers]
-            wanted += [f"blocks.{layer}.attn.hook_v" for layer in layers]
-        caching = [*dict.fromkeys([*wanted, *names])]
+        stored = ["hook_embed", *(f"blocks.{layer}.hook_resid_pre" for layer in layers)]
+        # Layers without heads (state-space layers, convolutions) pass on a state from row to row
+        # that is not stored.
+        suffixes = all(model.cfg.heads)
+        if suffixes:  # keys and values of the rows before a run's start
+            stored += [f"blocks.{layer}.attn.hook_rot_k" for layer in layers]
+            stored += [f"blocks.{layer}.attn.hook_v" for layer in layers]
+        caching = [*dict.fromkeys([*stored, *names])]
         self._kwargs: dict[str, Any] = {}
         handle = self.decoder.register_forward_pre_hook(self._capture, with_kwargs=True)
         try:
@@ -79,20 +82,20 @@ class Replay:
             handle.remove()
         self.cache = dict(cache)
         self.length = self.cache["hook_embed"].shape[1]
-        # A layer without a k_proj of its own reads the keys of an earlier layer from the decoder's
-        # own bookkeeping: that layer then has to run, so every run begins at the first.
+        # A layer without a k_proj reads the keys of an earlier layer, which the decoder passes on
+        # itself. That earlier layer has to run, so every run begins at the first layer.
         parts = [block.parts for block in model.blocks]
         self._own_keys = all(p.k_proj or not (p.attention and p.q_proj) for p in parts)
-        self.suffixes = rows and self._causal()
+        self.suffixes = suffixes and self._causal()
 
     def _capture(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        # What the model calls its decoder with (masks, rotary positions, DeepStack's features) is
-        # the family's own affair: it is recorded once and cut to size for each run.
+        # Each family calls its decoder in its own way (masks, rotary positions, DeepStack's
+        # features): the arguments are recorded once and cut to size for each run.
         self._kwargs = dict(kwargs)
 
     def _causal(self) -> bool:
-        """Whether no row attends to a later one: then rows before a patch are those of the base
-        run. A mask of an unknown kind counts as one that looks ahead."""
+        """Whether no row attends to a later one, so that a patch leaves all rows before it
+        unchanged. False for a mask of an unknown kind."""
         mask = self._kwargs.get("attention_mask")
         masks = list(mask.values()) if isinstance(mask, dict) else [mask]
         for layer_mask in masks:
@@ -104,7 +107,7 @@ class Replay:
         return True
 
     def begin(self, layer: int, row: int, runs: int = 1) -> Start:
-        """The latest exact start at or before this layer and row."""
+        """The latest start at or before this layer and row from which a run is exact."""
         row = row if self.suffixes and row >= self.length * LEAST_PREFIX else 0
         layer = layer if self._own_keys else 0
         return Start(
@@ -118,70 +121,63 @@ class Replay:
         reading: Mapping[str, Callable[..., Any]] | None = None,
         logits: bool = True,
     ) -> Float[Tensor, "batch pos d_vocab"] | None:
-        """Run once from `start` under the base hooks and these; row i·runs + j of the batch is run
-        j of sample i.
+        """Run once from `start`, under the base hooks and these. Element i·runs + j of the batch is
+        run j of sample i.
 
         Args:
             start: what `begin` returned.
-            hooks: made for that batch; their layers are not before `start.layer`.
-            reading: {name: function} to call at points, after the edits.
-            logits: False: the language-model head is not run, and None returned.
+            hooks: made for that batch, at layers from `start.layer` on.
+            reading: {hook point: function} to call with the values after all edits.
+            logits: False: the language-model head is not run, and None is returned.
 
         Returns:
             The logits of the last `keep` positions (or of all).
         """
         kwargs = self._called_with(start)
-        # The model is called with little, and its decoder with `kwargs`. Position ids are passed
-        # all the same: without them some models make their own, from what they remember of the
-        # last batch.
-        tensors = {
-            name: kwargs[name]
-            for name in ("inputs_embeds", "position_ids")
-            if kwargs.get(name) is not None
-        }
+        # The model gets embeddings only: `_begun` then replaces what it calls its decoder with.
+        # Position ids are passed too, because without them some models compute their own from
+        # what they remember of the last batch.
+        tensors = {"inputs_embeds": kwargs["inputs_embeds"]}
+        if kwargs.get("position_ids") is not None:
+            tensors["position_ids"] = kwargs["position_ids"]
         if self._needs_ids():
             tensors["input_ids"] = self._any_text(tensors.pop("inputs_embeds"))
         batch = Inputs(tensors, self.inputs.token_maps, self.inputs.samples)
         base_hooks = [(name, function) for name, function in self.hooks if _fires(str(name), start)]
-        every = [*base_hooks, *hooks, *(reading or {}).items()]
-        length = self.length - start.row
-        wanted = self.length if self.keep is None else self.keep
+        all_hooks = [*base_hooks, *hooks, *(reading or {}).items()]
+        length = self.length - start.row  # rows that run
+        wanted = self.length if self.keep is None else self.keep  # rows of logits to return
         with torch.no_grad(), self._begun(start, kwargs):
             if not logits:
-                self.model.run_with_hooks(batch, fwd_hooks=every, return_type=None)
+                self.model.run_with_hooks(batch, fwd_hooks=all_hooks, return_type=None)
                 return None
             row_logits = self.model.run_with_hooks(
-                batch, fwd_hooks=every, logits_to_keep=min(wanted, length)
+                batch, fwd_hooks=all_hooks, logits_to_keep=min(wanted, length)
             )
-        if wanted > length:  # rows before the start are the base run's
+        if wanted > length:  # the logits of rows before the start are the base run's
             before = self.logits[:, : wanted - length].repeat_interleave(start.runs, dim=0)
             row_logits = torch.cat([before, row_logits], dim=1)
         return row_logits
 
     # --- how the decoder is called
 
-    def _embeds(self, start: Start) -> Tensor:
-        return _repeat(self.cache["hook_embed"], start)
-
     def _needs_ids(self) -> bool:
-        """Whether the model hands its decoder more than embeddings that it made of the ids: then it
-        cannot be called with embeddings alone."""
+        """Whether the model must be called with token ids: it computes more of them than embeddings
+        (an embedding for each layer, say), and passes that to its decoder."""
         n = len(self.cache["hook_embed"])
         more = (x for name, x in self._kwargs.items() if name not in CALL and isinstance(x, Tensor))
-        made = any(x.is_floating_point() and x.shape[:2] == (n, self.length) for x in more)
-        return made and self._kwargs.get("input_ids") is None
+        by_token = any(x.is_floating_point() and x.shape[:2] == (n, self.length) for x in more)
+        return by_token and self._kwargs.get("input_ids") is None
 
     def _any_text(self, embeds: Tensor) -> Int[Tensor, "batch pos"]:
-        """Token ids of plain text, to call the model with: what its decoder gets for them is
-        replaced."""
-        pictures = self.model.layout.placeholders(self.model.hf.config)
-        token = next(token for token in range(len(pictures) + 1) if token not in pictures)
+        """Ids of any text token to call the model with; what it computes from them is replaced."""
+        placeholders = self.model.layout.placeholders(self.model.hf.config)
+        token = next(id for id in range(len(placeholders) + 1) if id not in placeholders)
         return torch.full(embeds.shape[:2], token, device=embeds.device)
 
     @contextmanager
     def _begun(self, start: Start, kwargs: dict[str, Any]) -> Iterator[None]:
-        """Within this context the decoder begins at `start`, called with `kwargs` whatever it is
-        given."""
+        """Within this context the decoder is called with `kwargs` and begins at `start`."""
         with ExitStack() as stack:
 
             def call(module: nn.Module, args: Any, received: dict[str, Any]) -> Any:
@@ -190,9 +186,9 @@ class Replay:
             stack.callback(self.decoder.register_forward_pre_hook(call, with_kwargs=True).remove)
             layers = list(self.decoder.layers)
             for layer in layers[: start.layer]:
-                stack.enter_context(_handing_on(layer))
-            # (at the first layer, too: what the decoder does before it is in the base run's value
-            # already)
+                stack.enter_context(_returning_its_input(layer))
+            # At the first layer too, because `hook_embed` includes what the decoder does to its
+            # embeddings before that layer.
             name = f"blocks.{start.layer}.hook_resid_pre" if start.layer else "hook_embed"
             stream = _repeat(self.cache[name], start)
 
@@ -207,19 +203,17 @@ class Replay:
             yield
 
     def _called_with(self, start: Start) -> dict[str, Any]:
-        """What the base run called its decoder with, cut to the rows from `start.row` on and
-        repeated for each run of the batch."""
+        """The decoder's arguments in the base run, cut to the rows from `start.row` on and repeated
+        for each run of the batch."""
         kwargs = dict(self._kwargs)
         n = len(self.cache["hook_embed"])
-        kwargs["inputs_embeds"] = self._embeds(start)
+        kwargs["inputs_embeds"] = _repeat(self.cache["hook_embed"], start)
         for name, value in self._kwargs.items():
             if name in ("cache_position", "input_ids"):
-                del kwargs[name]  # made anew; embeddings stand in the place of ids
-            elif (
-                name not in CALL
-                and isinstance(value, Tensor)
-                and value.shape[:2] == (n, self.length)
-            ):
+                del kwargs[name]  # the decoder makes cache positions, and embeddings replace ids
+            elif name in CALL or not isinstance(value, Tensor):
+                continue
+            elif value.shape[:2] == (n, self.length):
                 kwargs[name] = _repeat(value, start)
         for name in CACHE_ARGUMENTS:
             kwargs.pop(name, None)
@@ -238,8 +232,9 @@ class Replay:
             if (ids.shape[-2] == n and n > 1) or ids.ndim == 3:
                 ids = ids.repeat_interleave(start.runs, dim=-2)
             kwargs["position_ids"] = ids[..., start.row :]
-        # DeepStack adds one feature a visual token, stacked without the text tokens between: number
-        # the tokens, cut and repeat the numbers as the rows are, and take the features by number.
+        # DeepStack's features are one row for each visual token of the batch, without gaps for the
+        # text. To cut and repeat them as the rows are: number the visual tokens, cut and repeat the
+        # numbers, and index the features by them.
         if kwargs.get("visual_pos_masks") is not None:
             where = kwargs["visual_pos_masks"]
             number = torch.zeros_like(where, dtype=torch.long)
@@ -259,14 +254,14 @@ class Replay:
         Args:
             mask: the base run's; None: causal.
             start: where the run begins.
-            made: whether the model makes the mask before it calls the decoder: then the decoder
-                does not make a causal one of None, and it is built here.
+            made: whether the model makes the mask before it calls the decoder. Such a decoder takes
+                None as it is and makes no causal mask of it, so the mask is built here.
         """
         if mask is None:
             if not made or not start.row:
                 return None
-            every = torch.arange(self.length, device=self.cache["hook_embed"].device)
-            return (every[None] <= every[start.row :, None])[None, None]
+            positions = torch.arange(self.length, device=self.cache["hook_embed"].device)
+            return (positions[None] <= positions[start.row :, None])[None, None]
         if mask.ndim == 2:
             return mask.repeat_interleave(start.runs, dim=0)
         return mask[:, :, start.row :].repeat_interleave(
@@ -277,7 +272,7 @@ class Replay:
         """The base run's keys and values before `start.row`."""
         cache = DynamicCache()
         for layer in range(self.model.cfg.n_layers):
-            # The layers before are not run: only the length of their cache is asked for.
+            # Earlier layers do not run. Their entry only tells how many tokens are cached.
             runs = start.runs if layer >= start.layer else 1
             key, value = (
                 self.cache[f"blocks.{layer}.attn.{point}"][:, : start.row]
@@ -301,7 +296,7 @@ def _sees_ahead(mask: Tensor) -> bool:
 
 
 @contextmanager
-def _handing_on(layer: nn.Module) -> Iterator[None]:
+def _returning_its_input(layer: nn.Module) -> Iterator[None]:
     """Within this context the layer returns its input."""
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
@@ -323,8 +318,8 @@ def layer_of(name: str, n_layers: int = 1 << 30) -> int:
 
 
 def _fires(name: str, start: Start) -> bool:
-    """Whether a base hook still has to fire: what it did before the start is in the base run's
-    values."""
+    """Whether a base hook has to fire in a run from `start`: the base run's values include the
+    effect of all hooks before it."""
     if layer_of(name) < 0:
         return False
     return start.layer == 0 or (

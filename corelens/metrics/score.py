@@ -38,9 +38,9 @@ from corelens.runs.processes import carry_out, check_folder, is_first
 from corelens.runs.provenance import (
     about,
     hook_identity,
+    images_and_frames,
     metric_identity,
     model_identity,
-    pictures,
     pixels,
     refuse_active,
     sample_hash,
@@ -357,7 +357,7 @@ def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
     """Numbers of samples, those of similar size together: padding is work for nothing."""
 
     def size(i: int) -> tuple[int, int]:
-        return sum(map(pixels, pictures(samples[i]))), i
+        return sum(map(pixels, images_and_frames(samples[i]))), i
 
     order = sorted(range(len(samples)), key=size)
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))

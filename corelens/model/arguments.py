@@ -79,9 +79,10 @@ def check_keywords(
     unknown = [name for name in names if name not in known]
     if not unknown:
         return
-    readable = known.union(*(_parameters(function) for function in ours))
+    known_names = known.union(*(_parameters(function) for function in ours))
     near = {
-        name: difflib.get_close_matches(name, sorted(readable), n=2, cutoff=0.6) for name in unknown
+        name: difflib.get_close_matches(name, sorted(known_names), n=2, cutoff=0.6)
+        for name in unknown
     }
     nearest = "; ".join(f"near {name!r}: {', '.join(near[name]) or 'none'}" for name in unknown)
     hints = [ELSEWHERE[name] for name in unknown if name in ELSEWHERE]

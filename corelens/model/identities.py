@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from corelens.hf import attention_set
 from corelens.inputs.prepare import Inputs
 from corelens.model.filters import kept_by_default
+from corelens.model.projections import loaded_tensor
 from corelens.model.self_check import OTHER_KERNEL, checked_names, distance, tolerance
-from corelens.model.weights import readable
 
 # Allowed in float32 and in half precision: absolute for probabilities, relative to the largest
 # number for the rest.
@@ -261,7 +261,7 @@ def head_results(subject: Subject) -> Identity:
             o_proj = subject.o_proj(name)
 
             def keep(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
-                bias = readable(module, "bias")
+                bias = loaded_tensor(module, "bias")
                 returned[name] = output.float() - (0 if bias is None else bias.float())
 
             stack.callback(o_proj.register_forward_hook(keep).remove)

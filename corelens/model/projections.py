@@ -28,9 +28,9 @@ from corelens.hf import execution_device, offloaded, tied_parameters
 MOST_OFF = 0.05
 
 
-def readable(module: nn.Module, name: str) -> Tensor | None:
-    """A parameter as a plain tensor: of an offloaded module, what accelerate would load; None where
-    there is none."""
+def loaded_tensor(module: nn.Module, name: str) -> Tensor | None:
+    """A module's parameter of this name, loaded by accelerate if it is offloaded; None if there is
+    none."""
     parameter = getattr(module, name, None)
     if not isinstance(parameter, Tensor):
         return None
@@ -40,7 +40,7 @@ def readable(module: nn.Module, name: str) -> Tensor | None:
     return parameter
 
 
-def readable_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def loaded_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter under its own name, a tied one once; offloaded ones are loaded one after the
     other."""
     tied = tied_parameters(model)
@@ -48,7 +48,7 @@ def readable_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if name in tied:
             continue
         holder, _, last = name.rpartition(".")
-        loaded = readable(model.get_submodule(holder), last)
+        loaded = loaded_tensor(model.get_submodule(holder), last)
         yield name, parameter if loaded is None else loaded
 
 
@@ -90,9 +90,9 @@ def projection_bias(
         x: an input of the module, whose width, dtype and device are those of any other.
     """
     if is_plain(module):
-        return readable(module, "bias")
+        return loaded_tensor(module, "bias")
     if _lora(module) is not None:
-        return readable(module.base_layer, "bias")  # type: ignore[arg-type]
+        return loaded_tensor(module.base_layer, "bias")  # type: ignore[arg-type]
     if x is None:
         width, like = _probe(module)
         x = like.new_zeros(1, width)
@@ -135,7 +135,7 @@ def embedding(module: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
     """The token embeddings; those of an adapter (LoRA, trained tokens) are what it makes of every
     token (a copy)."""
     base = getattr(module, "base_layer", None)
-    weight = readable(module if base is None else base, "weight")
+    weight = loaded_tensor(module if base is None else base, "weight")
     if base is None and weight is not None:
         return weight
     if base is None or weight is None or type(base).forward is not nn.Embedding.forward:
@@ -154,11 +154,11 @@ def _exact(module: nn.Module) -> Tensor | None:
     """The matrix where it can be written down (in the widest dtype among its parts); None where it
     must be measured."""
     if is_plain(module):
-        return readable(module, "weight")
+        return loaded_tensor(module, "weight")
     parts = _lora(module)
     if parts is None:
         return None
-    weight = readable(module.base_layer, "weight")  # type: ignore[arg-type]
+    weight = loaded_tensor(module.base_layer, "weight")  # type: ignore[arg-type]
     for scale, first, second in parts:
         weight = weight + scale * (second @ first).to(weight.device)  # type: ignore[union-attr, operator]
     return weight
@@ -189,7 +189,11 @@ def _lora(module: Any) -> list[tuple[float, Tensor, Tensor]] | None:
         if other or not is_plain(first) or not is_plain(second) or second.bias is not None:
             return None
         parts.append(
-            (float(module.scaling[name]), readable(first, "weight"), readable(second, "weight"))
+            (
+                float(module.scaling[name]),
+                loaded_tensor(first, "weight"),
+                loaded_tensor(second, "weight"),
+            )
         )
     return parts  # type: ignore[return-value]
 

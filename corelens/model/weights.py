@@ -19,7 +19,7 @@ from corelens.errors import CorelensError
 from corelens.hf import FactoredMatrix
 from corelens.hooks.points import AttentionPoints, BlockPoints, MLPPoints, NormPoints
 from corelens.model.parts import Parts
-from corelens.model.projections import embedding, projection, projection_bias, readable
+from corelens.model.projections import embedding, loaded_tensor, projection, projection_bias
 
 
 def norm_eps(norm: nn.Module) -> float:
@@ -31,7 +31,7 @@ def norm_eps(norm: nn.Module) -> float:
 def centres(norm: nn.Module) -> bool:
     """Whether a norm takes the mean off its input (LayerNorm), and does not only scale it: measured
     on one vector."""
-    weight = readable(norm, "weight")
+    weight = loaded_tensor(norm, "weight")
     if isinstance(norm, nn.LayerNorm) or weight is None or weight.device.type == "meta":
         return isinstance(norm, nn.LayerNorm)
     x = torch.linspace(-1, 1, weight.shape[-1], dtype=torch.float32, device=weight.device).to(
@@ -44,7 +44,7 @@ def centres(norm: nn.Module) -> bool:
 
 def norm_weight(norm: nn.Module, offset: float) -> Float[Tensor, " d_model"]:
     """What a norm multiplies by: its weight, or 1 + weight where the family's norms do that."""
-    weight = readable(norm, "weight")
+    weight = loaded_tensor(norm, "weight")
     assert weight is not None
     return weight if not offset else offset + weight
 

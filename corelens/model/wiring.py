@@ -23,7 +23,7 @@ from corelens.hooks.running import Running, Step, edits_before_caching, running
 from corelens.layouts.base import Layout
 from corelens.model.module_hooks import on_input, on_output
 from corelens.model.parts import Parts
-from corelens.model.projections import head_results, projection_bias, readable
+from corelens.model.projections import head_results, loaded_tensor, projection_bias
 from corelens.model.tower_hooks import wired_tower
 from corelens.model.weights import Block, Norm, norm_eps, norm_weight
 
@@ -352,7 +352,7 @@ def _on_norm(run: Running, points: Norm) -> Callable[..., Any]:
         if not (scaled or edited):
             return None
         edited_output = normalized * norm_weight(norm, points.offset)
-        bias = readable(norm, "bias")
+        bias = loaded_tensor(norm, "bias")
         return (edited_output if bias is None else edited_output + bias).to(output.dtype)
 
     return hook

@@ -30,7 +30,7 @@ from corelens.errors import CorelensError
 from corelens.hf import attention_name, revision_of, source_of
 from corelens.inputs.pictures import Later
 from corelens.inputs.prepare import Sample
-from corelens.model.projections import readable, readable_parameters
+from corelens.model.projections import loaded_parameters, loaded_tensor
 from corelens.runs.digest import Digest, digest, source
 
 # --- models
@@ -50,12 +50,12 @@ def weight_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
 def all_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and kept buffer by its name; those that are offloaded are read from where
     they lie."""
-    yield from readable_parameters(module)
+    yield from loaded_parameters(module)
     saved = set(module.state_dict(keep_vars=True))
     for prefix, part in module.named_modules():
         for name, _ in part.named_buffers(recurse=False):
             if (full := f"{prefix}.{name}".lstrip(".")) in saved and (
-                buffer := readable(part, name)
+                buffer := loaded_tensor(part, name)
             ) is not None:
                 yield full, buffer
 
@@ -249,7 +249,7 @@ def _chat(total: Digest, messages: Any) -> None:
                     total.add(value)
 
 
-def pictures(sample: Sample) -> list[Any]:
+def images_and_frames(sample: Sample) -> list[Any]:
     """All images and frames of a sample, those of its messages too, as they were given."""
     shown = [*sample.images, *([] if sample.video is None else sample.video)]
     for message in sample.messages or []:

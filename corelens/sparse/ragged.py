@@ -1,13 +1,15 @@
-"""Keys and values of heads that hold different numbers of tokens, packed without padding, and
-attention over them.
+"""A KV cache whose heads hold different numbers of tokens, packed without padding, and attention
+over it.
 
-Heads that hold the same number stand together: such a group is a dense [count, room, d] view of the
-packed storage, so that one call of SDPA reads it, a KV head's query heads as its rows. On CUDA in
-half precision one call of `torch.nn.attention.varlen` reads all groups.
+The storage is one long tensor of slots; a slot holds the key (and value) of one token in one head.
+A head here is one KV head of one sample. Heads that hold equally many tokens lie side by side as a
+Group, which is a dense [count, room, d] view of the storage. One call of SDPA reads a group, with
+the query heads of a KV head as rows. On CUDA in half precision one call of
+`torch.nn.attention.varlen` reads all groups.
 
-A head grows by each new token, or it is a ring: its first `sink` tokens stay, and each new one
-takes the place of the oldest of the others. Room is added 64 tokens at a time, so the storage is
-rarely copied.
+At each decode step a head appends a token. A head with a limit is a ring buffer: its first `sink`
+tokens stay, and each new token overwrites the oldest of the others. Other heads get room for 64
+more tokens when they are full, so the storage is rarely copied.
 """
 
 from collections.abc import Sequence
@@ -21,20 +23,20 @@ from torch import Tensor, nn
 from corelens.errors import CorelensError
 from corelens.hooks.rows import Call
 
-# tokens that a growing head gets room for at a time: each copy of the storage serves as many tokens
+# slots that a full head gets: the storage is copied once in so many tokens
 SLACK = 64
 
 
 @dataclass
 class Group:
-    """Some heads of the same length, side by side in the packed storage.
+    """Heads that hold equally many tokens, side by side in the packed storage.
 
     Args:
-        first: their first slot in the packed storage.
+        first: their first slot.
         count: how many heads.
-        room: slots a head has.
-        length: slots a head uses.
-        limit: if set, each head is a ring of that many slots; None: it grows.
+        room: slots of each head.
+        length: how many of them hold a token.
+        limit: each head is a ring buffer of that many slots; None: it grows without limit.
     """
 
     first: int
@@ -44,21 +46,21 @@ class Group:
     limit: int | None
 
     def of(self, packed: Tensor) -> Tensor:
-        """The slots of this group, as a view [count, room, …] of a packed tensor."""
+        """This group's slots of a packed tensor, as a view [count, room, …]."""
         return packed[self.first : self.first + self.count * self.room].unflatten(
             0, (self.count, self.room)
         )
 
 
 class Ragged:
-    """One layer's keys and values, packed: every sample and KV head has its own number of them.
+    """One layer's keys and values, packed: each KV head of each sample holds its own number.
 
     Args:
         key, value: those of the prompt.
-        keep: which of them stay.
-        limits: for each KV head how many tokens it may hold, the oldest going first; None: no
-            limit; 0: the head gets no storage.
-        sink: how many first tokens a limited head never lets go.
+        keep: which of them are stored.
+        limits: for each KV head how many tokens it may hold (then a new token overwrites the
+            oldest); None: no limit; 0: the head stores nothing.
+        sink: how many first tokens a head with a limit always keeps.
     """
 
     def __init__(
@@ -71,9 +73,8 @@ class Ragged:
     ):
         self.batch, self.kv_heads, self.seen = key.shape[0], key.shape[1], key.shape[2]
         lengths, limit = keep.sum(2).flatten().tolist(), [*limits] * self.batch
-        # A head that never holds anything gets no storage. The others are sorted so that heads of
-        # equal length and limit are neighbours: each such group is one dense view. Rings stand
-        # apart, for they wrap around at their own limit.
+        # Heads are sorted so that those of equal length and limit are neighbours: they become one
+        # group. Heads with a limit are never grouped with others, because they wrap around there.
         held = [head for head in range(len(lengths)) if limit[head] != 0]
         held.sort(key=lambda head: (limit[head] is None, limit[head] or 0, lengths[head]))
         self.sink = sink
@@ -87,15 +88,15 @@ class Ragged:
                 self.groups.append(Group(first, 1, lengths[head], lengths[head], limit[head]))
 
         device = key.device
-        # The head at each place of the storage, as the number sample · kv_heads + KV head.
+        # The heads in the order of the storage, each as the number sample · kv_heads + KV head.
         self.heads = torch.tensor(held, dtype=torch.long, device=device)
-        row, position = keep.flatten(0, 1)[self.heads].nonzero(as_tuple=True)
-        whose = self.heads[row]
-        self.keys = key[whose // self.kv_heads, whose % self.kv_heads, position]
-        self.values = value[whose // self.kv_heads, whose % self.kv_heads, position]
-        self.token_positions = position.int()  # original positions
-        # Where each head writes next: behind what it holds; a full ring over its oldest token,
-        # the first behind the sink.
+        number, position = keep.flatten(0, 1)[self.heads].nonzero(as_tuple=True)
+        sample, kv_head = self.heads[number] // self.kv_heads, self.heads[number] % self.kv_heads
+        self.keys = key[sample, kv_head, position]
+        self.values = value[sample, kv_head, position]
+        self.token_positions = position.int()  # in the prompt, for each slot
+        # The slot (counted from the head's first) that each head writes next: the one after its
+        # tokens; in a full ring buffer the slot of the oldest token, which comes after the sink.
         offset: list[int] = []
         for group in self.groups:
             full_ring = group.length == group.limit
@@ -104,8 +105,7 @@ class Ragged:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and values, as the storage holds them. (Positions take four more a
-        token.)"""
+        """Bytes of the stored keys and values. (Positions take four more a token.)"""
         return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
 
     # --- growing
@@ -123,8 +123,8 @@ class Ragged:
         self.token_positions.index_fill_(0, self.slots, self.seen)
         self.seen += 1
         self.slots += 1
-        if self.rings:  # past its end a ring goes on behind its sink
-            self.slots = torch.where(self.slots == self.ends, self.wraps, self.slots)
+        if self.rings:  # after its last slot a ring buffer continues after its sink
+            self.slots = torch.where(self.slots == self.ring_ends, self.ring_starts, self.slots)
             self.lengths = torch.minimum(self.lengths + 1, self.limits)
         else:
             self.lengths += 1
@@ -134,15 +134,12 @@ class Ragged:
             )
 
     def _make_room(self) -> None:
-        """Copy the storage into one with room for some more tokens a head."""
-        # Where each head writes next, counted from its own start, stays the same when starts move.
+        """Copy the storage into a larger one, with SLACK free slots a head (up to its limit)."""
+        # The offset of a head's next slot from its own first slot does not change.
         offset, first, grown = self.slots - self.starts, 0, []
         for group in self.groups:
-            room = (
-                group.length + SLACK
-                if group.limit is None
-                else min(group.length + SLACK, group.limit)
-            )
+            room = group.length + SLACK
+            room = room if group.limit is None else min(room, group.limit)
             grown.append(Group(first, group.count, room, group.length, group.limit))
             first += group.count * room
         for name in ("keys", "values", "token_positions"):
@@ -158,23 +155,26 @@ class Ragged:
     lengths: Int[Tensor, " head"]
 
     def _place(self, offset: Int[Tensor, " head"]) -> None:
-        """Compute where each head's slots lie, as the kernels need it; `offset`: which of its own
-        slots a head writes next."""
+        """Compute the tables that `append` and the kernels read, from the groups.
+
+        Args:
+            offset: the slot that each head writes next, counted from its first.
+        """
         device = offset.device
 
         def by_head(values: list[int], dtype: torch.dtype = torch.long) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
-        every = [(group, number) for group in self.groups for number in range(group.count)]
+        members = [(group, number) for group in self.groups for number in range(group.count)]
         self.rings = any(group.limit is not None for group in self.groups)
-        self.starts = by_head([group.first + number * group.room for group, number in every])
+        self.starts = by_head([group.first + number * group.room for group, number in members])
         self.slots = self.starts + offset
-        self.lengths = by_head([group.length for group, _ in every], torch.int32)
-        self.limits = by_head([group.limit or 1 << 30 for group, _ in every], torch.int32)
-        self.ends = torch.where(self.limits < 1 << 30, self.starts + self.limits, -1)
-        self.wraps = self.starts + self.sink
+        self.lengths = by_head([group.length for group, _ in members], torch.int32)
+        self.limits = by_head([group.limit or 1 << 30 for group, _ in members], torch.int32)
+        self.ring_ends = torch.where(self.limits < 1 << 30, self.starts + self.limits, -1)
+        self.ring_starts = self.starts + self.sink
         self.bounds = nn.functional.pad(self.starts.int(), (0, 1), value=len(self.keys))
-        self.queries = torch.arange(len(every) + 1, dtype=torch.int32, device=device)
+        self.queries = torch.arange(len(members) + 1, dtype=torch.int32, device=device)
         self.room = max((group.room for group in self.groups), default=0)
 
     # --- reading
@@ -182,8 +182,7 @@ class Ragged:
     def attend(
         self, query: Float[Tensor, "batch head 1 d"], call: Call
     ) -> Float[Tensor, "batch 1 head d_value"]:
-        """Attention of the newest token over all that is held; a head that holds nothing gives
-        0."""
+        """Attention of the newest token over all stored tokens; 0 for a head that stores none."""
         if call.bias is not None:
             raise CorelensError(
                 "a position bias over an evicted cache",
@@ -191,20 +190,18 @@ class Ragged:
                 "decode with a full cache",
             )
         group = query.shape[1] // self.kv_heads
-        every = rearrange(query[:, :, 0], "batch (kv g) d -> (batch kv) g d", g=group)
-        sink_logits = (
-            None
-            if call.sink_logits is None
-            else call.sink_logits.float().view(-1, group)[self.heads % self.kv_heads]
-        )
-        read = varlen if by_varlen(every, self.values, call) else grouped
-        z = every.new_zeros(*every.shape[:2], self.values.shape[-1])
+        queries = rearrange(query[:, :, 0], "batch (kv g) d -> (batch kv) g d", g=group)
+        sink_logits = call.sink_logits
+        if sink_logits is not None:
+            sink_logits = sink_logits.float().view(-1, group)[self.heads % self.kv_heads]
+        read = varlen if by_varlen(queries, self.values, call) else grouped
+        z = queries.new_zeros(*queries.shape[:2], self.values.shape[-1])
         if self.groups:
-            z[self.heads] = read(self, every[self.heads], call, sink_logits)
+            z[self.heads] = read(self, queries[self.heads], call, sink_logits)
         return rearrange(z, "(batch kv) g d -> batch 1 (kv g) d", batch=self.batch)
 
     def positions(self) -> list[list[Int[Tensor, " held"]]]:
-        """The original positions that are held, ascending, for each sample and KV head."""
+        """The positions of the stored tokens, ascending, for each sample and KV head."""
         held = [self.token_positions.new_empty(0).long()] * (self.batch * self.kv_heads)
         heads = iter(self.heads.tolist())
         for group in self.groups:
@@ -215,17 +212,10 @@ class Ragged:
     def dense(
         self,
     ) -> tuple[Float[Tensor, "b kv key d"], Float[Tensor, "b kv key e"], Bool[Tensor, "b kv key"]]:
-        """Keys and values on the axis of original positions, zero where nothing is held, and a mask
-        of what is held."""
-        slots = torch.cat(
-            [
-                group.of(torch.arange(len(self.keys), device=self.keys.device))[
-                    :, : group.length
-                ].flatten()
-                for group in self.groups
-            ]
-            or [self.heads]
-        )
+        """Keys and values by position, zero where none is stored, and a mask of the stored ones."""
+        all_slots = torch.arange(len(self.keys), device=self.keys.device)
+        used = [group.of(all_slots)[:, : group.length].flatten() for group in self.groups]
+        slots = torch.cat(used or [self.heads])  # (without groups `heads` is empty)
         head = self.heads.repeat_interleave(self.lengths.long())
         where = head * self.seen + self.token_positions[slots]
         size = self.batch * self.kv_heads * self.seen
@@ -247,16 +237,15 @@ def grouped(
     call: Call,
     sink_logits: Float[Tensor, "head g"] | None,
 ) -> Float[Tensor, "head g d_value"]:
-    """Attention group by group: SDPA; with a soft cap or sinks, scores and softmax in float32."""
-    outputs, done = [], 0
+    """Attention group by group: by SDPA, or by scores and a softmax in float32 where the call has a
+    soft cap or sink logits, which SDPA does not support."""
+    outputs, first = [], 0
     for group in store.groups:
-        members = slice(done, done + group.count)
-        done += group.count
+        members = slice(first, first + group.count)
+        first += group.count
         q = query[members]
-        key, value = (
-            group.of(store.keys)[:, : group.length],
-            group.of(store.values)[:, : group.length],
-        )
+        key = group.of(store.keys)[:, : group.length]
+        value = group.of(store.values)[:, : group.length]
         if call.softcap is None and sink_logits is None:
             z = nn.functional.scaled_dot_product_attention(
                 q[None], key[None], value[None], scale=call.scaling
@@ -273,16 +262,12 @@ def grouped(
 
 
 def by_varlen(query: Tensor, value: Tensor, call: Call) -> bool:
-    """Whether `varlen` can read this: half precision on CUDA, no soft cap, heads of a width that
-    its kernels know."""
+    """Whether `varlen` supports this: half precision on CUDA, no soft cap, and a head width that
+    its kernels have."""
     width = query.shape[-1]
-    known = width % 8 == 0 and width <= 256 and value.shape[-1] == width
-    return (
-        query.is_cuda
-        and query.dtype in (torch.float16, torch.bfloat16)
-        and known
-        and call.softcap is None
-    )
+    supported = width % 8 == 0 and width <= 256 and value.shape[-1] == width
+    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    return half and supported and call.softcap is None
 
 
 def varlen(
@@ -293,8 +278,8 @@ def varlen(
 ) -> Float[Tensor, "head g d_value"]:
     """All heads in one call: each is a sequence of one query token with its own number of keys.
 
-    A sink takes its share of a softmax that is already done: z · Σ / (Σ + exp(sink)) = z ·
-    sigmoid(lse − sink).
+    The kernel has no sink logits. Adding one afterwards enlarges the softmax's denominator from
+    Σ = exp(lse) to Σ + exp(sink), so z becomes z · Σ / (Σ + exp(sink)) = z · sigmoid(lse − sink).
     """
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 

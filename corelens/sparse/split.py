@@ -1,13 +1,18 @@
-"""The `split` engine: full heads through SDPA, sparse heads over the keys that they see; no T² mask
-is ever made.
+"""The `split` engine of sparse prefill: full heads by SDPA, sparse heads over the keys that they
+see. No mask of T² entries is made.
 
-Where a layer attends causally and the pattern is Streaming, its first sink + window rows see
-everything and are plain causal attention. Every other row sees the sink and its window, which do
-not overlap there, and is computed in tiles of C rows: the keys that all rows of a tile see (its
-interior) in one unmasked call, and the sink with the two edges of the window in a second, masked
-one; the two are joined by their log-sum-exp. Query heads that share a KV head are rows of one tile,
-so keys are never repeated. Elsewhere (masks of other forms, other patterns, gradients, other
-devices than the CPU) queries go in chunks against the keys that any of them sees.
+**Tiles** are for causal layers under a Streaming pattern, on a CPU. The first sink + window rows
+see all earlier keys: plain causal attention. Every later row sees the sink and its window, which do
+not overlap there. These rows are cut into tiles of C consecutive rows, with two calls for a tile:
+
+- without a mask: its interior, the keys that all its rows see;
+- with a mask: the sink, the C keys that leave the window within the tile, the tile's own C keys.
+
+The two results are joined by their log-sum-exp. Query heads that share a KV head are rows of one
+tile, so keys are never repeated.
+
+**Chunks** are for all else (other masks, patterns and devices, gradients): some queries at a time,
+over the keys that any of them sees.
 """
 
 from dataclasses import replace
@@ -22,10 +27,11 @@ from corelens.sparse.patterns import Streaming
 from corelens.sparse.reference import reference
 from corelens.sparse.visible import Visible
 
-CHUNK = 256  # queries that go together where tiles do not apply
-AT_ONCE = 8192  # rows whose tiles are copied at a time: bounds the memory
-# rows of a tile, all heads of a KV head together (measured; other dtypes: 768)
+CHUNK = 256  # queries of a chunk
+AT_ONCE = 8192  # rows whose tiles are computed in one call: bounds the memory
+# rows of a tile, over all query heads of its KV head: the fastest of those measured
 TILE = {torch.float32: 256}
+TILE_OF_OTHER_DTYPES = 768
 
 
 def split(
@@ -37,56 +43,45 @@ def split(
     """Attention under the call's mask and pattern."""
     visible = call.allowed
     assert isinstance(visible, Visible)
-    if (
-        call.softcap is not None
-        or call.sink_logits is not None
-        or call.bias is not None
-        or _additive(call.mask)
-    ):
-        return reference(query, key, value, call)  # SDPA knows none of these
+    if call.softcap is not None or call.sink_logits is not None:
+        return reference(query, key, value, call)  # SDPA supports neither
+    if call.bias is not None or _additive(call.mask):
+        return reference(query, key, value, call)
     visible.ran.add("split")
-    # A static cache hands over its whole room; what lies behind the last row is empty.
+    # A static cache passes its whole room, with empty slots after the last row.
     if int(visible.keys[-1]) > int(visible.rows[-1]):
         held = int(visible.rows[-1] - visible.keys[0]) + 1
-        visible, key, value = (
-            replace(visible, keys=visible.keys[:held]),
-            key[:, :, :held],
-            value[:, :, :held],
-        )
+        key, value = key[:, :, :held], value[:, :, :held]
+        visible = replace(visible, keys=visible.keys[:held])
         call = replace(call, mask=None if call.mask is None else call.mask[..., :held])
     group, full, sparse = query.shape[1] // key.shape[1], visible.full_heads, visible.sparse_heads
-    z = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]).transpose(
-        1, 2
-    )
+    # In memory [batch, pos, head, d], the layout of the result, so that its transpose is no copy.
+    z = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    z = z.transpose(1, 2)
     spans = causal_spans(call, visible)
     if len(full) and spans is None:
         q, k, v = query[:, full], key[:, full // group], value[:, full // group]
         causal = call.mask is None and call.is_causal
         z[:, full] = sdpa(q, k, v, attn_mask=call.mask, is_causal=causal, scale=call.scaling)
     elif len(full):
-        for sample, here in enumerate(spans or []):
-            q, k, v = (x[sample : sample + 1, :, here] for x in (query, key, value))
-            of_full = sdpa(
-                q[:, full],
-                k[:, full // group],
-                v[:, full // group],
-                is_causal=True,
-                scale=call.scaling,
-            )
-            z[sample, full, here] = of_full[0]
+        # One sample at a time, without its padding: then SDPA needs no mask and is faster.
+        for sample, span in enumerate(spans or []):
+            q, k, v = (x[sample : sample + 1, :, span] for x in (query, key, value))
+            k, v = k[:, full // group], v[:, full // group]
+            z_full = sdpa(q[:, full], k, v, is_causal=True, scale=call.scaling)
+            z[sample, full, span] = z_full[0]
     if spans and isinstance(visible.pattern, Streaming) and _tiles_apply(query, key, value):
-        for sample, here in enumerate(spans):
+        for sample, span in enumerate(spans):
             for kv in range(key.shape[1]):
                 heads = sparse[sparse // group == kv].tolist()
                 if heads:
-                    q = torch.stack([query[sample, head, here] for head in heads])
-                    # A model lays heads side by side in memory. Tiles read the same keys again and
-                    # again, which is faster from one piece.
-                    k, v = key[sample, kv, here].contiguous(), value[sample, kv, here].contiguous()
-                    for head, own in zip(
-                        heads, tiles(q, k, v, visible.pattern, call.scaling), strict=True
-                    ):
-                        z[sample, head, here] = own
+                    q = torch.stack([query[sample, head, span] for head in heads])
+                    # In a model's memory the heads of a token lie side by side. Tiles read the same
+                    # keys many times, which is faster from a contiguous copy.
+                    k, v = key[sample, kv, span].contiguous(), value[sample, kv, span].contiguous()
+                    z_heads = tiles(q, k, v, visible.pattern, call.scaling)
+                    for head, z_head in zip(heads, z_heads, strict=True):
+                        z[sample, head, span] = z_head
     elif len(sparse) and visible.sees is not None:
         z[:, sparse] = _chunked(query, key, value, sparse, call, visible)
     return z.transpose(1, 2)
@@ -97,30 +92,29 @@ def _additive(mask: Tensor | None) -> bool:
 
 
 def _tiles_apply(*tensors: Tensor) -> bool:
-    """Whether the CPU kernel can run that gives log-sum-exp; no gradient goes through it."""
+    """Whether the kernel of `_flash` supports this: on a CPU, without gradients, v as wide as q."""
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     same_width = tensors[0].shape[-1] == tensors[2].shape[-1]
     return all(x.device.type == "cpu" for x in tensors) and not needs_grad and same_width
 
 
 def causal_spans(call: Call, visible: Visible) -> list[slice] | None:
-    """The span of each sample's real tokens, if the layer attends causally to just these; else
-    None."""
-    prompt, (first, end) = (
-        visible.prompt,
-        (visible.prompt.first.tolist(), visible.prompt.end.tolist()),
-    )
+    """The span of each sample's real tokens, if the layer's mask is causal attention within these
+    spans; None if it is any other mask."""
+    prompt = visible.prompt
     if len(visible.rows) != prompt.length or len(visible.keys) != prompt.length:
         return None
-    spans = [slice(*span) for span in zip(first, end, strict=True)]
+    ends = zip(prompt.first.tolist(), prompt.end.tolist(), strict=True)
+    spans = [slice(first, end) for first, end in ends]
     if call.mask is None:
         return spans if call.is_causal and not prompt.padded else None
-    for sample, here in enumerate(spans):
-        mask = call.mask[sample % len(call.mask), 0]
-        for rows in visible.rows[here].split(CHUNK):
-            if not torch.equal(
-                mask[rows], (visible.keys >= here.start) & (visible.keys <= rows[:, None])
-            ):
+    for sample, span in enumerate(spans):
+        mask = call.mask[
+            sample % len(call.mask), 0
+        ]  # one mask for all heads; perhaps for all samples
+        for rows in visible.rows[span].split(CHUNK):
+            causal = (visible.keys >= span.start) & (visible.keys <= rows[:, None])
+            if not torch.equal(mask[rows], causal):
                 return None
     return spans
 
@@ -139,21 +133,17 @@ def tiles(
     padding."""
     heads, length, _ = query.shape
     z = torch.empty_like(query, memory_format=torch.contiguous_format)
-    # rows whose sink and window leave nothing out
+    # The first rows, whose sink and window hold all earlier keys: plain causal attention.
     dense = min(length, pattern.sink + pattern.window)
-    z[:, :dense] = _flash(
-        query[None, :, :dense],
-        _spread(key[:dense], heads),
-        _spread(value[:dense], heads),
-        scaling,
-        is_causal=True,
-    )[0][0]
-    # A tile of all heads together holds about TILE rows; it is no wider than the window, so that
-    # its first row still sees the tile's first key.
-    width = min(pattern.window, max(64, TILE.get(query.dtype, 768) // heads // 32 * 32))
+    keys, values = _for_all_heads(key[:dense], heads), _for_all_heads(value[:dense], heads)
+    z[:, :dense] = _flash(query[None, :, :dense], keys, values, scaling, is_causal=True)[0][0]
+    # The rows of a tile over all heads should be about TILE, in multiples of 32. A tile is no wider
+    # than the window, so that its last row still sees its first key.
+    rows_of_a_head = TILE.get(query.dtype, TILE_OF_OTHER_DTYPES) // heads // 32 * 32
+    width = min(pattern.window, max(64, rows_of_a_head))
     start = dense
     while start < length:
-        tile = min(width, length - start)  # what is left at the end is one narrower tile
+        tile = min(width, length - start)  # the last tile may be narrower
         number = max(1, min(length - start, AT_ONCE) // tile)
         rows = slice(start, start + number * tile)
         z[:, rows] = _tiled(query[:, rows], key, value, start, tile, pattern, scaling)
@@ -172,28 +162,33 @@ def _tiled(
     pattern: Streaming,
     scaling: float,
 ) -> Float[Tensor, "head pos d"]:
-    """Attention of whole tiles of rows that lie past sink + window; `start` is the position of the
-    first row."""
+    """Attention of several tiles of rows past sink + window.
+
+    Args:
+        query: the rows of all tiles.
+        key, value: all of the prompt's.
+        start: the position of the first row.
+        tile: rows of a tile (in each head).
+    """
     heads, rows, d = query.shape
     number, sink, window = rows // tile, pattern.sink, pattern.window
     q = query.reshape(heads, number, tile, d).transpose(0, 1).reshape(number, 1, heads * tile, d)
 
-    def edges(x: Tensor) -> Tensor:
-        """The sink, and beside a tile's own keys those that leave the window while the tile goes
-        on."""
-        left, own = (
-            _windows(x, start - window, number, tile, tile),
-            _windows(x, start, number, tile, tile),
-        )
-        return torch.cat([x[:sink].expand(number, 1, sink, d), left, own], dim=2)
+    def masked_part(x: Tensor) -> Tensor:
+        """For each tile: the sink, the keys that leave the window within the tile, its own keys."""
+        leaving = _windows(x, start - window, number, tile, tile)
+        own = _windows(x, start, number, tile, tile)
+        return torch.cat([x[:sink].expand(number, 1, sink, d), leaving, own], dim=2)
 
-    # Row r of a tile sees, of the keys that leave the window while the tile goes on, those behind
-    # its own place (column > row), and of the tile's own keys those up to itself (column <= row).
+    # Row r is at position p + r, where p is the tile's first, and sees keys j with
+    # p + r − window < j ≤ p + r. Column c of `leaving` is key p − window + c: visible if c > r.
+    # Column c of `own` is key p + c: visible if c ≤ r.
     row, column = torch.arange(tile)[:, None], torch.arange(tile)[None]
-    seen = torch.cat([torch.ones(tile, sink, dtype=torch.bool), column > row, column <= row], dim=1)
-    hidden = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf).repeat(heads, 1)
-    z, log_sum = _flash(q, edges(key), edges(value), scaling, mask=hidden)
-    # The interior: the keys between these two edges, which every row of the tile sees, unmasked.
+    sees_sink = torch.ones(tile, sink, dtype=torch.bool)
+    sees = torch.cat([sees_sink, column > row, column <= row], dim=1)
+    mask = torch.zeros(sees.shape, dtype=q.dtype).masked_fill_(~sees, -torch.inf).repeat(heads, 1)
+    z, log_sum = _flash(q, masked_part(key), masked_part(value), scaling, mask=mask)
+    # The interior: the keys between `leaving` and `own`, which every row of the tile sees.
     if inner := window - tile:
         keys, values = (_windows(x, start - inner, number, tile, inner) for x in (key, value))
         z = _join(z, log_sum, *_flash(q, keys, values, scaling))
@@ -203,17 +198,14 @@ def _tiled(
 def _last_rows(
     query: Tensor, key: Tensor, value: Tensor, scaling: float
 ) -> Float[Tensor, "head row d"]:
-    """Attention of the last rows of a prompt, which see everything."""
+    """Attention of a prompt's last rows, which see all earlier keys: among themselves causal, and
+    before them without a mask."""
     heads, rows, _ = query.shape
     before = len(key) - rows
-    keys, values = _spread(key, heads), _spread(value, heads)
-    z, log_sum = _flash(
-        query[None], keys[:, :, before:], values[:, :, before:], scaling, is_causal=True
-    )
+    q, keys, values = query[None], _for_all_heads(key, heads), _for_all_heads(value, heads)
+    z, log_sum = _flash(q, keys[:, :, before:], values[:, :, before:], scaling, is_causal=True)
     if before:
-        z = _join(
-            z, log_sum, *_flash(query[None], keys[:, :, :before], values[:, :, :before], scaling)
-        )
+        z = _join(z, log_sum, *_flash(q, keys[:, :, :before], values[:, :, :before], scaling))
     return z[0]
 
 
@@ -225,18 +217,17 @@ def _flash(
     is_causal: bool = False,
     mask: Tensor | None = None,
 ) -> tuple[Float[Tensor, "n head row d"], Float[Tensor, "n head row"]]:
-    """SDPA's own kernel, with the log-sum-exp of the scores beside z."""
+    """(z, log-sum-exp of the scores) by the CPU kernel that SDPA itself uses."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, is_causal, attn_mask=mask, scale=scaling
     )
 
 
 def _join(z: Tensor, log_sum: Tensor, other: Tensor, other_log_sum: Tensor) -> Tensor:
-    """Attention over two sets of keys from attention over each: weights are the shares of
-    exp-sums.
+    """Attention over the union of two sets of keys, from attention over each.
 
-    With L = log Σ exp(scores) of each set, the second has the share exp(L₂) / (exp(L₁) + exp(L₂)) =
-    sigmoid(L₂ − L₁) of the whole softmax.
+    With L = log Σ exp(scores) of each set, the second set has exp(L₂) / (exp(L₁) + exp(L₂)) =
+    sigmoid(L₂ − L₁) of the whole softmax: z = (1 − w) · z₁ + w · z₂ with this w.
     """
     return torch.lerp(z, other, torch.sigmoid(other_log_sum - log_sum).unsqueeze(-1).to(z.dtype))
 
@@ -244,17 +235,18 @@ def _join(z: Tensor, log_sum: Tensor, other: Tensor, other_log_sum: Tensor) -> T
 def _windows(
     x: Tensor, first: int, number: int, step: int, length: int
 ) -> Float[Tensor, "number 1 length d"]:
-    """Overlapping stretches of x [key, d], each `step` further on; nothing is copied."""
-    line = x.stride(0)
-    shape, strides = (number, 1, length, x.shape[1]), (step * line, 0, line, x.stride(1))
-    return x.as_strided(shape, strides, x.storage_offset() + first * line)
+    """`number` slices of `length` keys of x [key, d], the first from `first` on, each next one
+    `step` keys later: a view, although slices overlap."""
+    of_key, of_feature = x.stride()
+    shape, strides = (number, 1, length, x.shape[1]), (step * of_key, 0, of_key, of_feature)
+    return x.as_strided(shape, strides, x.storage_offset() + first * of_key)
 
 
-def _spread(x: Tensor, heads: int) -> Float[Tensor, "1 head key d"]:
+def _for_all_heads(x: Tensor, heads: int) -> Float[Tensor, "1 head key d"]:
     return x.expand(1, heads, *x.shape)
 
 
-# --- everywhere else
+# --- chunks
 
 
 def _chunked(
@@ -265,35 +257,26 @@ def _chunked(
     call: Call,
     visible: Visible,
 ) -> Float[Tensor, "batch some pos d"]:
-    """Attention of chunks of queries over the keys that any of them sees; heads go together if they
-    see the same."""
+    """Attention of chunks of queries over the keys that any query of the chunk sees."""
     query, group = query[:, heads], query.shape[1] // key.shape[1]
     chunks = []
     for rows in torch.arange(query.shape[2], device=query.device).split(CHUNK):
-        model_hides = (
-            visible.keys > visible.rows[rows][:, None]
-            if call.mask is None
-            else ~call.mask[:, :, rows]
-        )
-        left = visible.pattern_of(heads, visible.rows[rows][None])
-        assert left is not None
-        together = (
-            [slice(None)] if left.shape[1] == 1 else [slice(i, i + 1) for i in range(len(heads))]
-        )
+        if call.mask is None:
+            hidden_by_model = visible.keys > visible.rows[rows][:, None]
+        else:
+            hidden_by_model = ~call.mask[:, :, rows]
+        in_pattern = visible.pattern_of(heads, visible.rows[rows][None])
+        assert in_pattern is not None
+        # Heads that see the same keys share a call; under a pattern by head each has its own.
+        same_for_all = in_pattern.shape[1] == 1
+        slices = [slice(None)] if same_for_all else [slice(i, i + 1) for i in range(len(heads))]
         z = []
-        for head_slice in together:
-            seen = (left if left.shape[1] == 1 else left[:, head_slice]) & ~model_hides
-            columns = seen.flatten(0, -2).any(0).nonzero()[:, 0]
-            of = heads[head_slice] // group
-            k, v = key[:, of][:, :, columns], value[:, of][:, :, columns]
-            z.append(
-                sdpa(
-                    query[:, head_slice, rows],
-                    k,
-                    v,
-                    attn_mask=seen[..., columns],
-                    scale=call.scaling,
-                )
-            )
+        for head_slice in slices:
+            sees = (in_pattern if same_for_all else in_pattern[:, head_slice]) & ~hidden_by_model
+            columns = sees.flatten(0, -2).any(0).nonzero()[:, 0]
+            kv_heads = heads[head_slice] // group
+            q = query[:, head_slice, rows]
+            k, v = key[:, kv_heads][:, :, columns], value[:, kv_heads][:, :, columns]
+            z.append(sdpa(q, k, v, attn_mask=sees[..., columns], scale=call.scaling))
         chunks.append(torch.cat(z, dim=1))
     return torch.cat(chunks, dim=2)

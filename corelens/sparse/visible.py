@@ -17,18 +17,19 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass
 class Visible:
-    """Which keys the rows of one call may see under a pattern, beside what the model itself hides.
+    """Which keys the rows of one call may see under a sparse pattern. (The model's own mask hides
+    keys in addition.)
 
     Args:
-        full: whether a head is full.
-        pattern: what the others follow: a Streaming, BlockSparse, Pruned or a function.
-        sees: the pattern bound to this step, as a function of indices; None: the others see
-            nothing.
-        prompt: where its real tokens are.
+        full: whether each head is full, so that the pattern does not apply to it.
+        pattern: of the other heads: a Streaming, BlockSparse, Pruned or a function.
+        sees: the pattern for this step, as a function (b, h, q_idx, kv_idx) → bool; None: the other
+            heads see nothing.
+        prompt: where the prompt's real tokens are.
         rows: positions of this step's tokens.
         keys: positions of the keys.
         batch: how many samples run.
-        ran: where engines that compute this note their names.
+        ran: engines add their name here when they compute this call.
     """
 
     full: Bool[Tensor, " head"]
@@ -43,8 +44,8 @@ class Visible:
     def __call__(
         self, rows: Tensor | None, heads: Tensor | None
     ) -> Bool[Tensor, "#b #h #row #key"]:
-        """The mask of what is visible, for these rows (counted within this step, [batch, row]) and
-        heads; None: all. Axes may be of size 1."""
+        """The mask of visible keys, for these rows (counted within this step, [batch, row]) and
+        heads; None: all. An axis has size 1 where all its entries are equal."""
         heads = torch.arange(len(self.full), device=self.full.device) if heads is None else heads
         full = self.full[heads][None, :, None, None]
         seen = self.pattern_of(heads, self.rows[None] if rows is None else self.rows[rows])
@@ -53,8 +54,8 @@ class Visible:
     def pattern_of(
         self, heads: Int[Tensor, " some"], positions: Int[Tensor, "_ row"]
     ) -> Bool[Tensor, "#n #some #row key"] | None:
-        """The pattern alone, for rows at these positions; None if nothing is seen. One head if all
-        see the same."""
+        """The mask of the pattern alone, for rows at these positions; None if it shows no key. The
+        head axis has size 1 if all heads see the same."""
         if self.sees is None:
             return None
         sample = torch.arange(self.batch, device=positions.device)[:, None, None, None]

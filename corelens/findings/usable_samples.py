@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from corelens.errors import CorelensError
 from corelens.inputs.pictures import Later, read_picture
 from corelens.inputs.prepare import Sample
-from corelens.runs.provenance import pictures
+from corelens.runs.provenance import images_and_frames
 
 MOST = 0.01
 
 
-def readable(world: str, samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
+def usable_samples(world: str, samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
     """(the samples whose files can all be read, what is wrong with the others).
 
     Raises:
@@ -21,7 +21,7 @@ def readable(world: str, samples: Sequence[Sample]) -> tuple[list[Sample], list[
     good, wrong = [], []
     for sample in samples:
         try:
-            for picture in pictures(sample):
+            for picture in images_and_frames(sample):
                 if isinstance(picture, str | os.PathLike | Later):
                     read_picture(picture, f"sample {sample.id!r}")
             good.append(sample)
