@@ -32,35 +32,34 @@ def _evidence(token_map: TokenMap) -> Weighted:
     return token_map.region, token_map.region_weight
 
 
-def _shown(token_map: TokenMap) -> Tensor:
-    """The tokens among which the evidence lies: the visual ones, or, where it is in a sound, the
-    audio tokens."""
+def _modality(token_map: TokenMap) -> Tensor:
+    """The visual tokens, or the audio tokens where the evidence is in a sound."""
     if not len(token_map.audio):
         return token_map.visual
     evidence = [tokens for tokens, _ in token_map.covered]
-    heard = [bool(torch.isin(tokens, token_map.audio).all()) for tokens in evidence]
-    in_sound = all(heard) if heard else not len(token_map.visual)
+    are_audio = [bool(torch.isin(tokens, token_map.audio).all()) for tokens in evidence]
+    in_sound = all(are_audio) if are_audio else not len(token_map.visual)
     return token_map.audio if in_sound else token_map.visual
 
 
 def _visual(token_map: TokenMap) -> Weighted:
-    tokens = _shown(token_map)
+    tokens = _modality(token_map)
     return tokens, torch.ones(len(tokens))
 
 
 def _share(token_map: TokenMap) -> Weighted:
-    tokens = _shown(token_map)
+    tokens = _modality(token_map)
     share = float(token_map.region_weight.sum()) / max(len(tokens), 1)
     return tokens, torch.full((len(tokens),), share)
 
 
 def _shifted(token_map: TokenMap) -> Weighted:
-    """The mean over every place to which the region can be moved within its picture without
-    touching itself.
+    """The region's weights, averaged over all its shifts within its picture that do not overlap it.
 
-    A place is a cyclic shift of the region's tokens in the order of the picture's tokens, which
-    keeps its shape. Where every shift overlaps the region, the shifts that overlap it least are
-    taken.
+    Shifts are cyclic, in the order of the picture's tokens, and keep the region's shape. Where
+    every shift overlaps the region, those that overlap it least are taken. Overlaps and average are
+    circular correlation and convolution, which the Fourier transform computes for all shifts at
+    once.
     """
     weights = torch.zeros(token_map.length, dtype=torch.double)
     weights[token_map.region] = token_map.region_weight.double()
@@ -72,9 +71,9 @@ def _shifted(token_map: TokenMap) -> Weighted:
         if not inside.any():
             continue
         spectrum = torch.fft.fft(inside)
-        member = torch.fft.fft((inside > 0).double())
-        # [shift]: tokens of the region that stay in it
-        overlap = torch.fft.ifft(member * member.conj()).real.round()
+        indicator = torch.fft.fft((inside > 0).double())
+        # [shift]: how many tokens of the region are in the shifted region too
+        overlap = torch.fft.ifft(indicator * indicator.conj()).real.round()
         allowed = (overlap == overlap.min()).double()
         shifted[positions] = torch.fft.ifft(spectrum * torch.fft.fft(allowed)).real / allowed.sum()
     positions = shifted.abs().gt(1e-9).nonzero()[:, 0]
@@ -120,7 +119,7 @@ def masses(
     weights: Float[Tensor, "batch key column"],
     columns: Sequence[Column],
 ) -> Float[Tensor, "batch head row column"]:
-    """What every row puts on every column's keys.
+    """The attention of every row on every column's set of keys, reduced over these keys:
 
     sum   Σ_j w_j A_ij
     mean  Σ_j w_j A_ij / Σ_j w_j

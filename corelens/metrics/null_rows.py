@@ -10,12 +10,12 @@ from torch import Tensor
 from corelens.hooks.points import Hook
 from corelens.metrics.definition import NULL_MASS, Metric
 from corelens.metrics.mass import Column
-from corelens.metrics.rows import Masses, Places, rows_points
+from corelens.metrics.rows import Masses, RowIndices, rows_points
 from corelens.tokens.token_map import TokenMap
 
 
 class NullRows:
-    """What a run under the null question leaves for its metrics: masses, and the rows over the
+    """What metrics read of a run under the null question: masses, and rows of the pattern over the
     regions' keys alone.
 
     Args:
@@ -32,28 +32,28 @@ class NullRows:
                 if NULL_MASS in m.needs
             )
         )
-        self._places: Places | None = None
+        self._row_indices: RowIndices | None = None
         self._masses: Masses | None = None
         self._fetched: dict[tuple[str, Column], Float[Tensor, "layer batch head row"]] | None = None
         self._maps: list[TokenMap] = []
         # (layer, sample, rows)
-        self._rows: dict[tuple[int, int, str], Float[Tensor, "head row key"]] = {}
+        self._region_rows: dict[tuple[int, int, str], Float[Tensor, "head row key"]] = {}
 
         def keep_regions(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
             pattern = pattern.detach()
-            if self._places is None:
-                self._places = Places(hook, self._metrics)
-                self._masses = Masses(self._places.token_maps, self._columns, self._sinks)
-                self._maps = [_region_only(token_map) for token_map in self._places.token_maps]
+            if self._row_indices is None:
+                self._row_indices = RowIndices(hook, self._metrics)
+                self._masses = Masses(self._row_indices.token_maps, self._columns, self._sinks)
+                self._maps = [_region_only(token_map) for token_map in self._row_indices.token_maps]
             assert self._masses is not None
             self._masses.read(hook.layer(), pattern)
             if all(NULL_MASS in m.needs for m in self._metrics):
                 return
-            for i, of_sample in enumerate(self._places.on(pattern.device)):
-                region = self._places.token_maps[i].region.to(pattern.device)
+            for i, of_sample in enumerate(self._row_indices.on(pattern.device)):
+                region = self._row_indices.token_maps[i].region.to(pattern.device)
                 for rows, where in of_sample.items():
                     region_rows = pattern[i].index_select(1, where).index_select(2, region)
-                    self._rows[hook.layer(), i, rows] = region_rows
+                    self._region_rows[hook.layer(), i, rows] = region_rows
 
         keep_regions.rows = "+".join(dict.fromkeys(m.rows for m in self._metrics))  # type: ignore[attr-defined]
         self.hooks: list[Hook] = [(rows_points, keep_regions)]
@@ -61,17 +61,17 @@ class NullRows:
     def pattern_of(self, layer: int, sample: int, metric: Metric) -> dict[str, Any]:
         """`null_pattern` and `null_token_map` of one sample and layer."""
         return {
-            "null_pattern": self._rows[layer, sample, metric.rows],
+            "null_pattern": self._region_rows[layer, sample, metric.rows],
             "null_token_map": self._maps[sample],
         }
 
     def evidence_of(self, sample: int, metric: Metric) -> Float[Tensor, "layer head row"]:
         """`null_evidence` of one sample: what the rows put on the region, in all layers."""
-        assert self._places is not None and self._masses is not None
+        assert self._row_indices is not None and self._masses is not None
         if self._fetched is None:
             self._fetched = self._masses.fetch()
         every_row = self._fetched[metric.sinks, Column("evidence", metric.keys or "sum")][:, sample]
-        return every_row.index_select(-1, self._places.local_rows[sample][metric.rows])
+        return every_row.index_select(-1, self._row_indices.indices[sample][metric.rows])
 
 
 def _region_only(token_map: TokenMap) -> TokenMap:

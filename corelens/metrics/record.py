@@ -1,8 +1,8 @@
 """Scores taken while a model runs: hooks that read rows of attention and compute every metric of
 the same rows.
 
-Of a layer's rows only what the metrics make of them is kept, on the layer's own device; it is
-fetched once a batch.
+Only the metrics' numbers are stored, not the rows. They stay on each layer's device until the batch
+has run, and are then fetched by one transfer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +21,7 @@ from corelens.metrics.definition import NULL_MASS, Metric, check_finite
 from corelens.metrics.null_rows import NullRows
 from corelens.metrics.over_samples import head_scores
 from corelens.metrics.registry import metric
-from corelens.metrics.rows import Masses, Places, rows_points, stacked
+from corelens.metrics.rows import Masses, RowIndices, rows_points, stacked
 from corelens.metrics.sinks import without
 
 AnyMetric = str | Metric | Callable[..., Any]
@@ -33,16 +33,17 @@ def _value_points(name: str) -> bool:
 
 @dataclass
 class _Batch:
-    """What is kept of one batch while it runs.
+    """The numbers of one batch while it runs.
 
     Args:
-        places: of the rows.
-        masses: what the rows put on the sets of keys.
+        rows: which rows each metric needs.
+        masses: the rows' attention mass on the sets of keys.
         heads: how many heads each layer has.
-        scores: by layer and sample, {key: [part, head]} of the metrics that need more than masses.
+        scores: {layer: [sample]}, each {key: [part, head]}, of the metrics that need more than
+            masses.
     """
 
-    places: Places
+    rows: RowIndices
     masses: Masses
     heads: tuple[int, ...]
     scores: dict[int, list[dict[str, Float[Tensor, "part head"]]]] = field(default_factory=dict)
@@ -101,19 +102,19 @@ class Record:
             self._step = hook.ctx["rows"]
             self._finish()
             if int(hook.ctx["positions"][0]) == 0:
-                places = Places(hook, self.metrics)
-                read = Masses(places.token_maps, self._columns, self._sinks)
-                self._batch = _Batch(places, read, hook.ctx["heads"])
+                rows = RowIndices(hook, self.metrics)
+                masses = Masses(rows.token_maps, self._columns, self._sinks)
+                self._batch = _Batch(rows, masses, hook.ctx["heads"])
         batch = self._batch
         if batch is None:  # a decode step: what is scored is the prompt
             return
-        layer, places = hook.layer(), batch.places
-        if places.numbers.step > 1:
-            pattern = pattern[:: places.numbers.step]
+        layer, rows = hook.layer(), batch.rows
+        if rows.numbers.step > 1:  # several sequences a sample: the first
+            pattern = pattern[:: rows.numbers.step]
         batch.masses.read(layer, pattern)
         if self._of_layer:
-            rows_of = enumerate(places.on(pattern.device))
-            batch.scores[layer] = [self._score(layer, i, pattern[i], rows) for i, rows in rows_of]
+            indices = enumerate(rows.on(pattern.device))
+            batch.scores[layer] = [self._score(layer, i, pattern[i], of) for i, of in indices]
         self._values = None
 
     def _score(
@@ -121,20 +122,20 @@ class Record:
         layer: int,
         sample: int,
         pattern: Float[Tensor, "head row key"],
-        places: dict[str, Tensor],
+        indices: dict[str, Tensor],
     ) -> dict[str, Float[Tensor, "part head"]]:
         """The metrics of one sample and layer that need more than masses."""
         assert self._batch is not None
-        token_map = self._batch.places.token_maps[sample]
+        token_map = self._batch.rows.token_maps[sample]
         rows = {
-            name: pattern.index_select(1, places[name])
+            name: pattern.index_select(1, indices[name])
             for name in dict.fromkeys(m.rows for m in self._of_layer)
         }
         scores = {}
         for m in self._of_layer:
             inputs: dict[str, Any] = {"layer": layer}
             if m.needs_values and self._values is not None and self._w_o is not None:
-                values = self._values[self._batch.places.numbers[sample]].transpose(0, 1)
+                values = self._values[self._batch.rows.numbers[sample]].transpose(0, 1)
                 inputs |= {"values": values, "w_o": self._w_o(layer)}
             if m.needs_null and self._null is not None:
                 inputs |= self._null.pattern_of(layer, sample, m)
@@ -145,30 +146,24 @@ class Record:
         return scores
 
     def _finish(self) -> None:
-        """Make scores of the batch that has run: the one place that waits for the device."""
+        """Score the batch that has run. Only this waits for the device."""
         batch, self._batch = self._batch, None
         if batch is None:
             return
         of_rows = batch.masses.fetch()
-        more = {
-            m.key: stacked(
-                [
-                    torch.stack([s[m.key] for s in batch.scores[layer]])
-                    for layer in sorted(batch.scores)
-                ],
-                2,
-            )
-            for m in self._of_layer
-        }
-        for i, token_map in enumerate(batch.places.token_maps):
+        more = {}  # {key: [layer, sample, part, head]} of the metrics that need more than masses
+        for m in self._of_layer:
+            layers = [batch.scores[layer] for layer in sorted(batch.scores)]
+            of_layers = [torch.stack([scores[m.key] for scores in layer]) for layer in layers]
+            more[m.key] = stacked(of_layers, 2)
+        for i, token_map in enumerate(batch.rows.token_maps):
             for m in self.metrics:
                 if m.of_masses:
                     inputs: dict[str, Any] = {"token_map": token_map}
                     for column in m.columns:
-                        every_row = of_rows[m.sinks, column][:, i]  # [layer, head, row]
-                        inputs[column.tokens] = every_row.index_select(
-                            -1, batch.places.local_rows[i][m.rows]
-                        )
+                        of_sample = of_rows[m.sinks, column][:, i]  # [layer, head, row]
+                        indices = batch.rows.indices[i][m.rows]
+                        inputs[column.tokens] = of_sample.index_select(-1, indices)
                     if m.needs_null and self._null is not None:
                         inputs[NULL_MASS] = self._null.evidence_of(i, m)
                     score = m.score(inputs, token_map.id)
@@ -201,8 +196,8 @@ class Record:
 def in_all_layers(
     parts: Float[Tensor, "part some head"], heads: Sequence[int], metric: Metric, sample: str
 ) -> Float[np.ndarray, "part layer head"]:
-    """Scores of the layers that have heads, put where these layers stand; NaN where there is no
-    head.
+    """The scores of all layers, from those of the layers that have heads; NaN where a head does not
+    exist.
 
     Args:
         parts: the layers with heads, in their order.
@@ -211,13 +206,13 @@ def in_all_layers(
     Raises CorelensError if a head that exists has no finite score.
     """
     exists = torch.arange(parts.shape[2]) < torch.tensor(heads)[:, None]
-    every = parts.new_zeros(len(parts), *exists.shape)
-    every[:, exists.any(1)] = parts
-    every[:, ~exists] = 0
-    for part in every:
+    scores = parts.new_zeros(len(parts), *exists.shape)
+    scores[:, exists.any(1)] = parts
+    scores[:, ~exists] = 0
+    for part in scores:
         check_finite(part, metric, sample)
-    every[:, ~exists] = torch.nan
-    return every.numpy()
+    scores[:, ~exists] = torch.nan
+    return scores.numpy()
 
 
 def describe(metric: Metric) -> dict[str, Any]:

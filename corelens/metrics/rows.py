@@ -1,5 +1,5 @@
-"""Rows of attention as a run reads them: where the rows that a metric wants stand, and the masses
-that every row puts on sets of keys."""
+"""Rows of attention as a run reads them: which of them each metric needs, and the attention mass
+that each row puts on sets of keys."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +20,15 @@ def rows_points(name: str) -> bool:
     return name.endswith("attn.hook_pattern_rows")
 
 
-class Places:
-    """Where the rows that each metric wants of each sample stand among those that a run reads.
+class RowIndices:
+    """Which of the rows that a run reads each metric needs, as indices, for each sample.
 
-    Looked up once a batch, not in every layer: it is work on the CPU that holds up the device.
+    They are looked up once a batch and not in every layer, because the device would wait for this
+    work on the CPU.
 
     Args:
         hook: of a rows point that fires.
-        metrics: what is wanted.
+        metrics: that need rows.
     """
 
     def __init__(self, hook: Any, metrics: Sequence[Metric]):
@@ -38,48 +39,57 @@ class Places:
                 "inputs with token maps",
                 "use model.prepare(sample)",
             )
-        there = hook.ctx["rows"].cpu()
-        # several sequences a sample, if a generation draws several
-        every = len(there) // len(self.token_maps)
-        self.numbers = range(0, len(there), every)
-        self.local_rows: list[dict[str, Int[Tensor, " row"]]] = []
+        run_rows = hook.ctx["rows"].cpu()
+        # A generation may draw several sequences for each sample: their prompts are equal, and the
+        # first is scored.
+        self.numbers = range(0, len(run_rows), len(run_rows) // len(self.token_maps))
+        self.indices: list[dict[str, Int[Tensor, " row"]]] = []
         for number, token_map in zip(self.numbers, self.token_maps, strict=True):
-            wanted = [(m, m.row_positions(token_map)) for m in metrics]
-            self.local_rows.append(
-                {m.rows: _places(there[number], rows, m, token_map.id) for m, rows in wanted}
-            )
+            of_sample = {}
+            for m in metrics:
+                needed = m.row_positions(token_map)
+                of_sample[m.rows] = _indices_among(run_rows[number], needed, m, token_map.id)
+            self.indices.append(of_sample)
         self._moved: dict[torch.device, list[dict[str, Tensor]]] = {}
 
     def on(self, device: torch.device) -> list[dict[str, Int[Tensor, " row"]]]:
-        """`local_rows` on a layer's device."""
+        """`indices` on a layer's device."""
         if device not in self._moved:
             self._moved[device] = [
-                {rows: places.to(device) for rows, places in of.items()} for of in self.local_rows
+                {rows: indices.to(device) for rows, indices in of_sample.items()}
+                for of_sample in self.indices
             ]
         return self._moved[device]
 
 
-def _places(there: Tensor, wanted: Tensor, metric: Metric, sample: str) -> Int[Tensor, " row"]:
-    there = there[there >= 0]
-    places = torch.searchsorted(there, wanted)
-    if len(wanted) and (int(places.max()) >= len(there) or not torch.equal(there[places], wanted)):
+def _indices_among(
+    run_rows: Tensor, needed: Tensor, metric: Metric, sample: str
+) -> Int[Tensor, " row"]:
+    """The indices of the needed rows among those of the run (ascending, −1 pads)."""
+    run_rows = run_rows[run_rows >= 0]
+    indices = torch.searchsorted(run_rows, needed)
+    if len(needed) and (
+        int(indices.max()) >= len(run_rows) or not torch.equal(run_rows[indices], needed)
+    ):
         raise CorelensError(
-            f"{metric.key} of sample {sample!r} wants rows {wanted.tolist()}, the run reads "
-            f"{there.tolist()}",
+            f"{metric.key} of sample {sample!r} wants rows {needed.tolist()}, the run reads "
+            f"{run_rows.tolist()}",
             f"a run that reads the {metric.rows} rows",
             f"leave model.pattern_rows(…) out, or name {metric.rows!r} in it",
         )
-    return places
+    return indices
 
 
 class Masses:
-    """What every row of a run puts on the sets of keys that metrics need, layer by layer.
+    """The attention mass of every row of a run on the sets of keys that metrics need, layer by
+    layer.
 
     Args:
         token_maps: of the running batch.
-        columns: what is wanted: (whether visual sinks are "kept" or "left_out", the set of keys and
-            its reduction).
-        sinks: per sample which of its visual tokens are sinks, as indices into `token_map.visual`.
+        columns: the masses to compute, each a pair: whether visual sinks are "kept" or "left_out",
+            and the set of keys with its reduction.
+        sinks: for each sample which of its visual tokens are sinks, as indices into
+            `token_map.visual`.
     """
 
     def __init__(
@@ -94,13 +104,13 @@ class Masses:
             variants["left_out"] = [
                 without(*of_sample) for of_sample in zip(token_maps, sinks, strict=True)
             ]
-        each = [key_weights(variants[variant], [column]) for variant, column in self._columns]
-        self._weights = {torch.device("cpu"): torch.cat(each, dim=-1)} if each else {}
-        # layers without heads are not there
+        weights = [key_weights(variants[variant], [column]) for variant, column in self._columns]
+        self._weights = {torch.device("cpu"): torch.cat(weights, dim=-1)} if weights else {}
+        # without layers that have no heads
         self._of_layer: dict[int, Float[Tensor, "batch head row column"]] = {}
 
     def read(self, layer: int, pattern: Float[Tensor, "batch head row key"]) -> None:
-        """Take the masses of one layer's rows."""
+        """Compute and store the masses of one layer's rows."""
         if not self._columns:
             return
         device = pattern.device
@@ -111,7 +121,7 @@ class Masses:
         )
 
     def fetch(self) -> dict[tuple[str, Column], Float[Tensor, "layer batch head row"]]:
-        """The masses of all layers, on the CPU: the one place that waits for the device."""
+        """The masses of all layers, on the CPU. Only this call waits for the device."""
         if not self._of_layer:
             return {}
         layers = stacked([self._of_layer[layer] for layer in sorted(self._of_layer)], 1)
@@ -119,7 +129,8 @@ class Masses:
 
 
 def stacked(layers: list[Tensor], head_axis: int) -> Tensor:
-    """The layers' tensors as one, on the CPU, in one transfer; fewer heads are filled up with 0."""
+    """The layers' tensors stacked, on the CPU, by one transfer. Layers with fewer heads than others
+    get zeros."""
     most = max(layer.shape[head_axis] for layer in layers)
     after = [0, 0] * (layers[0].ndim - head_axis - 1)
     filled = [

@@ -36,13 +36,13 @@ def residual_before(
             f"{-len(layers)} to {len(layers)}",
             "take a layer that the model has",
         )
-    places = [*layers, norm]
-    place: Any = places[layer if layer >= 0 else len(layers) + layer]
+    modules = [*layers, norm]
+    module_to_stop_at: Any = modules[layer if layer >= 0 else len(layers) + layer]
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _Stopped(args[0] if args else kwargs["hidden_states"])
 
-    handle = place.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    handle = module_to_stop_at.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     try:
         hf(**arguments)
     except _Stopped as stopped:

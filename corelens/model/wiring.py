@@ -50,34 +50,34 @@ def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) 
     layers = list(decoder.layers)  # type: ignore[arg-type]
     with ExitStack() as stack:
 
-        def place(handle: Any) -> None:
+        def track(handle: Any) -> None:
             stack.callback(handle.remove)
 
         caching = stack.enter_context(ExitStack())
-        place(decoder.register_forward_pre_hook(_on_decoder(run, begin, caching), with_kwargs=True))
-        place(decoder.register_forward_hook(_after_decoder(run), with_kwargs=True))
-        place(decoder.register_forward_hook(lambda *_: caching.close(), always_call=True))
+        track(decoder.register_forward_pre_hook(_on_decoder(run, begin, caching), with_kwargs=True))
+        track(decoder.register_forward_hook(_after_decoder(run), with_kwargs=True))
+        track(decoder.register_forward_hook(lambda *_: caching.close(), always_call=True))
         if root.hook_embed.active:
             # At the first layer, not at the decoder: some decoders merge the pictures in
             # themselves, by the ids.
-            place(
+            track(
                 layers[0].register_forward_pre_hook(
                     on_input(run, root.hook_embed), with_kwargs=True
                 )
             )
         for points, layer in zip(root.blocks, layers, strict=True):
-            for handle in _place_block(run, points, layer):
-                place(handle)
+            for handle in _wire_block(run, points, layer):
+                track(handle)
             attends = points.parts.attention is not None
             if attends and (
                 run.sparse_plan is not None
                 or any(point.active for point in points.attn.in_function)
             ):
                 run.sites[layer.get_submodule(points.parts.attention)] = points.attn
-        for handle in _place_norm(run, root.ln_final):
-            place(handle)
+        for handle in _wire_norm(run, root.ln_final):
+            track(handle)
         if root.hook_logits.active:
-            place(hf.register_forward_hook(_on_logits(run, root.hook_logits)))
+            track(hf.register_forward_hook(_on_logits(run, root.hook_logits)))
 
         added = [
             points.hook_deepstack for points in root.blocks if hasattr(points, "hook_deepstack")
@@ -194,7 +194,9 @@ def _cache_of_step(run: Running, decoder: nn.Module, kwargs: dict[str, Any], new
 def absent(points: Block, layer: nn.Module) -> dict[str, str]:
     """The names, below this layer's, of points that the layer cannot have, each with the reason."""
     parts = points.parts
-    needs = {name: path for name, _, path, _ in (*_before(points), *_after(points))}
+    needs = {
+        name: path for name, _, path, _ in (*_points_on_inputs(points), *_points_on_outputs(points))
+    }
     for name, path in (("ln1", parts.ln1), ("ln2", parts.ln2)):
         needs |= {f"{name}.hook_scale": path, f"{name}.hook_normalized": path}
     for name, _ in points.attn.named_children():
@@ -219,10 +221,10 @@ def _reason(parts: Parts, layer: nn.Module, name: str) -> str:
 
 # A point, by its name below the layer; the module at which it fires (None: there is none); and what
 # is placed there.
-Places = list[tuple[str, HookPoint, str | None, Callable[..., Callable[..., Any]]]]
+Wires = list[tuple[str, HookPoint, str | None, Callable[..., Callable[..., Any]]]]
 
 
-def _before(points: Block) -> Places:
+def _points_on_inputs(points: Block) -> Wires:
     """Points whose tensor goes into a module."""
     return [
         ("hook_resid_pre", points.hook_resid_pre, "", on_input),
@@ -231,10 +233,10 @@ def _before(points: Block) -> Places:
     ]
 
 
-def _after(points: Block) -> Places:
+def _points_on_outputs(points: Block) -> Wires:
     """Points whose tensor comes out of a module."""
     attn, parts = points.attn, points.parts
-    places: Places = [
+    wires: Wires = [
         ("attn.hook_q", attn.hook_q, parts.q_proj, on_output),
         ("attn.hook_k", attn.hook_k, parts.k_proj, on_output),
         ("attn.hook_result", attn.hook_result, parts.o_proj, _on_result),
@@ -244,24 +246,24 @@ def _after(points: Block) -> Places:
         ("hook_resid_post", points.hook_resid_post, "", on_output),
     ]
     if parts.gated:
-        places[0] = ("attn.hook_q", attn.hook_q, parts.q_proj, _half(0))
-        places.append(("attn.hook_gate", attn.hook_gate, parts.q_proj, _half(1)))
-    return places
+        wires[0] = ("attn.hook_q", attn.hook_q, parts.q_proj, _half(0))
+        wires.append(("attn.hook_gate", attn.hook_gate, parts.q_proj, _half(1)))
+    return wires
 
 
-def _place_block(run: Running, points: Block, layer: nn.Module) -> Iterator[Any]:
-    for _, point, path, make in _before(points):
+def _wire_block(run: Running, points: Block, layer: nn.Module) -> Iterator[Any]:
+    for _, point, path, make in _points_on_inputs(points):
         if point.active and path is not None:
             yield layer.get_submodule(path).register_forward_pre_hook(
                 make(run, point), with_kwargs=True
             )
-    for _, point, path, make in _after(points):
+    for _, point, path, make in _points_on_outputs(points):
         if point.active and path is not None:
             # first of all hooks there: what transformers records as hidden states is what the hooks
             # leave
             yield layer.get_submodule(path).register_forward_hook(make(run, point), prepend=True)
-    yield from _place_norm(run, points.ln1)
-    yield from _place_norm(run, points.ln2)
+    yield from _wire_norm(run, points.ln1)
+    yield from _wire_norm(run, points.ln2)
 
 
 # --- what hangs on a module
@@ -332,7 +334,7 @@ def _half(number: int) -> Callable[..., Callable[..., Any]]:
     return make
 
 
-def _place_norm(run: Running, points: Norm) -> Iterator[Any]:
+def _wire_norm(run: Running, points: Norm) -> Iterator[Any]:
     if points.hook_scale.active or points.hook_normalized.active:
         yield points.norm.register_forward_hook(_on_norm(run, points))
 
