@@ -197,12 +197,12 @@ def __getattr__(name: str) -> Any:
         return value
     if name in _ROOMS:
         return import_module(f"corelens.{name}")
-    place = _RENAMED.get(name) or _place_in_a_room(name)
+    new_name = _RENAMED.get(name) or _name_in_a_room(name)
     message = f"module 'corelens' has no attribute {name!r}"
-    raise AttributeError(f"{message}: it is corelens.{place}" if place else message)
+    raise AttributeError(f"{message}: it is corelens.{new_name}" if new_name else message)
 
 
-def _place_in_a_room(name: str) -> str | None:
+def _name_in_a_room(name: str) -> str | None:
     """ "viz.logit_lens" for "logit_lens": where a public name is that is not here."""
     if name.startswith("_"):
         return None

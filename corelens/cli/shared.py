@@ -115,10 +115,10 @@ def open_model(name: str, dtype: str = "auto", device: str | None = None) -> Any
         )
     # under `accelerate launch` each process has a GPU of its own
     shared = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    place: Any = {"": int(os.environ["LOCAL_RANK"])} if shared else "auto"
-    place = place if torch.cuda.is_available() else None
+    device_map: Any = {"": int(os.environ["LOCAL_RANK"])} if shared else "auto"
+    device_map = device_map if torch.cuda.is_available() else None
     return HookedMLLM.from_pretrained(
-        name, dtype=dtype, device_map={"": device} if device is not None else place
+        name, dtype=dtype, device_map={"": device} if device is not None else device_map
     )
 
 

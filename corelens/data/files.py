@@ -33,8 +33,8 @@ def there(root: str | Path, *names: str, what: str) -> Path:
     for name in names:
         if (path := Path(root, name)).exists():
             return path
-    places = " or ".join(str(Path(root, name)) for name in names)
-    raise CorelensError(f"{root}, without {what}", places, LAYOUT)
+    expected = " or ".join(str(Path(root, name)) for name in names)
+    raise CorelensError(f"{root}, without {what}", expected, LAYOUT)
 
 
 def has(root: Path, *names: str) -> bool:
@@ -87,9 +87,9 @@ def take(items: Iterable[T], n: int | None, seed: int | None) -> list[T]:
         return list(islice(items, n))
     rng, drawn = random.Random(seed), {}
     for number, item in enumerate(items):  # reservoir sampling: only n are ever held
-        place = number if number < n else rng.randrange(number + 1)
-        if place < n:
-            drawn[place] = (number, item)
+        slot = number if number < n else rng.randrange(number + 1)
+        if slot < n:
+            drawn[slot] = (number, item)
     return [item for _, item in sorted(drawn.values(), key=lambda pair: pair[0])]
 
 

@@ -214,8 +214,8 @@ def _endless(value: Any, field: str) -> Iterator[str]:
         for name, inner in value.items():
             yield from _endless(inner, f"{field}.{name}".lstrip("."))
     elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            yield from _endless(inner, f"{field}[{place}]")
+        for index, inner in enumerate(value):
+            yield from _endless(inner, f"{field}[{index}]")
 
 
 def _sample(text: bytes, line: _Line) -> Sample:

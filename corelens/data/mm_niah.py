@@ -94,11 +94,11 @@ def _sample(name: str, record: dict[str, Any], folder: Path, file: Path, task: s
             "get the file again",
         )
     needles, regions = set(meta.get("needles") or []), []
-    for place, image in enumerate(record["images_list"]):
+    for number, image in enumerate(record["images_list"]):
         if image in needles:
             try:
                 with Image.open(folder / image) as picture:
-                    regions.append(Box(0, 0, *picture.size, image=place))
+                    regions.append(Box(0, 0, *picture.size, image=number))
             except OSError:
                 continue  # counted as broken, and its sample left out, by keep_readable
     scoring = "multiple_choice" if options else "mm_niah_word"

@@ -143,17 +143,17 @@ def _later(file: Path, first: int, count: int, page: int, size: tuple[int, int] 
 
 
 def _box(
-    place: dict[str, Any],
+    annotation: dict[str, Any],
     sizes: list[tuple[int, int] | None],
     shown: list[int],
     texts: dict[Any, str],
 ) -> Box | None:
     """A layout's box in pixels of its page, clipped to it; None if nothing is left."""
-    size = sizes[place["page"]]
+    size = sizes[annotation["page"]]
     if size is None:
         return None
-    (wide, high), (x, y) = place["page_size"], size
-    x0, y0, x1, y1 = place["bbox"]
+    (wide, high), (x, y) = annotation["page_size"], size
+    x0, y0, x1, y1 = annotation["bbox"]
     x0, y0, x1, y1 = (
         max(x0, 0) * x / wide,
         max(y0, 0) * y / high,
@@ -167,8 +167,8 @@ def _box(
         y0,
         x1,
         y1,
-        image=shown.index(place["page"]),
-        text=texts.get((place["page"], *place["bbox"])),
+        image=shown.index(annotation["page"]),
+        text=texts.get((annotation["page"], *annotation["bbox"])),
     )
 
 

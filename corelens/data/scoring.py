@@ -215,15 +215,15 @@ def _floats_agree(gold: str, text: str) -> bool:
     if wanted is None or written is None:
         return False
     for number in (wanted / 100, wanted, wanted * 100):
-        places = max(min(_places(written), _places(number)), 2)
-        if isclose(number, written, rel_tol=0.01) or round(written, places) == round(
-            number, places
+        decimals = max(min(_decimals(written), _decimals(number)), 2)
+        if isclose(number, written, rel_tol=0.01) or round(written, decimals) == round(
+            number, decimals
         ):
             return True
     return False
 
 
-def _places(number: float) -> int:
+def _decimals(number: float) -> int:
     return len(str(number).split(".")[-1]) if "." in str(number) else 3
 
 

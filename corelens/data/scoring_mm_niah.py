@@ -16,7 +16,7 @@ def word(sample: Sample, text: str) -> float:
     return float(re.search(rf"\b{gold}\b", normal(text)) is not None)
 
 
-def places(sample: Sample, text: str) -> float:
+def agreement(sample: Sample, text: str) -> float:
     """mm_niah_list: the share of the gold list's places at which the list that was written agrees;
     0 where no list was."""
     try:
@@ -34,5 +34,5 @@ def places(sample: Sample, text: str) -> float:
 
 RULES: dict[str, Callable[[Sample, str], float]] = {
     "mm_niah_word": word,
-    "mm_niah_list": places,
+    "mm_niah_list": agreement,
 }

@@ -63,10 +63,10 @@ def load_demo(
     from corelens.demo.foreign import DemoMLLM
 
     folder = checkpoint(name)
-    place = {"": device} if device_map is None else device_map
+    placed_on = {"": device} if device_map is None else device_map
     here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=dtype, device_map=place, **here
+        folder, dtype=dtype, device_map=placed_on, **here
     )
     demo = DemoMLLM(model.eval(), AutoProcessor.from_pretrained(folder, **here))
     demo.worlds = tuple(read_card(name)["training"]["worlds"])
@@ -133,7 +133,7 @@ def _in_parts(folder: Path) -> bool:
 
 def _folder(name: str, root: Path | None) -> Path | None:
     """The folder below `root`, or of this installation or checkout, that holds a model's card."""
-    folders = [place / name for place in ([root] if root else [CHECKPOINTS, REPOSITORY])]
+    folders = [parent / name for parent in ([root] if root else [CHECKPOINTS, REPOSITORY])]
     return next((folder for folder in folders if (folder / "card.json").exists()), None)
 
 

@@ -24,8 +24,8 @@ def sealed(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     blob = _ordered(save(arrays, metadata={**metadata, CHECKSUM: UNSET}))
-    place = _place(blob, UNSET)
-    return blob[:place] + hashlib.sha256(blob).hexdigest().encode() + blob[place + len(UNSET) :]
+    start = _checksum_start(blob, UNSET)
+    return blob[:start] + hashlib.sha256(blob).hexdigest().encode() + blob[start + len(UNSET) :]
 
 
 def _ordered(blob: bytes) -> bytes:
@@ -67,14 +67,14 @@ def open_sealed(
     checksum = metadata.pop(CHECKSUM, None)
     if checksum is None:
         raise _unreadable(path, "it has no checksum")
-    place = _place(blob, checksum)
-    zeroed = blob[:place] + UNSET.encode() + blob[place + len(UNSET) :]
+    start = _checksum_start(blob, checksum)
+    zeroed = blob[:start] + UNSET.encode() + blob[start + len(UNSET) :]
     if hashlib.sha256(zeroed).hexdigest() != checksum:
         raise _unreadable(path, "its checksum does not fit: it is not what was written")
     return tensors, metadata
 
 
-def _place(blob: bytes, checksum: str) -> int:
+def _checksum_start(blob: bytes, checksum: str) -> int:
     before, _, _ = blob.partition(f'"{CHECKSUM}":"{checksum}"'.encode())
     return len(before) + len(f'"{CHECKSUM}":"')
 

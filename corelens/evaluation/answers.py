@@ -35,7 +35,7 @@ class Answer:
             ("…" behind it if more may follow).
         correct: whether greedy decoding gives the gold answer and then stops.
         logprob: log-probability of the gold answer's tokens, summed (natural logarithm).
-        asked: a digest of the sample, where it had no name and its id is its place in the list.
+        asked: a digest of the sample, where it had no name and its id is its index in the list.
         score: what the sample's own set gives for the text that the model writes, 0 to 1; None
             where the set has no rule of its own (`sample.meta["scoring"]`). `given` is that text
             then.
@@ -109,10 +109,10 @@ class Evaluation:
 
 
 def named(answers: list[Answer], samples: Sequence[Sample]) -> list[Answer]:
-    """These answers, those to samples without a name called after their place ("sample-0007")."""
-    for place, (answer, sample) in enumerate(zip(answers, samples, strict=True)):
+    """These answers, those to samples without a name called after their index ("sample-0007")."""
+    for index, (answer, sample) in enumerate(zip(answers, samples, strict=True)):
         if not answer.id:
-            answer.id, answer.asked = f"sample-{place:04d}", sample_hash([sample])
+            answer.id, answer.asked = f"sample-{index:04d}", sample_hash([sample])
     return answers
 
 
@@ -122,7 +122,7 @@ def paired(a: Evaluation, b: Evaluation) -> Difference:
 
     Raises:
         CorelensError: other samples, another order, or ids that are empty or not unique; where ids
-            were made up from places in the list, the samples themselves must be the same.
+            were made up from indices in the list, the samples themselves must be the same.
     """
     ids = [answer.id for answer in a.per_sample]
     if ids != [answer.id for answer in b.per_sample]:

@@ -48,7 +48,7 @@ def batches(model: Any, samples: Sequence[Sample] | Sample, batch_size: int = 32
 def _batches(
     model: Any, samples: Sequence[Sample], batch_size: int, on_error: OnError = "raise"
 ) -> tuple[list[Inputs], dict[int, CorelensError]]:
-    """The batches, and {place: error} of the samples that are left out."""
+    """The batches, and {index: error} of the samples that are left out."""
     without = [sample.id for sample in samples if sample.answer is None]
     if (without and on_error == "raise") or not samples:
         raise CorelensError(
@@ -63,7 +63,7 @@ def _batches(
         for start in range(0, len(samples), batch_size):
             batch = samples[start : start + batch_size]
             inputs, of_batch = of_usable(batch, prepare, prepare, on_error)
-            wrong |= {start + place: error for place, error in of_batch.items()}
+            wrong |= {start + index: error for index, error in of_batch.items()}
             if inputs is not None:
                 made.append(model.encode(inputs))
     return made, wrong

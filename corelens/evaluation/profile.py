@@ -51,7 +51,7 @@ class HeadProfile:
     meta: dict[str, Any]
 
     def rank(self, key: str) -> int:
-        """Its place by a score, 1 for the highest head."""
+        """Its rank by a score, 1 for the highest head."""
         return list(self.scores[key].top(1.0)).index(self.head) + 1
 
     @property
@@ -61,7 +61,7 @@ class HeadProfile:
         return [int(i) for i in np.argsort(-self.masses["region"], kind="stable")]
 
     def plot(self) -> Any:
-        """What it attends to, over samples, and its place among all heads: a matplotlib figure."""
+        """What it attends to, over samples, and its rank among all heads: a matplotlib figure."""
         from corelens.viz.profile_page import profile_figure
 
         return profile_figure(self)
@@ -82,11 +82,11 @@ class HeadProfile:
         return profile_html(self)
 
     def __repr__(self) -> str:
-        places = ", ".join(
+        ranks = ", ".join(
             f"{key} {scores.values[self.head]:.3g} (rank {self.rank(key)} of {scores.values.size})"
             for key, scores in self.scores.items()
         )
-        return f"HeadProfile({self.head}: {places}; region {self.masses['region'].mean():.3f})"
+        return f"HeadProfile({self.head}: {ranks}; region {self.masses['region'].mean():.3f})"
 
     def to_json(self) -> dict[str, Any]:
         """Every number of the page."""
@@ -168,7 +168,7 @@ def head_profile(
     )
     best_and_worst = dict.fromkeys([*profile.order[:examples], *profile.order[-examples:]])
     profile.looks.update(
-        _looks(model, {place: (samples[place], weights[place][1]) for place in best_and_worst})
+        _looks(model, {index: (samples[index], weights[index][1]) for index in best_and_worst})
     )
     if all(sample.answer is not None for sample in samples):
         prepared = batches(model, samples, batch_size)
@@ -195,11 +195,11 @@ def _attention(
 
     def look(pattern: Float[Tensor, "batch row key"], hook: Any) -> None:
         inputs: Inputs = hook.ctx["inputs"]
-        for line, places, token_map in zip(
+        for line, rows_read, token_map in zip(
             pattern.cpu(), hook.ctx["rows"].cpu(), inputs.token_maps, strict=True
         ):
             token_map.evidence_rows(rows)  # raises where no row can see the region
-            weights, _ = chosen_row(line[places >= 0], token_map, reduce)
+            weights, _ = chosen_row(line[rows_read >= 0], token_map, reduce)
             parts = {name: torch.zeros(token_map.length, dtype=torch.bool) for name in PARTS}
             parts["region"][token_map.region] = True
             parts["rest of the picture"][token_map.visual] = True
@@ -224,13 +224,15 @@ def _attention(
     return attention
 
 
-def _looks(model: Any, by_place: dict[int, tuple[Sample, Float[Tensor, " key"]]]) -> dict[int, Any]:
+def _looks(
+    model: Any, by_sample: dict[int, tuple[Sample, Float[Tensor, " key"]]]
+) -> dict[int, Any]:
     """Pictures with the attention on them (of a video: the frame that gets most); one scale for all
     of them."""
     from corelens.viz.heat import attention_image, attention_map, of_panel, panels
 
     brightest = {}
-    for place, (sample, weights) in by_place.items():
+    for index, (sample, weights) in by_sample.items():
         inputs = model.prepare(sample)
         heats = []
         for image, number, frame in panels(inputs.pictures[0], inputs.token_maps[0], frames=32):
@@ -238,6 +240,6 @@ def _looks(model: Any, by_place: dict[int, tuple[Sample, Float[Tensor, " key"]]]
             heats.append(
                 (float(heat.max()), image, heat, of_panel(sample.regions, number, frame), frame)
             )
-        brightest[place] = max(heats, key=lambda panel: panel[0])
+        brightest[index] = max(heats, key=lambda panel: panel[0])
     peak = max((panel[0] for panel in brightest.values()), default=1.0)
-    return {place: attention_image(*panel[1:], peak=peak) for place, panel in brightest.items()}
+    return {index: attention_image(*panel[1:], peak=peak) for index, panel in brightest.items()}

@@ -135,11 +135,11 @@ class World:
 
     @cached_property
     def by_size(self) -> list[int]:
-        """The places of the tested samples, in the order of their pictures' sizes: batches of like
+        """The indices of the tested samples, in the order of their pictures' sizes: batches of like
         sizes have little padding."""
 
-        def size(place: int) -> tuple[int, int]:
-            sample = self.to_test[place]
+        def size(index: int) -> tuple[int, int]:
+            sample = self.to_test[index]
             return sum(map(pixels, images_and_frames(sample))), len(sample.question or "")
 
         return sorted(range(len(self.to_test)), key=size)
@@ -148,7 +148,7 @@ class World:
     def prepared(self) -> list[Inputs]:
         """The tested samples as batches in the order of `by_size`, their pictures encoded once."""
         self.advance("encoding the pictures")
-        samples = [self.to_test[place] for place in self.by_size]
+        samples = [self.to_test[index] for index in self.by_size]
         return batches(self.model, samples, self.options.batch_size)
 
     @cached_property
@@ -163,8 +163,8 @@ class World:
         def answers() -> list[dict[str, Any]]:
             self.advance("clean accuracy")
             answered = evaluate(self.model, self.prepared).per_sample
-            by_place = dict(zip(self.by_size, answered, strict=True))
-            return [asdict(by_place[place]) for place in range(len(answered))]
+            by_index = dict(zip(self.by_size, answered, strict=True))
+            return [asdict(by_index[index]) for index in range(len(answered))]
 
         return Evaluation([Answer(**answer) for answer in self.stored("clean", answers)])
 

@@ -140,9 +140,9 @@ def spearman(a: Float[np.ndarray, "*any"], b: Float[np.ndarray, "*any"]) -> floa
 def _ranks(x: Float[np.ndarray, " any"]) -> Float[np.ndarray, " any"]:
     """1 for the smallest …; equal numbers share the mean of their ranks. (As scipy's, whose import
     takes seconds.)"""
-    _, places, counts = np.unique(x, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[places]
+    return (last - (counts - 1) / 2)[inverse]
 
 
 def rank_biased_overlap(

@@ -43,8 +43,8 @@ def check_missing(x: np.ndarray, name: str, exists: Bool[np.ndarray, "layer head
 
 def _check(x: np.ndarray, name: str, wrong: np.ndarray, start: int) -> None:
     if wrong.any():
-        row, *place = (int(i) for i in np.argwhere(wrong)[0])
-        where = (start + row, *place)
+        row, *layer_head = (int(i) for i in np.argwhere(wrong)[0])
+        where = (start + row, *layer_head)
         raise CorelensError(
             f"{name}{list(where)} is {x[where]}",
             "finite scores (NaN only for a head that does not exist, then in every sample)",

@@ -159,18 +159,19 @@ class HookPoint(LensHookPoint):
     def _fire_head(
         self, kind: str, index: int, head: "HookPoint", x: Tensor, ctx: Mapping[str, Any]
     ) -> Tensor:
-        place = index // self.group if kind == "head" else index
-        part, edited = fire_watched(head, x.select(self.head_axis, place).clone(), ctx)  # type: ignore[arg-type]
+        axis_index = index // self.group if kind == "head" else index
+        part, edited = fire_watched(head, x.select(self.head_axis, axis_index).clone(), ctx)  # type: ignore[arg-type]
         if not edited:
             return x
         if kind == "head" and self.group > 1 and not head.bwd_hooks:
             raise CorelensError(
                 f"an edit through {head.name!r}",
                 f"an edit of a KV head, which {self.group} query heads share",
-                f"write through {str(head.name).replace(f'head.{index}', f'kv_head.{place}')!r}",
+                "write through "
+                f"{str(head.name).replace(f'head.{index}', f'kv_head.{axis_index}')!r}",
             )
         x = x.clone()
-        x.select(self.head_axis, place).copy_(part)  # type: ignore[arg-type]
+        x.select(self.head_axis, axis_index).copy_(part)  # type: ignore[arg-type]
         return x
 
 

@@ -157,10 +157,10 @@ def times_of(
 
     Errors: no audio token for them, or another number of them than these sounds have.
     """
-    places = (torch.tensor(row.ids) == layout.audio_placeholder(config)).nonzero()[:, 0]
+    audio = (torch.tensor(row.ids) == layout.audio_placeholder(config)).nonzero()[:, 0]
     if not sounds:
-        return Times(places[:0], [])
-    if not len(places):
+        return Times(audio[:0], [])
+    if not len(audio):
         raise CorelensError(
             f"sample {id!r} with {len(sounds)} sounds, and no audio token in its prompt",
             "a chat template that writes a placeholder for each sound",
@@ -169,18 +169,18 @@ def times_of(
     try:
         seconds = [layout.sound_seconds(processor, config, len(s.waveform)) for s in sounds]
     except CorelensError as error:
-        return Times(places, error)
+        return Times(audio, error)
     lengths = [len(part) for part in seconds]
-    if sum(lengths) != len(places):
+    if sum(lengths) != len(audio):
         raise CorelensError(
-            f"sample {id!r}: {len(places)} audio tokens in the prompt, {lengths} expected of its "
+            f"sample {id!r}: {len(audio)} audio tokens in the prompt, {lengths} expected of its "
             "sounds",
             "as many as a sound of this length has by itself",
             "prepare sounds one a sample; if that does not help, please report it",
         )
     located = [
         heard(positions, part, sound.seconds)
-        for positions, part, sound in zip(places.split(lengths), seconds, sounds, strict=True)
+        for positions, part, sound in zip(audio.split(lengths), seconds, sounds, strict=True)
     ]
     return Times(positions_of(located), located)
 

@@ -69,7 +69,7 @@ def left_out(
 
     Args:
         samples: all of the run.
-        wrong: {place among them: error}.
+        wrong: {index among them: error}.
         on_error: "raise": the first of these errors is raised.
 
     Errors: no sample is left.

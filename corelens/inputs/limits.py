@@ -81,16 +81,16 @@ def process_apart(
     standins = [list(row) for row in pictures]
     processed: dict[str, list[tuple[Tensor, Tensor]]] = {kind: [] for kind in kinds}
     for row, of_prompt in enumerate(media):
-        for place, medium in enumerate(of_prompt):
+        for index, medium in enumerate(of_prompt):
             if medium.kind not in kinds:
                 continue
-            picture = pictures[row][place]
+            picture = pictures[row][index]
             if medium.kind == "image":
                 pixels, grid = _image(processor, picture, images_kwargs | _size(processor, medium))
-                standins[row][place] = _blank(processor.image_processor, grid)
+                standins[row][index] = _blank(processor.image_processor, grid)
             else:
                 pixels, grid = _video(processor, picture, medium, images_kwargs, as_videos)
-                standins[row][place] = [_blank(processor.video_processor, grid)] * len(picture)
+                standins[row][index] = [_blank(processor.video_processor, grid)] * len(picture)
             processed[medium.kind].append((pixels, grid))
     return Apart(
         standins,

@@ -96,8 +96,8 @@ class PatchResult:
         )
         largest = []
         for labels, effect in self.top(3):
-            place = " ".join(f"{name} {label}" for name, label in labels.items())
-            largest.append(f"{place}: {effect:+.3f}")
+            entry = " ".join(f"{name} {label}" for name, label in labels.items())
+            largest.append(f"{entry}: {effect:+.3f}")
         best = ", ".join(largest)
         about = f"{self.meta.get('direction', 'patching')} {self.meta.get('site', '')}".strip()
         metric = self.meta.get("metric", "effect")

@@ -95,11 +95,11 @@ def _geometry(token_map: TokenMap) -> tuple[Int[np.ndarray, "2 pair"], Bool[np.n
     n = len(token_map.visual)
     pairs, bottom = [np.empty((0, 2), dtype=int)], np.zeros(n, dtype=bool)
     for picture in token_map.pictures or []:
-        place = torch.searchsorted(token_map.visual, picture.positions).numpy()
+        index = torch.searchsorted(token_map.visual, picture.positions).numpy()
         box = picture.box.double().numpy()
         real = (box[:, 2:] > box[:, :2]).all(1)  # the others see padding only
         frame = np.zeros(len(box)) if picture.frames is None else picture.frames[:, 0].numpy()
-        place, box, frame = place[real], box[real], frame[real]
+        index, box, frame = index[real], box[real], frame[real]
         size = box[:, 2:] - box[:, :2]
         slack = 0.01 * size.min()
         reach = 1.01 * size.max() + slack  # no two cells that touch lie farther apart
@@ -109,9 +109,9 @@ def _geometry(token_map: TokenMap) -> tuple[Int[np.ndarray, "2 pair"], Bool[np.n
         i, j = near[:, 0], near[:, 1]  # i before j
         gap = np.maximum(box[i, :2] - box[j, 2:], box[j, :2] - box[i, 2:]).max(1)
         view = _views(near[gap < -slack], len(box))
-        pairs.append(place[near[(np.abs(gap) <= slack) & (view[i] == view[j])]])
+        pairs.append(index[near[(np.abs(gap) <= slack) & (view[i] == view[j])]])
         finest = view == np.bincount(view).argmax()
-        bottom[place[finest & (box[:, 3] >= box[finest, 3].max() - slack)]] = True
+        bottom[index[finest & (box[:, 3] >= box[finest, 3].max() - slack)]] = True
     return np.concatenate(pairs).T.copy(), bottom
 
 

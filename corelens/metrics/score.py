@@ -156,7 +156,7 @@ def score_heads(
     def scored(numbers: list[int]) -> Part:
         batch = [questions[number] for number in numbers]
         raw, of_batch = of_usable(batch, make, check, on_error)
-        skipped = {numbers[place]: error for place, error in of_batch.items()}
+        skipped = {numbers[index]: error for index, error in of_batch.items()}
         return Part([number for number in numbers if number not in skipped], raw or {}, skipped)
 
     groups = [

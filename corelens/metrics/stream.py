@@ -189,8 +189,8 @@ class _Sums:
     def add(self, results: dict[str, np.ndarray]) -> None:
         """Add the numbers of one window."""
         self.n += len(results[self.names[0]])
-        for place, name in enumerate(self.names):
-            self.sums[place] = self.sums[place] + results[name].sum(0, dtype=np.float64)
+        for index, name in enumerate(self.names):
+            self.sums[index] = self.sums[index] + results[name].sum(0, dtype=np.float64)
 
     def values(self) -> np.ndarray:
         """The scores, [layer, head]."""
@@ -234,9 +234,9 @@ def _write(file: Path, shape: tuple[int, ...], tensors: dict[str, Iterator[np.nd
         name: {
             "dtype": "F32",
             "shape": list(shape),
-            "data_offsets": [place * size, (place + 1) * size],
+            "data_offsets": [index * size, (index + 1) * size],
         }
-        for place, name in enumerate(tensors)
+        for index, name in enumerate(tensors)
     }
     words = json.dumps(header, separators=(",", ":")).encode()
     words += b" " * (-len(words) % 8)

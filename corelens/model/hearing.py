@@ -64,8 +64,8 @@ class Hearing:
         counted = _key(processor, f"{n_samples} samples")
         if counted not in self.counts:
             silence = np.zeros(n_samples, np.float32)
-            _, places = _processed(self.layout, hf, processor, [silence])
-            self.counts[counted] = int(places.sum())
+            _, is_audio = _processed(self.layout, hf, processor, [silence])
+            self.counts[counted] = int(is_audio.sum())
         count, measured = self.counts[counted], self.known[key]
         padding = measured.new_zeros(max(count - len(measured), 0), 2)
         return torch.cat([measured, padding])[:count]
@@ -84,9 +84,9 @@ def _measure(
     decoder = layout.decoder(hf)
 
     def embedded(sounds: Sequence[np.ndarray]) -> Float[Tensor, "sound token d_model"]:
-        tensors, places = _processed(layout, hf, processor, sounds)
+        tensors, is_audio = _processed(layout, hf, processor, sounds)
         x = first_layer_input(hf, decoder, tensors)
-        return torch.stack([row[place] for row, place in zip(x, places, strict=True)])
+        return torch.stack([row[mask] for row, mask in zip(x, is_audio, strict=True)])
 
     with silent(attention_modules(hf, layout, "audio")), torch.no_grad():
         base = embedded([sound])[0]
@@ -193,8 +193,8 @@ def _processed(
         **spoken(processor, sounds),
     )  # fmt: skip
     config: Any = hf.config
-    places = features["input_ids"].cpu() == layout.audio_placeholder(config)
-    return {name: x for name, x in features.items() if name not in NOT_FOR_THE_MODEL}, places
+    is_audio = features["input_ids"].cpu() == layout.audio_placeholder(config)
+    return {name: x for name, x in features.items() if name not in NOT_FOR_THE_MODEL}, is_audio
 
 
 def _prompt(processor: Any) -> str:

@@ -107,10 +107,10 @@ class PruneVisual:
         """The visual tokens of least weight, all but the share that is kept of each sample."""
         hidden = torch.zeros_like(visual)
         for sample, (of_sample, tokens) in enumerate(zip(weights, visual, strict=True)):
-            places = tokens.nonzero()[:, 0]
-            count = len(places) - max(1, round(self.keep * len(places))) if len(places) else 0
-            order = of_sample[places].argsort(stable=True)
-            hidden[sample, places[order[:count]]] = True
+            visual = tokens.nonzero()[:, 0]
+            count = len(visual) - max(1, round(self.keep * len(visual))) if len(visual) else 0
+            order = of_sample[visual].argsort(stable=True)
+            hidden[sample, visual[order[:count]]] = True
         return hidden
 
     # not hashable: what it hides depends on the prompt, and no engine may keep its mask

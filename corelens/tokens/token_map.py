@@ -167,9 +167,9 @@ class TokenMap:
         if self.sounds is None and "sounds" in self.missing:
             raise self.missing["sounds"]
         for number, sound in enumerate(self.sounds or []):
-            place = (sound.positions == int(position)).nonzero()
-            if len(place):
-                start, end = sound.seconds[int(place[0, 0])].tolist()
+            matches = (sound.positions == int(position)).nonzero()
+            if len(matches):
+                start, end = sound.seconds[int(matches[0, 0])].tolist()
                 return number, start, end
         raise CorelensError(
             f"position {int(position)} of sample {self.id!r}, which is no audio token",

@@ -153,15 +153,15 @@ def ablation_curves(
         ax.grid(axis="y")
         ax.set_axisbelow(True)
         shares = sorted({point[0] for points in curves.values() for point in points})
-        for place, (label, points) in enumerate(curves.items()):
+        for number, (label, points) in enumerate(curves.items()):
             colour, marker = LOOK[label] if label in LOOK else next(spare)
             x, mean, low, high = np.array(sorted(points), dtype=float).T
             if len(shares) == 1:
-                x = np.array([float(place)])
+                x = np.array([float(number)])
                 ax.vlines(x, low, high, color=colour, linewidth=1.6)
             # each line a little to the side of the last: lines that agree would hide one another
             else:
-                x = x + (place - (len(curves) - 1) / 2) * 0.012 * (shares[-1] - shares[0])
+                x = x + (number - (len(curves) - 1) / 2) * 0.012 * (shares[-1] - shares[0])
             ax.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
             ax.plot(
                 x,

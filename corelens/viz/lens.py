@@ -66,10 +66,10 @@ class LogitLens:
                 f"{self.positions[-1]}",
                 "choose a visual token",
             )
-        place = self.layers.index(layer), self.positions.index(position)
+        index = self.layers.index(layer), self.positions.index(position)
         return [
             (self.words[int(i)], float(p))
-            for i, p in zip(self.ids[place], self.probabilities[place], strict=True)
+            for i, p in zip(self.ids[index], self.probabilities[index], strict=True)
         ]
 
     def plot(self, layers: Sequence[int] | None = None, frames: int = 1) -> Figure:
@@ -96,8 +96,8 @@ class LogitLens:
     def _draw(self, ax: Any, panel: Panel, layer: int, wide: float) -> None:
         image = panel[0]
         ax.imshow(np.asarray(image.convert("RGB")), interpolation="antialiased")
-        places = cells(self.token_map, panel)
-        for position, (x0, y0, x1, y1) in places.items():
+        token_cells = cells(self.token_map, panel)
+        for position, (x0, y0, x1, y1) in token_cells.items():
             word, probability = self.top(position, layer)[0]
             ax.add_patch(
                 Rectangle(
@@ -110,7 +110,7 @@ class LogitLens:
                     linewidth=0.4,
                 )
             )
-            if len(places) <= MOST_WORDS:
+            if len(token_cells) <= MOST_WORDS:
                 room = (x1 - x0) / image.width * wide * 72
                 size = min(8.0, room / max(2, len(brief(word))) * 1.45)
                 text = ax.text(

@@ -197,7 +197,7 @@ def _table(
         figure.set_layout_engine("none")
         first.remove()
 
-        def place(number: int) -> Axes:
+        def panel_axes(number: int) -> Axes:
             y, x = divmod(number, across)
             left, bottom = x * (wide + 0.12) + 0.05, size[1] - top - (y + 1) * (height + words)
             ax = figure.add_axes(
@@ -208,7 +208,7 @@ def _table(
             return ax
 
         for number, (image, index, frame) in enumerate(shown):
-            ax, outlined = place(number), of_panel(regions, index, frame)
+            ax, outlined = panel_axes(number), of_panel(regions, index, frame)
             ax.imshow(attention_image(image, None, outlined, frame), interpolation="antialiased")
             name = (
                 f"frame {frame}"
@@ -224,7 +224,7 @@ def _table(
         ):
             peak = max(float(heat.max()) for heat in heats)
             for column, (heat, (image, index, frame)) in enumerate(zip(heats, shown, strict=True)):
-                ax = place(number * len(shown) + column)
+                ax = panel_axes(number * len(shown) + column)
                 lit = attention_image(
                     image, heat, of_panel(regions, index, frame), frame, top_patch
                 )

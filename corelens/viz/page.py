@@ -217,9 +217,9 @@ def svg(fig: Figure, label: str) -> Markup:
     return named + Markup(markup[len("<svg ") :])
 
 
-def _rounded(place: re.Match[str]) -> str:
+def _rounded(match: re.Match[str]) -> str:
     """Coordinates to a hundredth of a point: nobody sees more, and they are half of a page."""
-    return re.sub(r"(\.\d\d)\d+", r"\1", place[0])
+    return re.sub(r"(\.\d\d)\d+", r"\1", match[0])
 
 
 def data_uri(image: Image.Image | str) -> str:

@@ -109,13 +109,13 @@ def _with_picture(
     panel = max(
         shown, key=lambda panel: len(set(positions) & set(token_map.images[panel[1]].tolist()))
     )
-    image, places = (
+    image, token_cells = (
         panel[0],
         {p: cell for p, cell in cells(token_map, panel).items() if p in positions},
     )
     rows = (
         sorted({round(i) for i in np.linspace(0, len(grid) - 1, min(MOST_PICTURES, len(grid)))})
-        if places
+        if token_cells
         else []
     )
     scale, low, high = style.colormap(grid[np.isfinite(grid)])
@@ -131,8 +131,8 @@ def _with_picture(
             halves = figure.add_gridspec(2, 1, height_ratios=[tall, strip + 1.35])
             above, below = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
             for ax, line in zip(above.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
-                values = {p: float(grid[line, positions.index(p)]) for p in places}
-                _over(ax, image, places, values, scale, low, high)
+                values = {p: float(grid[line, positions.index(p)]) for p in token_cells}
+                _over(ax, image, token_cells, values, scale, low, high)
                 ax.set_title(f"{down[0]} {down[1][line]}".strip() or title, fontsize=8.5)
         # patches about as high as a column is wide
         patch = float(np.clip((width - 1.2) / len(positions), 0.1, 0.4))
@@ -154,7 +154,7 @@ def _with_picture(
 def _over(
     ax: Axes,
     image: Image.Image,
-    places: dict[int, Any],
+    token_cells: dict[int, Any],
     values: dict[int, float],
     scale: Any,
     low: float,
@@ -164,7 +164,7 @@ def _over(
     grey = np.asarray(image.convert("L"), dtype=float) / 255
     ax.imshow(0.4 + 0.55 * grey, cmap="gray", vmin=0, vmax=1)
     end = max(abs(low), abs(high))
-    for position, (x0, y0, x1, y1) in places.items():
+    for position, (x0, y0, x1, y1) in token_cells.items():
         value = values[position]
         if np.isfinite(value):
             alpha = 0.95 * min(1.0, abs(value) / end) ** 0.6
@@ -232,10 +232,10 @@ def _as_grid(
     heads = [re.fullmatch(r"L(\d+)H(\d+)", label) for label in labels]
     if len(heads) < 12 or not all(heads):
         return None
-    places = [(int(head[1]), int(head[2])) for head in heads if head]
-    grid = np.full([1 + max(axis) for axis in zip(*places, strict=True)], np.nan)
-    for place, value in zip(places, mean, strict=True):
-        grid[place] = value
+    layer_heads = [(int(head[1]), int(head[2])) for head in heads if head]
+    grid = np.full([1 + max(axis) for axis in zip(*layer_heads, strict=True)], np.nan)
+    for layer_head, value in zip(layer_heads, mean, strict=True):
+        grid[layer_head] = value
     return grid, {
         "layer": [str(i) for i in range(len(grid))],
         "head": [str(i) for i in range(grid.shape[1])],

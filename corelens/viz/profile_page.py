@@ -23,7 +23,7 @@ ABLATIONS = {
 
 
 def profile_figure(profile: "HeadProfile") -> Figure:
-    """Left: its place among all heads. Right: what it attends to in every sample, the best
+    """Left: its rank among all heads. Right: what it attends to in every sample, the best
     first."""
     scores = next(iter(profile.scores.values()))
     values = np.sort(scores.values.ravel())[::-1]
@@ -46,11 +46,11 @@ def profile_figure(profile: "HeadProfile") -> Figure:
         left.set(xlabel="heads, from the highest to the lowest", ylabel=style.axis_label(scores))
         left.set_title(style.words(scores)[2], fontsize=8.5, fontweight="normal", color=style.SOFT)
         bottom = np.zeros(len(profile.samples))
-        places = np.arange(1, len(bottom) + 1)
+        columns = np.arange(1, len(bottom) + 1)
         for (name, mass), colour in zip(profile.masses.items(), COLOURS, strict=True):
             height = mass[profile.order]
             right.bar(
-                places,
+                columns,
                 height,
                 1,
                 bottom=bottom,
@@ -125,7 +125,7 @@ def _sections(profile: "HeadProfile") -> list[p.Section]:
             "What it attends to",
             p.figure(
                 profile_figure(profile),
-                "Left: its place among all heads. Right: its attention in each sample "
+                "Left: its rank among all heads. Right: its attention in each sample "
                 f"({_rows(profile)}), split over the parts of the prompt.",
             ),
             p.pictures(
@@ -148,9 +148,9 @@ def _scores(profile: "HeadProfile") -> Markup:
         layer = sorted(scores.values[profile.head.layer], reverse=True)
         interval = _ci(scores, profile.head, "[{:.3f}, {:.3f}]")
         value = f"{scores.values[profile.head]:.3f} {interval}".strip()
-        place = layer.index(scores.values[profile.head]) + 1
+        rank = layer.index(scores.values[profile.head]) + 1
         rows.append(
-            [key, value, style.words(scores)[1], profile.rank(key), f"{place} of {len(layer)}"]
+            [key, value, style.words(scores)[1], profile.rank(key), f"{rank} of {len(layer)}"]
         )
     columns = ["score", f"of {profile.head}", "unit", "rank in the model", "rank in its layer"]
     return p.table(columns, rows, "Scores, with 95% intervals over the samples that were scored.")

@@ -197,9 +197,9 @@ def _looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 def _panel(ax: Axes, curves: Mapping[str, Points], looks: Mapping[str, tuple[str, str]]) -> None:
     """Each line a little to the side of the last: lines that agree would hide one another."""
     ticks = sorted({point[0] for points in curves.values() for point in points})
-    places = np.log2(ticks)
+    octaves = np.log2(ticks)
     # octaves
-    apart = min(0.035 * np.ptp(places), 0.1 * np.diff(places).min()) if len(ticks) > 1 else 0.1
+    apart = min(0.035 * np.ptp(octaves), 0.1 * np.diff(octaves).min()) if len(ticks) > 1 else 0.1
     for number, (name, points) in enumerate(curves.items()):
         colour, marker = looks[name]
         x, value, low, high = np.array(sorted(points), dtype=float).T
