@@ -377,8 +377,8 @@ def _warn_hidden(targets: Sequence[ReceiverSet]) -> None:
     for target in targets:
         if len(target) > 1 and any(receiver.reads == "hook_logits" for receiver in target):
             warnings.warn(
-                "hook_logits is among several receivers, so the logits are set to what they are in "
-                "the path run, and the other receivers have no effect. per='receiver' patches each "
+                "hook_logits among several receivers: the logits are set to their values of the "
+                "path run, so the other receivers have no effect. per='receiver' patches each "
                 "alone.",
                 stacklevel=3,
             )
