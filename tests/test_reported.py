@@ -2,6 +2,7 @@
 committed verdicts are those of this version."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -41,6 +42,34 @@ def test_a_number_in_a_sentence_that_differs_is_noticed_and_mended():
     assert wrong != page and tables.filled("README.md", wrong, {}).split() == page.split()
     with pytest.raises(SystemExit, match="does not say: scoring all heads"):
         tables.filled("README.md", page.replace("scoring all heads", "scoring some heads"), {})
+
+
+SETTINGS = {"5%", "95%", "0.3", "0.5", "0.7", "0.70"}  # what was asked for, not what came out
+NUMBER = re.compile(r"(?<![\w.])(?:0\.\d+|\d[\d.,]*%|\d[\d.,]*x)(?!\w)")
+
+
+@pytest.mark.parametrize("page", tables.PAGES)
+def test_no_measured_number_stands_in_prose_that_is_not_checked(page):
+    text = tables.PLACE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    for owner, words, _ in tables.measured.sentences():
+        if owner == page:
+            text = tables.sentence(words).sub("", text)
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)
+    assert set(NUMBER.findall(text)) <= SETTINGS
+
+
+def test_the_text_on_random_sets_follows_what_they_leave():
+    def run(*accuracies):
+        draws = [{"accuracy": x, "heads": [[1, i], [2, 3]]} for i, x in enumerate(accuracies)]
+        return {"top": {"accuracy": 0.5}, "random": draws}
+
+    text = tables.masked._random_sets
+    assert text(run(0.9, 0.8)) == "2 random sets leave 0.80 to 0.90."
+    assert text(run(0.5, 0.4)) == "No random set of 2 leaves more than the top."
+    assert text(run(0.9, 0.4, 0.9, 0.3)) == (
+        "2 of 4 random sets leave 0.90 to 0.90, the other two 0.30 to 0.40; these all hold L2H3."
+    )
+    assert text(run(0.9, 0.4)).endswith("the other one 0.40.")
 
 
 @pytest.mark.parametrize("file", sorted(tables.STUDY.glob("*.json")), ids=lambda path: path.name)

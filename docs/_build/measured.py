@@ -289,21 +289,6 @@ def masked_study() -> list[str]:
     return [*written, str(len(random)), low, high, str(part["tested"])]
 
 
-def masked_smol() -> tuple[list[str], list[str]]:
-    """The same of smol-vlm, by its benchmark, of the random sets that leave more than the top (and
-    how many of all these are); then the lowest and highest of the others."""
-    run = read("masked_heads")["models"]["smol-vlm"]
-    clean, top, bottom = (run[name]["accuracy"] for name in ("clean", "top", "bottom"))
-    draws = sorted(draw["accuracy"] for draw in run["random"])
-    harmless = [accuracy for accuracy in draws if accuracy > top]
-    harmful = draws[: -len(harmless)]
-    low, high, lowest, highest = (
-        f"{x:.2f}" for x in (harmless[0], harmless[-1], harmful[0], harmful[-1])
-    )
-    counts = [str(len(harmless)), str(len(draws)), low, high, str(run["tested"])]
-    return [f"{clean:.2f}", f"{top:.2f}", f"{bottom:.2f}", *counts], [lowest, highest]
-
-
 def sentences() -> Iterable[tuple[str, str, list[str]]]:
     """(page, the sentence's words with {} for its numbers, the numbers)."""
     run, results = read("knockout"), read("hooks-cpu")["results"]
@@ -324,13 +309,6 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     run = read("masked_heads")["models"]["qwen3vl-q"]
     again = [f"{run[name]['accuracy']:.3f}" for name in ("clean", "top")]
     yield "README.md", "Ranked on other scenes, the top 5% take {} to {}", again
-    sets, others = masked_smol()
-    words = "masking its top 5% takes {} to {}, the bottom 5% leave {}, and {} of {} random sets "
-    yield "README.md", words + "{} to {} ({} scenes", sets
-    yield "README.md", "L23H3, and leave {} to {}", others
-    (alone,) = read("masked_heads")["models"]["smol-vlm"]["alone"]
-    words = "all five hold L23H3, which is {}th by RAM and leaves {} when it is masked alone"
-    yield "docs/worlds.md", words, [str(alone["rank"]), f"{alone['accuracy']:.0%}"]
     words = "Of the {} multimodal types of transformers 5.24, {} run under hooks exactly as "
     words += "without, and {} are refused by name; {} have token maps"
     yield "README.md", words, families_table.counts()
@@ -346,6 +324,19 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     speedup = f"{prefill['attention']['speedup']['median']:.1f}x"
     words = "{} faster attention on a prompt of 16k tokens with {} of {} heads full"
     yield "README.md", words, [speedup, str(prefill["full_heads"]), str(prefill["heads"])]
+    all_patterns = results["4096"]["CoreLens, all patterns"]["time_ratio"]["median"]
+    words = "all patterns cost {} times a plain forward"
+    yield "docs/limits.md", words, [f"{all_patterns:.1f}"]
+    yield "docs/benchmarks.md", "Dense accuracy is {}", [f"{read('patterns')['dense']:.3f}"]
+    paths = read("core_paths")
+    writers = [paths["writers"][f"blocks.0.attn.head.{head}.hook_z"] for head in (6, 4)]
+    effects = [f"{-x:.1f}" for effect in writers for x in effect]
+    words = "(L0H6 −{} [−{}, −{}], L0H4 −{} [−{}, −{}] of logit difference, {} pairs)"
+    yield "docs/findings.md", words, [*effects, str(paths["pairs"])]
+    logits = [f"{-x:.1f}" for x in paths["readers"]["hook_logits"]]
+    later = max(abs(effect[0]) for name, effect in paths["readers"].items() if "blocks" in name)
+    words = "what the five fetch goes to the logits (−{} [−{}, −{}]) with hardly a later head in "
+    yield "docs/findings.md", words + "between (at most −{})", [*logits, f"{later:.2f}"]
 
 
 def interval(part: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Numbers of the README and the documentation that are made from committed JSON: `python
 docs/_build/tables.py`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. A sentence is known by
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`, a paragraph between
+`<!-- text: NAME -->` and `<!-- end of text -->`. Any other sentence with numbers is known by
 its words: those of `measured.sentences` are looked for, whatever numbers stand in them. With
 --check nothing is written, and a page that says something else than its JSON is an error; a page
 that lacks a sentence always is.
@@ -12,7 +13,9 @@ import re
 import sys
 from pathlib import Path
 
+import cards
 import families_table
+import masked
 import measured
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +27,11 @@ PAGES = (
     "docs/benchmarks.md",
     "docs/families.md",
     "docs/worlds.md",
+    "docs/limits.md",
 )
-PLACE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+PLACE = re.compile(
+    r"(<!-- (?:table|text): (\w+) -->\n)(.*?)(<!-- end of (?:table|text) -->)", re.DOTALL
+)
 
 
 def verdicts(report: dict) -> str:
@@ -125,7 +131,8 @@ def table(name: str, report: dict) -> str:
     """A table by its name: of the study, or of a benchmark."""
     if name in TABLES:
         return TABLES[name](report)
-    return {**measured.TABLES, **families_table.TABLES}[name]()
+    made = measured.TABLES | families_table.TABLES | masked.TABLES | cards.TABLES
+    return made[name]()
 
 
 def filled(page: str, text: str, report: dict) -> str:
@@ -138,13 +145,18 @@ def filled(page: str, text: str, report: dict) -> str:
 
 def stated(page: str, text: str, words: str, numbers: list[str]) -> str:
     """The text with the numbers of one sentence made anew; lines may break anywhere in it."""
-    parts = [r"\s+".join(map(re.escape, part.split(" "))) for part in words.split("{}")]
-    match = re.search("".join(f"({part}){NUMBER}" for part in parts[:-1]) + f"({parts[-1]})", text)
+    match = sentence(words).search(text)
     if match is None:
         raise SystemExit(f"{page} does not say: {words}")
     pieces = match.groups()[::2]
-    sentence = "".join(piece + number for piece, number in zip(pieces, [*numbers, ""], strict=True))
-    return text[: match.start()] + sentence + text[match.end() :]
+    renewed = "".join(piece + number for piece, number in zip(pieces, [*numbers, ""], strict=True))
+    return text[: match.start()] + renewed + text[match.end() :]
+
+
+def sentence(words: str) -> re.Pattern[str]:
+    """What finds a sentence whatever numbers stand in it; they and the words between are groups."""
+    parts = [r"\s+".join(map(re.escape, part.split(" "))) for part in words.split("{}")]
+    return re.compile("".join(f"({part}){NUMBER}" for part in parts[:-1]) + f"({parts[-1]})")
 
 
 def main(check: bool) -> int:

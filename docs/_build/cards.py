@@ -1,0 +1,80 @@
+"""The table of what was measured of every bundled model, from the cards that its training wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+BEGAN = {  # what its weights were before
+    "qwen3vl-s": "random weights", "qwen3vl-s-long": "`qwen3vl-s`", "qwen3vl-m": "random weights",
+    "qwen3vl-s-all": "behind the tower of `qwen3vl-m`, random weights",
+    "qwen3vl-l": "behind the tower of `qwen3vl-m`, random weights",
+    "qwen3vl-q": "behind the tower of `qwen3vl-m`, random weights",
+    "smol-vlm": "SmolLM2-135M-Instruct, the tower of `qwen3vl-m`",
+    "llava-ov-s": "random weights", "internvl-s": "random weights",
+}  # fmt: skip
+FOLDERS = ("corelens/demo/checkpoints", "training/models")
+
+
+def card(name: str) -> dict[str, Any]:
+    """A model's card."""
+    paths = [ROOT / folder / name / "card.json" for folder in FOLDERS]
+    paths.append(ROOT / f"training/cards/{name}.json")
+    path = next(path for path in paths if path.is_file())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def trained() -> str:
+    """One row a model and set of test scenes: exact match, and two controls."""
+    rows = [
+        ["model", "begins as", "trained", "on these test scenes", "exact match",
+         "digit turned: follows", "picture blank: right"],
+    ]  # fmt: skip
+    for name, began in BEGAN.items():
+        measured = card(name)
+        training = measured["training"]
+        hours = f", {training['hours']:.2f} h" if training.get("hours") else ""
+        cells = [f"`{name}`", began, f"{training['steps']:,} steps{hours}"]
+        controls = {_scenes(x): x for x in measured["controls"]}
+        for test in (x for x in measured["held_out"] if x["split"] == "test"):
+            low, high = (f"{100 * end:.1f}" for end in test["ci95"])
+            exact = f"{100 * test['accuracy']:.4g}% [{low}, {high}]"
+            control = controls[_scenes(test)]
+            follows, blank = (
+                f"{100 * control[x]:.4g}% of {control['n']}" for x in ("follows", "blank")
+            )
+            rows.append([*cells, f"{test['n']:,} {_scenes(test)}", exact, follows, blank])
+            cells = ["", "", ""]
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([table[0], "|---" * len(rows[0]) + "|", *table[1:]]) + "\n"
+
+
+def right() -> str:
+    """Which models answer nearly all of what they are taken for."""
+    low = []
+    for name in BEGAN:
+        tests = [x for x in card(name)["held_out"] if x["split"] == "test"]
+        # at a world's default size, where it was tested there
+        default = [x for x in tests if not x.get("options")] or tests
+        if min(x["accuracy"] for x in default) < 0.95:
+            low.append(f"`{name}`")
+    but = f"All but {' and '.join(low)}" if low else "All"
+    return f"**{but} answer 95% or more of the test scenes of each world named below.**\n"
+
+
+def _scenes(test: dict[str, Any]) -> str:
+    """ "`refer`, 24 objects, 960–1,024 px"."""
+    options = test.get("options") or {}
+    words = [f"`{test['world']}`"]
+    if "jitter" in options:
+        words[0] += " anywhere (`jitter=8`)"
+    if "objects" in options:
+        number = options["objects"]
+        words.append(f"{number} object{'s' if number > 1 else ''}")
+    if "sides" in options:
+        low, high = options["sides"]
+        words.append(f"{low:,} px" if low == high else f"{low:,} to {high:,} px")
+    return ", ".join(words)
+
+
+TABLES = {"trained": trained, "right": right}

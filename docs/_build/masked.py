@@ -1,0 +1,209 @@
+"""What masking whole heads costs: tables and text of benchmarks/results/masked_heads.json, of the
+committed study and of the models' cards. docs/_build/tables.py writes them into pages."""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def runs() -> dict[str, Any]:
+    """{model: its run of the benchmark}."""
+    path = ROOT / "benchmarks/results/masked_heads.json"
+    return json.loads(path.read_text(encoding="utf-8"))["models"]
+
+
+def study(model: str) -> dict[str, Any]:
+    """A model's part of the committed study."""
+    path = ROOT / "docs/study/report.json"
+    return json.loads(path.read_text(encoding="utf-8"))["models"][model]
+
+
+def card(model: str) -> dict[str, Any]:
+    """What was measured of a model when it was trained."""
+    path = ROOT / "training/models" / model / "card.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def masked() -> str:
+    """Accuracy without the top, the bottom and random heads, a column a model."""
+    columns = []
+    for name, run in runs().items():
+        draws = sorted(draw["accuracy"] for draw in run["random"])
+        middle = ", ".join(f"{draws[i]:.3f}" for i in (0, len(draws) // 2, -1))
+        alone = [
+            f"{', '.join(_names(x['heads']))} (rank {x['rank']}): {_interval(x)}"
+            for x in run.get("alone", [])
+        ]
+        size = f"{len(run['top']['heads'])} of {run['total']}"
+        columns.append([
+            f"`{name}`", f"{run['scored']} scenes, {run['tested']} others", size,
+            _interval(run["clean"]), _interval(run["top"]), _interval(run["bottom"]), middle,
+            f"{len(draws)}", "; ".join(alone) or "–",
+        ])  # fmt: skip
+    labels = [
+        "", "ranked on, tested on", "heads masked", "accuracy: none masked", "top 5% by RAM",
+        "bottom 5%", "random: lowest, median, highest", "random sets", "one head alone",
+    ]  # fmt: skip
+    return _markdown([[label, *cells] for label, *cells in zip(labels, *columns, strict=True)])
+
+
+def masked_question() -> str:
+    """Every run in which whole heads of qwen3vl-q were masked."""
+    name, run = "qwen3vl-q", runs()["qwen3vl-q"]
+    part = study(name)["worlds"]["refer"]
+    by_study = part["numbers"]["F5"]
+    right = part["clean"]["value"]
+    random = [right * (1 - lost) for lost in by_study["random"]["zero"]]
+    top, bottom = (by_study["ram"][role]["zero"]["accuracy"] for role in ("top", "bottom"))
+    rows = [["ranked on", "tested on", "clean", "top 5% masked", "bottom 5%", "random sets"]]
+    scored = f"{part['scored']} scenes ([the study](findings.md))"
+    rows.append([scored, f"{part['tested']} others", *_accuracies(right, top, bottom, random)])
+    rows.append(_of_benchmark(run))
+    rows += [_of_card(x) for x in card(name)["zeroed"] if x["rows"] == "question"]
+    return _markdown(rows)
+
+
+def masked_language() -> str:
+    """Every run in which whole heads of smol-vlm were masked, ranked by published RAM."""
+    rows = [["ranked on", "tested on", "clean", "top 5% masked", "bottom 5%", "random sets"]]
+    rows.append(_of_benchmark(runs()["smol-vlm"]))
+    rows += [_of_card(x) for x in card("smol-vlm")["zeroed"] if x["rows"] == "question"]
+    return _markdown(rows)
+
+
+def language() -> str:
+    """What the README says of smol-vlm."""
+    run = runs()["smol-vlm"]
+    clean, top, bottom = (f"{run[name]['accuracy']:.2f}" for name in ("clean", "top", "bottom"))
+    text = "`smol-vlm` (extra `smol`) has a pretrained language decoder. Masking its top 5% takes "
+    text += f"{clean} to {top}, and the bottom 5% leave {bottom} ({run['tested']} scenes). "
+    return _paragraph(text + _random_sets(run) + " Both models: [worlds](docs/worlds.md).")
+
+
+def language_more() -> str:
+    """What docs/worlds.md says of smol-vlm below its table."""
+    run, measured = runs()["smol-vlm"], card("smol-vlm")
+    text = "With six objects, the top heads lie at a mean relative depth of "
+    text += f"{run['top_depth']:.2f} (0: the first layer, 1: the last). {_random_sets(run)} "
+    for x in run.get("alone", []):
+        text += f"{', '.join(_names(x['heads']))} is number {x['rank']} by RAM, and leaves "
+        text += f"{x['accuracy']:.2f} when it is masked alone: a head that hardly looks at the "
+        text += "evidence can be needed, too. "
+    cuts = [x for x in measured["reads"] if not x["options"]] or measured["reads"]
+    cost, n = cuts[0]["cost"], cuts[0]["n"]
+    points = {
+        rows: [f"{round(100 * end)}".replace("-", "−") for end in cost[rows]]
+        for rows in ("question", "last")
+    }
+    text += "The answer hangs on the last row here, which is not as the paper has it: cutting the "
+    text += "evidence there in all heads costs {} points [{}, {}], ".format(*points["last"])
+    text += "cutting it at the question's rows {} [{}, {}] ".format(*points["question"])
+    return _paragraph(f"{text}({n} scenes). The same heads look from both.")
+
+
+def question_reads() -> str:
+    """Where qwen3vl-q reads, by its card."""
+    measured = card("qwen3vl-q")["reads"][0]
+    right = round(measured["n"] * measured["clean"])
+    left = [right - round(measured["n"] * measured["cost"][x][0]) for x in ("question", "last")]
+    text = f"Of {measured['n']} scenes it answers {right} right. With the evidence cut from the "
+    text += f"question's rows in all heads, {left[0]} stay right; with the evidence cut from the "
+    return _paragraph(f"{text}last row, {left[1]}.")
+
+
+def counted() -> str:
+    """How many samples and random sets the committed study rests on."""
+    parts = [
+        (name, part)
+        for name in ("qwen3vl-s", "internvl-s", "qwen3vl-q", "smol-vlm")
+        for part in study(name)["worlds"].values()
+    ]
+    tested: dict[int, list[str]] = {}
+    for name, part in parts:
+        names = tested.setdefault(part["tested"], [])
+        names += [] if f"`{name}`" in names else [f"`{name}`"]
+    scored = sorted({str(part["scored"]) for _, part in parts})
+    sets = max(len(x["numbers"]["F5"]["random"]["zero"]) for _, x in parts if "F5" in x["numbers"])
+    others = ", ".join(f"{n} others of {_listed(names)}" for n, names in tested.items())
+    text = f"{' or '.join(scored)} scenes a world rank the heads, and others test them: {others}. "
+    return _paragraph(f"{text}{sets} random sets stand beside the top heads where F5 masks heads.")
+
+
+def _random_sets(run: dict[str, Any]) -> str:
+    """How the random sets compare with the top: all above it, or some not, and what these hold."""
+    top = run["top"]["accuracy"]
+    above = sorted(x["accuracy"] for x in run["random"] if x["accuracy"] > top)
+    below = [x for x in run["random"] if x["accuracy"] <= top]
+    total = len(run["random"])
+    if not above:
+        return f"No random set of {total} leaves more than the top."
+    ends = f"{above[0]:.2f} to {above[-1]:.2f}"
+    if not below:
+        return f"{total} random sets leave {ends}."
+    text = f"{len(above)} of {total} random sets leave {ends}, "
+    shared = set.intersection(*({tuple(head) for head in x["heads"]} for x in below))
+    left = sorted(f"{x['accuracy']:.2f}" for x in below)
+    text += f"the other {_word(len(below))} {' to '.join(dict.fromkeys([left[0], left[-1]]))}"
+    if shared and len(below) > 1:
+        text += f"; these all hold {_listed(_names(sorted(shared)))}"
+    return text + "."
+
+
+def _of_benchmark(run: dict[str, Any]) -> list[str]:
+    random = [x["accuracy"] for x in run["random"]]
+    accuracies = [run[name]["accuracy"] for name in ("clean", "top", "bottom")]
+    scored = f"{run['scored']} scenes (`benchmarks/masked_heads.py`)"
+    return [scored, f"{run['tested']} others", *_accuracies(*accuracies, random)]
+
+
+def _of_card(run: dict[str, Any]) -> list[str]:
+    heads = run["zeroed"]
+    objects = run["options"].get("objects")
+    scenes = f"scenes of {_word(objects)} object (its card)" if objects else "scenes (its card)"
+    accuracies = _accuracies(run["clean"], heads["top"], heads["bottom"], heads["random"])
+    return [f"{run['scored']} {scenes}", f"{run['tested']} others", *accuracies]
+
+
+def _accuracies(clean: float, top: float, bottom: float, random: list[float]) -> list[str]:
+    ends = list(dict.fromkeys(f"{100 * end:.3g}" for end in (min(random), max(random))))
+    cells = [f"{100 * accuracy:.3g}%" for accuracy in (clean, top, bottom)]
+    return [*cells, f"{' to '.join(ends)}% ({len(random)} sets)"]
+
+
+def _names(heads: Any) -> list[str]:
+    return [f"L{layer}H{head}" for layer, head in heads]
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _word(number: int) -> str:
+    return WORDS[number] if number < len(WORDS) else str(number)
+
+
+def _interval(part: dict[str, Any]) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(part["accuracy"], *part["ci"])
+
+
+def _paragraph(text: str) -> str:
+    """Text in rows of 120 columns at most."""
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([table[0], "|---" * len(rows[0]) + "|", *table[1:]]) + "\n"
+
+
+TABLES = {
+    part.__name__: part
+    for part in [
+        *(masked, masked_question, masked_language),
+        *(language, language_more, question_reads, counted),
+    ]
+}
