@@ -111,7 +111,7 @@ def test_a_model_without_token_map_shows_text_keys_and_says_so(model, sample, br
         + "cells[20].click(); const looks = chips.filter((chip) => "
         "Number(chip.style.getPropertyValue('--look')) > 0).length;"
         "return [looks > 0, root.textContent.includes('attention on text is shown'), "
-        "root.textContent.includes('Full colour')].join()"
+        "root.textContent.includes('on one patch')].join()"
     )
     text, console, _ = browse(explorer.page(), script)
     assert text == "true,true,false" and not console
@@ -178,6 +178,36 @@ def test_the_page_answers_to_clicks_keys_and_drags(model, sample, browse, tmp_pa
     assert set(flags.split(",")) == {"true"}, flags
     assert not console and not network
     assert float(took) < 500
+
+
+KEY = (
+    "const shown = (node) => node !== null && node.offsetParent !== null;"
+    "const key = () => all('.swatch').filter(shown).map((x) => x.className.split('is-')[1]).join(' ');"
+)
+
+
+def test_the_page_says_what_its_colours_and_controls_mean(model, sample, browse):
+    """Every control has words of its own or a tooltip; the legend names what is drawn, no more."""
+    script = (
+        WATCH
+        + KEY
+        + """
+    const seen = [key()];
+    pointer('pointerdown', .3, .3); pointer('pointerup', .3, .3); seen.push(key());
+    const silent = all('button, select, input, canvas').filter((node) => shown(node) && !node.title
+      && !node.getAttribute('aria-label') && !node.closest('label'));
+    seen.push(silent.length, all('[data-rows]').map((button) => button.textContent).join());
+    all('[data-rows=last]')[0].click(); seen.push(reading().includes('from the last token'));
+    return seen.join('|');
+    """
+    )
+    text, console, _ = browse(cl.explore(model, sample).page(), script)
+    legend, marked, silent, labels, last = text.split("|")
+    assert legend == "heat evidence level" and marked == "heat evidence mark level"
+    assert silent == "0" and last == "true" and not console
+    assert labels == "question's tokens (mean),last token (predicts the answer)"
+    blank = cl.explore(model, replace(sample, regions=[])).page()
+    assert browse(blank, KEY + "return key()")[0] == "heat level"
 
 
 def test_a_link_reproduces_the_view(model, sample, browse):

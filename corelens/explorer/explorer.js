@@ -15,6 +15,7 @@ const element = (tag, attributes = {}, ...children) => {
   node.append(...children.filter((child) => child !== null));
   return node;
 };
+const swatch = (kind) => element("i", { class: "swatch is-" + kind, "aria-hidden": "true" });
 const percent = (x) => (x === null || Number.isNaN(x) ? "–" : x < 0.0995 ? (100 * x).toFixed(1) + "%" : Math.round(100 * x) + "%");
 
 function corelensExplorer(root, data, live = null) {
@@ -92,40 +93,53 @@ function corelensExplorer(root, data, live = null) {
   const views = element("div", { class: "views" });
   const reading = element("p", { class: "reading", role: "status" });
   const grid = element("div", { class: "grid", role: "grid", "aria-label": `${L} layers by ${H} heads`, style: `--heads:${H}` });
-  const choose = element("select", { "aria-label": "what colours the grid", onchange: () => { state.by = choose.value; draw(); } });
+  const choose = element("select", { "aria-label": "what colours the grid", title: "What the colour of a head's square means", onchange: () => { state.by = choose.value; draw(); } });
   const legend = element("span", { class: "legend" });
   const ranking = element("ol", { class: "ranking" });
   const pinned = element("div", { class: "pinned" });
-  const play = element("button", { type: "button", onclick: () => playAnswer() }, "▶ play the answer");
+  const play = element("button", { type: "button", title: "The answer's tokens one after the other, each with what the token before it looks at",
+    onclick: () => playAnswer() }, "▶ play the answer");
   const ownScale = element("input", { type: "checkbox", onchange: () => { state.own = ownScale.checked; draw(); } });
   const scale = element("span", {});
+  const sources = [["question", "question's tokens (mean)", "What the question's tokens look at, on average: the rows of RAM as published"],
+                   ["last", "last token (predicts the answer)", "What the last token of the prompt looks at (the last row): the answer's first token is predicted from it"]];
   const patchList = element("div", { class: "patch", hidden: "" });
   root.append(
     element("header", {}, element("p", { class: "question" }, data.question || data.id), answerLine),
     live ? liveControls() : "",
     element("div", { class: "tokens" },
-      element("div", { class: "groups" },
-        ...[["question", "question (mean)"], ["last", "last row"]].filter(([name]) => groups[name].length).map(([name, label]) =>
-          element("button", { type: "button", "data-rows": name, onclick: () => { state.rows = name; draw(); } }, label)), play),
+      element("div", { class: "groups" }, element("span", { class: "hint" }, "Attention from:"),
+        ...sources.filter(([name]) => groups[name].length).map(([name, label, title]) =>
+          element("button", { type: "button", "data-rows": name, title, onclick: () => { state.rows = name; draw(); } }, label)), play,
+        element("span", { class: "hint" }, "or click a token:")),
       chips),
     element("div", { class: "stage" },
-      element("section", {}, views, reading, patchList,
-        hasViews ? element("p", { class: "scale" }, scale, element("label", {}, ownScale, "each head on a scale of its own")) : ""),
+      element("section", {}, reading,
+        hasViews ? element("p", { class: "key" },
+          element("span", {}, swatch("heat"), scale),
+          hasRegion ? element("span", {}, swatch("evidence"), "the evidence") : "",
+          element("span", { class: "mark", hidden: "" }, swatch("mark"), "your patch or box")) : "",
+        views, patchList,
+        hasViews ? element("p", { class: "hint" }, "Click a patch: which heads look at it. Drag a box: how much falls into it. ",
+          element("label", { title: "Stretch each head's map to full colour, so that faint ones are seen; heads can then not be compared" },
+            ownScale, "each head on a scale of its own")) : ""),
       element("section", { class: "heads" },
-        element("div", { class: "bar" }, "Colour:", choose, legend),
+        element("div", { class: "bar" }, element("span", {}, "Colour:"), choose, element("span", { class: "key" }, swatch("level"), legend)),
         element("div", { class: "scroll" }, grid),
-        element("p", { class: "hint" }, "Layers downwards, heads across. Arrow keys move, Enter pins."),
-        ranking)),
+        element("p", { class: "hint" }, "One square is one head: layers downwards, heads across. Point at it, or use the arrow keys: see where it looks. Click, or Enter: pin it."),
+        element("p", { class: "hint" }, "Highest:"), ranking)),
     element("h3", { class: "pins-title" }, "Pinned heads"), pinned,
     data.left_out.length ? element("p", { class: "left-out" }, "Left out: " + data.left_out.join(" ")) : "",
   );
+
+  const mark = root.querySelector(".mark");
 
   // --- tokens ------------------------------------------------------------------------------------------------------
   const chipOf = new Map();
   data.tokens.forEach((token, i) => {
     const shown = token.text.replace(/\n/g, "⏎").replace(/^ | $/g, "·") || "·";
     const chip = element("button", { type: "button", class: "chip is-" + token.part, role: "option", disabled: token.row < 0 ? "" : null,
-      title: token.row < 0 ? "not a row here" : `row ${i}: what this token attends to` }, shown);
+      title: token.row < 0 ? "before the picture: it cannot look at it" : `what this token looks at (row ${i})` }, shown);
     if (token.row >= 0) { chip.addEventListener("click", () => { state.rows = token.row; draw(); }); chipOf.set(token.row, chip); }
     token.chip = chip;
     chips.append(chip);
@@ -300,18 +314,19 @@ function corelensExplorer(root, data, live = null) {
       choose.replaceChildren(...offered.map((name) => element("option", { value: name }, values[name].label)));
     choose.value = state.by;
     now = cells.map((_, head) => values[state.by].of(head));
+    const written = (x) => (state.by.startsWith("score:") ? x.toFixed(3) : percent(x));
     const top = Math.max(1e-9, ...now.filter((x) => !Number.isNaN(x)));
     cells.forEach((cell, head) => {
       const none = Number.isNaN(now[head]);
       restyle(cell, "--level", none ? 0 : Math.max(0, now[head]) / top);
       cell.classList.toggle("none", none);
-      const words = `${nameOf(head)} ${none ? "no map kept" : percent(now[head])}`;
+      const words = `${nameOf(head)} ${none ? "no map kept" : written(now[head])}`;
       if (cell.title !== words) { cell.title = words; cell.setAttribute("aria-label", words); }
     });
-    legend.textContent = ` 0 to ${percent(top)}`;
+    legend.textContent = `0 to ${written(top)}`;
     const order = cells.map((_, head) => head).filter((head) => !Number.isNaN(now[head])).sort((a, b) => now[b] - now[a]).slice(0, 8);
-    ranking.replaceChildren(...order.map((head) => element("li", {}, element("button", { type: "button", onclick: () => { select(head); pin(head); },
-      onpointerenter: () => select(head) }, `${nameOf(head)} `, element("b", {}, state.by.startsWith("score:") ? now[head].toFixed(3) : percent(now[head]))))));
+    ranking.replaceChildren(...order.map((head) => element("li", {}, element("button", { type: "button", title: "Point: see where it looks. Click: pin it.", onclick: () => { select(head); pin(head); },
+      onpointerenter: () => select(head) }, `${nameOf(head)} `, element("b", {}, written(now[head]))))));
     if (state.head === null) state.head = order.find((head) => stored.has(head)) ?? order[0] ?? 0;
     drawPatch(); drawHead(); drawPins(); remember();
   }
@@ -327,12 +342,13 @@ function corelensExplorer(root, data, live = null) {
     shown = kept ? data.views.map((_, number) => heat(number, head)) : [];
     if (kept) {
       sharedPeak = state.own ? peakOf(shown) : peakOfAll();
-      scale.textContent = `Full colour: ${percent(sharedPeak)} of a row's attention on one patch. `;
+      scale.textContent = `0 to ${percent(sharedPeak)} of the attention on one patch`;
     }
+    if (mark) mark.hidden = !(state.box || (state.by === "patch" && state.patch !== null));
     data.views.forEach((_, number) => paint(number));
     const on = kept ? meansOf(head) : null;
     data.tokens.forEach((token, i) => restyle(token.chip, "--look", on ? Math.min(1, on[V + i] * 2) : 0));
-    const words = typeof state.rows === "number" ? `from “${data.tokens.find((t) => t.row === state.rows).text.trim()}”` : state.rows === "question" ? "mean over the question's rows" : "from the last row";
+    const words = typeof state.rows === "number" ? `from “${data.tokens.find((t) => t.row === state.rows).text.trim()}”` : state.rows === "question" ? "from the question's tokens (mean)" : "from the last token";
     const parts = hasRegion ? [`evidence ${percent(over((row) => mass.region(row, head)))}`] : [];
     parts.push(`picture ${percent(over((row) => mass.picture(row, head)))}`);
     reading.textContent = `${nameOf(head)}, ${words}: ${parts.join(", ")}` + (kept ? "" : " (its map was left out)");
@@ -370,7 +386,7 @@ function corelensExplorer(root, data, live = null) {
     for (const [head] of stored) for (let row = 0; row < nRows; row++) pairs.push([read(row, head, state.patch), row, head]);
     pairs.sort((a, b) => b[0] - a[0]);
     patchList.replaceChildren("This patch is seen by ", ...pairs.slice(0, 6).map(([value, row, head]) => element("button", { type: "button",
-      onclick: () => { state.rows = row; state.head = head; draw(); } }, `${nameOf(head)} from “${data.tokens.find((t) => t.row === row).text.trim() || "⏎"}” ${percent(value)}`)));
+      title: "Show this head, from this token", onclick: () => { state.rows = row; state.head = head; draw(); } }, `${nameOf(head)} from “${data.tokens.find((t) => t.row === row).text.trim() || "⏎"}” ${percent(value)}`)));
   }
 
   // --- the answer, token by token ----------------------------------------------------------------------------------
@@ -427,11 +443,11 @@ function corelensExplorer(root, data, live = null) {
 
   // --- live: another question, an intervention -----------------------------------------------------------------------
   function liveControls() {
-    const question = element("input", { type: "text", value: data.question, "aria-label": "question" });
-    const kind = element("select", { "aria-label": "intervention" }, ...[["none", "no intervention"], ["zero", "ablate the pinned heads (zero)"], ["uniform", "pinned heads look evenly (uniform)"],
+    const question = element("input", { type: "text", title: "The question: edit it, then Run", value: data.question, "aria-label": "question" });
+    const kind = element("select", { "aria-label": "intervention", title: "What is done to the pinned heads" }, ...[["none", "no intervention"], ["zero", "ablate the pinned heads (zero)"], ["uniform", "pinned heads look evenly (uniform)"],
       ["knockout", "cut the evidence from the pinned heads"], ["bias", "bias the pinned heads to the box"]].map(([value, label]) => element("option", { value }, label)));
-    const strength = element("input", { type: "range", min: "-8", max: "8", step: "0.5", value: "4", "aria-label": "bias added to the scores" });
-    const run = element("button", { type: "button", class: "run", onclick: () => { run.disabled = true; live.send({ run: { question: question.value, kind: kind.value, value: Number(strength.value) } }); } }, "Run");
+    const strength = element("input", { type: "range", min: "-8", max: "8", step: "0.5", value: "4", "aria-label": "bias added to the scores", title: "Strength of the bias: added to the scores of the pinned heads on the box" });
+    const run = element("button", { type: "button", class: "run", title: "Let the model answer again", onclick: () => { run.disabled = true; live.send({ run: { question: question.value, kind: kind.value, value: Number(strength.value) } }); } }, "Run");
     live.failed = (message) => { run.disabled = false; reading.textContent = message; };
     question.addEventListener("keydown", (event) => { if (event.key === "Enter") run.click(); event.stopPropagation(); });
     if (live.settings) { kind.value = live.settings.kind; strength.value = live.settings.value; }

@@ -18,14 +18,12 @@ from PIL import Image, ImageDraw
 
 DOCS = Path(__file__).parents[1]
 PAGE = DOCS / "examples/explorer.html"
-SIZE = (1000, 700)
-SHOWN = (840, 588)  # of the moving picture
+WIDE = 1000  # of the window; it is as high as the page, so that nothing is cut off
+SHOWN = 840  # of the moving picture
 MOST = 2_000_000  # bytes of the moving picture
 HEADS = 12  # a layer of the example's model
 TOUR = (  # what the pointer does, the address that shows it, milliseconds
-    (None, "rows=question&head=3&by=region", 1600),
-    ("[data-rows=last]", "rows=last&head=3&by=region", 1500),
-    ("[data-head='17']", "rows=last&head=17&by=region", 1700),
+    (None, "rows=last&head=17&by=region", 1700),  # the first picture is all that some ever see
     ("[data-head='49']", "rows=last&head=49&by=region", 1300),
     ("[data-head='90']", "rows=last&head=90&by=region", 1300),
     ("[data-head='6']", "rows=last&head=6&by=region", 1500),
@@ -37,7 +35,9 @@ PROBE = """<script>addEventListener("load", () => setTimeout(() => {
   const middle = (selector) => {
     const area = document.querySelector(selector).getBoundingClientRect();
     return [area.x + area.width / 2, area.y + area.height / 2]; };
-  document.title = "PLACES:" + JSON.stringify(SELECTORS.map(middle)); }, 200));</script></body>"""
+  const end = document.querySelector("footer").getBoundingClientRect().bottom;
+  document.title = "PLACES:" + JSON.stringify([[0, Math.ceil(end)], ...SELECTORS.map(middle)]);
+}, 200));</script></body>"""
 
 
 def chromium(*options: str) -> str:
@@ -52,21 +52,23 @@ def chromium(*options: str) -> str:
 
 
 def photograph(address: str, size: tuple[int, int], folder: Path) -> Image.Image:
-    """A page as it looks in a window of this size."""
+    """A page as it looks in a window of this size (Chromium's own has room for its bars, in which
+    it draws no pictures)."""
     picture = folder / "picture.png"
-    chromium(f"--window-size={size[0]},{size[1]}", f"--screenshot={picture}", address)
-    return Image.open(picture).convert("RGB")
+    chromium(f"--window-size={size[0]},{size[1] + 200}", f"--screenshot={picture}", address)
+    return Image.open(picture).convert("RGB").crop((0, 0, *size))
 
 
-def places(selectors: list[str], folder: Path) -> list[tuple[float, float]]:
-    """Where the middles of these elements are in the window."""
+def places(selectors: list[str], folder: Path) -> tuple[int, list[tuple[float, float]]]:
+    """How high the page is, and where the middles of these elements are in the window."""
     copy = folder / "probe.html"
     probe = PROBE.replace("SELECTORS", json.dumps(selectors))
     copy.write_text(PAGE.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
-    page = chromium(f"--window-size={SIZE[0]},{SIZE[1]}", "--dump-dom", f"file://{copy}#rows=last")
+    page = chromium(f"--window-size={WIDE},1000", "--dump-dom", f"file://{copy}#pins=&rows=last")
     written = re.search(r"<title>PLACES:(.*?)</title>", page)
     assert written is not None, page[:500]
-    return [tuple(place) for place in json.loads(html.unescape(written[1]))]
+    (_, high), *middles = json.loads(html.unescape(written[1]))
+    return high + 20, [tuple(place) for place in middles]
 
 
 def with_pointer(picture: Image.Image, place: tuple[float, float]) -> Image.Image:
@@ -82,8 +84,9 @@ def with_pointer(picture: Image.Image, place: tuple[float, float]) -> Image.Imag
 
 def film(folder: Path) -> Path:
     """The tour as one GIF: every state, and the pointer's way to the next."""
-    states = [photograph(f"file://{PAGE}#{address}", SIZE, folder) for _, address, _ in TOUR]
-    ways = places([selector for selector, _, _ in TOUR if selector], folder)
+    high, ways = places([selector for selector, _, _ in TOUR if selector], folder)
+    addresses = [f"file://{PAGE}#pins=&{address}" for _, address, _ in TOUR]
+    states = [photograph(address, (WIDE, high), folder) for address in addresses]
     place = (640.0, 600.0)
     frames, durations = [with_pointer(states[0], place)], [TOUR[0][2]]
     for before, after, way, (_, _, duration) in zip(
@@ -96,8 +99,12 @@ def film(folder: Path) -> Path:
         place = way
         frames.append(with_pointer(after, place))
         durations.append(duration)
-    small = [frame.resize(SHOWN, Image.Resampling.LANCZOS) for frame in frames]
-    palette = small[len(small) // 2].quantize(192, dither=Image.Dither.NONE)
+    size = (SHOWN, SHOWN * high // WIDE)
+    small = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
+    every = Image.new("RGB", (size[0], size[1] * len(small[::4])))
+    for number, frame in enumerate(small[::4]):  # each way of the pointer has four frames
+        every.paste(frame, (0, number * size[1]))
+    palette = every.quantize(256, kmeans=4, dither=Image.Dither.NONE)
     drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small]
     path = DOCS / "images/explorer.gif"
     drawn[0].save(
@@ -125,7 +132,9 @@ From {k} random heads: {low} to {high}.</p>
 def social(folder: Path) -> Path:
     """The picture of 1280 × 640 that a link to the repository shows."""
     page, path = folder / "social.html", DOCS / "images/social.png"
-    photograph(f"file://{PAGE}#{TOUR[2][1]}", (1000, 640), folder).save(folder / "explorer.png")
+    photograph(f"file://{PAGE}#{TOUR[0][1]}&pins=", (1000, 640), folder).save(
+        folder / "explorer.png"
+    )
     page.write_text(SOCIAL.format(picture="explorer.png", **knockout_sentence()), encoding="utf-8")
     photograph(f"file://{page}", (1280, 640), folder).save(path, optimize=True)
     return path
