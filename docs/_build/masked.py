@@ -81,7 +81,7 @@ def language() -> str:
     clean, top, bottom = (f"{run[name]['accuracy']:.2f}" for name in ("clean", "top", "bottom"))
     text = "`smol-vlm` (extra `smol`) has a pretrained language decoder. Masking its top 5% takes "
     text += f"{clean} to {top}, and the bottom 5% leave {bottom} ({run['tested']} scenes). "
-    return _paragraph(text + _random_sets(run) + " Both models: [worlds](docs/worlds.md).")
+    return _paragraph(text + _random_sets(run, shared=False) + " More: [worlds](docs/worlds.md).")
 
 
 def language_more() -> str:
@@ -133,8 +133,9 @@ def counted() -> str:
     return _paragraph(f"{text}{sets} random sets stand beside the top heads where F5 masks heads.")
 
 
-def _random_sets(run: dict[str, Any]) -> str:
-    """How the random sets compare with the top: all above it, or some not, and what these hold."""
+def _random_sets(run: dict[str, Any], shared: bool = True) -> str:
+    """How the random sets compare with the top: all above it, or some not; and the heads that
+    these share."""
     top = run["top"]["accuracy"]
     above = sorted(x["accuracy"] for x in run["random"] if x["accuracy"] > top)
     below = [x for x in run["random"] if x["accuracy"] <= top]
@@ -145,11 +146,11 @@ def _random_sets(run: dict[str, Any]) -> str:
     if not below:
         return f"{total} random sets leave {ends}."
     text = f"{len(above)} of {total} random sets leave {ends}, "
-    shared = set.intersection(*({tuple(head) for head in x["heads"]} for x in below))
+    heads = set.intersection(*({tuple(head) for head in x["heads"]} for x in below))
     left = sorted(f"{x['accuracy']:.2f}" for x in below)
     text += f"the other {_word(len(below))} {' to '.join(dict.fromkeys([left[0], left[-1]]))}"
-    if shared and len(below) > 1:
-        text += f"; these all hold {_listed(_names(sorted(shared)))}"
+    if shared and heads and len(below) > 1:
+        text += f"; these all hold {_listed(_names(sorted(heads)))}"
     return text + "."
 
 
