@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 import corelens as cl
@@ -23,26 +26,48 @@ from helpers.samples import many, mixed
 
 METRICS = ["ram", "lift", "calibrated_ram", "value_mass", "visual_head"]
 TESTS = Path(__file__).parent
+score_module = import_module("corelens.metrics.score")
 
-# A process that scores slowly enough to be killed in the middle.
+# Two processes of one launch find each other as accelerate does it, so each is a process of its own.
 SCRIPT = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
+import sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from helpers.samples import many
 from helpers.families import tiny
 import corelens as cl
-import corelens.metrics.score
-slow = sys.modules["corelens.metrics.score"]
-before = slow._score_batch
-def after(*arguments):
-    time.sleep({pause})
-    return before(*arguments)
-slow._score_batch = after
 cl.score_heads(cl.HookedMLLM(*tiny("qwen3_vl")), many(), {metrics!r}, batch_size=2, out={out!r})
 """
+
+
+def score(out: Path, pause: float) -> None:
+    """The run of these tests, in a process of its own: slow enough to be killed in the middle."""
+    torch.set_num_threads(1)
+    score_batch = score_module._score_batch
+
+    def slow(*arguments):
+        time.sleep(pause)
+        return score_batch(*arguments)
+
+    score_module._score_batch = slow
+    model = cl.HookedMLLM(*tiny.__wrapped__("qwen3_vl"))
+    cl.score_heads(model, many(), METRICS, batch_size=2, out=out)
+
+
+def start(out: Path, pause: float = 0.0) -> ForkProcess:
+    # (forked: what is imported here is not imported again)
+    process = ForkProcess(target=score, args=(out, pause))
+    process.start()
+    return process
+
+
+def until(process: ForkProcess, out: Path, parts: int) -> None:
+    """Wait until the process has written so many parts."""
+    deadline = time.time() + 120
+    while len(list(out.glob("part-*.safetensors"))) < parts:
+        assert process.is_alive() and time.time() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +87,11 @@ def equal(a, b):
         np.testing.assert_allclose(a[key].values, b[key].values, atol=1e-6)
 
 
-def start(out: Path, pause: float, **environment: str) -> subprocess.Popen:
-    script = SCRIPT.format(tests=str(TESTS), metrics=METRICS, out=str(out), pause=pause)
-    return subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **environment})
-
-
 def test_a_run_that_was_stopped_goes_on(model, whole, tmp_path):  # (kills: below)
     process = start(tmp_path, pause=0.5)
-    deadline = time.time() + 120
-    while len(list(tmp_path.glob("part-*.safetensors"))) < 2:
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    process.wait()
+    until(process, tmp_path, parts=2)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
     parts = {path: path.stat().st_mtime_ns for path in tmp_path.glob("part-*.safetensors")}
     assert 2 <= len(parts) < 6 and not (tmp_path / "scores").exists()
     again = cl.score_heads(model, many(), METRICS, batch_size=2, out=tmp_path)
@@ -95,8 +112,13 @@ def test_two_processes_share_a_run(model, whole, tmp_path):
         "MASTER_PORT": port,
         "ACCELERATE_USE_CPU": "true",
     }
+    script = SCRIPT.format(tests=str(TESTS), metrics=METRICS, out=str(tmp_path))
     processes = [
-        start(tmp_path, 0.0, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), **shared},
+        )
+        for rank in range(2)
     ]
     assert [process.wait(timeout=200) for process in processes] == [0, 0]
     assert len(list(tmp_path.glob("part-*.safetensors"))) == 6
@@ -283,33 +305,28 @@ def test_keys_never_become_paths(model, tmp_path):
 
 def test_two_writers_one_is_refused(model, tmp_path):
     process = start(tmp_path, pause=0.5)
-    deadline = time.time() + 120
-    while not list(tmp_path.glob("part-*.safetensors")):
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.02)
+    until(process, tmp_path, parts=1)
     with pytest.raises(cl.CorelensError, match=f"another launch is writing.*process {process.pid}"):
         cl.score_heads(model, many(), METRICS, batch_size=2, out=tmp_path)
     process.kill()
-    process.wait()
+    process.join()
     # the lock ended with its process
     cl.score_heads(model, many(), METRICS, batch_size=2, out=tmp_path)
 
 
 def test_kills_change_no_byte_of_the_result(tmp_path):
-    start(tmp_path / "whole", pause=0).wait(timeout=200)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    start(whole).join()
     for parts in (1, 3):
-        process = start(tmp_path / "killed", pause=0.3)
-        deadline = time.time() + 120
-        while len(list((tmp_path / "killed").glob("part-*.safetensors"))) < parts:
-            assert process.poll() is None and time.time() < deadline
-            time.sleep(0.01)
+        process = start(killed, pause=0.3)
+        until(process, killed, parts)
         process.kill()
-        process.wait()
-    assert start(tmp_path / "killed", pause=0).wait(timeout=200) == 0
-    for file in sorted(file for file in (tmp_path / "whole").rglob("*.*") if file.name != ".lock"):
-        assert (
-            tmp_path / "killed" / file.relative_to(tmp_path / "whole")
-        ).read_bytes() == file.read_bytes(), file
+        process.join()
+    again = start(killed)
+    again.join()
+    assert again.exitcode == 0
+    for file in sorted(file for file in whole.rglob("*.*") if file.name != ".lock"):
+        assert (killed / file.relative_to(whole)).read_bytes() == file.read_bytes(), file
 
 
 def test_a_full_disk_is_said(model, tmp_path, monkeypatch):
