@@ -65,6 +65,23 @@ def test_it_opens_with_what_you_will_know_and_ends_with_exercises_and_answers(no
     assert len(numbered.findall(exercises)) == len(numbered.findall(answers)) >= 3
 
 
+EVERY = [*NOTEBOOKS, *FINDINGS, ROOT / "docs/which-heads.ipynb"]
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: path.stem)
+def test_code_and_printed_text_fit_into_88_columns(path):
+    """Of what a picture or a table shows, the text below it is not looked at."""
+    text = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            text.append(source(cell))
+            for output in cell["outputs"]:
+                data = output.get("data", {})
+                if not {"text/html", "image/png"} & data.keys():
+                    text.append("".join(output.get("text", data.get("text/plain", ""))))
+    assert [x for x in "\n".join(text).splitlines() if len(x) > 88] == []
+
+
 @both
 def test_nothing_of_the_machine_is_in_it(notebook):
     assert not re.search(r"/(root|home|work|tmp)/", json.dumps(notebook))

@@ -133,6 +133,23 @@ def counted() -> str:
     return _paragraph(f"{text}{sets} random sets stand beside the top heads where F5 masks heads.")
 
 
+def formed_by_language() -> str:
+    """What the study found of smol-vlm, in a sentence for each thing."""
+    path = ROOT / "docs/study/report.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    verdicts = {x["id"]: x["models"]["smol-vlm"]["shown"] for x in report["findings"]}
+    claims = {"F1": "they are few", "F3": "they lie late", "F6": "they suffice alone"}
+    true = [f"{claim} ({x})" for x, claim in claims.items() if verdicts[x] == "reproduced"]
+    model = report["models"]["smol-vlm"]
+    reading = "at the question's rows, as the paper has it"
+    if not model["reading"]["published"]:
+        reading = "at the last row, so its ranking is ours and not the paper's"
+    judged = [f"`{name}`" for name, part in model["worlds"].items() if "F5" in part["numbers"]]
+    text = f"- **Where the heads were formed by language, {_listed(true)}**: `smol-vlm`. It reads "
+    text += f"{reading}, and was judged on {_listed(judged)} alone."
+    return _paragraph(text, indent="  ")
+
+
 def _random_sets(run: dict[str, Any], shared: bool = True) -> str:
     """How the random sets compare with the top: all above it, or some not; and the heads that
     these share."""
@@ -191,9 +208,12 @@ def _interval(part: dict[str, Any]) -> str:
     return "{:.3f} [{:.3f}, {:.3f}]".format(part["accuracy"], *part["ci"])
 
 
-def _paragraph(text: str) -> str:
+def _paragraph(text: str, indent: str = "") -> str:
     """Text in rows of 120 columns at most."""
-    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False) + "\n"
+    wrapped = textwrap.fill(
+        text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return wrapped + "\n"
 
 
 def _markdown(rows: list[list[str]]) -> str:
@@ -205,6 +225,6 @@ TABLES = {
     part.__name__: part
     for part in [
         *(masked, masked_question, masked_language),
-        *(language, language_more, question_reads, counted),
+        *(language, language_more, question_reads, counted, formed_by_language),
     ]
 }
