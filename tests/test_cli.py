@@ -169,6 +169,28 @@ def test_patch_says_what_activation_patch_says(corelens, model, tmp_path):
     ]
 
 
+def test_patch_goes_on_where_it_was_stopped(corelens, tmp_path, monkeypatch):
+    whole = json.loads(corelens("patch qwen3vl-s refer --n 2 --batch-size 1 --json"))
+    patch_pairs, left = cl.activation_patch, [1]
+
+    def stops(*arguments, **options):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return patch_pairs(*arguments, **options)
+
+    monkeypatch.setattr("corelens.interventions.activation_patch", stops)
+    line = "patch qwen3vl-s refer --n 2 --batch-size 1 --json --run kept"
+    assert corelens(line, fails=True).code == 130
+    assert [file.name for file in (tmp_path / "kept").glob("pairs-*")] == [
+        "pairs-00000000.safetensors"
+    ]
+    left.append(1)  # the second pair, and no more
+    assert json.loads(corelens(line)) == whole
+    other = corelens(f"{line} --site v", fails=True)
+    assert "which holds a run with another options" in str(other)
+
+
 def test_patch_draws_heads_positions_and_roles(corelens, tmp_path):
     text = corelens("patch qwen3vl-s refer --n 2 --attribution --out heads.html")
     assert (

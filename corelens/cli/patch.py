@@ -96,6 +96,13 @@ def add_patch(app: typer.Typer) -> None:
                 help="patch.html, a picture (png, pdf, svg, jpg), or patch.safetensors: all of it."
             ),
         ] = None,
+        run: Annotated[
+            Path | None,
+            typer.Option(
+                help="A folder that keeps what is finished; started again, the command goes on "
+                "from there."
+            ),
+        ] = None,
         open_page: Open = False,
         json: Json = False,
     ) -> None:
@@ -131,8 +138,9 @@ def add_patch(app: typer.Typer) -> None:
         kind, twins = twins_of(hooked, samples, twin, data, n, seed)
         metric = metric or metric_of(samples, twins)
         result = patched(
-            hooked, samples, twins, axes, metric, attribution, batch_size, not json, site, direction
-        )
+            hooked, samples, twins, axes, metric, attribution, batch_size, not json, site,
+            direction, run,
+        )  # fmt: skip
         result.meta |= {
             "model": model,
             "data": data,

@@ -129,12 +129,15 @@ def patched(
     progress: bool,
     site: str,
     direction: str,
+    run: Path | None = None,
 ) -> Any:
-    """One PatchResult over all pairs; a batch of them at a time, for memory grows with it."""
+    """One PatchResult over all pairs; a batch of them at a time, for memory grows with it. With a
+    folder `run`, what is finished is kept there."""
     import numpy as np
 
     from corelens.interventions import activation_patch, attribution_patch, metrics
     from corelens.interventions.result import PatchResult
+    from corelens.interventions.shared import patched_in
 
     forced = metric in ("answer_logprob", "accuracy") and all(
         sample.answer is not None for sample in samples
@@ -153,16 +156,22 @@ def patched(
         options["positions"] = ["region", "visual", "question", "last"][
             not all(s.regions for s in samples) :
         ]
-    results = []
-    for start in range(0, len(samples), batch_size):
-        clean, corrupted = (
-            model.prepare(batch[start : start + batch_size], answer=forced)
-            for batch in (samples, twins)
-        )
+
+    def patch_batch(clean: Any, corrupted: Any) -> PatchResult:
+        pair = [model.prepare(batch, answer=forced) for batch in (clean, corrupted)]
         if attribution:
-            results.append(attribution_patch(model, clean, corrupted, **options))
-        else:
-            results.append(activation_patch(model, clean, corrupted, progress=progress, **options))
+            return attribution_patch(model, *pair, **options)
+        return activation_patch(model, *pair, progress=progress and run is None, **options)
+
+    if run is not None:
+        decides = {**options, "attribution": attribution, "forced": forced}
+        return patched_in(
+            run, model, list(samples), twins, patch_batch, batch_size, (), decides, progress
+        )
+    results = [
+        patch_batch(samples[start : start + batch_size], twins[start : start + batch_size])
+        for start in range(0, len(samples), batch_size)
+    ]
     values, base, other = (
         np.concatenate([getattr(result, name) for result in results])
         for name in ("values", "base", "other")
