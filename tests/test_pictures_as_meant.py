@@ -2,7 +2,9 @@
 stay words."""
 
 import io
+import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -404,6 +406,31 @@ def test_typed_in_a_chat():
 )
 def test_four_numbers_are_a_box(regions):
     assert Sample([noise()], QUESTION, regions=regions).regions == [Box(12, 4, 76, 60)]
+
+
+def test_regions_are_read_whenever_they_are_put_in():
+    sample = Sample([noise()], QUESTION)
+    sample.regions = (12, 4, 76, 60)
+    assert sample.regions == [Box(12, 4, 76, 60)]
+    sample.regions.append([0, 0, 9, 9])
+    sample.regions += [(1, 1, 9, 9)]
+    sample.regions.extend([(2, 2, 9, 9)])
+    sample.regions.insert(0, (3, 3, 9, 9))
+    sample.regions[1] = [4, 4, 9, 9]
+    sample.regions[2:3] = [(5, 5, 9, 9)]
+    assert sample.regions == [Box(n, n, 9, 9) for n in (3, 4, 5, 1, 2)]
+    assert len(ready("qwen3_vl", sample).token_maps[0].regions) == 5
+    copied = pickle.loads(pickle.dumps(sample))
+    assert copied.regions == sample.regions == replace(sample, answer="7").regions
+    for put in (
+        lambda: setattr(sample, "regions", ["left"]),
+        lambda: setattr(sample, "regions", 7),
+        lambda: sample.regions.append({"box": [1, 2, 3, 4]}),
+        lambda: sample.regions.__setitem__(0, (1, 2, 3)),
+    ):
+        with pytest.raises(CorelensError, match="region"):
+            put()
+    assert len(sample.regions) == 5
 
 
 def test_regions_that_are_none():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from corelens.errors import CorelensError
 from corelens.inputs.sounds import is_sound
-from corelens.tokens.regions import Region, as_region, is_corners
+from corelens.tokens.regions import Region, Regions, is_corners
 
 
 @dataclass
@@ -73,15 +73,24 @@ class Sample:
             )
         if is_sound(self.audio):
             self.audio = [self.audio]
-        if self.regions is None or isinstance(self.regions, Region) or is_corners(self.regions):
-            self.regions = [] if self.regions is None else [self.regions]
-        if not isinstance(self.regions, Iterable):
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field; regions are read when they are put in, whenever that is."""
+        super().__setattr__(name, self._read(value) if name == "regions" else value)
+
+    def _read(self, regions: Any) -> Regions:
+        """One region or several, as a list of them."""
+        if regions is None:
+            return Regions()
+        if isinstance(regions, Region) or is_corners(regions):
+            return Regions([regions])
+        if not isinstance(regions, Iterable):
             raise CorelensError(
-                f"sample {self.id!r}: regions={self.regions!r}",
+                f"sample {self.id!r}: regions={regions!r}",
                 "Boxes, Masks or a Tube",
                 "Sample(regions=[Box(x0, y0, x1, y1)], …)",
             )
-        self.regions = [as_region(region) for region in self.regions]
+        return Regions(regions)
 
     def plot(self) -> Any:
         """A matplotlib figure: the pictures with the regions outlined, question and answer."""
@@ -93,3 +102,19 @@ class Sample:
         from corelens.viz.sample import sample_html
 
         return sample_html(self)
+
+
+def as_sample(value: Any) -> Sample:
+    """The value, if it is a Sample.
+
+    Raises:
+        CorelensError: it is something else, for instance a row of a data set.
+    """
+    if not isinstance(value, Sample):
+        raise CorelensError(
+            f"a {type(value).__name__} in place of a sample: {str(value)[:60]}",
+            "a Sample",
+            "make one of each row: (cl.Sample(images=[row['image']], question=row['question'], …) "
+            "for row in rows)",
+        )
+    return value

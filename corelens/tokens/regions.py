@@ -6,10 +6,10 @@ height H spans [0, W] × [0, H], and `Box(0, 0, W, H)` is all of it.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -259,6 +259,35 @@ def as_region(region: Any) -> Region:
         "picture",
         "for COCO's x, y, width, height use Box.from_xywh; for an array of True and False use Mask",
     )
+
+
+class Regions(list):
+    """A sample's regions: a list that reads whatever is put into it as a region (`as_region`)."""
+
+    def __init__(self, regions: Iterable[Any] = ()):
+        super().__init__(map(as_region, regions))
+
+    def __setitem__(self, place: SupportsIndex | slice, value: Any) -> None:
+        """`regions[0] = (x0, y0, x1, y1)`."""
+        whole = isinstance(place, slice)
+        super().__setitem__(place, map(as_region, value) if whole else as_region(value))
+
+    def __iadd__(self, regions: Iterable[Any]) -> "Regions":
+        """`regions += [(x0, y0, x1, y1)]`."""
+        self.extend(regions)
+        return self
+
+    def append(self, region: Any) -> None:
+        """Add one region."""
+        super().append(as_region(region))
+
+    def extend(self, regions: Iterable[Any]) -> None:
+        """Add several regions."""
+        super().extend([as_region(region) for region in regions])
+
+    def insert(self, place: SupportsIndex, region: Any) -> None:
+        """Add one region at this place."""
+        super().insert(place, as_region(region))
 
 
 def is_corners(region: Any) -> bool:
