@@ -6,7 +6,6 @@ with them as a digest, so that a process that sees other data, or the same folde
 is refused.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from corelens.disk.write import file_name, writing
+from corelens.disk.checksum import map_sealed, write_sealed
+from corelens.disk.write import file_name
 from corelens.errors import CorelensError
 from corelens.heads.scores import HeadScores
 from corelens.heads.stats import ratio
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample, as_sample
 from corelens.metrics.definition import Metric
 from corelens.metrics.over_samples import head_scores
 from corelens.runs.folder import Part, RunFolder, run_folder
@@ -99,7 +99,7 @@ def score_stream(
 def windows(samples: Iterable[Sample]) -> Iterator[tuple[int, list[Sample]]]:
     """(number of its first sample, samples) of one window after the other."""
     stream, start = iter(samples), 0
-    while window := list(islice(stream, WINDOW)):
+    while window := [as_sample(sample) for sample in islice(stream, WINDOW)]:
         yield start, window
         start += len(window)
 
@@ -204,6 +204,7 @@ def _merged(
     """One metric's scores, written once by whichever process comes to it."""
     name = f"{file_name(m.key)}.safetensors"
     per_sample, scores = folder.path / "per_sample" / name, folder.path / "scores" / name
+    about = {"key": m.key, "run": folder.digest}
 
     def write() -> None:
         sums = _Sums(m)
@@ -213,44 +214,21 @@ def _merged(
         tensors = {
             name.removeprefix(f"{m.key} "): _of_windows(folder, starts, name) for name in sums.names
         }
-        _write(per_sample, shape, tensors)
-        HeadScores(sums.values(), meta=meta).save(scores)
+        write_sealed(per_sample, shape, tensors, about)
+        HeadScores(sums.values(), meta=meta | {"run": folder.digest}).save(scores)
 
     carry_out(folder.claims, [Piece(scores, 0, write)])
-    whole = HeadScores.load(scores)
+    whole, tensors = HeadScores.load(scores), map_sealed(per_sample, about)
+    if whole.meta.pop("run", None) != folder.digest:
+        raise CorelensError(
+            f"{scores}, which belongs to another run",
+            "what this run wrote",
+            "delete it and start the run again: what is missing is computed",
+        )
     # (a ratio's parts stay on the disk: see the file)
-    return whole if m.ratio else HeadScores(whole.values, mapped(per_sample), whole.meta)
+    return whole if m.ratio else HeadScores(whole.values, tensors["per_sample"], whole.meta)
 
 
 def _of_windows(folder: RunFolder, starts: Sequence[int], name: str) -> Iterator[np.ndarray]:
     for start in starts:
         yield folder.read_part(start).results[name]
-
-
-def _write(file: Path, shape: tuple[int, ...], tensors: dict[str, Iterator[np.ndarray]]) -> None:
-    """A safetensors file of float32 tensors of one shape, written piece by piece."""
-    size = 4 * int(np.prod(shape))
-    header: dict[str, Any] = {
-        name: {
-            "dtype": "F32",
-            "shape": list(shape),
-            "data_offsets": [index * size, (index + 1) * size],
-        }
-        for index, name in enumerate(tensors)
-    }
-    words = json.dumps(header, separators=(",", ":")).encode()
-    words += b" " * (-len(words) % 8)
-    with writing(file) as opened:
-        opened.write(len(words).to_bytes(8, "little") + words)
-        for pieces in tensors.values():
-            for piece in pieces:
-                opened.write(np.ascontiguousarray(piece, dtype="<f4").tobytes())
-
-
-def mapped(file: Path, name: str = "per_sample") -> np.ndarray:
-    """A tensor of a file in `per_sample/`, [sample, layer, head]: mapped, not read."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        entry = json.loads(opened.read(length))[name]
-    offset = 8 + length + entry["data_offsets"][0]
-    return np.memmap(file, dtype="<f4", mode="r", offset=offset, shape=tuple(entry["shape"]))
