@@ -2,11 +2,14 @@
 refused."""
 
 import errno
+import io
 
 import numpy as np
 import pytest
 
 import corelens as cl
+from corelens.evaluation.causal import causal_scores
+from corelens.heads.disk import open_sealed
 from corelens.metrics import stream
 from helpers.shared_runs import questions, tiny_model
 
@@ -38,10 +41,8 @@ def test_scores_of_a_stream_are_those_of_the_list(model, tmp_path):
     mapped = kept["ram"].per_sample
     assert isinstance(mapped if isinstance(mapped, np.memmap) else mapped.base, np.memmap)
     np.testing.assert_allclose(mapped, listed["ram"].per_sample, atol=1e-6)
-    parts = [
-        stream.mapped(tmp_path / "per_sample/lift.safetensors", name)
-        for name in ("numerator", "denominator")
-    ]
+    lift, _ = open_sealed(tmp_path / "per_sample/lift.safetensors")
+    parts = [lift[name] for name in ("numerator", "denominator")]
     np.testing.assert_allclose(parts, listed["lift"].parts, atol=1e-6)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*.safetensors")}
     next(tmp_path.glob("part-00000003*")).unlink()
@@ -54,18 +55,99 @@ def test_scores_of_a_stream_are_those_of_the_list(model, tmp_path):
 def test_a_disk_that_fills_up_while_a_stream_is_written_keeps_nothing_half(
     model, tmp_path, monkeypatch
 ):
-    def half(file, shape, tensors):
+    def half(file, shape, tensors, metadata):
         def full():
             yield next(iter(next(iter(tensors.values()))))
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        write(file, shape, {"per_sample": full()})
+        write(file, shape, {"per_sample": full()}, metadata)
 
-    write = stream._write
-    monkeypatch.setattr(stream, "_write", half)
+    write = stream.write_sealed
+    monkeypatch.setattr(stream, "write_sealed", half)
     with pytest.raises(cl.CorelensError, match="no room left"):
         cl.score_heads(model, flow(), ["ram"], batch_size=2, out=tmp_path)
     assert not list((tmp_path / "per_sample").iterdir())
+
+
+def test_files_of_a_stream_that_are_not_what_was_written_are_refused_by_name(model, tmp_path):
+    for folder, metrics in (("run", METRICS), ("other", ["ram"])):
+        cl.score_heads(model, flow(), metrics, out=tmp_path / folder)
+    for key in METRICS:
+        file = tmp_path / f"run/per_sample/{key}.safetensors"
+        whole = file.read_bytes()
+        size = 8 + int.from_bytes(whole[:8], "little")
+        for place in (0, 9, size // 2, size, len(whole) // 2, len(whole) - 1):
+            flipped = bytes([whole[place] ^ 1])
+            file.write_bytes(whole[:place] + flipped + whole[place + 1 :])
+            with pytest.raises(cl.CorelensError, match=rf"per_sample/{key}.safetensors.*cannot be"):
+                cl.score_heads(model, flow(), METRICS, out=tmp_path / "run")
+        for words in (whole[:-1], whole + b"0", b"", whole[:20]):
+            file.write_bytes(words)
+            with pytest.raises(cl.CorelensError, match=rf"per_sample/{key}.safetensors"):
+                cl.score_heads(model, flow(), METRICS, out=tmp_path / "run")
+        file.write_bytes(whole)
+    for part in ("per_sample", "scores"):
+        file = tmp_path / f"run/{part}/ram.safetensors"
+        whole = file.read_bytes()
+        file.write_bytes((tmp_path / f"other/{part}/ram.safetensors").read_bytes())
+        with pytest.raises(cl.CorelensError, match=rf"{part}/ram.*belongs to another run"):
+            cl.score_heads(model, flow(), METRICS, out=tmp_path / "run")
+        file.write_bytes(whole)
+    file = tmp_path / "run/per_sample/ram.safetensors"
+    file.unlink()
+    with pytest.raises(cl.CorelensError, match="per_sample/ram.safetensors.*No such file"):
+        cl.score_heads(model, flow(), METRICS, out=tmp_path / "run")
+
+
+def test_a_streaming_data_set_is_scored_and_its_rows_are_no_samples(model, tmp_path):
+    datasets = pytest.importorskip("datasets")
+
+    table = []
+    for sample in questions():
+        buffer = io.BytesIO()
+        sample.images[0].save(buffer, "png")
+        box = list(sample.regions[0].bounds)
+        table.append(
+            {"image": {"bytes": buffer.getvalue()}, "question": sample.question, "box": box}
+        )
+
+    def rows():
+        yield from table
+
+    features = datasets.Features(
+        image=datasets.Image(),
+        question=datasets.Value("string"),
+        box=datasets.List(datasets.Value("float32")),
+    )
+    data = datasets.IterableDataset.from_generator(rows, features=features)
+    stream = (
+        cl.Sample(images=[row["image"]], question=row["question"], regions=[row["box"]])
+        for row in data
+    )
+    listed = cl.score_heads(model, questions(), METRICS, batch_size=2)
+    for scores in (
+        cl.score_heads(model, stream, METRICS, batch_size=2),
+        cl.score_heads(model, (s for s in questions()), METRICS, batch_size=2, out=tmp_path),
+    ):
+        for key in METRICS:
+            np.testing.assert_allclose(scores[key].values, listed[key].values, atol=1e-6)
+    for wrong in (data, list(data)):
+        with pytest.raises(cl.CorelensError, match="a dict in place of a sample.*'question'"):
+            cl.score_heads(model, wrong)
+
+
+def test_runners_that_need_all_samples_refuse_a_stream(model, tmp_path):
+    scores = cl.HeadScores(np.ones((model.cfg.n_layers, model.cfg.n_heads)))
+    for name, call in {
+        "evaluate": lambda: cl.evaluate(model, flow()),
+        "where_read": lambda: cl.where_read(model, flow(), out=tmp_path),
+        "ablation_sweep": lambda: cl.ablation_sweep(model, flow(), scores),
+        "causal_scores": lambda: causal_scores(model, flow()),
+    }.items():
+        with pytest.raises(cl.CorelensError, match=rf"{name} over a stream \(a generator\)"):
+            call()
+    with pytest.raises(cl.CorelensError, match="a dict in place of a sample"):
+        cl.evaluate(model, [{"question": "What?"}])
 
 
 def test_another_stream_is_refused(model, tmp_path):

@@ -11,6 +11,7 @@ import corelens as cl
 from corelens.cli.rows import stored
 from corelens.evaluation.answers import CI, Difference, Interval
 from corelens.evaluation.causal import causal_scores
+from corelens.evaluation.knockouts import Knockouts
 from corelens.evaluation.where_read import RowCosts, where_read
 from corelens.heads.scores import HeadScores
 from corelens.interventions.counterfactuals import counterfactual
@@ -60,6 +61,31 @@ def test_groups_are_knockouts_by_name_and_by_position(model, answered):
     assert (
         sum(group.startswith("question[") for group in costs.costs) == longest == len(costs.texts)
     )
+
+
+def test_a_run_folder_keeps_what_is_finished(model, answered, tmp_path, monkeypatch):
+    whole = where_read(model, answered, tokens=False, batch_size=2)
+    cut, left = Knockouts.evaluate, [1, 1]
+
+    def stops(*arguments):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return cut(*arguments)
+
+    monkeypatch.setattr(Knockouts, "evaluate", stops)
+    with pytest.raises(KeyboardInterrupt):
+        where_read(model, answered, tokens=False, batch_size=2, out=tmp_path)
+    groups = list(whole.costs)
+    assert {file.stem for file in tmp_path.glob("*.json")} == {"run", *groups[:2]}
+    left += [1] * (len(groups) - 2)  # what is missing, and no more
+    again = where_read(model, answered, tokens=False, batch_size=2, out=tmp_path)
+    assert again.to_json() == whole.to_json() and not left
+    with pytest.raises(cl.CorelensError, match="another columns"):
+        where_read(model, answered, columns="visual", batch_size=2, out=tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(cl.CorelensError, match="without a run folder"):
+        where_read(model, answered)
 
 
 def test_template_is_the_text_that_is_nothing_else(model, answered):

@@ -150,9 +150,9 @@ def score(
             words = f"{key}: {', '.join(map(str, ranking.top(0.05)))} …"
             console.print(words, highlight=False, markup=False)
     costs = None
-    if rows and int(os.environ.get("RANK", 0)) == 0:
-        costs = measured(hooked, samples, progress=not json)
-    if costs is not None:
+    if rows:
+        costs = measured(hooked, samples, not json, out)
+    if costs is not None and int(os.environ.get("RANK", 0)) == 0:
         costs.save(out / FILE)
     if json:
         values = {key: ranking.values.tolist() for key, ranking in scores.items()}

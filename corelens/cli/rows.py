@@ -55,6 +55,13 @@ def add_rows(app: typer.Typer) -> None:
             Path | None,
             typer.Option(help="rows.json, rows.html, or a picture: png, pdf, svg, jpg."),
         ] = None,
+        run: Annotated[
+            Path | None,
+            typer.Option(
+                help="A folder that keeps what is finished; started again, the command goes on "
+                "from there."
+            ),
+        ] = None,
         open_page: Open = False,
         json: Json = False,
     ) -> None:
@@ -76,7 +83,7 @@ def add_rows(app: typer.Typer) -> None:
 
         check_marked(samples)
         hooked = open_model(model, dtype, device)
-        costs = where_read(hooked, samples, tokens, batch_size, progress=not json)
+        costs = where_read(hooked, samples, tokens, batch_size, progress=not json, out=run)
         costs.meta |= {"model": model, "data": data, "seed": seed}
         if out is not None:
             _write(costs, out)
@@ -113,15 +120,17 @@ def _write(costs: Any, out: Path) -> None:
     write_whole(out, page)
 
 
-def measured(model: Any, samples: Any, progress: bool) -> Any:
-    """The RowCosts of the first samples that have a region and an answer; None if there are
-    none."""
+def measured(model: Any, samples: Any, progress: bool, run: Path) -> Any:
+    """The RowCosts of the first samples that have a region and an answer, kept in a folder of the
+    run; None if there are none."""
     from corelens.evaluation.where_read import where_read
 
     usable = [sample for sample in samples if sample.regions and sample.answer is not None][
         :SAMPLES
     ]
-    return where_read(model, usable, tokens=False, progress=progress) if usable else None
+    if not usable:
+        return None
+    return where_read(model, usable, tokens=False, progress=progress, out=run / "rows")
 
 
 def stored(run: Path) -> Any:

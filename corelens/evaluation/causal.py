@@ -12,6 +12,7 @@ from rich.progress import Progress
 from corelens.errors import CorelensError
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.knockouts import Knockouts
+from corelens.evaluation.lists import listed
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample
@@ -59,7 +60,7 @@ def causal_scores(
     Raises:
         CorelensError: a sample without a region or an answer; an unknown kind.
     """
-    samples = list(samples)
+    samples = listed(samples, "causal_scores", "every head is one more run of all")
     lacking = [sample.id for sample in samples if not sample.regions or sample.answer is None]
     if kind not in KINDS or lacking or not samples:
         raise CorelensError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.evaluation.answers import Answer, Evaluation, named, paired
 from corelens.evaluation.decoding import ask, read
+from corelens.evaluation.lists import listed
 from corelens.evaluation.own_scoring import has_rule, scored_by_rule
 from corelens.evaluation.resume import evaluation_in, plan_identity, samples_folder
 from corelens.evaluation.sparse_run import answered_under, check_sparse, compare
@@ -94,7 +95,8 @@ def evaluate(
 
     Args:
         model: a HookedMLLM.
-        samples: questions with gold answers, or what `batches` made of them.
+        samples: questions with gold answers (a list, or a world's name), or what `batches` made of
+            them.
         hooks: to run under; all of them, at every forward.
         sparse: a SparseInference; the result has a `speed` then, a SpeedReport against the dense
             run.
@@ -109,19 +111,21 @@ def evaluate(
         progress: show a progress line (with `out`).
 
     Raises:
-        CorelensError: a sample without an answer; a rule that is not known, or one that needs a
-            judge model; a run folder of another run.
+        CorelensError: a sample without an answer; a stream; a rule that is not known, or one that
+            needs a judge model; a run folder of another run.
     """
     check_on_error(on_error)
-    listed = [samples] if isinstance(samples, Sample | Inputs) else samples
-    prepared = [inputs for inputs in listed if isinstance(inputs, Inputs)]
-    questions = [sample for sample in listed if isinstance(sample, Sample)]
+    every_sample = listed(
+        samples, "evaluate", "the result holds every answer, to be paired with another's"
+    )
+    prepared = [inputs for inputs in every_sample if isinstance(inputs, Inputs)]
+    questions = [sample for sample in every_sample if isinstance(sample, Sample)]
     fwd_hooks = hook_list(hooks)
     if not prepared:
         check_folder(out)
     if out is not None:
         return _evaluate_in(
-            out, model, listed, fwd_hooks, batch_size, sparse, rounds, on_error, progress
+            out, model, every_sample, fwd_hooks, batch_size, sparse, rounds, on_error, progress
         )
     meta: dict[str, Any] = {}
     if not prepared:

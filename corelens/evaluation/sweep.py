@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from corelens.evaluation.answers import Evaluation
 from corelens.evaluation.evaluate import batches, evaluate
+from corelens.evaluation.lists import listed
 from corelens.evaluation.resume import by_batch, samples_folder
 from corelens.heads.head_set import HeadSet
 from corelens.heads.intervals import Interval, accuracy_difference, accuracy_interval
@@ -200,6 +201,7 @@ def ablation_sweep(
     """
     scores.top(k=1).check(model.cfg.n_layers, model.cfg.n_heads)
     check_folder(out)
+    samples = listed(samples, "ablation_sweep", "every set of heads is one more run of all")
     if kind == "mean" and reference is None:
         reference = mean_z(model, samples)
     sets = [

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.knockouts import Knockouts
+from corelens.evaluation.lists import listed
+from corelens.evaluation.resume import samples_folder
 from corelens.heads.intervals import CI, Difference, Interval, accuracy_difference, mean_interval
 from corelens.inputs.prepare import Sample
 from corelens.metrics.registry import metric
 from corelens.model.hooked import HookedMLLM
+from corelens.runs.processes import carry_out, check_folder
 from corelens.tokens.token_map import TokenMap
 
 NAMES = ("question", "template", "last", "answer")  # groups that are also names of rows
@@ -221,6 +225,7 @@ def where_read(
     batch_size: int = 32,
     columns: str = "region",
     progress: bool = False,
+    out: str | Path | None = None,
 ) -> RowCosts:
     """Cut the evidence off from all heads at one group of rows after the other, and measure what
     the answers lose.
@@ -229,32 +234,52 @@ def where_read(
 
     Args:
         model: a HookedMLLM.
-        samples: questions with regions and answers.
+        samples: questions with regions and answers (a list, or a world's name).
         tokens: also each token of the question alone.
         batch_size: samples a forward.
         columns: what is cut off: "region", "visual", …
         progress: show a bar.
+        out: a run folder: what is lost at each group of rows is kept, a run that was stopped goes
+            on, and the processes of `accelerate launch` or `torchrun` share the groups.
     Raises:
-        CorelensError: no sample; a sample without a region or an answer.
+        CorelensError: no sample; a sample without a region or an answer; a stream; a run folder of
+            another run.
     """
-    samples = list(samples)
+    check_folder(out)
+    samples = listed(samples, "where_read", "every group of rows is one more run of all")
     check_marked(samples, columns)
     prepared = batches(model, samples, batch_size)
     runs = Knockouts(model, prepared)
     token_maps = [token_map for inputs in prepared for token_map in inputs.token_maps]
     groups = _groups(token_maps, tokens)
+    sizes = [len(inputs) for inputs in prepared]
     clean = runs.clean
+
+    def cut(rows: Sequence[Int[Tensor, " _"]]) -> list[list[float]]:
+        """Of each sample, without these rows: whether it is answered, and its log-probability."""
+        evaluation = runs.evaluate(None, _by_batch(rows, sizes), columns)
+        return [evaluation.correct.tolist(), evaluation.logprobs.tolist()]
+
+    measured: dict[str, list[list[float]]] = {}
+    if out is None:
+        with Progress(transient=True, disable=not progress) as bar:
+            task = bar.add_task("cutting off rows", total=len(groups))
+            for group, rows in groups.items():
+                measured[group] = cut(rows)
+                bar.advance(task)
+    else:
+        options = {"run": "where_read", "columns": columns, "batch_size": batch_size}
+        with samples_folder(model, samples, out, **options) as folder:
+            pieces = [folder.piece(group, 1, partial(cut, rows)) for group, rows in groups.items()]
+            carry_out(folder.claims, pieces, progress, unit="group")
+            measured = {group: folder.read(group) for group in groups}
     costs: dict[str, Difference] = {}
     logprob_costs: dict[str, Difference] = {}
-    sizes = [len(inputs) for inputs in prepared]
-    with Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task("cutting off rows", total=len(groups))
-        for group, rows in groups.items():
-            has = np.array([len(of_sample) > 0 for of_sample in rows])
-            cut = runs.evaluate(None, _by_batch(rows, sizes), columns)
-            costs[group] = _difference(accuracy_difference(clean.correct[has], cut.correct[has]))
-            logprob_costs[group] = _difference(mean_interval((clean.logprobs - cut.logprobs)[has]))
-            bar.advance(task)
+    for group, rows in groups.items():
+        has = np.array([len(of_sample) > 0 for of_sample in rows])
+        correct, logprobs = map(np.array, measured[group])
+        costs[group] = _difference(accuracy_difference(clean.correct[has], correct[has]))
+        logprob_costs[group] = _difference(mean_interval((clean.logprobs - logprobs)[has]))
     return RowCosts(
         costs,
         logprob_costs,

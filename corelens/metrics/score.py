@@ -23,7 +23,7 @@ from corelens.errors import CorelensError
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
 from corelens.inputs.each import OnError, check_on_error, left_out, of_usable, unusable
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample, as_sample
 from corelens.metrics.definition import Metric, check_finite
 from corelens.metrics.looked_at import LookedAt
 from corelens.metrics.null_rows import NullRows
@@ -270,7 +270,7 @@ def _check_scores(model: Any, metrics: Sequence[Metric], sample: Sample) -> None
 def _questions(samples: Sequence[Sample] | Sample | str) -> list[Sample]:
     if isinstance(samples, str):
         return load_data(samples)
-    return [samples] if isinstance(samples, Sample) else list(samples)
+    return [samples] if isinstance(samples, Sample) else [as_sample(sample) for sample in samples]
 
 
 def check_samples(samples: Sequence[Sample], metrics: Sequence[Metric]) -> None:
