@@ -4,7 +4,10 @@ circuits, neurons."""
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformer_lens import HookedRootModule
 from transformer_lens.head_detector import detect_head
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.tools.analysis import direct_logit_attribution, logit_lens
 
 from corelens.errors import CorelensError
 from corelens.model.bound import BoundModel, bind
@@ -153,6 +156,56 @@ def test_transformer_lenss_head_detector_on_the_bound_prompt():
     # another text is not scored as if it were the prompt
     with pytest.raises((RuntimeError, AssertionError)):
         detect_head(bound, "text that is not the prompt", "previous_token_head", cache=cache)
+
+
+@torch.no_grad()
+def test_transformer_lenss_analysis_tools_on_the_bound_prompt():
+    bound = bind(hooked("llava"), alone("llava", 0))
+    logits, cache = bound.run_with_cache(bound.tokens)
+    lens = logit_lens(bound, cache=cache)
+    assert lens.labels == ["0_pre", "1_pre", "2_pre", "3_pre", "final_post"]
+    torch.testing.assert_close(lens.values[-1], logits[:, -1])
+    for unit in ("component", "head"):
+        parts = direct_logit_attribution(
+            bound, bound.tokens, answer_tokens=7, unit=unit, cache=cache
+        )
+        torch.testing.assert_close(parts.attribution.sum(0), logits[:, -1, 7])
+
+
+@torch.no_grad()
+def test_an_added_hook_stays_after_a_run_as_in_transformer_lens():
+    class Toy(HookedRootModule):
+        def __init__(self):
+            super().__init__()
+            self.point = HookPoint()
+            self.setup()
+
+        def forward(self, x):
+            return self.point(x)
+
+    def zero(x, hook):
+        return x * 0
+
+    model, batch = hooked("llava"), alone("llava", 0)
+    runs = {
+        "run_with_cache": lambda of, x: of.run_with_cache(x),
+        "run_with_hooks": lambda of, x: of.run_with_hooks(x, fwd_hooks=[]),
+    }
+    for name, run in runs.items():
+        stays = []
+        for of, x, point in (
+            (Toy(), torch.ones(2), "point"),
+            (model, batch, "blocks.1.attn.hook_z"),
+        ):
+            before = of(x)
+            of.hook_dict[point].add_hook(zero)
+            try:
+                run(of, x)
+                stays.append(not torch.equal(of(x), before))
+            finally:
+                of.reset_hooks()
+            assert torch.equal(of(x), before)
+        assert stays == [True, True], name
 
 
 # --- weights
