@@ -61,9 +61,11 @@ class Layer(nn.Module):
 
 
 def shape_of(name: str, layers: int) -> Any:
-    """n_layers, n_heads, n_kv_heads and d_head of a shape."""
+    """n_layers, n_heads, n_kv_heads, d_head and the heads of each layer, of a shape."""
     heads, kv_heads, d_head = SHAPES[name]
-    return SimpleNamespace(n_layers=layers, n_heads=heads, n_kv_heads=kv_heads, d_head=d_head)
+    return SimpleNamespace(
+        n_layers=layers, n_heads=heads, n_kv_heads=kv_heads, d_head=d_head, heads=(heads,) * layers
+    )
 
 
 def some_heads(cfg: Any, share: float) -> cl.HeadSet:
@@ -184,9 +186,13 @@ def cell(
     }
     # kernels and memory pools need no more than a short prompt to be warm
     if options.device == "cpu":
-        for run in attention_sides(
-            cfg, sparse, max(tokens // 8, 256), options.device, dtype
-        ).values():
+        short = max(tokens // 8, 256)
+        warm = attention_sides(cfg, sparse, short, options.device, dtype)
+        # (the first hooked run of a model also checks it)
+        for run in [
+            *warm.values(),
+            *(decoder_sides(model, sparse, short).values() if model else ()),
+        ]:
             run()
     attention = measure(
         attention_sides(cfg, sparse, tokens, options.device, dtype), options.repeats, options.device
