@@ -137,7 +137,7 @@ def patched(
 
     from corelens.interventions import activation_patch, attribution_patch, metrics
     from corelens.interventions.result import PatchResult
-    from corelens.interventions.shared import patched_in
+    from corelens.interventions.resume import patched_in
 
     forced = metric in ("answer_logprob", "accuracy") and all(
         sample.answer is not None for sample in samples

@@ -268,7 +268,11 @@ def where_read(
                 measured[group] = cut(rows)
                 bar.advance(task)
     else:
-        options = {"run": "where_read", "columns": columns, "batch_size": batch_size}
+        options: dict[str, Any] = {
+            "run": "where_read",
+            "columns": columns,
+            "batch_size": batch_size,
+        }
         with samples_folder(model, samples, out, **options) as folder:
             pieces = [folder.piece(group, 1, partial(cut, rows)) for group, rows in groups.items()]
             carry_out(folder.claims, pieces, progress, unit="group")

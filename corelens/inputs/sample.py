@@ -1,7 +1,7 @@
 """A Sample: one question about pictures or a video, with its answer and the region of its
 evidence."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,9 @@ def as_sample(value: Any) -> Sample:
         CorelensError: it is something else, for instance a row of a data set.
     """
     if not isinstance(value, Sample):
+        shown = ", ".join(map(str, value)) if isinstance(value, Mapping) else str(value)
         raise CorelensError(
-            f"a {type(value).__name__} in place of a sample: {str(value)[:60]}",
+            f"a {type(value).__name__} in place of a sample: {shown[:60]}",
             "a Sample",
             "make one of each row: (cl.Sample(images=[row['image']], question=row['question'], …) "
             "for row in rows)",

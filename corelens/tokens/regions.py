@@ -261,7 +261,7 @@ def as_region(region: Any) -> Region:
     )
 
 
-class Regions(list):
+class Regions(list[Any]):
     """A sample's regions: a list that reads whatever is put into it as a region (`as_region`)."""
 
     def __init__(self, regions: Iterable[Any] = ()):
@@ -269,10 +269,12 @@ class Regions(list):
 
     def __setitem__(self, place: SupportsIndex | slice, value: Any) -> None:
         """`regions[0] = (x0, y0, x1, y1)`."""
-        whole = isinstance(place, slice)
-        super().__setitem__(place, map(as_region, value) if whole else as_region(value))
+        if isinstance(place, slice):
+            super().__setitem__(place, [as_region(region) for region in value])
+        else:
+            super().__setitem__(place, as_region(value))
 
-    def __iadd__(self, regions: Iterable[Any]) -> "Regions":
+    def __iadd__(self, regions: Iterable[Any]) -> "Regions":  # type: ignore[misc]
         """`regions += [(x0, y0, x1, y1)]`."""
         self.extend(regions)
         return self
