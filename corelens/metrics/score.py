@@ -267,7 +267,7 @@ def _check_scores(model: Any, metrics: Sequence[Metric], sample: Sample) -> None
             m.row_positions(token_map)
 
 
-def _questions(samples: Sequence[Sample] | Sample | str) -> list[Sample]:
+def _questions(samples: Any) -> list[Sample]:
     if isinstance(samples, str):
         return load_data(samples)
     return [samples] if isinstance(samples, Sample) else [as_sample(sample) for sample in samples]

@@ -101,6 +101,14 @@ def speed() -> str:
             f"{attention['limit']:.1f}x",
         ]
     )
+    for cell in read("prefill-decoder-cpu")["cells"]:
+        words = (
+            f"prefill of a whole decoder layer of that shape, {cell['tokens']:,} tokens, the same "
+            "heads and pattern, against the dense layer"
+        )
+        gain = cell["decoder"]["speedup"]
+        factor = f"{gain['median']:.2f}x faster ({gain['low']:.2f} to {gain['high']:.2f})"
+        rows.append([words, factor, f"{cell['decoder']['limit']:.2f}x"])
     for cell in decode:
         memory = cell["kv_bytes"]["budget"] / cell["kv_bytes"]["dense"]
         words = (
