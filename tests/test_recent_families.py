@@ -1,63 +1,16 @@
 """Families without a layout of their own: their layers are measured, and every runner is exact on
 them."""
 
-from contextlib import contextmanager
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import corelens as cl
 from corelens.errors import CorelensError
-from helpers import family_recent
-from helpers.family_parts import randomise
+from helpers.recent_runs import FAMILIES, HEADS, layers_of, o_proj, plain, pytorch, recent, sample
 
-FAMILIES = list(family_recent.BUILDERS)
-HEADS = cl.HeadSet([(1, 3), (3, 0)])  # of layers that attend in every family
 MIXERS = {"qwen3_5": "linear_attn", "lfm2_vl": "conv"}
 METRIC = cl.logit_diff("7", "3")
-
-
-@cache
-def recent(family):
-    hf, processor = family_recent.BUILDERS[family]()
-    return cl.HookedMLLM(randomise(hf).eval(), processor)
-
-
-def picture(seed):
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 255, (96, 120, 3)).astype(np.uint8)
-    )
-
-
-def sample(seed=0, **more):
-    return cl.Sample(
-        [picture(seed)], "What is it?", answer="7", regions=[cl.Box(8, 8, 70, 60)], **more
-    )
-
-
-def layers_of(model):
-    return list(model.layout.decoder(model.hf).layers)
-
-
-def o_proj(layer):
-    return getattr(layer.self_attn, "o_proj", None) or layer.self_attn.out_proj
-
-
-@contextmanager
-def pytorch(handles):
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def plain(model, inputs, **options):
-    return model.hf(**inputs.tensors, use_cache=False, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
