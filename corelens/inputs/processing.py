@@ -18,7 +18,10 @@ from corelens.inputs.question import question_among_tokens
 from corelens.inputs.sounds import Sound, check_sounds, spoken
 from corelens.layouts import Layout
 
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # [batch, pos]
+# [batch, pos]
+PER_TOKEN = (
+    "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids"
+)  # fmt: skip
 ASSUMED_FPS = 24.0  # transformers' own assumption
 # where a processor's output may depend on a video's rate
 RATE_SHOWS = ("input_ids", "second_per_grid_ts")
