@@ -18,6 +18,8 @@ from corelens.errors import CorelensError
 from corelens.hf import image_defaults, offloaded
 from corelens.tokens.cells import Cells
 
+KINDS = ("vision", "audio")  # of towers, in a config's names
+
 
 class Layout:
     """One model family. Paths are dotted module paths inside a decoder layer."""
@@ -245,7 +247,10 @@ def _no_decoder(hf: nn.Module, asked: bool, decoder: Any, holder: Any) -> Corele
     elif holder is None:
         returned = f"it returns a {kind}, without `.layers` in it"
     else:
-        returned = f"it returns a {kind}, whose layers have no norm behind them"
+        streams = getattr(getattr(decoder, "config", None), "hc_count", 1)  # (hyper-connections)
+        several = f"which carries {streams} residual streams side by side"
+        why = several if streams > 1 else "whose layers have no norm behind them"
+        returned = f"it returns a {kind}, {why}"
     writers = [
         name
         for name, part in hf.named_children()
@@ -367,8 +372,9 @@ def shrunk_to(size: tuple[int, int], seen: tuple[float, float]) -> tuple[int, in
 
 
 def _token(config: Any, *names: str) -> int:
-    """The first of these token ids that a config, or its vision config, has; −1 without one."""
-    for holder in (config, getattr(config, "vision_config", None)):
+    """The first of these token ids that a config, or that of one of its towers, has; −1 without
+    one."""
+    for holder in (config, *(getattr(config, f"{kind}_config", None) for kind in KINDS)):
         for name in names:
             if isinstance(value := getattr(holder, name, None), int):
                 return value

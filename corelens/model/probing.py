@@ -124,6 +124,7 @@ def _probe(
     cells = []
     with attention_off(tower_modules(hf, decoder)), torch.no_grad():
         base = embedded([picture])[0, placeholder]
+        _check_no_codes(hf, base)
         for axis, length in enumerate(size):
             edges = _edges(length, count, size[axis] / size[1 - axis])
             moved = []
@@ -219,7 +220,11 @@ def first_layer_input(
         pass
     finally:
         handle.remove()
-    return seen[0]
+    x = seen[0]
+    if x.ndim == 3:
+        return x
+    # of a decoder of several streams the first, which stands first or behind the positions
+    return x[:, :, 0] if x.shape[:2] == tensors["input_ids"].shape else x[0]
 
 
 def _like(value: Any, weight: Tensor) -> Any:
@@ -248,6 +253,18 @@ def spans(
     first = on.int().argmax(0)
     last = len(on) - 1 - on.flip(0).int().argmax(0)
     return torch.stack([edges[first], edges[last + 1]], dim=1), seen
+
+
+def _check_no_codes(hf: nn.Module, base: Float[Tensor, "token d_model"]) -> None:
+    """Raise where the tokens are rows of the embedding table, codes of a picture: they stay while a
+    change is small, and jump with a large one, or with one far away that shifts a norm."""
+    table: Any = hf.get_input_embeddings()  # type: ignore[operator]
+    rows, sampled = nn.functional.normalize(table.weight.float()), base[:64].float()
+    nearest = (nn.functional.normalize(sampled) @ rows.T.to(sampled.device)).amax(1)
+    if float((nearest > 1 - 1e-5).float().mean()) > 0.9:
+        raise _unplaced(hf, "they are codes out of the embedding table, which jump",
+                        "write a Layout with image_cells() and register it: "
+                        "cl.register_layout(MyLayout)")  # fmt: skip
 
 
 def _check_local(

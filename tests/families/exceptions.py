@@ -19,6 +19,7 @@ def rope(*sections: int, share: float = 1.0) -> dict[str, Any]:
 HALF = {"set": {"text_config": rope(2, 1, 1, share=0.5)}}
 WHOLE = {"set": {"text_config": rope(4, 2, 2)}}
 FOUR = {"set": {"": {"latent_query_num": 4}}}
+LARGE = {"set": {"vision_config": {"image_size": 256}}}  # (below, a token would be all there is)
 TILES = {"set": {"": {"image_grid_pinpoints": GRID}}}
 # an image's codes and the tokens that stand for them, of models that see pictures as discrete codes
 CODES = {
@@ -47,26 +48,27 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("kosmos-2", "kosmos-2.5"), FOUR),
     "instructblipvideo": {"set": {"": {"video_token_index": 401}}},
     "unlimited_ocr": {"set": {"vision_config.sam_config": {"downsample_channels": [32, 64]}}},
-    "aria": {"set": {"": {"projector_patch_to_query_dict": {16: 4}}}},
+    "aria": {"set": {"": {"projector_patch_to_query_dict": {16: 4, 225: 4}}}},
     "apertus1p5": {"set": {
         "": {"image_token_offset": 300, "audio_token_offset": 364},
-        "vision_config": {**CONV, "channel_multiplier": [1, 1], "embed_dim": 4, "latent_channels": 4, "attn_resolutions": [],
+        "vision_config": {**CONV, "channel_multiplier": [1] * 4, "embed_dim": 4, "latent_channels": 4, "attn_resolutions": [],
                           "codebook_size": 64, "resolution": 16},
         "audio_config": {"codebook_dim": 64},
     }},
     "chameleon": {"set": {
-        "": {"vocabulary_map": {"<image>": 500, **CODES}},
-        "vq_config": {**CONV, "channel_multiplier": [1, 1, 1], "resolution": 32, "num_embeddings": 64},
+        "": {"vocabulary_map": {"<image>": 500, **CODES}, "image_token_id": 500},
+        "vq_config": {**CONV, "channel_multiplier": [1] * 5, "resolution": 128, "num_embeddings": 64},
     }},
     "cohere_compass": {"set": {"text_config": {"rope_parameters": {
         kind: rope(4, 2, 2)["rope_parameters"] for kind in ("sliding_attention", "full_attention")}}}},
     "deepseek_ocr2": {"set": {"vision_config.sam_config": {"downsample_channels": [32, 64]}, "text_config": {
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}}},
+    "deepseek_vl_hybrid": {"set": {"high_res_vision_config": {"image_size": 256}}},
     "diffusion_gemma": {"set": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}}},
     "emu3": {"set": {
         "": {"image_token_id": 500, "vocabulary_map": {
             "<image>": 500, "<|extra_200|>": 501, **{f"<|visual token {i:06d}|>": 300 + i for i in range(64)}}},
-        "vq_config": {**CONV, "channel_multiplier": [1, 1], "embed_dim": 4, "latent_channels": 4, "codebook_size": 64,
+        "vq_config": {**CONV, "channel_multiplier": [1] * 4, "embed_dim": 4, "latent_channels": 4, "codebook_size": 64,
                       "hidden_size": 32, "attn_resolutions": []},
     }},
     "ernie4_5_vl_moe": {"set": {"text_config": rope(3, 3, 2) | {"moe_intermediate_size": [32, 16]}}},
@@ -82,7 +84,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "gemma3n": {"set": {
         "": {"vision_soft_tokens_per_image": 16, "image_token_id": 399, "audio_token_id": 398},
         "vision_config": {"architecture": "test_efficientnet", "hidden_size": 256, "vocab_size": 8, "vocab_offset": 400},
-        "audio_config": {"vocab_size": 8, "vocab_offset": 410},
+        "audio_config": {"vocab_size": 8, "vocab_offset": 504},
         "text_config": {"num_kv_shared_layers": 2, "intermediate_size": [96] * 4, "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
                         "layer_types": ["sliding_attention", "full_attention"] * 2},
     }},
@@ -116,8 +118,12 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "vision_config": {"num_position_embeddings": 16, "image_size": [56, 56]}, "adapter_config": {"vision_feature_layer": [-1, -2]}}},
     "muse_glimmer": {"set": {"": {"out_hidden_size": 256}}},
     "muse_spark": {"set": {"": {"out_hidden_size": 256}, "text_config": {"moe_hidden_size": 64}}},
+    "phi4_multimodal": {"set": {"audio_config": {
+        "num_blocks": 2, "ext_pw_out_channel": 64, "depthwise_separable_out_channel": 64, "nemo_conv_channels": 64}}},
     "pp_formulanet": {"set": {"vision_config": {"decoder_hidden_size": 64}, "": {}}},
-    "step3p7": {"set": {"text_config": {"sliding_window": 8}}},
+    "step3p7": {"set": {"text_config": {"sliding_window": 8}, "vision_config": {"image_size": 224}}},
+    **dict.fromkeys(("got_ocr2", "pp_chart2table"), LARGE),
+    "granite_docling": {"set": {"vision_config": {"image_size": 128}}},
     "nemo_speechlm": {"set": {"audio_config.diarization_config.head_config": {"audio_hidden_size": 64}}},
     "perception_lm": {"set": {"": {"projector_pooling_ratio": 1, "vision_use_cls_token": False, "vision_config": {
         "model_type": "timm_wrapper", "architecture": "vit_pe_core_large_patch14_336", "do_pooling": True, "num_classes": 0,

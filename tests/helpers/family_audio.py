@@ -5,6 +5,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from families.shrink import tiny_config
+from helpers import family_recent
 from helpers.family_parts import build_tokenizer, text_config
 
 AUDIO = {
@@ -115,4 +117,58 @@ def qwen3_omni_moe() -> tuple[nn.Module, Any]:
     )
 
 
-BUILDERS = {f.__name__: f for f in (qwen2_audio, qwen2_5_omni, qwen3_omni_moe)}
+def gemma4() -> tuple[nn.Module, Any]:
+    """40 ms a token; a conformer that attends in chunks; pictures too."""
+    tower = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "output_proj_dims": 32,
+    }
+    tower |= {"subsampling_conv_channels": [128, 4]}  # (the first is fixed by 128 mel bins)
+    return family_recent.gemma4(tower, hearing_template("<|audio|>", "<|image|>"))
+
+
+def gemma3n() -> tuple[nn.Module, Any]:
+    """160 ms a token; every sound has as many tokens, those behind its end hear padding."""
+    import transformers
+
+    tokenizer = _tokenizer(
+        image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>",
+        audio_token="<audio_soft_token>", boa_token="<start_of_audio>", eoa_token="<end_of_audio>",
+    )  # fmt: skip
+    config = tiny_config("gemma3n")
+    config.image_token_id, config.audio_token_id = (
+        tokenizer.image_token_id,
+        tokenizer.audio_token_id,
+    )
+    config.audio_soft_tokens_per_image = 2 * SECONDS
+    size = {"height": 128, "width": 128}
+    processor = transformers.Gemma3nProcessor(
+        transformers.Gemma3nAudioFeatureExtractor(), transformers.SiglipImageProcessor(size=size), tokenizer,
+        audio_seq_length=2 * SECONDS, image_seq_length=config.vision_soft_tokens_per_image,
+        chat_template=hearing_template("<audio_soft_token>", "<image_soft_token>"),
+    )  # fmt: skip
+    return transformers.Gemma3nForConditionalGeneration(config), processor
+
+
+def phi4_multimodal() -> tuple[nn.Module, Any]:
+    """80 ms a token; attention over the whole sound; pictures too."""
+    import transformers
+
+    tokenizer = _tokenizer(image_token="<|image|>", audio_token="<|audio|>")
+    config = tiny_config("phi4_multimodal")
+    config.vision_config.image_token_id = tokenizer.image_token_id
+    config.audio_config.audio_token_id = tokenizer.audio_token_id
+    processor = transformers.Phi4MultimodalProcessor(
+        transformers.Phi4MultimodalImageProcessor(dynamic_hd=1),
+        transformers.Phi4MultimodalFeatureExtractor(), tokenizer,
+        chat_template=hearing_template("<|audio|>", "<|image|>"),
+    )  # fmt: skip
+    return transformers.Phi4MultimodalForCausalLM(config), processor
+
+
+BUILDERS = {
+    f.__name__: f
+    for f in (qwen2_audio, qwen2_5_omni, qwen3_omni_moe, gemma4, gemma3n, phi4_multimodal)
+}

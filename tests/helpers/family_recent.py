@@ -283,9 +283,11 @@ def _without_image_outputs(module: nn.Module, args: Any, output: Any) -> None:
         object.__setattr__(output, "image_outputs", None)
 
 
-def gemma4() -> tuple[nn.Module, Any]:
+def gemma4(
+    audio: dict[str, Any] | None = None, template: str | None = None
+) -> tuple[nn.Module, Any]:
     """Wider heads in its full-attention layers, shared KV layers, inputs a layer; patches pooled to
-    a budget of tokens."""
+    a budget of tokens. With the config of an `audio` tower it hears, too."""
     from transformers import (
         Gemma4AudioFeatureExtractor,
         Gemma4Config,
@@ -330,12 +332,13 @@ def gemma4() -> tuple[nn.Module, Any]:
     ids = {"image_token_id": "<|image|>", "boi_token_id": "<|image>", "eoi_token_id": "<image|>",
            "video_token_id": "<|video|>", "audio_token_id": "<|audio|>"}  # fmt: skip
     config = Gemma4Config(
-        text_config=text, vision_config=vision, audio_config=None,
+        text_config=text, vision_config=vision, audio_config=audio,
         **{name: tokenizer.convert_tokens_to_ids(token) for name, token in ids.items()},
     )  # fmt: skip
     processor = Gemma4Processor(
         Gemma4AudioFeatureExtractor(), Gemma4ImageProcessor(patch_size=8, max_soft_tokens=70, pooling_kernel_size=2), tokenizer,
-        Gemma4VideoProcessor(patch_size=8, max_soft_tokens=70, pooling_kernel_size=2), chat_template=chatml("<|image|>", "<|video|>"),
+        Gemma4VideoProcessor(patch_size=8, max_soft_tokens=70, pooling_kernel_size=2),
+        chat_template=template or chatml("<|image|>", "<|video|>"),
     )  # fmt: skip
     return Gemma4ForConditionalGeneration(config), processor
 
