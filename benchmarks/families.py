@@ -3,11 +3,13 @@
     python benchmarks/families.py                   # all types; those already in the file are kept
     python benchmarks/families.py --again           # all types, from the beginning
     python benchmarks/families.py glm46v gemma4     # these alone, anew
+    python benchmarks/families.py --maps            # their token maps, with the same options
 
 Of each type a tiny model is built, all its parameters random (tests/families), and checked against
 plain transformers, in a process that is begun anew where a type takes it down. The rows are written
 to benchmarks/results/families.json as they come, so that a run that was stopped goes on where it
-was.
+was. With --maps, pictures go through the type's image processor, and what the token map says of
+them is checked by painting; these rows are in benchmarks/results/token_maps.json.
 """
 
 import argparse
@@ -23,32 +25,35 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks/results/families.json"
-LIMIT = 600  # seconds a type
+FOLDER = ROOT / "benchmarks/results"
+LIMIT = 1800  # seconds a type
 
 
-def measure(types: list[str]) -> None:
+def measure(types: list[str], maps: bool) -> None:
     """Print the row of each type, in this process: its name first, so that a crash has one."""
     sys.path.insert(0, str(ROOT / "tests"))
     warnings.filterwarnings("ignore")
     import torch
 
     from families.checks import row_of, verdict
+    from families.maps import map_of
+    from families.spans import spans_of
 
     torch.set_num_threads(1)
     for model_type in types:
         print(model_type, flush=True)
-        begun = time.perf_counter()
-        row = row_of(model_type)
-        row |= {"verdict": verdict(row), "seconds": round(time.perf_counter() - begun, 1)}
+        begun = time.process_time()
+        row = map_of(model_type) if maps else row_of(model_type)
+        row |= {"spans": spans_of(model_type)} if maps else {"verdict": verdict(row)}
+        row["seconds"] = round(time.process_time() - begun, 1)
         print(json.dumps(row), flush=True)
 
 
-def measured_apart(types: list[str]) -> Iterator[dict[str, Any]]:
+def measured_apart(types: list[str], maps: bool) -> Iterator[dict[str, Any]]:
     """The rows of these types, from a process of their own: one that a type takes down is begun
     again behind that type."""
     while types:
-        command = [sys.executable, __file__, "--inside", *types]
+        command = [sys.executable, __file__, "--inside", *types, *["--maps"] * maps]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as worker:
@@ -64,29 +69,32 @@ def measured_apart(types: list[str]) -> Iterator[dict[str, Any]]:
                     continue
                 worker.kill()
                 why = f"it took the process down, or more than {LIMIT} s"
-                yield {
-                    "type": model_type,
-                    "verdict": "not run",
-                    "unrunnable": why,
-                    "seconds": LIMIT,
-                }
+                yield {"type": model_type, "seconds": LIMIT} | (
+                    {"token_map": f"none: {why}"}
+                    if maps
+                    else {"verdict": "not run", "unrunnable": why}
+                )
                 break
 
 
-def main(types: list[str], again: bool) -> None:
+def main(types: list[str], again: bool, maps: bool) -> None:
     """Measure and write, type by type."""
     sys.path.insert(0, str(ROOT / "tests"))
+    from families.maps import cost_of_probing
     from families.shrink import TYPES
 
     versions = {package: version(package) for package in ("transformers", "torch")}
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() and not again else {}
+    results = FOLDER / ("token_maps.json" if maps else "families.json")
+    before = json.loads(results.read_text()) if results.exists() and not again else {}
     rows = before.get("types", {}) if before.get("versions") == versions or types else {}
     rows = {name: rows[name] for name in sorted(TYPES) if name in rows}
-    for row in measured_apart(types or [name for name in sorted(TYPES) if name not in rows]):
+    costs = {"probing": before.get("probing") or cost_of_probing()} if maps else {}
+    for row in measured_apart(types or [name for name in sorted(TYPES) if name not in rows], maps):
         rows[row["type"]] = row
-        print(f"{row['type']:26s} {row['verdict']:16s} {row['seconds']:6.1f} s", flush=True)
-        content = {"versions": versions, "types": dict(sorted(rows.items()))}
-        RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        result = row["token_map"][:40] if maps else row["verdict"]
+        print(f"{row['type']:26s} {result:40s} {row['seconds']:6.1f} s", flush=True)
+        content = {"versions": versions, **costs, "types": dict(sorted(rows.items()))}
+        results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -95,9 +103,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("types", nargs="*", help="model types; all by default")
     parser.add_argument("--again", action="store_true", help="forget what the file holds")
+    parser.add_argument("--maps", action="store_true", help="token maps alone")
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
-        measure(options.inside)
+        measure(options.inside, options.maps)
     else:
-        main(options.types, options.again)
+        main(options.types, options.again, options.maps)

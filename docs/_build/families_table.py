@@ -1,11 +1,12 @@
-"""The table of model families, from benchmarks/results/families.json."""
+"""The tables of model families, from benchmarks/results/families.json and token_maps.json."""
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[2] / "benchmarks/results/families.json"
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 # what people use in 2026, as the table's first part, in this order
 FIRST = {
     "Qwen3.5": ["qwen3_5", "qwen3_5_moe"], "Qwen3-VL": ["qwen3_vl", "qwen3_vl_moe"],
@@ -27,11 +28,14 @@ WORDS = {
     "untouched": "the model afterwards",
 }  # fmt: skip
 HEAD = ["type", "verdict", "layers with heads", "hooks", "residual stream", "token map"]
+MAP_HEAD = ["type", "token map", "tokens", "painted cells that are right", "of the shifted map",
+            "RAM", "answer"]  # fmt: skip
 
 
-def read() -> dict[str, Any]:
-    """All that was measured."""
-    return json.loads(RESULTS.read_text(encoding="utf-8"))
+@cache
+def read(name: str = "families") -> dict[str, Any]:
+    """All that was measured: of each type, or of its token map."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def families() -> str:
@@ -54,8 +58,7 @@ def counts() -> list[str]:
     """How many types there are, are served, are refused, have a token map."""
     rows = list(read()["types"].values())
     verdicts = [sum(row["verdict"] == word for row in rows) for word in ("served", "refused")]
-    maps = sum(row.get("token_map", "none").startswith(("closed", "probed")) for row in rows)
-    return [str(number) for number in (len(rows), *verdicts, maps)]
+    return [str(number) for number in (len(rows), *verdicts, len(mapped()))]
 
 
 def family_counts() -> str:
@@ -66,7 +69,6 @@ def family_counts() -> str:
         v: sum(row["verdict"] == v for row in rows) for v in ("served", "refused", "silently wrong")
     }
     others = len(rows) - sum(counts.values())
-    maps = sum(row.get("token_map", "none").startswith(("closed", "probed")) for row in rows)
     table = [
         [
             "transformers",
@@ -77,7 +79,9 @@ def family_counts() -> str:
         ]
     ]
     version = measured["versions"]["transformers"]
-    table.append([version, str(len(rows)), *map(str, counts.values()), str(others), str(maps)])
+    table.append(
+        [version, str(len(rows)), *map(str, counts.values()), str(others), str(len(mapped()))]
+    )
     return markdown(table)
 
 
@@ -103,8 +107,60 @@ def cells(row: dict[str, Any]) -> list[str]:
         attending,
         "; ".join(off) or "exact",
         residual,
-        row.get("token_map", ""),
+        short(read("token_maps")["types"].get(row["type"], {}).get("token_map", "")),
     ]
+
+
+def mapped() -> dict[str, dict[str, Any]]:
+    """The rows of the types that are served and have a token map."""
+    served = {name for name, row in read()["types"].items() if row["verdict"] == "served"}
+    rows = read("token_maps")["types"]
+    had = {n: row for n, row in rows.items() if row["token_map"].startswith(("closed", "probed"))}
+    return {name: row for name, row in had.items() if name in served}
+
+
+def token_maps() -> str:
+    """Of each token map how many painted cells are right, and what is counted on it."""
+    table = [MAP_HEAD]
+    for name, row in mapped().items():
+        cells = row["cells"]
+        painted = [str(cells), ""]
+        if isinstance(cells, dict):
+            pairs = (("right", "cells"), ("shifted_right", "shifted"))
+            painted = [f"{cells[right]} of {cells[tried]}" for right, tried in pairs]
+        checks = [short(row[check]) for check in ("ram", "answer")]
+        table.append([f"`{name}`", row["token_map"], str(row["tokens"]), *painted, *checks])
+    return markdown(table)
+
+
+def sounds() -> str:
+    """Of each type that was built with its feature extractor whether spans name what hears them."""
+    rows = read("token_maps")["types"]
+    heard = [[f"`{name}`", short(row["spans"])] for name, row in rows.items() if row.get("spans")]
+    return markdown(
+        [["type", "spans whose own tokens move, of the map and of the shifted map"], *heard]
+    )
+
+
+def probing() -> str:
+    """What it costs to measure the cells of a picture of a thousand tokens."""
+    cost = read("token_maps")["probing"]
+    head = ["type", "picture", "tokens", "calls of the tower", "pictures a call", "CPU seconds"]
+    width, height = cost["size"]
+    row = [f"`{cost['type']}`", f"{width} × {height}", str(cost["tokens"]), str(cost["calls"]),
+           str(cost["pictures"]), f"{cost['seconds']:.0f}"]  # fmt: skip
+    return markdown([head, row])
+
+
+def refused() -> str:
+    """Each type that is refused, why, and what can be done with it."""
+    table = [["type", "why", "what can be done"]]
+    for name, row in read()["types"].items():
+        if row["verdict"] == "refused":
+            message = row.get("refused") or row["no_op"].removeprefix("refused: ")
+            do = message.split(" to do: ")[-1].replace("|", "/")
+            table.append([f"`{name}`", short(message), do])
+    return markdown(table)
 
 
 def short(text: str) -> str:
@@ -123,4 +179,7 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([table_rows[0], "|---" * len(rows[0]) + "|", *table_rows[1:]]) + "\n"
 
 
-TABLES = {table.__name__: table for table in (families, all_families, family_counts)}
+TABLES = {
+    table.__name__: table
+    for table in (families, all_families, family_counts, token_maps, probing, sounds, refused)
+}

@@ -1,85 +1,130 @@
-"""How a type's token map is had: by a closed form, by probing, or not at all.
+"""How a type's token map is had, whether it is right, and what is counted on it: a row of the table
+of token maps.
 
-Probing needs tokens that see their own part of the picture. Whether a type has them is measured
-here on its picture's tensors, attention in the tower off: a corner of the picture is changed, and
-the image tokens that move at the decoder's first layer are counted. (The cells themselves are
-measured through real processors, in tests/test_probing.py, for the types that have one there.)
+A picture goes through the type's image processor and tower. The map is checked by painting cells
+(`painted`), RAM by transformers' own attention weights, the answer's log-probability by a plain
+forward.
 """
 
+import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import transformers
 
-from corelens.hf import attention_off
+import corelens as cl
+from corelens.errors import CorelensError
 from corelens.layouts.base import Layout
-from corelens.model.probing import tower_modules
+from families.checks import EXACT, Subject, eager_weights, raised, reason
+from families.painted import SIZE, Painted, painted, sample_of, smooth
+from families.processors import IMAGE, WHOLE, PlainProcessor, takes_pictures, with_processor
+from families.shrink import TYPES, build, randomised, tiny_config
 
-PIXELS = ("pixel_values", "image_pixel_values")
+CLOSE = 5e-5
+PROBED = (
+    "vipllava"  # a type without a layout, whose picture has as many tokens as its tower patches
+)
 
 
-class _Reached(Exception):
-    """The decoder's first layer has been reached: nothing behind it needs to run."""
+def map_of(model_type: str) -> dict[str, Any]:
+    """How the map is had, of how many painted cells it is right, and RAM and an answer on it."""
+    row: dict[str, Any] = {"type": model_type}
+    if not takes_pictures(model_type):
+        return row | {"token_map": "none: no picture with tokens of its own in the prompt"}
+    try:
+        hf, processor = with_processor(model_type, build)
+        model = cl.HookedMLLM(hf, processor, check=False)
+        row["processor"] = type(processor.image_processor).__name__
+        row["whole_processor"] = model_type in WHOLE
+        inputs = model.prepare(sample_of())
+        row |= {"tokens": len(inputs.token_maps[0].images[0]), "size": list(SIZE)}
+    except CorelensError as error:
+        return row | {"token_map": f"none: {reason(error)}"}
+    except Exception as error:
+        return row | {"token_map": f"none: {raised(error)}"}
+    row["token_map"] = how(model, inputs.tensors)
+    for check in (cells, ram, answer):
+        try:
+            row[check.__name__] = check(model)
+        except CorelensError as error:
+            row[check.__name__] = f"refused: {reason(error)}"
+        except Exception as error:
+            row[check.__name__] = f"raised: {raised(error)}"
+    return row
 
 
-def token_map(model: Any, tensors: dict[str, Any], count: int) -> str:
-    """How the token map of a wrapped model is had, and why there is none; `count` image tokens are
-    among its tensors."""
-    name = next((name for name in PIXELS if name in tensors), None)
-    if name is None or not count:
-        return "none: no picture with tokens of its own in the prompt"
+def how(model: Any, tensors: dict[str, Any]) -> str:
+    """Where the cells come from."""
     if type(model.layout) is not Layout:
         return "closed form, of its layout"
-    if "image_grid_thw" in tensors:
-        return "closed form, from image_grid_thw"
-    moved = _moved_by_a_corner(model, tensors, name)
-    image = torch.isin(
-        tensors["input_ids"][0], torch.tensor(model.layout.placeholders(model.hf.config))
+    return "closed form, from image_grid_thw" if "image_grid_thw" in tensors else "probed"
+
+
+def cells(model: Any) -> dict[str, int]:
+    """Painted cells whose own token moved most, of the map, and of the map shifted by one cell."""
+    result: Painted = painted(model)
+    return vars(result)
+
+
+def ram(model: Any) -> str:
+    """RAM on a region is what the model's own attention weights say, of the question's rows."""
+    sample = sample_of()
+    values = torch.from_numpy(cl.score_heads(model, [sample], ["ram"])["ram"].values)
+    attends = torch.tensor(
+        [[head < n for head in range(model.cfg.n_heads)] for n in model.cfg.heads]
     )
-    moved = moved[image] if bool(image.any()) else moved
-    total, seen = len(moved), int(moved.sum())
-    if not seen:
-        return "none: no token moves when a corner of the picture changes"
-    if total == 1:
-        return "probed (it has one token)"
-    if seen == total:
-        return "none: every token sees the whole picture"
-    return f"probed ({seen} of {total} tokens see a corner)"
+    if values.shape != attends.shape or not torch.equal(values.isfinite(), attends):
+        return f"of shape {tuple(values.shape)}, or finite elsewhere than where heads are"
+    inputs = model.prepare(sample)
+    with torch.no_grad():
+        plain = model.hf(**inputs.tensors, use_cache=False).logits
+        weights = eager_weights(Subject(model, inputs.tensors, plain))
+    question, region = inputs.token_maps[0].question, inputs.token_maps[0].region
+    off, compared = 0.0, 0
+    for layer, candidates in weights.items():
+        heads = model.cfg.heads[layer]
+        shape = (1, heads, inputs.length, inputs.length)
+        whole = [w[0] for w in candidates if w.shape == shape]
+        summed = [w[:, question][:, :, region].sum(-1).mean(-1) for w in whole]
+        if heads and summed:
+            off = max(off, min(float((x - values[layer, :heads]).abs().max()) for x in summed))
+            compared += 1
+    if not compared:
+        return "finite; its layers give no weights under eager attention"
+    return EXACT if off < CLOSE else f"off by {off:.1e}"
 
 
-def _moved_by_a_corner(model: Any, tensors: dict[str, Any], name: str) -> Tensor:
-    """Which positions [pos] move when a corner of the picture does."""
-    pixels = tensors[name].clone()
-    if pixels.ndim >= 4 and pixels.shape[-1] <= 4:  # [..., y, x, channel]
-        height, width = pixels.shape[-3] // 4, pixels.shape[-2] // 4
-        pixels[..., :height, :width, :] += 1.0
-    elif pixels.ndim >= 4:  # [..., channel, y, x]
-        height, width = pixels.shape[-2] // 4, pixels.shape[-1] // 4
-        pixels[..., :height, :width] += 1.0
-    else:  # [..., patch, number]
-        pixels[..., : max(1, pixels.shape[-2] // 16), :] += 1.0
-    decoder = model.layout.decoder(model.hf)
-    with attention_off(tower_modules(model.hf, decoder)), torch.no_grad():
-        before, after = (
-            _embedded(model.hf, decoder, tensors | {name: x}) for x in (tensors[name], pixels)
-        )
-    length = tensors["input_ids"].shape[1]  # (of several streams the first)
-    return (after - before).reshape(-1, length, before.shape[-1])[0].abs().amax(-1) > 1e-6
+def answer(model: Any) -> str:
+    """`evaluate` gives the gold answer the log-probability that a plain forward gives it."""
+    evaluation = cl.evaluate(model, [sample_of()])
+    inputs = model.prepare(sample_of(), answer=True)
+    positions = inputs.token_maps[0].answer
+    gold = inputs.tensors["input_ids"][0, positions]
+    with torch.no_grad():
+        logits = model.hf(**inputs.tensors, use_cache=False).logits[0, positions - 1]
+    wanted = float(logits.float().log_softmax(-1).gather(1, gold[:, None]).sum())
+    off = abs(evaluation.answer_logprob - wanted)
+    return EXACT if off < 1e-3 else f"off by {off:.1e}"
 
 
-def _embedded(hf: nn.Module, decoder: Any, tensors: dict[str, Any]) -> Tensor:
-    """What enters the decoder's first layer, [batch, pos, d_model]."""
-    entered: list[Tensor] = []
-
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entered.append(args[0] if args else kwargs["hidden_states"])
-        raise _Reached
-
-    handle = decoder.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        hf(**tensors, use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return entered[0]
+def cost_of_probing(side: int = 448) -> dict[str, Any]:
+    """What it costs to measure the cells of a square picture of a thousand tokens, once a size."""
+    config = tiny_config(PROBED)
+    config.vision_config.image_size = side
+    hf = randomised(getattr(transformers, TYPES[PROBED])(config))
+    model = cl.HookedMLLM(hf, PlainProcessor(PROBED, hf), check=False)
+    batches: list[int] = []
+    tower = hf.model.vision_tower
+    model.processor([IMAGE], images=[[smooth((side, side))]])  # (counts its tokens)
+    handle = tower.register_forward_pre_hook(
+        lambda module, args, kwargs: batches.append(len((args or list(kwargs.values()))[0])),
+        with_kwargs=True,
+    )
+    begun = time.process_time()
+    token_map = model.prepare(cl.Sample([smooth((side, side))], "What is it?")).token_maps[0]
+    seconds, calls = time.process_time() - begun, len(batches)
+    handle.remove()
+    return {
+        "type": PROBED, "size": [side, side], "tokens": len(token_map.images[0]), "calls": calls,
+        "pictures": max(batches), "seconds": round(seconds, 1),
+    }  # fmt: skip

@@ -24,8 +24,8 @@ def tensors_for(model_type: str, hf: nn.Module) -> tuple[Tensors, int]:
     picture that has no tokens in the prompt)."""
     forward = inspect.signature(type(hf).forward).parameters
     picture = _picture(model_type, hf)
-    count = _count(model_type, hf, picture)
-    token = _image_token(hf.config)
+    count = count_of(model_type, hf, picture)
+    token = image_token(hf.config)
     words = torch.randint(6, 250, (WORDS,), generator=torch.Generator().manual_seed(3))
     if count and token is not None:
         ids = torch.cat([words[:BEFORE], torch.full((count,), token), words[BEFORE:]])[None]
@@ -33,13 +33,8 @@ def tensors_for(model_type: str, hf: nn.Module) -> tuple[Tensors, int]:
         ids, count = words[None], 0
         picture = picture if model_type in NO_PICTURE | {"mllama", "florence2"} else {}
     tensors: Tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **picture}
-    for name in ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"):
-        if name in forward and token is not None and count:
-            tensors[name] = (ids == token).long()
-    if model_type == "paligemma":
-        tensors["token_type_ids"] = torch.zeros_like(ids)
-    if model_type == "ernie4_5_vl_moe":
-        tensors["moe_mm_token_type_ids"] = (ids == token).long()
+    if token is not None and count:
+        tensors |= token_types(model_type, hf, ids)
     if model_type == "mllama":
         tiles = hf.config.vision_config.max_num_tiles
         seen = torch.zeros(1, WORDS, 1, tiles, dtype=torch.long)
@@ -63,6 +58,18 @@ def tensors_for(model_type: str, hf: nn.Module) -> tuple[Tensors, int]:
     return {k: v for k, v in tensors.items() if k in forward or k in picture}, count
 
 
+def token_types(model_type: str, hf: nn.Module, ids: Tensor) -> Tensors:
+    """What a model is told of its tokens' kinds beside their ids."""
+    forward, image = inspect.signature(type(hf).forward).parameters, ids == image_token(hf.config)
+    types = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
+    tensors = {name: image.long() for name in types if name in forward}
+    if model_type == "paligemma":
+        tensors["token_type_ids"] = torch.zeros_like(ids)
+    if model_type == "ernie4_5_vl_moe":
+        tensors["moe_mm_token_type_ids"] = image.long()
+    return tensors
+
+
 def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
@@ -79,7 +86,7 @@ def _picture(model_type: str, hf: nn.Module) -> Tensors:
         if "image_merge_sizes" in names:
             patches["image_merge_sizes"] = torch.tensor([2])
         return {**patches, "image_grid_thw": torch.tensor([[1, 8, 4]])}
-    side = _side(vision)
+    side = side_of(vision)
     if "image_sizes" in names:
         tiles = (
             (1, 3, 3, side, side)
@@ -115,12 +122,12 @@ def _patch_width(hf: nn.Module) -> int:
     return next(m.in_features for m in _tower(hf).modules() if isinstance(m, nn.Linear))
 
 
-def _side(vision: Any) -> int:
+def side_of(vision: Any) -> int:
     side = getattr(vision, "image_size", None)
     return (side[0] if isinstance(side, (list, tuple)) else side) or 56
 
 
-def _image_token(config: Any) -> int | None:
+def image_token(config: Any) -> int | None:
     names = (
         "image_token_id",
         "image_token_index",
@@ -137,7 +144,7 @@ def _image_token(config: Any) -> int | None:
     return next((i for i in (coded.get("<image>"), *held) if isinstance(i, int) and i >= 0), None)
 
 
-def _count(model_type: str, hf: nn.Module, picture: Tensors) -> int:
+def count_of(model_type: str, hf: nn.Module, picture: Tensors) -> int:
     """How many image tokens a picture has."""
     features = _features(hf)
     if not picture or model_type in NO_PICTURE | {"mllama"}:
@@ -175,7 +182,7 @@ def _grid(n: int) -> Tensor:
 
 
 def _molmo(hf: Any, config: Any, vision: Any) -> Tensors:
-    n = _side(vision) // vision.patch_size
+    n = side_of(vision) // vision.patch_size
     pooled = torch.arange(n * n).reshape(n // 2, 2, n // 2, 2).permute(0, 2, 1, 3).reshape(-1, 4)
     return {
         "pixel_values": _random(1, n * n, 3 * vision.patch_size**2), "image_token_pooling": pooled,
@@ -190,7 +197,7 @@ def _phi4(hf: Any, config: Any, vision: Any) -> Tensors:
 
 
 def _mllama(hf: Any, config: Any, vision: Any) -> Tensors:
-    tiles, side = vision.max_num_tiles, _side(vision)
+    tiles, side = vision.max_num_tiles, side_of(vision)
     return {"pixel_values": _random(1, 1, tiles, 3, side, side), "aspect_ratio_ids": torch.ones(1, 1, dtype=torch.long),
             "aspect_ratio_mask": torch.tensor([[[1] + [0] * (tiles - 1)]])}  # fmt: skip
 
@@ -201,7 +208,7 @@ def _patched(shape: Callable[..., tuple[int, ...]], **more: Any) -> Callable[...
 
 def _masked(*size: Any) -> Callable[..., Tensors]:
     def make(hf: Any, config: Any, vision: Any) -> Tensors:
-        side = _side(vision)
+        side = side_of(vision)
         mask = (
             torch.ones(1, 1, side, side, dtype=torch.bool)
             if not size
@@ -229,7 +236,7 @@ def _flattened(hf: Any, config: Any, vision: Any) -> Tensors:
 
 
 def _two(hf: Any, config: Any, vision: Any) -> Tensors:
-    side, high = _side(vision), _side(config.high_res_vision_config)
+    side, high = side_of(vision), side_of(config.high_res_vision_config)
     return {
         "pixel_values": _random(1, 3, side, side),
         "high_res_pixel_values": _random(1, 3, high, high),
@@ -244,8 +251,8 @@ PICTURES: dict[str, Callable[..., Tensors]] = {
     "mllama": _mllama,
     "phi4_multimodal": _phi4,
     "molmo2": _molmo,
-    "llava": _patched(lambda hf, config, vision: (1, 3, _side(vision), _side(vision))),
-    **dict.fromkeys(("blip", "kosmos-2"), _patched(lambda hf, config, vision: (1, 3, _side(vision), _side(vision)))),
+    "llava": _patched(lambda hf, config, vision: (1, 3, side_of(vision), side_of(vision))),
+    **dict.fromkeys(("blip", "kosmos-2"), _patched(lambda hf, config, vision: (1, 3, side_of(vision), side_of(vision)))),
     "inkling_mm_model": _patched(lambda hf, config, vision: (4, vision.temporal_patch_size, 40, 40, 3)),
     **dict.fromkeys(("inkling2", "inkling2_loop"), _patched(
         lambda hf, config, vision: (8, (2 * vision.patch_size) ** 2, vision.num_channels), image_grid_thw=torch.tensor([[1, 4, 2]]))),
@@ -253,7 +260,7 @@ PICTURES: dict[str, Callable[..., Tensors]] = {
         lambda hf, config, vision: (32, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2), image_grid_thw=torch.tensor([[1, 8, 4]])),
     "deepseek_ocr2": _patched(lambda hf, config, vision: (1, 3, 256, 256)),
     "unlimited_ocr": _patched(lambda hf, config, vision: (1, 3, 256, 256)),
-    "vision-encoder-decoder": _patched(lambda hf, config, vision: (1, 3, _side(config.encoder), _side(config.encoder))),
+    "vision-encoder-decoder": _patched(lambda hf, config, vision: (1, 3, side_of(config.encoder), side_of(config.encoder))),
     **dict.fromkeys(("gemma4", "gemma4_unified"), _soft),
     **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"), MINICPM),
     **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), _masked()),
@@ -275,17 +282,16 @@ PICTURES: dict[str, Callable[..., Tensors]] = {
     ),
     "perception_lm": _patched(lambda hf, config, vision: (1, 1, 3, 56, 56)),
     **dict.fromkeys(("fast_vlm", "gemma3n"), _patched(lambda hf, config, vision: (1, 3, 128, 128))),
-    "emu3": _patched(lambda hf, config, vision: (1, 3, 16, 16), image_sizes=torch.tensor([[16, 16]])),
-    "apertus1p5": _patched(lambda hf, config, vision: (1, 3, 16, 16), image_sizes=torch.tensor([[16, 16]])),
-    "chameleon": _patched(lambda hf, config, vision: (1, 3, 32, 32)),
+    **dict.fromkeys(("emu3", "apertus1p5"), _patched(lambda hf, config, vision: (1, 3, 64, 64), image_sizes=torch.tensor([[64, 64]]))),
+    "chameleon": _patched(lambda hf, config, vision: (1, 3, 128, 128)),
     "florence2": _patched(lambda hf, config, vision: (1, 3, 64, 64)),
     "idefics": _patched(
-        lambda hf, config, vision: (1, 1, 3, _side(vision), _side(vision)),
+        lambda hf, config, vision: (1, 1, 3, side_of(vision), side_of(vision)),
         image_attention_mask=torch.ones(1, WORDS, 1, dtype=torch.long),
     ),
     "mistral_large4": _patched(
         lambda hf, config, vision: (1, 3, 56, 56), image_sizes=torch.tensor([[56, 56]])),
-    "instructblipvideo": _patched(lambda hf, config, vision: (1, 4, 3, _side(vision), _side(vision))),
+    "instructblipvideo": _patched(lambda hf, config, vision: (1, 4, 3, side_of(vision), side_of(vision))),
     **dict.fromkeys(("pix2struct", "kosmos-2.5"), _flattened),
-    "pp_formulanet": _patched(lambda hf, config, vision: (1, 3, _side(vision), _side(vision))),
+    "pp_formulanet": _patched(lambda hf, config, vision: (1, 3, side_of(vision), side_of(vision))),
 }  # fmt: skip
