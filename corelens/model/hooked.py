@@ -30,6 +30,7 @@ from corelens.model.config import config_of
 from corelens.model.filters import NamesFilter, named, points_of
 from corelens.model.hearing import Hearing
 from corelens.model.hooked_run import hooked_run
+from corelens.model.last_logits import logits_of
 from corelens.model.lens import LensModel
 from corelens.model.loading import load
 from corelens.model.measured_parts import parts_of
@@ -214,9 +215,7 @@ class HookedMLLM(LensModel):
             if return_type is None and not self.hook_logits.active:
                 self.hf.base_model(**arguments)  # type: ignore[operator]
                 return None
-            if logits_to_keep is not None:
-                arguments["logits_to_keep"] = logits_to_keep
-            logits = self.hf(**arguments).logits
+            logits = logits_of(self.hf, arguments, logits_to_keep)
         if return_type in ("logits", None):
             return logits if return_type == "logits" else None
         ids, mask = batch.tensors["input_ids"], batch.tensors.get("attention_mask")
