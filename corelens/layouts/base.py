@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from corelens.errors import CorelensError
 from corelens.hf import image_defaults, offloaded
+from corelens.layouts.refusals import no_decoder, no_layout
 from corelens.tokens.cells import Cells
 
 KINDS = ("vision", "audio")  # of towers, in a config's names
+GRIDS = ("image_grid_thw", "video_grid_thw")
 
 
 class Layout:
@@ -92,7 +94,7 @@ class Layout:
             below = getattr(holder, "decoder", None) if not paired else None
             holder = getattr(holder, "model", None) or below
         if holder is None or self.final_norm(holder) is None:
-            raise _no_decoder(hf, find is not None, decoder, holder)
+            raise no_decoder(hf, find is not None, decoder, holder)
         return holder
 
     def final_norm(self, decoder: nn.Module) -> nn.Module | None:
@@ -180,10 +182,21 @@ class Layout:
         this, so that "visual" means the same for tensors made by hand; of a family whose cells are
         measured, this is measured too.
         """
-        grids = ("image_grid_thw", "video_grid_thw")  # (their tokens are all patches)
-        if self.probe is None or any(tensors.get(name) is not None for name in grids):
+        grids = [name for name in GRIDS if tensors.get(name) is not None]
+        if self.probe is None or (grids and self.grids_fit(processor, config, tensors)):
             return None
         return self.probe.patches(tensors)
+
+    def grids_fit(self, processor: Any, config: Any, tensors: Mapping[str, Any]) -> bool:
+        """Whether a batch has as many placeholders as its grids have tokens: no newlines beside
+        them."""
+        merged = sum(
+            int(tensors[name].prod(1).sum()) for name in GRIDS if tensors.get(name) is not None
+        )
+        if tensors.get("input_ids") is None:
+            return True
+        places = torch.isin(tensors["input_ids"].cpu(), torch.tensor(self.placeholders(config)))
+        return int(places.sum()) == merged // merge_of(processor, config) ** 2
 
     def sound_seconds(
         self, processor: Any, config: Any, n_samples: int
@@ -191,7 +204,7 @@ class Layout:
         """Which seconds (start, end) each placeholder of a sound of `n_samples` samples hears."""
         if self.hears is not None:
             return self.hears(processor, n_samples)
-        raise _no_layout(config)
+        raise no_layout(config)
 
     def image_cells(
         self,
@@ -207,11 +220,12 @@ class Layout:
         called with.
         """
         # the processor says how many patches there are
-        if features.get("image_grid_thw") is not None:
-            return grid_cells(processor, config, features["image_grid_thw"][index].tolist(), size)
+        grids, probed = features.get("image_grid_thw"), self.probe is not None
+        if grids is not None and not (probed and not self.grids_fit(processor, config, features)):
+            return grid_cells(processor, config, grids[index].tolist(), size)
         if self.probe is not None:
             return self.probe(processor, features.get("images_kwargs") or {}, size)
-        raise _no_layout(config)
+        raise no_layout(config)
 
     def video_cells(
         self,
@@ -225,7 +239,7 @@ class Layout:
         """The cells of the batch's video number `index`: `n_frames` frames of original `size`
         (width, height)."""
         if features.get("video_grid_thw") is None:
-            raise _no_layout(config)
+            raise no_layout(config)
         steps, rows, columns = features["video_grid_thw"][index].tolist()
         cells = grid_cells(processor, config, [1, rows, columns], size)
         paired = -(-n_frames // steps)  # frames that one temporal step joins
@@ -237,34 +251,6 @@ class Layout:
             frames=frames.repeat_interleave(len(cells.visual), dim=0),
             shrunk=cells.shrunk,
         )
-
-
-def _no_decoder(hf: nn.Module, asked: bool, decoder: Any, holder: Any) -> CorelensError:
-    """What was looked for in a model, what it has, and what to wrap or write instead."""
-    kind = type(decoder).__name__
-    if not asked:
-        returned = "there is no get_decoder()"
-    elif holder is None:
-        returned = f"it returns a {kind}, without `.layers` in it"
-    else:
-        streams = getattr(getattr(decoder, "config", None), "hc_count", 1)  # (hyper-connections)
-        several = f"which carries {streams} residual streams side by side"
-        why = several if streams > 1 else "whose layers have no norm behind them"
-        returned = f"it returns a {kind}, {why}"
-    writers = [
-        name
-        for name, part in hf.named_children()
-        if hasattr(part, "get_decoder") and hasattr(part, "generate") and hasattr(part, "lm_head")
-    ]
-    do = "write a Layout for it with `decoder(hf)` overridden: cl.register_layout(MyLayout)"
-    if writers:
-        do = f"wrap the part of it that writes text: cl.HookedMLLM(hf.{writers[0]}, processor)"
-    return CorelensError(
-        f"a model of class {type(hf).__name__}, in which no decoder was found: looked for what "
-        f"get_decoder() returns, with `.layers` and a norm; {returned}",
-        "a transformers vision-language model whose get_decoder() returns its text decoder",
-        do,
-    )
 
 
 def weight_offset(norm: nn.Module) -> float:
@@ -282,6 +268,12 @@ def weight_offset(norm: nn.Module) -> float:
     return float(off[1] < off[0])
 
 
+def merge_of(processor: Any, config: Any) -> int:
+    """How many patches make a token's side, of a picture that is cut into a grid of them."""
+    images = getattr(processor, "image_processor", None)
+    return getattr(images, "merge_size", None) or config.vision_config.spatial_merge_size
+
+
 def grid_cells(processor: Any, config: Any, thw: list[int], size: tuple[int, int]) -> Cells:
     """Cells of a picture that is stretched onto a grid of patches, of which merge × merge make a
     token.
@@ -289,8 +281,7 @@ def grid_cells(processor: Any, config: Any, thw: list[int], size: tuple[int, int
     Args:
         thw: temporal steps, rows and columns of patches, as the processor's `image_grid_thw` says.
     """
-    images = processor.image_processor
-    merge = getattr(images, "merge_size", None) or config.vision_config.spatial_merge_size
+    images, merge = processor.image_processor, merge_of(processor, config)
     patch = getattr(images, "patch_size", None) or config.vision_config.patch_size
     patch = patch if isinstance(patch, int) else edge(patch, "height", "width")
     (rows, columns), (width, height) = (thw[1] // merge, thw[2] // merge), size
@@ -379,13 +370,3 @@ def _token(config: Any, *names: str) -> int:
             if isinstance(value := getattr(holder, name, None), int):
                 return value
     return -1
-
-
-def _no_layout(config: Any) -> CorelensError:
-    return CorelensError(
-        f"a model of type {getattr(config, 'model_type', '?')!r}, for which no layout is "
-        "registered",
-        "a family whose token geometry CoreLens knows, when regions, images or cells are asked for",
-        "hooks work without it; for regions write a Layout with image_cells() and call "
-        "cl.register_layout(MyLayout)",
-    )

@@ -106,8 +106,9 @@ def attention_modules(hf: nn.Module, layout: Layout, kind: Kind) -> list[nn.Modu
     modules: list[nn.Module] = []
     for layer in layers:
         paths = [path for path, part in layer.named_modules() if path and _attends(part)]
-        outer = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
-        modules += [layer.get_submodule(path) for path in outer]
+        # (the innermost: one that holds another may add its own input to what that gives)
+        inner = [path for path in paths if not any(other.startswith(f"{path}.") for other in paths)]
+        modules += [layer.get_submodule(path) for path in inner]
     return modules
 
 
