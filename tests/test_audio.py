@@ -10,7 +10,7 @@ from einops import rearrange
 
 import corelens as cl
 from corelens.errors import CorelensError
-from corelens.hf import silent
+from corelens.hf import attention_set, silent
 from corelens.model.hearing import Hearing
 from corelens.model.probing import first_layer_input
 from corelens.model.towers import attention_modules
@@ -144,17 +144,22 @@ def test_ram_on_a_span_is_that_of_eager_attention(family):
     scored = cl.score_heads(model, [sample()], metrics=("ram", "precision"))
     scores = scored["ram"]
     question, region = inputs.token_maps[0].question, inputs.token_maps[0].region
-    before = model.hf.config._attn_implementation
-    model.hf.set_attn_implementation("eager")
-    try:
+    held = (getattr(module, "config", None) for module in model.hf.modules())
+    configs = {id(c): c for c in held if hasattr(c, "_attn_implementation_internal")}
+    with attention_set(configs.values(), "eager"):
         out = model.hf(**inputs.tensors, output_attentions=True, use_cache=False)
-    finally:
-        model.hf.set_attn_implementation(before)
     wanted = torch.stack([a[0][:, question][:, :, region].sum(-1).mean(-1) for a in out.attentions])
     np.testing.assert_allclose(scores.values, wanted.numpy(), atol=1e-5)
     audio = inputs.token_maps[0].audio  # (of evidence in a sound, V are the audio tokens)
     whole = torch.stack([a[0][:, question][:, :, audio].sum(-1).mean(-1) for a in out.attentions])
     np.testing.assert_allclose(scored["precision"].values, (wanted / whole).numpy(), atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_last_rows_logits_are_the_last_rows():
+    # (a model that does not take logits_to_keep swallows it)
+    model, inputs = model_of("qwen2_audio"), inputs_of("qwen2_audio")
+    torch.testing.assert_close(model(inputs, logits_to_keep=3), plain("qwen2_audio")[:, -3:])
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ import transformers
 from families import maps, shrink
 
 # tiles and a thumbnail; patches without a tower; a grid, and two kinds of token types; tokens that
-# pool a few patches by attention
-SAMPLE = ("ovis2", "fuyu", "ernie4_5_vl_moe", "molmo2")
+# pool a few patches by attention; a model that computes all logits; newlines beside a grid's tokens
+SAMPLE = ("ovis2", "fuyu", "ernie4_5_vl_moe", "molmo2", "minicpm_ocr", "hunyuan_vl")
 RESULTS = Path(__file__).parents[1] / "benchmarks/results/token_maps.json"
 
 

@@ -21,8 +21,9 @@ from corelens.hf import attention_off
 from corelens.model.probing import first_layer_input, tower_modules
 
 SIZE = (224, 160)
-INNER = 0.5  # of a cell's width and height, what is painted of it
+INNER = 0.9  # of a cell's width and height, what is painted of it
 ALIKE = 0.4  # of two cells of one view: how far the logarithms of their sides lie apart, at most
+SAME = 0.6  # the overlap from which on two tokens share a cell (queries of one window do)
 VIEWS = 3  # at most so many: the first, one between, the last
 
 Box = tuple[float, ...]
@@ -90,7 +91,7 @@ class Canvas:
         others = alike.nonzero()[:, 0]
         moves = self._moved_by(tuple(box[token].tolist()))[others]
         most = others[int(moves.argmax())]
-        return float(moves.max()) > 0 and torch.equal(box[most], box[token])
+        return float(moves.max()) > 0 and _overlap(box[most], box[token]) > SAME
 
     def _moved_by(self, box: Box) -> Float[Tensor, " token"]:
         if box not in self.moves:
@@ -160,6 +161,12 @@ def shifted(
                 moved[token] = box[nearest]
                 break
     return moved
+
+
+def _overlap(a: Float[Tensor, "4"], b: Float[Tensor, "4"]) -> float:
+    """Intersection over union of two boxes."""
+    inner = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp(min=0).prod()
+    return float(inner / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inner))
 
 
 def _noise(shape: tuple[int, ...]) -> np.ndarray:

@@ -89,6 +89,9 @@ class PlainProcessor:
         mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in rows])
         tensors |= {"input_ids": ids, "attention_mask": mask}
         tensors |= token_types(self.model_type, self.hf, ids)
+        if "qformer_input_ids" in inspect.signature(type(self.hf).forward).parameters:
+            words = {"qformer_input_ids": ids[:, -4:], "qformer_attention_mask": mask[:, -4:]}
+            tensors |= words
         return tensors | {"text_replacement_offsets": offsets}
 
     def _pixels(self, pictures: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -167,6 +170,7 @@ def _small(defaults: dict[str, Any], config: Any) -> dict[str, Any]:
 
 
 SQUARE = {"size": {"height": 256, "width": 256}}
+FORTY = {"size": {"height": 40, "width": 40}}
 SLICE = {"scale_resolution": 128, "slice_mode": False}
 # what the rules above cannot know of a type's image processor
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -178,6 +182,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dots3_note": {"temporal_patch_size": 1},
     "emu3": {"min_pixels": 256, "max_pixels": 64**2},
     "fuyu": {"size": {"height": 180, "width": 240}},
+    **dict.fromkeys(("inkling2", "inkling2_loop", "inkling_mm_model"), FORTY),
     "got_ocr2": SQUARE | {"crop_to_patches": False},
     "fast_vlm": {"size": {"shortest_edge": 128}, "crop_size": {"height": 128, "width": 128}},
     "gemma3n": {"size": {"height": 128, "width": 128}},

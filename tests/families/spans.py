@@ -18,7 +18,8 @@ from helpers.family_parts import randomise
 RATE, SECONDS = 16000, 1.9
 SPANS = (cl.Span(0.3, 0.6), cl.Span(0.8, 1.2), cl.Span(1.4, 1.7))
 THINKERS = {"qwen2_5_omni_thinker": "qwen2_5_omni", "qwen3_omni_moe_thinker": "qwen3_omni_moe"}
-MOVES = 0.05  # of what the token that moves most does
+ENDS = 1  # token before and behind a span's that may move, too: they hear a little of it
+MOVES = 0.2  # of what the token that moves most does
 
 
 def spans_of(model_type: str) -> str:
@@ -40,8 +41,8 @@ def spans_of(model_type: str) -> str:
 
 
 def _right(model: Any, span: cl.Span) -> tuple[bool, bool]:
-    """Whether the tokens that move when a span's sound is changed are the span's, but for one at
-    each end and half of those that hear little of it; and whether the span's, moved by as many as
+    """Whether the tokens that move when a span's sound is changed are the span's, but for some
+    at each end, and half of those that hear little of it; and whether the span's, moved by as many as
     they are, would be."""
     sound, other = (
         np.random.default_rng(seed).normal(0, 0.1, int(SECONDS * RATE)) for seed in (0, 9)
@@ -57,7 +58,7 @@ def _right(model: Any, span: cl.Span) -> tuple[bool, bool]:
     first, last = region[0], region[-1]
 
     def fits(by: int) -> bool:
-        inside = {p for p in moved if first + by - 1 <= p <= last + by + 1}
+        inside = {p for p in moved if first + by - ENDS <= p <= last + by + ENDS}
         return moved == inside and 2 * len(moved) >= len(region)
 
     steps = (len(region), -len(region))

@@ -96,7 +96,10 @@ def _omni(family: str, audio: dict[str, Any], **more: Any) -> tuple[nn.Module, A
         audio_config=AUDIO | audio, vision_config=vision, text_config=text, **ids
     )
     processor = getattr(transformers, f"{family}Processor")(
-        transformers.Qwen2VLImageProcessor(size={"shortest_edge": 4 * 28 * 28, "longest_edge": 64 * 28 * 28}),
+        transformers.Qwen2VLImageProcessor(
+            size={"shortest_edge": 4 * 28 * 28, "longest_edge": 64 * 28 * 28},
+            patch_size=config.vision_config.patch_size,
+        ),
         transformers.Qwen2VLVideoProcessor(), _whisper(), tokenizer,
         chat_template=hearing_template("<|audio_bos|><|AUDIO|><|audio_eos|>", "<|vision_bos|><|IMAGE|><|vision_eos|>"),
     )  # fmt: skip
