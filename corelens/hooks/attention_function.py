@@ -64,8 +64,8 @@ def attention(
         key: all keys so far, after rotary and from the cache.
         value: all values so far.
         attention_mask: None (causal), boolean or additive, [1|batch, 1|head, pos, key].
-        arguments: the module's other arguments: scaling, dropout, is_causal, softcap, s_aux or
-            sinks (sink logits), position_bias.
+        arguments: the module's other arguments: scaling, dropout, is_causal, softcap, s_aux (sink
+            logits), position_bias.
 
     Returns:
         (z, None). None stands for the pattern, which transformers' SDPA function does not return
@@ -270,8 +270,7 @@ def _z_with_rows(
     axis = KeyAxis(key.shape[2], key.shape[2] if points.cross else step.total)
     local = _within_step(rows, step)
     scores = edges.apply(row_scores(query, key, local, None, call), rows, None)
-    pattern = softmax(scores, call.sink_logits_of(local, None))
-    pattern = pattern.masked_fill((rows < 0)[:, None, :, None], 0.0)
+    pattern = softmax(scores, call.sink_logits).masked_fill((rows < 0)[:, None, :, None], 0.0)
     pattern, edited = run.fire_watched(points.hook_pattern_rows, axis.show(pattern, 0.0), rows=rows)
     if not edited:
         return z

@@ -13,8 +13,6 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-SINKS = ("s_aux", "sinks")  # the names by which models hand sink logits over
-
 
 @dataclass(frozen=True)
 class Call:
@@ -28,7 +26,7 @@ class Call:
         is_causal: whether a missing mask means a causal one.
         softcap: c of c · tanh(scores / c), or None.
         sink_logits: of models with attention sinks, each head's extra score in the softmax, which
-            belongs to no key, in all rows alike or row by row; else None.
+            belongs to no key; else None.
         bias: added to the scores, [1, head, pos, key], or None.
         allowed: (rows, heads) → the keys that a sparse plan lets them see; None without a plan.
         edit: (scores, positions, heads) → the scores after the edge edits; None without edits.
@@ -40,7 +38,7 @@ class Call:
     scaling: float
     is_causal: bool
     softcap: float | None
-    sink_logits: Float[Tensor, "#batch head #pos 1"] | None
+    sink_logits: Float[Tensor, " head"] | None
     bias: Tensor | None
     allowed: Callable[[Tensor | None, Tensor | None], Tensor] | None = None
     edit: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
@@ -53,29 +51,16 @@ class Call:
         """The Call of a module, from the keyword arguments that transformers gives attention
         functions."""
         scaling, is_causal = arguments.get("scaling"), arguments.get("is_causal")
-        sink_logits = next((arguments[n] for n in SINKS if arguments.get(n) is not None), None)
-        if sink_logits is not None and sink_logits.ndim == 1:
-            sink_logits = sink_logits[None, :, None, None]
         return cls(
             module=module,
             mask=mask,
             scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
             is_causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
             softcap=arguments.get("softcap"),
-            sink_logits=sink_logits,
+            sink_logits=arguments.get("s_aux"),
             bias=arguments.get("position_bias"),
             arguments=arguments,
         )
-
-    def sink_logits_of(
-        self, rows: Int[Tensor, "batch row"] | None, heads: Int[Tensor, " some"] | None
-    ) -> Float[Tensor, "#batch some #row 1"] | None:
-        """The sink logits of these rows and heads (None: all)."""
-        if self.sink_logits is None:
-            return None
-        if self.sink_logits.shape[2] == 1:  # (the same in every row, or a decode step's one row)
-            rows = None
-        return _select(self.sink_logits, rows, heads, self.sink_logits.shape)
 
 
 def row_scores(
@@ -149,8 +134,7 @@ def _select(
 
 
 def softmax(
-    scores: Float[Tensor, "batch some row key"],
-    sink_logits: Float[Tensor, "#batch some #row 1"] | None,
+    scores: Float[Tensor, "batch some row key"], sink_logits: Float[Tensor, " some"] | None
 ) -> Float[Tensor, "batch some row key"]:
     """Softmax over keys; a row that may see no key gets zeros, as in SDPA.
 
@@ -158,7 +142,7 @@ def softmax(
     such a row sums to less than 1.
     """
     if sink_logits is not None:
-        sink = sink_logits.float().expand(*scores.shape[:-1], 1)
+        sink = sink_logits.float().reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
     sees_nothing = scores.amax(dim=-1, keepdim=True) == -torch.inf
     if not sees_nothing.any():
@@ -187,7 +171,9 @@ def rows_z(
     edit: Callable[[Tensor], Tensor] = lambda scores: scores,
 ) -> tuple[Float[Tensor, "batch row some d"], Float[Tensor, "batch some row key"]]:  # fmt: skip
     """(z, pattern) of some rows and heads; `edit` changes their scores before the softmax."""
-    sink_logits = call.sink_logits_of(rows, heads)
+    sink_logits = call.sink_logits
+    if sink_logits is not None and heads is not None:
+        sink_logits = sink_logits[heads]
     pattern = softmax(edit(row_scores(query, key, rows, heads, call)), sink_logits)
     return mix(pattern, value, heads, query.shape[1]), pattern
 

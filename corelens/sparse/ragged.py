@@ -193,8 +193,7 @@ class Ragged:
         queries = rearrange(query[:, :, 0], "batch (kv g) d -> (batch kv) g d", g=group)
         sink_logits = call.sink_logits
         if sink_logits is not None:
-            sink_logits = sink_logits.float().expand(self.batch, -1, 1, 1)
-            sink_logits = sink_logits.reshape(-1, group)[self.heads]
+            sink_logits = sink_logits.float().view(-1, group)[self.heads % self.kv_heads]
         read = varlen if by_varlen(queries, self.values, call) else grouped
         z = queries.new_zeros(*queries.shape[:2], self.values.shape[-1])
         if self.groups:

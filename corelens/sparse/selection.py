@@ -62,16 +62,21 @@ def observed(
         heads = slice(first_kv * group, (first_kv + chunk) * group)
         numbers = torch.arange(query.shape[1], device=query.device)[heads]
         part = _of_heads(call, numbers)
-        local = (rows - before).clamp(min=0)
-        keys_of = key[:, first_kv : first_kv + chunk]
-        scores = row_scores(query[:, heads], keys_of, local, None, part)
+        scores = row_scores(
+            query[:, heads],
+            key[:, first_kv : first_kv + chunk],
+            (rows - before).clamp(min=0),
+            None,
+            part,
+        )
         scores = (
             scores
             if call.edit is None
             else call.edit(scores, torch.where(valid, rows, -1), numbers)
         )
-        attention = softmax(scores, part.sink_logits_of(local, None))
-        attention = attention.masked_fill(~valid[:, None, :, None], 0.0).sum(dim=2)
+        attention = (
+            softmax(scores, part.sink_logits).masked_fill(~valid[:, None, :, None], 0.0).sum(dim=2)
+        )
         by_kv_head.append(reduce(attention, "batch (kv g) key -> batch kv key", "mean", g=group))
     mean = torch.cat(by_kv_head, dim=1) / valid.sum(dim=1)[:, None, None]
     pooled = nn.functional.avg_pool1d(
@@ -139,5 +144,7 @@ def _of_heads(call: Call, heads: Int[Tensor, " some"]) -> Call:
         return x[:, heads] if x is not None and x.shape[1] > 1 else x
 
     allowed = None if call.allowed is None else lambda rows, _: call.allowed(rows, heads)  # type: ignore[misc]
-    mask, bias, sink_logits = (of(x) for x in (call.mask, call.bias, call.sink_logits))
-    return replace(call, mask=mask, bias=bias, sink_logits=sink_logits, allowed=allowed)
+    sink_logits = None if call.sink_logits is None else call.sink_logits[heads]
+    return replace(
+        call, mask=of(call.mask), bias=of(call.bias), sink_logits=sink_logits, allowed=allowed
+    )

@@ -68,11 +68,10 @@ class VerticalSlash:
         """Which keys, and which distances, each head sees."""
         total, device = prompt.length, query.device
         sampled = prompt.end[:, None] - self.rows + torch.arange(self.rows, device=device)
-        real, local = sampled >= prompt.first[:, None], sampled.clamp(min=0)
+        real = sampled >= prompt.first[:, None]
         plain = replace(call, allowed=None)
-        scores = row_scores(query, key[:, :, :total], local, None, plain)
-        attention = softmax(scores, call.sink_logits_of(local, None))
-        attention = attention.masked_fill(~real[:, None, :, None], 0.0)
+        scores = row_scores(query, key[:, :, :total], sampled.clamp(min=0), None, plain)
+        attention = softmax(scores, call.sink_logits).masked_fill(~real[:, None, :, None], 0.0)
         positions = torch.arange(total, device=device)
         by_key = attention.sum(2)
         away = (sampled[:, :, None] - positions).clamp(min=0)[:, None].expand_as(attention)

@@ -85,10 +85,9 @@ class PruneVisual:
     ) -> Float[Tensor, "batch key"]:
         """How much this layer's heads look at each key, weighted by their scores."""
         sampled = prompt.end[:, None] - self.rows + torch.arange(self.rows, device=query.device)
-        real, local = sampled >= prompt.first[:, None], sampled.clamp(min=0)
-        scores = row_scores(query, key[:, :, : prompt.length], local, None, call)
-        attention = softmax(scores, call.sink_logits_of(local, None))
-        attention = attention.masked_fill(~real[:, None, :, None], 0.0)
+        real = sampled >= prompt.first[:, None]
+        scores = row_scores(query, key[:, :, : prompt.length], sampled.clamp(min=0), None, call)
+        attention = softmax(scores, call.sink_logits).masked_fill(~real[:, None, :, None], 0.0)
         mean = attention.sum(2) / real.sum(1)[:, None, None]
         if self.scores is None:
             return mean.sum(1)
