@@ -31,11 +31,6 @@ def test_a_type_is_served_exactly(model_type):
     assert row["residual"] == checks.EXACT, row
 
 
-def test_a_score_a_row_that_takes_its_share_of_attention_is_counted():
-    row = checks.row_of("inkling2")  # (its plain run is not SDPA's, which knows no such scores)
-    assert checks.verdict(row) == "served" and row["no_op"].startswith("exact"), row
-
-
 @pytest.mark.parametrize("model_type", REFUSED)
 def test_a_type_that_is_not_served_says_what_to_do(model_type):
     row = checks.row_of(model_type)
