@@ -21,6 +21,11 @@ HOOKED = {
     "TransformerBridge, z of all heads": "TransformerBridge, z of all heads",
 }
 
+WAYS = [
+    *("baseline", "hidden states", "residual hooks", "attentions"),
+    *("pattern hooks", "residual patch", "head patch"),
+]
+
 
 def read(name: str) -> Any:
     """The JSON of one benchmark."""
@@ -35,6 +40,22 @@ def hooks() -> str:
         rows.append(
             [words, *(f"{cell[key]['time_ratio']['median']:.2f}x" for cell in results.values())]
         )
+    return markdown(rows)
+
+
+def overhead() -> str:
+    """Time of seven ways to look into a model, by tool, over that of a plain forward."""
+    results = read("overhead-cpu")["results"]
+    tools, conditions = (
+        list(dict.fromkeys(key.split(", ")[part] for key in results)) for part in (0, 1)
+    )
+    rows = [["", *tools]]
+    for condition in sorted(conditions, key=WAYS.index):
+        ratios = [results.get(f"{tool}, {condition}", {}).get("ratio") for tool in tools]
+        cells = [
+            f"{x['median']:.2f} ({x['low']:.2f} to {x['high']:.2f})" if x else "–" for x in ratios
+        ]
+        rows.append([condition, *cells])
     return markdown(rows)
 
 
@@ -365,7 +386,7 @@ def markdown(rows: list[list[str]]) -> str:
 TABLES = {
     table.__name__: table
     for table in [
-        *(hooks, scores, speed, knockout, metrics, contrast, start, kills),
+        *(hooks, overhead, scores, speed, knockout, metrics, contrast, start, kills),
         *(patterns, streaming, explorer),
     ]
 }
