@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import corelens as cl
 from corelens.evaluation.answers import Answer
-from corelens.evaluation.contrast import Kept, SparseContrast
+from corelens.evaluation.contrast import ContrastPoint, SparseContrast
 from corelens.interventions.result import PatchResult
 from corelens.viz.heat import attention_image
 from corelens.viz.lens import evenly
@@ -297,7 +297,7 @@ def test_whatever_a_public_function_finds_shows_itself():
 def test_a_contrast_shows_itself_and_draws_lines_that_agree_side_by_side(samples):
     right = np.ones(4)
     points = [
-        Kept(line, 0.05, x, right, -right, [1.0], [[[0, 1]]])
+        ContrastPoint(line, 0.05, x, right, -right, [1.0], [[[0, 1]]])
         for x in (8, 32)
         for line in ("top", "bottom", "random")
     ]

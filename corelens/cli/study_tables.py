@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corelens.findings.finding import points
+from corelens.findings.finding import percent_interval
 
 console = Console()
 
@@ -90,7 +90,7 @@ def _costs(title: str, part: dict[str, Any]) -> Table:
         table.add_column(kind, justify="right", no_wrap=True)
     for key in (key for key in part["scores"] if key in numbers):
         for role in ("top", "bottom"):
-            cells = [escape(points(numbers[key][role][kind])) for kind in kinds]
+            cells = [escape(percent_interval(numbers[key][role][kind])) for kind in kinds]
             table.add_row(
                 escape(f"{role} {numbers[key]['k']} by {key}"),
                 *cells,

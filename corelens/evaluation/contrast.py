@@ -1,14 +1,14 @@
 """Are these heads the ones? Accuracy under sparse inference with the top heads kept, against as
 many others kept.
 
-Heads that carry the evidence must be worth more than their number: with the top heads full and the
-rest sparse a model answers as before, with as many random heads full it does not. The same for KV
-budgets: keys shared out by a score, against as many keys shared out evenly, or the same shares
-dealt to other heads.
+If the top heads carry the evidence, a model with these heads full and the others sparse answers as
+before, and with as many random heads full it does not. The same for KV budgets: keys shared out by
+a score, against as many keys shared out evenly, or the same shares dealt to other heads.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,16 +33,16 @@ CLAIMS = ("top", "by score")  # lines that the others are controls of
 
 
 @dataclass
-class Kept:
-    """One choice of what is kept: a line of the figure at one x.
+class ContrastPoint:
+    """The answers under one choice of full heads or budget: a line of the figure at one x.
 
     Args:
         line: "top", "random", "by score" …; "top, RAM (last row)" where several rankings are
             compared.
-        share: of full heads; for KV budgets None.
+        share: the share of heads that are full; for KV budgets None.
         x: the window, or the keys kept a KV head.
-        correct, logprob: per sample, the mean over draws.
-        draws: the accuracy of each draw.
+        correct, logprob: of each sample, the mean over draws.
+        draws: the accuracy of each draw of heads.
         heads: the full heads of each draw.
     """
 
@@ -77,11 +77,11 @@ class SparseContrast:
 
     kind: str
     dense: Evaluation
-    points: list[Kept]
+    points: list[ContrastPoint]
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def point(self, line: str, x: int, share: float | None = None) -> Kept:
-        """The one of this line there."""
+    def point(self, line: str, x: int, share: float | None = None) -> ContrastPoint:
+        """The point of this line at this x and share."""
         for point in self.points:
             if point.line == line and point.x == x and point.share in (share, None):
                 return point
@@ -93,37 +93,27 @@ class SparseContrast:
         )
 
     def differences(self) -> list[dict[str, Any]]:
-        """Each top line minus each control at the same place: accuracy and log-probability, paired,
-        with 95% CI."""
+        """Each top line minus each of its controls at the same x: accuracy and log-probability,
+        paired, with 95% CI."""
         differences = []
-        for point in self.points:
-            if not point.line.startswith(CLAIMS):
-                continue
-            for control in self.points:
-                same = (
-                    control.x == point.x
-                    and control.share in (point.share, None)
-                    and control is not point
+        tops = [point for point in self.points if point.line.startswith(CLAIMS)]
+        controls = [point for point in self.points if not point.line.startswith(CLAIMS)]
+        for point, control in product(tops, controls):
+            same_ranking = _ranking(control.line) in (_ranking(point.line), "")
+            same_share = control.share in (point.share, None)
+            if control.x == point.x and same_share and same_ranking:
+                accuracy = accuracy_difference(point.correct, control.correct)
+                logprob = mean_interval(point.logprob - control.logprob)
+                differences.append(
+                    {
+                        "line": point.line,
+                        "control": control.line,
+                        "share": point.share,
+                        "x": point.x,
+                        "accuracy": accuracy._asdict(),
+                        "answer_logprob": logprob._asdict(),
+                    }
                 )
-                if (
-                    same
-                    and not control.line.startswith(CLAIMS)
-                    and _ranking(control.line) in (_ranking(point.line), "")
-                ):
-                    differences.append(
-                        {
-                            "line": point.line,
-                            "control": control.line,
-                            "share": point.share,
-                            "x": point.x,
-                            "accuracy": accuracy_difference(
-                                point.correct, control.correct
-                            )._asdict(),
-                            "answer_logprob": mean_interval(
-                                point.logprob - control.logprob
-                            )._asdict(),
-                        }
-                    )
         return differences
 
     def plot(self, metric: str = "accuracy", **options: Any) -> Any:
@@ -134,11 +124,10 @@ class SparseContrast:
         if metric not in ("accuracy", "answer_logprob"):
             raise CorelensError(f"metric={metric!r}", "'accuracy' or 'answer_logprob'", "take one")
         panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
-        shares: list[float | None] = [
-            *sorted({p.share for p in self.points if p.share is not None})
-        ] or [None]
+        known = {p.share for p in self.points if p.share is not None}
+        shares: list[float | None] = [*sorted(known)] or [None]
         rankings = dict.fromkeys(_ranking(p.line) for p in self.points if p.line.startswith(CLAIMS))
-        for ranking, share in [(ranking, share) for ranking in rankings for share in shares]:
+        for ranking, share in product(rankings, shares):
             points = [
                 p
                 for p in self.points
@@ -251,27 +240,21 @@ def sparse_contrast(
     asked = _asked(model, samples, ranked, batch_size)
     dense = answered_under(model, asked)
     points = []
-    sets = {fraction: _selections(ranked, fraction, draws, seed) for fraction in fractions}
-    total = len(windows) * (
-        1 + sum(len(head_sets) for by_line in sets.values() for head_sets in by_line.values())
-    )
+    lines: list[tuple[float | None, str, list[HeadSet]]] = [(None, NONE, [HeadSet()])]
+    for fraction in fractions:
+        for line, head_sets in _selections(ranked, fraction, draws, seed).items():
+            lines.append((fraction, line, head_sets))
+    total = len(windows) * sum(len(head_sets) for _, _, head_sets in lines)
     with tqdm(total=total, disable=not progress, desc="contrast") as bar:
         for window in windows:
             pattern = Streaming(sink=sink, window=window, last=last)
-            for share, line, of_line in [
-                (None, NONE, [HeadSet()]),
-                *(
-                    (share, line, of_line)
-                    for share, by_line in sets.items()
-                    for line, of_line in by_line.items()
-                ),
-            ]:
+            for share, line, head_sets in lines:
                 runs = []
-                for heads in of_line:
+                for heads in head_sets:
                     sparse = SparseInference(heads, pattern, decode=decode, engine=engine)  # type: ignore[arg-type]
                     runs.append(answered_under(model, asked, sparse))
                     bar.update()
-                points.append(_kept(line, share, window, runs, of_line))
+                points.append(_point(line, share, window, runs, head_sets))
     settings = {"sink": sink, "last": last, "decode": decode, "draws": draws, "seed": seed}
     return SparseContrast("pattern", dense, points, settings | _about(model, ranked))
 
@@ -303,7 +286,7 @@ def budget_contrast(
             "ask for longer answers",
         )
     dense = answered_under(model, asked)
-    points, kept_bytes = [], {}
+    points, keys_kept = [], {}
     with tqdm(
         total=len(budgets) * (1 + (1 + draws) * len(ranked)), disable=not progress, desc="budgets"
     ) as bar:
@@ -320,16 +303,15 @@ def budget_contrast(
                     f"by score{of}": [KVBudget(ranking, **size)],
                     f"dealt at random{of}": dealt,
                 }
-            for line, plans in by_line.items():
+            for line, kv_budgets in by_line.items():
                 runs = []
-                for plan in plans:
-                    runs.append(answered_under(model, asked, SparseInference(kv_budget=plan)))
+                for kv_budget in kv_budgets:
+                    runs.append(answered_under(model, asked, SparseInference(kv_budget=kv_budget)))
                     bar.update()
-                points.append(_kept(line, None, budget, runs, []))
-                kept_bytes[f"{line} at {budget}"] = float(
-                    np.mean([_keys(model, asked, plan) for plan in plans])
-                )
-    settings = {"window": window, "rho": rho, "draws": draws, "seed": seed, "keys_kept": kept_bytes}
+                points.append(_point(line, None, budget, runs, []))
+                keys = [_keys_kept(model, asked, kv_budget) for kv_budget in kv_budgets]
+                keys_kept[f"{line} at {budget}"] = float(np.mean(keys))
+    settings = {"window": window, "rho": rho, "draws": draws, "seed": seed, "keys_kept": keys_kept}
     return SparseContrast("kv_budget", dense, points, settings | _about(model, ranked))
 
 
@@ -355,7 +337,7 @@ def _selections(
 ) -> dict[str, list[HeadSet]]:
     """{line: sets} of one size."""
     tops = {name: ranking.top(fraction) for name, ranking in ranked.items()}
-    every = HeadSet([head for top in tops.values() for head in top])
+    all_tops = HeadSet([head for top in tops.values() for head in top])
     selections: dict[str, list[HeadSet]] = {}
     for role in ("top", "layer-matched", "bottom"):
         for name, ranking in ranked.items():
@@ -369,21 +351,21 @@ def _selections(
                 selections[line] = [tops[name] if role == "top" else ranking.bottom(k=k)]
     first = next(iter(ranked.values()))
     selections["random"] = [
-        first.random(fraction, seed=seed + i, exclude=every) for i in range(draws)
+        first.random(fraction, seed=seed + i, exclude=all_tops) for i in range(draws)
     ]
     return selections
 
 
-def _kept(
+def _point(
     line: str, share: float | None, x: int, runs: list[Evaluation], sets: Sequence[HeadSet]
-) -> Kept:
+) -> ContrastPoint:
     correct = np.mean([run.correct for run in runs], axis=0)
     logprob = np.mean([run.logprobs for run in runs], axis=0)
     heads, draws = [of_draw.to_json() for of_draw in sets], [run.accuracy for run in runs]
-    return Kept(line, share, x, correct, logprob, draws, heads)
+    return ContrastPoint(line, share, x, correct, logprob, draws, heads)
 
 
-def _keys(model: HookedMLLM, asked: Sequence[Asked], budget: KVBudget) -> float:
+def _keys_kept(model: HookedMLLM, asked: Sequence[Asked], budget: KVBudget) -> float:
     """How many keys a KV head keeps of these prompts, on the mean."""
     shape = model.cfg.n_layers, model.cfg.n_heads, model.cfg.n_kv_heads
     lengths = [len(token_map.all) for batch in asked for token_map in batch.inputs.token_maps]

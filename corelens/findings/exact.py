@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from corelens.heads.intervals import Interval, bootstrap_mean, clopper_pearson
+from corelens.heads.intervals import Interval, bootstrap_mean, clopper_pearson, is_binary
 
 
 def cost(
@@ -15,13 +15,9 @@ def cost(
     error, so that it covers at least `level`; it is conservative. Scores between 0 and 1 have a
     bootstrap interval instead.
     """
-    if not (_binary(clean) and _binary(changed)):
+    if not (is_binary(clean) and is_binary(changed)):
         return bootstrap_mean(clean - changed, level)
     lost, won = int((clean > changed).sum()), int((clean < changed).sum())
     half = (1 + level) / 2
     losses, wins = clopper_pearson(lost, len(clean), half), clopper_pearson(won, len(clean), half)
     return Interval((lost - won) / len(clean), losses.low - wins.high, losses.high - wins.low)
-
-
-def _binary(correct: Float[np.ndarray, " sample"]) -> bool:
-    return bool(np.isin(correct, (0.0, 1.0)).all())

@@ -50,9 +50,9 @@ class Sparsity(Finding):
 
     def _concentration(self, world: World, reading: str) -> Numbers:
         excess = world.score("ram_excess", reading)
-        draws = resampled(excess, world.options.seed)
+        bootstraps = resampled(excess, world.options.seed)
         return {
-            "half_in": interval(half_in(excess.values), [half_in(values) for values in draws]),
+            "half_in": interval(half_in(excess.values), [half_in(values) for values in bootstraps]),
             "top_share": excess.mass_of_top(),
             "gini": excess.gini(),
             "ideal": 1 / int((~np.isnan(excess.values)).sum()),
@@ -64,8 +64,8 @@ class Sparsity(Finding):
         it."""
         measured = numbers[numbers["judged"]]
         half = measured["half_in"]
-        ends = f"[{100 * half['low']:.1f}, {100 * half['high']:.1f}]"
-        number = f"half in {percent(half['value'], 1)} {ends} of the heads"
+        ci = f"[{100 * half['low']:.1f}, {100 * half['high']:.1f}]"
+        number = f"half in {percent(half['value'], 1)} {ci} of the heads"
         if half["high"] <= self.half_in:
             return Verdict(REPRODUCED, number)
         if half["low"] > self.half_in:

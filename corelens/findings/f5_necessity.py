@@ -18,7 +18,7 @@ from corelens.findings.criteria import (
     at_least,
     at_most,
 )
-from corelens.findings.finding import Finding, Numbers, points
+from corelens.findings.finding import Finding, Numbers, percent_interval
 from corelens.findings.options import READINGS, ROWS
 from corelens.findings.verdict import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict
 from corelens.findings.world import World
@@ -91,7 +91,9 @@ class Necessity(Finding):
             return Verdict(NOT_JUDGED, reason=f"{len(random)} random sets", n=numbers["n"])
         top, bottom = (relative(measured[role]["zero"], numbers) for role in ("top", "bottom"))
         limit = float(np.quantile(random, self.quantile))
-        number = f"top {measured['k']} masked: {points(top)}% of the clean accuracy lost; "
+        number = (
+            f"top {measured['k']} masked: {percent_interval(top)}% of the clean accuracy lost; "
+        )
         number += f"random {100 * limit:.0f}% at the {self.quantile:.0%} quantile"
         bottom_layers = _where_they_are(measured["bottom"]["heads"])
         parts = (
@@ -99,7 +101,7 @@ class Necessity(Finding):
             (above(top, limit), "random heads cost as much"),
             (
                 at_most(bottom, self.harmless),
-                f"the bottom heads cost {points(bottom)}% ({bottom_layers})",
+                f"the bottom heads cost {percent_interval(bottom)}% ({bottom_layers})",
             ),
         )
         missed = [words for holds, words in parts if holds is False]

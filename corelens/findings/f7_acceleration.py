@@ -22,7 +22,7 @@ from corelens.findings.criteria import (
     REACHED,
     TOP,
 )
-from corelens.findings.finding import Finding, Numbers, points
+from corelens.findings.finding import Finding, Numbers, percent_interval
 from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict
 from corelens.findings.world import World
 from corelens.heads.head_set import HeadSet
@@ -127,7 +127,7 @@ class Acceleration(Finding):
         return Verdict(NOT_REPRODUCED, number, "parity is met; the allowed speed-up is not reached")
 
     def _parity(self, plan: Numbers, n: int | None = None) -> Verdict:
-        number = f"{points(plan)} points lost with a window of {plan['window']}"
+        number = f"{percent_interval(plan)} points lost with a window of {plan['window']}"
         if len(plan["random"]) < self.least_draws:
             return Verdict(NOT_JUDGED, number, f"{len(plan['random'])} random sets", n)
         random = float(np.quantile(plan["random"], 1 - self.quantile))

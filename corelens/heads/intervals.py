@@ -133,7 +133,7 @@ def mean_interval(x: Float[np.ndarray, " sample"], level: float = 0.95) -> Inter
 def accuracy_interval(x: Float[np.ndarray, " sample"], level: float = 0.95) -> Interval:
     """The share of samples answered right: Clopper–Pearson; bootstrapped if x holds means over
     several runs."""
-    return clopper_pearson(int(x.sum()), len(x), level) if _binary(x) else mean_interval(x, level)
+    return clopper_pearson(int(x.sum()), len(x), level) if is_binary(x) else mean_interval(x, level)
 
 
 def accuracy_difference(
@@ -141,7 +141,7 @@ def accuracy_difference(
 ) -> Interval:
     """Accuracy a minus b over the same samples: Newcombe; bootstrapped if they hold means over
     several runs."""
-    return newcombe(a, b, level) if _binary(a) and _binary(b) else mean_interval(a - b, level)
+    return newcombe(a, b, level) if is_binary(a) and is_binary(b) else mean_interval(a - b, level)
 
 
 def _alone(x: Float[np.ndarray, " sample"]) -> Interval:
@@ -149,7 +149,8 @@ def _alone(x: Float[np.ndarray, " sample"]) -> Interval:
     return Interval(float(x.mean()), float("nan"), float("nan"))
 
 
-def _binary(x: Float[np.ndarray, " sample"]) -> bool:
+def is_binary(x: Float[np.ndarray, " sample"]) -> bool:
+    """Whether all numbers are 0 or 1, as right and wrong answers are."""
     return bool(len(x)) and bool(np.isin(x, (0.0, 1.0)).all())
 
 

@@ -28,7 +28,7 @@ def design(model: Numbers) -> list[Markup]:
         for point in ordered:
             if point["key"] not in NAMED and point not in others:
                 continue
-            costs = [_points(point[kind]) for kind in ("zero", "knockout")]
+            costs = [percent_interval(point[kind]) for kind in ("zero", "knockout")]
             rows.append([f"{world}: {point['key']}", *costs])
         random = [
             f"up to {100 * space['clean'] * max(space['random'][kind], default=0.0):.0f}"
@@ -78,6 +78,7 @@ def left_out(report: Numbers) -> list[str]:
     ]
 
 
-def _points(cost: Numbers) -> str:
+def percent_interval(cost: Numbers) -> str:
+    """{"value": 0.88, "low": 0.86, "high": 0.9} → "88 [86, 90]"."""
     value, low, high = (round(100 * cost[name]) + 0.0 for name in ("value", "low", "high"))
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from corelens.viz import page as p
 from corelens.viz.finding_figures import drawn_thresholds, finding_figure
-from corelens.viz.study_beside import design, left_out, repeats
+from corelens.viz.study_beside import design, left_out, percent_interval, repeats
 from corelens.viz.study_headline import headline
 
 Numbers = Mapping[str, Any]
@@ -185,7 +185,7 @@ def _rows(model: Numbers) -> list[Markup]:
     for world, part in model["worlds"].items():
         if part["row_costs"]:
             cells = [
-                _points(part["row_costs"][group]) if group in part["row_costs"] else "–"
+                percent_interval(part["row_costs"][group]) if group in part["row_costs"] else "–"
                 for group in READS
             ]
             rows.append([world, *cells])
@@ -212,7 +212,7 @@ def _interventions(model: Numbers) -> list[Markup]:
             for role in ("top", "bottom"):
                 costs = numbers[key][role]
                 kinds = [
-                    _points(costs[kind]) if kind in costs else "–"
+                    percent_interval(costs[kind]) if kind in costs else "–"
                     for kind in ("zero", "uniform", "knockout")
                 ]
                 rows.append([f"{world}: {role} by {key}", *kinds])
@@ -300,11 +300,6 @@ def _how(report: Numbers) -> list[Markup]:
 
 def _words(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _points(cost: Numbers) -> str:
-    value, low, high = (round(100 * cost[name]) + 0.0 for name in ("value", "low", "high"))
-    return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 
 
 def _meta(report: Numbers) -> dict[str, Any]:
