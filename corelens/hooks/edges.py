@@ -19,17 +19,17 @@ ROW_CHUNK_ELEMENTS = 1 << 25
 
 
 def every_edges(name: str) -> bool:
-    """Stands for `attn.hook_edges` of every layer, of which functions of names are not asked
-    otherwise."""
+    """Whether a name is `attn.hook_edges` of a layer. (Other callable filters are not asked about
+    these points.)"""
     return name.endswith("attn.hook_edges")
 
 
 class Edges:
     """The edges of one layer in one step, handed to the functions at `attn.hook_edges`.
 
-    An edge is (head, row, column): a query looking at a key. `cut` removes edges before the
-    softmax, `add` adds a number to their scores; only the rows named are computed anew, the others
-    stay SDPA's.
+    An edge is (head, row, column): the connection from a query (row) to a key (column). `cut`
+    removes edges before the softmax, `add` adds a number to their scores. Only the rows named are
+    computed again; the other rows keep SDPA's result.
     """
 
     def __init__(
@@ -41,33 +41,33 @@ class Edges:
         tower_columns: int | None = None,
     ):
         self.step, self.batch, self.n_heads, self.device = step, batch, n_heads, device
-        self.tower_columns = tower_columns  # how many, where the columns are a tower's tokens
+        self.tower_columns = tower_columns  # in cross-attention: how many tokens the tower has
         self.edits: list[
             tuple[Tensor, Bool[Tensor, "batch key"], Bool[Tensor, "batch key"], float | None]
         ] = []
         self.rewrites: list[tuple[int, str, Callable[[Tensor], Tensor]]] = []
 
     def give(self, head: int, what: str, edit: Callable[[Tensor], Tensor]) -> None:
-        """Let one query head alone attend with other rotated keys (`what` = "key") or values
-        ("value") than its group.
+        """Give one query head its own rotated keys (`what` = "key") or values ("value"), while the
+        other heads of its group keep theirs.
 
-        `edit` takes those of its KV head, [batch, key, d], and returns what this head is to have
-        instead.
+        `edit` gets the tensor [batch, key, d] of its KV head and returns the one for this head.
         """
         self.rewrites.append((head, what, edit))
 
     def spread(
         self, key: Tensor, value: Tensor
     ) -> tuple[Float[Tensor, "b head key d"], Float[Tensor, "b head key e"]]:
-        """Keys and values with a KV head for every query head, those that were given among them."""
+        """Keys and values repeated to one KV head per query head, after the edits of `give`."""
         group = self.n_heads // key.shape[1]
-        own = {
+        per_query_head = {
             "key": key.repeat_interleave(group, dim=1),
             "value": value.repeat_interleave(group, dim=1),
         }
         for head, what, edit in self.rewrites:
-            own[what][:, head] = edit(own[what][:, head].clone())
-        return own["key"], own["value"]
+            tensor = per_query_head[what]
+            tensor[:, head] = edit(tensor[:, head].clone())
+        return per_query_head["key"], per_query_head["value"]
 
     def cut(self, heads: list[int] | None, rows: Where, columns: Where) -> None:
         """Remove the edges from `rows` to `columns` of these heads (all if None)."""
@@ -120,29 +120,31 @@ class Edges:
         rows: Int[Tensor, "batch row"],
         heads: Tensor | None,
     ) -> Float[Tensor, "batch some row key"]:
-        """The scores of these rows (absolute positions, −1 pads) and heads (all if None) with every
-        edit made."""
+        """The scores of these rows (absolute positions, −1 pads) and heads (all if None), after all
+        edits."""
         if not self.edits:
             return scores
-        held = scores.shape[-1]
-        first = 0 if self.tower_columns is not None else max(self.step.total - held, 0)
+        # A sliding window's cache has dropped the first keys: its key axis begins at `first`.
+        n_keys = scores.shape[-1]
+        first = 0 if self.tower_columns is not None else max(self.step.total - n_keys, 0)
         heads = torch.arange(self.n_heads, device=scores.device) if heads is None else heads
-        could = scores > -torch.inf
+        visible_before = scores > -torch.inf
         for edited, row_table, column_table, value in self.edits:
             of_heads = torch.isin(heads, edited)[None, :, None, None]
             of_rows = (row_table.gather(1, rows.clamp(min=0)) & (rows >= 0))[:, None, :, None]
-            columns = column_table[:, None, None, first : first + scores.shape[-1]]
-            columns = nn.functional.pad(columns, (0, scores.shape[-1] - columns.shape[-1]))
+            columns = column_table[:, None, None, first : first + n_keys]
+            columns = nn.functional.pad(columns, (0, n_keys - columns.shape[-1]))  # a static cache
             edges = of_heads & of_rows & columns
             scores = (
                 scores.masked_fill(edges, -torch.inf)
                 if value is None
                 else torch.where(edges, scores + value, scores)
             )
-        blind = (could.any(-1) & ~(scores > -torch.inf).any(-1)).any(dim=1) & (rows >= 0)
-        if blind.any():
+        visible_after = (scores > -torch.inf).any(-1)
+        lost_all = (visible_before.any(-1) & ~visible_after).any(dim=1) & (rows >= 0)
+        if lost_all.any():
             warnings.warn(
-                f"{int(blind.sum())} rows lost every edge: their z is 0 there (nothing is left "
+                f"{int(lost_all.sum())} rows lost every edge: their z is 0 there (nothing is left "
                 "to attend to)",
                 stacklevel=2,
             )
@@ -156,36 +158,31 @@ class Edges:
         value: Tensor,
         call: Call,
     ) -> Float[Tensor, "batch pos head d"]:
-        """z with the edited rows of the edited heads computed anew."""
+        """z, with the edited rows of the edited heads computed again."""
         if not self.edits:
             return z
         heads = torch.unique(torch.cat([edited for edited, *_ in self.edits]))
-        # [batch, pos]
-        touched = torch.stack([table for _, table, _, _ in self.edits]).any(0)[
-            :, self.step.positions
-        ]
-        # the same number of rows for every sample: those touched first, the rest is not written
-        order = touched.int().argsort(dim=1, descending=True, stable=True)[
-            :, : int(touched.sum(1).max())
-        ]
+        row_tables = torch.stack([row_table for _, row_table, _, _ in self.edits])
+        edited = row_tables.any(0)[:, self.step.positions]  # [batch, pos]
+        # Samples may have different numbers of edited rows. All compute as many as the largest
+        # number, their edited rows first; what is computed beyond these is not written.
+        order = edited.int().argsort(dim=1, descending=True, stable=True)
+        order = order[:, : int(edited.sum(1).max())]
         chunk = max(1, ROW_CHUNK_ELEMENTS // (len(heads) * key.shape[2] * query.shape[0]))
         z = z.clone()
         for local in order.split(chunk, dim=1):
-            rows = torch.where(touched.gather(1, local), self.step.positions[local], -1)
-            anew, _ = rows_z(
-                query, key, value, local, heads, call, partial(self.apply, rows=rows, heads=heads)
-            )
-            sample, line = (rows >= 0).nonzero(as_tuple=True)
-            # a head is written only where one of its own edits names the row
-            own = torch.stack(
-                [self._edited(int(head))[sample, rows[sample, line]] for head in heads], dim=1
-            )
-            old = z[sample[:, None], local[sample, line][:, None], heads]
-            z[sample[:, None], local[sample, line][:, None], heads] = torch.where(
-                own[..., None], anew[sample, line], old
-            )
+            rows = torch.where(edited.gather(1, local), self.step.positions[local], -1)
+            edit = partial(self.apply, rows=rows, heads=heads)
+            new, _ = rows_z(query, key, value, local, heads, call, edit)
+            sample, number = (rows >= 0).nonzero(as_tuple=True)
+            # Edits of several heads may name different rows: a head is written only in its own.
+            of_head = [self._rows_of(int(head))[sample, rows[sample, number]] for head in heads]
+            where = sample[:, None], local[sample, number][:, None], heads
+            is_edited = torch.stack(of_head, dim=1)[..., None]
+            z[where] = torch.where(is_edited, new[sample, number], z[where])
         return z
 
-    def _edited(self, head: int) -> Bool[Tensor, "batch key"]:
-        tables = [table for edited, table, _, _ in self.edits if head in edited.tolist()]
+    def _rows_of(self, head: int) -> Bool[Tensor, "batch key"]:
+        """The rows that edits of this head name."""
+        tables = [row_table for edited, row_table, _, _ in self.edits if head in edited.tolist()]
         return torch.stack(tables).any(0)

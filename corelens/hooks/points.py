@@ -1,8 +1,8 @@
-"""The ground floor: names, per-head addresses, and the tree of hook points.
+"""Hook points, their names, and the tree that they form in a model.
 
-Hook points are TransformerLens's own, with three things added: an edit that does not fit is refused
-by name, a head's slice has a name of its own (`blocks.3.attn.head.5.hook_z`), and an unknown name
-says which names are near.
+Hook points are TransformerLens's, with three additions: a hook function that returns another shape,
+dtype or device is refused by its name; each head has a point of its own for its slice of the tensor
+(`blocks.3.attn.head.5.hook_z`); and an unknown name is refused with the nearest names.
 """
 
 import difflib
@@ -34,8 +34,11 @@ PER_HEAD = re.compile(
 
 
 def hook_list(hooks: Any) -> list[Hook]:
-    """Hooks as a list; one alone needs no list of its own. Raises CorelensError for what is no
-    (name, function)."""
+    """Hooks as a list of (name, function); a single pair is accepted too.
+
+    Raises:
+        CorelensError: an entry that is no such pair.
+    """
     pairs: list[Any] = list(hooks)
     if len(pairs) == 2 and not isinstance(pairs[0], tuple | list):
         pairs = [(pairs[0], pairs[1])]
@@ -56,12 +59,12 @@ def name_of(function: Any) -> str:
 
 
 class HookPoint(LensHookPoint):
-    """A TransformerLens HookPoint that checks what its functions return and has a point for each
-    head.
+    """A TransformerLens HookPoint that checks what its functions return, and has a point for each
+    head's slice.
 
     Args:
-        head_axis: the axis of its tensor that counts heads, or None.
-        n_heads: how many heads that axis counts.
+        head_axis: the head axis of its tensor; None if it has none.
+        n_heads: the size of that axis.
         group: how many query heads share one entry of that axis (1 unless it counts KV heads).
     """
 
@@ -72,20 +75,22 @@ class HookPoint(LensHookPoint):
 
     @property
     def active(self) -> bool:
-        """Whether anything hangs here: only then is the tensor made."""
+        """Whether a hook function is attached here or to a head's point; else the tensor is not
+        computed."""
         return bool(self.fwd_hooks or self.bwd_hooks) or any(
             head.active for head in self.heads.values()
         )
 
     def add_hook(self, hook: HookFunction, dir: Any = "fwd", *args: Any, **kwargs: Any):
         """As in TransformerLens; a forward function that returns another shape, dtype or device is
-        refused by name.
+        refused by its name.
 
-        Raises CorelensError inside a hook function, for a point at which the run under way does not
-        stop.
+        Raises:
+            CorelensError: called inside a hook function, for a point that the present run does not
+                fire.
         """
         wired = points_of_the_run.get()
-        # (a hook with a level belongs to a context, and so to runs that begin inside it)
+        # (a hook with a level belongs to a context manager: it is for runs that begin inside it)
         if (
             wired is not None
             and kwargs.get("level") is None
@@ -103,7 +108,7 @@ class HookPoint(LensHookPoint):
         return handle
 
     def layer(self) -> int:
-        """The layer of the decoder, or of a tower, at which the point stands."""
+        """The number of the point's layer, in the decoder or in a tower."""
         match = re.search(r"(?:^|\.)blocks\.(\d+)\.", str(self.name))
         if match is None:
             raise CorelensError(
@@ -136,19 +141,19 @@ class HookPoint(LensHookPoint):
         return self.heads[kind, index]
 
     def fire(self, x: Any, ctx: Mapping[str, Any]) -> Any:
-        """Run the functions that hang here and on its heads; returns `x` itself unless one of them
-        gave another."""
+        """Run the functions attached to this point and to its heads' points. Returns `x` itself
+        unless one of them returned another tensor."""
         points = [
             (key, point)
             for key, point in ((None, self), *self.heads.items())
             if point.fwd_hooks or point.bwd_hooks
         ]
-        # in the order in which functions were hung, so that whoever reads later sees the edits made
-        # before
-        for key, point in sorted(
-            points,
-            key=lambda named: min(hung_as(h) for h in (*named[1].fwd_hooks, *named[1].bwd_hooks)),
-        ):
+
+        def attached(entry: tuple[tuple[str, int] | None, HookPoint]) -> int:
+            return min(hung_as(handle) for handle in (*entry[1].fwd_hooks, *entry[1].bwd_hooks))
+
+        # In the order in which they were attached, so that later functions see the earlier edits.
+        for key, point in sorted(points, key=attached):
             if key is None:
                 self.ctx.update(ctx)
                 x = self(x)
@@ -176,8 +181,8 @@ class HookPoint(LensHookPoint):
 
 
 def fire_watched(point: HookPoint, x: Tensor, ctx: Mapping[str, Any]) -> tuple[Tensor, bool]:
-    """`point.fire(x)`, and whether it changed anything (in-place edits return the very same
-    tensor)."""
+    """(`point.fire(x)`, whether the values changed). An edit in place returns the same tensor, but
+    raises its version counter; an inference tensor has no such counter and is compared."""
     before = x.clone() if x.is_inference() else x._version
     y = point.fire(x, ctx)
     if y is not x:
@@ -215,8 +220,8 @@ def _form(x: Any) -> str:
 
 
 class HookDict(dict[str, Any]):
-    """Names → hook points. Per-head points are made when a name asks for them, and iteration does
-    not show them.
+    """{name: hook point}. Per-head points are made when they are asked for by name, and iteration
+    leaves them out.
 
     (A model of 36 layers and 32 heads has some 10,000 of them: as modules they would cost 14 ms a
     run.)
@@ -252,18 +257,14 @@ def all_points(hook_dict: Mapping[str, HookPoint]) -> Iterator[HookPoint]:
 
 
 def rows_asked_for(points: Iterable[HookPoint]) -> str | None:
-    """The rows that the functions at the rows points among these ask for (`function.rows`); None
-    without any."""
-    handles = [
-        h
-        for p in points
-        if "hook_pattern_rows" in str(p.name)
-        for h in (*p.fwd_hooks, *p.bwd_hooks)
-    ]
-    return (
-        "+".join(dict.fromkeys(getattr(handle.user_hook, "rows", "question") for handle in handles))
-        or None
-    )
+    """The rows that functions at `hook_pattern_rows` ask for by their attribute `rows` (without
+    one: "question"); None if there is no such function."""
+    rows: dict[str, None] = {}  # each once, in order
+    for point in points:
+        if "hook_pattern_rows" in str(point.name):
+            for handle in (*point.fwd_hooks, *point.bwd_hooks):
+                rows[getattr(handle.user_hook, "rows", "question")] = None
+    return "+".join(rows) or None
 
 
 class NormPoints(nn.Module):
@@ -278,10 +279,10 @@ class NormPoints(nn.Module):
 class AttentionPoints(nn.Module):
     """The points of one layer's attention; shapes as in TransformerLens, k and v with KV heads.
 
-    `hook_gate` [batch, pos, head, d_head] is there only where q_proj also gives a gate by which z
-    is multiplied (after an activation of the family's). A layer without attention heads has the
-    names, each refused with the reason. In a cross-attention layer (`cross`) keys and values are
-    the tower's tokens, and so are the key axis and the columns of edges.
+    `hook_gate` [batch, pos, head, d_head] exists only where q_proj also computes a gate that
+    multiplies z (after the family's activation function). A layer without attention heads has these
+    names too, but they are refused with the reason. In a cross-attention layer (`cross`) keys and
+    values come from the tower's tokens, and the key axis and the columns of edges count these.
     """
 
     def __init__(self, n_heads: int, n_kv_heads: int, gated: bool = False, cross: bool = False):
@@ -302,7 +303,7 @@ class AttentionPoints(nn.Module):
 
     @property
     def in_function(self) -> tuple[HookPoint, ...]:
-        """Those that fire inside the attention function (the others are module hooks)."""
+        """The points that fire inside the attention function. (The others are module hooks.)"""
         return (
             self.hook_rot_q, self.hook_rot_k, self.hook_v, self.hook_edges,
             self.hook_attn_scores, self.hook_pattern, self.hook_pattern_rows, self.hook_z,
@@ -339,9 +340,11 @@ class BlockPoints(nn.Module):
 
 
 class TowerAttentionPoints(nn.Module):
-    """The points of one tower layer's attention: q, k, v [image, pos, head, d_head] as the
-    projections give them (before norms and rotary; k and v with KV heads), pattern [image, head,
-    query, key], z [image, pos, head, d_head] as the output projection gets it.
+    """The points of one tower layer's attention.
+
+    q, k, v [image, pos, head, d_head] are the outputs of the projections (before norms and rotary;
+    k and v have KV heads). pattern is [image, head, query, key]. z [image, pos, head, d_head] is
+    the input of the output projection.
     """
 
     def __init__(self, n_heads: int, n_kv_heads: int):
@@ -363,13 +366,16 @@ class TowerBlockPoints(nn.Module):
 
 
 class TowerPoints(nn.Module):
-    """The vision or the audio side. `hook_out` is what the decoder gets of all pictures (or all
-    sounds), one after the other: [visual, d_model], or [visual, 1 + n, d_model] where n more
-    features a token are added after the first n layers (DeepStack).
+    """The points of the vision or audio tower.
 
-    "image" is what the tower calls a batch: an image, tile or frame, or a piece of sound. A tower
-    without a batch axis runs on all patches of all pictures joined along pos, and its points have a
-    first axis of size 1. One that keeps rows and columns apart has them joined along pos.
+    `hook_out` holds the features that the decoder gets, of all pictures (or sounds) one after the
+    other: [visual, d_model]. With DeepStack it is [visual, 1 + n, d_model], where n more features
+    of each token are added after the first n layers.
+
+    The axis "image" counts the entries of the tower's batch: images, tiles, frames, or pieces of
+    sound. A tower without a batch axis runs on all patches of all pictures, joined along pos, and
+    its points have a first axis of size 1. Where a tower has separate axes for rows and columns of
+    patches, they are joined along pos.
 
     Args:
         heads: query heads and KV heads of each layer; (0, 0) where its attention cannot be reached.

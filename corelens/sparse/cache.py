@@ -67,17 +67,13 @@ class RaggedLayer(CacheLayerMixin):
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        """How many tokens were seen."""
-        return (
-            self.store.seen
-            if self.store is not None
-            else self.keys.shape[2]
-            if self.is_initialized
-            else 0
-        )
+        """How many tokens were seen, those that were evicted included."""
+        if self.store is not None:
+            return self.store.seen
+        return self.keys.shape[2] if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Masks are made as if nothing had been evicted."""
+        """(keys, offset) of the mask, which is made as if nothing had been evicted."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
@@ -86,7 +82,7 @@ class RaggedLayer(CacheLayerMixin):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and values that are held."""
+        """Bytes of the stored keys and values."""
         if self.store is not None:
             return self.store.nbytes
         return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
@@ -106,9 +102,9 @@ class RaggedLayer(CacheLayerMixin):
 class RaggedCache(Cache):
     """The KV cache of `generate` under a plan that evicts keys after the prompt.
 
-    A sliding-window layer keeps what its window can still see, in every head: it is bounded
-    already, and neither the pattern's window nor the budget speaks of it. Under a budget, L is how
-    many other layers there are.
+    A sliding-window layer keeps the keys that its window can still see, in every head. Its size is
+    limited already, so neither the pattern's window nor the budget applies to it: L in the budget's
+    formula counts the other layers.
 
     Args:
         plan: a `corelens.sparse.inference.Plan`, or what has its sparse, cfg, prompt,
@@ -123,12 +119,12 @@ class RaggedCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values that are held."""
+        """Bytes of all stored keys and values."""
         return sum(layer.nbytes for layer in self.ragged)
 
     def evict(self, layer_idx: int, query: Float[Tensor, "batch head pos d"], call: Call) -> None:
-        """Drop the keys and values of a layer that the plan does not keep, after its attention over
-        the prompt with this query."""
+        """Drop the keys and values of a layer that the plan does not keep. Called after the layer's
+        attention over the prompt, with its query."""
         layer, sparse, device = self.ragged[layer_idx], self.plan.sparse, query.device
         prompt = replace(
             self.plan.prompt,
@@ -141,7 +137,7 @@ class RaggedCache(Cache):
                 "padding on the right", "padding on the left", "model.prepare pads on the left"
             )
         windows, pattern = sliding_windows(call.module.config), self.plan.pattern(layer_idx)
-        # How many tokens a KV head may ever hold, by its role; None: it grows with every token.
+        # How many tokens a KV head may hold, by its role; None: it grows with every token.
         most: dict[str, int | None] = {"full": None, "sparse": None, "pruned": 0}
         roles, sink = self.plan.roles(layer_idx), 0
         if (window := windows[layer_idx]) is not None:
@@ -152,19 +148,14 @@ class RaggedCache(Cache):
             in_budget = self._within(
                 sparse.kv_budget, prompt, layer_idx, query, layer.keys, call, windows
             )
-            keep = (
-                in_budget
-                & torch.tensor([role != "pruned" for role in roles], device=in_budget.device)[
-                    :, None
-                ]
-            )
+            is_kept = torch.tensor([role != "pruned" for role in roles], device=device)
+            keep = in_budget & is_kept[:, None]
         elif sparse.decode == "streaming" and isinstance(pattern, Streaming):
             sink, most["sparse"] = pattern.sink, pattern.sink + pattern.window
             keep = sink_and_window(prompt, total, roles, pattern.sink, pattern.window)
         else:
-            keep = sink_and_window(
-                prompt, total, ["pruned" if r == "pruned" else "full" for r in roles], 0, 1
-            )
+            roles = ["pruned" if role == "pruned" else "full" for role in roles]
+            keep = sink_and_window(prompt, total, roles, 0, 1)
         layer.store = Ragged(layer.keys, layer.values, keep, [most[role] for role in roles], sink)
         layer.keys = layer.values = None
 
@@ -188,10 +179,10 @@ class RaggedCache(Cache):
             ]
         capacity = torch.from_numpy(np.stack([sample[layer] for sample in self._capacities]))
         capacity = capacity.to(key.device)
-        looked_at = observed(query, key, call, prompt, budget.window)
+        attention = observed(query, key, call, prompt, budget.window)
         if budget.allocation == "adakv":
-            capacity = among_heads(looked_at, capacity, budget.window, budget.alpha)
-        return highest(looked_at, prompt, capacity, budget.window)
+            capacity = among_heads(attention, capacity, budget.window, budget.alpha)
+        return highest(attention, prompt, capacity, budget.window)
 
     def _store(self, layer_idx: int) -> Ragged:
         store = self.ragged[layer_idx].store
@@ -206,24 +197,23 @@ class RaggedCache(Cache):
     def attend(
         self, layer_idx: int, query: Float[Tensor, "batch head 1 d"], call: Call
     ) -> Float[Tensor, "batch 1 head d"]:
-        """A decode step's attention over what this layer holds, the new token included."""
+        """A decode step's attention over all stored tokens, the new one included."""
         return self._store(layer_idx).attend(query, call)
 
     def dense(
         self, layer_idx: int
     ) -> tuple[Float[Tensor, "b kv key d"], Float[Tensor, "b kv key e"], Bool[Tensor, "b kv key"]]:
-        """What this layer holds on the axis of original positions: keys and values, 0 elsewhere,
-        and where it is."""
+        """(keys, values, mask of those that are stored) by position; 0 where none is stored."""
         return self._store(layer_idx).dense()
 
     def positions(self, layer_idx: int) -> list[list[Int[Tensor, " held"]]]:
-        """The original positions that this layer holds, for each sample and KV head."""
+        """The positions of the tokens that this layer stores, for each sample and KV head."""
         return self._store(layer_idx).positions()
 
 
 def sliding_windows(config: Any) -> list[int | None]:
-    """The window of each layer of a text model, None where it sees everything; read off
-    transformers' own cache."""
+    """The sliding window of each layer of a text model, as transformers' own cache has it; None for
+    a layer of full attention."""
     windows = cache_windows(config)
     kinds = set(getattr(config, "layer_types", None) or ())
     if "chunked_attention" in kinds or windows is None:

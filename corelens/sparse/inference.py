@@ -1,35 +1,34 @@
-"""SparseInference: which keys heads leave out; Plan: how one run leaves them out.
+"""SparseInference: which keys heads leave out. Plan: one run under a SparseInference.
 
 The contract between the parts of sparse inference:
 
-- `model.sparse(sparse)` asks `sparse.plan(model.cfg)` for a Plan at every run (a Plan is for one
-  run). The attention function asks the plan for every call of the decoder's attention; vision
-  attention is never touched.
-- `plan.begin(…)` is called when a forward of the decoder begins. `plan.prompt` says where the real
-  tokens are, `plan.decoding` whether this step generates, `plan.total` how many positions there are
-  so far.
+- Within `model.sparse(sparse)` each run makes a Plan by `sparse.plan(model.cfg)`. The attention
+  function asks it at every call of the decoder's attention. Vision attention is never changed.
+- `plan.begin(…)` is called when a forward of the decoder begins. Then `plan.prompt` says where the
+  prompt's real tokens are, `plan.decoding` whether this step generates, and `plan.total` how many
+  positions there are so far.
 - `plan.new_cache()` makes a `corelens.sparse.cache.RaggedCache` where decoding is not "full" or a
   KV budget is given. Beside the interface of a transformers `Cache` it has:
 
   .update(key, value, layer_idx)
-      at prefill: stores and returns everything; at a decode step: appends the new token, and what
-      it returns is not looked at
+      at prefill: stores and returns all keys and values; at a decode step: appends the new token
+      (its return value is not used)
   .evict(layer_idx, query, call)
-      called once a layer, after its attention over the prompt; query [batch, head, pos, d] as
-      attention used it (SnapKV looks at its last real rows)
+      called once for each layer, after its attention over the prompt; query [batch, head, pos, d]
+      as attention used it (SnapKV reads its last real rows)
   .attend(layer_idx, query, call)
-      a decode step's attention over what is held: z [batch, 1, head, d]
+      a decode step's attention over the stored tokens: z [batch, 1, head, d]
   .dense(layer_idx)
-      what is held, on the axis of original positions: key and value [batch, kv_head, total, d], 0
-      where evicted, and held [batch, kv_head, total], bool. Hooks on pattern, rows and edges of a
-      decode step see and edit these
+      the stored tokens by position: key and value [batch, kv_head, total, d], 0 where evicted, and
+      their mask [batch, kv_head, total], bool. Hooks on pattern, rows and edges of a decode step
+      see and edit these
   .positions(layer_idx)
-      the original positions that are held, a list for each sample of a tensor for each KV head
+      the positions of the stored tokens: for each sample a list of a tensor for each KV head
   .get_seq_length()
-      how many tokens were seen so far, evicted ones counted
+      how many tokens were seen so far, those that were evicted included
 
-A query head sees, at a decode step, what its KV head holds: sparse query heads that share a KV head
-with a full one see all. Under decode="full" every head sees everything at decode steps.
+At a decode step a query head sees what its KV head stores. So a sparse query head that shares a KV
+head with a full one sees all. Under decode="full" every head sees all keys at decode steps.
 """
 
 import warnings
@@ -62,7 +61,7 @@ Pattern = Streaming | BlockSparse | IntraImage | VerticalSlash | PruneVisual | P
 
 @dataclass
 class SparseInference:
-    """A plan of sparse attention: which heads attend fully, and which keys the others leave out.
+    """Sparse attention: which heads attend fully, and which keys the other heads leave out.
 
     Args:
         heads: the full heads, a HeadSet or what makes one; none and all are allowed.
@@ -148,7 +147,7 @@ class SparseInference:
 
 
 class Plan:
-    """One run under a SparseInference: what the attention function asks. See the top of this file.
+    """One run under a SparseInference, asked by the attention function. See the top of this file.
 
     Args:
         sparse: what is to be left out.
@@ -235,21 +234,22 @@ class Plan:
     def restrict(
         self, query: Tensor, key: Tensor, value: Tensor, call: Call, points: AttentionPoints
     ) -> tuple[Tensor, Tensor, Call]:
-        """The keys, values and call with which this layer attends, and its hooks on rows, edges and
-        pattern look."""
+        """The keys, values and call for this layer's attention under the plan. Its hooks on rows,
+        edges and pattern read these too."""
         layer = _layer_of(call)
         whole = points.hook_attn_scores.active or points.hook_pattern.active
         if self.decoding:
             hooked = whole or points.hook_edges.active or points.hook_pattern_rows.active
             if self.cache is None or not hooked:
                 return key, value, call
-            key, value, held = self.cache.dense(layer)
-            held = held.repeat_interleave(query.shape[1] // held.shape[1], dim=1)[:, :, None]
+            # Hooks need keys by position, which the packed cache does not have.
+            key, value, stored = self.cache.dense(layer)
+            stored = stored.repeat_interleave(query.shape[1] // stored.shape[1], dim=1)[:, :, None]
 
-            def still_held(rows: Tensor | None, heads: Tensor | None) -> Tensor:
-                return held if heads is None else held[:, heads]
+            def not_evicted(rows: Tensor | None, heads: Tensor | None) -> Tensor:
+                return stored if heads is None else stored[:, heads]
 
-            return key, value, replace(call, mask=None, allowed=still_held)
+            return key, value, replace(call, mask=None, allowed=not_evicted)
         pattern = self.pattern(layer)
         if pattern is None or self.full[layer].all():
             return key, value, call
@@ -266,23 +266,24 @@ class Plan:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, call: Call
     ) -> Float[Tensor, "batch pos head d"] | None:
-        """z of this layer; None if nothing is left out here and ordinary attention is to run."""
+        """z of this layer; None if nothing is left out and ordinary attention is to run."""
         if call.allowed is None:
-            decoding_on_ours = self.decoding and self.cache is not None
-            return self.cache.attend(_layer_of(call), query, call) if decoding_on_ours else None
-        if self.decoding:
+            if self.decoding and self.cache is not None:
+                return self.cache.attend(_layer_of(call), query, call)
+            return None
+        if self.decoding:  # under hooks, see `restrict`
             return reference(query, key, value, call)
         return ENGINES[engine_for(self.sparse.engine, query.device)](query, key, value, call)
 
     def finish(self, z: Float[Tensor, "batch pos head d"], query: Tensor, call: Call) -> Tensor:
-        """z with constants in the place of pruned heads; after the prompt, keys are evicted."""
+        """z with pruned heads set to their constants; after the prompt, keys are evicted."""
         layer = _layer_of(call)
         pattern = self.pattern(layer)
         if isinstance(pattern, Pruned) and not self.full[layer].all():
             constant = pattern.constant(layer)
-            out = torch.from_numpy(~self.full[layer]).to(z.device)
+            pruned = torch.from_numpy(~self.full[layer]).to(z.device)
             z = z.clone()
-            z[:, :, out] = 0.0 if constant is None else constant.to(z)[out]
+            z[:, :, pruned] = 0.0 if constant is None else constant.to(z)[pruned]
         if self.cache is not None and not self.decoding and self.total == self.prompt.length:  # type: ignore[union-attr]
             self.cache.evict(layer, query, call)
         return z
@@ -291,11 +292,9 @@ class Plan:
         self, pattern: Pattern, layer: int, query: Tensor, key: Tensor, call: Call
     ) -> Visible:
         assert self.prompt is not None
-        full, prompt = (
-            torch.from_numpy(self.full[layer]).to(query.device),
-            self.prompt.to(query.device),
-        )
-        first = max(self.total - key.shape[2], 0)  # a sliding cache has let go of the first ones
+        full = torch.from_numpy(self.full[layer]).to(query.device)
+        prompt = self.prompt.to(query.device)
+        first = max(self.total - key.shape[2], 0)  # a sliding window's cache dropped those before
         keys = torch.arange(first, first + key.shape[2], device=query.device)
         rows = torch.arange(self.first_new, self.total, device=query.device)
         sees: MaskMod | None = None
