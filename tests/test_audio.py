@@ -11,8 +11,8 @@ from einops import rearrange
 import corelens as cl
 from corelens.errors import CorelensError
 from corelens.hf import attention_set, silent
-from corelens.model.hearing import Hearing
 from corelens.model.probing import first_layer_input
+from corelens.model.sound_probing import SoundProbing
 from corelens.model.towers import attention_modules
 from corelens.runs.provenance import sample_hash
 from families.spans import spans_of
@@ -239,7 +239,7 @@ def test_a_model_whose_tokens_hear_everything_is_refused_by_name():
     handle = projector.register_forward_hook(
         lambda m, a, x: x + x[:, :40].mean(1, keepdim=True) * 1e4
     )
-    model.layout.hears = Hearing(hf, model.layout)
+    model.layout.hears = SoundProbing(hf, model.layout)
     try:
         inputs = model.prepare(sample(regions=[]))
         with pytest.raises(CorelensError, match="moves wherever the sound changes"):

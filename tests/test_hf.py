@@ -264,7 +264,7 @@ def test_transformer_lens_handles_hold_torch_handles(direction):
         point.add_hook(lambda x, hook: None, dir=direction, prepend=prepend)
         handles.append(hf.newest_handle(getattr(point, f"{direction}_hooks")))
     assert len({id(handle) for handle in handles}) == 3
-    assert sorted(map(hf.hung_as, handles)) == [hf.hung_as(handle) for handle in handles]
+    assert sorted(map(hf.attach_order, handles)) == [hf.attach_order(handle) for handle in handles]
 
 
 # --- versions

@@ -16,7 +16,7 @@ from corelens.demo.foreign import is_foreign
 from corelens.errors import CorelensError
 from corelens.inputs.pictures import Later, read_mask, read_picture
 from corelens.inputs.prepare import Inputs, Sample, prepare
-from corelens.inputs.typed import reserved
+from corelens.inputs.reserved_words import reserved
 from corelens.layouts import layout_for
 from corelens.tokens.positions import check_where
 from corelens.tokens.regions import Box, Mask, Tube

@@ -19,7 +19,7 @@ from corelens.evaluation.resume import evaluation_in, plan_identity, samples_fol
 from corelens.evaluation.sparse_run import answered_under, check_sparse, compare
 from corelens.heads.intervals import CI, Difference, Interval, bootstrap_mean
 from corelens.hooks.points import Hook, hook_list
-from corelens.inputs.each import OnError, check_on_error, left_out, of_usable
+from corelens.inputs.on_error import OnError, check_on_error, left_out, of_usable
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.runs.processes import check_folder
 

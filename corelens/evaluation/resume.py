@@ -13,7 +13,7 @@ from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
 from corelens.evaluation.answers import Answer, Evaluation, named
 from corelens.hooks.points import Hook
-from corelens.inputs.each import OnError, left_out
+from corelens.inputs.on_error import OnError, left_out
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.runs.digest import digest
 from corelens.runs.folder import RunFolder, run_folder

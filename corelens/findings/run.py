@@ -21,10 +21,9 @@ from corelens.disk.write import make_folder, write_first
 from corelens.errors import CorelensError
 from corelens.findings.criteria import ACCURACY
 from corelens.findings.curves import curves
-from corelens.findings.design import design_space
+from corelens.findings.design_space import design_space
 from corelens.findings.faithfulness import faithfulness
-from corelens.findings.files import full_disk_is_said
-from corelens.findings.limit import Limit, OutOfHours
+from corelens.findings.full_disk import full_disk_named
 from corelens.findings.options import (
     BESIDE,
     CURVES,
@@ -37,6 +36,7 @@ from corelens.findings.options import (
 from corelens.findings.reading import judged_reading
 from corelens.findings.repeats import agreement_over_n, repeats
 from corelens.findings.result import FINDINGS, FORMAT, Study, read_report
+from corelens.findings.time_limit import Limit, OutOfHours
 from corelens.findings.usable_samples import usable_samples
 from corelens.findings.verdict import LEFT_OUT
 from corelens.findings.world import World, number_rows
@@ -77,7 +77,7 @@ def run_study(
             work = out / "work"
         else:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corelens-study-")))
-        stack.enter_context(full_disk_is_said(work if out is None else out))
+        stack.enter_context(full_disk_named(work if out is None else out))
         identity = {
             "format": FORMAT,
             "models": {

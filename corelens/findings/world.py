@@ -22,8 +22,8 @@ from corelens.evaluation.evaluate import batches, evaluate
 from corelens.evaluation.knockouts import Knockouts
 from corelens.evaluation.where_read import where_read
 from corelens.findings import exact
-from corelens.findings.limit import Limit
 from corelens.findings.options import LARGE, LARGE_SAMPLES, LAST, PUBLISHED, READINGS, Options
+from corelens.findings.time_limit import Limit
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Inputs, Sample

@@ -32,7 +32,7 @@ from corelens.hf.lens import (
     LensCache,
     LensHookPoint,
     Slice,
-    hung_as,
+    attach_order,
     newest_handle,
 )
 from corelens.hf.modules import (
@@ -63,6 +63,7 @@ __all__ = [
     "LensCache",
     "LensHookPoint",
     "Slice",
+    "attach_order",
     "attention_functions",
     "attention_name",
     "attention_named",
@@ -78,7 +79,6 @@ __all__ = [
     "every_attention",
     "execution_device",
     "forget_attention",
-    "hung_as",
     "image_defaults",
     "looks_attention_up",
     "newest_handle",

@@ -14,7 +14,7 @@ __all__ = [
     "LensCache",
     "LensHookPoint",
     "Slice",
-    "hung_as",
+    "attach_order",
     "newest_handle",
 ]
 
@@ -62,12 +62,12 @@ class LensCache(ActivationCache):
 
 
 def newest_handle(handles: list[Any]) -> Any:
-    """The handle of the hook that was hung last: TransformerLens 4.0's `add_hook` returns
-    nothing."""
-    return max(handles, key=hung_as)
+    """The handle of the hook that was attached last. (TransformerLens 4.0's `add_hook` returns
+    none.)"""
+    return max(handles, key=attach_order)
 
 
-def hung_as(handle: Any) -> int:
-    """A number that grows with every hook that is hung, of a TransformerLens handle: hooks run in
-    that order."""
+def attach_order(handle: Any) -> int:
+    """The number of a TransformerLens handle; it grows with every hook that is attached, and hooks
+    run in this order."""
     return handle.hook.id

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
-from corelens.hf import LensHookPoint, hung_as, newest_handle
+from corelens.hf import LensHookPoint, attach_order, newest_handle
 
 TOWERS = ("vision.", "audio.")  # how the names of points outside the decoder begin
 
@@ -150,7 +150,9 @@ class HookPoint(LensHookPoint):
         ]
 
         def attached(entry: tuple[tuple[str, int] | None, HookPoint]) -> int:
-            return min(hung_as(handle) for handle in (*entry[1].fwd_hooks, *entry[1].bwd_hooks))
+            return min(
+                attach_order(handle) for handle in (*entry[1].fwd_hooks, *entry[1].bwd_hooks)
+            )
 
         # In the order in which they were attached, so that later functions see the earlier edits.
         for key, point in sorted(points, key=attached):

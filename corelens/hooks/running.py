@@ -1,5 +1,5 @@
-"""A run under hooks: the step that is under way, which attention modules have points, and what
-their hooks may know."""
+"""The state of a run under hooks: its present step, the attention modules whose points fire, and
+the context that hook functions get."""
 
 import threading
 import warnings
@@ -20,13 +20,12 @@ PATIENCE = 30.0  # seconds that a thread waits for another one's turn before it 
 
 @dataclass
 class Step:
-    """One forward of the decoder: which tokens are new, and what its hooks may know.
+    """One forward of the decoder: its new tokens, and the context of its hook functions.
 
     Args:
         inputs: the running batch, or None.
-        positions: of this step's tokens in the padded row; they go on counting while tokens are
-            generated.
-        rows: what `hook_pattern_rows` reads of them, [batch, row], −1 pads.
+        positions: of this step's tokens in the padded row; generated tokens continue the count.
+        rows: the rows that `hook_pattern_rows` reads, [batch, row], −1 pads.
         cached: whether keys and values live in a cache that later steps read.
     """
 
@@ -48,21 +47,22 @@ class Step:
 
 @dataclass
 class Running:
-    """A run under hooks. Its points fire in its own thread, and not in what a hook function runs
-    itself.
+    """A run under hooks. Its points fire in its own thread only, and not in models that a hook
+    function runs itself.
 
     Args:
         inputs: the running batch, or None.
-        sites: the decoder's attention modules on whose points something hangs.
-        vision: what takes the calls of vision attention modules whose pattern is hooked.
-        step: the step that is under way; None before the decoder has begun.
+        sites: {attention module of the decoder: its points}, of those that have hook functions.
+        vision: {attention module of the vision tower: the function that takes its call}, of those
+            whose pattern is hooked.
+        step: the present step; None before the decoder has begun.
         sparse_plan: the Plan of sparse inference (`corelens.sparse.inference`), asked at every call
             of the decoder's attention; None without one.
-        collecting: a vision layer runs ahead only to collect its calls of attention; its points
-            keep silent.
-        stored: the layers whose new k and v have passed their hooks on the way into the cache, in
-            this step.
-        generating: tokens are generated: the decoder is called once a token.
+        collecting: a vision layer runs ahead only to collect its calls of attention; its points do
+            not fire.
+        stored: the layers whose new k and v have passed their hooks, in this step, before the cache
+            stored them.
+        generating: whether tokens are generated, so that the decoder is called once a token.
         points: the names of the points that were wired when the run began.
         heads: how many query heads each layer of the decoder has.
     """
@@ -134,11 +134,11 @@ _turns_lock = threading.Lock()
 
 @contextmanager
 def turn(hf: nn.Module) -> Iterator[None]:
-    """Within this context no other thread runs this model under hooks, or hangs hooks on it for a
-    while.
+    """Within this context no other thread runs this model under hooks, or attaches hooks to it by a
+    context manager.
 
-    Hook points are the model's, not a thread's: hooks that one thread hangs would fire in the
-    other's run. A thread may enter again.
+    Hook points belong to the model and not to a thread, so hooks attached by one thread would fire
+    in another's run. A thread may enter again.
     """
     with _turns_lock:
         lock = _turns.setdefault(hf, threading.RLock())
@@ -160,8 +160,8 @@ def turn(hf: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def edits_before_caching(cache: Any, run: Running) -> Iterator[None]:
-    """Within this context new k and v pass their hooks before this cache takes them, whatever kind
-    of cache it is."""
+    """Within this context new k and v pass their hooks before this cache, of any kind, stores
+    them."""
     by_layer: dict[Any, AttentionPoints] = {
         module.layer_idx: points for module, points in run.sites.items()
     }

@@ -16,7 +16,7 @@ from corelens.inputs.sounds import Sound
 from corelens.layouts import Cells, Layout
 from corelens.tokens.cells import Picture, covered_tokens
 from corelens.tokens.regions import Span
-from corelens.tokens.sounds import Heard, heard, positions_of
+from corelens.tokens.sounds import SoundTokens, positions_of, tokens_of_sound
 from corelens.tokens.token_map import TokenMap
 
 
@@ -147,7 +147,7 @@ class Times:
     these are not known."""
 
     audio: Tensor
-    sounds: list[Heard] | CorelensError
+    sounds: list[SoundTokens] | CorelensError
 
 
 def times_of(
@@ -179,7 +179,7 @@ def times_of(
             "prepare sounds one a sample; if that does not help, please report it",
         )
     located = [
-        heard(positions, part, sound.seconds)
+        tokens_of_sound(positions, part, sound.seconds)
         for positions, part, sound in zip(audio.split(lengths), seconds, sounds, strict=True)
     ]
     return Times(positions_of(located), located)

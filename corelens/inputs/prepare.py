@@ -15,9 +15,9 @@ from corelens.inputs.media import Medium
 from corelens.inputs.pictures import read_picture, read_video
 from corelens.inputs.processing import NOT_FOR_THE_MODEL, pad, pad_id, run_processor
 from corelens.inputs.prompts import Prompt, render
+from corelens.inputs.reserved_words import reserved
 from corelens.inputs.sample import Sample
 from corelens.inputs.sounds import Sound, read_sound
-from corelens.inputs.typed import reserved
 from corelens.layouts import Layout
 from corelens.tokens.regions import Box, Span, Tube
 from corelens.tokens.token_map import TokenMap

@@ -9,7 +9,7 @@ from corelens.errors import CorelensError
 from corelens.inputs.chat_template import Messages, apply_template, continuation, last_user
 from corelens.inputs.media import Medium, medium
 from corelens.inputs.question import Span, question_in_messages, question_in_prompt
-from corelens.inputs.typed import check_typed
+from corelens.inputs.reserved_words import check_typed
 from corelens.layouts import Layout
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

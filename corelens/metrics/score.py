@@ -22,7 +22,7 @@ from corelens.disk.write import file_name
 from corelens.errors import CorelensError
 from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
-from corelens.inputs.each import OnError, check_on_error, left_out, of_usable, unusable
+from corelens.inputs.on_error import OnError, check_on_error, left_out, of_usable, unusable
 from corelens.inputs.sample import Sample, as_sample
 from corelens.metrics.definition import Metric, check_finite
 from corelens.metrics.looked_at import LookedAt

@@ -28,7 +28,6 @@ from corelens.model.batch import arguments_of, batch_of
 from corelens.model.cache import ActivationCache
 from corelens.model.config import config_of
 from corelens.model.filters import NamesFilter, named, points_of
-from corelens.model.hearing import Hearing
 from corelens.model.hooked_run import hooked_run
 from corelens.model.last_logits import logits_of
 from corelens.model.lens import LensModel
@@ -36,6 +35,7 @@ from corelens.model.loading import load
 from corelens.model.measured_parts import parts_of
 from corelens.model.probing import measured
 from corelens.model.recording import DiskDict, caching_hooks, finite_hooks, of_whole_prompt
+from corelens.model.sound_probing import SoundProbing
 from corelens.model.stop import residual_before
 from corelens.model.tower_hooks import Tower
 from corelens.model.towers import KINDS
@@ -68,7 +68,7 @@ class HookedMLLM(LensModel):
             layout_for(getattr(hf_model, "config", hf_model)).fitted(hf_model), hf_model
         )
         if self.layout.hears is None:
-            self.layout.hears = Hearing(hf_model, self.layout)
+            self.layout.hears = SoundProbing(hf_model, self.layout)
         parts = parts_of(hf_model, self.layout)
         self._cfg = config_of(hf_model, self.layout, parts)
 

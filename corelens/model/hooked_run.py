@@ -63,7 +63,7 @@ def hooked_run(
 
 
 def _refuse_hooked(active: list[Any], silent: dict[str, str]) -> None:
-    """Raise for hooks that hang where nothing ever passes."""
+    """Raise for hooks at points that never fire in this model."""
     for point in active:
         if (reason := silent.get(str(point.name))) is not None:
             raise CorelensError(

@@ -1,5 +1,5 @@
-"""What hangs on a module of the Hugging Face model for one run: its input, or its output, is a hook
-point's tensor."""
+"""Module hooks that fire a hook point: its tensor is the input, or the output, of a module of the
+Hugging Face model."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -21,7 +21,8 @@ class Fires(Protocol):
 
 
 def on_output(run: Fires, point: HookPoint) -> Callable[..., Any]:
-    """The module's output is the point's tensor (split into heads where the point counts heads)."""
+    """A module hook: the module's output is the point's tensor, split into heads if the point has a
+    head axis."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output

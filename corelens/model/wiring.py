@@ -1,7 +1,7 @@
-"""From a hook point to the place in the Hugging Face model where it fires.
+"""From a hook point to the module of the Hugging Face model at which it fires.
 
-What happens inside attention is reached by the attention function. All else is an ordinary module
-hook, placed for the time of one run, and only for points on which something hangs.
+The points inside attention fire in the attention function. All others are ordinary module hooks,
+which are registered for one run, and only for points that have a hook function.
 """
 
 import sys
@@ -266,7 +266,7 @@ def _wire_block(run: Running, points: Block, layer: nn.Module) -> Iterator[Any]:
     yield from _wire_norm(run, points.ln2)
 
 
-# --- what hangs on a module
+# --- the module hooks
 
 
 def _on_shared_input(run: Running, point: HookPoint) -> Callable[..., Any]:

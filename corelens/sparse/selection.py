@@ -1,5 +1,5 @@
-"""Which keys of the prompt a KV head keeps: those that its last rows look at (SnapKV), or sink and
-window."""
+"""Which keys of the prompt a KV head keeps: those to which the last rows attend most (SnapKV), or
+sink and window."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,10 +37,11 @@ def observed(
     prompt: Prompt,
     window: int,
 ) -> Float[Tensor, "batch kv_head key"]:
-    """How much the prompt's last `window` rows look at each earlier key (SnapKV, arXiv 2404.14469).
+    """The attention of the prompt's last `window` rows on each earlier key (SnapKV, arXiv
+    2404.14469).
 
-    Attention of those rows, edge edits made, averaged over rows and over the group's query heads,
-    average-pooled by 5 along the keys before the window; −∞ for padding and for the window itself.
+    It is averaged over these rows and over the query heads of a group, then average-pooled by 5
+    along the keys before the window. Edge edits are in it. −∞ for padding and for the window.
 
     Raises:
         CorelensError: a prompt in parts, the last of which is shorter than the window.
@@ -69,14 +70,10 @@ def observed(
             None,
             part,
         )
-        scores = (
-            scores
-            if call.edit is None
-            else call.edit(scores, torch.where(valid, rows, -1), numbers)
-        )
-        attention = (
-            softmax(scores, part.sink_logits).masked_fill(~valid[:, None, :, None], 0.0).sum(dim=2)
-        )
+        if call.edit is not None:
+            scores = call.edit(scores, torch.where(valid, rows, -1), numbers)
+        pattern = softmax(scores, part.sink_logits).masked_fill(~valid[:, None, :, None], 0.0)
+        attention = pattern.sum(dim=2)
         by_kv_head.append(reduce(attention, "batch (kv g) key -> batch kv key", "mean", g=group))
     mean = torch.cat(by_kv_head, dim=1) / valid.sum(dim=1)[:, None, None]
     pooled = nn.functional.avg_pool1d(
@@ -86,41 +83,42 @@ def observed(
 
 
 def highest(
-    looked_at: Float[Tensor, "batch kv_head key"],
+    attention: Float[Tensor, "batch kv_head key"],
     prompt: Prompt,
     capacity: Int[Tensor, "batch kv_head"],
     window: int,
 ) -> Bool[Tensor, "batch kv_head key"]:
-    """A mask of the keys that are kept: the prompt's last `window`, and of the others those most
-    attended to, `capacity` in all."""
-    wanted = (capacity - window).clamp(min=0)
-    order = looked_at.topk(min(int(wanted.max()), looked_at.shape[2]), dim=2).indices
-    first = torch.arange(order.shape[2], device=order.device) < wanted[..., None]
-    keep = torch.zeros_like(looked_at, dtype=torch.bool).scatter_(2, order, first)
-    return (keep & (looked_at > -torch.inf)) | last_keys(prompt, looked_at.shape[2], window)[
-        :, None
-    ]
+    """A mask of `capacity` keys for each KV head: the prompt's last `window`, and of the others
+    those with most attention."""
+    # Heads have different capacities: the largest number is sorted out for all, then cut by head.
+    earlier = (capacity - window).clamp(min=0)
+    order = attention.topk(min(int(earlier.max()), attention.shape[2]), dim=2).indices
+    is_kept = torch.arange(order.shape[2], device=order.device) < earlier[..., None]
+    keep = torch.zeros_like(attention, dtype=torch.bool).scatter_(2, order, is_kept)
+    keep &= attention > -torch.inf
+    return keep | last_keys(prompt, attention.shape[2], window)[:, None]
 
 
 def among_heads(
-    looked_at: Float[Tensor, "batch kv_head key"],
+    attention: Float[Tensor, "batch kv_head key"],
     capacity: Int[Tensor, "batch kv_head"],
     window: int,
     alpha: float,
 ) -> Int[Tensor, "batch kv_head"]:
-    """AdaKV (arXiv 2407.11550): one layer's capacities, moved to the heads whose keys are looked at
-    most.
+    """AdaKV (arXiv 2407.11550): one layer's capacities, moved to the heads whose keys get most
+    attention.
 
-    With B = capacity − window and n_h of the layer's most looked-at keys in head h: (1 − α) · n_h +
-    α · B + window.
+    With B = capacity − window, and n_h the number of keys of head h among the layer's Σ_h B keys
+    with most attention: (1 − α) · n_h + α · B + window.
     """
-    spread, keys = (capacity - window).clamp(min=0), looked_at.shape[2]
-    all_heads = looked_at.flatten(1)
-    order = all_heads.topk(min(int(spread.sum(dim=1).max()), all_heads.shape[1]), dim=1).indices
-    counts = torch.arange(order.shape[1], device=order.device) < spread.sum(dim=1, keepdim=True)
-    counts &= all_heads.gather(1, order) > -torch.inf
-    most = torch.zeros_like(capacity).scatter_add_(1, order // keys, counts.to(capacity.dtype))
-    return torch.round(most * (1 - alpha) + alpha * spread).long() + window
+    budget, keys = (capacity - window).clamp(min=0), attention.shape[2]
+    of_layer = budget.sum(dim=1, keepdim=True)
+    all_heads = attention.flatten(1)
+    order = all_heads.topk(min(int(of_layer.max()), all_heads.shape[1]), dim=1).indices
+    is_top = torch.arange(order.shape[1], device=order.device) < of_layer
+    is_top &= all_heads.gather(1, order) > -torch.inf
+    n_top = torch.zeros_like(capacity).scatter_add_(1, order // keys, is_top.to(capacity.dtype))
+    return torch.round(n_top * (1 - alpha) + alpha * budget).long() + window
 
 
 def sink_and_window(

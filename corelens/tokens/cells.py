@@ -13,7 +13,7 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.tokens.regions import Region, Shape, Span, Tube
-from corelens.tokens.sounds import Heard
+from corelens.tokens.sounds import SoundTokens
 
 # the number of the view that shows the whole picture, beside tiles that show parts of it
 THUMBNAIL = -1
@@ -72,7 +72,7 @@ def covered_tokens(
     regions: Iterable[Region],
     weights: Literal["touch", "fraction"],
     id: str = "",
-    sounds: Sequence[Heard] = (),
+    sounds: Sequence[SoundTokens] = (),
 ) -> list[tuple[Tensor, Tensor]]:
     """Per region the positions of the tokens whose cell it touches, in every view and frame, and
     their weights.

@@ -1,4 +1,4 @@
-"""Which token of a row is which stretch of which sound, in seconds from the sound's start."""
+"""The audio tokens of a sound, and the seconds from the sound's start that each covers."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ from corelens.tokens.regions import Span
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
+class SoundTokens:
     """The audio tokens of one sound: their positions, and the seconds (start, end) that each
     covers."""
 
@@ -23,21 +23,21 @@ class Heard:
         common = end.clamp(max=span.end) - start.clamp(min=span.start)
         return (common.clamp(min=0) / (end - start)).float()
 
-    def moved(self, by: int) -> "Heard":
-        """The same in a row that begins `by` positions later."""
+    def moved(self, by: int) -> "SoundTokens":
+        """These tokens with positions that are larger by `by`: of a padded row."""
         return replace(self, positions=self.positions + by)
 
 
-def heard(
+def tokens_of_sound(
     positions: Int[Tensor, " token"], seconds: Float[Tensor, "token 2"], length: float
-) -> Heard:
-    """The tokens of a sound of `length` seconds: those that begin after its end hear padding, and
-    are left out."""
+) -> SoundTokens:
+    """The tokens of a sound of `length` seconds, without those that begin after its end (these
+    encode padding)."""
     inside = (seconds[:, 0] < length) & (seconds[:, 1] > seconds[:, 0])
-    return Heard(positions[inside], seconds[inside].clamp(max=length))
+    return SoundTokens(positions[inside], seconds[inside].clamp(max=length))
 
 
-def positions_of(heard_sounds: list[Heard]) -> Int[Tensor, " token"]:
+def positions_of(heard_sounds: list[SoundTokens]) -> Int[Tensor, " token"]:
     """The positions of all these sounds' tokens, ascending."""
     none = torch.empty(0, dtype=torch.long)
     return torch.cat([none, *(sound.positions for sound in heard_sounds)]).sort().values

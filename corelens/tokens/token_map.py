@@ -15,7 +15,7 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.tokens.cells import THUMBNAIL, Picture
-from corelens.tokens.sounds import Heard
+from corelens.tokens.sounds import SoundTokens
 
 WORDS = ("question", "last", "answer", "visual", "audio", "region", "text", "template", "all")
 NAMES = (*WORDS, "image:1", "frame:3", "thumbnail", "tile:0")
@@ -55,7 +55,7 @@ class TokenMap:
     missing: dict[str, CorelensError] = field(default_factory=dict)
     id: str = ""
     audio: Int[Tensor, " audio"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    sounds: list[Heard] | None = None
+    sounds: list[SoundTokens] | None = None
     # hooks ask for the same names in every layer of every run
     _resolved: dict[tuple[str, bool], Tensor] = field(default_factory=dict, init=False)
 

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, and a full disk said plainly."""
+"""A full disk while a study runs."""
 
 import errno
 from collections.abc import Iterator
@@ -7,14 +7,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
-
-__all__ = ["full_disk_is_said", "write_whole"]
 
 
 @contextmanager
-def full_disk_is_said(folder: Path) -> Iterator[None]:
+def full_disk_named(folder: Path) -> Iterator[None]:
     """A disk without room becomes an error that says what is kept and how to go on."""
     try:
         yield

@@ -1,5 +1,5 @@
-"""What a user types stays text: words of the question that a tokenizer or processor would take for
-more are refused."""
+"""Words that a user's text must not hold, because a tokenizer or processor reads more than text in
+them: placeholders of pictures and a template's special tokens."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,8 +8,8 @@ from corelens.errors import CorelensError
 
 
 def reserved(processor: Any) -> dict[str, bool]:
-    """The words that stand for more than their characters: True for a picture's place, False for a
-    template's token."""
+    """{word: whether it is a placeholder}: True for one of a picture, video or sound, False for a
+    special token of the template."""
     tokenizer = getattr(processor, "tokenizer", None) or processor
     words = dict.fromkeys(getattr(tokenizer, "all_special_tokens", ()), False)
     added = getattr(tokenizer, "added_tokens_decoder", {})

@@ -35,7 +35,7 @@ HEARS = 0.05  # of a token's strongest response: what a strip must give to be he
 EVEN = 0.2  # of a step: how far tokens may lie from an even grid to be put on it
 
 
-class Hearing:
+class SoundProbing:
     """Seconds by measurement, kept by processor options and length of the test sound.
 
     Args:
