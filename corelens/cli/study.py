@@ -196,11 +196,12 @@ def add_study(app: typer.Typer) -> None:
         for id in only or ():
             check_word("--only", id, IDS)
         words = [*(f"--data {name}" for name in data or ()), f"--n {n}", f"--seed {seed}"]
-        words += [f"--limit {limit}"] * (limit is not None)
-        words += ["--quick"] * quick + [f"--only {name}" for name in only or ()]
-        words += [f"--draws {draws}"] * (draws is not None)
+        words += [] if limit is None else [f"--limit {limit}"]
+        words += ["--quick"] if quick else []
+        words += [f"--only {name}" for name in only or ()]
+        words += [] if draws is None else [f"--draws {draws}"]
         words += [f"--without {name}" for name in without or ()]
-        words += [f"--hours {hours:g}"] * (hours != 8.0)
+        words += [] if hours == 8.0 else [f"--hours {hours:g}"]
         groups = [[name] for name in names] if zoo else [names]
         worlds = {tuple(group): list(data or default_worlds(group)) for group in groups}
         if not json:

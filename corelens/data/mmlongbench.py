@@ -142,10 +142,8 @@ def stream(
     }[kind]
     records = _examples(file) if kind == "ICL" else read_lines(file)
     for number, record in enumerate(records):
-        name, meta = (
-            f"mmlongbench-{task}-K{length}-{number}",
-            {"task": task, "length": length, "kind": kind},
-        )
+        name = f"mmlongbench-{task}-K{length}-{number}"
+        meta = {"task": task, "length": length, "kind": kind}
         yield _sample(name, make(record, task, file), prompt or PROMPTS[kind], folder, meta)
 
 

@@ -98,10 +98,8 @@ def compare(
     dense = _evaluation([a for (a, _), _ in pairs], asked)
     under = _evaluation([b for _, (b, _) in pairs], asked)
     if has_rule([sample for batch in asked for sample in batch.inputs.samples]):
-        dense, under = (
-            answered_under(model, asked, None, hooks),
-            answered_under(model, asked, sparse, hooks),
-        )
+        dense = answered_under(model, asked, None, hooks)
+        under = answered_under(model, asked, sparse, hooks)
     kl = np.array([float(_kl(p, q).mean()) for (_, p), (_, q) in pairs])
     same = np.array([float(a.given == b.given) for (a, _), (b, _) in pairs])
     under.meta["sparse"] = described(sparse)

@@ -143,10 +143,8 @@ class SpeedReport:
     def verdict(self) -> str:
         """Faster or slower: of the whole, then of its parts. A difference within the quartiles is
         none."""
-        words, speedups = (
-            {-1: "slower than", 0: "neither faster nor slower than", 1: "faster than"},
-            [],
-        )
+        words = {-1: "slower than", 0: "neither faster nor slower than", 1: "faster than"}
+        speedups = []
         for phase in ("end_to_end", "prefill", "decode"):
             ratio = self.speedup(phase)
             speedups.append(

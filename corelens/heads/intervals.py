@@ -157,7 +157,7 @@ def is_binary(x: Float[np.ndarray, " sample"]) -> bool:
 def _check(n: int, least: int, quantity: str) -> None:
     if n < least:
         raise CorelensError(
-            f"{n} sample{'s' * (n != 1)}",
+            f"{n} sample{'' if n == 1 else 's'}",
             f"{least} or more for {quantity}",
             "give more samples, or read the mean alone",
         )

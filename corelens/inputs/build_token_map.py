@@ -28,15 +28,15 @@ def cells_of(
     loaded: Sequence[Sequence[Any]],
     seen: Sequence[Sequence[Any]],
 ) -> list[list[Cells] | CorelensError]:
-    """Per sample the cells of its pictures in the order of the prompt; an error if the family's
-    geometry is unknown.
+    """For each sample the cells of its pictures in the order of the prompt, or the error if the
+    family's geometry is unknown.
 
     Args:
         features: what the processor returned for the whole batch.
-        loaded: the original pictures, in whose pixels cells are.
-        seen: the same as the processor saw them.
+        loaded: the original pictures; cells are in their pixels.
+        seen: these pictures at the sizes that the processor got.
     """
-    image = video = 0
+    image = video = 0  # how many came before, in the whole batch
     result: list[list[Cells] | CorelensError] = []
     for originals, pictures in zip(loaded, seen, strict=True):
         cells: list[Cells] = []
@@ -52,11 +52,11 @@ def cells_of(
                 cells.append(_in_original(cell, _size(original), _size(picture)))
             except CorelensError as error:
                 failure = failure or error
-            # counted whatever was raised: the next sample's pictures are others
-            image, video = (
-                image + isinstance(picture, Image.Image),
-                video + isinstance(picture, list),
-            )
+            # After an error too: the next picture has the next number.
+            if isinstance(picture, Image.Image):
+                image += 1
+            else:
+                video += 1
         result.append(failure or cells)
     return result
 

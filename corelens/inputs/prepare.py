@@ -79,8 +79,8 @@ class Inputs:
 
     def __repr__(self) -> str:
         visual = ", ".join(str(len(token_map.visual)) for token_map in self.token_maps[:4])
-        more = ", …" * (len(self) > 4)
-        rows = f"{len(self)} row{'s' * (len(self) != 1)} of {self.length} tokens"
+        more = ", …" if len(self) > 4 else ""
+        rows = f"{len(self)} row{'' if len(self) == 1 else 's'} of {self.length} tokens"
         return f"Inputs({rows}, visual: {visual}{more}; {', '.join(self.tensors)})"
 
     def _repr_html_(self) -> str:

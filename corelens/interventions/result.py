@@ -137,10 +137,8 @@ class PatchResult:
             )
         effects, exact_effects = self.effect.mean(0).ravel(), exact.effect.mean(0).ravel()
         with style.axes(ax, 3.6, 3.4) as ax:
-            low, high = (
-                min(effects.min(), exact_effects.min()),
-                max(effects.max(), exact_effects.max()),
-            )
+            low = min(effects.min(), exact_effects.min())
+            high = max(effects.max(), exact_effects.max())
             ax.plot([low, high], [low, high], color=style.SOFT, linewidth=0.8)
             ax.scatter(exact_effects, effects, s=12, color=style.BLUE, alpha=0.7, linewidths=0)
             ax.set(

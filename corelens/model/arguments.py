@@ -87,8 +87,8 @@ def check_keywords(
     nearest = "; ".join(f"near {name!r}: {', '.join(near[name]) or 'none'}" for name in unknown)
     hints = [ELSEWHERE[name] for name in unknown if name in ELSEWHERE]
     raise CorelensError(
-        f"the keyword{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}, which nothing "
-        "reads",
+        f"the keyword{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}, which "
+        "nothing reads",
         f"a keyword of this call, or an argument of the model ({nearest})",
         "; ".join(hints) or "correct it, or leave it out",
     )

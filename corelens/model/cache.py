@@ -43,7 +43,7 @@ class ActivationCache(LensCache):
                 point.per_head(match["kind"], int(match["index"]), key)
                 part = int(match["index"]) // (point.group if match["kind"] == "head" else 1)
                 return self.cache_dict[whole].select(
-                    point.head_axis - (not self.has_batch_dim), part
+                    point.head_axis - (0 if self.has_batch_dim else 1), part
                 )
         # names of ours too
         if isinstance(key, tuple) and f"blocks.{key[1]}.attn.hook_{key[0]}" in self.cache_dict:
@@ -295,10 +295,8 @@ class ActivationCache(LensCache):
         ]
         # of a family that has no point for it
         for number in range(count, min(layer, self.model.cfg.n_layers - 1)):
-            before, after = (
-                f"blocks.{number}.hook_resid_post",
-                f"blocks.{number + 1}.hook_resid_pre",
-            )
+            before = f"blocks.{number}.hook_resid_post"
+            after = f"blocks.{number + 1}.hook_resid_pre"
             if before in self.cache_dict and after in self.cache_dict:
                 added = self[after] - self[before].to(self[after].device)
                 if bool(added.any()):

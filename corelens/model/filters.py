@@ -41,7 +41,7 @@ def matching(names: Iterable[str], means: Callable[[str], bool]) -> list[str]:
     ):
         raise CorelensError(
             f"a function of hook names that is true for {', '.join(others[:3])}"
-            f"{' …' * (len(others) > 3)} and for none of the decoder's points",
+            f"{' …' if len(others) > 3 else ''} and for none of the decoder's points",
             "a function that is true for some of the decoder's: it is not asked about points of "
             "towers and hook_edges",
             "give these names themselves: model.hook_names('vision.') lists them",

@@ -88,7 +88,7 @@ def _rows_at(
         raise CorelensError(
             f"pos_slice={pos_slice.slice} of hook_pattern_rows, which does not read the rows "
             f"{wanted[~read.any(dim=0).to(wanted.device)].tolist()[:8]}",
-            f"positions among the rows that it reads: {among[:8]}{' …' * (len(among) > 8)}",
+            f"positions among the rows that it reads: {among[:8]}{' …' if len(among) > 8 else ''}",
             "leave model.pattern_rows(…) off, or say these rows there",
         )
     shape = (x.shape[0], *[1] * (x.ndim - 3), len(wanted), 1)

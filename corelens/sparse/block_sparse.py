@@ -68,10 +68,8 @@ class BlockSparse:
             zip(prompt.first.tolist(), prompt.end.tolist(), strict=True)
         ):
             for head in range(query.shape[1]):
-                q, k = (
-                    query[sample, head, first:end].detach(),
-                    key[sample, head // group, first:end].detach(),
-                )
+                q = query[sample, head, first:end].detach()
+                k = key[sample, head // group, first:end].detach()
                 seen_blocks = self.choose(q, k, call.scaling)
                 table[sample, head, : len(seen_blocks), : len(seen_blocks)] = seen_blocks
 

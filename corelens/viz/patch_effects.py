@@ -65,10 +65,8 @@ def patch_heatmap(
     last = list(names)[-1]
     if inputs is not None and last == "position" and ax is None:
         return _with_picture(mean, names, inputs, row, tokens, label, title)
-    width, height = (
-        1.6 + 0.32 * mean.shape[-1],
-        2.6 if mean.ndim == 1 else 1.1 + 0.3 * mean.shape[0],
-    )
+    width = 1.6 + 0.32 * mean.shape[-1]
+    height = 2.6 if mean.ndim == 1 else 1.1 + 0.3 * mean.shape[0]
     with style.axes(ax, float(np.clip(width, 3, 12)), float(np.clip(height, 2, 10))) as ax:
         if mean.ndim == 1:
             error = getattr(result, what).std(0) / max(1, len(result.base)) ** 0.5

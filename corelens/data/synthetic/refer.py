@@ -239,10 +239,8 @@ def _centres(
 ) -> list[tuple[float, float, float]]:
     """Centres and radii of shapes that neither overlap nor leave the picture."""
     margin = _RADII[1]
-    xs, ys = (
-        np.arange(margin, width - margin + 1, _GRID),
-        np.arange(margin, height - margin + 1, _GRID),
-    )
+    xs = np.arange(margin, width - margin + 1, _GRID)
+    ys = np.arange(margin, height - margin + 1, _GRID)
     grid = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2).astype(float)
     for _ in range(_TRIES):
         placed: list[tuple[float, float, float]] = []
