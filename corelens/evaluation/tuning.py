@@ -115,15 +115,12 @@ class TunedSparse:
         from corelens.viz.speed import trade_off
 
         timed = self.curve[0].speedup is not None
+        by_share: dict[str, list[Any]] = {}
+        for setting in self.curve:
+            line = by_share.setdefault(f"{setting.share:.0%} full", [])
+            line.append((setting.pace, *setting.accuracy, setting.window))
         return trade_off(
-            {
-                f"{share:.0%} full": [
-                    (setting.pace, *setting.accuracy, setting.window)
-                    for setting in self.curve
-                    if setting.share == share
-                ]
-                for share in dict.fromkeys(setting.share for setting in self.curve)
-            },
+            by_share,
             self.dense.accuracy,
             self.target,
             "decoder prefill, dense time / sparse time"

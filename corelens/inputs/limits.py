@@ -92,11 +92,11 @@ def process_apart(
                 pixels, grid = _video(processor, picture, medium, images_kwargs, as_videos)
                 standins[row][index] = [_blank(processor.video_processor, grid)] * len(picture)
             processed[medium.kind].append((pixels, grid))
-    return Apart(
-        standins,
-        {kind: torch.cat([pixels for pixels, _ in of_kind]) for kind, of_kind in processed.items()},
-        {kind: torch.cat([grid for _, grid in of_kind]) for kind, of_kind in processed.items()},
-    )
+    pixels_of, grids_of = {}, {}
+    for kind, pairs in processed.items():
+        pixels_of[kind] = torch.cat([pixels for pixels, _ in pairs])
+        grids_of[kind] = torch.cat([grid for _, grid in pairs])
+    return Apart(standins, pixels_of, grids_of)
 
 
 def _image(

@@ -78,22 +78,20 @@ def tower_layers(hf: nn.Module, layout: Layout, kind: Kind) -> list[TowerLayer]:
     """
     inside = _decoder_modules(hf, layout)
     lists = [pair for pair in _lists(hf, inside) if _kind(hf, pair[0]) == kind]
-    attending = [
-        (path, layers)
-        for path, layers in lists
-        if any(looks_attention_up(module) for layer in layers for module in layer.modules())
-    ]
-    if not attending:  # a tower that attends by itself
-        own = [
-            layers
-            for _, layers in lists
-            if all(any(map(_attends, layer.modules())) for layer in layers)
-        ]
-        return [TowerLayer(layer) for layer in max(own, key=len, default=[])]
-    first = type(attending[0][1][0])
-    return [
-        _layer(layer) for _, layers in attending if type(layers[0]) is first for layer in layers
-    ]
+    by_interface = [layers for _, layers in lists if any(map(_uses_interface, layers))]
+    if not by_interface:  # its attention does not go through transformers' attention function
+        by_itself = [layers for _, layers in lists if all(map(_has_attention, layers))]
+        return [TowerLayer(layer) for layer in max(by_itself, key=len, default=[])]
+    same_type = [layers for layers in by_interface if type(layers[0]) is type(by_interface[0][0])]
+    return [_layer(layer) for layers in same_type for layer in layers]
+
+
+def _uses_interface(layer: nn.Module) -> bool:
+    return any(map(looks_attention_up, layer.modules()))
+
+
+def _has_attention(layer: nn.Module) -> bool:
+    return any(map(_attends, layer.modules()))
 
 
 def attention_modules(hf: nn.Module, layout: Layout, kind: Kind) -> list[nn.Module]:
