@@ -1,10 +1,9 @@
-"""What a metric is: a plain function, the inputs that it needs, and the reductions and options that
-are fixed.
+"""What a metric is: a plain function, the inputs that it needs, and its reductions and options.
 
     score of a head = over samples ( over rows ( over keys ( attention of a row on a set of keys )))
 
-`rows`, `keys`, `reduce` (over rows) and `samples` name the four choices; the axes are those of the
-design space of arXiv 2608.27417.
+Its four choices are `rows`, `keys` (the reduction over keys), `reduce` (over rows) and `samples`
+(over samples): the axes of the design space of arXiv 2608.27417.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,19 +35,20 @@ class Metric:
 
     Args:
         name: what results call it.
-        function: the score of one sample; it is called with what `needs` names, in that order, and
-            `options` by name.
-        needs: its inputs. What rows put on a set of keys, [*layer, head, row]: "evidence" (M_G),
-            "visual" (M_V), "share", "shifted" (see `mass.SETS`), "null_evidence" (M_G under the
-            question "N/A"). Or of one layer: "pattern" [head, row, key], "layer" (its number),
-            "null_pattern" and "null_token_map", "values" and "w_o". While the model writes:
-            "looked" [head, step] (the key looked at most), "steps", "texts". And "token_map".
+        function: the score of one sample. It is called with the inputs that `needs` names, in that
+            order, and with `options` by name.
+        needs: names of its inputs. Attention of the rows on a set of keys, [*layer, head, row]:
+            "evidence" (M_G), "visual" (M_V), "share", "shifted" (see `mass.SETS`), "null_evidence"
+            (M_G under the question "N/A"). Or of one layer: "pattern" [head, row, key], "layer"
+            (its number), "null_pattern" and "null_token_map", "values" and "w_o". While the model
+            writes: "looked" [head, step] (the key with most attention), "steps", "texts". And
+            "token_map".
         rows: the query rows it reads, a name of `TokenMap.positions`: "question", "last", "answer",
             …
         keys: how attention is reduced over a set of keys: "sum", "mean", "max" or "hit"; None: only
             the sum makes sense.
-        reduce: how rows are reduced, "mean" or "max", handed to the function as `reduce=`; None: it
-            has no choice.
+        reduce: how rows are reduced, "mean" or "max", which the function gets as `reduce=`; None:
+            the function has no such option.
         samples: how samples are reduced: "mean", "median", "rank_mean" (of each sample's ranks of
             heads, 1 the best, 0 the last) or "vote" (the share of samples that have the head in
             their top 5%).
@@ -57,10 +57,10 @@ class Metric:
         ratio: whether it returns (numerator, denominator), summed over samples before they are
             divided.
         region: whether it needs a region that its rows can see.
-        finish: what turns the numbers of all samples [part, sample, layer, head] into per-sample
-            scores, for scores that cannot be said sample by sample.
-        base: the metric with its defaults, of which this one is a variant; None if it is that
-            itself.
+        finish: turns the numbers of all samples [part, sample, layer, head] into per-sample scores,
+            for metrics whose score of a sample depends on the other samples.
+        base: the metric with default options of which this one is a variant; None if it is itself
+            the default.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Metric:
 
     @property
     def key(self) -> str:
-        """The name, with the options that differ from the default behind it:
+        """The name, followed by the options that differ from the default:
         "ram[rows=last,reduce=max]"."""
         base = self.base or self
         changed = {
@@ -92,9 +92,8 @@ class Metric:
         changed |= {
             name: self.options[name] for name in sorted(self.options) if self._differs(base, name)
         }
-        return self.name + (
-            f"[{','.join(f'{name}={value}' for name, value in changed.items())}]" if changed else ""
-        )
+        options = ",".join(f"{name}={value}" for name, value in changed.items())
+        return f"{self.name}[{options}]" if changed else self.name
 
     def _differs(self, base: "Metric", option: str) -> bool:
         return option not in base.options or self.options[option] != base.options[option]
@@ -157,8 +156,8 @@ class Metric:
 
     @property
     def of_masses(self) -> bool:
-        """Whether masses of rows (and the token map) are all that it needs: then it scores all
-        layers at once."""
+        """Whether it needs only masses of rows (and the token map), so that it can score all layers
+        in one call."""
         return all(name in SETS or name in (NULL_MASS, "token_map") for name in self.needs)
 
     @property
@@ -173,15 +172,14 @@ class Metric:
 
     @property
     def needs_answering(self) -> bool:
-        """Whether it watches the model write an answer."""
+        """Whether it needs a run in which the model writes an answer."""
         return "looked" in self.needs
 
     @property
     def needs_rows_alone(self) -> bool:
-        """Whether rows of one run are all that it needs."""
-        return not (
-            self.needs_null or self.needs_values or self.needs_answering or self.sinks != "kept"
-        )
+        """Whether it needs only rows of one run."""
+        more = self.needs_null or self.needs_values or self.needs_answering
+        return not more and self.sinks == "kept"
 
     def row_positions(self, token_map: TokenMap) -> Int[Tensor, " row"]:
         """The rows to read in this sample; an error if they cannot see the evidence that the metric
@@ -235,22 +233,17 @@ class Metric:
                     f"no {', '.join(missing)}", f"what {self.name} needs", "use cl.score_heads"
                 )
             first = inputs[self.needs[0]]
-            rows = (
-                first.shape[-2 if self.needs[0] == "pattern" else -1]
-                if isinstance(first, Tensor)
-                else 1
-            )
-            if rows == 0 and not self.needs_answering:
+            row_axis = -2 if self.needs[0] == "pattern" else -1
+            no_rows = isinstance(first, Tensor) and first.shape[row_axis] == 0
+            if no_rows and not self.needs_answering:
                 raise CorelensError(
                     f"sample {sample!r} without {self.rows} rows",
                     "a row or more",
                     "choose other rows",
                 )
-            options = (
-                dict(self.options)
-                if self.reduce is None
-                else {**self.options, "reduce": self.reduce}
-            )
+            options = dict(self.options)
+            if self.reduce is not None:
+                options["reduce"] = self.reduce
             return self.function(*(inputs[name] for name in self.needs), **options)
 
 

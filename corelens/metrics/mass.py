@@ -89,11 +89,10 @@ SETS: dict[str, Callable[[TokenMap], Weighted]] = {
 """The sets of keys whose mass a metric may need.
 
 evidence  G with the weights of the region's tokens: M_G
-visual    V: M_V; of a sample whose evidence is in a sound, its audio tokens
-share     V, each token with the weight |G| / |V|: the evidence mass of a head that looks evenly
-          over the picture
-shifted   the region moved within its picture: the mean over all places where it does not touch
-          itself
+visual    V: M_V; the audio tokens where the evidence is in a sound
+share     V, each token with the weight |G| / |V|: the mass on G of a head that spreads its visual
+          mass evenly
+shifted   G averaged over all its shifts within its picture that do not overlap it
 """
 
 

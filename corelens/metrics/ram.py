@@ -35,12 +35,12 @@ def ram_excess(
 
     M_G: a row's attention on the region; M_V: on all picture tokens.
     A head that spreads its visual mass evenly has RAM M_V · |G| / |V| without retrieving anything;
-    here it has 0.
-    |G| is the sum of the region's weights. Ours; `ram_shifted` is another estimate of chance.
+    its excess is 0. |G| is the sum of the region's weights. Ours; `ram_shifted` is another estimate
+    of chance.
 
     Args:
         evidence: attention of each row on G.
-        even_share: what it would put there if it looked evenly over the picture.
+        even_share: M_V · |G| / |V| of each row.
         reduce: over rows, "mean" or "max" (of the differences).
     """
     return over_rows(evidence - even_share, reduce)
@@ -51,9 +51,9 @@ def ram_shifted(
 ) -> Float[Tensor, "*layer head"]:
     """RAM of a region of the same shape elsewhere in the picture; attention mass, 0 to 1.
 
-    The mean over all places to which the region can be moved within its picture without touching
-    itself (shifts in the order of the picture's tokens). A head whose RAM is not above it does not
-    look at the evidence, but at the picture. Ours.
+    The mean over all shifts of the region within its picture that do not overlap it (shifts in the
+    order of the picture's tokens). A head whose RAM is no higher attends to the picture, and not to
+    the evidence. Ours.
     """
     return over_rows(shifted, reduce)
 

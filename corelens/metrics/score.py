@@ -1,8 +1,9 @@
-"""Samples through a model: all scores of all heads, resumable, on one process or several.
+"""The runner `score_heads`: scores all heads of a model by all metrics, in one process or several,
+and resumes a run that was stopped.
 
-Every row-based metric is computed from the same rows of the same forward (no language-model head,
-O(rows × T) memory a layer); those with a null question add one forward, those that watch the model
-write share one generation.
+All metrics of rows are computed from one forward, without the language-model head and in
+O(rows × T) memory a layer. Metrics with a null question add one forward, and metrics that watch the
+model write share one generation.
 """
 
 from collections import Counter
@@ -165,13 +166,13 @@ def score_heads(
         if (usable := [number for number in group if number not in wrong])
     ]
     if out is None:
-        whole = in_order(_shown(groups, scored, progress))
-        return _named(whole, wrong, questions, resolved, described, on_error)
+        whole = in_order(_with_progress(groups, scored, progress))
+        return _as_scores(whole, wrong, questions, resolved, described, on_error)
     with run_folder(out, identity) as folder:
         folder.check(groups)
         pieces = [folder.batch(group, partial(scored, group)) for group in groups]
         carry_out(folder.claims, pieces, progress)
-        scores = _named(folder.merged(groups), wrong, questions, resolved, described, on_error)
+        scores = _as_scores(folder.merged(groups), wrong, questions, resolved, described, on_error)
         for key, score in scores.items() if is_first() else ():
             score.save(folder.path / "scores" / f"{file_name(key)}.safetensors")
     return scores
@@ -183,12 +184,12 @@ def _lacking(
     """{number: error} of the samples that lack what a metric needs; raised unless they are to be
     skipped."""
     if on_error == "skip":
-        return unusable(samples, partial(_check_has_all, metrics))
+        return unusable(samples, partial(_check_sample_for_all, metrics))
     check_samples(samples, metrics)
     return {}
 
 
-def _shown(
+def _with_progress(
     groups: Sequence[list[int]], scored: Callable[[list[int]], Part], progress: bool
 ) -> Iterator[Part]:
     """One batch scored after the other, with a progress bar."""
@@ -199,7 +200,7 @@ def _shown(
             bar.update(len(group))
 
 
-def _named(
+def _as_scores(
     whole: Part,
     wrong: dict[int, CorelensError],
     samples: Sequence[Sample],
@@ -236,12 +237,9 @@ def _score_batch(
     of_null = [m for m in of_rows if m.needs_null]
     of_steps = [m for m in metrics if m.needs_answering]
     if of_rows:
-        leave_out = any(m.sinks == "left_out" for m in of_rows)
-        sinks = (
-            visual_sinks(model, samples, batch_size=len(samples), hooks=hooks).tokens
-            if leave_out
-            else None
-        )
+        sinks = None
+        if any(m.sinks == "left_out" for m in of_rows):
+            sinks = visual_sinks(model, samples, batch_size=len(samples), hooks=hooks).tokens
         null = NullRows(of_null, sinks) if of_null else None
         if null is not None:
             answer = any("answer" in m.rows for m in of_null)
@@ -260,7 +258,7 @@ def _score_batch(
 
 def _check_scores(model: Any, metrics: Sequence[Metric], sample: Sample) -> None:
     """Raise for a sample that these metrics cannot score, without running the model."""
-    _check_has_all(metrics, sample)
+    _check_sample_for_all(metrics, sample)
     token_map = model.prepare(sample, answer=any("answer" in m.rows for m in metrics)).token_maps[0]
     for m in metrics:
         if not m.needs_answering:
@@ -276,15 +274,15 @@ def _questions(samples: Any) -> list[Sample]:
 def check_samples(samples: Sequence[Sample], metrics: Sequence[Metric]) -> None:
     """Raise for what a metric needs and a sample lacks, before a model is loaded."""
     for sample in samples:
-        _check_has_all(metrics, sample)
+        _check_sample_for_all(metrics, sample)
 
 
-def _check_has_all(metrics: Sequence[Metric], sample: Sample) -> None:
+def _check_sample_for_all(metrics: Sequence[Metric], sample: Sample) -> None:
     for m in metrics:
-        _check_has_what_it_takes(sample, m)
+        _check_sample(sample, m)
 
 
-def _check_has_what_it_takes(sample: Sample, metric: Metric) -> None:
+def _check_sample(sample: Sample, metric: Metric) -> None:
     """Raise for what a metric needs and a sample lacks, before anything has run."""
     rows = [name.strip() for name in metric.rows.split("+")]
     lacks = None
