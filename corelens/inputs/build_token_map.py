@@ -1,5 +1,5 @@
-"""Which token of a row is which part of which picture: a family's cells, matched with the
-placeholders in the row."""
+"""Builds a sample's TokenMap: its placeholder tokens are matched with the cells of its pictures, as
+the family's layout gives them."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.inputs.processing import Row
+from corelens.inputs.processing import SampleTokens
 from corelens.inputs.sounds import Sound
 from corelens.layouts import Cells, Layout
 from corelens.tokens.cells import Picture, covered_tokens
@@ -73,19 +73,19 @@ def _size(picture: Any) -> tuple[int, int]:
     return (picture if isinstance(picture, Image.Image) else picture[0]).size
 
 
-def token_map(
+def build_token_map(
     layout: Layout,
     config: Any,
     sample: Any,
-    row: Row,
+    tokens: SampleTokens,
     pictures: list[Any],
     cells: list[Cells] | CorelensError,
     region_weights: Literal["touch", "fraction"],
-    times: "Times",
+    audio: "AudioTokens",
 ) -> TokenMap:
-    """Where one sample's pictures, sounds, regions, question and answer stand in its unpadded
-    row."""
-    ids = torch.tensor(row.ids)
+    """The positions of one sample's pictures, sounds, regions, question and answer among its
+    unpadded tokens."""
+    ids = torch.tensor(tokens.ids)
     placeholder = torch.isin(ids, torch.tensor(layout.placeholders(config))).nonzero()[:, 0]
     if pictures and not len(placeholder) and max(layout.placeholders(config)) >= 0:
         raise CorelensError(
@@ -93,7 +93,7 @@ def token_map(
             "a chat template that writes a placeholder for each picture",
             "look at processor.apply_chat_template(…, tokenize=False)",
         )
-    if len(placeholder) and placeholder[-1] >= row.prompt:
+    if len(placeholder) and placeholder[-1] >= tokens.prompt:
         raise CorelensError(
             f"sample {sample.id!r}: image tokens in the answer {sample.answer!r}",
             "words",
@@ -104,62 +104,64 @@ def token_map(
     if isinstance(cells, CorelensError):
         missing = {"images": cells, "region": cells}
     else:
-        located = _locate(layout, config, ids, pictures, cells, sample)
-        visual = (
-            torch.cat([picture.positions for picture in located]).sort().values
-            if located
-            else placeholder
-        )
+        located = _fill_placeholders(layout, config, ids, pictures, cells, sample)
+        if located:  # without placeholders that are no patch
+            visual = torch.cat([picture.positions for picture in located]).sort().values
         located.sort(key=lambda picture: picture.frames is not None)
-        if isinstance(times.sounds, CorelensError):
-            missing |= {"sounds": times.sounds}
+        if isinstance(audio.sounds, CorelensError):
+            missing |= {"sounds": audio.sounds}
         if "sounds" in missing and any(isinstance(region, Span) for region in sample.regions):
             missing["region"] = missing["sounds"]
         else:
-            sounds = [] if isinstance(times.sounds, CorelensError) else times.sounds
+            sounds = [] if isinstance(audio.sounds, CorelensError) else audio.sounds
             covered = covered_tokens(located, sample.regions, region_weights, sample.id, sounds)
         _warn_shrunk(sample, pictures, cells)
     parts = {}
-    if isinstance(row.question, CorelensError):
-        missing["question"] = row.question
-    elif row.question is not None:
-        parts["question"] = torch.tensor(row.question, dtype=torch.long)
-    if len(row.ids) > row.prompt:
-        parts["answer"] = torch.arange(row.prompt, len(row.ids))
+    if isinstance(tokens.question, CorelensError):
+        missing["question"] = tokens.question
+    elif tokens.question is not None:
+        parts["question"] = torch.tensor(tokens.question, dtype=torch.long)
+    if len(tokens.ids) > tokens.prompt:
+        parts["answer"] = torch.arange(tokens.prompt, len(tokens.ids))
     return TokenMap(
         real=torch.ones(len(ids), dtype=torch.bool),
         placeholder=placeholder,
         visual=visual,
-        last=torch.tensor([row.prompt - 1]),
+        last=torch.tensor([tokens.prompt - 1]),
         pictures=located,
         parts=parts,
         covered=covered,
         missing=missing,
         id=sample.id,
-        audio=times.audio,
-        sounds=None if isinstance(times.sounds, CorelensError) else times.sounds,
+        audio=audio.positions,
+        sounds=None if isinstance(audio.sounds, CorelensError) else audio.sounds,
     )
 
 
 @dataclass(frozen=True)
-class Times:
-    """The audio tokens of one unpadded row, and each sound's tokens with their seconds, or why
-    these are not known."""
+class AudioTokens:
+    """The positions of all audio tokens of one sample, and each sound's tokens with their seconds,
+    or the error if these are not known."""
 
-    audio: Tensor
+    positions: Tensor
     sounds: list[SoundTokens] | CorelensError
 
 
-def times_of(
-    processor: Any, layout: Layout, config: Any, sounds: Sequence[Sound], row: Row, id: str
-) -> Times:
-    """Where one sample's sounds stand in its unpadded row.
+def audio_tokens_of(
+    processor: Any,
+    layout: Layout,
+    config: Any,
+    sounds: Sequence[Sound],
+    tokens: SampleTokens,
+    id: str,
+) -> AudioTokens:
+    """The audio tokens of one sample, among its unpadded tokens.
 
     Errors: no audio token for them, or another number of them than these sounds have.
     """
-    audio = (torch.tensor(row.ids) == layout.audio_placeholder(config)).nonzero()[:, 0]
+    audio = (torch.tensor(tokens.ids) == layout.audio_placeholder(config)).nonzero()[:, 0]
     if not sounds:
-        return Times(audio[:0], [])
+        return AudioTokens(audio[:0], [])
     if not len(audio):
         raise CorelensError(
             f"sample {id!r} with {len(sounds)} sounds, and no audio token in its prompt",
@@ -169,7 +171,7 @@ def times_of(
     try:
         seconds = [layout.sound_seconds(processor, config, len(s.waveform)) for s in sounds]
     except CorelensError as error:
-        return Times(audio, error)
+        return AudioTokens(audio, error)
     lengths = [len(part) for part in seconds]
     if sum(lengths) != len(audio):
         raise CorelensError(
@@ -182,14 +184,14 @@ def times_of(
         tokens_of_sound(positions, part, sound.seconds)
         for positions, part, sound in zip(audio.split(lengths), seconds, sounds, strict=True)
     ]
-    return Times(positions_of(located), located)
+    return AudioTokens(positions_of(located), located)
 
 
-def _locate(
+def _fill_placeholders(
     layout: Layout, config: Any, ids: Tensor, pictures: list[Any], cells: list[Cells], sample: Any
 ) -> list[Picture]:
-    """Give each picture its placeholders, one after the other; image and video ids may be one and
-    the same."""
+    """The placeholders of each picture, in the order of the prompt. (A family may use one token id
+    for images and videos.)"""
     image_id, video_id = layout.placeholders(config)
     free = {token: (ids == token).nonzero()[:, 0].tolist() for token in (image_id, video_id)}
     total, located = sum(map(len, free.values())), []

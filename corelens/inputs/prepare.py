@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.inputs.build_token_map import cells_of, times_of, token_map
+from corelens.inputs.build_token_map import audio_tokens_of, build_token_map, cells_of
 from corelens.inputs.media import Medium
 from corelens.inputs.pictures import read_picture, read_video
 from corelens.inputs.processing import NOT_FOR_THE_MODEL, pad, pad_id, run_processor
@@ -142,27 +142,29 @@ def prepare(
         ]
         for sample, prompt in zip(samples, prompts, strict=True)
     ]
-    for sample, pictures, heard in zip(samples, loaded, sounds, strict=True):
-        _check_regions(sample, pictures, heard)
-    seen = [_seen(prompt, pictures) for prompt, pictures in zip(prompts, loaded, strict=True)]
-    features, rows = run_processor(
-        processor, layout, prompts, seen, dict(images_kwargs or {}), sounds
+    for sample, pictures, sample_sounds in zip(samples, loaded, sounds, strict=True):
+        _check_regions(sample, pictures, sample_sounds)
+    resized = [_resized(prompt, pictures) for prompt, pictures in zip(prompts, loaded, strict=True)]
+    features, tokens_of = run_processor(
+        processor, layout, prompts, resized, dict(images_kwargs or {}), sounds
     )
-    cells = cells_of(processor, layout, config, features, loaded, seen)
+    cells_of_samples = cells_of(processor, layout, config, features, loaded, resized)
     maps = []
-    for sample, row, pictures, cell, heard in zip(
-        samples, rows, loaded, cells, sounds, strict=True
+    for sample, tokens, pictures, cells, sample_sounds in zip(
+        samples, tokens_of, loaded, cells_of_samples, sounds, strict=True
     ):
-        times = times_of(processor, layout, config, heard, row, sample.id)
-        maps.append(token_map(layout, config, sample, row, pictures, cell, region_weights, times))
-    length = max(len(row.ids) for row in rows)
-    starts = [length - len(row.ids) if padding_side == "left" else 0 for row in rows]
+        audio = audio_tokens_of(processor, layout, config, sample_sounds, tokens, sample.id)
+        maps.append(
+            build_token_map(layout, config, sample, tokens, pictures, cells, region_weights, audio)
+        )
+    length = max(len(tokens.ids) for tokens in tokens_of)
+    starts = [length - len(tokens.ids) if padding_side == "left" else 0 for tokens in tokens_of]
     tensors = {
         name: value
         for name, value in features.items()
         if name not in (*NOT_FOR_THE_MODEL, "images_kwargs")
     }
-    tensors |= pad(rows, starts, length, pad_id(processor))
+    tensors |= pad(tokens_of, starts, length, pad_id(processor))
     maps = [tm.moved(start, length) for tm, start in zip(maps, starts, strict=True)]
     return Inputs(tensors, maps, samples, [_images_first(pictures) for pictures in loaded])
 
@@ -195,8 +197,8 @@ def _picture(medium: Medium, where: str) -> Any:
     return frames
 
 
-def _seen(prompt: Prompt, pictures: list[Any]) -> list[Any]:
-    """The pictures at the sizes at which the processor is to see them."""
+def _resized(prompt: Prompt, pictures: list[Any]) -> list[Any]:
+    """The pictures at the sizes that the processor gets."""
     return [medium.seen(picture) for medium, picture in zip(prompt.media, pictures, strict=True)]
 
 

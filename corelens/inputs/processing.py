@@ -35,7 +35,7 @@ NOT_FOR_THE_MODEL = (
 
 
 @dataclass
-class Row:
+class SampleTokens:
     """One sample's tokens without padding: prompt, then answer.
 
     Args:
@@ -59,15 +59,15 @@ def run_processor(
     pictures: Sequence[Sequence[Any]],
     images_kwargs: dict[str, Any],
     sounds: Sequence[Sequence[Sound]],
-) -> tuple[dict[str, Any], list[Row]]:
-    """The processor's output as it came (per-token tensors still of its own padding), and a Row a
-    prompt.
+) -> tuple[dict[str, Any], list[SampleTokens]]:
+    """The processor's output (its per-token tensors with the processor's own padding), and the
+    SampleTokens of each prompt.
 
-    `pictures` are those of the prompts' media, as the processor is to see them, `sounds` those of
-    the prompts.
+    `pictures` are those of the prompts' media, at the sizes that the processor gets; `sounds` are
+    those of the prompts.
     """
-    for heard in sounds:
-        check_sounds(processor, heard)
+    for sample_sounds in sounds:
+        check_sounds(processor, sample_sounds)
     texts = [prompt.text for prompt in prompts]
     videos = any(isinstance(picture, list) for row in pictures for picture in row)
     if videos and getattr(processor, "video_processor", None) is None:
@@ -116,24 +116,17 @@ def run_processor(
 
     # Some processors stumble over the offsets of a row that has no pictures, so these are asked of
     # the others only.
-    every = range(len(texts))
-    shown = [row for row in every if pictures[row] or sounds[row]]
+    all_rows = range(len(texts))
+    with_media = [row for row in all_rows if pictures[row] or sounds[row]]
     changes: list[Any] = [[] for _ in texts]
-    output = (
-        call(every, return_text_replacement_offsets=True)
-        if len(shown) == len(texts)
-        else call(every)
-    )
-    if shown:
-        with_offsets = (
-            output
-            if len(shown) == len(texts)
-            else call(shown, return_text_replacement_offsets=True)
-        )
-        for row, offsets in zip(
-            shown, with_offsets.get("text_replacement_offsets") or [[] for _ in shown], strict=True
-        ):
-            changes[row] = offsets
+    if len(with_media) == len(texts):
+        output = with_offsets = call(all_rows, return_text_replacement_offsets=True)
+    else:
+        output = call(all_rows)
+        with_offsets = call(with_media, return_text_replacement_offsets=True) if with_media else {}
+    offsets_of_rows = with_offsets.get("text_replacement_offsets") or [[] for _ in with_media]
+    for row, offsets in zip(with_media, offsets_of_rows, strict=True):
+        changes[row] = offsets
     if apart is not None:
         apart.put_into(output)
     real = output["attention_mask"].bool()
@@ -148,21 +141,23 @@ def run_processor(
         question = question_among_tokens(
             processor, expanded, ids, special, prompt.question, changes[number]
         )
-        made.append(Row(ids, types, len(ids), question))
+        made.append(SampleTokens(ids, types, len(ids), question))
         if prompt.answer is not None:
             _append_answer(processor, layout, made[-1], expanded, prompt.answer, special)
     output["images_kwargs"] = images_kwargs
     return output, made
 
 
-def pad(rows: Sequence[Row], starts: Sequence[int], length: int, pad_id: int) -> dict[str, Tensor]:
-    """Per-token tensors [batch, length]: each row from its start on, padding elsewhere."""
-    names = ("input_ids", "attention_mask", *rows[0].types)
-    tensors = {name: torch.zeros(len(rows), length, dtype=torch.long) for name in names}
+def pad(
+    samples: Sequence[SampleTokens], starts: Sequence[int], length: int, pad_id: int
+) -> dict[str, Tensor]:
+    """Per-token tensors [batch, length]: a sample's tokens from its start on, padding elsewhere."""
+    names = ("input_ids", "attention_mask", *samples[0].types)
+    tensors = {name: torch.zeros(len(samples), length, dtype=torch.long) for name in names}
     tensors["input_ids"].fill_(pad_id)
-    for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        stop = start + len(row.ids)
-        values = {"input_ids": row.ids, "attention_mask": [1] * len(row.ids), **row.types}
+    for number, (tokens, start) in enumerate(zip(samples, starts, strict=True)):
+        stop = start + len(tokens.ids)
+        values = {"input_ids": tokens.ids, "attention_mask": [1] * len(tokens.ids), **tokens.types}
         for name, value in values.items():
             tensors[name][number, start:stop] = torch.tensor(value)
     return tensors
@@ -287,17 +282,17 @@ def _expand(text: str, changes: Sequence[dict[str, Any]]) -> str:
 
 
 def _append_answer(
-    processor: Any, layout: Layout, row: Row, expanded: str, answer: str, special: bool
+    processor: Any, layout: Layout, tokens: SampleTokens, expanded: str, answer: str, special: bool
 ) -> None:
     """Append the answer's tokens: as tokenised with the prompt, unless a token would straddle the
     two."""
     tokenizer = processor.tokenizer
     joint = tokenizer(expanded + answer, add_special_tokens=special)["input_ids"]
-    ids = joint[row.prompt :]
-    if joint[: row.prompt] != row.ids or not ids or (special and ids[-1] == tokenizer.eos_token_id):
+    ids = joint[tokens.prompt :]
+    straddles = joint[: tokens.prompt] != tokens.ids
+    if straddles or not ids or (special and ids[-1] == tokenizer.eos_token_id):
         ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    row.ids = row.ids + ids
-    for name, values in row.types.items():
-        row.types[name] = values + [layout.answer_type_id if name == "token_type_ids" else 0] * len(
-            ids
-        )
+    tokens.ids = tokens.ids + ids
+    for name, values in tokens.types.items():
+        type_id = layout.answer_type_id if name == "token_type_ids" else 0
+        tokens.types[name] = values + [type_id] * len(ids)
