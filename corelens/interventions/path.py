@@ -36,7 +36,7 @@ from corelens.interventions.resume import patched_in
 from corelens.interventions.senders_receivers import (
     Receiver,
     Sender,
-    mixing,
+    mixer_points,
     parse_receivers,
     parse_senders,
     reaches,
@@ -143,7 +143,7 @@ def path_patch(
 
     sender_points = list(dict.fromkeys(name for sender in all_senders for name in sender.names))
     source, other_metric = runs.other_values(sender_points)
-    frozen = [name for layer in range(n_layers) for name in mixing(layer, model.hook_dict)]
+    frozen = [name for layer in range(n_layers) for name in mixer_points(layer, model.hook_dict)]
     if freeze_mlps:
         frozen += [f"blocks.{layer}.hook_mlp_out" for layer in range(n_layers)]
     replay = Replay(

@@ -13,7 +13,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
 from corelens.interventions.replay import layer_of
-from corelens.interventions.senders_receivers import Sender, mixing, parse_senders, rank
+from corelens.interventions.senders_receivers import Sender, mixer_points, parse_senders, rank
 from corelens.tokens.positions import Where, check_where, member, resolve
 
 # (inputs, positions of this step, batch) → for each run the positions at which its senders carry
@@ -91,7 +91,9 @@ def group_hooks(
                 written.setdefault(name, []).append((run, sender))
     # Before the first sender nothing differs from the base run: there is nothing to freeze.
     first = max(0, min((layer_of(name) for name in written), default=0))
-    frozen = [name for layer in range(first, n_layers) for name in mixing(layer, base, written)]
+    frozen = [
+        name for layer in range(first, n_layers) for name in mixer_points(layer, base, written)
+    ]
     if freeze_mlps:
         frozen += [f"blocks.{layer}.hook_mlp_out" for layer in range(first, n_layers)]
     _check_caches(frozen, written, base, source)

@@ -1,4 +1,5 @@
-"""The two ends of a path: what can send, what can receive, and which comes before which."""
+"""Senders and receivers of path patching, read from what a user writes, and which sender can reach
+which receiver."""
 
 import re
 from collections.abc import Container, Iterable
@@ -50,13 +51,13 @@ _HEAD = re.compile(r"blocks\.(\d+)\.attn\.(head|kv_head)\.(\d+)\.(hook_\w+)")
 
 @dataclass(frozen=True)
 class Sender:
-    """A sender: hook points, or one head of them, that have another run's values.
+    """A sender: hook points, or one head of them, that get the other run's values.
 
     Args:
-        label: for the result's axis.
-        names: hook points.
-        head: one head of them; None: the whole tensor.
-        visual: only at the visual tokens.
+        label: its name on the result's axis.
+        names: its hook points.
+        head: the head that is written; None: the whole tensor.
+        visual: whether it is written at the visual tokens only.
     """
 
     label: str
@@ -65,7 +66,7 @@ class Sender:
     visual: bool = False
 
     def allowed(self, inputs: Any, step_positions: Tensor, batch: int) -> Tensor | None:
-        """The positions at which it may write, as a mask [batch, pos] up to the last position of
+        """The positions at which it is written, as a mask [batch, pos] up to the last of
         `step_positions`; None: everywhere."""
         if not self.visual:
             return None
@@ -75,12 +76,13 @@ class Sender:
 
 @dataclass(frozen=True)
 class Receiver:
-    """A receiver: a point that has, in the last run, what it read in the path run.
+    """A receiver: a point that is set, in the last run, to its value in the path run.
 
     Args:
-        name: as it was given.
-        reads: the point (or per-head name) whose value in the path run it is given.
-        alone: (layer, query head, "key" or "value") if that one query head alone is to have it.
+        name: as the user wrote it.
+        reads: the hook point (or per-head name) whose value in the path run is taken.
+        alone: (layer, query head, "key" or "value") if the value is set for that query head alone,
+            and not for the heads that share its KV head.
     """
 
     name: str
@@ -88,20 +90,19 @@ class Receiver:
     alone: tuple[int, int, str] | None = None
 
     def write(self, value: Tensor, where: Tensor | None) -> Hook:
-        """The hook of the last run: this receiver has `value` (at `where` [sample, pos], if
-        given)."""
+        """The hook of the last run, which sets this receiver to `value` (only at `where` [sample,
+        pos], if given)."""
         # A per-head name of pattern or scores has no head axis, so positions are one axis earlier.
         axis = 1 if ".head." in self.reads else axis_of(self.reads)[0]
 
         def mixed(x: Tensor, positions: Tensor) -> Tensor:
             if where is None:
                 return value.clone()
-            rows = where.repeat_interleave(x.shape[0] // len(where), dim=0)[
-                :, positions.to(where.device)
-            ].to(x.device)
-            shape = [1] * x.ndim
-            shape[0], shape[axis] = rows.shape
-            return torch.where(rows.reshape(shape), value, x)
+            mask = where.repeat_interleave(x.shape[0] // len(where), dim=0)
+            mask = mask[:, positions.to(where.device)].to(x.device)
+            shape = [1] * x.ndim  # so that it broadcasts over x
+            shape[0], shape[axis] = mask.shape
+            return torch.where(mask.reshape(shape), value, x)
 
         if self.alone is None:
 
@@ -114,7 +115,8 @@ class Receiver:
         def receive_alone(edges: Edges, hook: Any) -> None:
             step_positions = edges.step.positions
 
-            def edit(x: Tensor) -> Tensor:  # [batch, key, d], a prefix among the keys
+            def edit(x: Tensor) -> Tensor:
+                # [batch, key, d]: in a run that begins at a later row, x has earlier keys too
                 earlier, new = x[:, : int(step_positions[0])], x[:, step_positions]
                 return torch.cat([earlier, mixed(new, step_positions)], dim=1)
 
@@ -176,12 +178,13 @@ def _gate(name: str, gates: set[str]) -> list[str]:
     return [gate] if name.endswith("hook_z") and gate in gates else []
 
 
-def mixing(layer: int, names: Container[str], written: Container[str] = ()) -> list[str]:
-    """The points by which a layer is frozen: its heads, or the output of a mixer without heads.
+def mixer_points(layer: int, names: Container[str], written: Container[str] = ()) -> list[str]:
+    """The points at which a layer is frozen: z of its heads (and their gate), or the layer's output
+    where it mixes tokens without heads.
 
     Args:
-        names: the points that the base run's cache holds, or that the model has.
-        written: those that senders write: they are never frozen as a whole.
+        names: the points in the base run's cache, or those of the model.
+        written: the points that senders write.
     """
     z, gate, out = (
         f"blocks.{layer}.{point}" for point in ("attn.hook_z", "attn.hook_gate", "hook_attn_out")
@@ -200,18 +203,14 @@ def parse_receivers(receivers: Iterable[str] | str, model: HookedMLLM) -> list[R
             raise CorelensError(
                 f"the receiver {name!r}",
                 "a hook name",
-                f"for a head's query: 'blocks.5.attn.head.2.hook_q' {''}".strip(),
+                "for a head's query: 'blocks.5.attn.head.2.hook_q'",
             )
         block = _BLOCK.fullmatch(name)
         reads = f"blocks.{block[1]}.{ALIASES[block[2]]}" if block and block[2] in ALIASES else name
         model.hook_dict[reads]  # raises with the nearest names
         head, alone = _HEAD.fullmatch(reads), None
-        if (
-            head
-            and head[2] == "head"
-            and head[4] in ("hook_k", "hook_rot_k", "hook_v")
-            and group > 1
-        ):
+        is_kv = head and head[2] == "head" and head[4] in ("hook_k", "hook_rot_k", "hook_v")
+        if head and is_kv and group > 1:
             number = int(head[3])
             kind, point = ("value", "hook_v") if head[4] == "hook_v" else ("key", "hook_rot_k")
             alone = (int(head[1]), number, kind)
@@ -225,7 +224,7 @@ def parse_receivers(receivers: Iterable[str] | str, model: HookedMLLM) -> list[R
 
 
 def rank(name: str, n_layers: int) -> tuple[int, int]:
-    """Where a point stands in the order of computation."""
+    """(layer, number in the layer) of a point in the order of computation."""
     name = re.sub(r"\.(head|kv_head)\.\d+\.", ".", name)
     block = _BLOCK.fullmatch(name)
     if block:
