@@ -240,15 +240,15 @@ def sparse_contrast(
     asked = _asked(model, samples, ranked, batch_size)
     dense = answered_under(model, asked)
     points = []
-    lines: list[tuple[float | None, str, list[HeadSet]]] = [(None, NONE, [HeadSet()])]
+    conditions: list[tuple[float | None, str, list[HeadSet]]] = [(None, NONE, [HeadSet()])]
     for fraction in fractions:
         for line, head_sets in _selections(ranked, fraction, draws, seed).items():
-            lines.append((fraction, line, head_sets))
-    total = len(windows) * sum(len(head_sets) for _, _, head_sets in lines)
+            conditions.append((fraction, line, head_sets))
+    total = len(windows) * sum(len(head_sets) for _, _, head_sets in conditions)
     with tqdm(total=total, disable=not progress, desc="contrast") as bar:
         for window in windows:
             pattern = Streaming(sink=sink, window=window, last=last)
-            for share, line, head_sets in lines:
+            for share, line, head_sets in conditions:
                 runs = []
                 for heads in head_sets:
                     sparse = SparseInference(heads, pattern, decode=decode, engine=engine)  # type: ignore[arg-type]
