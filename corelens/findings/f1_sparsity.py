@@ -16,7 +16,7 @@ from corelens.findings.world import World, interval, resampled
 
 @dataclass(frozen=True)
 class Sparsity(Finding):
-    """F1: half of the positive excess RAM lies in a small share of the heads."""
+    """F1: a small share of the heads holds half of the positive excess RAM."""
 
     half_in: float = HALF_IN.value
 
@@ -60,8 +60,8 @@ class Sparsity(Finding):
         }
 
     def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
-        """Reproduced if the whole interval lies at or below the threshold, not if it lies above
-        it."""
+        """Reproduced if the whole interval lies at or below the threshold, not reproduced if it
+        lies above it, else not judged."""
         measured = numbers[numbers["judged"]]
         half = measured["half_in"]
         ci = f"[{100 * half['low']:.1f}, {100 * half['high']:.1f}]"
@@ -80,6 +80,6 @@ def half_in(values: Float[np.ndarray, "layer head"]) -> float:
     positive = np.sort(np.clip(existing, 0, None).astype(np.float64))[::-1]
     if not positive.any():
         return 1.0
-    # (rounding must not ask for one head more)
+    # The factor keeps a rounding error from asking for one head more.
     reached = np.cumsum(positive) >= 0.5 * positive.sum() * (1 - 1e-9)
     return float((np.argmax(reached) + 1) / positive.size)

@@ -1,4 +1,4 @@
-"""F4, they localise: precision on the evidence, against heads that look at the picture as much."""
+"""F4, localisation: the precision of the top heads, against other heads of equal visual mass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,13 @@ from corelens.findings.verdict import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Ve
 from corelens.findings.world import World
 from corelens.heads.scores import HeadScores
 
-NEAREST = 8  # heads of the most similar visual mass, of which a control takes one for each top head
+NEAREST = 8  # a control draws one of so many heads of similar visual mass for each top head
 Parts = tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]
 
 
 @dataclass(frozen=True)
 class Localisation(Finding):
-    """F4: of the top heads' attention on the picture more lies on the evidence than of others' that
-    look at it."""
+    """F4: the top heads have a higher precision than other heads of the same visual mass."""
 
     quantile: float = QUANTILE.value
     least_draws: int = int(DRAWS.value)
@@ -50,8 +49,8 @@ class Localisation(Finding):
     needs: ClassVar[tuple[str, ...]] = ("regions",)
 
     def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
-        """For every reading: precision of the top heads and of matched sets, on samples that did
-        not choose them."""
+        """For every reading: the precision of the top heads and of matched sets. Heads are chosen
+        on the first half of the samples and measured on the second."""
         measured: Numbers = {"judged": reading}
         for key in READINGS:
             ram, precision = world.scores[key], world.score("precision", key)
@@ -94,8 +93,10 @@ def matched(
     draws: int,
     seed: int,
 ) -> list[Bool[np.ndarray, "layer head"]]:
-    """Sets of other heads with the same visual mass: for each top head, one of those NEAREST to it,
-    none twice."""
+    """Random sets of other heads with about the same visual mass as the top heads.
+
+    Each set has, for every top head, one of the NEAREST heads by visual mass, each head once.
+    """
     masses, taken = visual_mass.ravel(), np.flatnonzero(top.ravel())
     others = np.flatnonzero(~top.ravel())
     rng = np.random.default_rng(seed)
@@ -111,7 +112,6 @@ def matched(
 
 
 def precision_of(heads: Bool[np.ndarray, "layer head"], parts: Parts) -> float:
-    """The share of these heads' attention on the picture that lies on the evidence; 0 if they do
-    not look at it."""
+    """M_G / M_V of these heads together; 0 if they have no visual mass."""
     on_evidence, on_picture = (part[heads].sum() for part in parts)
     return float(on_evidence / on_picture) if on_picture > 0 else 0.0

@@ -1,7 +1,7 @@
 """One model on one set of samples: the scores, prepared batches and runs that the findings share.
 
-Whatever takes time is kept in a folder as soon as it is there (scores batch by batch, answers run
-by run), so that a study that was stopped goes on where it stood.
+What takes time is stored in a folder as soon as it is computed (scores batch by batch, answers run
+by run), so that a study that was stopped can be resumed.
 """
 
 import json
@@ -252,7 +252,7 @@ class World:
         return int(np.median([len(token_map.all) for token_map in inputs.token_maps]))
 
     def release(self) -> None:
-        """Let go of what takes memory; it is made again when it is asked for."""
+        """Free what takes memory; it is made again when it is needed."""
         for name in ("prepared", "knockouts"):
             self.__dict__.pop(name, None)
         if torch.cuda.is_available():

@@ -1,11 +1,11 @@
-"""The function behind the name "sdpa", exchanged while hooked runs last.
+"""Replaces the attention function registered under the name "sdpa" while hooked runs last.
 
-transformers looks the attention function up by the name in a model's config at every call. A
-function registered under a name of its own would not do: model code asks for the name, too (`if
-config._attn_implementation in ("eager", "sdpa")`), and builds no mask for a name that it does not
-know. So the name stays "sdpa", and what is behind it is another function meanwhile. A config that
-has another name answers "sdpa" inside hooked runs, and its own elsewhere. Runs of several threads
-overlap: both exchanges are counted, and undone by the last run that leaves.
+At every call transformers looks up the attention function by the name in the model's config. A new
+name for our function would not work, because model code branches on the name (`if
+config._attn_implementation in ("eager", "sdpa")`) and builds no mask for a name that it does not
+know. So the name stays "sdpa", and another function is registered under it for a while. A config
+with another name returns "sdpa" inside hooked runs, and its own name elsewhere. Runs of several
+threads may overlap, so both replacements are counted, and the last run that ends undoes them.
 """
 
 import threading
@@ -25,7 +25,7 @@ AttentionFunction = Callable[..., Any]
 
 @dataclass
 class _Renamed:
-    """A config that answers "sdpa" inside runs: what puts it back, and how many runs need it."""
+    """A config whose name reads "sdpa" inside runs: what undoes that, and how many runs need it."""
 
     undo: ExitStack
     runs: int = 0
@@ -39,27 +39,27 @@ _original: AttentionFunction | None = None
 
 @cache
 def _interface() -> Any:
-    # (importing it takes as long as importing transformers' model code: whoever wraps a model has
-    # done that already)
+    # Imported here because it loads transformers' model code, which takes seconds. Whoever wraps a
+    # model has loaded that already.
     from transformers import AttentionInterface
 
     return AttentionInterface
 
 
 def original() -> AttentionFunction:
-    """The function that is behind the name when no run is under way."""
+    """The function that is registered under the name outside hooked runs."""
     return _original or _interface()()[NAME]
 
 
 @contextmanager
 def exchanged(function: AttentionFunction, configs: list[Any]) -> Iterator[None]:
-    """Within this context `function` is behind the name "sdpa", and these configs have that name in
-    runs.
+    """Within this context `function` is registered under the name "sdpa", and these configs have
+    that name inside runs.
 
     Args:
-        function: called for every attention of every model with that name, in all threads: it hands
-            on what is not its own to `original()`.
-        configs: those that masks are made by, and those of the attention modules.
+        function: called for every attention of every model with that name, in all threads. It must
+            pass calls that are not of its run to `original()`.
+        configs: those by which masks are made, and those of the attention modules.
     """
     with _lock:
         _begin(function, configs)
@@ -100,7 +100,7 @@ def _end(function: AttentionFunction, configs: list[Any]) -> None:
             del _renamed[id(config)]
     _runs -= 1
     if _runs == 0:
-        # otherwise another one was registered meanwhile, which stays
+        # If somebody registered another function meanwhile, that one stays.
         if _interface()()[NAME] is function:
             _interface().register(NAME, _original)
         _original = None
