@@ -6,11 +6,15 @@ from functools import cache
 import pytest
 import torch
 from einops import rearrange
+from PIL import Image
+from transformers import MllamaConfig, MllamaForConditionalGeneration, MllamaProcessor
 
 import corelens as cl
 from corelens.errors import CorelensError
 from families.checks import build
-from helpers.family_parts import HEADS, randomise
+from families.processors import image_processor
+from families.shrink import tiny_config
+from helpers.family_parts import HEADS, build_tokenizer, randomise
 
 CROSS = 1  # the layer
 PATTERN = f"blocks.{CROSS}.attn.hook_pattern"
@@ -19,8 +23,6 @@ PATTERN = f"blocks.{CROSS}.attn.hook_pattern"
 @cache
 def model_and_tensors():
     """A tiny random Mllama: layers 1 and 3 attend to the tower; a prompt of 9 words."""
-    from transformers import MllamaConfig, MllamaForConditionalGeneration
-
     tower = {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -135,6 +137,40 @@ def test_columns_are_the_towers_tokens_and_names_of_the_row_are_refused():
     assert not torch.equal(edited, plain())
     with pytest.raises(CorelensError, match="columns 'region' in a cross-attention layer"):
         model.run_with_hooks(tensors, fwd_hooks=cl.knockout(heads, rows=[4], columns="region"))
+
+
+@torch.no_grad()
+def test_an_answer_sees_the_picture_that_its_question_sees():
+    """`evaluate` through the real processor is plain transformers on the same text, a sample at a
+    time."""
+    config = tiny_config("mllama")
+    ratios = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)]
+    config.vision_config.supported_aspect_ratios = [list(ratio) for ratio in ratios]
+    image, bos = "<|image|>", "<|begin_of_text|>"
+    special = {"pad_token": "<pad>", "bos_token": bos, "eos_token": "<eos>"}
+    words = [*special.values(), image, "<|python_tag|>"]
+    tokenizer = build_tokenizer(words, adds_bos=True, **special)
+    config.image_token_index = tokenizer.convert_tokens_to_ids(image)
+    processor = MllamaProcessor(
+        image_processor("mllama", config),
+        tokenizer,
+        chat_template="{% for m in messages %}{% for p in m['content'] %}{% if p['type'] == 'image' "
+        f"%}}{image}{{% else %}}{{{{ p['text'] }}}}{{% endif %}}{{% endfor %}}{{% endfor %}}",
+    )
+    hf = randomise(MllamaForConditionalGeneration._from_config(config))
+    samples = [
+        cl.Sample(images=[Image.new("RGB", (60, 40), "red")], question="Which digit?", answer="7"),
+        cl.Sample(images=[Image.new("RGB", (60, 190), "blue")], question="And?", answer="12 cups"),
+    ]
+    result = cl.evaluate(cl.HookedMLLM(hf, processor), samples)
+    for sample, answer in zip(samples, result.per_sample, strict=True):
+        prompt = f"{image}{sample.question}"
+        before = len(processor(images=sample.images, text=prompt)["input_ids"][0])
+        inputs = processor(images=sample.images, text=prompt + sample.answer, return_tensors="pt")
+        logprobs = hf(**inputs).logits[0].log_softmax(-1)
+        ids = inputs["input_ids"][0, before:]
+        wanted = logprobs[before - 1 : -1].gather(1, ids[:, None]).sum().item()
+        assert answer.logprob == pytest.approx(wanted, abs=1e-4)
 
 
 def test_heads_of_cross_layers_are_not_drawn_among_those_that_read_the_row():

@@ -18,9 +18,10 @@ from corelens.inputs.question import question_among_tokens
 from corelens.inputs.sounds import Sound, check_sounds, spoken
 from corelens.layouts import Layout
 
-# [batch, pos]
+# [batch, pos]; cross_attention_mask (Llama 3.2 Vision): [batch, pos, image, tile]
 PER_TOKEN = (
-    "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids"
+    "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids",
+    "cross_attention_mask",
 )  # fmt: skip
 ASSUMED_FPS = 24.0  # transformers' own assumption
 # where a processor's output may depend on a video's rate
@@ -47,7 +48,7 @@ class SampleTokens:
     """
 
     ids: list[int]
-    types: dict[str, list[int]] = field(default_factory=dict)
+    types: dict[str, list[Any]] = field(default_factory=dict)
     prompt: int = 0
     question: list[int] | CorelensError | None = None
 
@@ -151,9 +152,13 @@ def run_processor(
 def pad(
     samples: Sequence[SampleTokens], starts: Sequence[int], length: int, pad_id: int
 ) -> dict[str, Tensor]:
-    """Per-token tensors [batch, length]: a sample's tokens from its start on, padding elsewhere."""
-    names = ("input_ids", "attention_mask", *samples[0].types)
-    tensors = {name: torch.zeros(len(samples), length, dtype=torch.long) for name in names}
+    """Per-token tensors [batch, length, ...]: a sample's tokens from its start on, padding
+    elsewhere."""
+    of_first = {"input_ids": samples[0].ids, "attention_mask": samples[0].ids, **samples[0].types}
+    tensors = {
+        name: torch.tensor(values).new_zeros(len(samples), length, *np.shape(values)[1:])
+        for name, values in of_first.items()
+    }
     tensors["input_ids"].fill_(pad_id)
     for number, (tokens, start) in enumerate(zip(samples, starts, strict=True)):
         stop = start + len(tokens.ids)
@@ -294,5 +299,7 @@ def _append_answer(
         ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
     tokens.ids = tokens.ids + ids
     for name, values in tokens.types.items():
-        type_id = layout.answer_type_id if name == "token_type_ids" else 0
-        tokens.types[name] = values + [type_id] * len(ids)
+        of_answer = layout.answer_type_id if name == "token_type_ids" else 0
+        if name == "cross_attention_mask":  # an answer sees the pictures that the last row sees
+            of_answer = values[-1]
+        tokens.types[name] = values + [of_answer] * len(ids)
