@@ -126,6 +126,17 @@ def test_f2_at_its_thresholds():
     assert finding.conclude(low).word == CANNOT
 
 
+def test_f2_needs_two_domains_and_settings_of_one_world_are_one():
+    model = f2(1.0)
+    names = {"a": "refer:objects=1", "b": "refer:objects=2"}
+    for world in model["worlds"].values():
+        numbers = world["numbers"]["F2"]
+        numbers["transfer"] = {names[x]: cost for x, cost in numbers["transfer"].items()}
+    model["worlds"] = {names[x]: world for x, world in model["worlds"].items()}
+    verdict = FINDINGS["F2"].conclude(model)
+    assert verdict.word == CANNOT and "settings of one" in verdict.reason
+
+
 def f3(low, high):
     return {
         "judged": RAM,

@@ -34,7 +34,8 @@ class Stability(Finding):
         "least "
         f"{SPEARMAN.value}; and the top {TOP.value:.0%} of each world, knocked out in another, "
         "cost at least "
-        f"{TRANSFER.value:.0%} of what that world's own top heads cost."
+        f"{TRANSFER.value:.0%} of what that world's own top heads cost. Settings of one world are "
+        "one domain: at least two domains are needed."
     )
     if_reproduced: ClassVar[str] = (
         "The heads that fetch evidence do not depend on what the picture shows."
@@ -80,6 +81,8 @@ class Stability(Finding):
         )
         number += f"; another world's heads cost {100 * min(transfers):.0f}% or more of its own"
         if lowest >= self.least_spearman and min(transfers) >= self.least_transfer:
+            if len({name.partition(":")[0] for name in worlds}) < 2:
+                return Verdict(CANNOT, number, "its worlds are settings of one, not two domains")
             return Verdict(REPRODUCED, number)
         reasons = []
         if lowest < self.least_spearman:

@@ -14,7 +14,7 @@ from training.smol.export import build_config, write_trained
 from training.smol.see import see
 from training.smol.speak import speak
 
-SEEING, SPEAKING = 1200, 640
+SEEING, SPEAKING = 1200, 1300
 """Steps of stage A and of stage B."""
 
 
