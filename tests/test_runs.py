@@ -44,6 +44,8 @@ cl.score_heads(cl.HookedMLLM(*tiny("qwen3_vl")), many(), {metrics!r}, batch_size
 def score(out: Path, pause: float) -> None:
     """The run of these tests, in a process of its own: slow enough to be killed in the middle."""
     torch.set_num_threads(1)
+    # (a shell's background jobs are born deaf to it)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     score_batch = score_module._score_batch
 
     def slow(*arguments):
