@@ -78,7 +78,7 @@ def answered(
     right = 0
     for first in range(0, len(samples), batch):
         part = samples[first : first + batch]
-        logits = model.run_with_hooks(model.prepare(part), fwd_hooks=hooks).logits
+        logits = model.run_with_hooks(model.prepare(part), fwd_hooks=hooks)
         likeliest = logits[:, -1, digits].argmax(-1).tolist()
         right += sum(int(s.answer) == digit for s, digit in zip(part, likeliest, strict=True))
     return right / len(samples)
