@@ -136,7 +136,8 @@ def ways_to_run(device: str, dtype: torch.dtype) -> tuple[Ways, dict[str, str]]:
     return ways, missing
 
 
-def _bridge(device: str, dtype: torch.dtype) -> Ways:
+def boot_bridge(device: str, dtype: torch.dtype) -> Any:
+    """The model in TransformerLens's TransformerBridge, whose attention is eager."""
     import tempfile
 
     from transformer_lens.model_bridge import TransformerBridge
@@ -147,9 +148,13 @@ def _bridge(device: str, dtype: torch.dtype) -> Ways:
         hf.config.save_pretrained(folder)
         _words().save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        bridge = TransformerBridge.boot_transformers(
+        return TransformerBridge.boot_transformers(
             folder, hf_model=hf, tokenizer=tokenizer, device=device, dtype=dtype
         )
+
+
+def _bridge(device: str, dtype: torch.dtype) -> Ways:
+    bridge = boot_bridge(device, dtype)
     z = [f"blocks.{n}.attn.hook_z" for n in range(SHAPE["layers"])]
 
     def run(tensors: dict[str, Any], hooked: bool) -> Any:

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hooks import SHAPE, _words, build, machine, prompt, summary
+from hooks import SHAPE, boot_bridge, build, machine, prompt, summary
 
 RESULTS = Path(__file__).parent / "results"
 CONDITIONS = (
@@ -151,17 +150,7 @@ def of_corelens(device: str, dtype: torch.dtype) -> Ways:
 
 def of_bridge(device: str, dtype: torch.dtype) -> Ways:
     """TransformerLens's TransformerBridge, whose attention is eager."""
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoTokenizer
-
-    hf = build("eager").to(device, dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        hf.config.save_pretrained(folder)
-        _words().save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        bridge = TransformerBridge.boot_transformers(
-            folder, hf_model=hf, tokenizer=tokenizer, device=device, dtype=dtype
-        )
+    bridge = boot_bridge(device, dtype)
 
     def rest(tensors: Inputs) -> Inputs:
         return {name: x for name, x in tensors.items() if name != "input_ids"}

@@ -20,6 +20,7 @@ from corelens.cli.shared import (
     Limit,
     Model,
     Open,
+    Run,
     check_model,
     check_word,
     ending,
@@ -96,13 +97,7 @@ def add_patch(app: typer.Typer) -> None:
                 help="patch.html, a picture (png, pdf, svg, jpg), or patch.safetensors: all of it."
             ),
         ] = None,
-        run: Annotated[
-            Path | None,
-            typer.Option(
-                help="A folder that keeps what is finished; started again, the command goes on "
-                "from there."
-            ),
-        ] = None,
+        run: Run = None,
         open_page: Open = False,
         json: Json = False,
     ) -> None:

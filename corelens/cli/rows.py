@@ -19,6 +19,7 @@ from corelens.cli.shared import (
     Limit,
     Model,
     Open,
+    Run,
     Seed,
     check_model,
     ending,
@@ -55,13 +56,7 @@ def add_rows(app: typer.Typer) -> None:
             Path | None,
             typer.Option(help="rows.json, rows.html, or a picture: png, pdf, svg, jpg."),
         ] = None,
-        run: Annotated[
-            Path | None,
-            typer.Option(
-                help="A folder that keeps what is finished; started again, the command goes on "
-                "from there."
-            ),
-        ] = None,
+        run: Run = None,
         open_page: Open = False,
         json: Json = False,
     ) -> None:

@@ -33,6 +33,12 @@ Device = Annotated[
 Limit = Annotated[
     int | None, typer.Option(help="At most so many samples, of a folder or a world.", min=1)
 ]
+Run = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder that keeps what is finished; started again, the command goes on from there."
+    ),
+]
 Open = Annotated[bool, typer.Option("--open", help="Open the page that was written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")]
 

@@ -18,11 +18,11 @@ from corelens.inputs.question import question_among_tokens
 from corelens.inputs.sounds import Sound, check_sounds, spoken
 from corelens.layouts import Layout
 
-# [batch, pos]; cross_attention_mask (Llama 3.2 Vision): [batch, pos, image, tile]
+# [batch, pos]
 PER_TOKEN = (
-    "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids",
-    "cross_attention_mask",
+    "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids"
 )  # fmt: skip
+CROSS_MASK = "cross_attention_mask"  # of Llama 3.2 Vision: [batch, pos, image, tile]
 ASSUMED_FPS = 24.0  # transformers' own assumption
 # where a processor's output may depend on a video's rate
 RATE_SHOWS = ("input_ids", "second_per_grid_ts")
@@ -136,7 +136,9 @@ def run_processor(
         keep = real[number]
         ids = output["input_ids"][number][keep].tolist()
         types = {
-            name: output[name][number][keep].tolist() for name in PER_TOKEN[2:] if name in output
+            name: output[name][number][keep].tolist()
+            for name in (*PER_TOKEN[2:], CROSS_MASK)
+            if name in output
         }
         expanded = _expand(prompt.processed, changes[number])
         question = question_among_tokens(
@@ -300,6 +302,6 @@ def _append_answer(
     tokens.ids = tokens.ids + ids
     for name, values in tokens.types.items():
         of_answer = layout.answer_type_id if name == "token_type_ids" else 0
-        if name == "cross_attention_mask":  # an answer sees the pictures that the last row sees
+        if name == CROSS_MASK:  # an answer sees the pictures that the last row sees
             of_answer = values[-1]
         tokens.types[name] = values + [of_answer] * len(ids)

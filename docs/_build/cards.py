@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from markdown_tables import markdown
+
 ROOT = Path(__file__).parents[2]
 BEGAN = {  # what its weights were before
     "qwen3vl-s": "random weights", "qwen3vl-s-long": "`qwen3vl-s`", "qwen3vl-m": "random weights",
@@ -45,8 +47,7 @@ def trained() -> str:
             )
             rows.append([*cells, f"{test['n']:,} {_scenes(test)}", exact, follows, blank])
             cells = ["", "", ""]
-    table = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([table[0], "|---" * len(rows[0]) + "|", *table[1:]]) + "\n"
+    return markdown(rows)
 
 
 def right() -> str:

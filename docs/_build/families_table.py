@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from markdown_tables import markdown
+
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 # what people use in 2026, as the table's first part, in this order
 FIRST = {
@@ -171,12 +173,6 @@ def short(text: str) -> str:
         .split(" and a norm; ")[-1]
     )
     return text.replace("|", "/").replace("<", "&lt;")[:220]
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """A table in Markdown; the first row is its head."""
-    table_rows = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([table_rows[0], "|---" * len(rows[0]) + "|", *table_rows[1:]]) + "\n"
 
 
 TABLES = {

@@ -6,6 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from markdown_tables import interval, markdown
+
 ROOT = Path(__file__).parents[2]
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -35,20 +37,20 @@ def masked() -> str:
         draws = sorted(draw["accuracy"] for draw in run["random"])
         middle = ", ".join(f"{draws[i]:.3f}" for i in (0, len(draws) // 2, -1))
         alone = [
-            f"{', '.join(_names(x['heads']))} (rank {x['rank']}): {_interval(x)}"
+            f"{', '.join(_names(x['heads']))} (rank {x['rank']}): {interval(x)}"
             for x in run.get("alone", [])
         ]
         size = f"{len(run['top']['heads'])} of {run['total']}"
         columns.append([
             f"`{name}`", f"{run['scored']} scenes, {run['tested']} others", size,
-            _interval(run["clean"]), _interval(run["top"]), _interval(run["bottom"]), middle,
+            interval(run["clean"]), interval(run["top"]), interval(run["bottom"]), middle,
             f"{len(draws)}", "; ".join(alone) or "–",
         ])  # fmt: skip
     labels = [
         "", "ranked on, tested on", "heads masked", "accuracy: none masked", "top 5% by RAM",
         "bottom 5%", "random: lowest, median, highest", "random sets", "one head alone",
     ]  # fmt: skip
-    return _markdown([[label, *cells] for label, *cells in zip(labels, *columns, strict=True)])
+    return markdown([[label, *cells] for label, *cells in zip(labels, *columns, strict=True)])
 
 
 def masked_question() -> str:
@@ -64,7 +66,7 @@ def masked_question() -> str:
     rows.append([scored, f"{part['tested']} others", *_accuracies(right, top, bottom, random)])
     rows.append(_of_benchmark(run))
     rows += [_of_card(x) for x in card(name)["zeroed"] if x["rows"] == "question"]
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def masked_language() -> str:
@@ -72,7 +74,7 @@ def masked_language() -> str:
     rows = [["ranked on", "tested on", "clean", "top 5% masked", "bottom 5%", "random sets"]]
     rows.append(_of_benchmark(runs()["smol-vlm"]))
     rows += [_of_card(x) for x in card("smol-vlm")["zeroed"] if x["rows"] == "question"]
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def language() -> str:
@@ -204,21 +206,12 @@ def _word(number: int) -> str:
     return WORDS[number] if number < len(WORDS) else str(number)
 
 
-def _interval(part: dict[str, Any]) -> str:
-    return "{:.3f} [{:.3f}, {:.3f}]".format(part["accuracy"], *part["ci"])
-
-
 def _paragraph(text: str, indent: str = "") -> str:
     """Text in rows of 120 columns at most."""
     wrapped = textwrap.fill(
         text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
     return wrapped + "\n"
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    table = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([table[0], "|---" * len(rows[0]) + "|", *table[1:]]) + "\n"
 
 
 TABLES = {

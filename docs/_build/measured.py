@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import families_table
+from markdown_tables import interval, markdown
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 HOOKED = {
@@ -366,21 +367,6 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     later = max(abs(effect[0]) for name, effect in paths["readers"].items() if "blocks" in name)
     words = "what the five fetch goes to the logits (−{} [−{}, −{}]) with hardly a later head in "
     yield "docs/findings.md", words + "between (at most −{})", [*logits, f"{later:.2f}"]
-
-
-def interval(part: dict[str, Any]) -> str:
-    """ "0.084 [0.052, 0.120]"; of an accuracy with `ci`, or of a value with `low` and `high`."""
-    if "ci" in part:
-        value, (low, high) = part["accuracy"], part["ci"]
-    else:
-        value, low, high = part["value"], part["low"], part["high"]
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """A table in Markdown; the first row is its head."""
-    table_rows = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([table_rows[0], "|---" * len(rows[0]) + "|", *table_rows[1:]]) + "\n"
 
 
 TABLES = {

@@ -17,6 +17,7 @@ import cards
 import families_table
 import masked
 import measured
+from markdown_tables import markdown
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "docs/study/report.json"  # of `corelens study --zoo`
@@ -113,12 +114,6 @@ def points(cost: dict) -> str:
     """ "38 [23, 50]"."""
     value, low, high = (round(100 * cost[name]) + 0.0 for name in ("value", "low", "high"))
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """A table in Markdown; the first row is its head."""
-    table_rows = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([table_rows[0], "|---" * len(rows[0]) + "|", *table_rows[1:]]) + "\n"
 
 
 TABLES = {
