@@ -35,7 +35,7 @@ class Stability(Finding):
         f"{SPEARMAN.value}; and the top {TOP.value:.0%} of each world, knocked out in another, "
         "cost at least "
         f"{TRANSFER.value:.0%} of what that world's own top heads cost. Settings of one world are "
-        "one domain: at least two domains are needed."
+        "one domain."
     )
     if_reproduced: ClassVar[str] = (
         "The heads that fetch evidence do not depend on what the picture shows."
