@@ -168,7 +168,7 @@ def metrics() -> str:
             "{:.3f} [{:.3f}, {:.3f}]".format(*line[kind]["accuracy"])
             for kind in ("mean", "knockout")
         ]
-        rows.append([key if key == "random" else f"`{todays_key(key)}`", *cells])
+        rows.append([key if key == "random" else f"`{key}`", *cells])
     return markdown(rows)
 
 
@@ -234,21 +234,6 @@ def patterns() -> str:
     for (pattern, left), accuracies in sorted(cells.items()):
         table.append([pattern, left, *(accuracies[name] for name in full)])
     return markdown(table)
-
-
-def todays_key(key: str) -> str:
-    """The key under which a score of metrics_compared.json is known now; the maximum over rows was
-    the default then."""
-    name, _, options = key.removesuffix("]").partition("[")
-    if name not in ("ram", "visual_mass", "calibrated_ram", "value_mass") or options == "rows=last":
-        return key
-    own = [option for option in options.split(",") if option]
-    own = (
-        [option for option in own if option != "reduce=mean"]
-        if "reduce=mean" in own
-        else [*own, "reduce=max"]
-    )
-    return name + (f"[{','.join(own)}]" if own else "")
 
 
 def contrast() -> str:
