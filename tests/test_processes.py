@@ -9,8 +9,20 @@ import numpy as np
 import pytest
 
 import corelens as cl
+from corelens.findings import criteria
+from corelens.findings import run as findings_run
 from corelens.runs.processes import Claims, Piece, carry_out
-from helpers.shared_runs import alone, differing, finish, launch, parts, questions, run, tiny_model
+from helpers.shared_runs import (
+    alone,
+    differing,
+    files,
+    finish,
+    launch,
+    parts,
+    questions,
+    run,
+    tiny_model,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 QUICK = ("score", "evaluate", "patch")
@@ -37,6 +49,17 @@ def test_two_processes_and_a_killed_one_give_the_bytes_of_one(model, tmp_path):
     for file in list((tmp_path / "two").rglob("*-0*.*"))[::2]:
         file.unlink()
     assert finish(launch(3, model, tmp_path / "two", QUICK)) == [0, 0, 0], errors(tmp_path / "two")
+    assert not differing(tmp_path / "two", tmp_path / "one")
+
+
+def test_rows_and_a_study_of_two_processes_are_those_of_one(model, tmp_path, monkeypatch):
+    # random weights answer nothing: let their world count
+    monkeypatch.setattr(findings_run, "ACCURACY", criteria.Threshold("all", 0.0, ""))
+    alone(model, tmp_path / "one", ("rows", "study"))
+    assert finish(launch(2, model, tmp_path / "two", ("rows", "study"))) == [0, 0], errors(
+        tmp_path / "two"
+    )
+    assert {"study/report.json", "study/report.html"} <= set(files(tmp_path / "one"))
     assert not differing(tmp_path / "two", tmp_path / "one")
 
 

@@ -21,7 +21,7 @@ import torch
 import corelens as cl
 
 TESTS = Path(__file__).parents[1]
-RUNNERS = ("score", "evaluate", "ablation", "patch", "path")
+RUNNERS = ("score", "evaluate", "ablation", "patch", "path", "rows")
 
 
 def questions(n: int = 8) -> list[cl.Sample]:
@@ -51,10 +51,11 @@ def run(model, runner: str, out: Path, samples: list[cl.Sample]) -> object:
         receivers = ["blocks.1.attn.head.2.hook_q", "hook_logits"]
         options = {"per": ("sender", "receiver"), "metric": metric, "batch_size": 2}
         return cl.path_patch(model, *pair, heads, receivers, out=out, **options)
+    if runner == "rows":
+        return cl.where_read(model, samples, out=out)
     if runner == "study":
-        options = {"draws": 2, "curve_draws": 1, "shares": (0.1,), "effect_samples": 4}
-        cl.study(model, {"refer": samples}, out=out, findings=["F1", "F5"], **options)
-        return None
+        options = {"draws": 2, "curve_draws": 1, "shares": (0.1,), "effect_samples": 0}
+        return cl.study(model, {"refer": questions(12)}, out=out, findings=["F1", "F5"], **options)
     raise ValueError(runner)
 
 
