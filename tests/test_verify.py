@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from corelens.cli import app as cli
 from corelens.errors import CorelensError
 from corelens.hooks import attention_function
-from corelens.model import wiring
+from corelens.model import module_hooks, wiring
 from corelens.model.hooked import HookedMLLM
 from helpers.families import FAMILIES, tiny
 from helpers.text_models import text, text_model
@@ -61,8 +61,8 @@ def at_fault(monkeypatch, kind):
             attention_function, "softmax", lambda scores, sinks: softmax(scores * 1.01, sinks)
         )
     if kind == "result":
-        results = wiring.head_results
-        monkeypatch.setattr(wiring, "head_results", lambda *args: results(*args) * 1.01)
+        results = module_hooks.head_results
+        monkeypatch.setattr(module_hooks, "head_results", lambda *args: results(*args) * 1.01)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_a_residual_stream_that_does_not_add_up_names_its_points():
 
 
 def test_what_a_run_leaves_behind_is_seen(monkeypatch):
-    model, generation = text_model(), wiring._on_logits
+    model, generation = text_model(), wiring.on_logits
 
     def leaves_a_hook(run, point):
         model.hf.model.norm.register_forward_hook(lambda *_: None)
         return generation(run, point)
 
-    monkeypatch.setattr(wiring, "_on_logits", leaves_a_hook)
+    monkeypatch.setattr(wiring, "on_logits", leaves_a_hook)
     result = model.verify(text())
     assert [row.name for row in result.rows if row.passed is False] == [
         "afterwards nothing is left"

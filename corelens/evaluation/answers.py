@@ -1,5 +1,5 @@
-"""What was answered, and how sure that is: answers, accuracy with intervals, paired differences.
-Pure numbers."""
+"""Answers: what greedy decoding writes and whether it is right, accuracy with intervals, paired
+differences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.heads.intervals import (
@@ -18,6 +19,7 @@ from corelens.heads.intervals import (
     accuracy_interval,
 )
 from corelens.inputs.prepare import Sample
+from corelens.model.hooked import HookedMLLM
 from corelens.runs.provenance import sample_hash
 
 if TYPE_CHECKING:
@@ -106,6 +108,37 @@ class Evaluation:
         from corelens.viz.answers import answers_html
 
         return f"{answers_html(self)}{self.speed._repr_html_() if self.speed is not None else ''}"
+
+
+def greedy_answer(
+    model: HookedMLLM,
+    sample: Sample,
+    gold: Int[Tensor, " answer"],
+    rows: Float[Tensor, "answer_and_end d_vocab"],
+) -> Answer:
+    """What greedy decoding writes, and the gold answer's log-probability."""
+    ends = _end_tokens(model)
+    logprobs = rows[:-1].float().log_softmax(-1).cpu()
+    logprob = float(logprobs.gather(1, gold[:, None]).sum())
+    best = logprobs.argmax(-1)
+    wrong = (best != gold).nonzero()[:, 0]
+    if len(wrong):
+        upto = int(wrong[0])
+        written = [*gold[:upto].tolist(), int(best[upto])]
+    else:
+        written = [*gold.tolist(), int(rows[-1].argmax())]
+    ended = written[-1] in ends
+    text = model.tokenizer.decode(written[:-1] if ended else written).strip()
+    right = not len(wrong) and (ended or not ends)
+    return Answer(
+        sample.id, str(sample.answer), text if ended else f"{text}…", bool(right), logprob
+    )
+
+
+def _end_tokens(model: HookedMLLM) -> set[int]:
+    """The tokens that end a sequence; empty for a model that names none."""
+    end = model.hf.generation_config.eos_token_id
+    return set(end) if isinstance(end, list) else set() if end is None else {end}
 
 
 def named(answers: list[Answer], samples: Sequence[Sample]) -> list[Answer]:

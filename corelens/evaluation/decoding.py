@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import Answer
+from corelens.evaluation.answers import Answer, greedy_answer
 from corelens.hf import ENCODED
 from corelens.hooks.points import Hook
-from corelens.inputs.prepare import Inputs, Sample
+from corelens.inputs.prepare import Inputs
 from corelens.model.hooked import HookedMLLM
 
 
@@ -85,37 +85,6 @@ def answer_logits(
     return [rows[i, : len(gold) + 1] for i, gold in enumerate(asked.gold)]
 
 
-def read(
-    model: HookedMLLM,
-    sample: Sample,
-    gold: Int[Tensor, " answer"],
-    rows: Float[Tensor, "answer_and_end d_vocab"],
-) -> Answer:
-    """What greedy decoding writes, and the gold answer's log-probability."""
-    ends = end_tokens(model)
-    logprobs = rows[:-1].float().log_softmax(-1).cpu()
-    logprob = float(logprobs.gather(1, gold[:, None]).sum())
-    best = logprobs.argmax(-1)
-    wrong = (best != gold).nonzero()[:, 0]
-    if len(wrong):
-        upto = int(wrong[0])
-        written = [*gold[:upto].tolist(), int(best[upto])]
-    else:
-        written = [*gold.tolist(), int(rows[-1].argmax())]
-    ended = written[-1] in ends
-    text = model.tokenizer.decode(written[:-1] if ended else written).strip()
-    right = not len(wrong) and (ended or not ends)
-    return Answer(
-        sample.id, str(sample.answer), text if ended else f"{text}…", bool(right), logprob
-    )
-
-
-def end_tokens(model: HookedMLLM) -> set[int]:
-    """The tokens that end a sequence; empty for a model that names none."""
-    end = model.hf.generation_config.eos_token_id
-    return set(end) if isinstance(end, list) else set() if end is None else {end}
-
-
 def decoded(
     model: HookedMLLM, asked: Sequence[Asked], hooks: Sequence[Hook] = (), sparse: Any = None
 ) -> Iterator[tuple[Answer, Float[Tensor, "answer d_vocab"]]]:
@@ -123,4 +92,4 @@ def decoded(
     for batch in asked:
         rows = answer_logits(model, batch, hooks, sparse)
         for sample, gold, of_sample in zip(batch.inputs.samples, batch.gold, rows, strict=True):
-            yield read(model, sample, gold, of_sample), of_sample[:-1].log_softmax(-1)
+            yield greedy_answer(model, sample, gold, of_sample), of_sample[:-1].log_softmax(-1)

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.errors import CorelensError
-from corelens.evaluation.answers import Answer, Evaluation, named, paired
-from corelens.evaluation.decoding import ask, read
+from corelens.evaluation.answers import Answer, Evaluation, greedy_answer, named, paired
+from corelens.evaluation.decoding import ask
 from corelens.evaluation.lists import listed
 from corelens.evaluation.own_scoring import has_rule, scored_by_rule
 from corelens.evaluation.resume import evaluation_in, plan_identity, samples_folder
@@ -194,5 +194,6 @@ def read_batch(
     for i, (sample, token_map) in enumerate(zip(inputs.samples, inputs.token_maps, strict=True)):
         gold = token_map.answer
         rows = logits[i, torch.cat([gold - 1, gold[-1:]]) - first]
-        answers.append(read(model, sample, inputs.tensors["input_ids"][i, gold].cpu(), rows))
+        ids = inputs.tensors["input_ids"][i, gold].cpu()
+        answers.append(greedy_answer(model, sample, ids, rows))
     return answers

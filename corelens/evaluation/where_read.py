@@ -30,6 +30,7 @@ from corelens.inputs.prepare import Sample
 from corelens.metrics.registry import metric
 from corelens.model.hooked import HookedMLLM
 from corelens.runs.processes import carry_out, check_folder
+from corelens.tokens.regions import no_region
 from corelens.tokens.token_map import TokenMap
 
 NAMES = ("question", "template", "last", "answer")  # groups that are also names of rows
@@ -297,11 +298,13 @@ def where_read(
 def check_marked(samples: Sequence[Sample], columns: str = "region") -> None:
     """Raise for no samples, and for one without the region that is to be cut off."""
     blind = [sample.id for sample in samples if not sample.regions and columns == "region"]
-    if blind or not samples:
+    if blind:
+        raise no_region(blind[0])
+    if not samples:
         raise CorelensError(
-            f"sample {blind[0]!r} without a region" if blind else "no samples",
+            "no samples",
             "questions with answers and with regions that can be cut off",
-            "give Sample(…, regions=[Box(x0, y0, x1, y1)])",
+            "give a list of samples, for instance cl.synthetic('refer', 64)",
         )
 
 

@@ -11,13 +11,13 @@ from markupsafe import Markup
 
 from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
+from corelens.explorer.assets import HERE, script, style
 from corelens.explorer.recording import BUDGET, record
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample
 from corelens.model.hooked import HookedMLLM
 
-HERE = Path(__file__).parent
 START = (
     'corelensExplorer(document.getElementById("explorer"), '
     'JSON.parse(document.getElementById("recording").textContent));'
@@ -105,9 +105,9 @@ class Explorer:
             '<style>{}</style><div id="explorer"></div>'
             '<script type="application/json" id="recording">{}</script><script>{}\n{}</script>'
         ).format(
-            Markup((HERE / "explorer.css").read_text(encoding="utf-8")),
+            Markup(style()),
             Markup(data),
-            Markup((HERE / "explorer.js").read_text(encoding="utf-8")),
+            Markup(script()),
             Markup(START),
         )
 

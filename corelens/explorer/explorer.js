@@ -1,4 +1,5 @@
 // The explorer: one picture (or pages, frames), the text's tokens, and the layer × head grid. No library, no request.
+// The legends are in legend.js, which is a part of the same script.
 // `corelensExplorer(root, data, live)` draws into `root`. `live` is null on a page; in a notebook it has send(message).
 
 const decode = (text, type) => {
@@ -15,7 +16,6 @@ const element = (tag, attributes = {}, ...children) => {
   node.append(...children.filter((child) => child !== null));
   return node;
 };
-const swatch = (kind) => element("i", { class: "swatch is-" + kind, "aria-hidden": "true" });
 const percent = (x) => (x === null || Number.isNaN(x) ? "–" : x < 0.0995 ? (100 * x).toFixed(1) + "%" : Math.round(100 * x) + "%");
 
 function corelensExplorer(root, data, live = null) {
@@ -94,13 +94,12 @@ function corelensExplorer(root, data, live = null) {
   const reading = element("p", { class: "reading", role: "status" });
   const grid = element("div", { class: "grid", role: "grid", "aria-label": `${L} layers by ${H} heads`, style: `--heads:${H}` });
   const choose = element("select", { "aria-label": "what colours the grid", title: "What the colour of a head's square means", onchange: () => { state.by = choose.value; draw(); } });
-  const legend = element("span", { class: "legend" });
+  const ofPictures = pictureLegend(hasRegion), ofGrid = gridLegend();
   const ranking = element("ol", { class: "ranking" });
   const pinned = element("div", { class: "pinned" });
   const play = element("button", { type: "button", title: "The answer's tokens one after the other, each with what the token before it looks at",
     onclick: () => playAnswer() }, "▶ play the answer");
   const ownScale = element("input", { type: "checkbox", onchange: () => { state.own = ownScale.checked; draw(); } });
-  const scale = element("span", {});
   const sources = [["question", "question's tokens (mean)", "What the question's tokens look at, on average: the rows of RAM as published"],
                    ["last", "last token (predicts the answer)", "What the last token of the prompt looks at (the last row): the answer's first token is predicted from it"]];
   const patchList = element("div", { class: "patch", hidden: "" });
@@ -115,24 +114,19 @@ function corelensExplorer(root, data, live = null) {
       chips),
     element("div", { class: "stage" },
       element("section", {}, reading,
-        hasViews ? element("p", { class: "key" },
-          element("span", {}, swatch("heat"), scale),
-          hasRegion ? element("span", {}, swatch("evidence"), "the evidence") : "",
-          element("span", { class: "mark", hidden: "" }, swatch("mark"), "your patch or box")) : "",
+        hasViews ? ofPictures.node : "",
         views, patchList,
         hasViews ? element("p", { class: "hint" }, "Click a patch: which heads look at it. Drag a box: how much falls into it. ",
           element("label", { title: "Stretch each head's map to full colour, so that faint ones are seen; heads can then not be compared" },
             ownScale, "each head on a scale of its own")) : ""),
       element("section", { class: "heads" },
-        element("div", { class: "bar" }, element("span", {}, "Colour:"), choose, element("span", { class: "key" }, swatch("level"), legend)),
+        element("div", { class: "bar" }, element("span", {}, "Colour:"), choose, ofGrid.node),
         element("div", { class: "scroll" }, grid),
         element("p", { class: "hint" }, "One square is one head: layers downwards, heads across. Point at it, or use the arrow keys: see where it looks. Click, or Enter: pin it."),
         element("p", { class: "hint" }, "Highest:"), ranking)),
     element("h3", { class: "pins-title" }, "Pinned heads"), pinned,
     data.left_out.length ? element("p", { class: "left-out" }, "Left out: " + data.left_out.join(" ")) : "",
   );
-
-  const mark = root.querySelector(".mark");
 
   // --- tokens ------------------------------------------------------------------------------------------------------
   const chipOf = new Map();
@@ -323,7 +317,7 @@ function corelensExplorer(root, data, live = null) {
       const words = `${nameOf(head)} ${none ? "no map kept" : written(now[head])}`;
       if (cell.title !== words) { cell.title = words; cell.setAttribute("aria-label", words); }
     });
-    legend.textContent = `0 to ${written(top)}`;
+    ofGrid.showRange(written(top));
     const order = cells.map((_, head) => head).filter((head) => !Number.isNaN(now[head])).sort((a, b) => now[b] - now[a]).slice(0, 8);
     ranking.replaceChildren(...order.map((head) => element("li", {}, element("button", { type: "button", title: "Point: see where it looks. Click: pin it.", onclick: () => { select(head); pin(head); },
       onpointerenter: () => select(head) }, `${nameOf(head)} `, element("b", {}, written(now[head]))))));
@@ -342,9 +336,9 @@ function corelensExplorer(root, data, live = null) {
     shown = kept ? data.views.map((_, number) => heat(number, head)) : [];
     if (kept) {
       sharedPeak = state.own ? peakOf(shown) : peakOfAll();
-      scale.textContent = `0 to ${percent(sharedPeak)} of the attention on one patch`;
+      ofPictures.showRange(sharedPeak);
     }
-    if (mark) mark.hidden = !(state.box || (state.by === "patch" && state.patch !== null));
+    ofPictures.showMark(Boolean(state.box || (state.by === "patch" && state.patch !== null)));
     data.views.forEach((_, number) => paint(number));
     const on = kept ? meansOf(head) : null;
     data.tokens.forEach((token, i) => restyle(token.chip, "--look", on ? Math.min(1, on[V + i] * 2) : 0));

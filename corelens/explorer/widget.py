@@ -2,21 +2,19 @@
 the answer."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
 from corelens.errors import CorelensError
+from corelens.explorer.assets import script, style
 from corelens.explorer.recording import answered, record
 from corelens.heads.head_set import HeadSet
 from corelens.hooks.points import Hook
 from corelens.interventions.ablation import ablate
 from corelens.interventions.edges import edge_bias, knockout
 from corelens.tokens.regions import Box, Tube
-
-HERE = Path(__file__).parent
 
 _ESM = """
 export default {
@@ -41,8 +39,8 @@ export default {
 class ExplorerWidget(anywidget.AnyWidget):
     """The page's script on a running model. `value` holds what was chosen in it."""
 
-    _esm = (HERE / "explorer.js").read_text() + _ESM
-    _css = (HERE / "explorer.css").read_text()
+    _esm = script() + _ESM
+    _css = style()
     recording = traitlets.Dict().tag(sync=True)
     settings = traitlets.Dict({"kind": "none", "value": 4.0}).tag(sync=True)
 

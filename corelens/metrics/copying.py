@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 
 from corelens.errors import CorelensError
+from corelens.tokens.regions import no_region
 from corelens.tokens.token_map import TokenMap
 
 
@@ -20,7 +21,7 @@ def copied_regions(
         CorelensError: no region, or a region without text.
     """
     if not token_map.regions:
-        token_map.region  # noqa: B018 (raises, and says which sample lacks its region)
+        raise no_region(token_map.id)
     for i, text in enumerate(texts):
         if not text:
             raise CorelensError(

@@ -25,7 +25,7 @@ from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
 from corelens.inputs.on_error import OnError, check_on_error, left_out, of_usable, unusable
 from corelens.inputs.sample import Sample, as_sample
-from corelens.metrics.definition import Metric, check_finite
+from corelens.metrics.definition import Metric, check_finite, named
 from corelens.metrics.looked_at import LookedAt
 from corelens.metrics.null_rows import NullRows
 from corelens.metrics.over_samples import head_scores
@@ -46,6 +46,7 @@ from corelens.runs.provenance import (
     refuse_active,
     sample_hash,
 )
+from corelens.tokens.regions import no_region
 
 # what the meta of a ranking by rows says of them
 NOTE = (
@@ -287,12 +288,9 @@ def _check_sample(sample: Sample, metric: Metric) -> None:
     rows = [name.strip() for name in metric.rows.split("+")]
     lacks = None
     if metric.region and not sample.regions:
-        lacks = (
-            "without a region",
-            "a sample that says where the evidence is",
-            "Sample(regions=[Box(x0, y0, x1, y1)])",
-        )
-    elif "question" in rows and sample.question is None and sample.messages is None:
+        with named(metric):
+            raise no_region(sample.id)
+    if "question" in rows and sample.question is None and sample.messages is None:
         lacks = (
             "without a question",
             "a sample whose question's rows can be read",

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from corelens.errors import CorelensError
@@ -21,11 +20,19 @@ from corelens.hooks.exchange import exchanged
 from corelens.hooks.points import HookPoint
 from corelens.hooks.running import Running, Step, edits_before_caching, running
 from corelens.layouts.base import Layout
-from corelens.model.module_hooks import on_input, on_output
+from corelens.model.module_hooks import (
+    on_added,
+    on_half,
+    on_input,
+    on_logits,
+    on_norm,
+    on_output,
+    on_result,
+    on_shared_input,
+)
 from corelens.model.parts import Parts
-from corelens.model.projections import head_results, loaded_tensor, projection_bias
 from corelens.model.tower_hooks import wired_tower
-from corelens.model.weights import Block, Norm, norm_eps, norm_weight
+from corelens.model.weights import Block, Norm
 
 # begin(the new tokens: ids [batch, pos] or embeddings, how many tokens came before, whether there
 # is a cache)
@@ -77,7 +84,7 @@ def wired(hf: nn.Module, layout: Layout, root: Any, run: Running, begin: Begin) 
         for handle in _wire_norm(run, root.ln_final):
             track(handle)
         if root.hook_logits.active:
-            track(hf.register_forward_hook(_on_logits(run, root.hook_logits)))
+            track(hf.register_forward_hook(on_logits(run, root.hook_logits)))
 
         added = [
             points.hook_deepstack for points in root.blocks if hasattr(points, "hook_deepstack")
@@ -228,7 +235,7 @@ def _points_on_inputs(points: Block) -> Wires:
     """Points whose tensor goes into a module."""
     return [
         ("hook_resid_pre", points.hook_resid_pre, "", on_input),
-        ("hook_resid_mid", points.hook_resid_mid, points.parts.ln2, _on_shared_input),
+        ("hook_resid_mid", points.hook_resid_mid, points.parts.ln2, on_shared_input),
         ("mlp.hook_post", points.mlp.hook_post, points.parts.mlp_down, on_input),
     ]
 
@@ -239,15 +246,15 @@ def _points_on_outputs(points: Block) -> Wires:
     wires: Wires = [
         ("attn.hook_q", attn.hook_q, parts.q_proj, on_output),
         ("attn.hook_k", attn.hook_k, parts.k_proj, on_output),
-        ("attn.hook_result", attn.hook_result, parts.o_proj, _on_result),
-        ("hook_attn_out", points.hook_attn_out, parts.attn_out, _on_added(parts.attn_scale)),
+        ("attn.hook_result", attn.hook_result, parts.o_proj, on_result),
+        ("hook_attn_out", points.hook_attn_out, parts.attn_out, on_added(parts.attn_scale)),
         ("mlp.hook_pre", points.mlp.hook_pre, parts.mlp_gate, on_output),
-        ("hook_mlp_out", points.hook_mlp_out, parts.mlp_out, _on_added(parts.mlp_scale)),
+        ("hook_mlp_out", points.hook_mlp_out, parts.mlp_out, on_added(parts.mlp_scale)),
         ("hook_resid_post", points.hook_resid_post, "", on_output),
     ]
     if parts.gated:
-        wires[0] = ("attn.hook_q", attn.hook_q, parts.q_proj, _half(0))
-        wires.append(("attn.hook_gate", attn.hook_gate, parts.q_proj, _half(1)))
+        wires[0] = ("attn.hook_q", attn.hook_q, parts.q_proj, on_half(0))
+        wires.append(("attn.hook_gate", attn.hook_gate, parts.q_proj, on_half(1)))
     return wires
 
 
@@ -266,118 +273,6 @@ def _wire_block(run: Running, points: Block, layer: nn.Module) -> Iterator[Any]:
     yield from _wire_norm(run, points.ln2)
 
 
-# --- the module hooks
-
-
-def _on_shared_input(run: Running, point: HookPoint) -> Callable[..., Any]:
-    """The module's input is the point's tensor, and the layer goes on using it (residual stream):
-    written in place."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not run.live:
-            return
-        x: Tensor = args[0] if args else kwargs["hidden_states"]
-        # With gradients the hooks get a copy: what they save for backward must not be overwritten.
-        seen = x.clone() if torch.is_grad_enabled() and x.requires_grad else x
-        edited = run.fire(point, seen)
-        if edited is not x:
-            x.copy_(edited)
-
-    return hook
-
-
-def _on_added(scale: float) -> Callable[..., Callable[..., Any]]:
-    """The module's output, times this, is added to the residual stream: that product is the point's
-    tensor. Experts may give it without a batch axis."""
-
-    def make(run: Running, point: HookPoint) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            x = output[0] if isinstance(output, tuple) else output
-            if not run.live or run.step is None:
-                return None
-            seen = x if x.ndim > 2 else x.reshape(-1, len(run.step.positions), x.shape[-1])
-            if scale == 1.0:  # the tensor itself, bit for bit
-                edited = run.fire(point, seen)
-                changed = edited is not seen
-            else:
-                edited, changed = run.fire_watched(point, seen * scale)
-                # a gradient reaches the point only if the model goes on from what it saw
-                changed = changed or edited.requires_grad
-                edited = edited / scale if changed else edited
-            if not changed:
-                return None
-            edited = edited.reshape(x.shape)
-            return (edited, *output[1:]) if isinstance(output, tuple) else edited
-
-        return hook
-
-    return make
-
-
-def _half(number: int) -> Callable[..., Callable[..., Any]]:
-    """The query (0) or the gate (1) of a projection that gives each head both, side by side."""
-
-    def make(run: Running, point: HookPoint) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            halves = rearrange(
-                output, "... (head two d) -> ... head two d", head=point.n_heads, two=2
-            )
-            edited, changed = run.fire_watched(point, halves[..., number, :].clone())
-            if not changed:
-                return None
-            both = [halves[..., 0, :], halves[..., 1, :]]
-            both[number] = edited
-            return rearrange(torch.stack(both, dim=-2), "... head two d -> ... (head two d)")
-
-        return hook
-
-    return make
-
-
 def _wire_norm(run: Running, points: Norm) -> Iterator[Any]:
     if points.hook_scale.active or points.hook_normalized.active:
-        yield points.norm.register_forward_hook(_on_norm(run, points))
-
-
-def _on_norm(run: Running, points: Norm) -> Callable[..., Any]:
-    """What a norm does, taken apart: x / scale = normalized, normalized · weight (+ bias) =
-    output."""
-
-    def hook(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        x = args[0].float()
-        if points.centres:
-            x = x - x.mean(-1, keepdim=True)
-        scale, scaled = run.fire_watched(
-            points.hook_scale, (x.pow(2).mean(-1, keepdim=True) + norm_eps(norm)).sqrt()
-        )
-        normalized, edited = run.fire_watched(points.hook_normalized, (x / scale).to(output.dtype))
-        if not (scaled or edited):
-            return None
-        edited_output = normalized * norm_weight(norm, points.offset)
-        bias = loaded_tensor(norm, "bias")
-        return (edited_output if bias is None else edited_output + bias).to(output.dtype)
-
-    return hook
-
-
-def _on_result(run: Running, point: HookPoint) -> Callable[..., Any]:
-    """What each head adds: result_h = z_h · W_O[h]; Σ_h result + bias is the projection's
-    output."""
-
-    def hook(o_proj: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        z = rearrange(args[0], "... (head d) -> ... head d", head=point.n_heads)
-        edited, changed = run.fire_watched(point, head_results(o_proj, z, output))
-        if not changed:
-            return None
-        bias = projection_bias(o_proj, args[0])
-        return edited.sum(-2) if bias is None else edited.sum(-2) + bias
-
-    return hook
-
-
-def _on_logits(run: Running, point: HookPoint) -> Callable[..., Any]:
-    def hook(hf: nn.Module, args: Any, output: Any) -> Any:
-        output.logits = run.fire(point, output.logits)
-        return output
-
-    return hook
+        yield points.norm.register_forward_hook(on_norm(run, points))

@@ -18,6 +18,15 @@ from corelens.errors import CorelensError
 Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the original picture
 
 
+def no_region(sample: str) -> CorelensError:
+    """The error of an analysis of the evidence when the sample of this id says no region."""
+    return CorelensError(
+        f"sample {sample!r} without a region",
+        "a sample that says where the evidence is",
+        "Sample(regions=[Box(x0, y0, x1, y1)]) in pixels of the original picture",
+    )
+
+
 @dataclass(frozen=True)
 class Box:
     """An axis-aligned box [x0, x1) × [y0, y1) in pixels of the original picture.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from corelens.errors import CorelensError
 from corelens.tokens.cells import THUMBNAIL, Picture
+from corelens.tokens.regions import no_region
 from corelens.tokens.sounds import SoundTokens
 
 WORDS = ("question", "last", "answer", "visual", "audio", "region", "text", "template", "all")
@@ -271,11 +272,7 @@ class TokenMap:
 
     def _union(self) -> Float[Tensor, " pos"]:
         if not self.regions:
-            raise CorelensError(
-                f"sample {self.id!r} without a region",
-                "a sample that says where the evidence is",
-                "Sample(regions=[Box(x0, y0, x1, y1)]) in pixels of the original picture",
-            )
+            raise no_region(self.id)
         union = torch.zeros(self.length)
         for tokens, weights in self.covered:
             union[tokens] += weights
