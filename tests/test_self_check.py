@@ -99,7 +99,7 @@ def test_an_implementation_of_another_name_is_caught(monkeypatch):
 def test_the_layer_at_fault_is_named(monkeypatch):
     from corelens.hooks import attention_function
 
-    kernel = attention_function._kernel
+    kernel = attention_function._z_without_pattern
 
     def faulty(inputs, plan):
         z = kernel(inputs, plan)
@@ -107,7 +107,7 @@ def test_the_layer_at_fault_is_named(monkeypatch):
 
     model = text_model()
     monkeypatch.setattr(attention_function, "_unhooked", lambda inputs, run: kernel(inputs, None))
-    monkeypatch.setattr(attention_function, "_kernel", faulty)
+    monkeypatch.setattr(attention_function, "_z_without_pattern", faulty)
     with pytest.raises(CorelensError, match=r"'blocks\.2\.attn\.hook_z'"):
         model.run_with_hooks(text(), fwd_hooks=[("blocks.0.hook_resid_pre", same)])
     monkeypatch.undo()

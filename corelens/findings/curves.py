@@ -28,7 +28,7 @@ def curves(world: World, reading: str) -> dict[str, Any]:
             "random": world.random_sets(reading, k, draws),
         }
         for role, of_role in sets.items():
-            accuracies = [float(world.changed(heads, "zero").mean()) for heads in of_role]
+            accuracies = [float(world.ablated(heads, "zero").mean()) for heads in of_role]
             if accuracies:
                 points[role].append([k / len(world.every()), float(np.mean(accuracies))])
     return {"points": points, "area": {role: area(line) for role, line in points.items()}}

@@ -39,12 +39,12 @@ def design_space(world: World, reading: str) -> dict[str, Any]:
     points = []
     for key, scores in rankings.items():
         heads = scores.top(TOP.value)
-        costs = {kind: few.costs(few.changed(heads, kind)) for kind in KINDS}
+        costs = {kind: few.costs(few.ablated(heads, kind)) for kind in KINDS}
         points.append({"key": key, "heads": heads.to_json()} | costs)
     k = len(world.top(reading, TOP.value))
     sets = world.random_sets(reading, k, world.options.curve_draws)
     random = {
-        kind: [few.costs(few.changed(heads, kind))["relative"] for heads in sets] for kind in KINDS
+        kind: [few.costs(few.ablated(heads, kind))["relative"] for heads in sets] for kind in KINDS
     }
     clean = few.clean.accuracy
     return {"n": len(few.to_test), "clean": clean, "k": k, "points": points, "random": random}

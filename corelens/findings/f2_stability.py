@@ -49,7 +49,7 @@ class Stability(Finding):
         scores = world.scores[reading]
         transfer = {}
         for other in worlds:
-            changed = world.knocked(other.top(reading, TOP.value))
+            changed = world.knocked_out(other.top(reading, TOP.value))
             transfer[other.name] = world.costs(changed)
         values = number_rows(scores.values)
         return {

@@ -1,5 +1,5 @@
-"""F5, necessity: whole heads masked, the top ones against the bottom ones and against random
-ones."""
+"""F5, necessity: what masking whole heads costs, for the top heads, the bottom heads and random
+heads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,6 @@ from corelens.findings.finding import Finding, Numbers, percent_interval
 from corelens.findings.options import READINGS, ROWS
 from corelens.findings.verdict import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict
 from corelens.findings.world import World
-from corelens.heads.head_set import HeadSet
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Necessity(Finding):
         "effect."
     )
     source: ClassVar[str] = (
-        f"{CORE}, abstract; that whole heads are masked as summaries of its algorithm give it"
+        f"{CORE}, abstract; that whole heads are masked is known from summaries of the paper only"
     )
     criterion: ClassVar[str] = (
         f"With their output set to zero, the top {TOP.value:.0%} cost at least "
@@ -52,53 +51,58 @@ class Necessity(Finding):
         f"{TOP.value:.0%} cost at most {HARMLESS.value:.0%} of it; the 95% intervals included."
     )
     if_reproduced: ClassVar[str] = "The answer needs these heads and not others, as the paper says."
-    if_not: ClassVar[str] = "Masking heads here does not single out those that RAM ranks first."
+    if_not: ClassVar[str] = (
+        "The cost of masking does not set the heads that RAM ranks first apart from others here."
+    )
 
     def measure(self, world: World, worlds: Sequence[World], reading: str) -> Numbers:
-        """Costs of the top, bottom and random heads under each intervention, and under a knockout
-        at the question's rows alone and at the last row alone."""
+        """What the top, bottom and random heads cost: under each kind of ablation, and with the
+        evidence knocked out at the question's rows alone and at the last row alone."""
         measured: Numbers = {
             "judged": reading, "n": len(world.to_test), "clean": world.clean.accuracy
         }  # fmt: skip
+        kinds = world.options.kinds
         for key in READINGS:
             scores, k = world.scores[key], len(world.top(key, TOP.value))
             roles = {"top": scores.top(k=k), "bottom": scores.bottom(k=k)}
             measured[key] = {"k": k}
             for role, heads in roles.items():
-                measured[key][role] = {"heads": heads.to_json()} | _by_kind(world, heads)
+                costs = {kind: world.costs(world.ablated(heads, kind)) for kind in kinds}
+                measured[key][role] = {"heads": heads.to_json()} | costs
                 measured[key][role]["knockout at"] = {
-                    group: world.costs(world.knocked(heads, group)) for group in ROWS.values()
+                    rows: world.costs(world.knocked_out(heads, rows)) for rows in ROWS.values()
                 }
         measured["random"] = {}
-        for kind in world.options.kinds:  # only "zero" is judged
-            draws = world.options.draws if kind == "zero" else world.options.curve_draws
-            sets = world.random_sets(reading, measured[reading]["k"], draws)
+        for kind in kinds:  # only "zero" is judged, so it gets the most random sets
+            n_sets = world.options.draws if kind == "zero" else world.options.curve_draws
+            sets = world.random_sets(reading, measured[reading]["k"], n_sets)
             measured["random"][kind] = [
-                world.costs(world.changed(heads, kind))["relative"] for heads in sets
+                world.costs(world.ablated(heads, kind))["relative"] for heads in sets
             ]
         sets = world.random_sets(reading, measured[reading]["k"], world.options.curve_draws)
-        measured["random at"] = {
-            group: [world.costs(world.knocked(heads, group))["relative"] for heads in sets]
-            for group in ROWS.values()
-        }
+        measured["random at"] = {}
+        for rows in ROWS.values():
+            measured["random at"][rows] = [
+                world.costs(world.knocked_out(heads, rows))["relative"] for heads in sets
+            ]
         return measured
 
     def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
-        """All three parts of the criterion, each by its interval; the reason names those that
-        failed."""
+        """The verdict on the criterion's three parts, each judged by its 95% interval; the reason
+        names the parts that failed."""
         measured, random = numbers[numbers["judged"]], numbers["random"]["zero"]
         if len(random) < self.least_draws:
             return Verdict(NOT_JUDGED, reason=f"{len(random)} random sets", n=numbers["n"])
         top, bottom = (relative(measured[role]["zero"], numbers) for role in ("top", "bottom"))
-        limit = float(np.quantile(random, self.quantile))
+        random_limit = float(np.quantile(random, self.quantile))  # of the costs of random sets
         number = (
             f"top {measured['k']} masked: {percent_interval(top)}% of the clean accuracy lost; "
+            f"random {100 * random_limit:.0f}% at the {self.quantile:.0%} quantile"
         )
-        number += f"random {100 * limit:.0f}% at the {self.quantile:.0%} quantile"
-        bottom_layers = _where_they_are(measured["bottom"]["heads"])
+        bottom_layers = _layers_of(measured["bottom"]["heads"])
         parts = (
             (at_least(top, self.necessary), "the top heads cost too little"),
-            (above(top, limit), "random heads cost as much"),
+            (above(top, random_limit), "random heads cost as much"),
             (
                 at_most(bottom, self.harmless),
                 f"the bottom heads cost {percent_interval(bottom)}% ({bottom_layers})",
@@ -120,15 +124,12 @@ def relative(cost: Mapping[str, float], numbers: Mapping[str, Any]) -> dict[str,
     return {end: cost[end] / clean for end in ("value", "low", "high")}
 
 
-def _by_kind(world: World, heads: HeadSet) -> dict[str, Any]:
-    return {kind: world.costs(world.changed(heads, kind)) for kind in world.options.kinds}
-
-
-def _where_they_are(heads: Sequence[Sequence[int]]) -> str:
-    """ "2 of 5 in layer 0, whose heads feed later ones …", or the layers of these heads."""
+def _layers_of(heads: Sequence[Sequence[int]]) -> str:
+    """Words on where costly bottom heads are: how many in layer 0, or else their layers."""
     early = sum(layer == 0 for layer, _ in heads)
     if early:
-        words = f"{early} of {len(heads)} in layer 0, whose heads feed later ones"
-        return f"{words}: low RAM is not low importance"
-    layers = ", ".join(str(layer) for layer in sorted({layer for layer, _ in heads}))
-    return f"in layers {layers}: low RAM is not low importance"
+        where = f"{early} of {len(heads)} in layer 0, whose heads feed later ones"
+    else:
+        layers = sorted({layer for layer, _ in heads})
+        where = f"in layers {', '.join(map(str, layers))}"
+    return f"{where}: low RAM is not low importance"

@@ -216,7 +216,7 @@ class World:
                 runs[key] = np.array(read_record(file, self.run, key, line), dtype=float)
         return runs
 
-    def knocked(
+    def knocked_out(
         self, heads: HeadSet | None, rows: str = QUESTION_ON, columns: str = "region"
     ) -> Correct:
         """The answers with the edges from `rows` to `columns` cut in these heads (all if None)."""
@@ -225,12 +225,12 @@ class World:
 
     def only_seeing(self, heads: HeadSet) -> Correct:
         """The answers with the picture cut from every text token in all heads but these."""
-        return self.knocked(self.every() - heads, "text", "visual")
+        return self.knocked_out(self.every() - heads, "text", "visual")
 
-    def changed(self, heads: HeadSet, kind: str) -> Correct:
-        """The answers under an intervention on these heads: "zero", "uniform" or "knockout"."""
+    def ablated(self, heads: HeadSet, kind: str) -> Correct:
+        """The answers with these heads ablated; kind: "zero", "uniform" or "knockout"."""
         if kind == "knockout":
-            return self.knocked(heads)
+            return self.knocked_out(heads)
         key = f"{kind} {sorted(heads.to_json())}"
         return self.correct(key, lambda: self.knockouts.ablated(heads, kind))
 

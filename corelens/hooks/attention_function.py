@@ -7,8 +7,9 @@ and z of every head of every model pass through this file.
 You pay for what you hook. A layer without hooks on scores or pattern calls transformers' own SDPA
 function. Rows of the pattern (a few queries, such as the question's tokens) are computed beside it
 from q and k, in O(rows × T) memory. The order inside a layer: rotated q, k, v → sparse plan → edges
-→ scores → softmax → pattern → rows → eviction from the cache → z. `hook_q` and `hook_k` fire
-earlier, see model/wiring.py. Scores and softmax are in float32.
+→ scores → softmax → pattern → rows → eviction from the cache → z. (`hook_q` and `hook_k` fire
+before, in the modules of the projections: `corelens.model.wiring`.) Scores and softmax are in
+float32.
 """
 
 from dataclasses import dataclass, replace
@@ -31,10 +32,10 @@ class AttentionInputs:
     returns a changed copy.
 
     Args:
-        query, key, value: after rotary; key and value with what the cache holds.
+        query, key, value: after rotary; key and value include the tokens that the cache holds.
         call: the module's own arguments: mask, scaling, soft cap and the like.
-        kv_per_query_head: True once keys and values were repeated to one KV head per query head:
-            an edit of one query head's keys needs that.
+        kv_per_query_head: whether keys and values were repeated, one KV head for each query head,
+            so that one query head's keys could be edited without those of its group.
     """
 
     query: Float[Tensor, "batch head pos d_head"]
@@ -71,12 +72,12 @@ def attention(
         (z, None). None stands for the pattern, which transformers' SDPA function does not return
         either.
     """
-    run = current.get()
+    run = current.get()  # the hooked run of this thread; None outside a run
     inputs = AttentionInputs(query, key, value, Call.of(module, query, attention_mask, arguments))
-    if run is not None and module in run.vision:
+    if run is not None and module in run.vision:  # a layer of a tower has a function of its own
         return run.vision[module](query, key, value, inputs.call), None
     points = run.sites.get(module) if run is not None else None
-    if run is None or run.step is None or points is None:
+    if run is None or run.step is None or points is None:  # a module of another model
         return _unhooked(inputs, run), None
     if run.sparse_plan is None and not any(point.active for point in points.in_function):
         return _unhooked(inputs, run), None
@@ -85,9 +86,10 @@ def attention(
 
 def _unhooked(inputs: AttentionInputs, run: Running | None) -> Float[Tensor, "batch pos head d"]:
     """z of a call without hooks: from another model, another thread, or a layer without hooks."""
-    # Outside a run only models that asked for "sdpa" come here. In a run, models that were loaded
-    # with eager attention come too: SDPA has no soft cap and no sink logits, `_kernel` has both.
-    return _sdpa(inputs) if run is None else _kernel(inputs, None)
+    # Outside a run, the caller asked for "sdpa" and gets exactly that. Within a run, a model that
+    # was loaded with eager attention calls this too; it may need a soft cap or sink logits, which
+    # SDPA leaves out and `_z_without_pattern` does not.
+    return _sdpa(inputs) if run is None else _z_without_pattern(inputs, None)
 
 
 def _hooked(
@@ -95,13 +97,13 @@ def _hooked(
 ) -> Float[Tensor, "batch pos head d"]:
     """One layer's attention under hooks, from rotated q, k and v to z."""
     inputs = _with_edited_qkv(inputs, points, run)
-    # Cross-attention reads the tower's tokens, about which a sparse plan says nothing.
+    # The keys of cross-attention are the tower's tokens, to which a sparse plan does not apply.
     plan = None if points.cross else run.sparse_plan
     if plan is not None:  # first, so that hooks see scores and pattern as the plan leaves them
         inputs = AttentionInputs(inputs.query, *plan.restrict(*_parts(inputs), points))
 
-    # Functions at `hook_edges` say which edges to cut or to strengthen, and which query heads get
-    # keys or values of their own.
+    # The functions at `hook_edges` write into `edges` which edges to cut or to strengthen, and
+    # which query heads get keys or values of their own.
     columns = inputs.key.shape[2] if points.cross else None
     edges = Edges(step, inputs.query.shape[0], inputs.query.shape[1], inputs.query.device, columns)
     if points.hook_edges.active:
@@ -114,8 +116,8 @@ def _hooked(
     if points.hook_attn_scores.active or points.hook_pattern.active:
         z = _z_of_whole_pattern(inputs, edges, rows, points, run, step)
     else:
-        # SDPA knows nothing of edge edits: the edited rows are computed again, and only these.
-        z = edges.recompute(_kernel(inputs, plan), *_parts(inputs))
+        # SDPA cannot edit edges: the rows with an edited edge, and only these, are computed again.
+        z = edges.recompute(_z_without_pattern(inputs, plan), *_parts(inputs))
         if rows is not None and rows.shape[1]:
             z = _z_with_rows(z, inputs, edges, rows, points, run, step)
 
@@ -132,8 +134,8 @@ def _parts(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor, Call]:
 def plain_z(
     query: Tensor, key: Tensor, value: Tensor, call: Call
 ) -> Float[Tensor, "batch pos head d"]:
-    """z of these tensors, soft caps and sinks included; no hook fires."""
-    return _kernel(AttentionInputs(query, key, value, call), None)
+    """z of these tensors, soft caps and sink logits included; no hook fires."""
+    return _z_without_pattern(AttentionInputs(query, key, value, call), None)
 
 
 # --- q, k and v
@@ -162,8 +164,8 @@ def _with_edited_qkv(
 def _with_edited_tokens(
     run: Running, point: HookPoint, x: Float[Tensor, "batch kv_head key d"], new: int
 ) -> Float[Tensor, "batch kv_head key d"]:
-    """Keys or values, after the hooks of their point have seen this step's tokens (the last
-    `new`)."""
+    """Keys or values, of which the last `new` (this step's tokens) are as the hooks of their point
+    return them."""
     if not point.active:
         return x
     earlier, tokens = x[:, :, : x.shape[2] - new], x[:, :, x.shape[2] - new :].transpose(1, 2)
@@ -177,16 +179,16 @@ def _with_edited_tokens(
 # --- z without a pattern
 
 
-def _kernel(inputs: AttentionInputs, plan: Any) -> Float[Tensor, "batch pos head d"]:
-    """z by the fastest function that supports this call; no pattern is built."""
+def _z_without_pattern(inputs: AttentionInputs, plan: Any) -> Float[Tensor, "batch pos head d"]:
+    """z by the fastest function that supports this call; no hook sees a pattern."""
     call = inputs.call
     if plan is not None and (z := plan.attend(*_parts(inputs))) is not None:
         return z
     if call.softcap is not None or call.sink_logits is not None:  # SDPA supports neither
-        return rows_z(*_all_rows(inputs))[0]
-    # transformers' function would repeat KV heads that are one per query head already.
+        return _z_from_scores(inputs)
+    # transformers' function would repeat the KV heads once more.
     if inputs.kv_per_query_head:
-        return _spread_sdpa(inputs)
+        return _sdpa_per_query_head(inputs)
     return _sdpa(inputs)
 
 
@@ -198,16 +200,17 @@ def _sdpa(inputs: AttentionInputs) -> Float[Tensor, "batch pos head d"]:
     )[0]
 
 
-def _all_rows(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor, None, None, Call]:
-    """The arguments of `rows_z` that ask for all rows and all heads."""
-    return inputs.query, inputs.key, inputs.value, None, None, inputs.call
+def _z_from_scores(inputs: AttentionInputs) -> Float[Tensor, "batch pos head d"]:
+    """z of all rows and heads from their scores, which may have soft cap, sink logits and bias."""
+    query, key, value, call = _parts(inputs)
+    return rows_z(query, key, value, None, None, call)[0]
 
 
-def _spread_sdpa(inputs: AttentionInputs) -> Float[Tensor, "batch pos head d"]:
-    """z by torch's SDPA; keys and values have one head for every query head."""
+def _sdpa_per_query_head(inputs: AttentionInputs) -> Float[Tensor, "batch pos head d"]:
+    """z by torch's SDPA, of keys and values that have one head for each query head."""
     query, key, value, call = _parts(inputs)
     if call.bias is not None:
-        return rows_z(*_all_rows(inputs))[0]
+        return _z_from_scores(inputs)
     causal = call.mask is None and call.is_causal and query.shape[2] > 1
     if causal:  # without the empty slots at the end of a static cache
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
@@ -228,10 +231,11 @@ def _z_of_whole_pattern(
     run: Running,
     step: Step,
 ) -> Float[Tensor, "batch pos head d"]:
-    """z = pattern · v, with scores and pattern of all rows as their hooks return them."""
+    """z = pattern · v of all rows, after `hook_attn_scores`, `hook_pattern` and
+    `hook_pattern_rows` have edited scores and pattern."""
     query, key, value, call = _parts(inputs)
     # Hooks see one key for each position so far. A KV cache may hold more (a static one) or fewer
-    # (a sliding window): `axis` converts between the two.
+    # (a sliding window). `axis.show` makes the keys that hooks see, `axis.take` those of the cache.
     axis = KeyAxis(key.shape[2], key.shape[2] if points.cross else step.total)
     positions = step.positions.expand(query.shape[0], -1)
     scores = edges.apply(row_scores(query, key, None, None, call), positions, None)
@@ -240,7 +244,7 @@ def _z_of_whole_pattern(
     # Hooks on pattern rows get these rows of the pattern, and their edits are written back into it.
     if rows is not None and rows.shape[1]:
         batch = torch.arange(rows.shape[0], device=rows.device)[:, None]
-        local = _within_step(rows, step)
+        local = _within_step(rows, step)  # [batch, row]
         selected = pattern[batch, :, local].transpose(1, 2)
         selected = selected.masked_fill((rows < 0)[:, None, :, None], 0.0)
         selected, edited = run.fire_watched(points.hook_pattern_rows, selected, rows=rows)
@@ -264,8 +268,9 @@ def _z_with_rows(
     run: Running,
     step: Step,
 ) -> Float[Tensor, "batch pos head d"]:
-    """z of SDPA, after `hook_pattern_rows` has fired on rows that are computed from q and k; z
-    changes only in the rows that a hook edited."""
+    """z after `hook_pattern_rows` has fired on a few rows of the pattern, computed from q and k.
+    Where a hook edited them, z of these rows is made of the edited pattern; all else stays as it
+    was."""
     query, key, value, call = _parts(inputs)
     axis = KeyAxis(key.shape[2], key.shape[2] if points.cross else step.total)
     local = _within_step(rows, step)
@@ -282,9 +287,9 @@ def _z_with_rows(
 
 
 def _within_step(rows: Int[Tensor, "batch row"], step: Step) -> Int[Tensor, "batch row"]:
-    """Row positions, counted from this step's first token. The padding −1 becomes 0: callers mask
-    it."""
+    """Row positions, counted from this step's first token. A padded row (−1) becomes 0, which
+    callers must mask."""
     return (rows - step.positions[0]).clamp(min=0)
 
 
-__all__ = ["AttentionInputs", "Edges", "attention", "plain_z"]
+__all__ = ["AttentionInputs", "attention", "plain_z"]

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from corelens.heads.head_set import HeadSet
-from corelens.hooks.attention_function import Edges
-from corelens.hooks.edges import every_edges
+from corelens.hooks.edges import Edges, every_edges
 from corelens.hooks.points import Hook
 from corelens.interventions.ablation import Heads
 from corelens.tokens.positions import Where, check_where
