@@ -10,8 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corelens.cli.rows import print_short, stored
-from corelens.cli.shared import (
+from corelens.cli.opening import (
+    check_model,
+    named_heads,
+    open_data,
+    open_model,
+    open_scores,
+    scored_on,
+)
+from corelens.cli.options import (
     BatchSize,
     Data,
     Device,
@@ -22,17 +29,10 @@ from corelens.cli.shared import (
     Metric,
     Model,
     Open,
-    check_model,
     check_word,
-    ending,
-    named_heads,
-    open_data,
-    open_model,
-    open_scores,
-    scored_on,
-    show_page,
-    write_picture,
 )
+from corelens.cli.output import ending, show_page, write_picture
+from corelens.cli.rows import print_short, stored
 from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
 

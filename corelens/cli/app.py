@@ -19,9 +19,15 @@ from corelens.cli.ablate import add_ablate
 from corelens.cli.doctor import add_doctor
 from corelens.cli.eval import add_eval
 from corelens.cli.explore import add_explore
-from corelens.cli.patch import add_patch
-from corelens.cli.rows import FILE, add_rows, measured, print_advice, print_short
-from corelens.cli.shared import (
+from corelens.cli.opening import (
+    check_model,
+    open_data,
+    open_model,
+    open_scores,
+    score_files,
+    scored_on,
+)
+from corelens.cli.options import (
     BatchSize,
     Data,
     Device,
@@ -33,15 +39,11 @@ from corelens.cli.shared import (
     Model,
     Open,
     Seed,
-    check_model,
     check_word,
-    open_data,
-    open_model,
-    open_scores,
-    score_files,
-    scored_on,
-    show_page,
 )
+from corelens.cli.output import show_page
+from corelens.cli.patch import add_patch
+from corelens.cli.rows import FILE, add_rows, measured, print_advice, print_short
 from corelens.cli.show import add_show
 from corelens.cli.study import add_study
 from corelens.errors import CorelensError

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corelens.cli.shared import Device, Dtype, Json, check_model, open_model
+from corelens.cli.opening import check_model, open_model
+from corelens.cli.options import Device, Dtype, Json
 from corelens.errors import CorelensError
 
 PACKAGES = (

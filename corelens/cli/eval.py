@@ -9,19 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corelens.cli.shared import (
-    BatchSize,
-    Device,
-    Dtype,
-    Json,
-    Metric,
-    Model,
-    check_model,
-    check_word,
-    named_heads,
-    open_model,
-    open_scores,
-)
+from corelens.cli.opening import check_model, named_heads, open_model, open_scores
+from corelens.cli.options import BatchSize, Device, Dtype, Json, Metric, Model, check_word
 from corelens.disk.write import write_whole
 
 KINDS = ("zero", "uniform", "knockout")

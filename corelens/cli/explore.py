@@ -7,20 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from corelens.cli.shared import (
-    Data,
-    Device,
-    Dtype,
-    Metric,
-    Model,
-    Open,
-    Seed,
-    check_model,
-    open_data,
-    open_model,
-    open_scores,
-    show_page,
-)
+from corelens.cli.opening import check_model, open_data, open_model, open_scores
+from corelens.cli.options import Data, Device, Dtype, Metric, Model, Open, Seed
+from corelens.cli.output import show_page
 from corelens.errors import CorelensError
 
 MOST = 10_000  # samples that are drawn to show the last of them

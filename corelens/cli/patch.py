@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corelens.cli.shared import (
+from corelens.cli.opening import check_model, open_data, open_model
+from corelens.cli.options import (
     BatchSize,
     Data,
     Device,
@@ -21,14 +22,9 @@ from corelens.cli.shared import (
     Model,
     Open,
     Run,
-    check_model,
     check_word,
-    ending,
-    open_data,
-    open_model,
-    show_page,
-    write_picture,
 )
+from corelens.cli.output import ending, show_page, write_picture
 from corelens.cli.twins import axes_of, check_site, metric_of, patched, twin_data, twins_of
 from corelens.disk.write import write_whole
 from corelens.errors import CorelensError

@@ -10,25 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corelens.cli.shared import (
-    BatchSize,
-    Data,
-    Device,
-    Dtype,
-    Json,
-    Limit,
-    Model,
-    Open,
-    Run,
-    Seed,
-    check_model,
-    ending,
-    open_data,
-    open_model,
-    open_scores,
-    show_page,
-    write_picture,
-)
+from corelens.cli.opening import check_model, open_data, open_model, open_scores
+from corelens.cli.options import BatchSize, Data, Device, Dtype, Json, Limit, Model, Open, Run, Seed
+from corelens.cli.output import ending, show_page, write_picture
 from corelens.disk.write import write_whole
 
 FILE = "rows.json"  # in a run folder of `corelens score`

@@ -8,19 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from corelens.cli.shared import (
-    Device,
-    Dtype,
-    Open,
-    check_model,
-    check_word,
-    ending,
-    named_heads,
-    open_model,
-    open_scores,
-    show_page,
-    write_picture,
-)
+from corelens.cli.opening import check_model, named_heads, open_model, open_scores
+from corelens.cli.options import Device, Dtype, Open, check_word
+from corelens.cli.output import ending, show_page, write_picture
 from corelens.demo import DEFAULT
 from corelens.disk.write import write_whole
 from corelens.errors import CorelensError

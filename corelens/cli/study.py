@@ -10,19 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from corelens.cli.shared import (
-    Device,
-    Dtype,
-    Json,
-    Limit,
-    Open,
-    Seed,
-    check_model,
-    check_word,
-    open_data,
-    open_model,
-    show_page,
-)
+from corelens.cli.opening import check_model, open_data, open_model
+from corelens.cli.options import Device, Dtype, Json, Limit, Open, Seed, check_word
+from corelens.cli.output import show_page
 from corelens.cli.study_tables import show_study
 from corelens.demo import DEFAULT
 from corelens.errors import CorelensError

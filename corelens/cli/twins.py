@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from corelens.cli.shared import check_word, open_data
+from corelens.cli.opening import open_data
+from corelens.cli.options import check_word
 from corelens.errors import CorelensError, did_you_mean
 
 TURN = 3  # how far a drawn world's twin counts the asked digit on

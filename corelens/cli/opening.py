@@ -1,48 +1,14 @@
-"""What commands share: options that mean the same everywhere, and opening what these name."""
+"""Opening what a command's arguments name: models, samples, heads and scores."""
 
-import io
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import unquote
 
-import typer
-
-from corelens.disk.write import write_whole
+from corelens.cli.options import check_word
 from corelens.errors import CorelensError, did_you_mean
 
-Model = Annotated[str, typer.Argument(help="A bundled model, a folder, or a name on the Hub.")]
-Data = Annotated[
-    str,
-    typer.Argument(
-        help="A synthetic world, a folder with samples.jsonl, or a public set's folder."
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Of the scenes and of the random controls.", min=0)]
-Fresh = Annotated[
-    int, typer.Option(help="Of the scenes; not the one that heads were scored on.", min=0)
-]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 …")]
-BatchSize = Annotated[int, typer.Option(min=1)]
-Metric = Annotated[str | None, typer.Option(help="Which of the run's metrics.")]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 …; by default a GPU where there is one.")
-]
-Limit = Annotated[
-    int | None, typer.Option(help="At most so many samples, of a folder or a world.", min=1)
-]
-Run = Annotated[
-    Path | None,
-    typer.Option(
-        help="A folder that keeps what is finished; started again, the command goes on from there."
-    ),
-]
-Open = Annotated[bool, typer.Option("--open", help="Open the page that was written.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")]
-
-PICTURE = ("png", "pdf", "svg", "jpg")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -90,17 +56,6 @@ def _layers_and_heads(name: str) -> tuple[int, int] | None:
         return None
 
 
-def check_word(option: str, word: str, known: Iterable[str]) -> None:
-    """Raise unless a word that was given to an option is one of those that it knows."""
-    known = list(known)
-    if word not in known:
-        raise CorelensError(
-            f"{option} {word}",
-            f"one of {', '.join(known)}",
-            did_you_mean(word, known, "choose one of these"),
-        )
-
-
 def open_model(name: str, dtype: str = "auto", device: str | None = None) -> Any:
     """A HookedMLLM by name; bundled ones in float32 on the CPU unless `dtype` and `device` say
     otherwise."""
@@ -120,8 +75,8 @@ def open_model(name: str, dtype: str = "auto", device: str | None = None) -> Any
             name, dtype="float32" if dtype == "auto" else dtype, device=device or "cpu"
         )
     # under `accelerate launch` each process has a GPU of its own
-    shared = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    device_map: Any = {"": int(os.environ["LOCAL_RANK"])} if shared else "auto"
+    in_parallel = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    device_map: Any = {"": int(os.environ["LOCAL_RANK"])} if in_parallel else "auto"
     device_map = device_map if torch.cuda.is_available() else None
     return HookedMLLM.from_pretrained(
         name, dtype=dtype, device_map={"": device} if device is not None else device_map
@@ -157,19 +112,6 @@ def named_heads(words: str | None) -> Any:
     from corelens.heads.head_set import HeadSet
 
     return None if words is None else HeadSet(word for word in words.split(",") if word.strip())
-
-
-def show_page(path: Path, wanted: bool) -> None:
-    """Open a page that was written, if that is wanted."""
-    if wanted and path.suffix.lower() == ".html":
-        typer.launch(path.resolve().as_uri())
-
-
-def write_picture(figure: Any, path: Path) -> None:
-    """A matplotlib figure as a file, of the kind that its name ends in."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix.lower().lstrip("."), bbox_inches="tight")
-    write_whole(path, buffer.getvalue())
 
 
 def open_scores(path: Path, metric: str | None) -> Any:
@@ -208,13 +150,3 @@ def scored_on(scores: Any, samples: Any, data: str) -> int:
     if scores is None or scores.meta.get("data") != Path(data).name:
         return 0
     return len({sample.id for sample in samples} & set(scores.meta.get("samples", ())))
-
-
-def ending(out: Path, *others: str) -> str:
-    """The ending of a file to write, without its dot: a picture's, html, or one of `others`."""
-    suffix, known = out.suffix.lower().lstrip("."), ("html", *others, *PICTURE)
-    if suffix not in known:
-        raise CorelensError(
-            f"--out {out}", f"a file that ends in .{', .'.join(known)}", "name it so"
-        )
-    return suffix
