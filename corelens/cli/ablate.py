@@ -249,8 +249,10 @@ def _write(sweep: Any, out: Path) -> None:
         write_picture(figure, out)
         return
     rows, curves = _rows(sweep), len(sweep.curves)
-    draws = f"random heads: the mean of {sweep.meta['draws']} draws"
-    caption = f"Accuracy, and what is lost sample by sample; {draws}."
+    caption = (
+        "Accuracy, and what is lost sample by sample; "
+        f"random heads: the mean of {sweep.meta['draws']} draws."
+    )
     groups, first = range(curves, len(rows), curves), range(0, len(rows), curves)
     table = p.table(
         ["which", *COLUMNS[:1], *COLUMNS[2:]],
@@ -259,8 +261,10 @@ def _write(sweep: Any, out: Path) -> None:
         hot=first,
         groups=groups,
     )
-    drawn = p.figure(figure, "The same, with 95% intervals over samples.")
+    curves_figure = p.figure(figure, "The same, with 95% intervals over samples.")
     note = [p.note(sweep.meta["note"])] if "note" in sweep.meta else []
     meta = {name: value for name, value in sweep.meta.items() if name not in ("note", "row_costs")}
     title = f"Without {'these' if 'given' in sweep.curves else 'the top'} heads"
-    write_whole(out, p.page(title, [p.section("", *note, table, drawn)], meta, _in_words(sweep)))
+    write_whole(
+        out, p.page(title, [p.section("", *note, table, curves_figure)], meta, _in_words(sweep))
+    )

@@ -235,14 +235,14 @@ def _compared(a: Path, b: Path, metric: str | None, metrics: str | None) -> list
     if metric is not None or not (a.is_dir() and b.is_dir()):
         return [metric]
     of_a, of_b = score_files(a), score_files(b)
-    shared = [key for key in of_a if key in of_b]
-    if not shared:
+    in_both = [key for key in of_a if key in of_b]
+    if not in_both:
         raise CorelensError(
             f"{a} with {', '.join(of_a)} and {b} with {', '.join(of_b)}",
             "runs with a metric in common",
             "score the same metrics, or give two score files",
         )
-    return list(shared)
+    return list(in_both)
 
 
 @app.command()

@@ -247,7 +247,7 @@ def _write(
         return
     grid = _heads_html(result)
     caption = "Hover a head for its effect and its interval." if grid else "The mean over samples."
-    drawn = p.figure(p.html(grid or image_html(figure, _in_words(result))), caption)
+    effects_figure = p.figure(p.html(grid or image_html(figure, _in_words(result))), caption)
     shown = [
         p.pictures(
             [(None, _pairs(samples, twins))], "The first pairs: a sample, and its twin.", columns=4
@@ -258,7 +258,10 @@ def _write(
     )
     title = f"Patching {result.meta['site']}"
     write_whole(
-        out, p.page(title, [p.section("", drawn, table, *shown)], result.meta, _in_words(result))
+        out,
+        p.page(
+            title, [p.section("", effects_figure, table, *shown)], result.meta, _in_words(result)
+        ),
     )
 
 

@@ -92,10 +92,12 @@ def _write(costs: Any, out: Path) -> None:
         [list(row) for row in costs.table()],
         "Lost with the evidence cut off from all heads at these rows alone.",
     )
-    drawn = p.figure(figure, "The same, with 95% intervals over samples.")
+    costs_figure = p.figure(figure, "The same, with 95% intervals over samples.")
     meta = {name: costs.meta[name] for name in ("model", "data", "seed", "n")}
     subtitle = f"With nothing cut off: accuracy {costs.clean}"
-    page = p.page("Which rows the answer hangs on", [p.section("", table, drawn)], meta, subtitle)
+    page = p.page(
+        "Which rows the answer hangs on", [p.section("", table, costs_figure)], meta, subtitle
+    )
     write_whole(out, page)
 
 

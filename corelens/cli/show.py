@@ -193,7 +193,7 @@ def _write(
         f"Attention on the picture ({rows} rows), {about['heads']}. All heads share one scale; "
         "numbers are attention mass."
     )
-    drawn = p.pictures([(None, pictures)], caption, columns=4)
+    attention_pictures = p.pictures([(None, pictures)], caption, columns=4)
     meta = {
         "model": about["model"],
         "picture": sample.id,
@@ -202,5 +202,8 @@ def _write(
     }
     subtitle = f"The model says: {about['answer']}"
     explorer = explore(model, sample, heads=list(heads)[:3])
-    sections = [p.section("", drawn), p.section("Look yourself", p.wide(explorer.part()))]
+    sections = [
+        p.section("", attention_pictures),
+        p.section("Look yourself", p.wide(explorer.part())),
+    ]
     write_whole(out, p.page(sample.question, sections, meta, subtitle))

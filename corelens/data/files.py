@@ -85,12 +85,12 @@ def take(items: Iterable[T], n: int | None, seed: int | None) -> list[T]:
     order."""
     if n is None or seed is None:
         return list(islice(items, n))
-    rng, drawn = random.Random(seed), {}
+    rng, reservoir = random.Random(seed), {}
     for number, item in enumerate(items):  # reservoir sampling: only n are ever held
         slot = number if number < n else rng.randrange(number + 1)
         if slot < n:
-            drawn[slot] = (number, item)
-    return [item for _, item in sorted(drawn.values(), key=lambda pair: pair[0])]
+            reservoir[slot] = (number, item)
+    return [item for _, item in sorted(reservoir.values(), key=lambda pair: pair[0])]
 
 
 def natural(text: str) -> list[tuple[int, str]]:

@@ -110,9 +110,9 @@ def box_iou(sample: Sample, text: str) -> float:
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Intersection over union of two boxes x0, y0, x1, y1."""
     wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(wide, 0.0) * max(high, 0.0)
-    both = sum(max(x[2] - x[0], 0) * max(x[3] - x[1], 0) for x in (a, b)) - shared
-    return shared / both if both > 0 else 0.0
+    intersection = max(wide, 0.0) * max(high, 0.0)
+    union = sum(max(x[2] - x[0], 0) * max(x[3] - x[1], 0) for x in (a, b)) - intersection
+    return intersection / union if union > 0 else 0.0
 
 
 def recall_at(ranked: Sequence[Any], gold: Iterable[Any], k: int) -> float:

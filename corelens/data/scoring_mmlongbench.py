@@ -156,8 +156,8 @@ def _document(gold: Any, text: str, form: str) -> float:
 def word_f1(gold: str, text: str) -> float:
     """F1 of the words of two normalised texts, counted with multiplicity."""
     wanted, answer = normal(gold).split(), normal(text).split()
-    shared = sum((Counter(wanted) & Counter(answer)).values())
-    return 2 * shared / (len(wanted) + len(answer)) if shared else 0.0
+    in_common = sum((Counter(wanted) & Counter(answer)).values())
+    return 2 * in_common / (len(wanted) + len(answer)) if in_common else 0.0
 
 
 def _must_be_exact(text: str) -> bool:

@@ -53,9 +53,9 @@ class Layers(Finding):
                 sum(head.layer == layer for head in scores.top(k=k))
                 for layer in range(len(scores.values))
             ]
-            draws = [depth(values, k) for values in resampled(scores, world.options.seed)]
+            bootstraps = [depth(values, k) for values in resampled(scores, world.options.seed)]
             measured[key] = {
-                "depth": interval(depth(scores.values, k), draws), "layers": counts,
+                "depth": interval(depth(scores.values, k), bootstraps), "layers": counts,
                 "n": len(world.to_score)
             }  # fmt: skip
         return measured

@@ -82,7 +82,7 @@ class Acceleration(Finding):
         asked = ask(world.model, world.prepared)
         clean = answered_under(world.model, asked).correct
         measured["n"] = len(clean)
-        draws = world.random_sets(reading, len(top), int(DRAWS.value))
+        random_sets = world.random_sets(reading, len(top), int(DRAWS.value))
         for plan in measured["plans"]:
             if plan["allows"] < self.allowed:
                 continue
@@ -95,7 +95,7 @@ class Acceleration(Finding):
                     answered_under(world.model, asked, SparseInference(heads, pattern)).correct,
                 )
 
-            plan |= lost(top)._asdict() | {"random": [lost(heads).value for heads in draws]}
+            plan |= lost(top)._asdict() | {"random": [lost(heads).value for heads in random_sets]}
             if measured["speed"] is None and self._parity(plan).word == REPRODUCED:
                 world.advance("timing")
                 sparse = SparseInference(top, pattern)

@@ -69,9 +69,9 @@ class SparseMM(Finding):
             world.model, world.to_score, ["visual_head"], batch_size=world.options.batch_size,
             out=world.folder / "visual", max_new_tokens=max(lengths) + 2,
         )["visual_head"]  # fmt: skip
-        draws = resampled(scores, world.options.seed)
+        bootstraps = resampled(scores, world.options.seed)
         measured: Numbers = {
-            "half_in": interval(half_in(scores.values), [half_in(values) for values in draws]),
+            "half_in": interval(half_in(scores.values), [half_in(values) for values in bootstraps]),
             "hit": int((scores.values > 0).sum()),
             "heads": scores.values.size,
             "answer_tokens": float(np.median(lengths)),

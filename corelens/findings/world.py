@@ -298,9 +298,9 @@ def resampled(
     return np.where(np.isnan(scores.values), np.nan, means)
 
 
-def interval(value: float, draws: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """A value with the central 95% of its bootstrap draws."""
-    low, high = np.quantile(np.asarray(draws, dtype=float), [0.025, 0.975])
+def interval(value: float, bootstraps: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """A value with the central 95% of its values in bootstrap samples."""
+    low, high = np.quantile(np.asarray(bootstraps, dtype=float), [0.025, 0.975])
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 

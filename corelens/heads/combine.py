@@ -38,10 +38,10 @@ def difference(a: Any, b: Any) -> Made:
     if same and a.per_sample is not None and b.per_sample is not None:
         per_sample = a.per_sample - b.per_sample
     label = f"{a.label} − {b.label}"
-    shared = {
+    common = {
         name: value for name, value in a.meta.items() if name not in ("rows", "reduce", "unit")
     }
-    meta = {**shared, "metric": label, "key": label, "of": a.meta, "minus": b.meta}
+    meta = {**common, "metric": label, "key": label, "of": a.meta, "minus": b.meta}
     return a.values - b.values, per_sample, meta
 
 
@@ -54,10 +54,10 @@ def mean(scores: Sequence[Any]) -> Made:
         )
     for other in scores:
         check_same_shape(scores[0], other)
-    shared = {
+    common = {
         name: value
         for name, value in scores[0].meta.items()
         if all(name in other.meta and other.meta[name] == value for other in scores)
     }
-    meta = {**shared, "mean_of": [other.meta for other in scores]}
+    meta = {**common, "mean_of": [other.meta for other in scores]}
     return np.mean([other.values for other in scores], axis=0), None, meta

@@ -16,8 +16,8 @@ def ranking(values: Float[np.ndarray, "layer head"], seed: int = 0) -> Int[np.nd
     Heads that do not exist (NaN) are not in it. The order among ties does not depend on how many
     heads are asked for, so a top 3 lies inside the top 5.
     """
-    draw = np.random.default_rng(seed).permutation(values.size)
-    order = np.lexsort((draw, -values.ravel().astype(np.float64)))  # (NaN comes last)
+    random_order = np.random.default_rng(seed).permutation(values.size)
+    order = np.lexsort((random_order, -values.ravel().astype(np.float64)))  # (NaN comes last)
     return order[: np.count_nonzero(~np.isnan(values))]
 
 
@@ -82,9 +82,11 @@ def bootstrap(
 
 
 def _central(
-    draws: Float[np.ndarray, "draw head"], level: float, shape: tuple[int, ...]
+    bootstraps: Float[np.ndarray, "draw head"], level: float, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0).astype(np.float32)
+    low, high = np.quantile(bootstraps, [(1 - level) / 2, (1 + level) / 2], axis=0).astype(
+        np.float32
+    )
     return low.reshape(shape), high.reshape(shape)
 
 
@@ -164,9 +166,9 @@ def rank_biased_overlap(
     place_a, place_b = np.empty(n, int), np.empty(n, int)
     place_a[a], place_b[b] = np.arange(n), np.arange(n)
     # the depth at which an item has appeared in both lists
-    shared_at = np.maximum(place_a, place_b)
+    in_both_at = np.maximum(place_a, place_b)
     depth = np.arange(1, n + 1)
-    overlap = np.cumsum(np.bincount(shared_at, minlength=n)) / depth
+    overlap = np.cumsum(np.bincount(in_both_at, minlength=n)) / depth
     weight = p**depth
     return float((overlap * weight).sum() * (1 - p) / p + overlap[-1] * weight[-1])
 

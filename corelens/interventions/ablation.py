@@ -164,13 +164,13 @@ def _resample(reference: Any, seed: int) -> Edit:
         reference_roles = torch.where(
             real, _roles(other, torch.arange(real.shape[1]), len(real)).cpu(), -1
         ).flatten()
-        draws = torch.empty(roles.numel(), dtype=torch.long)
+        sources = torch.empty(roles.numel(), dtype=torch.long)
         for role in range(len(ROLES)):
             pool = (reference_roles == role).nonzero()[:, 0]
             pool = pool if len(pool) else (reference_roles >= 0).nonzero()[:, 0]
             targets = (roles.flatten() == role).nonzero()[:, 0]
-            draws[targets] = pool[torch.randint(len(pool), (len(targets),), generator=generator)]
-        return reference_z.flatten(0, 1)[draws.to(z.device)].reshape(z.shape)
+            sources[targets] = pool[torch.randint(len(pool), (len(targets),), generator=generator)]
+        return reference_z.flatten(0, 1)[sources.to(z.device)].reshape(z.shape)
 
     return edit
 

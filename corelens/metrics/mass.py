@@ -47,10 +47,10 @@ def _visual(token_map: TokenMap) -> Weighted:
     return tokens, torch.ones(len(tokens))
 
 
-def _share(token_map: TokenMap) -> Weighted:
+def _evenly_spread(token_map: TokenMap) -> Weighted:
     tokens = _modality(token_map)
-    share = float(token_map.region_weight.sum()) / max(len(tokens), 1)
-    return tokens, torch.full((len(tokens),), share)
+    evidence_fraction = float(token_map.region_weight.sum()) / max(len(tokens), 1)
+    return tokens, torch.full((len(tokens),), evidence_fraction)
 
 
 def _shifted(token_map: TokenMap) -> Weighted:
@@ -83,7 +83,7 @@ def _shifted(token_map: TokenMap) -> Weighted:
 SETS: dict[str, Callable[[TokenMap], Weighted]] = {
     "evidence": _evidence,
     "visual": _visual,
-    "share": _share,
+    "share": _evenly_spread,
     "shifted": _shifted,
 }
 """The sets of keys whose mass a metric may need.

@@ -29,7 +29,7 @@ def ram(
 
 def ram_excess(
     evidence: Float[Tensor, "*layer head row"],
-    even_share: Float[Tensor, "*layer head row"],
+    even_mass: Float[Tensor, "*layer head row"],
     reduce: str = "mean",
 ) -> Float[Tensor, "*layer head"]:
     """RAM minus chance: mean_{i ∈ rows} (M_G − M_V · |G| / |V|); attention mass, −1 to 1.
@@ -40,10 +40,10 @@ def ram_excess(
 
     Args:
         evidence: M_G of each row.
-        even_share: M_V · |G| / |V| of each row.
+        even_mass: M_V · |G| / |V| of each row.
         reduce: over rows, "mean" or "max" (of the differences).
     """
-    return over_rows(evidence - even_share, reduce)
+    return over_rows(evidence - even_mass, reduce)
 
 
 def ram_shifted(

@@ -45,8 +45,8 @@ class LayerCall:
     @property
     def limit(self) -> float:
         """How far a sum may be off."""
-        share = EXACT if self.stream.dtype in (torch.float32, torch.float64) else HALF
-        return share * float(self.out.abs().max().clamp(min=1e-6))
+        tolerance = EXACT if self.stream.dtype in (torch.float32, torch.float64) else HALF
+        return tolerance * float(self.out.abs().max().clamp(min=1e-6))
 
     def equal(self, x: Tensor | None, y: Tensor | None) -> bool:
         """Whether two tensors hold the same numbers, up to rounding."""

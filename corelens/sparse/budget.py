@@ -128,8 +128,8 @@ class KVBudget:
             CorelensError: scores of another model.
         """
         budgeted = list(range(n_layers)) if layers is None else list(layers)
-        shares = self._shares(n_layers, n_heads, n_kv_heads)[budgeted]
-        if not shares.any():
+        kv_scores = self._kv_scores(n_layers, n_heads, n_kv_heads)[budgeted]
+        if not kv_scores.any():
             raise CorelensError(
                 f"a KVBudget of scores that are 0 in layers {budgeted[:5]}",
                 "a score above 0 there",
@@ -144,17 +144,19 @@ class KVBudget:
             )
         else:
             least = int(self.rho * spread)
-            wanted = np.rint(shares / shares.sum() * (spread - least) * shares.size + least)
+            wanted = np.rint(
+                kv_scores / kv_scores.sum() * (spread - least) * kv_scores.size + least
+            )
         capacities = np.zeros((n_layers, n_kv_heads), dtype=np.int64)
         whole = length <= self.budget  # (rounding could cost the mean a key)
         wanted = wanted.astype(np.int64) + self.window
         if not self.give_back:
             capacities[budgeted] = np.minimum(wanted, length)
         else:
-            capacities[budgeted] = length if whole else give_back(wanted, shares, length)
+            capacities[budgeted] = length if whole else give_back(wanted, kv_scores, length)
         return capacities
 
-    def _shares(
+    def _kv_scores(
         self, n_layers: int, n_heads: int, n_kv_heads: int
     ) -> Float[np.ndarray, "layer kv_head"]:
         """The score of each KV head: the sum of its query heads' scores."""
@@ -168,27 +170,30 @@ class KVBudget:
                 f"scores of this model: {n_layers} layers × {heads} heads",
                 "score the heads of the model that runs",
             )
-        shares = values.reshape(n_layers, n_kv_heads, -1).sum(axis=2)
+        kv_scores = values.reshape(n_layers, n_kv_heads, -1).sum(axis=2)
         if self.allocation == "random":
-            shares = (
-                np.random.default_rng(self.seed).permutation(shares.ravel()).reshape(shares.shape)
+            kv_scores = (
+                np.random.default_rng(self.seed)
+                .permutation(kv_scores.ravel())
+                .reshape(kv_scores.shape)
             )
-        return shares
+        return kv_scores
 
 
 def give_back(
     wanted: Int[np.ndarray, "layer kv_head"],
-    shares: Float[np.ndarray, "layer kv_head"],
+    kv_scores: Float[np.ndarray, "layer kv_head"],
     length: int,
 ) -> Int[np.ndarray, "layer kv_head"]:
-    """Capacities capped at the prompt's length; the excess goes to the other heads by their shares.
+    """Capacities capped at the prompt's length; the excess goes to the other heads in proportion to
+    their scores.
 
     The sum stays what it was, or all heads keep the whole prompt.
     """
     capacities = np.minimum(wanted, length)
     spare = int(wanted.sum() - capacities.sum())
     while spare and (room := length - capacities).any():
-        weights = np.where(room > 0, shares, 0.0)
+        weights = np.where(room > 0, kv_scores, 0.0)
         if not weights.any():
             weights = (room > 0).astype(float)
         parts = weights / weights.sum() * spare

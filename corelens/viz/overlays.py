@@ -111,20 +111,20 @@ def head_pictures(
     """The same for a page: (picture, words below it), the pictures as they are first, then every
     head's."""
     inputs, seen_by, _ = looks(model, sample, heads, rows, reduce)
-    token_map, drawn = inputs.token_maps[0], []
+    token_map, captioned = inputs.token_maps[0], []
     shown = [
         (*panel, of_panel(sample.regions, *panel[1:]))
         for panel in panels(inputs.pictures[0], token_map, 4)
     ]
     for image, _, frame, regions in shown:
-        drawn.append((attention_image(image, None, regions, frame), "the picture"))
+        captioned.append((attention_image(image, None, regions, frame), "the picture"))
     heats_of, top = _heats([panel[:3] for panel in shown], seen_by, token_map, smooth)
     for (name, row, seen, _), heats in zip(seen_by, heats_of, strict=True):
         peak = max(float(heat.max()) for heat in heats)
         for heat, (image, _, frame, regions) in zip(heats, shown, strict=True):
             words = f"**{name}** {row}{' · ' * bool(row)}{seen}, peak {peak:.2g}"
-            drawn.append((attention_image(image, heat, regions, frame, top), words))
-    return drawn
+            captioned.append((attention_image(image, heat, regions, frame, top), words))
+    return captioned
 
 
 def _heats(

@@ -24,9 +24,9 @@ def sinks_figure(sinks: Any, number: int = 0) -> Figure:
     image, picture, frame = panels(inputs.pictures[0], token_map, frames=1)[0]
     heat = attention_map(token_map, weights[token_map.start :], image.size, picture, frame)
     boxes = [box for box in sinks.boxes(number) if frame is not None or box.image == picture]
-    drawn = attention_image(image, heat, boxes, frame, peak=float(heat.max()) or 1.0)
+    overlay = attention_image(image, heat, boxes, frame, peak=float(heat.max()) or 1.0)
     with style.axes(None, 3.6, 3.6) as ax:
-        ax.imshow(drawn)
+        ax.imshow(overlay)
         ax.set_axis_off()
         ax.set_title(
             f"{len(sinks.tokens[number])} sinks, {sinks.share[number]:.0%} of visual attention"

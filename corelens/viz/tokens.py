@@ -26,7 +26,7 @@ DARK = (
     '.cl-tokens,[data-md-color-scheme="slate"] .cl-tokens'
     "{filter:invert(.915) hue-rotate(180deg)}"
 )
-LESS_THAN = "\ue000"  # stands for "<" until the page is whole (see `drawn`)
+LESS_THAN = "\ue000"  # stands for "<" until the page is whole (see `circuitsvis_html`)
 
 
 def token_view(model: Any, sample: Any, heads: Any, rows: Any = "text") -> View:
@@ -51,7 +51,7 @@ def token_view(model: Any, sample: Any, heads: Any, rows: Any = "text") -> View:
         f"(0) to blue ({float(attention.max()):.2f}); a picture's patches are summed (region, "
         "rest). Hover a head to see it large, click to keep it."
     )
-    return View("Attention between tokens", drawn(attention, names, heads), caption)
+    return View("Attention between tokens", circuitsvis_html(attention, names, heads), caption)
 
 
 def segment_attention(
@@ -119,7 +119,7 @@ def segments(token_map: TokenMap, tokens: list[str]) -> list[tuple[str, list[int
     return sorted(parts_shown, key=lambda group: group[1][0])
 
 
-def drawn(
+def circuitsvis_html(
     attention: Float[Tensor, "head segment segment"], names: list[str], heads: HeadSet
 ) -> Markup:
     """CircuitsVis's element, its script within it; no name can end that script."""
@@ -130,7 +130,7 @@ def drawn(
     # page.
     escaped = [name.replace("<", LESS_THAN) for name in names]
     backwards = not bool(attention.triu(1).any())
-    drawn = attention_heads(
+    script = attention_heads(
         attention=[[[round(float(x), 3) for x in row] for row in head] for head in attention],
         tokens=escaped, attention_head_names=[str(head) for head in heads],
         positive_color=style.BLUE,
@@ -140,4 +140,4 @@ def drawn(
     return Markup(
         '<div class="cl-tokens" style="background:#fff;color:#22262b;padding:4px;overflow-x:auto">'
         "<style>{}</style>{}</div></div>"
-    ).format(Markup(DARK), Markup(drawn))
+    ).format(Markup(DARK), Markup(script))

@@ -24,8 +24,8 @@ from corelens.data.synthetic.drawing import (
     draw_centres,
     draw_figure,
     draw_number,
-    shared,
     smallest,
+    traits_in_common,
 )
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_size, stream
 from corelens.data.synthetic.refer_hard import SIZES, Scene, describe, paint, region
@@ -214,7 +214,7 @@ def _names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
     pairs = [(colour, kind) for colour in COLOURS for kind in KINDS]
     order = [pairs[i] for i in rng.permutation(len(pairs))]
     first = order[0]
-    second = next(pair for pair in order if not shared(pair, first))
+    second = next(pair for pair in order if not traits_in_common(pair, first))
     names = [first]
     for name in (first, second):
         names += [name] if name == second else []
@@ -222,7 +222,7 @@ def _names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
             next(
                 pair
                 for pair in order
-                if shared(pair, name) == 1 and pair not in (first, second, *names)
+                if traits_in_common(pair, name) == 1 and pair not in (first, second, *names)
             )
         )
     return [*names, *(pair for pair in order if pair not in names)][:count]

@@ -144,14 +144,14 @@ def draw_names(rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
     alone."""
     pairs = [(colour, kind) for colour in COLOURS for kind in KINDS]
     order = [pairs[i] for i in rng.permutation(len(pairs))]
-    twin = next(i for i, pair in enumerate(order) if shared(pair, order[0]) == 1)
+    twin = next(i for i, pair in enumerate(order) if traits_in_common(pair, order[0]) == 1)
     names = [order[0], order[twin], *(pair for i, pair in enumerate(order) if i not in (0, twin))][
         :n
     ]
     return [names[i] for i in rng.permutation(len(names))]
 
 
-def shared(a: Sequence[str], b: Sequence[str]) -> int:
+def traits_in_common(a: Sequence[str], b: Sequence[str]) -> int:
     """How many traits two names have in common."""
     return sum(x == y for x, y in zip(a, b, strict=True))
 

@@ -188,8 +188,8 @@ def _places(rng: np.random.Generator, sizes: list[int], width: int, height: int)
 def _ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """A part of a photograph, scaled to the picture, and paler, so that things stand out."""
     whole = photograph(PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))])
-    share = float(rng.uniform(0.5, 1.0)) * min(whole.width / width, whole.height / height)
-    wide, high = int(width * share), int(height * share)
+    scale = float(rng.uniform(0.5, 1.0)) * min(whole.width / width, whole.height / height)
+    wide, high = int(width * scale), int(height * scale)
     left = int(rng.integers(whole.width - wide + 1))
     top = int(rng.integers(whole.height - high + 1))
     part = whole.crop((left, top, left + wide, top + high)).resize(

@@ -125,11 +125,11 @@ def draw_scene(
     """A scene of `width` × `height` pixels and a question of a form that it answers; arguments as
     in `hop`."""
     count = draw_number(rng, objects, "objects", 5, 8)
-    shares, differs = (COLOURS, KINDS) if form == "colour" else (KINDS, COLOURS)
-    # The trait that is shared: twice the anchor's, twice another, once each of the rest.
-    values = [list(shares)[i] for i in rng.permutation(len(shares))]
+    pair_trait, own_trait = (COLOURS, KINDS) if form == "colour" else (KINDS, COLOURS)
+    # The trait that pairs have in common: twice the anchor's, twice another, once each of the rest.
+    values = [list(pair_trait)[i] for i in rng.permutation(len(pair_trait))]
     common = [values[0], values[0], values[1], values[1], *values[2:]][:count]
-    own = [list(differs)[i] for i in rng.permutation(len(differs))]
+    own = [list(own_trait)[i] for i in rng.permutation(len(own_trait))]
     # The trait that names the anchor is its alone; the other shapes have any others, two of one
     # pair different ones.
     rest = [own[1 + int(i)] for i in rng.integers(len(own) - 1, size=count)]

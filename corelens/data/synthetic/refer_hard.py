@@ -33,8 +33,8 @@ from corelens.data.synthetic.drawing import (
     next_symbol,
     paint_clutter,
     paint_figure,
-    shared,
     smallest,
+    traits_in_common,
 )
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_size, stream
 from corelens.errors import CorelensError
@@ -243,7 +243,7 @@ def _by_name(figures: Sequence[Figure]) -> Iterator[_Found]:
         if alike:  # the same in the other size: no two shapes are alike in all three
             yield "size", f"{size} {colour} {kind}", i, None, alike
         else:
-            near = [j for j, t in enumerate(traits) if shared(t, traits[i]) == 2]
+            near = [j for j, t in enumerate(traits) if traits_in_common(t, traits[i]) == 2]
             yield "attribute", f"{colour} {kind}", i, None, near
 
 

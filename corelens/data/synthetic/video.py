@@ -24,8 +24,8 @@ from corelens.data.synthetic.drawing import (
     draw_symbols,
     paint_clutter,
     paint_figure,
-    shared,
     smallest,
+    traits_in_common,
 )
 from corelens.data.synthetic.refer import COLOURS, KINDS, draw_size, stream
 from corelens.errors import CorelensError
@@ -182,7 +182,7 @@ def draw_scene(
         )
     names, marks = draw_names(rng, count), draw_symbols(rng, DIGITS, count)
     paths, radii = _paths(rng, count, width, height, length, speed, grid)
-    twins = [i for i, a in enumerate(names) if any(shared(a, b) == 1 for b in names)]
+    twins = [i for i, a in enumerate(names) if any(traits_in_common(a, b) == 1 for b in names)]
     asked = int(rng.choice(twins or range(count)))  # one object alone has no twin
     marks[asked] = str((int(marks[asked]) + turn) % 10)
     spans = _spans(rng, count, length, short, long, asked)
