@@ -4,6 +4,7 @@ one of yours."""
 import inspect
 import json as json_module
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -197,10 +198,8 @@ def add_study(app: typer.Typer) -> None:
         if not json:
             _announce(worlds, n, draws or (QUICK if quick else {}).get("draws", 100), hours, out)
         # (all data is read before a model is loaded)
-        samples = {
-            world: _samples(world, n, seed, limit)
-            for world in dict.fromkeys(world for of_group in worlds.values() for world in of_group)
-        }
+        every_world = dict.fromkeys(chain.from_iterable(worlds.values()))
+        samples = {world: _samples(world, n, seed, limit) for world in every_world}
         from corelens.findings import study as run
 
         settings: dict[str, Any] = dict(QUICK) if quick else {}

@@ -169,11 +169,11 @@ def keep_readable(samples: Sequence[Sample], what: str) -> list[Sample]:
     )
     if len(broken) >= BROKEN * len(shown):
         raise CorelensError(problem, f"fewer than {BROKEN:.0%}", "get these files again")
-    readable_samples = [
-        sample
-        for sample in samples
-        if not any(str(picture) in broken for picture in pictures(sample))
-    ]
+
+    def is_readable(sample: Sample) -> bool:
+        return broken.keys().isdisjoint(map(str, pictures(sample)))
+
+    readable_samples = list(filter(is_readable, samples))
     warnings.warn(
         f"{problem}; {len(samples) - len(readable_samples)} samples are left out", stacklevel=3
     )

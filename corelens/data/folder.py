@@ -218,6 +218,12 @@ def _endless(value: Any, field: str) -> Iterator[str]:
             yield from _endless(inner, f"{field}[{index}]")
 
 
+def _paths(record: dict[str, Any], field: str, line: _Line) -> list[str]:
+    """The files that a field lists."""
+    names = _texts(record.get(field, []), field, line)
+    return [_path(name, f"{field}[{i}]", line) for i, name in enumerate(names)]
+
+
 def _sample(text: bytes, line: _Line) -> Sample:
     record = _record(text, line)
     for field in record:
@@ -227,13 +233,7 @@ def _sample(text: bytes, line: _Line) -> Sample:
     if not shown or {"images", "video"} <= shown:
         raise line.wrong("images", record.get("images"), "either images or video, or audio")
     kind = "video" if "video" in record else "images"
-    pictures, sounds = (
-        [
-            _path(name, f"{field}[{i}]", line)
-            for i, name in enumerate(_texts(record.get(field, []), field, line))
-        ]
-        for field in (kind, "audio")
-    )
+    pictures, sounds = _paths(record, kind, line), _paths(record, "audio", line)
     for field, paths in ((kind, pictures), ("audio", sounds)):
         if field in record and not paths:
             raise line.wrong(field, record[field], "one path or more")

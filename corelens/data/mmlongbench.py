@@ -225,13 +225,12 @@ def _pages(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:
 def _answer_pages(wanted: list[int], pages: list[str], document: str, task: str) -> list[int]:
     """Where the answer's pages stand among those shown (documents are cut, and filled up with pages
     of others)."""
-    names = {f"-{page + 1}-1024" if task == "slidevqa" else f"_page{page}" for page in wanted}
-    return [
-        number
-        for number, page in enumerate(pages)
-        if Path(page).parent.name == document
-        and any(Path(page).stem.endswith(name) for name in names)
-    ]
+    endings = {f"-{page + 1}-1024" if task == "slidevqa" else f"_page{page}" for page in wanted}
+
+    def holds_the_answer(page: Path) -> bool:
+        return page.parent.name == document and page.stem.endswith(tuple(endings))
+
+    return [number for number, page in enumerate(pages) if holds_the_answer(Path(page))]
 
 
 def _needle(record: dict[str, Any], task: str, file: Path) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def mmlongbench_doc(sample: Sample, text: str) -> float:
         return float(_floats_agree(_cleaned(gold), _cleaned(text)))
     if form != "List":
         return _texts_agree(_cleaned(gold), _cleaned(text))
-    wanted_items, items = (sorted(_cleaned(item) for item in _items(x)) for x in (gold, text))
+    wanted_items, items = sorted(map(_cleaned, _items(gold))), sorted(map(_cleaned, _items(text)))
     if len(wanted_items) != len(items):
         return 0.0
     if items and (_number(wanted_items[0]) is not None or _must_be_exact(wanted_items[0])):

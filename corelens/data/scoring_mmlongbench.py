@@ -124,33 +124,21 @@ def _document(gold: Any, text: str, form: str) -> float:
     if form == "Integer":
         return float(_float(gold) in _numbers(_cleaned(text)))
     if form == "Float":
-        wanted = _float(gold)
-        near = (wanted / 100, wanted, wanted * 100)
-        return float(
-            any(
-                isclose(number, x, rel_tol=0.01)
-                for x in _numbers(_cleaned(text))
-                for number in near
-            )
-        )
+        return float(any(_float_agrees(_float(gold), x) for x in _numbers(_cleaned(text))))
     if form == "List":
         items = json.loads(gold)
-        words = [
-            x
-            for x in items
-            if isinstance(x, str) and _kind(x) == "String" and not _must_be_exact(x)
-        ]
+        texts = [x for x in items if isinstance(x, str)]
+        words = [x for x in texts if _kind(x) == "String" and not _must_be_exact(x)]
         merged = [" ".join(words)] if words else []
         parts = merged + [x for x in items if x not in words]
-        kinds = [
-            "Integer" if isinstance(x, int) else "Float" if isinstance(x, float) else _kind(x)
-            for x in parts
-        ]
-        return sum(_document(x, text, kind) for x, kind in zip(parts, kinds, strict=True)) / max(
-            len(parts), 1
-        )
+        return sum(_document(part, text, _kind(part)) for part in parts) / max(len(parts), 1)
     gold = str(gold)
     return float(gold in text) if _must_be_exact(gold) else word_f1(gold, text)
+
+
+def _float_agrees(gold: float, number: float) -> bool:
+    """Whether a number is within 1% of the gold one, or of the gold one as or from a percentage."""
+    return any(isclose(x, number, rel_tol=0.01) for x in (gold / 100, gold, gold * 100))
 
 
 def word_f1(gold: str, text: str) -> float:
@@ -192,11 +180,14 @@ def _float(text: Any) -> float:
         return nan
 
 
-def _kind(text: str) -> str:
-    number = _float(text)
+def _kind(item: Any) -> str:
+    """The kind of a list's item, a number or a text: "Integer", "Float" or "String"."""
+    if isinstance(item, int | float):
+        return "Integer" if isinstance(item, int) else "Float"
+    number = _float(item)
     if isnan(number):
         return "String"
-    return "Integer" if number.is_integer() and "%" not in text else "Float"
+    return "Integer" if number.is_integer() and "%" not in item else "Float"
 
 
 RULES: dict[str, Rule] = {

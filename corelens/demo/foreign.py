@@ -34,12 +34,7 @@ class DemoMLLM(HookedMLLM):
         """As HookedMLLM's; warns once of a picture that such a model was never shown the like
         of."""
         inputs = super().prepare(samples, **options)
-        if not self.warned and any(
-            is_foreign(picture)
-            for sample, pictures in zip(inputs.samples, inputs.pictures, strict=True)
-            if sample.meta.get("world") not in (*self.worlds, "noise")  # (that of `model.verify`)
-            for picture in pictures
-        ):
+        if not self.warned and self._any_foreign(inputs):
             self.warned = True
             worlds = f" of {', '.join(self.worlds)}" if self.worlds else ""
             warnings.warn(
@@ -50,6 +45,13 @@ class DemoMLLM(HookedMLLM):
                 stacklevel=2,
             )
         return inputs
+
+    def _any_foreign(self, inputs: Inputs) -> bool:
+        known = (*self.worlds, "noise")  # (noise: that of `model.verify`)
+        for sample, pictures in zip(inputs.samples, inputs.pictures, strict=True):
+            if sample.meta.get("world") not in known and any(map(is_foreign, pictures)):
+                return True
+        return False
 
 
 def is_foreign(picture: Any) -> bool:

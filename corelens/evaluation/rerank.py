@@ -59,10 +59,8 @@ class PageRanking:
         from corelens.viz.curves import recall_curve
 
         most = max(len(pages) for pages in self.ranked)
-        random = [
-            float(np.mean([min(1.0, k / len(pages)) for pages in self.ranked]))
-            for k in range(1, most + 1)
-        ]
+        counts = np.array([len(pages) for pages in self.ranked])
+        random = [float(np.minimum(1.0, k / counts).mean()) for k in range(1, most + 1)]
         return recall_curve([self.recall(k) for k in range(1, most + 1)], random)
 
     def _repr_html_(self) -> str:

@@ -95,11 +95,10 @@ def evaluation_in(
         }
 
     parts = by_batch(folder, samples, batch_size, records, progress)
-    wrong = {
-        number * batch_size + index: CorelensError(*words)
-        for number, part in enumerate(parts)
-        for index, *words in part["skipped"]
-    }
+    wrong = {}
+    for number, part in enumerate(parts):
+        for index, *words in part["skipped"]:  # an index within the batch, an error's words
+            wrong[number * batch_size + index] = CorelensError(*words)
     skipped = left_out(samples, wrong, on_error)
     answers = [Answer(**record) for part in parts for record in part["answers"]]
     usable = [sample for index, sample in enumerate(samples) if index not in wrong]

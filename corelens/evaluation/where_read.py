@@ -165,14 +165,14 @@ class RowCosts:
             groups = stored["groups"]
             if stored["format"] != FORMAT:
                 raise ValueError(stored["format"])
-            read = {
-                key: {name: Difference(x[key][0], CI(*x[key][1:])) for name, x in groups.items()}
-                for key in ("cost", "logprob_cost")
-            }
+
+            def costs(key: str) -> dict[str, Difference]:
+                return {name: Difference(x[key][0], CI(*x[key][1:])) for name, x in groups.items()}
+
             known = ("format", "rows", "clean", "groups")
             return cls(
-                read["cost"],
-                read["logprob_cost"],
+                costs("cost"),
+                costs("logprob_cost"),
                 {name: x["samples"] for name, x in groups.items()},
                 {name: x["text"] for name, x in groups.items() if x["text"] is not None},
                 Interval(**stored["clean"]),

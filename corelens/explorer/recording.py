@@ -238,7 +238,7 @@ def _left_out(**counts: tuple[int, int]) -> list[str]:
 def _frames(token_map: TokenMap) -> int:
     """How many frames of videos the model was given."""
     videos = [picture.frames for picture in token_map.pictures or [] if picture.frames is not None]
-    return sum(len({frame for frame in row.unique().tolist() if frame >= 0}) for row in videos)
+    return sum(len(frames[frames >= 0].unique()) for frames in videos)  # (−1 pads)
 
 
 def _tokens(
@@ -250,12 +250,14 @@ def _tokens(
     parts = {name: set(positions.tolist()) for name, positions in token_map.parts.items()}
     number = {position: i for i, position in enumerate(rows.tolist())}
     first = int(token_map.last)
+
+    def part_of(position: int) -> str:
+        return next((name for name, inside in parts.items() if position in inside), "template")
+
     return [
         {
             "text": model.tokenizer.decode([int(ids[position])]),
-            "part": next(
-                (name for name, inside in parts.items() if position in inside), "template"
-            ),
+            "part": part_of(position),
             "row": number.get(position, -1),
             "predicts": position >= first and "answer" in parts,
         }

@@ -48,11 +48,10 @@ class Layers(Finding):
         measured: Numbers = {"judged": reading}
         for key in READINGS:
             scores = world.scores[key]
-            k = len(scores.top(TOP.value))
-            counts = [
-                sum(head.layer == layer for head in scores.top(k=k))
-                for layer in range(len(scores.values))
-            ]
+            top = scores.top(TOP.value)
+            k = len(top)
+            layers = [head.layer for head in top]
+            counts = [layers.count(layer) for layer in range(len(scores.values))]
             bootstraps = [depth(values, k) for values in resampled(scores, world.options.seed)]
             measured[key] = {
                 "depth": interval(depth(scores.values, k), bootstraps), "layers": counts,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,12 @@ class Study:
     @property
     def findings(self) -> list[Concluded]:
         """The verdicts, concluded from the numbers."""
-        return [
-            Concluded(
-                FINDINGS[id],
-                {name: FINDINGS[id].conclude(model) for name, model in self._models().items()},
-            )
-            for id in self.data["studied"]
-        ]
+        concluded, models = [], self._models()
+        for id in self.data["studied"]:
+            finding = FINDINGS[id]
+            verdicts = {name: finding.conclude(model) for name, model in models.items()}
+            concluded.append(Concluded(finding, verdicts))
+        return concluded
 
     def _models(self) -> dict[str, dict[str, Any]]:
         """Each model's numbers, with the sizes of all models of its family."""
@@ -170,7 +170,8 @@ class Study:
             models |= study.data["models"]
         if not models:
             raise CorelensError("no studies", "one or more", "give folders that hold a report.json")
-        studied = [id for id in FINDINGS if any(id in study.data["studied"] for study in studies)]
+        in_any = set(chain.from_iterable(study.data["studied"] for study in studies))
+        studied = [id for id in FINDINGS if id in in_any]
         return cls(studies[0].data | {"models": models, "studied": studied, "command": None})
 
     def plot(self, finding: str = "F5") -> Any:

@@ -54,10 +54,12 @@ def mean(scores: Sequence[Any]) -> Made:
         )
     for other in scores:
         check_same_shape(scores[0], other)
-    common = {
-        name: value
-        for name, value in scores[0].meta.items()
-        if all(name in other.meta and other.meta[name] == value for other in scores)
-    }
+
+    def in_all(name: str) -> bool:
+        return all(
+            name in other.meta and other.meta[name] == scores[0].meta[name] for other in scores
+        )
+
+    common = {name: value for name, value in scores[0].meta.items() if in_all(name)}
     meta = {**common, "mean_of": [other.meta for other in scores]}
     return np.mean([other.values for other in scores], axis=0), None, meta

@@ -170,18 +170,13 @@ def read_layer_head_lists(
                 path, f"under {key!r}: {str(scores)[:60]}", "a list of one finite number or more"
             )
         lists[int(name[1]), int(name[2])] = array
-    n_layers, n_heads = (1 + max(key[i] for key in lists) for i in (0, 1))
+    n_layers, n_heads = (1 + max(numbers) for numbers in zip(*lists, strict=True))
+    heads = ((layer, head) for layer in range(n_layers) for head in range(n_heads))
     if len(lists) != n_layers * n_heads:  # (before anything of that size is listed)
-        heads = ((layer, head) for layer in range(n_layers) for head in range(n_heads))
-        missing = [
-            f"{layer}-{head}" for layer, head in islice((x for x in heads if x not in lists), 5)
-        ]
-        raise _wrong(
-            path,
-            f"no scores for {', '.join(missing)}",
-            f"all of {n_layers} layers × {n_heads} heads",
-        )
-    ordered = [lists[layer, head] for layer in range(n_layers) for head in range(n_heads)]
+        missing = islice((head for head in heads if head not in lists), 5)
+        names = ", ".join(f"{layer}-{head}" for layer, head in missing)
+        raise _wrong(path, f"no scores for {names}", f"all of {n_layers} layers × {n_heads} heads")
+    ordered = [lists[head] for head in heads]
     values = np.array([x.mean() for x in ordered], dtype=np.float32).reshape(n_layers, n_heads)
     if len({len(x) for x in ordered}) > 1:
         return values, None

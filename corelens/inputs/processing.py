@@ -248,9 +248,10 @@ def _warn_of_rate(processor: Any, layout: Layout) -> None:
         # one that does not take this prompt says nothing of rates; the video itself will be refused
         except Exception:
             return
-    slow, fast = ({name: x for name, x in output.items() if name in RATE_SHOWS} for output in made)
+    slow, fast = made
+    shows = [name for name in slow if name in RATE_SHOWS]
     if any(
-        not torch.equal(torch.as_tensor(slow[name]), torch.as_tensor(fast[name])) for name in slow
+        not torch.equal(torch.as_tensor(slow[name]), torch.as_tensor(fast[name])) for name in shows
     ):
         warnings.warn(  # without the sample's id, so that Python shows it once
             "a video without its frame rate, which this processor hands to the model: "
@@ -260,14 +261,14 @@ def _warn_of_rate(processor: Any, layout: Layout) -> None:
         )
 
 
+def _size(picture: Any) -> str:
+    if isinstance(picture, Image.Image):
+        return f"{picture.width} × {picture.height}"
+    return f"{len(picture)} frames"
+
+
 def _refused(error: Exception, pictures: Sequence[Sequence[Any]]) -> CorelensError:
-    sizes = [
-        [
-            f"{p.width} × {p.height}" if isinstance(p, Image.Image) else f"{len(p)} frames"
-            for p in row
-        ]
-        for row in pictures
-    ]
+    sizes = [list(map(_size, row)) for row in pictures]
     return CorelensError(
         f"the processor refused the batch: {type(error).__name__}: {error}\n  its pictures: "
         f"{sizes[:8]}",

@@ -59,11 +59,16 @@ def question_in_messages(sample: Any, messages: Messages) -> list[MessageSpan]:
     whole = [
         MessageSpan(number, index, 0, len(text)) for index, text in parts if text == sample.question
     ]
-    spans = whole or [
-        MessageSpan(number, index, start, start + len(sample.question))
-        for index, text in (parts[:1] if sample.messages is None else parts)
-        for start in ([0] if sample.messages is None else _occurrences(text, sample.question))
-    ]
+    length = len(sample.question)
+    if whole:
+        spans = whole
+    elif sample.messages is None:  # the prompt that CoreLens wrote begins with the question
+        spans = [MessageSpan(number, index, 0, length) for index, _ in parts[:1]]
+    else:
+        spans = []
+        for index, text in parts:
+            for start in _occurrences(text, sample.question):
+                spans.append(MessageSpan(number, index, start, start + length))
     if len(spans) != 1:
         raise CorelensError(
             f"sample {sample.id!r}: the question stands {len(spans)} times in the last user turn",
@@ -140,11 +145,12 @@ def question_among_tokens(
             "name the rows by their positions, or use rows='last'",
         )
     shifted = [_shift(span, changes) for span in spans]
-    return [
-        position
-        for position, (start, stop) in enumerate(again["offset_mapping"])
-        if any(start < span[1] and stop > span[0] for span in shifted)
-    ]
+
+    def overlaps(start: int, stop: int) -> bool:
+        return any(start < span[1] and stop > span[0] for span in shifted)
+
+    offsets = enumerate(again["offset_mapping"])
+    return [position for position, (start, stop) in offsets if overlaps(start, stop)]
 
 
 def _shift(span: Span, changes: Sequence[dict[str, Any]]) -> Span:

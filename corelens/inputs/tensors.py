@@ -95,9 +95,8 @@ def check_has_media(tensors: Mapping[str, Any], layout: Layout, config: Any) -> 
 def _check_has_sounds(
     ids: Tensor | None, tensors: Mapping[str, Any], layout: Layout, config: Any
 ) -> None:
-    if ids is None or any(
-        x is not None and any(word in name for word in SOUNDS) for name, x in tensors.items()
-    ):
+    present = [name for name, x in tensors.items() if x is not None]
+    if ids is None or any(word in name for name in present for word in SOUNDS):
         return
     token = layout.audio_placeholder(config)
     count = int((ids == token).sum()) if token >= 0 else 0

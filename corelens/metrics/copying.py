@@ -35,5 +35,8 @@ def copied_regions(
             "one a region",
             "check",
         )
-    words = [step.strip() for step in steps]
-    return [[i for i, text in enumerate(texts) if word and word in str(text)] for word in words]
+
+    def holding(word: str) -> list[int]:
+        return [i for i, text in enumerate(texts) if word and word in str(text)]
+
+    return [holding(step.strip()) for step in steps]

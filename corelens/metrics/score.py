@@ -103,7 +103,8 @@ def score_heads(
     """
     wanted = [metrics] if isinstance(metrics, str | Metric) or callable(metrics) else list(metrics)
     resolved = [metric(name) for name in wanted]
-    twice = [key for key, count in Counter(m.key for m in resolved).items() if count > 1]
+    counts = Counter(m.key for m in resolved)
+    twice = [key for key, count in counts.items() if count > 1]
     if twice:
         raise CorelensError(
             f"two metrics called {twice[0]!r}", "metrics whose names differ", "name each once"
@@ -161,11 +162,11 @@ def score_heads(
         skipped = {numbers[index]: error for index, error in of_batch.items()}
         return Part([number for number in numbers if number not in skipped], raw or {}, skipped)
 
-    groups = [
-        usable
-        for group in _batches(questions, batch_size)
-        if (usable := [number for number in group if number not in wrong])
-    ]
+    groups = []
+    for group in _batches(questions, batch_size):
+        usable = [number for number in group if number not in wrong]
+        if usable:
+            groups.append(usable)
     if out is None:
         whole = in_order(_with_progress(groups, scored, progress))
         return _as_scores(whole, wrong, questions, resolved, described, on_error)

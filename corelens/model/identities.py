@@ -181,9 +181,8 @@ def patterns(subject: Subject) -> Identity:
         errors[number] = float((gap if real is None else gap * real[:, None].to(gap)).max())
     limit = subject.limit(PROBABILITY)
     points = ("attn_scores", "pattern", "pattern_rows")
-    failed = tuple(
-        f"blocks.{n}.attn.hook_{p}" for n, e in errors.items() if e > limit for p in points
-    )
+    wrong_layers = [layer for layer, error in errors.items() if error > limit]
+    failed = tuple(f"blocks.{n}.attn.hook_{point}" for n in wrong_layers for point in points)
     return Identity(name, max(errors.values()), limit, f"{len(errors)} layers", failed)
 
 
@@ -220,9 +219,9 @@ def zeroed_heads(subject: Subject) -> Identity:
     allowed = max(tolerance(model.hf, subject.plain), subject.limit((OTHER_KERNEL, 0.1)))
     error = error_of(names)
     failed = [name for name in names if error_of([name]) > allowed] if error > allowed else []
-    both = tuple(x for name in failed for x in (name, name.replace("hook_z", "hook_result")))
+    failed += [name.replace("hook_z", "hook_result") for name in failed]  # made of the same z
     return Identity(
-        "zeroed z = zeroed input of o_proj", error, allowed, f"{len(names)} layers", both
+        "zeroed z = zeroed input of o_proj", error, allowed, f"{len(names)} layers", tuple(failed)
     )
 
 

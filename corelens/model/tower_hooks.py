@@ -244,9 +244,10 @@ def _on_fused(run: Fires, points: list[HookPoint]) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         heads = [point.n_heads for point in points]
         width = output.shape[-1] // sum(heads)
+        projections = output.split([count * width for count in heads], -1)
         parts = [
-            rearrange(part, "... (head d) -> ... head d", head=count)
-            for part, count in zip(output.split([n * width for n in heads], -1), heads, strict=True)
+            rearrange(projection, "... (head d) -> ... head d", head=count)
+            for projection, count in zip(projections, heads, strict=True)
         ]
         edited = [
             run.fire(point, part) if point.active else part

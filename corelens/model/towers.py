@@ -8,6 +8,7 @@ Whether it sees or hears is what its class says of its input, else the words in 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from torch import nn
@@ -98,15 +99,14 @@ def attention_modules(hf: nn.Module, layout: Layout, kind: Kind) -> list[nn.Modu
     """The attention modules of a tower's layers, those too that do not call transformers' attention
     function."""
     inside = _decoder_modules(hf, layout)
-    layers = [
-        layer for path, layers in _lists(hf, inside) if _kind(hf, path) == kind for layer in layers
-    ]
+    lists = [layers for path, layers in _lists(hf, inside) if _kind(hf, path) == kind]
     modules: list[nn.Module] = []
-    for layer in layers:
+    for layer in chain.from_iterable(lists):
         paths = [path for path, part in layer.named_modules() if path and _attends(part)]
-        # (the innermost: one that holds another may add its own input to what that gives)
-        inner = [path for path in paths if not any(other.startswith(f"{path}.") for other in paths)]
-        modules += [layer.get_submodule(path) for path in inner]
+        for path in paths:
+            # (the innermost: one that holds another may add its own input to what that gives)
+            if not any(other.startswith(f"{path}.") for other in paths):
+                modules.append(layer.get_submodule(path))
     return modules
 
 
@@ -164,14 +164,11 @@ def _layer(module: nn.Module) -> TowerLayer:
     attends = module.get_submodule(attention)
     n_heads = head_count(attends, "num_heads", "num_attention_heads", "n_heads", "heads")
     n_kv_heads = head_count(attends, "num_key_value_heads", "num_kv_heads") or n_heads
-    below = {
-        name: next((child for child, _ in attends.named_children() if form.fullmatch(child)), None)
-        for name, form in PROJECTIONS.items()
-    }
-    paths: dict[str, Any] = {
-        name: child and (f"{attention}.{child}" if attention else child)
-        for name, child in below.items()
-    }
+    paths: dict[str, Any] = {}
+    for name, form in PROJECTIONS.items():
+        children = [child for child, _ in attends.named_children() if form.fullmatch(child)]
+        child = children[0] if children else None
+        paths[name] = child and (f"{attention}.{child}" if attention else child)
     return TowerLayer(module, attention, **paths, n_heads=n_heads, n_kv_heads=n_kv_heads)
 
 

@@ -59,11 +59,10 @@ class Picture:
         boxes = [tuple(box) for box in self.box.tolist()]
         if self.frames is None:
             return torch.tensor([_fraction(region, box) for box in boxes], dtype=torch.float32)
-        rows = [[frame for frame in row if frame >= 0] for row in self.frames.tolist()]
-        means = [
-            sum(_fraction(region, b, f) for f in row) / len(row)
-            for b, row in zip(boxes, rows, strict=True)
-        ]
+        means = []
+        for box, row in zip(boxes, self.frames.tolist(), strict=True):
+            fractions = [_fraction(region, box, frame) for frame in row if frame >= 0]  # (−1 pads)
+            means.append(sum(fractions) / len(fractions))
         return torch.tensor(means, dtype=torch.float32)
 
 

@@ -327,23 +327,15 @@ class TokenMap:
         )
 
     def _view(self, name: str, number: int) -> Int[Tensor, " token"]:
-        shown = [picture for picture in self._pictures() if picture.views is not None]
-        tokens = [
-            picture.positions[picture.views == number]
-            for picture in shown
-            if picture.views is not None
-        ]
+        tokens: list[Tensor] = []
+        views: set[int] = set()
+        for picture in self._pictures():
+            if picture.views is not None:
+                tokens.append(picture.positions[picture.views == number])
+                views |= set(picture.views.tolist())
         if any(map(len, tokens)):
             return torch.cat(tokens)
-        views = sorted(
-            {
-                view
-                for picture in shown
-                if picture.views is not None
-                for view in picture.views.tolist()
-            }
-        )
-        names = ["thumbnail" if view == THUMBNAIL else f"tile:{view}" for view in views]
+        names = ["thumbnail" if view == THUMBNAIL else f"tile:{view}" for view in sorted(views)]
         raise CorelensError(
             f"{name!r} of sample {self.id!r}",
             f"a view of its pictures: {', '.join(names)}"

@@ -36,13 +36,12 @@ def shown(sample: Any) -> list[tuple[str, Image.Image]]:
 
 
 def _in_chat(sample: Any) -> list[Any]:
-    parts = [
-        part
-        for message in sample.messages or []
-        for part in message["content"]
-        if isinstance(part, dict)
-    ]
-    return [part["image"] for part in parts if part.get("type") == "image" and "image" in part]
+    images = []
+    for message in sample.messages or []:
+        for part in message["content"]:
+            if isinstance(part, dict) and part.get("type") == "image" and "image" in part:
+                images.append(part["image"])
+    return images
 
 
 def sample_figure(sample: Any) -> Figure:

@@ -3,7 +3,7 @@ out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -172,11 +172,10 @@ def speed_curves(
             ax.set_ylabel(f"{ylabel} (95% CI)")
         for ax in grid[-1]:
             ax.set_xlabel(xlabel)
-        handles = {
-            label: line
-            for ax in grid.flat
-            for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
-        }
+        handles: dict[Any, Any] = {}
+        for ax in grid.flat:
+            curves_of_panel, labels = ax.get_legend_handles_labels()
+            handles |= dict(zip(labels, curves_of_panel, strict=True))
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center",
             ncols=min(5, len(handles)),

@@ -245,8 +245,12 @@ def _digits(rng: np.random.Generator, count: int, form: str) -> list[str]:
             high = int(rng.integers(low + 1, 10))
         a, b = (low, high) if rng.random() < 0.5 else (high, low)
     rest = [str(rng.integers(10)) for _ in range(count - 4)]
-    twins = [str(rng.choice([x for x in range(10) if x != own])) for own in (a, b)]
-    return [str(a), twins[0], str(b), twins[1], *rest]
+    twin_of_a, twin_of_b = _other_digit(rng, a), _other_digit(rng, b)
+    return [str(a), twin_of_a, str(b), twin_of_b, *rest]
+
+
+def _other_digit(rng: np.random.Generator, digit: int) -> str:
+    return str(rng.choice([x for x in range(10) if x != digit]))
 
 
 def _letters(rng: np.random.Generator, count: int) -> list[str]:

@@ -67,11 +67,12 @@ class Shape:
             "hexagon": (list(range(0, 360, 60)), 1.0),
             "star": ([270 + 36 * i for i in range(10)], 0.6),
         }[self.kind]
-        return [
-            (self.x + r * math.cos(math.radians(turn)), self.y + r * math.sin(math.radians(turn)))
-            for i, turn in enumerate(turns)
-            for r in [self.radius * (ratio if i % 2 and self.kind == "star" else 1.0)]
-        ]
+        corners = []
+        for i, turn in enumerate(turns):
+            r = self.radius * (ratio if i % 2 and self.kind == "star" else 1.0)
+            angle = math.radians(turn)
+            corners.append((self.x + r * math.cos(angle), self.y + r * math.sin(angle)))
+        return corners
 
     @property
     def box(self) -> Box:
@@ -195,11 +196,12 @@ def draw_scene(
         Shape(colour, kind, int(digit), *centre)
         for (colour, kind), digit, centre in zip(names, digits, centres, strict=True)
     ]
-    twins = [
-        i
-        for i, a in enumerate(shapes)
-        if any((a.colour == b.colour) != (a.kind == b.kind) for b in shapes)
-    ]
+
+    def has_twin(shape: Shape) -> bool:
+        """Whether another has its colour or its kind."""
+        return any((shape.colour == b.colour) != (shape.kind == b.kind) for b in shapes)
+
+    twins = [i for i, shape in enumerate(shapes) if has_twin(shape)]
     asked = int(rng.choice(twins or range(objects)))  # one object alone has no twin
     shapes[asked] = replace(shapes[asked], digit=(shapes[asked].digit + turn) % 10)
     return Scene(_paint(rng, width, height, shapes, clutter), shapes, asked)

@@ -291,9 +291,11 @@ def _names(rng: np.random.Generator, objects: int) -> list[tuple[str, str, str]]
     everything = _triples()
     order = [everything[i] for i in rng.permutation(len(everything))]
     first = order[0]
-    twins = []
-    for trait in range(3):
-        twins.append(next(t for t in order if [i for i in range(3) if t[i] != first[i]] == [trait]))
+
+    def differs_in(triple: tuple[str, str, str]) -> list[int]:
+        return [i for i in range(3) if triple[i] != first[i]]
+
+    twins = [next(t for t in order if differs_in(t) == [trait]) for trait in range(3)]
     names = [first, *twins, *(t for t in order[1:] if t not in twins)][:objects]
     return [names[i] for i in rng.permutation(objects)]
 

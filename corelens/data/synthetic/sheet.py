@@ -42,9 +42,8 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 4, height: int = 220
         )
     cells = [_cell(sample, height) for sample in samples]
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    widths = [
-        max(row[i].width for row in rows if i < len(row)) for i in range(min(columns, len(cells)))
-    ]
+    by_column = [cells[i::columns] for i in range(min(columns, len(cells)))]
+    widths = [max(cell.width for cell in column) for column in by_column]
     heights = [max(cell.height for cell in row) for row in rows]
     gap = 2 * _GAP
     sheet = Image.new(

@@ -182,7 +182,11 @@ def draw_scene(
         )
     names, marks = draw_names(rng, count), draw_symbols(rng, DIGITS, count)
     paths, radii = _paths(rng, count, width, height, length, speed, grid)
-    twins = [i for i, a in enumerate(names) if any(traits_in_common(a, b) == 1 for b in names)]
+
+    def has_twin(name: tuple[str, str]) -> bool:
+        return any(traits_in_common(name, other) == 1 for other in names)
+
+    twins = [i for i, name in enumerate(names) if has_twin(name)]
     asked = int(rng.choice(twins or range(count)))  # one object alone has no twin
     marks[asked] = str((int(marks[asked]) + turn) % 10)
     spans = _spans(rng, count, length, short, long, asked)
