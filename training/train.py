@@ -138,7 +138,7 @@ def train_demo(
     task = bar.add_task(name, total=recipe.steps, completed=progress["step"])
     bar.start()
     try:
-        batches = _batches(progress, recipe, end, drawer)
+        batches = _batches(progress, recipe, drawer)
         while progress["step"] < end:
             started, step = time.time(), progress["step"]
             if step == recipe.stage_a:
@@ -220,7 +220,7 @@ def _optimizer(modules: Any, recipe: Recipe, step: int) -> Optimizer:
 
 
 def _batches(
-    progress: dict[str, Any], recipe: Recipe, end: int, drawer: ProcessPoolExecutor | None
+    progress: dict[str, Any], recipe: Recipe, drawer: ProcessPoolExecutor | None
 ) -> Iterator[tuple[Plan, dict[str, np.ndarray]]]:
     """Batches in order, planned `ahead` steps before they are used; what is planned is part of the
     checkpoint."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corelens.findings.finding import percent_interval
+from corelens.heads.intervals import percent_interval
 
 console = Console()
 

@@ -19,6 +19,7 @@ from corelens.errors import CorelensError
 from corelens.inputs.pictures import Later, read_picture
 from corelens.inputs.sample import Sample
 
+IMAGE = "<image>"  # where a picture stands in the text of some sets
 T = TypeVar("T")
 LAYOUT = "lay your copy out as docs/data.md says; `corelens data check` tells what is there"
 BROKEN = 0.01  # the share of pictures that may be unreadable
@@ -109,6 +110,15 @@ def choose_pages(count: int, evidence: Iterable[int], most: int | None) -> list[
         return list(range(count))
     near = sorted(range(count), key=lambda page: (min(abs(page - other) for other in wanted), page))
     return sorted(near[: max(most, len(set(wanted)))])
+
+
+def text_and_images(text: str) -> list[str]:
+    """The pieces of a text and `IMAGE` between them, in order, without empty pieces."""
+    pieces: list[str] = []
+    for number, piece in enumerate(text.split(IMAGE)):
+        pieces += [IMAGE] if number else []
+        pieces += [piece] if piece.strip() else []
+    return pieces
 
 
 def pictures(sample: Sample) -> list[Any]:

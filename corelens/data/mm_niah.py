@@ -22,7 +22,16 @@ from typing import Any
 
 from PIL import Image
 
-from corelens.data.files import fields, has, keep_readable, read_lines, take, there
+from corelens.data.files import (
+    IMAGE,
+    fields,
+    has,
+    keep_readable,
+    read_lines,
+    take,
+    text_and_images,
+    there,
+)
 from corelens.errors import CorelensError
 from corelens.inputs.sample import Sample
 from corelens.tokens.regions import Box
@@ -32,7 +41,6 @@ TASKS = tuple(
     for kind in ("retrieval", "counting", "reasoning")
     for needle in ("text", "image")
 )
-IMAGE = "<image>"
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 PHRASE = "\nAnswer the question using a single word or phrase."
 
@@ -86,7 +94,10 @@ def _sample(name: str, record: dict[str, Any], folder: Path, file: Path, task: s
     question = asked + "".join(
         f"\n{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False)
     )
-    pieces = [*_pieces(context), *_pieces("\n" + question + (LETTER if options else PHRASE))]
+    pieces = [
+        *text_and_images(context),
+        *text_and_images("\n" + question + (LETTER if options else PHRASE)),
+    ]
     if pieces.count(IMAGE) != len(images):
         raise CorelensError(
             f"{name}: {pieces.count(IMAGE)} places for pictures and {len(images)} pictures",
@@ -116,7 +127,7 @@ def _sample(name: str, record: dict[str, Any], folder: Path, file: Path, task: s
         ],
         images=[str(folder / image) for image in images],
         # (of a question with pictures among its options, the words before the first)
-        question=next(piece for piece in _pieces(asked) if piece != IMAGE).strip(),
+        question=next(piece for piece in text_and_images(asked) if piece != IMAGE).strip(),
         answer=ascii_uppercase[answer] if isinstance(answer, int) else answer,
         regions=list(regions),
         id=name,
@@ -125,15 +136,6 @@ def _sample(name: str, record: dict[str, Any], folder: Path, file: Path, task: s
             "length": meta["context_length"], "depth": meta.get("placed_depth"),
         },
     )  # fmt: skip
-
-
-def _pieces(text: str) -> list[str]:
-    """Text and <image> in turn, without empty pieces."""
-    pieces: list[str] = []
-    for number, piece in enumerate(text.split(IMAGE)):
-        pieces += [IMAGE] if number else []
-        pieces += [piece] if piece.strip() else []
-    return pieces
 
 
 def _file(task: str, split: str) -> str:

@@ -39,6 +39,7 @@ from typing import Any
 from PIL import Image
 
 from corelens.data.files import (
+    IMAGE,
     fields,
     has,
     keep_readable,
@@ -46,6 +47,7 @@ from corelens.data.files import (
     read_json,
     read_lines,
     take,
+    text_and_images,
     there,
 )
 from corelens.errors import CorelensError
@@ -88,7 +90,6 @@ SUMMARY = {
     "lexsum": "Summarise this law case in one paragraph of 200 to 250 words: background, parties, "
     "outcome.",
 }
-IMAGE = "<image>"
 
 
 def mmlongbench(
@@ -155,7 +156,11 @@ def _sample(
     before, after = (
         half.replace("{context}", asked["context"]) for half in prompt.split("{question}")
     )
-    pieces = [*_pieces(before), *_pieces(asked["question"]), *_pieces(after)]
+    pieces = [
+        *text_and_images(before),
+        *text_and_images(asked["question"]),
+        *text_and_images(after),
+    ]
     images = [str(folder / image) for image in asked["images"]]
     slots = pieces.count(IMAGE)
     if slots != len(images):
@@ -167,7 +172,7 @@ def _sample(
     content = [
         {"type": "image"} if piece == IMAGE else {"type": "text", "text": piece} for piece in pieces
     ]
-    words = [piece for piece in _pieces(asked["question"]) if piece != IMAGE]
+    words = [piece for piece in text_and_images(asked["question"]) if piece != IMAGE]
     regions = []
     for number in asked.get("evidence", []):
         try:
@@ -191,15 +196,6 @@ def _sample(
             **asked.get("meta", {}),
         },
     )
-
-
-def _pieces(text: str) -> list[str]:
-    """Text and <image> in turn, without empty pieces."""
-    parts: list[str] = []
-    for number, piece in enumerate(text.split(IMAGE)):
-        parts += [IMAGE] if number else []
-        parts += [piece] if piece.strip() else []
-    return parts
 
 
 # --- the five kinds

@@ -53,6 +53,9 @@ def exact_match(sample: Sample, text: str) -> float:
     return float(plain(text) in {plain(gold) for gold in golds(sample)})
 
 
+ANLS_THRESHOLD = 0.5  # Biten et al. 2019
+
+
 def distance(a: str, b: str) -> int:
     """Levenshtein's edit distance."""
     row = list(range(len(b) + 1))
@@ -63,12 +66,12 @@ def distance(a: str, b: str) -> int:
     return row[-1]
 
 
-def similarity(gold: str, text: str, threshold: float = 0.5) -> float:
-    """1 − distance / length of the longer one; 0 unless it exceeds the threshold."""
+def similarity(gold: str, text: str) -> float:
+    """1 − distance / length of the longer one; 0 unless it exceeds ANLS's threshold."""
     if not gold and not text:
         return 1.0
     value = 1 - distance(gold, text) / max(len(gold), len(text))
-    return value if value > threshold else 0.0
+    return value if value > ANLS_THRESHOLD else 0.0
 
 
 def anls(sample: Sample, text: str) -> float:

@@ -104,7 +104,7 @@ def record(
         "heads": [list(head) for head in heads], "pinned": [list(head) for head in first],
         "maps": {"peak": _base64(maps[1]), "bytes": _base64(maps[0]),
         "visual": len(token_map.visual)},
-        "scores": {_title(score): _scored(score, model) for score in scores},
+        "scores": {score.label: _scored(score, model) for score in scores},
         "left_out": left_out,
     }  # fmt: skip
 
@@ -312,10 +312,6 @@ def _quantised(values: Float[np.ndarray, "..."]) -> np.ndarray:
 
 def _base64(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
-
-
-def _title(score: HeadScores) -> str:
-    return str(score.meta.get("key") or score.meta.get("metric") or "score")
 
 
 def _scored(score: HeadScores, model: Any) -> list[list[float | None]]:

@@ -18,10 +18,11 @@ from corelens.findings.criteria import (
     at_least,
     at_most,
 )
-from corelens.findings.finding import Finding, Numbers, percent_interval
+from corelens.findings.finding import Finding, Numbers
 from corelens.findings.options import READINGS, ROWS
 from corelens.findings.verdict import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict
 from corelens.findings.world import World
+from corelens.heads.intervals import percent_interval
 
 
 @dataclass(frozen=True)

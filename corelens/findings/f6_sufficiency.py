@@ -79,10 +79,10 @@ class Sufficiency(Finding):
         verdicts = []
         for name in ("alone", "with feeders"):
             if numbers[name] is not None:
-                verdicts.append(self._judge_variant(numbers[name], name, numbers))
+                verdicts.append(self._judge_variant(numbers[name], numbers))
         return next((verdict for verdict in verdicts if verdict.word == REPRODUCED), verdicts[-1])
 
-    def _judge_variant(self, variant: Numbers, name: str, numbers: Numbers) -> Verdict:
+    def _judge_variant(self, variant: Numbers, numbers: Numbers) -> Verdict:
         if len(variant["random"]) < self.least_draws:
             return Verdict(
                 NOT_JUDGED, reason=f"{len(variant['random'])} random sets", n=numbers["n"]

@@ -22,10 +22,11 @@ from corelens.findings.criteria import (
     REACHED,
     TOP,
 )
-from corelens.findings.finding import Finding, Numbers, percent_interval
+from corelens.findings.finding import Finding, Numbers
 from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, Verdict
 from corelens.findings.world import World
 from corelens.heads.head_set import HeadSet
+from corelens.heads.intervals import percent_interval
 from corelens.sparse import SparseInference, Streaming
 
 SINK, WINDOWS = 128, (1024, 2048)  # of related code: the paper's own are not known to us

@@ -90,10 +90,3 @@ class Finding(ABC):
 def percent(x: float, digits: int = 0) -> str:
     """0.123 → "12%"."""
     return f"{100 * x:.{digits}f}%"
-
-
-def percent_interval(interval: Mapping[str, float]) -> str:
-    """{"value": 0.88, "low": 0.86, "high": 0.9} → "88 [86, 90]"."""
-    # (no −0)
-    value, low, high = (round(100 * interval[name]) + 0.0 for name in ("value", "low", "high"))
-    return f"{value:.0f} [{low:.0f}, {high:.0f}]"

@@ -11,6 +11,7 @@ Sources: Clopper and Pearson 1934, Biometrika 26; Newcombe 1998, Statistics in M
 https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C.
 """
 
+from collections.abc import Mapping
 from math import isnan, sqrt
 from typing import NamedTuple
 
@@ -142,6 +143,13 @@ def accuracy_difference(
     """Accuracy a minus b over the same samples: Newcombe; bootstrapped if they hold means over
     several runs."""
     return newcombe(a, b, level) if is_binary(a) and is_binary(b) else mean_interval(a - b, level)
+
+
+def percent_interval(interval: Mapping[str, float]) -> str:
+    """An interval in percent: {"value": 0.88, "low": 0.86, "high": 0.9} → "88 [86, 90]"."""
+    # (+ 0.0 makes 0 of −0)
+    value, low, high = (round(100 * interval[name]) + 0.0 for name in ("value", "low", "high"))
+    return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 
 
 def _alone(x: Float[np.ndarray, " sample"]) -> Interval:

@@ -1,11 +1,12 @@
 """Visual features: where an encoder's output holds them, and where DeepStack adds them."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+
+from corelens.hf.modules import takes_argument
 
 # The argument by which a model takes visual features that were computed before, {"image": output,
 # "video": output} (transformers 5.17 has no such argument). A model that does not know it swallows
@@ -15,7 +16,7 @@ ENCODED = "mm_encoder_outputs"
 
 def takes_encoded(features: Any) -> bool:
     """Whether a model takes visual features that were computed before."""
-    return ENCODED in inspect.signature(inspect.unwrap(type(features).forward)).parameters
+    return takes_argument(features, ENCODED)
 
 
 def visual_features(output: Any) -> list[Any]:

@@ -115,7 +115,7 @@ def build_token_map(
         else:
             sounds = [] if isinstance(audio.sounds, CorelensError) else audio.sounds
             covered = covered_tokens(located, sample.regions, region_weights, sample.id, sounds)
-        _warn_shrunk(sample, pictures, cells)
+        _warn_shrunk(pictures, cells)
     parts = {}
     if isinstance(tokens.question, CorelensError):
         missing["question"] = tokens.question
@@ -215,7 +215,7 @@ def _fill_placeholders(
     return located
 
 
-def _warn_shrunk(sample: Any, pictures: list[Any], cells: list[Cells]) -> None:
+def _warn_shrunk(pictures: list[Any], cells: list[Cells]) -> None:
     for picture, cell in zip(pictures, cells, strict=True):
         if cell.shrunk is not None:
             width, height = _size(picture)

@@ -188,11 +188,7 @@ def _painted(sample: Sample, kind: str, other: Any, region: Shape, seed: int) ->
     if kind == "swap":
         return _swapped(sample, region, _region(sample, other))
     if kind == "replace":
-        content = _content(other)
-
-        def paint(picture: Image.Image, area: Area) -> Image.Image:
-            return content.resize((area[2] - area[0], area[3] - area[1]), Image.Resampling.BICUBIC)
-
+        paint = _stretched(_content(other))
     elif kind == "blur":
 
         def paint(picture: Image.Image, area: Area) -> Image.Image:
@@ -286,12 +282,17 @@ def _swapped(sample: Sample, first: Shape, second: Shape) -> Sample:
         images[region.image].crop(area) for region, area in zip((first, second), areas, strict=True)
     ]
     for region, content in ((first, contents[1]), (second, contents[0])):
-
-        def paint(picture: Image.Image, area: Area, content: Image.Image = content) -> Image.Image:
-            return content.resize((area[2] - area[0], area[3] - area[1]), Image.Resampling.BICUBIC)
-
-        images[region.image] = _over(images[region.image], region, paint)
+        images[region.image] = _over(images[region.image], region, _stretched(content))
     return replace(sample, images=images)
+
+
+def _stretched(content: Image.Image) -> Paint:
+    """Paints this picture, scaled to the area."""
+
+    def paint(picture: Image.Image, area: Area) -> Image.Image:
+        return content.resize((area[2] - area[0], area[3] - area[1]), Image.Resampling.BICUBIC)
+
+    return paint
 
 
 def _content(other: Any) -> Image.Image:

@@ -309,12 +309,15 @@ def _returning_its_input(layer: nn.Module) -> Iterator[None]:
 # --- which hooks still fire
 
 
-def layer_of(name: str, n_layers: int = 1 << 30) -> int:
-    """The layer of a hook point: −1 before the first (hook_embed, the vision side), `n_layers`
-    behind the last."""
+BEHIND_ALL_LAYERS = 1 << 30
+
+
+def layer_of(name: str) -> int:
+    """The layer of a hook point: −1 before the first (hook_embed, the vision side);
+    `BEHIND_ALL_LAYERS` after the last."""
     if name.startswith("blocks."):
         return int(name.split(".")[1])
-    return -1 if name == "hook_embed" or name.startswith(TOWERS) else n_layers
+    return -1 if name == "hook_embed" or name.startswith(TOWERS) else BEHIND_ALL_LAYERS
 
 
 def _fires(name: str, start: Start) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from corelens.heads.intervals import percent_interval
 from corelens.viz import page as p
 
 Numbers = Mapping[str, Any]
@@ -76,9 +77,3 @@ def left_out(report: Numbers) -> list[str]:
         for name, model in report["models"].items()
         if model.get("left_out")
     ]
-
-
-def percent_interval(cost: Numbers) -> str:
-    """{"value": 0.88, "low": 0.86, "high": 0.9} → "88 [86, 90]"."""
-    value, low, high = (round(100 * cost[name]) + 0.0 for name in ("value", "low", "high"))
-    return f"{value:.0f} [{low:.0f}, {high:.0f}]"

@@ -6,9 +6,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from corelens.heads.intervals import percent_interval
 from corelens.viz import page as p
 from corelens.viz.finding_figures import drawn_thresholds, finding_figure
-from corelens.viz.study_beside import design, left_out, percent_interval, repeats
+from corelens.viz.study_beside import design, left_out, repeats
 from corelens.viz.study_headline import headline
 
 Numbers = Mapping[str, Any]

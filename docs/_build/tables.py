@@ -110,12 +110,6 @@ def criteria(report: dict) -> str:
     return markdown(rows)
 
 
-def points(cost: dict) -> str:
-    """ "38 [23, 50]"."""
-    value, low, high = (round(100 * cost[name]) + 0.0 for name in ("value", "low", "high"))
-    return f"{value:.0f} [{low:.0f}, {high:.0f}]"
-
-
 TABLES = {
     "reads": reads, "verdicts": verdicts, "numbers": numbers, "costs": costs, "criteria": criteria,
 }  # fmt: skip
