@@ -77,7 +77,7 @@ def attention(
     if run is not None and module in run.vision:  # a layer of a tower has a function of its own
         return run.vision[module](query, key, value, inputs.call), None
     points = run.sites.get(module) if run is not None else None
-    if run is None or run.step is None or points is None:  # a module of another model
+    if run is None or run.step is None or points is None:  # no run, or another model
         return _unhooked(inputs, run), None
     if run.sparse_plan is None and not any(point.active for point in points.in_function):
         return _unhooked(inputs, run), None
