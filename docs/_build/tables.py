@@ -19,6 +19,8 @@ import masked
 import measured
 from markdown_tables import markdown
 
+from corelens.heads.intervals import percent_interval
+
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "docs/study/report.json"  # of `corelens study --zoo`
 PAGES = (
@@ -97,7 +99,9 @@ def costs(report: dict) -> str:
             random = f"{100 * clean * max(numbers['random']['zero']):.0f}"
             cells = [part["row_costs"]["question"], part["row_costs"]["last"]]
             cells += [judged["top"]["zero"], judged["bottom"]["zero"]]
-            rows.append([f"`{name}`, {world}", f"{100 * clean:.0f}%", *map(points, cells), random])
+            rows.append(
+                [f"`{name}`, {world}", f"{100 * clean:.0f}%", *map(percent_interval, cells), random]
+            )
     return markdown(rows)
 
 
