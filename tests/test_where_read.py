@@ -126,10 +126,13 @@ def test_the_circuit_reads_at_the_last_row():
 def test_an_answer_that_hangs_on_nothing_is_said():
     nothing = Difference(0.0, CI(-0.1, 0.1))
     costs = RowCosts({"question": nothing, "last": nothing, "all": nothing}, dict.fromkeys(("question", "last"), nothing),
-                     {}, {}, Interval(0.1, 0.0, 0.3))  # fmt: skip
+                     {"question": 9, "last": 9, "all": 9}, {}, Interval(0.1, 0.0, 0.3))  # fmt: skip
     assert "do not hang on it" in costs.advice(
         HeadScores(np.eye(2), meta={"key": "ram", "rows": "question"})
     )
+    assert "no group of rows costs accuracy beyond its interval (n=9)" in costs.conclusion
+    costs.costs["last"] = Difference(0.5, CI(0.1, 0.8))
+    assert costs.conclusion == "the answer hangs on rows=last"
 
 
 def test_costs_survive_a_file(model, answered, tmp_path):

@@ -123,15 +123,21 @@ def stored(run: Path) -> Any:
 
 
 def print_costs(costs: Any) -> None:
-    """A table of the groups."""
-    table = Table(caption=f"accuracy with nothing cut off: {costs.clean}".replace("[", r"\["))
+    """A table of the groups, and what follows from it."""
+    caption = f"accuracy with nothing cut off: {costs.clean}".replace("[", r"\[")
+    if any(text.endswith("…") for text in costs.texts.values()):
+        caption += "; … behind a token: the commonest, samples differ there"
+    table = Table(caption=caption)
     table.add_column("rows", no_wrap=True)
     table.add_column("n", justify="right")
     for name in ("accuracy lost", "log-probability lost"):
         table.add_column(escape(f"{name} [95% CI]"), justify="right", no_wrap=True)
     for row in costs.table():
-        table.add_row(*map(escape, row), style="bold" if row[0] == costs.rows else None)
-    Console(highlight=False).print(table)
+        hurts = row[0] == costs.rows and costs.hurts(costs.rows)
+        table.add_row(*map(escape, row), style="bold" if hurts else None)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(costs.conclusion, markup=False)
 
 
 def print_short(costs: Any) -> None:

@@ -26,7 +26,7 @@ from corelens.evaluation.knockouts import Knockouts
 from corelens.evaluation.lists import listed
 from corelens.evaluation.resume import samples_folder
 from corelens.heads.intervals import CI, Difference, Interval, accuracy_difference, mean_interval
-from corelens.inputs.prepare import Sample
+from corelens.inputs.sample import Sample, as_sample
 from corelens.metrics.registry import metric
 from corelens.model.hooked import HookedMLLM
 from corelens.runs.processes import carry_out, check_folder
@@ -87,6 +87,18 @@ class RowCosts:
         if parts == ["answer"]:  # as rows, "answer" holds the last row, too
             known.append("last")
         return any(self.costs[part].ci.low > 0 for part in known)
+
+    @property
+    def conclusion(self) -> str:
+        """One sentence: at which rows the evidence is needed, if a cut at any of them certainly
+        costs accuracy."""
+        best = self.costs[self.rows]
+        if best.ci.low > 0:
+            return f"the answer hangs on rows={self.rows}"
+        return (
+            f"no group of rows costs accuracy beyond its interval (n={self.counts[self.rows]}): "
+            "too few samples, or the answer does not hang on the evidence"
+        )
 
     def advice(self, scores: Any) -> str | None:
         """What to know about a ranking before its heads are ablated; None if its rows are those
@@ -182,7 +194,7 @@ class RowCosts:
             raise CorelensError(
                 f"{path}, which cannot be read ({type(error).__name__}: {error})",
                 "what RowCosts.save wrote",
-                "see it",
+                "measure again: cl.where_read(model, samples).save(path)",
             ) from error
 
     def table(self) -> list[tuple[str, str, str, str]]:
@@ -204,7 +216,7 @@ class RowCosts:
             f"accuracy {self.clean}; lost with the evidence cut off from all heads, at these rows:"
         ]
         text += [f"  {group:<24} {cost}  (n={n})" for group, n, cost, _ in self.table()]
-        return "\n".join([*text, f"the answer hangs on rows={self.rows}"])
+        return "\n".join([*text, self.conclusion])
 
     __repr__ = __str__
 
@@ -247,7 +259,8 @@ def where_read(
             another run.
     """
     check_folder(out)
-    samples = listed(samples, "where_read", "every group of rows is one more run of all")
+    values = listed(samples, "where_read", "every group of rows is one more run of all")
+    samples = [as_sample(value) for value in values]  # (prepared inputs have no regions to check)
     check_marked(samples, columns)
     prepared = batches(model, samples, batch_size)
     runs = Knockouts(model, prepared)
