@@ -78,5 +78,12 @@ def test_committed_verdicts_are_what_the_numbers_give_today(file):
     assert Study.load(file).to_json() == report
 
 
+def test_the_committed_report_is_drawn_again_into_a_folder_given_as_text(tmp_path):
+    study = Study.load(str(tables.STUDY))
+    study.write(str(tmp_path))
+    page = study.report.read_text(encoding="utf-8")
+    assert "the evidence hidden from these heads:" in page and "<th>how</th>" not in page
+
+
 def test_they_are_small():
     assert sum(path.stat().st_size for path in tables.STUDY.rglob("*") if path.is_file()) < 2e6

@@ -129,7 +129,7 @@ class Study:
         criteria = [asdict(threshold) for threshold in THRESHOLDS]
         return {"format": FORMAT, "findings": findings, "criteria": criteria} | self.data
 
-    def write(self, out: Path, explorer: Any = None) -> None:
+    def write(self, out: str | Path, explorer: Any = None) -> None:
         """report.html and report.json; each file appears whole or not at all.
 
         Args:
@@ -138,6 +138,7 @@ class Study:
         """
         from corelens.viz.study_page import study_page
 
+        out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         report = self.to_json()
         write_whole(out / "report.json", json.dumps(report, ensure_ascii=False))

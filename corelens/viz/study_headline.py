@@ -26,7 +26,7 @@ def headline(report: Numbers) -> list[Markup]:
     several models one table."""
     tested = list(_tested(report))
     if len(report["models"]) > 1:
-        return [_table(tested)] if tested else []
+        return _tables(tested)
     parts = []
     for _, world, part, numbers in tested[:1]:
         parts.append(_strip(part, numbers))
@@ -114,14 +114,19 @@ def _strip(part: Numbers, numbers: Numbers) -> Markup:
     return p.tiles([("answers right, nothing changed", clean, samples), *tiles], hot=1)
 
 
-def _table(tested: list[tuple[str, str, Numbers, Numbers]]) -> Markup:
-    rows = []
-    for name, world, part, numbers in tested:
-        kind = _kind(numbers)
-        if kind is not None:
-            rows.append([f"{name}, {world}", *_cells(part, numbers, kind), DONE[kind]])
-    columns = ["model and world", "answers right", "top heads cut", "random heads cut", "how"]
-    return p.table(columns, rows)
+def _tables(tested: list[tuple[str, str, Numbers, Numbers]]) -> list[Markup]:
+    """One table for each intervention, a row for each model and world that was tested by it."""
+    columns = ["model and world", "no head", "the top heads", "random heads"]
+    tables = []
+    for kind, done in DONE.items():
+        rows = [
+            [f"{name}, {world}", *_cells(part, numbers, kind)]
+            for name, world, part, numbers in tested
+            if _kind(numbers) == kind
+        ]
+        if rows:
+            tables.append(p.table(columns, rows, f"Answers right, {done} these heads:"))
+    return tables
 
 
 def _caption(world: str, part: Numbers) -> str:

@@ -44,7 +44,8 @@ def study_page(report: Numbers, explorer: Markup | None = None) -> str:
         title = "Details" if len(names) == 1 else f"Details of {name}"
         sections.append(p.section(title, *_details(report, name, model)))
     sections.append(p.section("How it was done", *METHOD, *_how(report)))
-    return p.page(f"The heads that fetch the evidence: {', '.join(names)}", sections, _meta(report))
+    unbroken = ", ".join(name.replace("-", "\N{NON-BREAKING HYPHEN}") for name in names)
+    return p.page(f"The heads that fetch the evidence: {unbroken}", sections, _meta(report))
 
 
 def summary(report: Numbers) -> Markup:
@@ -147,8 +148,8 @@ def _reads(name: str, model: Numbers) -> str:
     return (
         f"**{name} does not read the evidence as the paper has it**: cutting it from the "
         f"question's tokens in all heads costs {lost} points. It reads at the last row, so the "
-        "heads judged are those of RAM at the last row, a reading of ours; a verdict speaks of "
-        f"them.{answers}"
+        "verdicts are about the heads of highest RAM at the last row, a reading of ours."
+        f"{answers}"
     )
 
 
