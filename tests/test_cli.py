@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from corelens.cli import app as cli
 from corelens.interventions.result import PatchResult
 
 HEADS = cl.HeadSet(["L1H5", "L1H4"])
-COMMANDS = ("ablate", "app", "doctor", "eval", "explore", "patch", "rows", "show", "study")
+COMMANDS = ("ablate", "app", "doctor", "eval", "explore", "patch", "rows", "show", "speed", "study")
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,8 @@ def test_rows_says_what_where_read_says(corelens, model, tmp_path):
     )
     assert printed["groups"]["last"]["cost"][0] == wanted.costs["last"].difference
     assert cl.evaluation.RowCosts.load(tmp_path / "made/rows.json").costs == wanted.costs
-    assert "question[0]" in corelens("rows qwen3vl-s refer --n 9 --limit 2 --out rows.html")
+    shown = corelens("rows qwen3vl-s refer --n 9 --limit 2 --out rows.html")
+    assert "question[0]" in shown and "no group of rows costs accuracy beyond" in shown
     page = (tmp_path / "rows.html").read_text(encoding="utf-8")
     assert "<svg" in page and "question[0]" in page and "<script" not in page
 
@@ -343,6 +345,17 @@ def test_score_takes_part_of_a_folder_and_runs_are_compared(corelens, tmp_path):
         )
     assert json.loads(corelens("compare one two --metric lift --json"))["rbo"] == pytest.approx(1)
     assert "did you mean 'ram'" in str(corelens("compare one two --metrics rma", fails=True))
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    def warn(**_):
+        warnings.warn("[these] heads look", stacklevel=1)
+
+    monkeypatch.setattr(cli, "app", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli.main()
+    assert capsys.readouterr().err == "note: [these] heads look\n"
 
 
 def test_speed_takes_its_window_from_the_prompts_and_refuses_what_leaves_nothing_out(

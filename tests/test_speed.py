@@ -268,6 +268,7 @@ def test_reports_are_read_back_and_shown(tmp_path, capsys):
     )
     assert report.show() is not None
     shown = capsys.readouterr().out
+    assert "full heads: L0H1; 10% of the (query, key) pairs left" in shown
     assert (
         "slower than dense" in shown and "decoder prefill" in shown and "Note: <b>not</b>" in shown
     )

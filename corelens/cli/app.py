@@ -6,6 +6,7 @@ A user's mistake is one message, not a trace; the exit code is then 2.
 import json as json_module
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,31 +20,22 @@ from corelens.cli.compare import add_compare
 from corelens.cli.doctor import add_doctor
 from corelens.cli.eval import add_eval
 from corelens.cli.explore import add_explore
-from corelens.cli.opening import (
-    check_model,
-    open_data,
-    open_model,
-    open_scores,
-    scored_on,
-)
+from corelens.cli.opening import check_model, open_data, open_model, open_scores
 from corelens.cli.options import (
     BatchSize,
     Data,
     Device,
     Dtype,
-    Fresh,
     Json,
     Limit,
     Metric,
     Model,
-    Open,
     Seed,
-    check_word,
 )
-from corelens.cli.output import show_page
 from corelens.cli.patch import add_patch
 from corelens.cli.rows import FILE, add_rows, measured, print_advice, print_short
 from corelens.cli.show import add_show
+from corelens.cli.speed import add_speed
 from corelens.cli.study import add_study
 from corelens.errors import CorelensError
 
@@ -125,7 +117,7 @@ def score(
     """Score every head of a model; several processes share the work under `accelerate launch`.
 
     RAM is read as published: the mean over the question's tokens. Whether the answer hangs on these
-    rows is measured beside it (`corelens rows` says more), and said.
+    rows is measured, too, and printed (`corelens rows` says more).
 
     Example: `corelens score qwen3vl-s refer --metric ram --metric lift --out run`
 
@@ -197,102 +189,6 @@ def heads(
 add_compare(app)
 
 
-@app.command()
-def speed(
-    model: Model,
-    data: Data,
-    heads: Annotated[
-        Path,
-        typer.Option(
-            "--scores", "--heads", help="A run folder of `corelens score`, or a score file."
-        ),
-    ],
-    top: Annotated[
-        float, typer.Option(help="Share of all heads that attend fully.", min=0, max=1)
-    ] = 0.05,
-    metric: Metric = None,
-    sink: Annotated[
-        int | None,
-        typer.Option(
-            help="First tokens that every head sees. [default: 128; less of short prompts]"
-        ),
-    ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(
-            help="Last tokens that the other heads see. [default: 1024; less of short prompts]"
-        ),
-    ] = None,
-    last: Annotated[int, typer.Option(help="Last rows of the prompt that see everything.")] = 0,
-    kv_budget: Annotated[
-        int | None,
-        typer.Option(
-            help="Keys kept a KV head, shared out by the scores; alone unless --window is given."
-        ),
-    ] = None,
-    decode: Annotated[
-        str, typer.Option(help="full, or streaming: sparse KV heads forget.")
-    ] = "full",
-    engine: Annotated[str, typer.Option(help="auto, or a prefill engine by name.")] = "auto",
-    n: Annotated[int, typer.Option(help="How many samples of a synthetic world.", min=1)] = 100,
-    limit: Limit = None,
-    seed: Fresh = 2,
-    rounds: Annotated[int, typer.Option(help="How often each sample is timed.", min=1)] = 5,
-    batch_size: BatchSize = 8,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for speed.html and speed.json.")] = None,
-    open_page: Open = False,
-    json: Json = False,
-) -> None:
-    """Dense against sparse inference with the top heads kept full: times, memory, accuracy.
-
-    The window follows the prompts' length unless it is given; a pattern that leaves nothing out of
-    them is refused.
-
-    Example: `corelens speed qwen3vl-s refer --scores run --metric 'ram[rows=last]' --sink 1
-    --window 16`
-
-    Example: `corelens speed Qwen/Qwen3-VL-4B-Instruct my_samples --scores run --kv-budget 256`
-    """
-    scores = open_scores(heads, metric)
-    check_model(model, scores.top(1.0))
-    check_word("--decode", decode, ("full", "streaming"))
-    samples = open_data(data, n, seed, limit)
-    from corelens.evaluation.evaluate import batches, evaluate
-    from corelens.evaluation.sparse_account import leaves_something, streaming_for
-    from corelens.evaluation.sparse_run import check_scores
-    from corelens.sparse import KVBudget, SparseInference
-    from corelens.sparse.prefill import ENGINES
-
-    check_word("--engine", engine, ("auto", *ENGINES))
-    budget = KVBudget(scores, kv_budget) if kv_budget is not None else None
-    hooked = open_model(model, dtype, device)
-    check_scores(scores, hooked.cfg)
-    prepared = batches(hooked, samples, batch_size)
-    tokens = [len(tm.all) - len(tm.answer) for inputs in prepared for tm in inputs.token_maps]
-    pattern = None if budget and window is None else streaming_for(tokens, sink, window, last)
-    options: dict[str, Any] = {"kv_budget": budget, "decode": decode, "engine": engine}
-    sparse = SparseInference(
-        scores.top(float(top)) if pattern and top else None, pattern, **options
-    )
-    leaves_something(sparse, hooked.cfg, tokens)
-    report = evaluate(hooked, prepared, sparse=sparse, rounds=rounds).speed
-    assert report is not None
-    if seen := scored_on(scores, samples, data):
-        report.notes.append(f"The heads were scored on {seen} of these samples: choose other ones.")
-    if out is not None:
-        report.save(out / "speed.json")
-        report.save(out / "speed.html")
-        show_page(out / "speed.html", open_page)
-    if json:
-        typer.echo(json_module.dumps(report.to_json()))
-        return
-    report.show()
-    if out is not None:
-        console.print(f"report: {out / 'speed.html'}", highlight=False)
-
-
 data_app = typer.Typer(help="Your copies of public data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
@@ -332,6 +228,7 @@ def data_check(
         raise typer.Exit(1)
 
 
+add_speed(app)
 add_ablate(app)
 add_doctor(app)
 add_eval(app)
@@ -342,10 +239,18 @@ add_explore(app)
 add_study(app)
 
 
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    """Print a warning as one line, without the line of source that it came from."""
+    errors.print(f"[bold]note:[/bold] {escape(str(message))}", highlight=False, soft_wrap=True)
+
+
 def main() -> None:
-    """Run the command line; a CorelensError is printed and exits with 2, Ctrl-C with 130."""
+    """Run the command line; a warning is printed as a note, a CorelensError exits with 2, Ctrl-C
+    with 130."""
     try:
-        app(standalone_mode=True)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app(standalone_mode=True)
     except CorelensError as error:
         errors.print(f"[bold red]corelens:[/bold red] {escape(str(error))}", highlight=False)
         sys.exit(2)

@@ -176,6 +176,20 @@ class SpeedReport:
             f"{self.meta.get('machine', '')}"
         )
 
+    @property
+    def planned(self) -> str:
+        """What was left out, in one line: which heads see all, what the others see, and the share
+        of (query, key) pairs that is left."""
+        full = [f"L{layer}H{head}" for layer, head in self.plan.get("heads") or ()]
+        parts = [f"full heads: {', '.join(full[:12])}{' …' if len(full) > 12 else ''}"] * bool(full)
+        if self.plan.get("pattern"):
+            parts.append(f"{'the others' if full else 'all heads'}: {self.plan['pattern']}")
+        if self.plan.get("kv_budget"):
+            parts.append(str(self.plan["kv_budget"]))
+        if self.pairs is not None:
+            parts.append(f"{self.pairs:.0%} of the (query, key) pairs left")
+        return "; ".join(parts)
+
     def table(self, quartiles: bool = True) -> tuple[list[str], list[list[str]]]:
         """(columns, rows): by phase dense, sparse, ratio, what operations allow, the share of it
         reached."""
@@ -210,14 +224,21 @@ class SpeedReport:
 
         console, (columns, rows) = Console(), self.table(quartiles=False)
         table = Table(
-            box=SIMPLE_HEAD, padding=(0, 1), title=escape(self.caption), title_justify="left"
-        )
+            box=SIMPLE_HEAD, padding=(0, 1), title=escape(self.caption), title_justify="left",
+            caption="limit: what the operation count allows; reached: the speed-up as a share of "
+            "it",
+        )  # fmt: skip
         for i, column in enumerate(columns):
             table.add_column(column, justify="right" if i else "left", no_wrap=True)
         for row in rows:
             table.add_row(*map(escape, row))
         console.print(table)
-        for words in (self.verdict, self.answers, *(f"Note: {note}" for note in self.notes)):
+        for words in (
+            self.planned,
+            self.verdict,
+            self.answers,
+            *(f"Note: {note}" for note in self.notes),
+        ):
             console.print(escape(words), highlight=False)
         return self.plot()
 
