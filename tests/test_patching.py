@@ -614,6 +614,8 @@ def test_a_result_speaks_for_itself():
     part = result.select(layer=1)
     assert part.axes == {"head": ["0", "1", "2"]} and (part.values == result.values[:, 1]).all()
     assert "layer 1 head 2" in repr(result)
+    alone = repr(result.select(layer=1).select(head=2))
+    assert "one patch" in alone and f"logit difference {result.top(1)[0][1]:+.3f}" in alone
     assert "<img" in result._repr_html_()
     assert result.plot("recovered") and part.plot() and result.plot_against(made())
     for call, message in (

@@ -1,5 +1,7 @@
 """What a caller may say in a shorter way, and the nearest name for what is written wrong."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -60,10 +62,34 @@ def test_nearest_names(model, sample):
         (lambda: cl.metric("rma"), "did you mean 'ram'"),
         (lambda: cl.metric("ram[row=last]"), "did you mean 'rows'? options: rows, "),
         (lambda: cl.metric("ram", reduc="max"), "did you mean 'reduce'"),
+        (
+            lambda: model.run_with_hooks(sample, fwd_hooks=[("L5H6", print)]),
+            "nearest: blocks.5.attn.head.6.hook_z",
+        ),
+        (lambda: model.generate(sample, fwd_hooks=[]), "with model.hooks(fwd_hooks="),
     ):
         with pytest.raises(cl.CorelensError) as error:
             call()
         assert words in str(error.value), error.value
+
+
+def test_what_stands_in_the_place_of_another_thing_is_named(model, sample):
+    """Inputs for samples, all scores for one ranking, a ranking for some heads."""
+    inputs = model.prepare(sample)
+    scores = cl.HeadScores(np.ones((8, 12)))
+    for runner, given, words in (
+        (cl.score_heads, (inputs,), "inputs.samples"),
+        (cl.score_heads, ([inputs],), "inputs.samples"),
+        (cl.score_heads, (5,), "a int in place of a sample"),
+        (cl.where_read, (inputs,), "inputs.samples"),
+        (cl.ablation_sweep, ([sample], {"ram": scores}), 'scores["ram"]'),
+    ):
+        call = inspect.unwrap(runner)  # (the tests' own checker of types would say no before it)
+        with pytest.raises(cl.CorelensError) as error:
+            call(model, *given)
+        assert words in str(error.value), error.value
+    with pytest.raises(cl.CorelensError, match=r"scores.top\(0.05\)"):
+        inspect.unwrap(cl.HeadSet.__init__)(cl.HeadSet(), scores)
 
 
 def test_a_whole_number_of_heads_is_a_count():

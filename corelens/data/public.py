@@ -42,10 +42,9 @@ def recognise(path: str | Path) -> str:
     if len(names) == 1:
         return names[0]
     inside = sorted(entry.name for entry in root.iterdir())[:8] if root.is_dir() else []
+    holds = "is a file" if root.is_file() else f"holds {inside or 'nothing'}"
     raise CorelensError(
-        f"{root}, with the marks of {' and '.join(names)}"
-        if names
-        else f"{root}, which holds {inside or 'nothing'}",
+        f"{root}, with the marks of {' and '.join(names)}" if names else f"{root}, which {holds}",
         f"a folder with {FILE}, or a copy of one of {', '.join(SETS)}",
         "give each set a folder of its own, laid out as docs/data.md says",
     )

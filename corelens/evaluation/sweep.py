@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.progress import Progress
 
+from corelens.errors import CorelensError
 from corelens.evaluation.answers import Evaluation
 from corelens.evaluation.evaluate import batches, evaluate
 from corelens.evaluation.lists import listed
@@ -199,6 +200,12 @@ def ablation_sweep(
     Warns where the top heads cost no more than random ones at any share (`Sweep.hint`): heads that
     look need not be heads that the answer needs.
     """
+    if not isinstance(scores, HeadScores):
+        raise CorelensError(
+            f"a {type(scores).__name__} as scores",
+            "HeadScores: one ranking",
+            'one of those that cl.score_heads gave: scores["ram"]',
+        )
     scores.top(k=1).check(model.cfg.n_layers, model.cfg.n_heads)
     check_folder(out)
     samples = listed(samples, "ablation_sweep", "every set of heads is one more run of all")

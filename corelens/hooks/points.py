@@ -243,7 +243,10 @@ class HookDict(dict[str, Any]):
             parent = self.get(f"{match['attn']}.{match['point']}")
             if isinstance(parent, HookPoint):
                 return parent.per_head(match["kind"], int(match["index"]), name)
-        near = difflib.get_close_matches(name, list(self), n=3, cutoff=0.5)
+        if head := re.fullmatch(r"L(\d+)H(\d+)", name):
+            near = [f"blocks.{head[1]}.attn.head.{head[2]}.hook_{point}" for point in "zq"]
+        else:
+            near = difflib.get_close_matches(name, list(self), n=3, cutoff=0.5)
         raise CorelensError(
             f"the hook name {name!r}",
             f"a name that the model has; the nearest: {', '.join(near) or 'none'}",

@@ -108,8 +108,14 @@ def as_sample(value: Any) -> Sample:
     """The value, if it is a Sample.
 
     Raises:
-        CorelensError: it is something else, for instance a row of a data set.
+        CorelensError: it is something else, for instance a row of a data set, or prepared inputs.
     """
+    if hasattr(value, "token_maps"):
+        raise CorelensError(
+            f"{str(value)[:60]} in place of a sample",
+            "a Sample: its question and its regions are read",
+            "give the samples that these inputs were prepared from: inputs.samples",
+        )
     if not isinstance(value, Sample):
         shown = ", ".join(map(str, value)) if isinstance(value, Mapping) else str(value)
         raise CorelensError(

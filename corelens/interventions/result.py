@@ -97,7 +97,7 @@ class PatchResult:
         largest = []
         for labels, effect in self.top(3):
             entry = " ".join(f"{name} {label}" for name, label in labels.items())
-            largest.append(f"{entry}: {effect:+.3f}")
+            largest.append(f"{entry}: {effect:+.3f}".removeprefix(": "))
         best = ", ".join(largest)
         about = f"{self.meta.get('direction', 'patching')} {self.meta.get('site', '')}".strip()
         metric = self.meta.get("metric", "effect")

@@ -111,6 +111,8 @@ def score_heads(
         )
     check_on_error(on_error)
     check_folder(out)
+    if not isinstance(samples, Sample | Iterable):
+        as_sample(samples)  # raises
     stream = None if isinstance(samples, str | Sample | Sequence) else samples
     questions = _questions(samples) if isinstance(samples, str | Sample | Sequence) else []
     if not resolved or (stream is None and not questions):

@@ -16,8 +16,10 @@ from corelens.errors import CorelensError
 from corelens.inputs.processing import PER_TOKEN
 from corelens.inputs.tensors import MEDIA
 
-# Keywords of TransformerLens's calls that have no meaning here, and what to do instead.
+# Keywords of TransformerLens's calls that have no meaning in this one, and what to do instead.
 ELSEWHERE = {
+    "fwd_hooks": "model.run_with_hooks(inputs, fwd_hooks=…), or, also around generate: "
+    "with model.hooks(fwd_hooks=…): …",
     "prepend_bos": "the chat template writes the special tokens: look at "
     "model.to_str_tokens(inputs)",
     "padding_side": "padding is prepare's: model.prepare(samples, padding_side=…)",
