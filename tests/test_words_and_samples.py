@@ -62,6 +62,7 @@ def test_nearest_names(model, sample):
         (lambda: cl.metric("rma"), "did you mean 'ram'"),
         (lambda: cl.metric("ram[row=last]"), "did you mean 'rows'? options: rows, "),
         (lambda: cl.metric("ram", reduc="max"), "did you mean 'reduce'"),
+        (lambda: cl.metric(lambda pattern: pattern.sum(-1)), "token_map as the second argument"),
         (
             lambda: model.run_with_hooks(sample, fwd_hooks=[("L5H6", print)]),
             "nearest: blocks.5.attn.head.6.hook_z",

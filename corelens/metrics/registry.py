@@ -98,13 +98,19 @@ def _of_function(function: Callable[..., Any]) -> tuple[Metric, bool]:
     """
     parameters = list(inspect.signature(function).parameters.values())
     free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    name = getattr(function, "__name__", type(function).__name__)
+    if len(parameters) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        raise CorelensError(
+            f"the score {name!r}, a function of {len(parameters)} arguments",
+            "a function of (pattern [head, row, key], token_map) that returns [head]",
+            "take token_map as the second argument, also where it is not used",
+        )
     further = [
         p for p in parameters[2:] if p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.KEYWORD_ONLY
     ]
     needs = ("pattern", "token_map", *(p.name for p in further if p.default is p.empty))
     defaults = {p.name: p.default for p in further if p.default is not p.empty}
     reduce = defaults.pop("reduce", None)
-    name = getattr(function, "__name__", type(function).__name__)
     return Metric(name, function, needs, reduce=reduce, options=defaults, region=False), free
 
 
