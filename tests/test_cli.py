@@ -149,7 +149,9 @@ def test_rows_says_what_where_read_says(corelens, model, tmp_path):
     assert printed["groups"]["last"]["cost"][0] == wanted.costs["last"].difference
     assert cl.evaluation.RowCosts.load(tmp_path / "made/rows.json").costs == wanted.costs
     shown = corelens("rows qwen3vl-s refer --n 9 --limit 2 --out rows.html")
-    assert "question[0]" in shown and "no group of rows costs accuracy beyond" in shown
+    assert "question[0]" in shown and "the answer hangs on rows=last" in shown
+    last = next(line for line in shown.splitlines() if line.startswith("  last"))
+    assert "n=2" in shown and last.count("]") == 2  # 80 columns hold both intervals
     page = (tmp_path / "rows.html").read_text(encoding="utf-8")
     assert "<svg" in page and "question[0]" in page and "<script" not in page
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -123,21 +124,22 @@ def stored(run: Path) -> Any:
 
 
 def print_costs(costs: Any) -> None:
-    """A table of the groups, and what follows from it."""
-    caption = f"accuracy with nothing cut off: {costs.clean}".replace("[", r"\[")
+    """A table of the groups that 80 columns hold, and what follows from it."""
+    n = str(costs.meta["n"])
+    caption = f"with 95% intervals, n={n}; accuracy with nothing cut off: {costs.clean}"
     if any(text.endswith("…") for text in costs.texts.values()):
         caption += "; … behind a token: the commonest, samples differ there"
-    table = Table(caption=caption)
-    table.add_column("rows", no_wrap=True)
-    table.add_column("n", justify="right")
+    table = Table(caption=escape(caption), box=SIMPLE_HEAD)
+    table.add_column("rows")
     for name in ("accuracy lost", "log-probability lost"):
-        table.add_column(escape(f"{name} [95% CI]"), justify="right", no_wrap=True)
-    for row in costs.table():
-        hurts = row[0] == costs.rows and costs.hurts(costs.rows)
-        table.add_row(*map(escape, row), style="bold" if hurts else None)
+        table.add_column(name, justify="right", no_wrap=True)
+    for group, samples, *lost in costs.table():
+        label = group if samples == n else f"{group} (n={samples})"
+        hurts = group == costs.rows and costs.hurts(group)
+        table.add_row(*map(escape, (label, *lost)), style="bold" if hurts else None)
     console = Console(highlight=False)
     console.print(table)
-    console.print(costs.conclusion, markup=False)
+    console.print(costs.conclusion, markup=False, soft_wrap=True)
 
 
 def print_short(costs: Any) -> None:

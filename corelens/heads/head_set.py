@@ -52,11 +52,11 @@ class HeadSet(AbstractSet):
     def __init__(self, heads: "Iterable[Any] | Head | str" = ()):
         names = [heads] if isinstance(heads, (str, Head)) else heads
         if not isinstance(names, Iterable):
-            chosen = "choose some of them: scores.top(0.05)" if hasattr(names, "top") else None
+            choose = "choose some of them: scores.top(0.05)" if hasattr(names, "top") else None
             raise CorelensError(
                 f"{heads!r} as heads",
                 "several heads",
-                chosen or 'HeadSet([(3, 5)]) or HeadSet(["L3H5"])',
+                choose or 'HeadSet([(3, 5)]) or HeadSet(["L3H5"])',
             )
         self._heads = tuple(dict.fromkeys(Head.of(head) for head in names))
         self._lookup = frozenset(self._heads)
