@@ -239,7 +239,7 @@ add_explore(app)
 add_study(app)
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as one line, without the line of source that it came from."""
     errors.print(f"[bold]note:[/bold] {escape(str(message))}", highlight=False, soft_wrap=True)
 
