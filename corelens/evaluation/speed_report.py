@@ -181,7 +181,9 @@ class SpeedReport:
         """What was left out, in one line: which heads see all, what the others see, and the share
         of (query, key) pairs that is left."""
         full = [f"L{layer}H{head}" for layer, head in self.plan.get("heads") or ()]
-        parts = [f"full heads: {', '.join(full[:12])}{' …' if len(full) > 12 else ''}"] * bool(full)
+        parts = []
+        if full:
+            parts.append(f"full heads: {', '.join(full[:12])}{' …' if len(full) > 12 else ''}")
         if self.plan.get("pattern"):
             parts.append(f"{'the others' if full else 'all heads'}: {self.plan['pattern']}")
         if self.plan.get("kv_budget"):
