@@ -339,6 +339,11 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     speedup = f"{prefill['attention']['speedup']['median']:.1f}x"
     words = "{} faster attention on a prompt of 16k tokens with {} of {} heads full"
     yield "README.md", words, [speedup, str(prefill["full_heads"]), str(prefill["heads"])]
+    layers = {cell["tokens"]: cell["decoder"] for cell in read("prefill-decoder-cpu")["cells"]}
+    sizes = [f"{layers[n]['speedup']['median']:.2f}x" for n in (16384, 32768)]
+    sizes += [f"{layers[n]['limit']:.2f}x" for n in (16384, 32768)]
+    words = "layer prefills {} faster at 16k tokens and {} at 32k, of a possible {} and {}."
+    yield "README.md", words, sizes
     all_patterns = results["4096"]["CoreLens, all patterns"]["time_ratio"]["median"]
     words = "all patterns cost {} times a plain forward"
     yield "docs/limits.md", words, [f"{all_patterns:.1f}"]
