@@ -114,13 +114,13 @@ def test_tokens_cannot_break_out_of_a_token_view(browse):
     """CircuitsVis writes tokens into a script as they are; ours are escaped before."""
     import torch
 
-    from corelens.viz.tokens import View, drawn
+    from corelens.viz.tokens import View, circuitsvis_html
 
     evil = [
         "</script><script>document.body.dataset.bad = 1</script>",
         '<img src=x onerror="document.body.dataset.bad = 1">',
     ]
-    body = drawn(torch.eye(2)[None], evil, cl.HeadSet("L0H0"))
+    body = circuitsvis_html(torch.eye(2)[None], evil, cl.HeadSet("L0H0"))
     script = (
         "await wait(300); return all('h3').length + ' ' + (document.body.dataset.bad || 'good');"
     )

@@ -342,7 +342,7 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     layers = {cell["tokens"]: cell["decoder"] for cell in read("prefill-decoder-cpu")["cells"]}
     sizes = [f"{layers[n]['speedup']['median']:.2f}x" for n in (16384, 32768)]
     sizes += [f"{layers[n]['limit']:.2f}x" for n in (16384, 32768)]
-    words = "layer prefills {} faster at 16k tokens and {} at 32k, of a possible {} and {}."
+    words = "whole layer {} at 16k and {} at 32k, of a possible {} and {}."
     yield "README.md", words, sizes
     all_patterns = results["4096"]["CoreLens, all patterns"]["time_ratio"]["median"]
     words = "all patterns cost {} times a plain forward"
