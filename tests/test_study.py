@@ -250,7 +250,7 @@ def test_a_folder_of_an_older_version_is_named_and_kept(model, tmp_path):
 
 
 def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
-    samples = {"refer": scenes()[:24]}
+    samples = {"refer": scenes()[:16]}
     calls, real = [], world.World.correct
 
     def dies(self, key, hooks):
@@ -308,7 +308,7 @@ def test_two_studies_do_not_write_one_folder(model, tmp_path):
 
 
 def test_a_study_out_of_hours_says_what_it_left_out_and_goes_on_with_more(model, tmp_path):
-    samples = {"refer": scenes()[:24]}
+    samples = {"refer": scenes()[:16]}
     options = OPTIONS | {"findings": ["F1", "F5"], "score_share": 0.5, "effect_samples": 0}
     short = cl.study(model, samples, out=tmp_path, **options, hours=1e-9)
     (of_model,) = short.data["models"].values()
