@@ -71,9 +71,9 @@ def repeats(model: Numbers) -> list[Markup]:
 
 def left_out(report: Numbers) -> list[str]:
     """A sentence for each model of which something was left out at the limit of core-hours."""
+    # (a joint report has no common limit)
     return [
-        f"Of {name} was left out, at the limit of {report['options']['hours']:g} core-hours: "
-        f"{'; '.join(model['left_out'])}."
+        f"Of {name} was left out, at the limit of its core-hours: {'; '.join(model['left_out'])}."
         for name, model in report["models"].items()
         if model.get("left_out")
     ]

@@ -121,7 +121,7 @@ def counted() -> str:
     """How many samples and random sets the committed study rests on."""
     parts = [
         (name, part)
-        for name in ("qwen3vl-s", "internvl-s", "qwen3vl-q", "smol-vlm")
+        for name in ("qwen3vl-s", "qwen3vl-s-all", "internvl-s", "qwen3vl-q", "smol-vlm")
         for part in study(name)["worlds"].values()
     ]
     tested: dict[int, list[str]] = {}
