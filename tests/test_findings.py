@@ -437,12 +437,13 @@ def every_world_counts(monkeypatch):
 def test_the_study_runs_on_every_family(family, every_world_counts):
     model = cl.HookedMLLM(*tiny(family))
     # (what stands beside the findings uses the same runs: of one family)
-    without = () if family == "qwen3_vl" else ("design", "causal", "repeats")
+    without = () if family == "qwen3_vl" else ("design", "causal", "repeats", "faithfulness")
     samples = cl.synthetic("refer", 10, seed=2)
     study = cl.study(model, {"refer": samples}, out=None, without=without, **SMALL)
     (part,) = next(iter(study.data["models"].values()))["worlds"].values()
-    assert set(part["numbers"]) == set(FINDINGS) and part["faithfulness"]["n"] == 2
+    assert set(part["numbers"]) == set(FINDINGS)
     if not without:
+        assert part["faithfulness"]["n"] == 2
         assert part["design"]["n"] == 2 and part["repeats"]["other samples"]["n"] == 4
     assert {finding.verdict for finding in study.findings} <= {
         NOT_REPRODUCED,

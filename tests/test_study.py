@@ -39,7 +39,7 @@ OPTIONS = {
 }  # fmt: skip
 RULES = OPTIONS | {
     "draws": 20,
-    "curve_draws": 4,
+    "curve_draws": 1,
     "kinds": ("zero",),
     "effect_samples": 0,
     "without": BESIDE,
