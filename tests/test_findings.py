@@ -323,6 +323,11 @@ def test_worlds_combine_into_one_verdict():
         combine({"a": cannot, "b": few}).word == NOT_JUDGED
         and combine({"a": cannot}).word == CANNOT
     )
+    # what was left out for want of time might have failed; what did fail stands
+    late = Verdict(NOT_JUDGED, reason=f"{LEFT_OUT}: the limit of 1 core-hours was reached")
+    unfinished = combine({"a": yes, "b": late})
+    assert unfinished.word == NOT_JUDGED and "1 core-hours" in unfinished.reason
+    assert combine({"a": no, "b": late}).word == NOT_REPRODUCED
 
 
 def test_the_reading_is_the_one_whose_rows_the_answer_hangs_on():

@@ -46,13 +46,15 @@ def combine(verdicts: Mapping[str, Verdict]) -> Verdict:
     """One verdict for a model from those of its worlds.
 
     Reproduced: in every world in which it could be judged, and there is such a world. Not
-    reproduced: in one world or more it is not. Where no world could be judged: "not judged" if one
-    had only too few samples, else "cannot be judged here".
+    reproduced: in one world or more it is not. Where none failed and a world was left out for want
+    of time: "not judged", since the slowest world may be the one that fails. Where no world could
+    be judged: "not judged" if one had only too few samples, else "cannot be judged here".
     """
     words = {world: str(verdict) for world, verdict in verdicts.items()}
     judged = {world: v for world, v in verdicts.items() if v.word in (REPRODUCED, NOT_REPRODUCED)}
     failed = {world: v for world, v in judged.items() if v.word == NOT_REPRODUCED}
-    if not judged:
+    unfinished = any(verdict.reason.startswith(LEFT_OUT) for verdict in verdicts.values())
+    if not judged or (unfinished and not failed):
         weak = next((v for v in verdicts.values() if v.word == NOT_JUDGED), None)
         reasons = "; ".join(dict.fromkeys(_reasons(verdicts)))
         word = NOT_JUDGED if weak else CANNOT

@@ -122,7 +122,7 @@ def head_pictures(
     for (name, row, seen, _), heats in zip(seen_by, heats_of, strict=True):
         peak = max(float(heat.max()) for heat in heats)
         for heat, (image, _, frame, regions) in zip(heats, shown, strict=True):
-            words = f"**{name}** {row}{' · ' * bool(row)}{seen}, peak {peak:.2g}"
+            words = f"**{name}** {f'{row} · ' if row else ''}{seen}, peak {peak:.2g}"
             captioned.append((attention_image(image, heat, regions, frame, top), words))
     return captioned
 

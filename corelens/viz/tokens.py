@@ -111,7 +111,7 @@ def segments(token_map: TokenMap, tokens: list[str]) -> list[tuple[str, list[int
             name = f"image {number}" if not shown else f"frames {shown[0]}–{shown[-1]}"
             parts = (
                 (f"[{name}: region]", region & set(here)),
-                (f"[{name}{': rest' * bool(region)}]", set(here) - region),
+                (f"[{name}: rest]" if region else f"[{name}]", set(here) - region),
             )
             parts_shown += [(name, sorted(part)) for name, part in parts if part]
     between = sorted(set(token_map.placeholder.tolist()) - set(token_map.visual.tolist()))
