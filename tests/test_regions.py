@@ -55,6 +55,10 @@ def test_a_tube_is_one_box_a_frame():
         (lambda: Mask(np.ones((4, 4, 3), dtype=bool)), "boolean array"),
         (lambda: Mask(np.ones((4, 4))), "mask > 0.5"),
         (lambda: Tube({}), "without frames"),
+        (
+            lambda: Box(0.1, 0.2, 0.5, 1).check(100, 200),
+            r"fractions of the picture: Box\(10, 40, 50, 200\)",
+        ),
         (lambda: Box(0, 0, 12, 10).check(10, 10), "outside its picture of 10 × 10"),
         (lambda: Box(-3, 0, 5, 10).check(10, 10), "outside its picture"),
         (

@@ -67,7 +67,14 @@ class Box:
 
     def check(self, width: int, height: int) -> None:
         """Raise if the box reaches beyond a picture of this size by more than one pixel (rounding
-        is forgiven)."""
+        is forgiven), or lies within its first pixel: then its corners are fractions."""
+        if max(self.x1, self.y1) <= 1 < min(width, height):
+            raise CorelensError(
+                f"{self} lies within the first pixel of a picture of {width} × {height}",
+                "a box in pixels",
+                f"if these are fractions of the picture: Box({self.x0 * width:g}, "
+                f"{self.y0 * height:g}, {self.x1 * width:g}, {self.y1 * height:g})",
+            )
         if self.x0 < -1 or self.y0 < -1 or self.x1 > width + 1 or self.y1 > height + 1:
             raise CorelensError(
                 f"{self} reaches outside its picture of {width} × {height} pixels",
