@@ -11,7 +11,7 @@ import pytest
 import corelens as cl
 from corelens.evaluation import knockouts
 from corelens.evaluation.evaluate import batches
-from corelens.evaluation.knockouts import Knockouts
+from corelens.evaluation.late_runs import LateRuns
 from corelens.findings import (
     criteria,
     exact,
@@ -492,7 +492,7 @@ def test_the_study_runs_on_every_public_set(name, tmp_path, every_world_counts):
 
 def test_without_a_head_to_change_the_answers_are_the_clean_ones():
     model = cl.HookedMLLM(*tiny("qwen3_vl"))
-    runs = Knockouts(model, batches(model, cl.synthetic("refer", 2, seed=2), 2))
+    runs = LateRuns(model, batches(model, cl.synthetic("refer", 2, seed=2), 2))
     for answered in (
         runs.evaluate(cl.HeadSet([]), "text", "visual"), runs.ablated(cl.HeadSet([]), "zero")
     ):  # fmt: skip
@@ -507,7 +507,7 @@ def test_knockouts_begun_late_give_what_whole_forwards_give(family, monkeypatch)
         (None, "text", "visual"),
         (cl.HeadSet([(1, 0), (1, 1)]), "question+last+answer", "region"),
     ]
-    late = [Knockouts(model, prepared).evaluate(*case) for case in cases]
+    late = [LateRuns(model, prepared).evaluate(*case) for case in cases]
     whole = [cl.evaluate(model, prepared, cl.knockout(*case)) for case in cases]
     for a, b in zip(late, whole, strict=True):
         assert [x.logprob for x in a.per_sample] == pytest.approx(
@@ -516,4 +516,4 @@ def test_knockouts_begun_late_give_what_whole_forwards_give(family, monkeypatch)
     # the cut is seen
     assert abs(late[0].answer_logprob - cl.evaluate(model, prepared).answer_logprob) > 1e-4
     monkeypatch.setattr(knockouts, "MOST_BYTES", 0)
-    assert Knockouts(model, prepared).evaluate(*cases[1]).answer_logprob == whole[1].answer_logprob
+    assert LateRuns(model, prepared).evaluate(*cases[1]).answer_logprob == whole[1].answer_logprob

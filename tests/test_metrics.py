@@ -553,7 +553,7 @@ def test_a_metric_of_ones_own_in_the_form_of_ours():
 
     tm = row_map()
     rows = rows_of(causal_pattern(tm), tm.question)
-    own = Metric("contrast", contrast, needs=("evidence", "share"), options={"power": 1})
+    own = Metric("contrast", contrast, needs=("evidence", "even_mass"), options={"power": 1})
     assert metric(own) is own and own.key == "contrast" and own.of_masses
     assert metric(own, power=2, rows="last").key == "contrast[rows=last,power=2]"
     expected = (

@@ -11,7 +11,7 @@ import corelens as cl
 from corelens.cli.rows import stored
 from corelens.evaluation.answers import CI, Difference, Interval
 from corelens.evaluation.causal import causal_scores
-from corelens.evaluation.knockouts import Knockouts
+from corelens.evaluation.late_runs import LateRuns
 from corelens.evaluation.where_read import RowCosts, where_read
 from corelens.heads.scores import HeadScores
 from corelens.interventions.counterfactuals import counterfactual
@@ -65,7 +65,7 @@ def test_groups_are_knockouts_by_name_and_by_position(model, answered):
 
 def test_a_run_folder_keeps_what_is_finished(model, answered, tmp_path, monkeypatch):
     whole = where_read(model, answered, tokens=False, batch_size=2)
-    cut, left = Knockouts.evaluate, [1, 1]
+    cut, left = LateRuns.evaluate, [1, 1]
 
     def stops(*arguments):
         if not left:
@@ -73,7 +73,7 @@ def test_a_run_folder_keeps_what_is_finished(model, answered, tmp_path, monkeypa
         left.pop()
         return cut(*arguments)
 
-    monkeypatch.setattr(Knockouts, "evaluate", stops)
+    monkeypatch.setattr(LateRuns, "evaluate", stops)
     with pytest.raises(KeyboardInterrupt):
         where_read(model, answered, tokens=False, batch_size=2, out=tmp_path)
     groups = list(whole.costs)

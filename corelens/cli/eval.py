@@ -54,9 +54,9 @@ def add_eval(app: typer.Typer) -> None:
         ranking = None if scores is None else open_scores(scores, metric)
         head_set = named_heads(heads) if ranking is None else ranking.top(top)
         check_model(model, *([] if head_set is None else [head_set]))
-        from corelens.evaluation.harness import check_installed, run_tasks
+        from corelens.evaluation.lmms_eval import check_installed, run_tasks
         from corelens.interventions.ablation import ablate
-        from corelens.interventions.edges import knockout
+        from corelens.interventions.knockouts import knockout
 
         check_installed()
         hooked = open_model(model, dtype, device)

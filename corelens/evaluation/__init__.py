@@ -4,7 +4,7 @@ from corelens.evaluation.answers import Answer, Evaluation, paired
 from corelens.evaluation.causal import causal_scores
 from corelens.evaluation.contrast import SparseContrast, budget_contrast, sparse_contrast
 from corelens.evaluation.evaluate import batches
-from corelens.evaluation.harness import lmms_model, run_tasks
+from corelens.evaluation.lmms_eval import lmms_model, run_tasks
 from corelens.evaluation.profile import HeadProfile, head_profile
 from corelens.evaluation.rerank import PageRanking, rerank_pages
 from corelens.evaluation.speed_report import SpeedReport

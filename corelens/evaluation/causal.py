@@ -11,14 +11,14 @@ from rich.progress import Progress
 
 from corelens.errors import CorelensError
 from corelens.evaluation.evaluate import batches
-from corelens.evaluation.knockouts import Knockouts
+from corelens.evaluation.late_runs import LateRuns
 from corelens.evaluation.lists import listed
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Sample
 from corelens.interventions.attribution import attribution_patch
 from corelens.interventions.counterfactuals import counterfactual
-from corelens.interventions.edges import QUESTION_ON
+from corelens.interventions.knockouts import QUESTION_ON
 from corelens.interventions.metrics import answer_logprob
 from corelens.model.hooked import HookedMLLM
 from corelens.runs.provenance import about
@@ -96,7 +96,7 @@ def _knockouts(
     progress: bool,
 ) -> Float[np.ndarray, "sample layer head"]:
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-    runs = Knockouts(model, batches(model, samples, batch_size))
+    runs = LateRuns(model, batches(model, samples, batch_size))
     clean = runs.clean.logprobs
     lost = np.full((len(samples), n_layers, n_heads), np.nan, dtype=np.float32)
     every = [(layer, head) for layer, count in enumerate(model.cfg.heads) for head in range(count)]

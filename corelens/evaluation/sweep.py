@@ -22,7 +22,7 @@ from corelens.heads.scores import HeadScores
 from corelens.hooks.points import Hook
 from corelens.inputs.prepare import Inputs, Sample
 from corelens.interventions.ablation import ablate, mean_z
-from corelens.interventions.edges import knockout
+from corelens.interventions.knockouts import knockout
 from corelens.runs.digest import digest
 from corelens.runs.processes import check_folder
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from corelens.disk.write import write_whole
 from corelens.errors import CorelensError
 from corelens.evaluation.evaluate import batches
-from corelens.evaluation.knockouts import Knockouts
+from corelens.evaluation.late_runs import LateRuns
 from corelens.evaluation.lists import listed
 from corelens.evaluation.resume import samples_folder
 from corelens.heads.intervals import CI, Difference, Interval, accuracy_difference, mean_interval
@@ -263,7 +263,7 @@ def where_read(
     samples = [as_sample(value) for value in values]  # (prepared inputs have no regions to check)
     check_marked(samples, columns)
     prepared = batches(model, samples, batch_size)
-    runs = Knockouts(model, prepared)
+    runs = LateRuns(model, prepared)
     token_maps = [token_map for inputs in prepared for token_map in inputs.token_maps]
     groups = _groups(token_maps, tokens)
     sizes = [len(inputs) for inputs in prepared]

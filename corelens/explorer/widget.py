@@ -13,7 +13,7 @@ from corelens.explorer.recording import answered, record
 from corelens.heads.head_set import HeadSet
 from corelens.hooks.points import Hook
 from corelens.interventions.ablation import ablate
-from corelens.interventions.edges import edge_bias, knockout
+from corelens.interventions.knockouts import edge_bias, knockout
 from corelens.tokens.regions import Box, Tube
 
 _ESM = """

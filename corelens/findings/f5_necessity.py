@@ -93,7 +93,7 @@ class Necessity(Finding):
         names the parts that failed."""
         measured, random = numbers[numbers["judged"]], numbers["random"]["zero"]
         if len(random) < self.least_draws:
-            return Verdict(NOT_JUDGED, reason=f"{len(random)} random sets", n=numbers["n"])
+            return Verdict(NOT_JUDGED, reason=f"only {len(random)} random sets", n=numbers["n"])
         top, bottom = (relative(measured[role]["zero"], numbers) for role in ("top", "bottom"))
         random_limit = float(np.quantile(random, self.quantile))  # of the costs of random sets
         number = (

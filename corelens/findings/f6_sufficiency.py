@@ -1,5 +1,5 @@
-"""F6, sufficiency: only the top heads see the picture, with and without the heads that feed
-them."""
+"""F6, sufficiency: only the top heads see the picture; if that is not enough, also the heads that
+feed them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +33,11 @@ class Sufficiency(Finding):
     )
     source: ClassVar[str] = f"{CORE}, abstract; the test (all other heads blind) is ours"
     criterion: ClassVar[str] = (
-        f"With the picture cut from every text token in all heads but the top {TOP.value:.0%} "
-        "(and, if these alone do "
-        "not suffice, the heads of earlier layers that path patching finds to feed them), "
-        "accuracy is at least "
-        f"{SUFFICIENT.value:.0%} of the clean one and above {QUANTILE.value:.0%} of the sets with "
-        "as many random "
-        "heads instead; the 95% intervals included."
+        f"The picture is cut from every text token in all heads but the top {TOP.value:.0%}. "
+        "The whole 95% interval of the accuracy that remains is "
+        f"at {SUFFICIENT.value:.0%} of the clean one or more, and above {QUANTILE.value:.0%} of "
+        "the sets of as many random heads. If this fails, the heads of earlier layers that path "
+        "patching finds to feed the top heads see the picture, too."
     )
     if_reproduced: ClassVar[str] = "These few heads fetch all that the answer needs."
     if_not: ClassVar[str] = "What the answer needs is fetched by more heads than these."
@@ -69,13 +67,14 @@ class Sufficiency(Finding):
             feeding = world.stored("feeders", lambda: feeders(world, top).to_json())
             feeder_heads = HeadSet(feeding) - top
             if feeder_heads:
-                measured["with feeders"] = _when_only_these_see(
-                    world, top, random[: options.curve_draws], feeder_heads
-                )
+                # (fewer sets than above, but no fewer than a verdict needs)
+                controls = random[: max(options.curve_draws, self.least_draws)]
+                measured["with feeders"] = _when_only_these_see(world, top, controls, feeder_heads)
         return measured
 
     def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:
-        """Reproduced by the top heads alone, or with their feeders; the number says which."""
+        """Reproduced by the top heads alone, or with their feeders; the verdict's text says
+        which."""
         verdicts = []
         for name in ("alone", "with feeders"):
             if numbers[name] is not None:
@@ -85,7 +84,9 @@ class Sufficiency(Finding):
     def _judge_variant(self, variant: Numbers, numbers: Numbers) -> Verdict:
         if len(variant["random"]) < self.least_draws:
             return Verdict(
-                NOT_JUDGED, reason=f"{len(variant['random'])} random sets", n=numbers["n"]
+                NOT_JUDGED,
+                reason=f"only {len(variant['random'])} random sets, of {self.least_draws} needed",
+                n=numbers["n"],
             )
         limit = float(np.quantile(variant["random"], self.quantile))
         fed = f" and {len(variant['feeders'])} feeders" if variant["feeders"] else ""
@@ -96,14 +97,14 @@ class Sufficiency(Finding):
         number += f"accuracy; random {limit / clean:.0%} at the {self.quantile:.0%} quantile"
         parts = (
             (at_most(lost, 1 - self.sufficient), "they do not suffice"),
-            (above(variant, limit), "random heads suffice as well"),
+            (above(variant, limit), "no better than random heads"),
         )
         missed = [words for holds, words in parts if holds is False]
         unsure = [words for holds, words in parts if holds is None]
         if missed:
             return Verdict(NOT_REPRODUCED, number, "; ".join(missed))
         if unsure:
-            reason = f"the intervals do not exclude that {'; '.join(unsure)}"
+            reason = f"too few samples to exclude that {'; '.join(unsure)}"
             return Verdict(NOT_JUDGED, number, reason, numbers["n"])
         return Verdict(REPRODUCED, number)
 

@@ -11,7 +11,7 @@ from corelens.evaluation.decoding import ask
 from corelens.evaluation.evaluate import evaluate
 from corelens.evaluation.sparse_account import left_pairs
 from corelens.evaluation.sparse_run import answered_under
-from corelens.findings import exact
+from corelens.findings import paired_cost
 from corelens.findings.criteria import (
     ALLOWED,
     CORE,
@@ -91,7 +91,7 @@ class Acceleration(Finding):
 
             def lost(heads: HeadSet, pattern: Streaming = pattern) -> Any:
                 world.advance("sparse inference")
-                return exact.cost(
+                return paired_cost.cost(
                     clean,
                     answered_under(world.model, asked, SparseInference(heads, pattern)).correct,
                 )
@@ -130,7 +130,7 @@ class Acceleration(Finding):
     def _parity(self, plan: Numbers, n: int | None = None) -> Verdict:
         number = f"{percent_interval(plan)} points lost with a window of {plan['window']}"
         if len(plan["random"]) < self.least_draws:
-            return Verdict(NOT_JUDGED, number, f"{len(plan['random'])} random sets", n)
+            return Verdict(NOT_JUDGED, number, f"only {len(plan['random'])} random sets", n)
         random = float(np.quantile(plan["random"], 1 - self.quantile))
         if plan["value"] > self.parity:
             return Verdict(NOT_REPRODUCED, number, "more is lost than parity allows")

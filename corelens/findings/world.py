@@ -19,15 +19,15 @@ from jaxtyping import Float
 from corelens.disk.write import append_line, write_whole
 from corelens.evaluation.answers import Answer, Evaluation
 from corelens.evaluation.evaluate import batches, evaluate
-from corelens.evaluation.knockouts import Knockouts
+from corelens.evaluation.late_runs import LateRuns
 from corelens.evaluation.where_read import where_read
-from corelens.findings import exact
+from corelens.findings import paired_cost
 from corelens.findings.options import LARGE, LARGE_SAMPLES, LAST, PUBLISHED, READINGS, Options
 from corelens.findings.time_limit import Limit
 from corelens.heads.head_set import HeadSet
 from corelens.heads.scores import HeadScores
 from corelens.inputs.prepare import Inputs, Sample
-from corelens.interventions.edges import QUESTION_ON
+from corelens.interventions.knockouts import QUESTION_ON
 from corelens.metrics.score import score_heads
 from corelens.runs.folder import read_record, record_of
 from corelens.runs.processes import Claims, Piece, carry_out, process
@@ -152,9 +152,9 @@ class World:
         return batches(self.model, samples, self.options.batch_size)
 
     @cached_property
-    def knockouts(self) -> Knockouts:
-        """The tested samples, to be run under knockouts."""
-        return Knockouts(self.model, self.prepared)
+    def late_runs(self) -> LateRuns:
+        """The tested samples, to be run under knockouts and ablations."""
+        return LateRuns(self.model, self.prepared)
 
     @cached_property
     def clean(self) -> Evaluation:
@@ -221,7 +221,7 @@ class World:
     ) -> Correct:
         """The answers with the edges from `rows` to `columns` cut in these heads (all if None)."""
         key = f"knockout {rows} {columns} {'all' if heads is None else sorted(heads.to_json())}"
-        return self.correct(key, lambda: self.knockouts.evaluate(heads, rows, columns))
+        return self.correct(key, lambda: self.late_runs.evaluate(heads, rows, columns))
 
     def only_seeing(self, heads: HeadSet) -> Correct:
         """The answers with the picture cut from every text token in all heads but these."""
@@ -232,12 +232,12 @@ class World:
         if kind == "knockout":
             return self.knocked_out(heads)
         key = f"{kind} {sorted(heads.to_json())}"
-        return self.correct(key, lambda: self.knockouts.ablated(heads, kind))
+        return self.correct(key, lambda: self.late_runs.ablated(heads, kind))
 
     def costs(self, changed: Correct) -> dict[str, float]:
         """Accuracy under an intervention and what it costs, with exact intervals; `relative` to
         clean accuracy."""
-        cost = exact.cost(self.clean.correct, changed)
+        cost = paired_cost.cost(self.clean.correct, changed)
         clean = self.clean.accuracy
         return {
             "accuracy": float(changed.mean()),
@@ -253,7 +253,7 @@ class World:
 
     def release(self) -> None:
         """Free what takes memory; it is made again when it is needed."""
-        for name in ("prepared", "knockouts"):
+        for name in ("prepared", "late_runs"):
             self.__dict__.pop(name, None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -26,15 +26,6 @@ from corelens.hf.kv_cache import (
     cached_tensors,
     unknown_caches,
 )
-from corelens.hf.lens import (
-    FactoredMatrix,
-    HookedRootModule,
-    LensCache,
-    LensHookPoint,
-    Slice,
-    attach_order,
-    newest_handle,
-)
 from corelens.hf.modules import (
     checkpointing_off,
     execution_device,
@@ -44,6 +35,15 @@ from corelens.hf.modules import (
     tied_parameters,
 )
 from corelens.hf.silence import attention_off, silent
+from corelens.hf.transformer_lens import (
+    FactoredMatrix,
+    HookedRootModule,
+    LensCache,
+    LensHookPoint,
+    Slice,
+    attach_order,
+    newest_handle,
+)
 from corelens.hf.versions import TESTED, untested, warn_if_untested
 from corelens.hf.vision import (
     ENCODED,

@@ -7,9 +7,9 @@ and z of every head of every model pass through this file.
 You pay for what you hook. A layer without hooks on scores or pattern calls transformers' own SDPA
 function. Rows of the pattern (a few queries, such as the question's tokens) are computed beside it
 from q and k, in O(rows × T) memory. The order inside a layer: rotated q, k, v → sparse plan → edges
-→ scores → softmax → pattern → rows → eviction from the cache → z. (`hook_q` and `hook_k` fire
-before, in the modules of the projections: `corelens.model.wiring`.) Scores and softmax are in
-float32.
+→ scores → softmax → pattern → rows → z computed → eviction from the cache → `hook_z`. (`hook_q` and
+`hook_k` fire before, in the modules of the projections: `corelens.model.wiring`.) Scores and
+softmax are in float32.
 """
 
 from dataclasses import dataclass, replace
@@ -28,14 +28,14 @@ from corelens.hooks.running import Running, Step, current
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """The inputs of one layer's attention. They are immutable: a step that changes something
+    """The inputs of one layer's attention. They are immutable: code that changes an input
     returns a changed copy.
 
     Args:
         query, key, value: after rotary; key and value include the tokens that the cache holds.
         call: the module's own arguments: mask, scaling, soft cap and the like.
-        kv_per_query_head: whether keys and values were repeated, one KV head for each query head,
-            so that one query head's keys could be edited without those of its group.
+        kv_per_query_head: True if the KV heads were repeated so that each query head has its own,
+            which is needed to edit one head alone.
     """
 
     query: Float[Tensor, "batch head pos d_head"]
@@ -56,8 +56,7 @@ def attention(
     """The attention function that transformers calls, for every attention layer, while a hooked run
     lasts.
 
-    Calls from other models and other threads come here too, and are passed on to transformers' own
-    function.
+    Calls from other models and other threads come here too: no hook fires in them.
 
     Args:
         module: the attention module that calls.
@@ -86,9 +85,9 @@ def attention(
 
 def _unhooked(inputs: AttentionInputs, run: Running | None) -> Float[Tensor, "batch pos head d"]:
     """z of a call without hooks: from another model, another thread, or a layer without hooks."""
-    # Outside a run, the caller asked for "sdpa" and gets exactly that. Within a run, a model that
-    # was loaded with eager attention calls this too; it may need a soft cap or sink logits, which
-    # SDPA leaves out and `_z_without_pattern` does not.
+    # Outside a run the caller asked for "sdpa" and gets exactly that. Within a run the model may
+    # have been loaded with eager attention: SDPA would leave out its soft cap or its sink logits,
+    # and `_z_without_pattern` keeps them.
     return _sdpa(inputs) if run is None else _z_without_pattern(inputs, None)
 
 
@@ -99,7 +98,7 @@ def _hooked(
     inputs = _with_edited_qkv(inputs, points, run)
     # The keys of cross-attention are the tower's tokens, to which a sparse plan does not apply.
     plan = None if points.cross else run.sparse_plan
-    if plan is not None:  # first, so that hooks see scores and pattern as the plan leaves them
+    if plan is not None:  # before the hooks: they see what the plan leaves
         inputs = AttentionInputs(inputs.query, *plan.restrict(*_parts(inputs), points))
 
     # The functions at `hook_edges` write into `edges` which edges to cut or to strengthen, and
@@ -108,7 +107,7 @@ def _hooked(
     edges = Edges(step, inputs.query.shape[0], inputs.query.shape[1], inputs.query.device, columns)
     if points.hook_edges.active:
         run.fire(points.hook_edges, edges)
-    if edges.rewrites:  # one query head's keys change, so it cannot share its group's KV head
+    if edges.rewrites:  # one query head gets its own keys or values
         key, value = edges.spread(inputs.key, inputs.value)
         inputs = replace(inputs, key=key, value=value, kv_per_query_head=True)
 
@@ -121,7 +120,7 @@ def _hooked(
         if rows is not None and rows.shape[1]:
             z = _z_with_rows(z, inputs, edges, rows, points, run, step)
 
-    if plan is not None:  # writes the constants of pruned heads, and evicts keys from the cache
+    if plan is not None:  # writes pruned heads' fixed outputs, evicts keys from the cache
         call = replace(inputs.call, edit=edges.apply) if edges.edits else inputs.call
         z = plan.finish(z, inputs.query, call)
     return run.fire(points.hook_z, z)
@@ -148,7 +147,8 @@ def _with_edited_qkv(
     new = inputs.query.shape[2]
     query = run.fire(points.hook_rot_q, inputs.query.transpose(1, 2)).transpose(1, 2)
     if getattr(inputs.call.module, "layer_idx", None) in run.stored:
-        # The hooks of k and v fired before the cache stored them: later steps must see the edits.
+        # This layer's k and v were edited before they entered the cache, so that later steps see
+        # the edits. Their hooks do not fire again.
         return replace(inputs, query=query)
     if points.cross:
         assert run.step is not None
@@ -164,8 +164,7 @@ def _with_edited_qkv(
 def _with_edited_tokens(
     run: Running, point: HookPoint, x: Float[Tensor, "batch kv_head key d"], new: int
 ) -> Float[Tensor, "batch kv_head key d"]:
-    """Keys or values, of which the last `new` (this step's tokens) are as the hooks of their point
-    return them."""
+    """Keys or values; the last `new` (this step's tokens) are replaced by what the hooks return."""
     if not point.active:
         return x
     earlier, tokens = x[:, :, : x.shape[2] - new], x[:, :, x.shape[2] - new :].transpose(1, 2)
@@ -186,7 +185,7 @@ def _z_without_pattern(inputs: AttentionInputs, plan: Any) -> Float[Tensor, "bat
         return z
     if call.softcap is not None or call.sink_logits is not None:  # SDPA supports neither
         return _z_from_scores(inputs)
-    # transformers' function would repeat the KV heads once more.
+    # The KV heads are repeated already; transformers' function would repeat them again.
     if inputs.kv_per_query_head:
         return _sdpa_per_query_head(inputs)
     return _sdpa(inputs)
@@ -235,7 +234,7 @@ def _z_of_whole_pattern(
     `hook_pattern_rows` have edited scores and pattern."""
     query, key, value, call = _parts(inputs)
     # Hooks see one key for each position so far. A KV cache may hold more (a static one) or fewer
-    # (a sliding window). `axis.show` makes the keys that hooks see, `axis.take` those of the cache.
+    # (a sliding window). `axis.show` turns the cache's keys into these, `axis.take` back.
     axis = KeyAxis(key.shape[2], key.shape[2] if points.cross else step.total)
     positions = step.positions.expand(query.shape[0], -1)
     scores = edges.apply(row_scores(query, key, None, None, call), positions, None)
@@ -269,8 +268,7 @@ def _z_with_rows(
     step: Step,
 ) -> Float[Tensor, "batch pos head d"]:
     """z after `hook_pattern_rows` has fired on a few rows of the pattern, computed from q and k.
-    Where a hook edited them, z of these rows is made of the edited pattern; all else stays as it
-    was."""
+    If a hook edited them, z of these rows is computed again; the other rows are unchanged."""
     query, key, value, call = _parts(inputs)
     axis = KeyAxis(key.shape[2], key.shape[2] if points.cross else step.total)
     local = _within_step(rows, step)
@@ -287,8 +285,8 @@ def _z_with_rows(
 
 
 def _within_step(rows: Int[Tensor, "batch row"], step: Step) -> Int[Tensor, "batch row"]:
-    """Row positions, counted from this step's first token. A padded row (−1) becomes 0, which
-    callers must mask."""
+    """Row positions, counted from this step's first token. Padding (−1) becomes 0; callers
+    must mask it."""
     return (rows - step.positions[0]).clamp(min=0)
 
 

@@ -3,7 +3,7 @@
 from corelens.interventions.ablation import ablate, mean_z
 from corelens.interventions.attribution import attribution_patch
 from corelens.interventions.counterfactuals import counterfactual, counterfactual_pairs
-from corelens.interventions.edges import edge_bias, knockout
+from corelens.interventions.knockouts import edge_bias, knockout
 from corelens.interventions.metrics import accuracy, answer_logprob, kl, logit_diff
 from corelens.interventions.patching import activation_patch, patch
 from corelens.interventions.path import path_patch

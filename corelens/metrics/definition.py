@@ -38,11 +38,11 @@ class Metric:
         function: the score of one sample. It is called with the inputs that `needs` names, in that
             order, and with `options` by name.
         needs: names of its inputs. Attention of the rows on a set of keys, [*layer, head, row]:
-            "evidence" (M_G), "visual" (M_V), "share", "shifted" (see `mass.SETS`), "null_evidence"
-            (M_G under the question "N/A"). Or of one layer: "pattern" [head, row, key], "layer"
-            (its number), "null_pattern" and "null_token_map", "values" and "w_o". While the model
-            writes: "looked" [head, step] (the key with most attention), "steps", "texts". And
-            "token_map".
+            "evidence" (M_G), "visual" (M_V), "even_mass", "shifted" (see `mass.SETS`),
+            "null_evidence" (M_G under the question "N/A"). Or of one layer: "pattern" [head, row,
+            key], "layer" (its number), "null_pattern" and "null_token_map", "values" and "w_o".
+            While the model writes: "looked" [head, step] (the key with most attention), "steps",
+            "texts". And "token_map".
         rows: the query rows it reads, a name of `TokenMap.positions`: "question", "last", "answer",
             …
         keys: how attention is reduced over a set of keys: "sum", "mean", "max" or "hit"; None: only

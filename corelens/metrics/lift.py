@@ -20,4 +20,4 @@ def lift(
     return over_rows(evidence, "mean"), over_rows(even_mass, "mean")
 
 
-LIFT = Metric("lift", lift, needs=("evidence", "share"), ratio=True)
+LIFT = Metric("lift", lift, needs=("evidence", "even_mass"), ratio=True)

@@ -83,7 +83,7 @@ def _shifted(token_map: TokenMap) -> Weighted:
 SETS: dict[str, Callable[[TokenMap], Weighted]] = {
     "evidence": _evidence,
     "visual": _visual,
-    "share": _evenly_spread,
+    "even_mass": _evenly_spread,
     "shifted": _shifted,
 }
 """The sets of keys whose mass a metric may need.

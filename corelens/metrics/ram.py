@@ -15,14 +15,14 @@ def ram(
 
     Q: the question's tokens. G: the tokens of the region (of all regions, if there are several).
     w: the weights of these tokens: all 1, or by option the fraction of each that the region covers.
-    A: the pattern. Our variants read other rows, take the maximum over rows, or reduce over keys in
-    another way; the result's name says so: `ram[rows=last]`, `ram[reduce=max]`, `ram[keys=max]`.
+    A: the pattern. A variant of ours changes an option, and the result's name shows it: other rows,
+    `ram[rows=last]`; the maximum over rows, `ram[reduce=max]`; over keys, `ram[keys=max]`.
 
     Args:
-        evidence: Σ_{j ∈ G} w_j A_ij of each row i.
+        evidence: Σ_{j ∈ G} w_j A_ij of each row i, which `corelens.metrics.mass` computes.
         reduce: over rows: "mean", as published, or "max".
-    Source: the CoRe-head paper, arXiv 2606.05843. (We did not have its text; five summaries of it
-    give this same formula.)
+    Source: the CoRe-head paper, arXiv 2606.05843. (We could not read the paper itself;
+    five summaries of it give this formula.)
     """
     return over_rows(evidence, reduce)
 
@@ -51,9 +51,10 @@ def ram_shifted(
 ) -> Float[Tensor, "*layer head"]:
     """RAM of regions of the same shape elsewhere in the picture; attention mass, 0 to 1.
 
-    The region is shifted along the picture's tokens to every place where it does not overlap
-    itself; the score is the mean RAM of these shifted regions. A head whose RAM is no higher than
-    that attends to the picture, not to the evidence. Ours.
+    The region is shifted along the picture's tokens, in the order of the prompt, to every place
+    where it does not overlap the original; the score is the mean RAM of these regions. (A shift
+    past the end of a row of tokens goes on in the next row.) If a head's RAM is not above this
+    score, the head looks at the picture in general, not at the evidence. Ours.
 
     Args:
         shifted: the mean attention of each row on the shifted regions.
@@ -63,5 +64,5 @@ def ram_shifted(
 
 
 RAM = Metric("ram", ram, needs=("evidence",), keys="sum", reduce="mean")
-RAM_EXCESS = Metric("ram_excess", ram_excess, needs=("evidence", "share"), reduce="mean")
+RAM_EXCESS = Metric("ram_excess", ram_excess, needs=("evidence", "even_mass"), reduce="mean")
 RAM_SHIFTED = Metric("ram_shifted", ram_shifted, needs=("shifted",), reduce="mean")

@@ -30,7 +30,6 @@ from corelens.model.config import config_of
 from corelens.model.filters import NamesFilter, named, points_of
 from corelens.model.hooked_run import hooked_run
 from corelens.model.last_logits import logits_of
-from corelens.model.lens import LensModel
 from corelens.model.loading import load
 from corelens.model.measured_parts import parts_of
 from corelens.model.probing import measured
@@ -39,6 +38,7 @@ from corelens.model.sound_probing import SoundProbing
 from corelens.model.stop import residual_before
 from corelens.model.tower_hooks import Tower
 from corelens.model.towers import KINDS
+from corelens.model.transformer_lens_names import LensModel
 from corelens.model.verify import Verification, verify
 from corelens.model.weights import Block, Embed, Norm, Unembed
 from corelens.model.wiring import absent

@@ -311,19 +311,25 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
     hidden = [numbers[name] for name in ("k", "total", "clean", "top")]
     random = [numbers[name] for name in ("k", "low", "high", "draws", "scenes")]
     for page in ("README.md", "docs/index.md"):
-        yield page, "the evidence from {} of {} heads and accuracy falls from {} to {}", hidden
+        yield page, "hidden from the top {} of {} heads, accuracy falls from {} to {}", hidden
         yield (
             page,
-            "hide it from {} random heads and it stays between {} and {} ({} draws, {} scenes)",
+            "Hidden from {} random heads of the same bundled toy model (2.7M parameters, drawn "
+            "scenes), it stays between {} and {} ({} draws, {} scenes)",
             random,
         )
     published = f"{run['top']['ram']['accuracy']:.3f}"
-    yield "README.md", "the top heads by the published score cost nothing ({})", [published]
-    words = "its top 5% by RAM take {} of answers right down to {}, the bottom 5% leave {} and {} "
-    yield "README.md", words + "random sets {} to {} ({} scenes)", masked_study()
+    yield (
+        "README.md",
+        "hiding it from the top heads by the published score changes nothing ({})",
+        [published],
+    )
+    words = "lowers its accuracy from {} to {} for the top 5% by RAM, to {} for the bottom 5%, and "
+    words += "for {} random sets to between {} and {} ({} scenes)"
+    yield "README.md", words, masked_study()
     run = read("masked_heads")["models"]["qwen3vl-q"]
     again = [f"{run[name]['accuracy']:.3f}" for name in ("clean", "top")]
-    yield "README.md", "Ranked on other scenes, the top 5% take {} to {}", again
+    yield "README.md", "With the heads ranked on other scenes it falls only from {} to {}", again
     words = "Of the {} multimodal types of transformers 5.24, {} run under hooks exactly as "
     words += "without, and {} are refused by name; {} have token maps"
     yield "README.md", words, families_table.counts()
@@ -331,18 +337,19 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
         results["8192"][key]["time_ratio"]["median"]
         for key in ("CoreLens, no hook", "CoreLens, z of all heads")
     ]
-    words = "run without hooks takes {} of transformers' own time at 8k tokens, z of all heads {}"
+    words = "a run without hooks takes {} of transformers' own time, one that reads every head's "
+    words += "output {}"
     yield "README.md", words, [f"{ratio:.2f}x" for ratio in hooked]
     scored = read("scores")["runs"]["4b 8192"]["time_ratio"]["scores"]["processor"][0]
     yield "README.md", "scoring all heads {} of a plain forward", [f"{scored:.2f}x"]
     (prefill,) = read("prefill-cpu")["cells"]
     speedup = f"{prefill['attention']['speedup']['median']:.1f}x"
-    words = "{} faster attention on a prompt of 16k tokens with {} of {} heads full"
+    words = "{} faster attention on a prompt of 16k tokens when only {} of {} heads attend fully"
     yield "README.md", words, [speedup, str(prefill["full_heads"]), str(prefill["heads"])]
     layers = {cell["tokens"]: cell["decoder"] for cell in read("prefill-decoder-cpu")["cells"]}
     sizes = [f"{layers[n]['speedup']['median']:.2f}x" for n in (16384, 32768)]
     sizes += [f"{layers[n]['limit']:.2f}x" for n in (16384, 32768)]
-    words = "whole layer {} at 16k and {} at 32k, of a possible {} and {}."
+    words = "whole layer {} at 16k and {} at 32k, where {} and {} are possible."
     yield "README.md", words, sizes
     all_patterns = results["4096"]["CoreLens, all patterns"]["time_ratio"]["median"]
     words = "all patterns cost {} times a plain forward"

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import corelens as cl
 from corelens.cli.app import app
-from corelens.evaluation.harness import lmms_model, run_tasks
+from corelens.evaluation.lmms_eval import lmms_model, run_tasks
 from helpers.families import tiny
 
 

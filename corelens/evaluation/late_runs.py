@@ -14,7 +14,7 @@ from corelens.evaluation.own_scoring import has_rule
 from corelens.heads.head_set import HeadSet
 from corelens.inputs.prepare import Inputs
 from corelens.interventions.ablation import ablate
-from corelens.interventions.edges import knockout
+from corelens.interventions.knockouts import knockout
 from corelens.interventions.replay import Replay
 from corelens.model.hooked import HookedMLLM
 from corelens.tokens.positions import member, resolve
@@ -24,7 +24,7 @@ MOST_BYTES = 1 << 31  # of values that are kept; where they are more, whole forw
 Rows = str | Sequence[Int[Tensor, "_ _"]]
 
 
-class Knockouts:
+class LateRuns:
     """What `evaluate` finds under knockouts and ablations, the same numbers, on batches that it is
     asked about again and again.
 
