@@ -89,8 +89,10 @@ PRESETS["qwen3vl-l"] = PRESETS["qwen3vl-m"] | {
 }
 # The same shape, made to read at the question's rows.
 PRESETS["qwen3vl-q"] = PRESETS["qwen3vl-l"]
-# The same model, trained on to longer contexts.
+PRESETS["qwen3vl-q-compare"] = PRESETS["qwen3vl-q"]
+# The same models, trained on to longer contexts.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s"]
+PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s-all"]
 """One entry a model: its family, the sizes that differ from the family's small defaults, which
 tokens of a picture of several tiles (its thumbnail's) go without dense labels, and in which order
 captions list objects."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from corelens.data.synthetic.compare import FORMS as PAIRED
 from corelens.data.synthetic.refer import COLOURS
 from training.batches import Plan
 from training.mixes import (
@@ -211,6 +212,28 @@ RECIPES["qwen3vl-s-all"] = replace(
     anew=tuple((SAID + step, 1e-3) for step in (0, MANY, LATE, RELATED + 300)),
     mix=in_turn((SEEN, SAID), (RELATING + ALONE, 0)),
 )
+# Trained on to 4,000 visual tokens: a video's frames are encoded pair by pair, so that length costs
+# the decoder alone.
+RECIPES["qwen3vl-s-video"] = Recipe(
+    start="qwen3vl-s-all",
+    start_tower="qwen3vl-m",
+    stage_a=0,
+    stage_b=700,
+    rate=5e-4,
+    warmup=30,
+    check_every=140,
+    muon=5.0,
+    mix=(
+        Slice(0.25, 8, (256, 320), (3, 5), captions=0.1, world="video", frames=(4, 8), jitter=8),
+        Slice(0.35, 2, (256, 320), (3, 4), captions=0.1, world="video", frames=(16, 32), jitter=8),
+        Slice(0.40, 1, (320, 384), (3, 4), world="video", frames=(32, 64), jitter=8, joins=60),
+    ),
+    checks=(
+        Check(60, {}, "video", test=200, blind=50),
+        Check(30, {"frames": 32, "objects": 4, "sides": (320, 320)}, "video", test=200, blind=50),
+        Check(30, {"frames": 64, "objects": 4, "sides": (352, 384)}, "video", test=200, blind=50),
+    ),
+)
 # Made to read at the question's rows, behind qwen3vl-m's tower: 16 × 16 heads from random weights.
 # The one in training/models was stopped on the way: its card has the lengths that it was trained
 # with.
@@ -230,6 +253,31 @@ RECIPES["qwen3vl-q"] = Recipe(
     opened=1300,
     dropped=0.05,
     checks=(Check(150, {}),),
+)
+# The same model, then asked about two things at once.
+RECIPES["qwen3vl-q-compare"] = Recipe(
+    start="qwen3vl-q",
+    start_tower="qwen3vl-m",
+    stage_a=0,
+    stage_b=1200,
+    rate=7e-4,
+    warmup=30,
+    check_every=200,
+    muon=5.0,
+    blind=0.7,
+    opens=800,
+    opened=1000,
+    dropped=0.05,
+    mix=(
+        Slice(0.15, 16, (192, 256), (2, 6)),
+        Slice(0.35, 16, (224, 288), (4, 6), world="compare", forms=("symbol",)),
+        Slice(0.60, 16, (224, 288), (4, 6), questions=5, world="compare", forms=PAIRED),
+        Slice(0.40, 12, (256, 320), (6, 8), questions=5, world="compare", forms=PAIRED, joins=400),
+    ),
+    checks=(
+        Check(60, {}, test=200, blind=100),
+        Check(120, {"wording": "varied"}, "compare", test=200, blind=100),
+    ),
 )
 """One entry a preset of `training.build`."""
 
