@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 import corelens as cl
-from corelens.evaluation import knockouts
+from corelens.evaluation import late_runs
 from corelens.evaluation.evaluate import batches
 from corelens.evaluation.late_runs import LateRuns
 from corelens.findings import (
     criteria,
-    exact,
     f1_sparsity,
     f2_stability,
     f3_layers,
     f4_localise,
+    paired_cost,
     run,
 )
 from corelens.findings.criteria import above, at_least, at_most
@@ -347,12 +347,12 @@ def test_exact_intervals_are_those_of_the_binomial():
     assert clopper_pearson(0, 20)[1:] == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
     assert clopper_pearson(20, 20)[1:] == pytest.approx((0.025 ** (1 / 20), 1.0))
     clean, changed = np.ones(50), np.array([0.0] * 10 + [1.0] * 40)
-    cost = exact.cost(clean, changed)
+    cost = paired_cost.cost(clean, changed)
     assert cost.value == 0.2 and 0 < cost.low < 0.2 < cost.high
     rng, covered = np.random.default_rng(0), 0
     for _ in range(200):
         lost = rng.random(60) < 0.2
-        low, high = exact.cost(np.ones(60), 1.0 - lost)[1:]
+        low, high = paired_cost.cost(np.ones(60), 1.0 - lost)[1:]
         covered += low <= 0.2 <= high
     assert covered >= 190
 
@@ -515,5 +515,5 @@ def test_knockouts_begun_late_give_what_whole_forwards_give(family, monkeypatch)
         )
     # the cut is seen
     assert abs(late[0].answer_logprob - cl.evaluate(model, prepared).answer_logprob) > 1e-4
-    monkeypatch.setattr(knockouts, "MOST_BYTES", 0)
+    monkeypatch.setattr(late_runs, "MOST_BYTES", 0)
     assert LateRuns(model, prepared).evaluate(*cases[1]).answer_logprob == whole[1].answer_logprob
