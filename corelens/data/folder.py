@@ -107,14 +107,14 @@ def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
     for number, sample in enumerate(samples):
         if sample.messages is not None:
             raise CorelensError(
-                f"sample {sample.id!r}, a chat",
+                f"{sample.label}, a chat",
                 "samples of images and a question",
                 "leave chats out",
             )
         shown = sample.images if sample.video is None else sample.video
         if not len(shown) and not len(sample.audio):
             raise CorelensError(
-                f"sample {sample.id!r}, without a picture or sound", "one of them", "leave it out"
+                f"{sample.label}, without a picture or sound", "one of them", "leave it out"
             )
         record: dict[str, Any] = {"id": sample.id or str(number + 1)}
         kind, pictures = (
@@ -138,7 +138,7 @@ def save_samples(samples: Sequence[Sample], folder: str | Path) -> Path:
             records.append(json.dumps(record, ensure_ascii=False))
         except (TypeError, ValueError) as error:
             raise CorelensError(
-                f"sample {sample.id!r}, whose meta is no JSON ({error})",
+                f"{sample.label}, whose meta is no JSON ({error})",
                 "texts, numbers, lists and objects",
                 "leave the rest out of meta",
             ) from error

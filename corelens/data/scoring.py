@@ -29,8 +29,7 @@ def score(sample: Sample, text: str) -> float:
             "rouge": "ROUGE-L, by the package rouge-score",
         }
         raise CorelensError(
-            f"sample {sample.id!r}, scored by {name!r} "
-            f"({judged.get(name, 'no rule of that name')})",
+            f"{sample.label}, scored by {name!r} ({judged.get(name, 'no rule of that name')})",
             f"one of {', '.join(RULES)}",
             "leave such samples out, or score them yourself",
         )

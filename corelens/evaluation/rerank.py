@@ -182,20 +182,20 @@ def _evidence(sample: Sample) -> list[Any]:
 def _check(sample: Sample, calibrated: bool) -> None:
     if len(sample.images) < 2 or len(_pages(sample)) != len(sample.images):
         raise CorelensError(
-            f"sample {sample.id!r} with {len(sample.images)} images and {len(_pages(sample))} "
+            f"{sample.label} with {len(sample.images)} images and {len(_pages(sample))} "
             "names of pages",
             "a question about several images, the pages, each with a name or none",
             "for instance cl.data.load_data of MMDocIR's folder",
         )
     if calibrated and sample.messages is not None:
         raise CorelensError(
-            f"sample {sample.id!r} which is a chat",
+            f"{sample.label} which is a chat",
             "a question that can be replaced by 'N/A'",
             "calibrated=False",
         )
     if not _evidence(sample):
         raise CorelensError(
-            f"sample {sample.id!r} without evidence pages",
+            f"{sample.label} without evidence pages",
             "the right pages",
             'meta["evidence_pages"], or regions',
         )

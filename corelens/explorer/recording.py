@@ -74,7 +74,7 @@ def record(
     token_map = inputs.token_maps[0]
     if not len(token_map.visual):
         raise CorelensError(
-            f"sample {sample.id!r} without a picture", "a sample with an image, pages or a video",
+            f"{sample.label} without a picture", "a sample with an image, pages or a video",
             "the explorer shows where heads look in a picture: give the sample one",
         )  # fmt: skip
     rows, text = _rows(token_map), token_map.text[-MOST_TEXT:]

@@ -23,7 +23,7 @@ def usable_samples(world: str, samples: Sequence[Sample]) -> tuple[list[Sample],
         try:
             for picture in images_and_frames(sample):
                 if isinstance(picture, str | os.PathLike | Later):
-                    read_picture(picture, f"sample {sample.id!r}")
+                    read_picture(picture, f"{sample.label}")
             good.append(sample)
         except CorelensError as error:
             wrong.append(error.given)

@@ -89,13 +89,13 @@ def build_token_map(
     placeholder = torch.isin(ids, torch.tensor(layout.placeholders(config))).nonzero()[:, 0]
     if pictures and not len(placeholder) and max(layout.placeholders(config)) >= 0:
         raise CorelensError(
-            f"sample {sample.id!r} with {len(pictures)} pictures, and no image token in its prompt",
+            f"{sample.label} with {len(pictures)} pictures, and no image token in its prompt",
             "a chat template that writes a placeholder for each picture",
             "look at processor.apply_chat_template(…, tokenize=False)",
         )
     if len(placeholder) and placeholder[-1] >= tokens.prompt:
         raise CorelensError(
-            f"sample {sample.id!r}: image tokens in the answer {sample.answer!r}",
+            f"{sample.label}: image tokens in the answer {sample.answer!r}",
             "words",
             "take them out of the answer",
         )
@@ -114,7 +114,7 @@ def build_token_map(
             missing["region"] = missing["sounds"]
         else:
             sounds = [] if isinstance(audio.sounds, CorelensError) else audio.sounds
-            covered = covered_tokens(located, sample.regions, region_weights, sample.id, sounds)
+            covered = covered_tokens(located, sample.regions, region_weights, sample.label, sounds)
         _warn_shrunk(pictures, cells)
     parts = {}
     if isinstance(tokens.question, CorelensError):
@@ -153,7 +153,7 @@ def audio_tokens_of(
     config: Any,
     sounds: Sequence[Sound],
     tokens: SampleTokens,
-    id: str,
+    label: str,
 ) -> AudioTokens:
     """The audio tokens of one sample, among its unpadded tokens.
 
@@ -164,7 +164,7 @@ def audio_tokens_of(
         return AudioTokens(audio[:0], [])
     if not len(audio):
         raise CorelensError(
-            f"sample {id!r} with {len(sounds)} sounds, and no audio token in its prompt",
+            f"{label} with {len(sounds)} sounds, and no audio token in its prompt",
             "a chat template that writes a placeholder for each sound",
             "look at processor.apply_chat_template(…, tokenize=False)",
         )
@@ -175,8 +175,7 @@ def audio_tokens_of(
     lengths = [len(part) for part in seconds]
     if sum(lengths) != len(audio):
         raise CorelensError(
-            f"sample {id!r}: {len(audio)} audio tokens in the prompt, {lengths} expected of its "
-            "sounds",
+            f"{label}: {len(audio)} audio tokens in the prompt, {lengths} expected of its sounds",
             "as many as a sound of this length has by itself",
             "prepare sounds one a sample; if that does not help, please report it",
         )
@@ -206,7 +205,7 @@ def _fill_placeholders(
     left = sum(len(queue) for queue in free.values())
     if left or len(located) < len(pictures):
         raise CorelensError(
-            f"sample {sample.id!r}: {total} image tokens in the prompt, "
+            f"{sample.label}: {total} image tokens in the prompt, "
             f"{[len(cell.visual) for cell in cells]} expected by {type(layout).__name__}",
             "a processor whose geometry the layout describes",
             "use the model's own processor; if it is, the layout is wrong for its options: please "

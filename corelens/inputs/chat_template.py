@@ -27,7 +27,7 @@ def apply_template(processor: Any, layout: Layout, messages: Messages, sample: A
         )
     if len(messages) > 1:
         raise CorelensError(
-            f"sample {sample.id!r}: a chat of {len(messages)} turns for a processor without a chat "
+            f"{sample.label}: a chat of {len(messages)} turns for a processor without a chat "
             "template",
             "one user turn",
             "set processor.chat_template, or give images and question instead of messages",
@@ -56,13 +56,13 @@ def continuation(processor: Any, messages: Messages, text: str, sample: Any) -> 
     before it."""
     if not sample.answer:
         raise CorelensError(
-            f"sample {sample.id!r} without an answer",
+            f"{sample.label} without an answer",
             "an answer, since answer=True",
             "give Sample(answer=…)",
         )
     if not isinstance(sample.answer, str):
         raise CorelensError(
-            f"sample {sample.id!r}: the answer {sample.answer!r}, a {type(sample.answer).__name__}",
+            f"{sample.label}: the answer {sample.answer!r}, a {type(sample.answer).__name__}",
             "a text: what the model should write",
             f"answer={str(sample.answer)!r}",
         )

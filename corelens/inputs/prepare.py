@@ -137,7 +137,7 @@ def prepare(
     loaded = [_load(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)]
     sounds = [
         [
-            read_sound(sound, f"sample {sample.id!r}, audio {number}")
+            read_sound(sound, f"{sample.label}, audio {number}")
             for number, sound in enumerate(prompt.sounds)
         ]
         for sample, prompt in zip(samples, prompts, strict=True)
@@ -153,7 +153,7 @@ def prepare(
     for sample, tokens, pictures, cells, sample_sounds in zip(
         samples, tokens_of, loaded, cells_of_samples, sounds, strict=True
     ):
-        audio = audio_tokens_of(processor, layout, config, sample_sounds, tokens, sample.id)
+        audio = audio_tokens_of(processor, layout, config, sample_sounds, tokens, sample.label)
         maps.append(
             build_token_map(layout, config, sample, tokens, pictures, cells, region_weights, audio)
         )
@@ -179,7 +179,7 @@ def _load(sample: Sample, prompt: Prompt) -> list[Any]:
     pictures: list[Any] = []
     for medium in prompt.media:
         count[medium.kind] += 1
-        where = f"sample {sample.id!r}, {medium.kind} {count[medium.kind]}"
+        where = f"{sample.label}, {medium.kind} {count[medium.kind]}"
         pictures.append(_picture(medium, where))
     return pictures
 
@@ -218,7 +218,7 @@ def _check_regions(sample: Sample, pictures: list[Any], sounds: list[Sound]) -> 
         among: list[Any] = videos if kind == "video" else images
         if not 0 <= region.image < len(among):
             raise CorelensError(
-                f"sample {sample.id!r}: a {type(region).__name__} on {kind} {region.image}; "
+                f"{sample.label}: a {type(region).__name__} on {kind} {region.image}; "
                 f"the sample has {len(images)} images and {len(videos)} videos",
                 f"a region on one of its pictures: Tube for videos, {Box.__name__} or Mask for "
                 "images",
@@ -231,13 +231,13 @@ def _check_regions(sample: Sample, pictures: list[Any], sounds: list[Sound]) -> 
             region.check(*(picture if isinstance(picture, Image.Image) else picture[0]).size)
         except CorelensError as error:
             raise CorelensError(
-                f"sample {sample.id!r}: {error.given}", error.expected, error.do
+                f"{sample.label}: {error.given}", error.expected, error.do
             ) from None
         if isinstance(region, Tube) and not all(
             0 <= frame < len(picture) for frame in region.boxes
         ):
             raise CorelensError(
-                f"sample {sample.id!r}: a Tube on frames {sorted(region.boxes)} of a video of "
+                f"{sample.label}: a Tube on frames {sorted(region.boxes)} of a video of "
                 f"{len(picture)} frames",
                 f"frames 0 to {len(picture) - 1}",
                 "frames are counted in the sample's video list, not in the file it came from",
@@ -247,8 +247,7 @@ def _check_regions(sample: Sample, pictures: list[Any], sounds: list[Sound]) -> 
 def _check_span(sample: Sample, span: Span, sounds: list[Sound]) -> None:
     if not 0 <= span.audio < len(sounds):
         raise CorelensError(
-            f"sample {sample.id!r}: a Span in sound {span.audio}; the sample has {len(sounds)} "
-            "sounds",
+            f"{sample.label}: a Span in sound {span.audio}; the sample has {len(sounds)} sounds",
             "a span in one of its sounds",
             "count sounds from 0"
             if sounds
@@ -257,9 +256,7 @@ def _check_span(sample: Sample, span: Span, sounds: list[Sound]) -> None:
     try:
         span.check(sounds[span.audio].seconds)
     except CorelensError as error:
-        raise CorelensError(
-            f"sample {sample.id!r}: {error.given}", error.expected, error.do
-        ) from None
+        raise CorelensError(f"{sample.label}: {error.given}", error.expected, error.do) from None
 
 
 def _to(value: Any, device: Any, dtype: torch.dtype | None) -> Any:

@@ -46,7 +46,7 @@ def render(
     `words` are those that no text may hold, see `reserved`.
     """
     messages, media = _messages(sample)
-    check_typed(_texts(messages), words, sample.id)
+    check_typed(_texts(messages), words, sample.label)
     in_messages = question_in_messages(sample, messages)
     text = apply_template(processor, layout, messages, sample)
     processed = layout.processed_prompt(processor, text)
@@ -71,7 +71,7 @@ def _messages(sample: Any) -> tuple[Messages, list[Medium]]:
         return _single_turn(sample)
     if not sample.messages or sample.messages[-1].get("role") == "assistant":
         raise CorelensError(
-            f"sample {sample.id!r}: messages that are empty or end with the assistant's turn",
+            f"{sample.label}: messages that are empty or end with the assistant's turn",
             "a chat whose last turn the model is to answer",
             "leave that turn out and give it as Sample(answer=…)",
         )
@@ -90,7 +90,7 @@ def _messages(sample: Any) -> tuple[Messages, list[Medium]]:
     left = sum(map(len, waiting.values()))
     if left:
         raise CorelensError(
-            f"sample {sample.id!r}: {left} more pictures than its messages have places for",
+            f"{sample.label}: {left} more pictures than its messages have places for",
             "one {'type': 'image'} or {'type': 'video'} in the messages for each picture",
             "put the pictures into the messages, or give images and question instead of messages",
         )
@@ -104,7 +104,7 @@ def _single_turn(sample: Any) -> tuple[Messages, list[Medium]]:
     shown += [] if sample.video is None else [("video", sample.video)]
     shown += [("audio", sound) for sound in sample.audio]
     media = [
-        medium(kind, picture, {}, sample.meta.get("fps"), f"sample {sample.id!r}")
+        medium(kind, picture, {}, sample.meta.get("fps"), f"{sample.label}")
         for kind, picture in shown
     ]
     text = sample.question or ""
@@ -133,7 +133,7 @@ def _part(part: Any, waiting: dict[str, list], media: list[Medium], sample: Any)
     kind = part.get("type") or next((kind for kind in waiting if kind in part), "text")
     if kind in ("image_url", "video_url", "input_image"):
         raise CorelensError(
-            f"sample {sample.id!r}: a message with a part of type {kind!r}",
+            f"{sample.label}: a message with a part of type {kind!r}",
             "{'type': 'image', 'image': …} with a PIL image, a path or an array",
             "fetch the picture first, and write the part so",
         )
@@ -143,7 +143,7 @@ def _part(part: Any, waiting: dict[str, list], media: list[Medium], sample: Any)
     if picture is None:
         if not waiting[kind]:
             raise CorelensError(
-                f"sample {sample.id!r}: a message with a bare {{'type': '{kind}'}} and no {kind} "
+                f"{sample.label}: a message with a bare {{'type': '{kind}'}} and no {kind} "
                 "left for it",
                 f"{{'type': '{kind}', '{kind}': …}}, or the {kind} in the sample itself",
                 f"put each {kind} into its message",
@@ -151,9 +151,7 @@ def _part(part: Any, waiting: dict[str, list], media: list[Medium], sample: Any)
         picture = waiting[kind].pop(0)
     number = sum(earlier.kind == kind for earlier in media)
     media.append(
-        medium(
-            kind, picture, part, sample.meta.get("fps"), f"sample {sample.id!r}, {kind} {number}"
-        )
+        medium(kind, picture, part, sample.meta.get("fps"), f"{sample.label}, {kind} {number}")
     )
     return {"type": kind}
 

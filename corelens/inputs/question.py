@@ -71,7 +71,7 @@ def question_in_messages(sample: Any, messages: Messages) -> list[MessageSpan]:
                 spans.append(MessageSpan(number, index, start, start + length))
     if len(spans) != 1:
         raise CorelensError(
-            f"sample {sample.id!r}: the question stands {len(spans)} times in the last user turn",
+            f"{sample.label}: the question stands {len(spans)} times in the last user turn",
             "a question that names one part of that turn",
             "give the question a text part of its own: {'type': 'text', 'text': question}",
         )
@@ -110,8 +110,7 @@ def question_in_prompt(
         or processed[stop:] != after
     ):
         raise CorelensError(
-            f"sample {sample.id!r}: the chat template does not write the question once, as it was "
-            "given",
+            f"{sample.label}: the chat template does not write the question once, as it was given",
             "a template in which the user's words stand in one place",
             "look at processor.apply_chat_template(…, tokenize=False)",
         )

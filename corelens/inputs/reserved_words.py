@@ -20,7 +20,7 @@ def reserved(processor: Any) -> dict[str, bool]:
     return words
 
 
-def check_typed(texts: Iterable[str], words: Mapping[str, bool], id: str) -> None:
+def check_typed(texts: Iterable[str], words: Mapping[str, bool], label: str) -> None:
     """Raise if a text of a sample's chat holds one of these words.
 
     A placeholder would be filled with a picture, a template's token would begin or end a turn, and
@@ -42,7 +42,7 @@ def check_typed(texts: Iterable[str], words: Mapping[str, bool], id: str) -> Non
                 "Sample(messages=[…])"
             )
         raise CorelensError(
-            f"sample {id!r}: its text holds {word!r}, which this model's "
+            f"{label}: its text holds {word!r}, which this model's "
             + (
                 "processor replaces by a picture"
                 if words[word]

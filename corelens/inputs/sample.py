@@ -61,13 +61,13 @@ class Sample:
             self.images = [self.images]
         if not isinstance(self.images, Sequence | np.ndarray):
             raise CorelensError(
-                f"sample {self.id!r}: images of type {type(self.images).__name__}",
+                f"{self.label}: images of type {type(self.images).__name__}",
                 "a picture or a list of pictures: PIL images, paths or uint8 arrays",
                 "Sample(images=[Image.open('street.jpg')], …)",
             )
         if not isinstance(self.question, str | None):
             raise CorelensError(
-                f"sample {self.id!r}: the question {self.question!r}",
+                f"{self.label}: the question {self.question!r}",
                 "a text",
                 "Sample(question='What digit is on the red circle?', …)",
             )
@@ -86,11 +86,18 @@ class Sample:
             return Regions([regions])
         if not isinstance(regions, Iterable):
             raise CorelensError(
-                f"sample {self.id!r}: regions={regions!r}",
+                f"{self.label}: regions={regions!r}",
                 "Boxes, Masks or a Tube",
                 "Sample(regions=[Box(x0, y0, x1, y1)], …)",
             )
         return Regions(regions)
+
+    @property
+    def label(self) -> str:
+        """What messages call it: "sample 'refer-1-0003'", or by its question if it has no id."""
+        if self.id:
+            return f"sample {self.id!r}"
+        return f"the sample that asks {self.question!r}" if self.question else "a sample without id"
 
     def plot(self) -> Any:
         """A matplotlib figure: the pictures with the regions outlined, question and answer."""

@@ -72,13 +72,13 @@ def counterfactual(
         )
     if kind != "text" and sample.audio and (isinstance(region, Span) or not sample.images):
         raise CorelensError(
-            f"sample {sample.id!r}: the counterfactual {kind!r} of a sound",
+            f"{sample.label}: the counterfactual {kind!r} of a sound",
             "a picture or a video",
             "make the twin's sound yourself, as long as the first: replace(sample, audio=[…])",
         )
     if kind == "text" and sample.messages is not None:
         raise CorelensError(
-            f"sample {sample.id!r} with messages",
+            f"{sample.label} with messages",
             "a sample with a question",
             "write the twin's messages by hand",
         )
@@ -134,7 +134,7 @@ def counterfactual_pairs(
         sizes, twin_sizes = _sizes(sample), _sizes(twin)
         if sizes != twin_sizes:
             raise CorelensError(
-                f"sample {sample.id!r} with pictures of {sizes} and its twin {twin.id!r} with "
+                f"{sample.label} with pictures of {sizes} and its twin, {twin.label}, with "
                 f"{twin_sizes}",
                 "pictures of the same sizes, in the same order: else their token grids differ",
                 "resize, crop or pad the twin's pictures first",
@@ -165,7 +165,7 @@ def _region(sample: Sample, region: Any) -> Shape:
         )
     if not 0 <= region < len(sample.regions):
         raise CorelensError(
-            f"region {region} of sample {sample.id!r}, which has {len(sample.regions)}",
+            f"region {region} of {sample.label}, which has {len(sample.regions)}",
             "a region of the sample, or a Box, Mask or Tube",
             "counterfactual(…, region=Box(x0, y0, x1, y1))",
         )
@@ -175,11 +175,11 @@ def _region(sample: Sample, region: Any) -> Shape:
 def _sizes(sample: Sample) -> list[tuple[int, ...]]:
     """(width, height) of each image, and (frames, width, height) of a video."""
     images: list[tuple[int, ...]] = [
-        read_picture(image, f"sample {sample.id!r}").size for image in sample.images
+        read_picture(image, f"{sample.label}").size for image in sample.images
     ]
     if sample.video is None:
         return images
-    frames = read_video(sample.video, f"sample {sample.id!r}")
+    frames = read_video(sample.video, f"{sample.label}")
     return [*images, (len(frames), *frames[0].size)]
 
 
@@ -212,7 +212,7 @@ def _painted(sample: Sample, kind: str, other: Any, region: Shape, seed: int) ->
 
 def _edit(sample: Sample, region: Shape, paint: Paint) -> Sample:
     """The sample with this region painted over, in its image or in every frame of its tube."""
-    where = f"sample {sample.id!r}"
+    where = f"{sample.label}"
     if isinstance(region, Tube):
         frames = read_video(sample.video, where)
         boxes = {frame: box for frame, box in region.boxes.items() if frame < len(frames)}
@@ -261,7 +261,7 @@ def _swapped(sample: Sample, first: Shape, second: Shape) -> Sample:
         raise CorelensError(
             "a swap of tubes", "two regions of images", "swap frames by hand: Sample(video=…)"
         )
-    images = [read_picture(image, f"sample {sample.id!r}") for image in sample.images]
+    images = [read_picture(image, f"{sample.label}") for image in sample.images]
     for region in (first, second):
         if not 0 <= region.image < len(images):
             raise CorelensError(

@@ -25,13 +25,13 @@ def copied_regions(
     for i, text in enumerate(texts):
         if not text:
             raise CorelensError(
-                f"sample {token_map.id!r}: region {i} without text",
+                f"{token_map.label}: region {i} without text",
                 "the text that stands in each region",
                 'Box(x0, y0, x1, y1, text="Total 7")',
             )
     if len(texts) != len(token_map.regions):
         raise CorelensError(
-            f"sample {token_map.id!r}: {len(texts)} texts for {len(token_map.regions)} regions",
+            f"{token_map.label}: {len(texts)} texts for {len(token_map.regions)} regions",
             "one a region",
             "check",
         )

@@ -318,7 +318,7 @@ def _check_sample(sample: Sample, metric: Metric) -> None:
             "images= and question=",
         )
     if lacks:
-        raise CorelensError(f"{metric.key}: sample {sample.id!r} {lacks[0]}", *lacks[1:])
+        raise CorelensError(f"{metric.key}: {sample.label} {lacks[0]}", *lacks[1:])
 
 
 def _score_steps(

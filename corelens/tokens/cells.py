@@ -70,7 +70,7 @@ def covered_tokens(
     pictures: list[Picture],
     regions: Iterable[Region],
     weights: Literal["touch", "fraction"],
-    id: str = "",
+    label: str = "the sample",
     sounds: Sequence[SoundTokens] = (),
 ) -> list[tuple[Tensor, Tensor]]:
     """Per region the positions of the tokens whose cell it touches, in every view and frame, and
@@ -91,7 +91,7 @@ def covered_tokens(
         touched = fraction > 1e-9  # less is rounding at the common edge of a region and a cell
         if not touched.any():
             raise CorelensError(
-                f"sample {id!r}: {_short(region)} covers no "
+                f"{label}: {_short(region)} covers no "
                 f"{'audio' if isinstance(region, Span) else 'visual'} token",
                 "a region that the model can see or hear",
                 "look at inputs.show(): this model's processor may crop the picture's border away",

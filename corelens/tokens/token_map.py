@@ -73,6 +73,11 @@ class TokenMap:
     # --- what there is
 
     @property
+    def label(self) -> str:
+        """What messages call its sample."""
+        return f"sample {self.id!r}" if self.id else "a sample without id"
+
+    @property
     def length(self) -> int:
         """Length of the padded row."""
         return len(self.real)
@@ -173,7 +178,7 @@ class TokenMap:
                 start, end = sound.seconds[int(matches[0, 0])].tolist()
                 return number, start, end
         raise CorelensError(
-            f"position {int(position)} of sample {self.id!r}, which is no audio token",
+            f"position {int(position)} of {self.label}, which is no audio token",
             f"one of the {len(self.audio)} positions in .audio",
             "ask for times of audio tokens only",
         )
@@ -219,7 +224,7 @@ class TokenMap:
         resolved, region = self.positions(rows, rows=True), self.region
         if len(resolved) == 0 or resolved.max() < region.min():
             raise CorelensError(
-                f"sample {self.id!r}: the {rows if isinstance(rows, str) else 'chosen'} rows "
+                f"{self.label}: the {rows if isinstance(rows, str) else 'chosen'} rows "
                 f"stand before the evidence: rows {resolved.tolist()[:4]}, region from position "
                 f"{int(region.min())}",
                 "rows that come after the picture: a token attends only to what stands before it",
@@ -262,7 +267,7 @@ class TokenMap:
         if name in self.parts:
             return self.parts[name]
         raise self.missing.get(name) or CorelensError(
-            f"sample {self.id!r} without {name}", f"a sample with {expected}", do
+            f"{self.label} without {name}", f"a sample with {expected}", do
         )
 
     def _pictures(self) -> list[Picture]:
@@ -284,7 +289,7 @@ class TokenMap:
             if len(token):
                 return number, picture, int(token[0, 0])
         raise CorelensError(
-            f"position {int(position)} of sample {self.id!r}, which is no visual token",
+            f"position {int(position)} of {self.label}, which is no visual token",
             f"one of the {len(self.visual)} positions in .visual",
             "ask for cells of visual tokens only",
         )
@@ -321,7 +326,7 @@ class TokenMap:
         if number < len(self.images):
             return self.images[number]
         raise CorelensError(
-            f"image:{number} of sample {self.id!r}",
+            f"image:{number} of {self.label}",
             f"image:0 to image:{len(self.images) - 1}",
             "count from 0",
         )
@@ -337,7 +342,7 @@ class TokenMap:
             return torch.cat(tokens)
         names = ["thumbnail" if view == THUMBNAIL else f"tile:{view}" for view in sorted(views)]
         raise CorelensError(
-            f"{name!r} of sample {self.id!r}",
+            f"{name!r} of {self.label}",
             f"a view of its pictures: {', '.join(names)}"
             if names
             else "a model that shows a picture in several views",
@@ -359,7 +364,7 @@ class TokenMap:
             (int(video.frames.max()) + 1 for video in videos if video.frames is not None), default=0
         )
         raise CorelensError(
-            f"frame:{number} of sample {self.id!r}",
+            f"frame:{number} of {self.label}",
             f"a video's frame below {count}",
             "count from 0",
         )

@@ -19,13 +19,13 @@ def shown(sample: Any) -> list[tuple[str, Image.Image]]:
     """(name, picture with its regions outlined) of every image, and of a video some frames."""
     pictures = []
     for number, picture in enumerate(sample.images or _in_chat(sample)):
-        image = read_picture(picture, f"sample {sample.id!r}, image {number}")
+        image = read_picture(picture, f"{sample.label}, image {number}")
         regions = [
             r for r in sample.regions if not isinstance(r, Span | Tube) and r.image == number
         ]
         pictures.append((f"image {number}", attention_image(image, None, regions)))
     if sample.video is not None:
-        frames = read_video(sample.video, f"sample {sample.id!r}")
+        frames = read_video(sample.video, f"{sample.label}")
         step = -(-len(frames) // MOST_FRAMES)
         tubes = [region for region in sample.regions if isinstance(region, Tube)]
         pictures += [

@@ -71,7 +71,7 @@ def shifted(samples: Sequence[Sample], shift: str, seed: int = 0) -> list[Sample
 def _picture(sample: Sample) -> np.ndarray:
     if len(sample.images) != 1 or sample.video is not None:
         raise CorelensError(
-            f"sample {sample.id!r} with {len(sample.images)} pictures",
+            f"{sample.label} with {len(sample.images)} pictures",
             "one picture",
             "shift the words, or samples of one picture each",
         )
@@ -154,7 +154,7 @@ def _small(sample: Sample, rng: np.random.Generator) -> Sample:
 def _with_boxes(sample: Sample, moved: Callable[[Box], Box]) -> Sample:
     if not all(isinstance(region, Box) for region in sample.regions):
         raise CorelensError(
-            f"sample {sample.id!r} with regions that are no boxes", "boxes", "choose another shift"
+            f"{sample.label} with regions that are no boxes", "boxes", "choose another shift"
         )
     return replace(sample, regions=[moved(region) for region in sample.regions])
 
@@ -175,7 +175,7 @@ def _behind(sample: Sample, ground: np.ndarray) -> Sample:
     objects = sample.meta.get("objects")
     if not objects or not all("box" in thing for thing in objects):
         raise CorelensError(
-            f"sample {sample.id!r}, which does not say where its objects are",
+            f"{sample.label}, which does not say where its objects are",
             'meta["objects"] with a "box" each',
             "choose another shift",
         )
@@ -193,7 +193,7 @@ def _parts(sample: Sample) -> re.Match[str]:
     match = _QUESTION.match(str(sample.question))
     if match is None or sample.messages is not None:
         raise CorelensError(
-            f"sample {sample.id!r}, question {sample.question!r}",
+            f"{sample.label}, question {sample.question!r}",
             "a question that reads 'What … is …?', not in messages",
             "choose a shift of pictures, or the world refer",
         )
@@ -236,7 +236,7 @@ def _named(sample: Sample, rng: np.random.Generator) -> Sample:
     shown = [(str(thing.get("colour")), str(thing.get("kind"))) for thing in objects]
     if not shown or not set(shown) <= {(c, k) for c in COLOURS for k in KINDS}:
         raise CorelensError(
-            f"sample {sample.id!r}, which does not say what its objects are",
+            f"{sample.label}, which does not say what its objects are",
             'meta["objects"] with a "colour" and a "kind" each',
             "use the world refer",
         )
