@@ -36,6 +36,7 @@ from corelens.findings.verdict import (
     REPRODUCED,
     Verdict,
     combine,
+    of_worlds,
 )
 from corelens.findings.world import resampled
 from corelens.heads.intervals import clopper_pearson
@@ -311,6 +312,17 @@ def test_a_world_that_is_not_answered_and_a_reading_whose_rows_do_not_matter_jud
 
 
 # --- what verdicts are made of
+
+
+def test_texts_that_differ_in_numbers_alone_are_said_once():
+    texts = {"a": "half in 6.2% [5, 7]", "b": "half in 2.1% [2, 9]", "c": "half in -3% [-4, 1]"}
+    assert of_worlds(texts) == "3 worlds: half in -3 to 6.2% [-4, 9]"
+    assert of_worlds(texts | {"d": "none"}) == "a, b, c: half in -3 to 6.2% [-4, 9]; d: none"
+    assert of_worlds({"a": "1%", "b": "2%"}) == "a: 1%; b: 2%" and of_worlds({"a": "1%"}) == "1%"
+    assert of_worlds({"a": "1%"}, 2) == "a: 1%"
+    layers = {"a": "in layers 1, 2", "b": "in layers 3, 9", "c": "in layers 0, 4"}
+    assert of_worlds(layers) == "; ".join(f"{world}: {text}" for world, text in layers.items())
+    assert of_worlds(dict.fromkeys("abc", "in layers 1, 2")) == "3 worlds: in layers 1, 2"
 
 
 def test_worlds_combine_into_one_verdict():

@@ -1,7 +1,8 @@
 """A verdict: one of three words, or "not judged" where the test has no power; and how worlds
 combine into one."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -56,12 +57,12 @@ def combine(verdicts: Mapping[str, Verdict]) -> Verdict:
     unfinished = any(verdict.reason.startswith(LEFT_OUT) for verdict in verdicts.values())
     if not judged or (unfinished and not failed):
         weak = next((v for v in verdicts.values() if v.word == NOT_JUDGED), None)
-        reasons = "; ".join(dict.fromkeys(_reasons(verdicts)))
+        reasons = _reasons(verdicts)
         word = NOT_JUDGED if weak else CANNOT
         numbers = _numbers({world: v for world, v in verdicts.items() if v.number})
         return Verdict(word, numbers, reasons, weak.n if weak else None, words)
     shown = failed or judged
-    reasons = "; ".join(_reasons(failed)) if failed else ""
+    reasons = _reasons(failed)
     if failed and len(failed) < len(judged):
         passed = ", ".join(world for world in judged if world not in failed)
         reasons = f"{reasons}; reproduced in {passed}"
@@ -69,13 +70,57 @@ def combine(verdicts: Mapping[str, Verdict]) -> Verdict:
 
 
 def _numbers(verdicts: Mapping[str, Verdict]) -> str:
-    if len(verdicts) < 2:
-        return next((verdict.number for verdict in verdicts.values()), "")
-    return "; ".join(f"{world}: {verdict.number}" for world, verdict in verdicts.items())
+    return of_worlds({world: verdict.number for world, verdict in verdicts.items()})
 
 
-def _reasons(verdicts: Mapping[str, Verdict]) -> list[str]:
-    several = len(verdicts) > 1
-    return [
-        f"{world}: {v.reason}" if several else v.reason for world, v in verdicts.items() if v.reason
-    ]
+def _reasons(verdicts: Mapping[str, Verdict]) -> str:
+    return of_worlds({world: v.reason for world, v in verdicts.items() if v.reason}, len(verdicts))
+
+
+def of_worlds(texts: Mapping[str, str], of: int | None = None) -> str:
+    """What was said of each world, in one text: {"a": "1%", "b": "2%"} → "a: 1%; b: 2%".
+
+    Texts of three worlds or more that differ in numbers alone are said once, with the smallest and
+    the largest number: "3 worlds: half in 2 to 6% [1, 7] of the heads".
+
+    Args:
+        texts: {world: text}.
+        of: how many worlds there are; by default as many as have a text.
+    """
+    of = len(texts) if of is None else of
+    if of < 2:
+        return next(iter(texts.values()), "")
+    alike: dict[str, list[str]] = {}
+    for world, text in texts.items():
+        alike.setdefault(_NUMBER.sub("#", text), []).append(world)
+    parts = []
+    for words, worlds in alike.items():
+        of_group = [texts[world] for world in worlds]
+        if len(worlds) < 3 or (_LIST.search(words) and len({*of_group}) > 1):
+            parts += [f"{world}: {texts[world]}" for world in worlds]
+        else:
+            names = f"{of} worlds" if len(worlds) == of else ", ".join(worlds)
+            parts.append(f"{names}: {_with_ranges(words, of_group)}")
+    return "; ".join(parts)
+
+
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+_LIST = re.compile(r"#, #(?!\])")  # as of layers, whose smallest and largest say nothing
+
+
+def _with_ranges(words: str, texts: Sequence[str]) -> str:
+    """Words with "#" for each number, filled with the range of that number over these texts; an
+    interval gets its lowest and its highest end."""
+    columns = list(zip(*(_NUMBER.findall(text) for text in texts), strict=True))
+    parts = words.split("#")
+    filled = parts[0]
+    for numbers, before, behind in zip(columns, parts[:-1], parts[1:], strict=True):
+        low, high = min(numbers, key=float), max(numbers, key=float)
+        if before.endswith("["):
+            filled += low
+        elif behind.startswith("]") or float(low) == float(high):
+            filled += high
+        else:
+            filled += f"{low} to {high}"
+        filled += behind
+    return filled

@@ -79,10 +79,17 @@ def marks_figure(panel: Panel, ax: Axes | None = None) -> Figure:
         if panel.limits is not None:
             ax.set_xlim(panel.limits[0] - 0.03, panel.limits[1] + 0.03)
         ax.set_ylim(len(panel.marks) - 0.5, -0.5)
-        ax.set_yticks(range(len(panel.marks)), [mark.name for mark in panel.marks])
+        ax.set_yticks(range(len(panel.marks)), _short([mark.name for mark in panel.marks]))
         ax.tick_params(axis="y", length=0)
         ax.set_xlabel(panel.label)
     return style.figure_of(ax)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names of at most 18 characters, so that they leave room for the axis; whole where two would
+    become alike."""
+    cut = [name if len(name) <= 18 else f"{name[:17]}…" for name in names]
+    return [name if cut.count(short) > 1 else short for name, short in zip(names, cut, strict=True)]
 
 
 def _measured(model: Numbers, id: str) -> list[tuple[str, Numbers]]:
@@ -102,11 +109,11 @@ def _stability(model: Numbers, threshold: float | None) -> Panel:
     marks = []
     for name, numbers in _measured(model, "F2"):
         own = numbers["transfer"].get(name, {}).get("value", 0.0)
-        for other, cost in numbers["transfer"].items():
-            if other != name and own > 0:
-                share = cost["value"] / own
-                marks.append(Mark(f"{other} → {name}", share, share, share))
-    return Panel(marks, threshold, "cost of another world's heads")
+        others = [cost["value"] for other, cost in numbers["transfer"].items() if other != name]
+        if own > 0 and others:
+            shares = [cost / own for cost in others]
+            marks.append(Mark(name, min(shares), min(shares), min(shares), shares))
+    return Panel(marks, threshold, "cost of other worlds' heads; dot: the least")
 
 
 def _layers(model: Numbers, threshold: float | None) -> Panel:
