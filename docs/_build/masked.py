@@ -135,6 +135,52 @@ def counted() -> str:
     return _paragraph(f"{text}{sets} random sets stand beside the top heads where F5 masks heads.")
 
 
+def as_published(part: dict[str, Any]) -> dict[str, Any]:
+    """Of a model's world in the study: points lost by cutting the evidence from the question's
+    tokens, by masking the top and the bottom heads by RAM as published, and by the worst random
+    set; and how many of the top heads lead at the last row, too."""
+    f5 = part["numbers"]["F5"]
+    top, last = (
+        {tuple(head) for head in f5[key]["top"]["heads"]} for key in ("ram", "ram[rows=last]")
+    )
+    return {
+        "cut": part["row_costs"]["question"],
+        "top": f5["ram"]["top"]["zero"],
+        "bottom": f5["ram"]["bottom"]["zero"],
+        "random": part["clean"]["value"] * max(f5["random"]["zero"]),
+        "k": len(top),
+        "shared": len(top & last),
+    }
+
+
+def published_mask() -> str:
+    """In which models masking the heads that RAM as published ranks first costs more than any
+    random set, and the bottom heads next to nothing."""
+    report = json.loads((ROOT / "docs/study/report.json").read_text(encoding="utf-8"))
+    costly, others, elsewhere = dict[str, list](), dict[str, list](), list[str]()
+    for name, model in report["models"].items():
+        worlds = [as_published(x) for x in model["worlds"].values() if "F5" in x["numbers"]]
+        holds = [x["top"]["low"] > x["random"] and x["bottom"]["value"] <= 0.05 for x in worlds]
+        (costly if all(holds) else others)[f"`{name}`"] = worlds
+        if all(holds) and not model["reading"]["published"]:
+            elsewhere.append(f"`{name}`")
+    text = "- **Masked as published, the heads that the published score ranks first matter in "
+    text += (
+        f"{_listed(list(costly))}**: the top 5% cost {_points(costly, 'top')} points, more than "
+    )
+    text += f"every random set, and the bottom 5% {_points(costly, 'bottom')}. In "
+    text += f"{_listed(elsewhere)} the answer does not need what these heads fetch at the "
+    text += "question's tokens: many of them fetch it at the last row, too. In "
+    text += f"{_listed(list(others))} the top 5% cost {_points(others, 'top')} points."
+    return _paragraph(text, indent="  ")
+
+
+def _points(models: dict[str, list[dict[str, Any]]], heads: str) -> str:
+    """ "46 to 80": the range over all worlds of these models."""
+    values = [100 * world[heads]["value"] for worlds in models.values() for world in worlds]
+    return f"{min(values):.0f} to {max(values):.0f}"
+
+
 def formed_by_language() -> str:
     """What the study found of smol-vlm, in a sentence for each thing."""
     path = ROOT / "docs/study/report.json"
@@ -219,5 +265,6 @@ TABLES = {
     for part in [
         *(masked, masked_question, masked_language),
         *(language, language_more, question_reads, counted, formed_by_language),
+        published_mask,
     ]
 }

@@ -105,6 +105,36 @@ def costs(report: dict) -> str:
     return markdown(rows)
 
 
+def published(report: dict) -> str:
+    """Points lost by masking the heads that the published score ranks, and how many of the top ones
+    lead at the last row, too."""
+    rows = [
+        [
+            "model and world",
+            "evidence cut at the question's tokens",
+            "top 5% by RAM masked",
+            "bottom 5% masked",
+            "random, highest",
+            "of the top 5%, also in the top 5% at the last row",
+        ]
+    ]
+    for name, model in report["models"].items():
+        for world, part in model["worlds"].items():
+            if "F5" not in part["numbers"]:
+                continue
+            x = masked.as_published(part)
+            cells = [x["cut"], x["top"], x["bottom"]]
+            rows.append(
+                [
+                    f"`{name}`, {world}",
+                    *map(percent_interval, cells),
+                    f"{100 * x['random']:.0f}",
+                    f"{x['shared']} of {x['k']}",
+                ]
+            )
+    return markdown(rows)
+
+
 def criteria(report: dict) -> str:
     """The thresholds, and where each comes from."""
     rows = [["finding", "threshold", "what is compared with it", "source"]]
@@ -115,7 +145,8 @@ def criteria(report: dict) -> str:
 
 
 TABLES = {
-    "reads": reads, "verdicts": verdicts, "numbers": numbers, "costs": costs, "criteria": criteria,
+    "reads": reads, "verdicts": verdicts, "numbers": numbers, "costs": costs,
+    "published": published, "criteria": criteria,
 }  # fmt: skip
 NUMBER = r"(\d[\d.,]*\d[x%]?|\d[x%]?)"
 
