@@ -48,7 +48,7 @@ from training.shards import stored_weights
 from training.train import train_demo
 
 NAME = "qwen3vl-s"
-EARLY = {"smol-vlm", "qwen3vl-q"}
+EARLY = {"smol-vlm", "qwen3vl-q", "qwen3vl-s-video"}
 """Checkpoints that are not trained to their end, as their cards say; they have tests of their
 own."""
 
@@ -448,6 +448,15 @@ def test_unknown_model_and_changed_files_are_refused(tmp_path):
 def options(row):
     """A card's options, as the world takes them."""
     return tuples(row.get("options", {}))
+
+
+def test_the_video_model_answers_at_two_thousand_tokens():
+    model = load_demo("qwen3vl-s-video")
+    samples = synthetic("video", 3, seed=77, frames=32, objects=4, sides=(320, 320))
+    assert len(model.prepare(samples[0]).token_maps[0].visual) == 1600
+    assert evaluate(model, samples).accuracy >= 2 / 3
+    card = read_card("qwen3vl-s-video")
+    assert all(row["accuracy"] >= 0.8 for row in card["held_out"])
 
 
 @pytest.mark.parametrize("name", sorted({*list_demos()} - EARLY))

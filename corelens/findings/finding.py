@@ -74,8 +74,10 @@ class Finding(ABC):
         reason = world["skipped"].get(self.id) or world["why_not"]
         if reason and reason.startswith(LEFT_OUT):
             return Verdict(NOT_JUDGED, reason=reason)
-        if reason or self.id not in world["numbers"]:
-            return Verdict(CANNOT, reason=reason or "it was not measured")
+        if reason:
+            return Verdict(CANNOT, reason=reason)
+        if self.id not in world["numbers"]:  # (a joint report of studies of different findings)
+            return Verdict(NOT_JUDGED, reason=f"{LEFT_OUT}: this model's study did not ask for it")
         return self.judge(world["numbers"][self.id], world)
 
     def lesson(self, verdict: Verdict) -> str:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 BEGAN = {  # what its weights were before
     "qwen3vl-s": "random weights", "qwen3vl-s-long": "`qwen3vl-s`", "qwen3vl-m": "random weights",
     "qwen3vl-s-all": "behind the tower of `qwen3vl-m`, random weights",
+    "qwen3vl-s-video": "`qwen3vl-s-all`",
     "qwen3vl-l": "behind the tower of `qwen3vl-m`, random weights",
     "qwen3vl-q": "behind the tower of `qwen3vl-m`, random weights",
     "smol-vlm": "SmolLM2-135M-Instruct, the tower of `qwen3vl-m`",
