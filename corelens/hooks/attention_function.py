@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from corelens.hooks.edges import Edges
 from corelens.hooks.exchange import original
 from corelens.hooks.points import AttentionPoints, HookPoint
+from corelens.hooks.prefix import Prefix
 from corelens.hooks.rows import Call, KeyAxis, mix, row_scores, rows_z, softmax
 from corelens.hooks.running import Running, Step, current
 
@@ -36,6 +37,7 @@ class AttentionInputs:
         call: the module's own arguments: mask, scaling, soft cap and the like.
         kv_per_query_head: True if the KV heads were repeated so that each query head has its own,
             which is needed to edit one head alone.
+        prefix: earlier keys and values that are not among `key` and `value`; None: all are.
     """
 
     query: Float[Tensor, "batch head pos d_head"]
@@ -43,6 +45,14 @@ class AttentionInputs:
     value: Float[Tensor, "batch kv_head key d_value"]
     call: Call
     kv_per_query_head: bool = False
+    prefix: Prefix | None = None
+
+    def whole(self) -> "AttentionInputs":
+        """These inputs with all keys and values in `key` and `value`."""
+        if self.prefix is None:
+            return self
+        key, value = self.prefix.before(self.key, self.value)
+        return replace(self, key=key, value=value, prefix=None)
 
 
 def attention(
@@ -78,6 +88,8 @@ def attention(
     points = run.sites.get(module) if run is not None else None
     if run is None or run.step is None or points is None:  # no run, or another model
         return _unhooked(inputs, run), None
+    if run.prefix is not None:
+        inputs = replace(inputs, prefix=run.prefix.of(module.layer_idx))  # type: ignore[arg-type]
     if run.sparse_plan is None and not any(point.active for point in points.in_function):
         return _unhooked(inputs, run), None
     return _hooked(inputs, points, run, run.step), None
@@ -96,6 +108,9 @@ def _hooked(
 ) -> Float[Tensor, "batch pos head d"]:
     """One layer's attention under hooks, from rotated q, k and v to z."""
     inputs = _with_edited_qkv(inputs, points, run)
+    patterned = (points.hook_attn_scores, points.hook_pattern, points.hook_pattern_rows)
+    if run.sparse_plan is not None or any(p.active for p in (points.hook_edges, *patterned)):
+        inputs = inputs.whole()  # these see every key of every run
     # The keys of cross-attention are the tower's tokens, to which a sparse plan does not apply.
     plan = None if points.cross else run.sparse_plan
     if plan is not None:  # before the hooks: they see what the plan leaves
@@ -180,6 +195,9 @@ def _with_edited_tokens(
 
 def _z_without_pattern(inputs: AttentionInputs, plan: Any) -> Float[Tensor, "batch pos head d"]:
     """z by the fastest function that supports this call; no hook sees a pattern."""
+    if inputs.prefix is not None:
+        z = inputs.prefix.z(*_parts(inputs))
+        return _z_without_pattern(inputs.whole(), plan) if z is None else z
     call = inputs.call
     if plan is not None and (z := plan.attend(*_parts(inputs))) is not None:
         return z

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from corelens.hooks.points import AttentionPoints, HookPoint, fire_watched, points_of_the_run
+from corelens.hooks.prefix import SharedPrefix
 
 PATIENCE = 30.0  # seconds that a thread waits for another one's turn before it says so
 
@@ -65,6 +66,7 @@ class Running:
         generating: whether tokens are generated, so that the decoder is called once a token.
         points: the names of the points that were wired when the run began.
         heads: how many query heads each layer of the decoder has.
+        prefix: in this step, the tokens before it that its runs share; None: the cache has them.
     """
 
     inputs: Any = None
@@ -77,6 +79,7 @@ class Running:
     generating: bool = False
     points: frozenset[str] = frozenset()
     heads: tuple[int, ...] = ()
+    prefix: SharedPrefix | None = None
 
     @property
     def ctx(self) -> dict[str, Any]:

@@ -266,11 +266,12 @@ def _together(
 def runs_per_forward(replay: Replay, row: int, batch_tokens: int | None) -> int:
     """How many runs that begin at `row` share one forward.
 
-    A row before it costs only its cached keys and values: it counts as an eighth of a row.
+    A row before it costs only its keys and values, which the runs share, or which are repeated for
+    one layer at a time (see hooks/prefix.py): it counts as a 32nd of a row.
     """
     if batch_tokens is None:
         batch_tokens = BATCH_TOKENS.get(replay.model.device.type, BATCH_TOKENS_ELSEWHERE)
-    return max(1, batch_tokens // (len(replay.inputs) * (replay.length - row + row // 8)))
+    return max(1, batch_tokens // (len(replay.inputs) * (replay.length - row + row // 32)))
 
 
 def write(jobs: Sequence[Patch], name: str, source: Tensor) -> Callable[..., Tensor]:

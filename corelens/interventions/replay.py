@@ -4,7 +4,7 @@ A patch at layer l changes nothing before layer l. In a causal model a patch at 
 before p. So a run can begin
 
 - at a later layer, from the base run's residual stream;
-- at a later row, with the base run's keys and values of the rows before it;
+- at a later row, with the base run's keys and values of the rows before it, which runs share;
 
 and several such runs share one batch. All of them go through the model's own forward: the arguments
 of its decoder are replaced, and layers that are not needed return their input.
@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from corelens.hf import CACHE_ARGUMENTS, cache_argument, replaced_forward
 from corelens.hooks.points import TOWERS, Hook
+from corelens.hooks.prefix import SharedPrefix
 from corelens.inputs.prepare import Inputs
 from corelens.model.filters import named
 from corelens.model.hooked import HookedMLLM
@@ -71,6 +71,7 @@ class Replay:
             stored += [f"blocks.{layer}.attn.hook_rot_k" for layer in layers]
             stored += [f"blocks.{layer}.attn.hook_v" for layer in layers]
         caching = [*dict.fromkeys([*stored, *names])]
+        self._prefix_row, self._shared = 0, SharedPrefix()  # of the last run
         self._kwargs: dict[str, Any] = {}
         handle = self.decoder.register_forward_pre_hook(self._capture, with_kwargs=True)
         try:
@@ -144,7 +145,10 @@ class Replay:
             tensors["input_ids"] = self._any_text(tensors.pop("inputs_embeds"))
         batch = Inputs(tensors, self.inputs.token_maps, self.inputs.samples)
         base_hooks = [(name, function) for name, function in self.hooks if _fires(str(name), start)]
-        all_hooks = [*base_hooks, *hooks, *(reading or {}).items()]
+        # Without a hook a layer's attention might not run through CoreLens, which adds the prefix.
+        layers = range(start.layer, self.model.cfg.n_layers)
+        present = [(f"blocks.{layer}.attn.hook_z", _leave) for layer in layers if start.row]
+        all_hooks = [*base_hooks, *hooks, *(reading or {}).items(), *present]
         length = self.length - start.row  # rows that run
         wanted = self.length if self.keep is None else self.keep  # rows of logits to return
         with torch.no_grad(), self._begun(start, kwargs):
@@ -217,7 +221,7 @@ class Replay:
                 kwargs[name] = _repeat(value, start)
         for name in CACHE_ARGUMENTS:
             kwargs.pop(name, None)
-        kwargs[cache_argument(self.decoder)] = self._prefix(start) if start.row else None
+        kwargs[cache_argument(self.decoder)] = self._prefix(start.row) if start.row else None
         kwargs["use_cache"] = False
         mask = kwargs.get("attention_mask")
         make = self._mask
@@ -268,25 +272,24 @@ class Replay:
             start.runs if mask.shape[0] > 1 else 1, dim=0
         )
 
-    def _prefix(self, start: Start) -> DynamicCache:
-        """The base run's keys and values before `start.row`."""
-        cache = DynamicCache()
-        for layer in range(self.model.cfg.n_layers):
-            # Earlier layers do not run. Their entry only tells how many tokens are cached.
-            runs = start.runs if layer >= start.layer else 1
-            key, value = (
-                self.cache[f"blocks.{layer}.attn.{point}"][:, : start.row]
-                .transpose(1, 2)
-                .repeat_interleave(runs, dim=0)
-                for point in ("hook_rot_k", "hook_v")
-            )
-            cache.update(key, value, layer)
-        return cache
+    def _prefix(self, row: int) -> SharedPrefix:
+        """The base run's keys and values before this row."""
+        if row != self._prefix_row:  # many runs begin at one row
+            self._prefix_row, self._shared = row, SharedPrefix()
+            for layer in range(self.model.cfg.n_layers):
+                points = (f"blocks.{layer}.attn.{point}" for point in ("hook_rot_k", "hook_v"))
+                key, value = (self.cache[point][:, :row].transpose(1, 2) for point in points)
+                self._shared.hold(layer, key, value)
+        return self._shared
 
 
 def _repeat(x: Tensor, start: Start) -> Tensor:
     """The rows of x [batch, pos, …] from the start on, each sample once for each run."""
     return x[:, start.row :].repeat_interleave(start.runs, dim=0)
+
+
+def _leave(x: Tensor, hook: Any) -> None:
+    """Does nothing."""
 
 
 def _sees_ahead(mask: Tensor) -> bool:

@@ -18,6 +18,7 @@ from corelens.hf import cache_in, checkpointing_off, unknown_caches
 from corelens.hooks.attention_function import attention
 from corelens.hooks.exchange import exchanged
 from corelens.hooks.points import HookPoint
+from corelens.hooks.prefix import SharedPrefix
 from corelens.hooks.running import Running, Step, edits_before_caching, running
 from corelens.layouts.base import Layout
 from corelens.model.module_hooks import (
@@ -136,6 +137,7 @@ def _on_decoder(run: Running, begin: Begin, caching: ExitStack) -> Callable[...,
         cache = _cache_of_step(run, decoder, kwargs, tokens.shape[1])
         so_far = int(cache.get_seq_length()) if cache is not None else 0
         run.step = begin(tokens, so_far, cache is not None)
+        run.prefix = cache if isinstance(cache, SharedPrefix) else None
         run.stored.clear()
         if run.sparse_plan is not None:
             run.sparse_plan.begin(

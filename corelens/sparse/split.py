@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from corelens.hooks.joined import flash, join, joinable
 from corelens.hooks.rows import Call
 from corelens.sparse.patterns import Streaming
 from corelens.sparse.reference import reference
@@ -70,7 +71,7 @@ def split(
             k, v = k[:, full // group], v[:, full // group]
             z_full = sdpa(q[:, full], k, v, is_causal=True, scale=call.scaling)
             z[sample, full, span] = z_full[0]
-    if spans and isinstance(visible.pattern, Streaming) and _tiles_apply(query, key, value):
+    if spans and isinstance(visible.pattern, Streaming) and joinable(query, key, value):
         for sample, span in enumerate(spans):
             for kv in range(key.shape[1]):
                 heads = sparse[sparse // group == kv].tolist()
@@ -89,13 +90,6 @@ def split(
 
 def _additive(mask: Tensor | None) -> bool:
     return mask is not None and mask.dtype != torch.bool
-
-
-def _tiles_apply(*tensors: Tensor) -> bool:
-    """Whether the kernel of `_flash` supports this: on a CPU, without gradients, v as wide as q."""
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    same_width = tensors[0].shape[-1] == tensors[2].shape[-1]
-    return all(x.device.type == "cpu" for x in tensors) and not needs_grad and same_width
 
 
 def causal_spans(call: Call, visible: Visible) -> list[slice] | None:
@@ -136,7 +130,7 @@ def tiles(
     # The first rows, whose sink and window hold all earlier keys: plain causal attention.
     dense = min(length, pattern.sink + pattern.window)
     keys, values = _for_all_heads(key[:dense], heads), _for_all_heads(value[:dense], heads)
-    z[:, :dense] = _flash(query[None, :, :dense], keys, values, scaling, is_causal=True)[0][0]
+    z[:, :dense] = flash(query[None, :, :dense], keys, values, scaling, is_causal=True)[0][0]
     # The rows of a tile over all heads should be about TILE, in multiples of 32. A tile is no wider
     # than the window, so that its last row still sees its first key.
     rows_of_a_head = TILE.get(query.dtype, TILE_OF_OTHER_DTYPES) // heads // 32 * 32
@@ -187,11 +181,11 @@ def _tiled(
     sees_sink = torch.ones(tile, sink, dtype=torch.bool)
     sees = torch.cat([sees_sink, column > row, column <= row], dim=1)
     mask = torch.zeros(sees.shape, dtype=q.dtype).masked_fill_(~sees, -torch.inf).repeat(heads, 1)
-    z, log_sum = _flash(q, masked_part(key), masked_part(value), scaling, mask=mask)
+    z, log_sum = flash(q, masked_part(key), masked_part(value), scaling, mask=mask)
     # The interior: the keys between `leaving` and `own`, which every row of the tile sees.
     if inner := window - tile:
         keys, values = (_windows(x, start - inner, number, tile, inner) for x in (key, value))
-        z = _join(z, log_sum, *_flash(q, keys, values, scaling))
+        z = join(z, log_sum, *flash(q, keys, values, scaling))
     return z.reshape(number, heads, tile, d).transpose(0, 1).reshape(heads, rows, d)
 
 
@@ -203,33 +197,10 @@ def _last_rows(
     heads, rows, _ = query.shape
     before = len(key) - rows
     q, keys, values = query[None], _for_all_heads(key, heads), _for_all_heads(value, heads)
-    z, log_sum = _flash(q, keys[:, :, before:], values[:, :, before:], scaling, is_causal=True)
+    z, log_sum = flash(q, keys[:, :, before:], values[:, :, before:], scaling, is_causal=True)
     if before:
-        z = _join(z, log_sum, *_flash(q, keys[:, :, :before], values[:, :, :before], scaling))
+        z = join(z, log_sum, *flash(q, keys[:, :, :before], values[:, :, :before], scaling))
     return z[0]
-
-
-def _flash(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float,
-    is_causal: bool = False,
-    mask: Tensor | None = None,
-) -> tuple[Float[Tensor, "n head row d"], Float[Tensor, "n head row"]]:
-    """(z, log-sum-exp of the scores) by the CPU kernel that SDPA itself uses."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, is_causal, attn_mask=mask, scale=scaling
-    )
-
-
-def _join(z: Tensor, log_sum: Tensor, other: Tensor, other_log_sum: Tensor) -> Tensor:
-    """Attention over the union of two sets of keys, from attention over each.
-
-    With L = log Σ exp(scores) of each set, the second set has exp(L₂) / (exp(L₁) + exp(L₂)) =
-    sigmoid(L₂ − L₁) of the whole softmax: z = (1 − w) · z₁ + w · z₂ with this w.
-    """
-    return torch.lerp(z, other, torch.sigmoid(other_log_sum - log_sum).unsqueeze(-1).to(z.dtype))
 
 
 def _windows(
