@@ -176,8 +176,9 @@ did without it.
         else "trained from scratch"
     )
     if tower := recipe.get("start_tower"):
+        rest = begun if start else "all else trained from scratch"
         begun = f"""whose vision tower is that of the bundled `{tower}`, unchanged
-(its weights lie in that model's folder), and all else trained from scratch"""
+(its weights lie in that model's folder), and {rest}"""
     if sides := recipe.get("sides"):
         grids.append(
             f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not "
@@ -186,13 +187,15 @@ did without it.
     limits = "" if free else f", and reads digits on the 16 px grid only\n({' and '.join(grids)})"
     article = ("An " if card["architecture"].startswith("I") else "A ") + card["architecture"]
     worlds = " and ".join(f"`{world}`" for world in training["worlds"])
+    shown = "" if "refer" in training["worlds"] else "shown "  # (as `video` asks)
+    example = f"What digit is {shown}on the red circle?"
     notes = "".join(f"- {note}\n" for note in training["notes"])
     after = f" after that of `{start}`" if start else ""
     return f"""# {card["name"]}
 
 {article} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
 {card["heads"]} heads, {card["kv_heads"]} KV heads), {begun}
-by CoreLens on {worlds} (see docs/worlds.md), for instance "What digit is on the red circle?"
+by CoreLens on {worlds} (see docs/worlds.md), for instance "{example}"
 It knows nothing else{limits}.
 Licence: MIT, as CoreLens.
 

@@ -70,6 +70,8 @@ def _scenes(test: dict[str, Any]) -> str:
     words = [f"`{test['world']}`"]
     if "jitter" in options:
         words[0] += " anywhere (`jitter=8`)"
+    if "frames" in options:
+        words.append(f"{options['frames']} frames")
     if "objects" in options:
         number = options["objects"]
         words.append(f"{number} object{'s' if number > 1 else ''}")

@@ -119,10 +119,11 @@ def question_reads() -> str:
 
 def counted() -> str:
     """How many samples and random sets the committed study rests on."""
+    report = json.loads((ROOT / "docs/study/report.json").read_text(encoding="utf-8"))
     parts = [
         (name, part)
-        for name in ("qwen3vl-s", "qwen3vl-s-all", "internvl-s", "qwen3vl-q", "smol-vlm")
-        for part in study(name)["worlds"].values()
+        for name, model in report["models"].items()
+        for part in model["worlds"].values()
     ]
     tested: dict[int, list[str]] = {}
     for name, part in parts:
@@ -160,6 +161,8 @@ def published_mask() -> str:
     costly, others, elsewhere = dict[str, list](), dict[str, list](), list[str]()
     for name, model in report["models"].items():
         worlds = [as_published(x) for x in model["worlds"].values() if "F5" in x["numbers"]]
+        if not worlds:
+            continue
         holds = [x["top"]["low"] > x["random"] and x["bottom"]["value"] <= 0.05 for x in worlds]
         (costly if all(holds) else others)[f"`{name}`"] = worlds
         if all(holds) and not model["reading"]["published"]:
