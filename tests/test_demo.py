@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import corelens as cl
 from corelens.data.synthetic import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_scene
 from corelens.data.synthetic.video import LONG
@@ -451,12 +452,11 @@ def options(row):
 
 
 def test_the_video_model_answers_at_two_thousand_tokens():
-    model = load_demo("qwen3vl-s-video")
+    model = cl.load_demo("qwen3vl-s-video")
     samples = synthetic("video", 3, seed=77, frames=32, objects=4, sides=(320, 320))
     assert len(model.prepare(samples[0]).token_maps[0].visual) == 1600
-    assert evaluate(model, samples).accuracy >= 2 / 3
-    card = read_card("qwen3vl-s-video")
-    assert all(row["accuracy"] >= 0.8 for row in card["held_out"])
+    assert cl.evaluate(model, samples).accuracy >= 2 / 3
+    assert all(row["accuracy"] >= 0.8 for row in read_card("qwen3vl-s-video")["held_out"])
 
 
 @pytest.mark.parametrize("name", sorted({*list_demos()} - EARLY))
