@@ -523,7 +523,7 @@ def test_thumbnail_and_tiles_are_names(family):
                 0, min(a[3], b[3]) - max(a[1], b[1])
             )
             assert across < 0.25 * width * height / len(tiles)
-    with pytest.raises(CorelensError, match="'tile:99' of sample.*\n.*thumbnail, tile:0"):
+    with pytest.raises(CorelensError, match="'tile:99' of a sample.*\n.*thumbnail, tile:0"):
         tm.positions("tile:99")
 
 
@@ -541,7 +541,7 @@ def test_pan_and_scan_has_a_thumbnail():
 def test_a_family_without_views():
     tm = ready("qwen3_vl", Sample([noise()], QUESTION)).token_maps[0]
     with pytest.raises(
-        CorelensError, match="'thumbnail' of sample.*\n.*shows a picture in several views"
+        CorelensError, match="'thumbnail' of a sample.*\n.*shows a picture in several views"
     ):
         tm.positions("thumbnail")
 

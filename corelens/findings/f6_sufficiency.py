@@ -34,10 +34,10 @@ class Sufficiency(Finding):
     source: ClassVar[str] = f"{CORE}, abstract; the test (all other heads blind) is ours"
     criterion: ClassVar[str] = (
         f"The picture is cut from every text token in all heads but the top {TOP.value:.0%}. "
-        "The whole 95% interval of the accuracy that remains is "
+        "The whole 95% interval of the remaining accuracy lies "
         f"at {SUFFICIENT.value:.0%} of the clean one or more, and above {QUANTILE.value:.0%} of "
-        "the sets of as many random heads. If this fails, the heads of earlier layers that path "
-        "patching finds to feed the top heads see the picture, too."
+        "sets of as many random heads. If not, heads that feed the top ones (by path patching) see "
+        "it, too."
     )
     if_reproduced: ClassVar[str] = "These few heads fetch all that the answer needs."
     if_not: ClassVar[str] = "What the answer needs is fetched by more heads than these."
@@ -85,7 +85,7 @@ class Sufficiency(Finding):
         if len(variant["random"]) < self.least_draws:
             return Verdict(
                 NOT_JUDGED,
-                reason=f"only {len(variant['random'])} random sets, of {self.least_draws} needed",
+                reason=f"only {len(variant['random'])} random sets",
                 n=numbers["n"],
             )
         limit = float(np.quantile(variant["random"], self.quantile))
