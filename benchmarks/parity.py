@@ -1,7 +1,7 @@
 """Parity and speed of one sparse plan on the same long prompts: F7 of the study on videos of 56
 frames, about 4,000 tokens.
 
-    python benchmarks/parity.py --out parity     # an hour and a half on one core, 16 GB of memory
+    python benchmarks/parity.py --out parity     # hours on one core, 16 GB of memory
 
 50 videos rank the heads, 125 others are answered: with every head full, with the top 5% full, and
 with 20 random sets full; the other heads see the first 128 tokens and a window of 1,024. Then the

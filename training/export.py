@@ -187,6 +187,7 @@ did without it.
     limits = "" if free else f", and reads digits on the 16 px grid only\n({' and '.join(grids)})"
     article = ("An " if card["architecture"].startswith("I") else "A ") + card["architecture"]
     worlds = " and ".join(f"`{world}`" for world in training["worlds"])
+    else_known = "What else it knows was not measured" if start else "It knows nothing else"
     shown = "" if "refer" in training["worlds"] else "shown "  # (as `video` asks)
     example = f"What digit is {shown}on the red circle?"
     notes = "".join(f"- {note}\n" for note in training["notes"])
@@ -196,7 +197,7 @@ did without it.
 {article} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
 {card["heads"]} heads, {card["kv_heads"]} KV heads), {begun}
 by CoreLens on {worlds} (see docs/worlds.md), for instance "{example}"
-It knows nothing else{limits}.
+{else_known}{limits}.
 Licence: MIT, as CoreLens.
 
 | world | options | split | scenes | exact match | 95 % interval (Wilson) |

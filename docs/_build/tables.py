@@ -11,6 +11,7 @@ that lacks a sentence always is.
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cards
@@ -89,20 +90,23 @@ def costs(report: dict) -> str:
             "random, highest",
         ]
     ]
+    for name, part in _masked_worlds(report):
+        numbers = part["numbers"]["F5"]
+        judged = numbers[numbers["judged"]]
+        clean = part["clean"]["value"]
+        random = f"{100 * clean * max(numbers['random']['zero']):.0f}"
+        cells = [part["row_costs"]["question"], part["row_costs"]["last"]]
+        cells += [judged["top"]["zero"], judged["bottom"]["zero"]]
+        rows.append([name, f"{100 * clean:.0f}%", *map(percent_interval, cells), random])
+    return markdown(rows)
+
+
+def _masked_worlds(report: dict) -> Iterator[tuple[str, dict]]:
+    """The name of every model and world in which F5 was measured, and its part of the report."""
     for name, model in report["models"].items():
         for world, part in model["worlds"].items():
-            if "F5" not in part["numbers"]:
-                continue
-            numbers = part["numbers"]["F5"]
-            judged = numbers[numbers["judged"]]
-            clean = part["clean"]["value"]
-            random = f"{100 * clean * max(numbers['random']['zero']):.0f}"
-            cells = [part["row_costs"]["question"], part["row_costs"]["last"]]
-            cells += [judged["top"]["zero"], judged["bottom"]["zero"]]
-            rows.append(
-                [f"`{name}`, {world}", f"{100 * clean:.0f}%", *map(percent_interval, cells), random]
-            )
-    return markdown(rows)
+            if "F5" in part["numbers"]:
+                yield f"`{name}`, {world}", part
 
 
 def published(report: dict) -> str:
@@ -118,20 +122,10 @@ def published(report: dict) -> str:
             "of the top 5%, also in the top 5% at the last row",
         ]
     ]
-    for name, model in report["models"].items():
-        for world, part in model["worlds"].items():
-            if "F5" not in part["numbers"]:
-                continue
-            x = masked.as_published(part)
-            cells = [x["cut"], x["top"], x["bottom"]]
-            rows.append(
-                [
-                    f"`{name}`, {world}",
-                    *map(percent_interval, cells),
-                    f"{100 * x['random']:.0f}",
-                    f"{x['shared']} of {x['k']}",
-                ]
-            )
+    for name, part in _masked_worlds(report):
+        x = masked.as_published(part)
+        cells = map(percent_interval, (x["cut"], x["top"], x["bottom"]))
+        rows.append([name, *cells, f"{100 * x['random']:.0f}", f"{x['shared']} of {x['k']}"])
     return markdown(rows)
 
 
