@@ -4,6 +4,8 @@ every family."""
 import json
 import warnings
 from dataclasses import FrozenInstanceError, replace
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ from corelens.findings.verdict import (
     combine,
     of_worlds,
 )
-from corelens.findings.world import resampled
+from corelens.findings.world import World, resampled
 from corelens.heads.intervals import clopper_pearson
 from corelens.heads.scores import HeadScores
 from corelens.sparse import SparseInference, Streaming
@@ -430,6 +432,29 @@ def test_the_allowed_speed_up_is_that_of_the_operation_count():
     counted = {4096: 1.08, 8192: 1.21, 16384: 1.49, 32768: 2.02}
     for tokens, allowed in counted.items():
         assert allowed_speedup(Shape, tokens, plan) == pytest.approx(allowed, abs=0.015)
+
+
+def test_a_finding_that_a_study_did_not_ask_for_is_left_out():
+    world = {"serves": ["F1"], "skipped": {}, "why_not": None, "numbers": {}}
+    model = {"reading": {"key": "ram"}, "worlds": {"refer": world}}
+    verdict = FINDINGS["F1"].conclude(model)
+    assert verdict.word == NOT_JUDGED and verdict.reason.startswith(LEFT_OUT)
+
+
+def test_feeders_get_the_random_sets_that_a_verdict_needs_where_few_are_asked_for():
+    """What F6 needs of a world, in which only the fed heads answer."""
+    top, feeding = cl.HeadSet([(1, 0)]), cl.HeadSet([(0, 0)])
+    world = Mock(
+        spec=World, options=SimpleNamespace(shares=(), draws=30, curve_draws=3),
+        to_test=range(100), clean=SimpleNamespace(accuracy=1.0), top=lambda reading, share: top,
+        random_sets=lambda reading, k, draws: [cl.HeadSet([(2, 0)])] * draws,
+        only_seeing=lambda heads: np.full(100, float({*heads} == {*top, *feeding})),
+        costs=lambda correct: paired_cost.cost(np.ones(100), correct)._asdict(),
+        stored=lambda name, make: feeding.to_json(),
+    )  # fmt: skip
+    numbers = FINDINGS["F6"].measure(world, [world], "ram")
+    assert len(numbers["alone"]["random"]) == 30 and len(numbers["with feeders"]["random"]) == 20
+    assert FINDINGS["F6"].judge(numbers, {}).word == REPRODUCED
 
 
 # --- every family, every public set

@@ -132,7 +132,9 @@ def counted() -> str:
     scored = sorted({str(part["scored"]) for _, part in parts})
     sets = max(len(x["numbers"]["F5"]["random"]["zero"]) for _, x in parts if "F5" in x["numbers"])
     others = ", ".join(f"{n} others of {_listed(names)}" for n, names in tested.items())
-    text = f"{' or '.join(scored)} scenes a world rank the heads, and others test them: {others}. "
+    text = (
+        f"{' or '.join(scored)} scenes per world rank the heads, and others test them: {others}. "
+    )
     return _paragraph(f"{text}{sets} random sets stand beside the top heads where F5 masks heads.")
 
 
