@@ -21,7 +21,7 @@ from corelens.cli.study import default_worlds
 from corelens.cli.study_tables import show_study
 from corelens.disk import write
 from corelens.disk.write import write_whole
-from corelens.findings import world
+from corelens.findings import f7_acceleration, world
 from corelens.findings.faithfulness import known_circuit
 from corelens.findings.feeders import feeders
 from corelens.findings.options import BESIDE, LAST, Options
@@ -29,6 +29,7 @@ from corelens.findings.result import FINDINGS, Study
 from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED
 from corelens.heads.head_set import HeadSet
 from corelens.runs.lock import locked
+from corelens.sparse import Streaming
 from helpers import published
 from helpers.families import tiny
 
@@ -274,6 +275,29 @@ def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
     monkeypatch.setattr(world.World, "correct", counts)
     cl.study(model, samples, out=tmp_path, **options)
     assert calls[:4] == [False, False, False, True]
+
+
+def test_f7_is_the_loss_by_hand_and_keeps_every_run(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(f7_acceleration, "SINK", 4)
+    monkeypatch.setattr(f7_acceleration, "WINDOWS", (16,))
+    samples = cl.synthetic("refer", 10, seed=5, sides=(128, 192), objects=2)
+    of_model = world.World("refer", model, samples, Options(score_share=0.4), tmp_path)
+    finding = f7_acceleration.Acceleration(allowed=1.0)
+    measured = finding.measure(of_model, [of_model], LAST)
+    (plan,) = measured["plans"]
+
+    def lost(heads):
+        sparse = cl.SparseInference(heads, Streaming(sink=4, window=16))
+        dense = cl.evaluate(model, samples[4:]).accuracy
+        return dense - cl.evaluate(model, samples[4:], sparse=sparse, rounds=0).accuracy
+
+    assert plan["value"] == pytest.approx(lost(of_model.top(LAST, 0.05)))
+    random_sets = of_model.random_sets(LAST, len(of_model.top(LAST, 0.05)), 20)
+    assert plan["random"][0] == pytest.approx(lost(random_sets[0])) and len(plan["random"]) == 20
+    assert len(set(plan["random"])) > 1 or plan["random"][0] != plan["value"]
+    monkeypatch.setattr(world, "answered_under", None)  # nothing is answered a second time
+    again = world.World("refer", model, samples, Options(score_share=0.4), tmp_path)
+    assert finding.measure(again, [again], LAST)["plans"] == measured["plans"]
 
 
 def test_work_of_another_study_or_changed_on_the_disk_is_refused_by_name(

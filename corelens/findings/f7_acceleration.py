@@ -7,10 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from corelens.evaluation.decoding import ask
 from corelens.evaluation.evaluate import evaluate
 from corelens.evaluation.sparse_account import left_pairs
-from corelens.evaluation.sparse_run import answered_under
 from corelens.findings import paired_cost
 from corelens.findings.criteria import (
     ALLOWED,
@@ -80,8 +78,7 @@ class Acceleration(Finding):
             )
         if max(plan["allows"] for plan in measured["plans"]) < self.allowed:
             return measured
-        asked = ask(world.model, world.prepared)
-        clean = answered_under(world.model, asked).correct
+        clean = world.under(None)
         measured["n"] = len(clean)
         random_sets = world.random_sets(reading, len(top), int(DRAWS.value))
         for plan in measured["plans"]:
@@ -90,11 +87,7 @@ class Acceleration(Finding):
             pattern = Streaming(sink=SINK, window=plan["window"])
 
             def lost(heads: HeadSet, pattern: Streaming = pattern) -> Any:
-                world.advance("sparse inference")
-                return paired_cost.cost(
-                    clean,
-                    answered_under(world.model, asked, SparseInference(heads, pattern)).correct,
-                )
+                return paired_cost.cost(clean, world.under(SparseInference(heads, pattern)))
 
             plan |= lost(top)._asdict() | {"random": [lost(heads).value for heads in random_sets]}
             if measured["speed"] is None and self._parity(plan).word == REPRODUCED:

@@ -18,8 +18,11 @@ from jaxtyping import Float
 
 from corelens.disk.write import append_line, write_whole
 from corelens.evaluation.answers import Answer, Evaluation
+from corelens.evaluation.decoding import Asked, ask
 from corelens.evaluation.evaluate import batches, evaluate
 from corelens.evaluation.late_runs import LateRuns
+from corelens.evaluation.sparse_account import described
+from corelens.evaluation.sparse_run import answered_under
 from corelens.evaluation.where_read import where_read
 from corelens.findings import paired_cost
 from corelens.findings.options import LARGE, LARGE_SAMPLES, LAST, PUBLISHED, READINGS, Options
@@ -32,6 +35,7 @@ from corelens.metrics.score import score_heads
 from corelens.runs.folder import read_record, record_of
 from corelens.runs.processes import Claims, Piece, carry_out, process
 from corelens.runs.provenance import images_and_frames, pixels
+from corelens.sparse import SparseInference
 
 Correct = Float[np.ndarray, " sample"]
 EVERY = ("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8")
@@ -152,6 +156,11 @@ class World:
         return batches(self.model, samples, self.options.batch_size)
 
     @cached_property
+    def asked(self) -> list[Asked]:
+        """The prompts of these batches without answers, to be decoded step by step."""
+        return ask(self.model, self.prepared)
+
+    @cached_property
     def late_runs(self) -> LateRuns:
         """The tested samples, to be run under knockouts and ablations."""
         return LateRuns(self.model, self.prepared)
@@ -234,6 +243,13 @@ class World:
         key = f"{kind} {sorted(heads.to_json())}"
         return self.correct(key, lambda: self.late_runs.ablated(heads, kind))
 
+    def under(self, sparse: SparseInference | None) -> Correct:
+        """The answers under sparse inference, decoded step by step; None: dense, by the same
+        steps."""
+        plan = None if sparse is None else described(sparse)
+        key = f"sparse {json.dumps(plan, sort_keys=True)}"
+        return self.correct(key, lambda: answered_under(self.model, self.asked, sparse))
+
     def costs(self, changed: Correct) -> dict[str, float]:
         """Accuracy under an intervention and what it costs, with exact intervals; `relative` to
         clean accuracy."""
@@ -253,7 +269,7 @@ class World:
 
     def release(self) -> None:
         """Free what takes memory; it is made again when it is needed."""
-        for name in ("prepared", "late_runs"):
+        for name in ("prepared", "asked", "late_runs"):
             self.__dict__.pop(name, None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
