@@ -24,7 +24,7 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 
 import corelens as cl
-from corelens.demo import REPOSITORY
+from corelens.demo import CHECKPOINTS
 from corelens.demo.smol import assemble, decoder_file
 from corelens.heads.intervals import clopper_pearson
 
@@ -93,7 +93,7 @@ def measure(scored: int, tested: int, draws: int) -> dict[str, Any]:
     keys = {"question": "ram", "last": "ram[rows=last]"}
     shown = cl.score_heads(model, to_rank, list(keys.values()), batch_size=10)
     with tempfile.TemporaryDirectory() as folder:
-        assemble(REPOSITORY / NAME, decoder_file(), Path(folder) / "bare", scale=0.0)
+        assemble(CHECKPOINTS / NAME, decoder_file(), Path(folder) / "bare", scale=0.0)
         bare = cl.HookedMLLM.from_pretrained(Path(folder) / "bare", dtype="bfloat16")
 
     def without(heads: cl.HeadSet | None) -> dict[str, float]:

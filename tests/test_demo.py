@@ -531,10 +531,7 @@ def test_load_demo_wraps_the_readme_s_model_where_no_name_is_given():
 def test_models_of_the_repository_are_listed_in_a_checkout_and_named_by_the_error_elsewhere(
     tmp_path, monkeypatch
 ):
-    assert (
-        set(ELSEWHERE) - {"smol-vlm"} < set(list_demos())
-        and checkpoint("qwen3vl-m").parent == REPOSITORY
-    )
+    assert set(ELSEWHERE) < set(list_demos()) and checkpoint("qwen3vl-m").parent == REPOSITORY
     monkeypatch.setattr("corelens.demo.REPOSITORY", tmp_path)
     assert not set(ELSEWHERE) & set(list_demos()) and NAME in list_demos()
     for name in ELSEWHERE:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import corelens as cl
-from corelens.demo import REPOSITORY, checkpoint, list_demos, load_demo, smol
+from corelens.demo import CHECKPOINTS, checkpoint, list_demos, load_demo, smol
 from corelens.errors import CorelensError
 from training.blind import HeadDropout
 from training.smol.adapters import SCALE, adapt
@@ -163,7 +163,7 @@ def test_smol_vlm_is_put_together_once_and_answers(tmp_path, monkeypatch, capsys
     assert NAME in list_demos()
     place = checkpoint(NAME)
     assert "put together once" in capsys.readouterr().err and place.is_relative_to(tmp_path)
-    bundled = load_file(REPOSITORY / NAME / smol.TRAINED)
+    bundled = load_file(CHECKPOINTS / NAME / smol.TRAINED)
     made, plain = load_file(place / "model.safetensors"), smol.decoder_weights(smol.decoder_file())
     for projection, part in (("q_proj", "self_attn"), ("down_proj", "mlp")):
         key, name = (

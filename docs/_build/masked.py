@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from cards import card
 from markdown_tables import interval, markdown
 
 ROOT = Path(__file__).parents[2]
@@ -22,12 +23,6 @@ def study(model: str) -> dict[str, Any]:
     """A model's part of the committed study."""
     path = ROOT / "docs/study/report.json"
     return json.loads(path.read_text(encoding="utf-8"))["models"][model]
-
-
-def card(model: str) -> dict[str, Any]:
-    """What was measured of a model when it was trained."""
-    path = ROOT / "training/models" / model / "card.json"
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def masked() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from corelens.demo import REPOSITORY, checkpoint
+from corelens.demo import CHECKPOINTS, checkpoint
 from corelens.demo.smol import build_tokenizer, decoder_file, decoder_weights
 from training.smol.card import measured, write_card
 from training.smol.export import build_config, write_trained
@@ -35,13 +35,13 @@ def train_smol(out: Path, seed: int = 0, steps: int | None = None) -> Path:
     return out
 
 
-def export_smol(run: Path, machine: str, root: Path = REPOSITORY) -> dict[str, Any]:
+def export_smol(run: Path, machine: str, root: Path = CHECKPOINTS) -> dict[str, Any]:
     """Write the best checkpoint's trained part with its card into `root`/smol-vlm, and measure it
     if that is where `load_demo` finds it."""
     folder = root / "smol-vlm"
     write_trained(run, folder)
     card = write_card(run, folder, {"machine": machine})
-    return measured(folder, 200, 60, 100) if root == REPOSITORY else card
+    return measured(folder, 200, 60, 100) if root == CHECKPOINTS else card
 
 
 def open_decoder() -> tuple[Any, Any]:
