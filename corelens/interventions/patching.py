@@ -192,11 +192,14 @@ def activation_patch(
         model, clean, corrupted, metric, direction, hooks, site=site, method="activation patching"
     )
     axes, jobs = patches(model, runs.base, site, per, positions, block)
-    names = dict.fromkeys(name for job in jobs for name in job.names)  # each once, in order
-    source, other_metric = runs.other_values(list(names))
+    names = list(dict.fromkeys(name for job in jobs for name in job.names))  # each once, in order
     if fast:
-        base_metric, values = _together(runs, jobs, source, batch_tokens, progress)
+        replay = Replay(model, runs.base, runs.hooks, names=names, keep=runs.metric.keep)
+        base_metric = runs.metric(replay.logits)
+        source, other_metric = runs.other_values(names, replay)
+        values = _together(runs, replay, base_metric, jobs, source, batch_tokens, progress)
     else:
+        source, other_metric = runs.other_values(names)
         base_metric, values = _one_by_one(runs, jobs, source, progress)
     return runs.result(values, base_metric, other_metric, axes)
 
@@ -225,16 +228,15 @@ def _one_by_one(
 
 def _together(
     runs: Runs,
+    replay: Replay,
+    base_metric: Tensor,
     jobs: Sequence[Patch],
     source: Mapping[str, Tensor],
     batch_tokens: int | None,
     progress: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """As `_one_by_one`, faster: patches of one layer share batches, and a run begins at the first
-    layer and row that a patch changes."""
-    bound_metric = runs.metric
-    replay = Replay(runs.model, runs.base, runs.hooks, names=list(source), keep=bound_metric.keep)
-    base_metric = bound_metric(replay.logits)
+) -> list[Tensor]:
+    """The metric under each patch, faster than `_one_by_one`: patches of one layer share batches,
+    and a run begins at the first layer and row that a patch changes."""
     values: list[Tensor] = [torch.full_like(base_metric, torch.nan)] * len(jobs)
     by_points: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # (first row, number of the job)
     for number, job in enumerate(jobs):
@@ -258,9 +260,9 @@ def _together(
                     [(name, write(chunk_jobs, name, source[name])) for name in names],
                 )
                 for run, number in enumerate(chunk):
-                    values[number] = bound_metric(logits[run :: len(chunk)])  # type: ignore[index]
+                    values[number] = runs.metric(logits[run :: len(chunk)])  # type: ignore[index]
                 bar.advance(task, len(chunk))
-    return base_metric, values
+    return values
 
 
 def runs_per_forward(replay: Replay, row: int, batch_tokens: int | None) -> int:

@@ -142,7 +142,6 @@ def path_patch(
     _warn_hidden(targets)
 
     sender_points = list(dict.fromkeys(name for sender in all_senders for name in sender.names))
-    source, other_metric = runs.other_values(sender_points)
     frozen = [name for layer in range(n_layers) for name in mixer_points(layer, model.hook_dict)]
     if freeze_mlps:
         frozen += [f"blocks.{layer}.hook_mlp_out" for layer in range(n_layers)]
@@ -150,6 +149,7 @@ def path_patch(
         model, runs.base, runs.hooks, names=[*sender_points, *frozen], keep=runs.metric.keep
     )
     base_metric = runs.metric(replay.logits)
+    source, other_metric = runs.other_values(sender_points, replay)
 
     # Every effect starts as 0. A group is run only if it changes a value and reaches a receiver.
     values = [[base_metric] * len(targets) for _ in groups]

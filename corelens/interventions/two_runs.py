@@ -13,6 +13,7 @@ from corelens.hooks.points import TOWERS, Hook
 from corelens.inputs.prepare import Inputs
 from corelens.interventions.metrics import Bound, bound
 from corelens.interventions.pairs import as_inputs, check_pair
+from corelens.interventions.replay import Replay
 from corelens.interventions.result import PatchResult
 from corelens.model.hooked import HookedMLLM
 
@@ -38,8 +39,17 @@ class Runs:
     hooks: list[Hook]
     meta: dict[str, Any]
 
-    def other_values(self, names: Sequence[str]) -> tuple[Mapping[str, Tensor], Tensor]:
-        """The other run's activations at these hook points, and its metric [sample]."""
+    def other_values(
+        self, names: Sequence[str], replay: Replay | None = None
+    ) -> tuple[Mapping[str, Tensor], Tensor]:
+        """The other run's activations at these hook points, and its metric [sample].
+
+        With the base run as a Replay that stored these points, the tokens with which both runs open
+        are not computed again.
+        """
+        branch = None if replay is None else replay.branch(self.other, names)
+        if branch is not None:
+            return branch[0], self.metric(branch[1])
         with torch.no_grad(), self.model.hooks(fwd_hooks=self.hooks):
             values: Any
             logits, values = self.model.run_with_cache(
