@@ -109,6 +109,13 @@ def test_a_run_folder_changes_no_number(model, tmp_path):
     plain = cl.evaluate(model, samples, batch_size=2, sparse=plan, rounds=0)
     shared = cl.evaluate(model, samples, batch_size=2, sparse=plan, rounds=0, out=tmp_path / "plan")
     assert plain.per_sample == shared.per_sample
+    noised = [cl.counterfactual(sample, "noise") for sample in samples]
+    pairs = {"clean": samples, "corrupted": noised, "metric": cl.logit_diff(1, 2)}
+    plain = cl.attribution_patch(model, **pairs, steps=2)
+    shared = cl.attribution_patch(model, **pairs, steps=2, batch_size=2, out=tmp_path / "patch")
+    np.testing.assert_allclose(plain.values, shared.values, atol=1e-5)
+    with pytest.raises(cl.CorelensError, match="another options"):
+        cl.attribution_patch(model, **pairs, steps=3, batch_size=2, out=tmp_path / "patch")
     sweep = run(model, "ablation", tmp_path / "ablation", samples)
     scores = cl.HeadScores(np.random.default_rng(0).random((model.cfg.n_layers, model.cfg.n_heads)))
     wanted = cl.ablation_sweep(model, samples, scores, (0.1, 0.5), "zero", draws=2, batch_size=2)

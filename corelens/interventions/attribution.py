@@ -11,6 +11,8 @@ base, as behind a saturated softmax.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +21,11 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.hooks.points import Hook
 from corelens.interventions.result import PatchResult
+from corelens.interventions.resume import patched_in
 from corelens.interventions.sites import Patch, axis_of, patches
 from corelens.interventions.two_runs import Direction, Runs, prepare_runs
 from corelens.model.hooked import HookedMLLM
+from corelens.runs.processes import check_folder
 
 
 def attribution_patch(
@@ -37,6 +41,9 @@ def attribution_patch(
     hooks: Sequence[Hook] = (),
     block: int = 64,
     steps: int = 0,
+    progress: bool = False,
+    out: str | Path | None = None,
+    batch_size: int = 8,
 ) -> PatchResult:
     """Estimate what `activation_patch` with the same arguments measures; `values` are base +
     estimated effect.
@@ -47,12 +54,23 @@ def attribution_patch(
             0).
         steps: 0: the gradient at the base run; n: the mean gradient at n points from the base's
             embeddings (and what DeepStack adds) to the source's.
+        progress, out, batch_size: a run folder for lists of samples; as in `activation_patch`.
 
     `result.plot_against(exact)` shows how good the estimate is.
     """
     if steps < 0:
         raise CorelensError(
             f"steps={steps}", "0 (the gradient at the base run) or more", "5 to 10 are usual"
+        )
+    check_folder(out)
+    if out is not None:
+        options: dict[str, Any] = {
+            "site": site, "metric": metric, "per": per, "direction": direction,
+            "positions": positions, "block": block, "steps": steps,
+        }  # fmt: skip
+        patching = partial(attribution_patch, model, hooks=hooks, **options)
+        return patched_in(
+            out, model, clean, corrupted, patching, batch_size, hooks, options, progress
         )
     method = f"attribution patching ({steps} steps)" if steps else "attribution patching"
     runs = prepare_runs(model, clean, corrupted, metric, direction, hooks, site=site, method=method)
