@@ -2,6 +2,7 @@
 that are right."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import corelens as cl
 from corelens.data.synthetic import synthetic
+from corelens.data.synthetic.compare import draw_scene as compare_scene
 from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_scene
 from corelens.data.synthetic.video import LONG
 from corelens.demo import (
@@ -49,7 +51,7 @@ from training.shards import stored_weights
 from training.train import train_demo
 
 NAME = "qwen3vl-s"
-EARLY = {"smol-vlm", "qwen3vl-q", "qwen3vl-s-video"}
+EARLY = {"smol-vlm", "qwen3vl-q", "qwen3vl-q-compare", "qwen3vl-s-video"}
 """Checkpoints that are not trained to their end, as their cards say; they have tests of their
 own."""
 
@@ -170,6 +172,55 @@ def test_training_sequences_begin_with_the_prompt_that_users_give(processor):
     theirs = prompt(processor, samples)["input_ids"][0].tolist()
     assert ours[: len(theirs)] == theirs
     assert processor.tokenizer.decode(ours[len(theirs) :]) == f"{samples[0].answer}<|im_end|>\n"
+
+
+def right_answer(form, symbols):
+    """Of `compare`; "symbol" asks for that of one shape."""
+    if form == "same":
+        return "yes" if symbols[0] == symbols[1] else "no"
+    if form == "sum":
+        return str(sum(map(int, symbols)))
+    return min(symbols) if form == "smaller" else max(symbols)
+
+
+@pytest.mark.parametrize("form", ["larger", "smaller", "same", "sum", "symbol"])
+def test_training_on_two_things_asks_what_the_scene_answers(processor, form, monkeypatch):
+    """Each answer is worked out again from the symbols of the scene; "yes" is right half the
+    time."""
+    scenes = []
+
+    def drawn(*args):
+        scene, _, pair = compare_scene(*args)
+        scenes.append(scene)
+        return scene, None, pair
+
+    monkeypatch.setattr("training.batches.compare_scene", drawn)
+    plan = Plan(
+        NAME,
+        "questions",
+        0,
+        3,
+        batch=4,
+        objects=6,
+        sides=(256, 256),
+        world="compare",
+        forms=(form,),
+    )
+    batch = draw_batch(plan)
+    answers = []
+    for ids, scene in zip(batch["input_ids"], scenes, strict=True):
+        symbols = {f"{figure.colour} {figure.kind}": figure.symbol for figure in scene.figures}
+        chat = processor.tokenizer.decode(ids).split("<|im_start|>")
+        turns = [turn.partition("\n")[2].split("<|im_end|>")[0] for turn in chat]
+        questions, given = turns[1::2], turns[2::2]
+        for question, answer in zip(questions, given, strict=True):
+            named = [name for name in symbols if re.search(rf"{name}\b", question)]
+            asked = [symbols[name] for name in named]
+            assert len(asked) == (1 if form == "symbol" else 2)
+            assert answer == right_answer(form, asked)
+            answers.append(answer)
+        assert len(set(questions)) == len(questions)
+    assert len(answers) >= 8 and len(set(answers)) > 1
 
 
 def test_dense_labels_name_the_object_at_a_token():

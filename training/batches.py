@@ -4,18 +4,22 @@ them ahead."""
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from transformers import ProcessorMixin
 
+from corelens.data.synthetic.compare import ask as ask_pair
+from corelens.data.synthetic.compare import draw_scene as compare_scene
 from corelens.data.synthetic.doc import ask as ask_page
 from corelens.data.synthetic.doc import draw_document
 from corelens.data.synthetic.drawing import DIGITS, LETTERS, Query
 from corelens.data.synthetic.pages import paint as paint_page
 from corelens.data.synthetic.refer import COLOURS, QUESTION, Scene, draw_scene, draw_size, stream
 from corelens.data.synthetic.refer_hard import FORMS, questions, size_of
+from corelens.data.synthetic.refer_hard import Scene as HardScene
 from corelens.data.synthetic.refer_hard import draw_scene as hard_scene
 from corelens.data.synthetic.refer_hard import paint as paint_hard
 from corelens.data.synthetic.video import FPS
@@ -30,7 +34,7 @@ from training.dense import IGNORED, clip_labels, figure_labels, page_labels, sha
 CAPTION = "List every object."
 GRID = 16  # pixels: where the centres of a video's shapes lie, as those of `refer` do
 # in the entropy of their random streams
-HARD, DOC, VIDEO, SHEET = 1_000_001, 1_000_002, 1_000_003, 1_000_004
+HARD, DOC, VIDEO, SHEET, COMPARE = 1_000_001, 1_000_002, 1_000_003, 1_000_004, 1_000_005
 _TOKEN = 32  # pixels a side of a video's token
 
 
@@ -48,10 +52,12 @@ class Plan:
         jitter: of centres, in pixels.
         colours: how many colours a scene may use.
         questions: at most so many a scene.
-        world: "refer", "refer-hard", "doc", "video", or "sheet" (of symbols, for "dense" alone).
+        world: "refer", "refer-hard", "doc", "video", "compare" (questions alone), or "sheet" (of
+            symbols, for "dense" alone).
         frames: of a scene of `video`, an even number.
         pages: of a document of `doc`.
-        forms: of question, of `refer-hard`.
+        forms: of question, of `refer-hard` or `compare`; of the latter "symbol", too, which asks
+            for the symbol of one shape.
     """
 
     model: str
@@ -96,6 +102,7 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
         "refer-hard": _hard,
         "video": _clips,
         "doc": _documents,
+        "compare": _pairs,
         "sheet": _sheets,
     }[plan.world]
     return draw(plan, rng, width, height)
@@ -159,6 +166,49 @@ def _hard(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict
             ]
             chats.append(_chat([asked[i] for i in own.permutation(len(asked))]))
     return _batch(plan, pictures, chats, labels, pads)
+
+
+def _pairs(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
+    """Of `compare`: in every chat questions about digits, or about letters. One symbol or two are
+    asked for in a chat of their own, lest an answer be found in the chat."""
+    pads, _ = picture_tokens(plan.model, width, height)
+    pictures, chats = [], []
+    for row in range(plan.batch):
+        own = stream("train", COMPARE, plan.seed, plan.step, row)
+        form = plan.forms[row % len(plan.forms)]
+        letters = form == "same" or (form == "symbol" and own.random() < 0.3)
+        scene, _, _ = compare_scene(
+            own, width, height, plan.objects, "same" if letters else "sum", "varied"
+        )
+        pictures.append(np.asarray(paint_hard(scene)))
+        if form == "symbol":
+            word = "letter" if letters else "digit"
+            asked = [scene.figures[i] for i in own.permutation(len(scene.figures))]
+            queries = [
+                Query(f"What {word} is on the {f.colour} {f.kind}?", f.symbol, [], form, 0)
+                for f in asked
+            ]
+        else:
+            pairs = _two_shapes(scene, form, own)
+            queries = [ask_pair(scene, pair, form, own, "varied") for pair in pairs]
+        chats.append(_chat(queries[: plan.questions]))
+    return _batch(plan, pictures, chats, [], pads)
+
+
+def _two_shapes(scene: HardScene, form: str, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """The pairs of shapes of which this can be asked, each once, in any order; as many with the
+    same letter as without."""
+    symbols = [figure.symbol for figure in scene.figures]
+    pairs = list(combinations(rng.permutation(len(symbols)).tolist(), 2))
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
+    if form == "sum":
+        return pairs
+    unlike = [(a, b) for a, b in pairs if symbols[a] != symbols[b]]
+    if form != "same":
+        return unlike
+    alike = [(a, b) for a, b in pairs if symbols[a] == symbols[b]]
+    both = alike + unlike[: len(alike)]
+    return [both[i] for i in rng.permutation(len(both))]
 
 
 def _clips(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
@@ -338,7 +388,7 @@ def tokenize(
     ids = np.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id)
     labels = np.full_like(ids, IGNORED)
     opening = tokenizer("<|im_start|>assistant\n")["input_ids"]
-    end, symbols = tokenizer.eos_token_id, [*DIGITS, *LETTERS]
+    end, symbols = tokenizer.eos_token_id, [*DIGITS, *LETTERS, "yes", "no"]
     # " A" may be one token
     spoken = tokenizer([*symbols, *(f" {symbol}" for symbol in symbols)])["input_ids"]
     last = [tokens[-1] for tokens in spoken]

@@ -89,6 +89,7 @@ PRESETS["qwen3vl-l"] = PRESETS["qwen3vl-m"] | {
 }
 # The same shape, made to read at the question's rows.
 PRESETS["qwen3vl-q"] = PRESETS["qwen3vl-l"]
+PRESETS["qwen3vl-q-compare"] = PRESETS["qwen3vl-q"]
 # The same models, trained on to longer contexts.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s"]
 PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s-all"]

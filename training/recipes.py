@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from corelens.data.synthetic.compare import FORMS as PAIRED
 from corelens.data.synthetic.refer import COLOURS
 from training.batches import Plan
 from training.mixes import (
@@ -252,6 +253,31 @@ RECIPES["qwen3vl-q"] = Recipe(
     opened=1300,
     dropped=0.05,
     checks=(Check(150, {}),),
+)
+# The same model, then asked about two things at once.
+RECIPES["qwen3vl-q-compare"] = Recipe(
+    start="qwen3vl-q",
+    start_tower="qwen3vl-m",
+    stage_a=0,
+    stage_b=1200,
+    rate=7e-4,
+    warmup=30,
+    check_every=200,
+    muon=5.0,
+    blind=0.7,
+    opens=800,
+    opened=1000,
+    dropped=0.05,
+    mix=(
+        Slice(0.15, 16, (192, 256), (2, 6)),
+        Slice(0.35, 16, (224, 288), (4, 6), world="compare", forms=("symbol",)),
+        Slice(0.60, 16, (224, 288), (4, 6), questions=5, world="compare", forms=PAIRED),
+        Slice(0.40, 12, (256, 320), (6, 8), questions=5, world="compare", forms=PAIRED, joins=400),
+    ),
+    checks=(
+        Check(60, {}, test=200, blind=100),
+        Check(120, {"wording": "varied"}, "compare", test=200, blind=100),
+    ),
 )
 """One entry a preset of `training.build`."""
 

@@ -145,10 +145,22 @@ def draw_scene(
     places = order.argsort()
     pair = (int(places[0]), int(places[2]))
     scene = Scene(width, height, figures, "", int(rng.integers(2**32)), clutter)
-    a, b = (f"{figures[i].colour} {figures[i].kind}" for i in pair)
+    return scene, ask(scene, pair, form, rng, wording), pair
+
+
+def ask(
+    scene: Scene,
+    pair: tuple[int, int],
+    form: str,
+    rng: np.random.Generator,
+    wording: str = "plain",
+) -> Query:
+    """The question of a form about two shapes of a scene; its regions are both."""
+    asked = [scene.figures[i] for i in pair]
+    a, b = (f"{figure.colour} {figure.kind}" for figure in asked)
     question = WORDINGS[form][int(rng.integers(wordings(wording)))].format(a=a, b=b)
-    query = Query(question, _answer(form, *(figures[i].symbol for i in pair)), [], form, pair[0])
-    return scene, replace(query, regions=[region(figures[i]) for i in pair]), pair
+    answer = _answer(form, *(figure.symbol for figure in asked))
+    return Query(question, answer, [region(figure) for figure in asked], form, pair[0])
 
 
 def draw_shapes(
