@@ -510,6 +510,15 @@ def test_the_video_model_answers_at_two_thousand_tokens():
     assert all(row["accuracy"] >= 0.8 for row in read_card("qwen3vl-s-video")["held_out"])
 
 
+def test_a_model_answers_questions_about_two_things():
+    model, card = cl.load_demo("qwen3vl-q-compare"), read_card("qwen3vl-q-compare")
+    samples = synthetic("compare", 24, seed=77, objects=6)
+    assert cl.evaluate(model, samples).accuracy >= 0.6
+    assert cl.evaluate(model, synthetic("refer", 12, seed=77)).accuracy >= 0.8
+    tests = {row["world"]: row["accuracy"] for row in card["held_out"] if row["split"] == "test"}
+    assert tests["refer"] >= 0.95 and tests["compare"] >= 0.8
+
+
 @pytest.mark.parametrize("name", sorted({*list_demos()} - EARLY))
 def test_bundled_model_answers_fresh_scenes(name):
     folder = checkpoint(name)

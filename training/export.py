@@ -167,7 +167,11 @@ Of {part["n"]} relations in `{row["world"]}` {100 * part["accuracy"]:.1f} % ({lo
 answered right with their anchor ("left of the blue star") hidden under a grey box: what stays right
 did without it.
 """
-    free = any(part.get("jitter") for part in recipe.get("mix", ()))
+    # (the shapes of `refer-hard` and `compare` lie anywhere)
+    free = any(
+        part.get("jitter") or part.get("world") in ("refer-hard", "compare")
+        for part in recipe.get("mix", ())
+    )
     grids = ["`refer` with `jitter=0`"]
     start = recipe.get("start")
     begun = (
