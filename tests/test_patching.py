@@ -24,6 +24,7 @@ from corelens.interventions import (
     logit_diff,
     patch,
 )  # fmt: skip
+from corelens.interventions.branch import branch
 from corelens.interventions.replay import Replay
 from corelens.interventions.sites import axis_of
 from corelens.model.hooked import HookedMLLM
@@ -282,7 +283,7 @@ def test_a_run_that_begins_late_is_the_base_run(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_on_another_question_begins_at_its_first_new_row(family):
-    """Of all families; where pictures or prompts attend both ways, whole runs are right."""
+    """In each family; None where pictures or prompts attend both ways."""
     model, clean, asked = hooked(family), runs(family)["clean"], runs(family)["text"]
     names = [f"blocks.{i}.attn.{point}" for i in (0, 3) for point in ("hook_z", "hook_pattern")]
     replay = Replay(model, model.encode(clean), names=names)
@@ -293,12 +294,12 @@ def test_a_run_on_another_question_begins_at_its_first_new_row(family):
         ),
         with_kwargs=True,
     )
-    branch = replay.branch(model.encode(asked), names)
+    branched = branch(replay, model.encode(asked), names)
     handle.remove()
     if not replay.suffixes:
-        assert branch is None
+        assert branched is None
         return
-    values, logits = branch
+    values, logits = branched
     differs = clean.tensors["input_ids"] != asked.tensors["input_ids"]
     assert lengths == [clean.length - int(differs.any(0).nonzero()[0])]
     with torch.no_grad():
@@ -315,13 +316,15 @@ def test_runs_that_share_no_opening_are_run_whole():
     model, pair = hooked("qwen3_vl"), runs("qwen3_vl")
     names = ["blocks.0.attn.hook_z"]
     replay = Replay(model, model.encode(pair["clean"]), names=names)
-    assert replay.branch(model.encode(pair["picture"]), names) is None
-    assert replay.branch(model.encode(pair["text"]), ["vision.hook_out"]) is None
-    values, logits = replay.branch(model.encode(pair["clean"]), names)
+    assert branch(replay, model.encode(pair["picture"]), names) is None
+    assert branch(replay, model.encode(pair["text"]), ["vision.hook_out"]) is None
+    values, logits = branch(replay, model.encode(pair["text"]), names)
+    assert (logits[0] != replay.logits[0]).any() and torch.equal(logits[1], replay.logits[1])
+    assert torch.equal(values[names[0]][1], replay.cache[names[0]][1])  # it asks the same
+    values, logits = branch(replay, model.encode(pair["clean"]), names)
     assert logits is replay.logits and values[names[0]] is replay.cache[names[0]]
-    hooks = [("hook_embed", lambda x, hook: 2 * x)]
-    under = Replay(model, model.encode(pair["clean"]), hooks, names=names)
-    assert under.branch(model.encode(pair["text"]), names) is None
+    under = Replay(model, model.encode(pair["clean"]), knockout([(0, 1)]), names=names)
+    assert branch(under, model.encode(pair["text"]), names) is None
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])

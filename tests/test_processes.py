@@ -86,6 +86,7 @@ def test_runs_under_other_hooks_or_without_a_folder_are_refused(model, tmp_path,
         lambda: cl.score_heads(model, samples),
         lambda: cl.evaluate(model, samples),
         lambda: cl.activation_patch(model, samples, samples, metric=cl.logit_diff(1, 2)),
+        lambda: cl.attribution_patch(model, samples, samples, metric=cl.logit_diff(1, 2)),
     ):
         with pytest.raises(cl.CorelensError, match="without a run folder"):
             call()
@@ -110,7 +111,7 @@ def test_a_run_folder_changes_no_number(model, tmp_path):
     shared = cl.evaluate(model, samples, batch_size=2, sparse=plan, rounds=0, out=tmp_path / "plan")
     assert plain.per_sample == shared.per_sample
     noised = [cl.counterfactual(sample, "noise") for sample in samples]
-    pairs = {"clean": samples, "corrupted": noised, "metric": cl.logit_diff(1, 2)}
+    pairs = {"clean": samples, "corrupted": noised, "metric": cl.logit_diff(1, 2), "hooks": hooks}
     plain = cl.attribution_patch(model, **pairs, steps=2)
     shared = cl.attribution_patch(model, **pairs, steps=2, batch_size=2, out=tmp_path / "patch")
     np.testing.assert_allclose(plain.values, shared.values, atol=1e-5)

@@ -279,22 +279,25 @@ def test_a_stopped_study_goes_on_where_it_stood(model, tmp_path, monkeypatch):
 
 def test_f7_is_the_loss_by_hand_and_keeps_every_run(model, tmp_path, monkeypatch):
     monkeypatch.setattr(f7_acceleration, "SINK", 4)
-    monkeypatch.setattr(f7_acceleration, "WINDOWS", (16,))
+    monkeypatch.setattr(f7_acceleration, "WINDOWS", (8, 24))
     samples = cl.synthetic("refer", 10, seed=5, sides=(128, 192), objects=2)
     of_model = world.World("refer", model, samples, Options(score_share=0.4), tmp_path)
     finding = f7_acceleration.Acceleration(allowed=1.0)
     measured = finding.measure(of_model, [of_model], LAST)
-    (plan,) = measured["plans"]
 
-    def lost(heads):
-        sparse = cl.SparseInference(heads, Streaming(sink=4, window=16))
+    def lost(heads, window):
+        sparse = cl.SparseInference(heads, Streaming(sink=4, window=window))
         dense = cl.evaluate(model, samples[4:]).accuracy
         return dense - cl.evaluate(model, samples[4:], sparse=sparse, rounds=0).accuracy
 
-    assert plan["value"] == pytest.approx(lost(of_model.top(LAST, 0.05)))
-    random_sets = of_model.random_sets(LAST, len(of_model.top(LAST, 0.05)), 20)
-    assert plan["random"][0] == pytest.approx(lost(random_sets[0])) and len(plan["random"]) == 20
-    assert len(set(plan["random"])) > 1 or plan["random"][0] != plan["value"]
+    top = of_model.top(LAST, 0.05)
+    random_set = of_model.random_sets(LAST, len(top), 20)[0]
+    for plan in measured["plans"]:
+        assert plan["value"] == pytest.approx(lost(top, plan["window"]))
+        assert plan["random"][0] == pytest.approx(lost(random_set, plan["window"]))
+        assert len(plan["random"]) == 20
+    narrow, wide = measured["plans"]
+    assert (narrow["value"], narrow["random"]) != (wide["value"], wide["random"])
     monkeypatch.setattr(world, "answered_under", None)  # nothing is answered a second time
     again = world.World("refer", model, samples, Options(score_share=0.4), tmp_path)
     assert finding.measure(again, [again], LAST)["plans"] == measured["plans"]

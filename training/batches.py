@@ -56,8 +56,8 @@ class Plan:
             symbols, for "dense" alone).
         frames: of a scene of `video`, an even number.
         pages: of a document of `doc`.
-        forms: of question, of `refer-hard` or `compare`; of the latter "symbol", too, which asks
-            for the symbol of one shape.
+        forms: of question, of `refer-hard` or `compare`. In `compare` there is also "symbol": the
+            question names one shape and asks for its symbol.
     """
 
     model: str
@@ -169,8 +169,8 @@ def _hard(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict
 
 
 def _pairs(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
-    """Of `compare`: in every chat questions about digits, or about letters. One symbol or two are
-    asked for in a chat of their own, lest an answer be found in the chat."""
+    """Of `compare`: all questions of a chat are about digits, or all about letters. Questions about
+    one shape and about two never share a chat: an answer could be read off an earlier one."""
     pads, _ = picture_tokens(plan.model, width, height)
     pictures, chats = [], []
     for row in range(plan.batch):
@@ -196,8 +196,8 @@ def _pairs(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dic
 
 
 def _two_shapes(scene: HardScene, form: str, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """The pairs of shapes of which this can be asked, each once, in any order; as many with the
-    same letter as without."""
+    """The pairs of shapes that a question of this form can name, each once, in random order. For
+    "same", as many pairs carry the same letter as do not."""
     symbols = [figure.symbol for figure in scene.figures]
     pairs = list(combinations(rng.permutation(len(symbols)).tolist(), 2))
     pairs = [pairs[i] for i in rng.permutation(len(pairs))]

@@ -36,7 +36,7 @@ class Options:
         kinds: interventions of F5's table: "zero" (judged), "uniform", "knockout".
         effect_samples: tested samples for CPR and CMD and for the design space, and scoring
             samples for causal ranks (0: none of them).
-        sparse_samples: tested samples in F7 and F8, which decode step by step.
+        sparse_samples: tested samples in F8, which decodes step by step.
         batch_size: samples a forward.
         seed: of every draw.
         hours: core-hours (processor time) that the study of one model may take, all sessions

@@ -21,7 +21,7 @@ from corelens.evaluation.answers import Answer, Evaluation
 from corelens.evaluation.decoding import Asked, ask
 from corelens.evaluation.evaluate import batches, evaluate
 from corelens.evaluation.late_runs import LateRuns
-from corelens.evaluation.sparse_account import described
+from corelens.evaluation.resume import plan_identity
 from corelens.evaluation.sparse_run import answered_under
 from corelens.evaluation.where_read import where_read
 from corelens.findings import paired_cost
@@ -246,9 +246,10 @@ class World:
     def under(self, sparse: SparseInference | None) -> Correct:
         """The answers under sparse inference, decoded step by step; None: dense, by the same
         steps."""
-        plan = None if sparse is None else described(sparse)
-        key = f"sparse {json.dumps(plan, sort_keys=True)}"
-        return self.correct(key, lambda: answered_under(self.model, self.asked, sparse))
+        return self.correct(
+            f"sparse {plan_identity(sparse)}",
+            lambda: answered_under(self.model, self.asked, sparse),
+        )
 
     def costs(self, changed: Correct) -> dict[str, float]:
         """Accuracy under an intervention and what it costs, with exact intervals; `relative` to

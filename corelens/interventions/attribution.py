@@ -54,7 +54,8 @@ def attribution_patch(
             0).
         steps: 0: the gradient at the base run; n: the mean gradient at n points from the base's
             embeddings (and what DeepStack adds) to the source's.
-        progress, out, batch_size: a run folder for lists of samples; as in `activation_patch`.
+        out, batch_size: as in `activation_patch`: a run folder, for lists of samples.
+        progress: with `out`, show a progress bar.
 
     `result.plot_against(exact)` shows how good the estimate is.
     """

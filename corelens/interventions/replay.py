@@ -23,7 +23,6 @@ from corelens.hf import CACHE_ARGUMENTS, cache_argument, replaced_forward
 from corelens.hooks.points import TOWERS, Hook
 from corelens.hooks.prefix import SharedPrefix
 from corelens.inputs.prepare import Inputs
-from corelens.interventions.sites import axis_of
 from corelens.model.filters import named
 from corelens.model.hooked import HookedMLLM
 
@@ -73,7 +72,7 @@ class Replay:
             stored += [f"blocks.{layer}.attn.hook_v" for layer in layers]
         caching = [*dict.fromkeys([*stored, *names])]
         self._prefix_row, self._shared = 0, SharedPrefix()  # of the last run
-        self._kwargs: dict[str, Any] = {}
+        self.arguments: dict[str, Any] = {}  # what the base run calls the decoder with
         handle = self.decoder.register_forward_pre_hook(self._capture, with_kwargs=True)
         try:
             with torch.no_grad(), model.hooks(fwd_hooks=self.hooks):
@@ -93,12 +92,12 @@ class Replay:
     def _capture(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         # Each family calls its decoder in its own way (masks, rotary positions, DeepStack's
         # features): the arguments are recorded once and cut to size for each run.
-        self._kwargs = dict(kwargs)
+        self.arguments = dict(kwargs)
 
     def _causal(self) -> bool:
         """Whether no row attends to a later one, so that a patch leaves all rows before it
         unchanged. False for a mask of an unknown kind."""
-        mask = self._kwargs.get("attention_mask")
+        mask = self.arguments.get("attention_mask")
         masks = list(mask.values()) if isinstance(mask, dict) else [mask]
         for layer_mask in masks:
             if layer_mask is not None and (
@@ -122,7 +121,6 @@ class Replay:
         hooks: Sequence[Hook],
         reading: Mapping[str, Callable[..., Any]] | None = None,
         logits: bool = True,
-        embed: Float[Tensor, "sample whole d_model"] | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"] | None:
         """Run once from `start`, under the base hooks and these. Element i·runs + j of the batch is
         run j of sample i.
@@ -132,7 +130,6 @@ class Replay:
             hooks: made for that batch, at layers from `start.layer` on.
             reading: {hook point: function} to call with the values after all edits.
             logits: False: the language-model head is not run, and None is returned.
-            embed: what enters the first layer, for a start there; None: as in the base run.
 
         Returns:
             The logits of the last `keep` positions (or of all).
@@ -154,7 +151,7 @@ class Replay:
         all_hooks = [*base_hooks, *hooks, *(reading or {}).items(), *present]
         length = self.length - start.row  # rows that run
         wanted = self.length if self.keep is None else self.keep  # rows of logits to return
-        with torch.no_grad(), self._begun(start, kwargs, embed):
+        with torch.no_grad(), self._begun(start, kwargs):
             if not logits:
                 self.model.run_with_hooks(batch, fwd_hooks=all_hooks, return_type=None)
                 return None
@@ -166,68 +163,17 @@ class Replay:
             row_logits = torch.cat([before, row_logits], dim=1)
         return row_logits
 
-    def branch(
-        self, other: Inputs, names: Sequence[str]
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "sample pos d_vocab"]] | None:
-        """A run on other inputs that open as the base run's do (the same picture, another
-        question): only the rows from the first that differs are computed.
-
-        Args:
-            other: a batch of the same grid.
-            names: hook points whose values the base run stored.
-
-        Returns:
-            ({hook point: its values}, the logits of the last `keep` positions), as of a whole run;
-            None where the two runs share no opening, or differ in more than their embeddings.
-        """
-        hooked = [str(name) for name, _ in self.hooks]
-        if any(layer_of(name) < 0 for name in [*names, *hooked]):
-            return None
-        embed, kwargs = self._entering(other)
-        if not _same(kwargs, {name: self._kwargs.get(name) for name in kwargs}):
-            return None
-        differs = (embed != self.cache["hook_embed"]).any(-1).any(0).nonzero()
-        if not len(differs):
-            return {name: self.cache[name] for name in names}, self.logits
-        start = self.begin(0, int(differs[0, 0]))
-        if not start.row:
-            return None
-        values = {}
-
-        def store(x: Tensor, hook: Any) -> None:
-            before = self.cache[hook.name].narrow(axis_of(hook.name)[0], 0, start.row)
-            values[hook.name] = torch.cat([before, x], dim=axis_of(hook.name)[0])
-
-        logits = self.run(start, [], dict.fromkeys(names, store), embed=embed)
-        assert logits is not None
-        return values, logits
-
-    def _entering(self, other: Inputs) -> tuple[Float[Tensor, "sample pos d"], dict[str, Any]]:
-        """What enters the first layer in a run on other inputs, and what else the decoder is called
-        with, without ids and caches."""
-        received: dict[str, Any] = {}
-
-        def capture(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            received.update(kwargs)
-
-        handle = self.decoder.register_forward_pre_hook(capture, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                embed = self.model(other, stop_at_layer=0)
-        finally:
-            handle.remove()
-        own = {"inputs_embeds", "input_ids", *CACHE_ARGUMENTS}
-        return embed, {name: value for name, value in received.items() if name not in own}
-
     # --- how the decoder is called
 
     def _needs_ids(self) -> bool:
         """Whether the model must be called with token ids: it computes more of them than embeddings
         (an embedding for each layer, say), and passes that to its decoder."""
         n = len(self.cache["hook_embed"])
-        more = (x for name, x in self._kwargs.items() if name not in CALL and isinstance(x, Tensor))
+        more = (
+            x for name, x in self.arguments.items() if name not in CALL and isinstance(x, Tensor)
+        )
         by_token = any(x.is_floating_point() and x.shape[:2] == (n, self.length) for x in more)
-        return by_token and self._kwargs.get("input_ids") is None
+        return by_token and self.arguments.get("input_ids") is None
 
     def _any_text(self, embeds: Tensor) -> Int[Tensor, "batch pos"]:
         """Ids of any text token to call the model with; what it computes from them is replaced."""
@@ -236,7 +182,7 @@ class Replay:
         return torch.full(embeds.shape[:2], token, device=embeds.device)
 
     @contextmanager
-    def _begun(self, start: Start, kwargs: dict[str, Any], embed: Tensor | None) -> Iterator[None]:
+    def _begun(self, start: Start, kwargs: dict[str, Any]) -> Iterator[None]:
         """Within this context the decoder is called with `kwargs` and begins at `start`."""
         with ExitStack() as stack:
 
@@ -250,7 +196,7 @@ class Replay:
             # At the first layer too, because `hook_embed` includes what the decoder does to its
             # embeddings before that layer.
             name = f"blocks.{start.layer}.hook_resid_pre" if start.layer else "hook_embed"
-            stream = _repeat(self.cache[name] if embed is None else embed, start)
+            stream = _repeat(self.cache[name], start)
 
             def from_base(module: nn.Module, args: Any, received: dict[str, Any]) -> Any:
                 if args:
@@ -265,10 +211,10 @@ class Replay:
     def _called_with(self, start: Start) -> dict[str, Any]:
         """The decoder's arguments in the base run, cut to the rows from `start.row` on and repeated
         for each run of the batch."""
-        kwargs = dict(self._kwargs)
+        kwargs = dict(self.arguments)
         n = len(self.cache["hook_embed"])
         kwargs["inputs_embeds"] = _repeat(self.cache["hook_embed"], start)
-        for name, value in self._kwargs.items():
+        for name, value in self.arguments.items():
             if name in ("cache_position", "input_ids"):
                 del kwargs[name]  # the decoder makes cache positions, and embeddings replace ids
             elif name in CALL or not isinstance(value, Tensor):
@@ -342,17 +288,6 @@ class Replay:
 def _repeat(x: Tensor, start: Start) -> Tensor:
     """The rows of x [batch, pos, …] from the start on, each sample once for each run."""
     return x[:, start.row :].repeat_interleave(start.runs, dim=0)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two arguments of the decoder are equal; False for what cannot be compared."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return a is b or (isinstance(a, (bool, int, float, str)) and a == b)
 
 
 def _leave(x: Tensor, hook: Any) -> None:

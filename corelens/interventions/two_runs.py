@@ -11,6 +11,7 @@ from torch import Tensor
 from corelens.errors import CorelensError
 from corelens.hooks.points import TOWERS, Hook
 from corelens.inputs.prepare import Inputs
+from corelens.interventions.branch import branch
 from corelens.interventions.metrics import Bound, bound
 from corelens.interventions.pairs import as_inputs, check_pair
 from corelens.interventions.replay import Replay
@@ -44,12 +45,12 @@ class Runs:
     ) -> tuple[Mapping[str, Tensor], Tensor]:
         """The other run's activations at these hook points, and its metric [sample].
 
-        With the base run as a Replay that stored these points, the tokens with which both runs open
-        are not computed again.
+        With the base run as a Replay that stored these points, the first tokens that both runs have
+        in common are not computed again.
         """
-        branch = None if replay is None else replay.branch(self.other, names)
-        if branch is not None:
-            return branch[0], self.metric(branch[1])
+        branched = None if replay is None else branch(replay, self.other, names)
+        if branched is not None:
+            return branched[0], self.metric(branched[1])
         with torch.no_grad(), self.model.hooks(fwd_hooks=self.hooks):
             values: Any
             logits, values = self.model.run_with_cache(

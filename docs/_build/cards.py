@@ -71,6 +71,8 @@ def _scenes(test: dict[str, Any]) -> str:
     """ "`refer`, 24 objects, 960–1,024 px"."""
     options = test.get("options") or {}
     words = [f"`{test['world']}`"]
+    if "wording" in options:
+        words[0] += f" in {options['wording']} words"
     if "jitter" in options:
         words[0] += " anywhere (`jitter=8`)"
     if "frames" in options:
