@@ -32,8 +32,9 @@ from PIL import Image
 
 import corelens as cl
 from corelens.interventions import activation_patch, counterfactual, knockout, logit_diff
+from corelens.interventions.branch import branch
 from corelens.interventions.patching import first_row, write
-from corelens.interventions.replay import LEAST_PREFIX
+from corelens.interventions.replay import LEAST_PREFIX, Replay
 from corelens.interventions.sites import patches
 from corelens.tokens.regions import Box
 
@@ -107,7 +108,8 @@ def operations(model: cl.HookedMLLM, length: int, layer: int, row: int) -> float
 def allowed(
     model: cl.HookedMLLM, base: Any, source: Any, per: Sequence[str], positions: Any
 ) -> float:
-    """Operations of the loop over those that the patches need (one base run included)."""
+    """Operations of the loop over those that the patches need, the two unpatched runs included: of
+    the second only the rows that differ from the first, where nothing else does."""
     _, jobs = patches(model, base, "z", per, positions)
     names = sorted({name for job in jobs for name in job.names})
     with torch.no_grad():
@@ -123,7 +125,12 @@ def allowed(
             needed += operations(
                 model, base.length, layer, row if row >= LEAST_PREFIX * base.length else 0
             )
-    return (len(jobs) + 2) * whole / (needed + 2 * whole)
+    replay = Replay(model, base, names=names)
+    second = whole
+    if branch(replay, source, names) is not None:
+        ids = (x.tensors["input_ids"] for x in (base, source))
+        second = operations(model, base.length, 0, int(torch.ne(*ids).any(0).nonzero()[0]))
+    return (len(jobs) + 2) * whole / (needed + whole + second)
 
 
 def sweep(

@@ -280,6 +280,10 @@ def test_f7_at_its_thresholds():
     assert concluded("F7", f7(value=0.011)).word == NOT_REPRODUCED
     assert concluded("F7", f7(high=0.031)).word == NOT_JUDGED
     assert concluded("F7", f7(random=0.01)).word == NOT_REPRODUCED
+    numbers = f7(value=0.011) | {"speed": None}
+    numbers["plans"].append(numbers["plans"][0] | {"window": 2048, "value": 0.4})
+    number = concluded("F7", numbers).number  # of every plan where none met parity
+    assert "window of 1024; random heads full 50 at" in number and "40 [0, 3]" in number
     short = concluded("F7", f7(allows=1.19))
     assert short.word == CANNOT and "too short" in short.reason
 

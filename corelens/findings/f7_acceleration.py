@@ -2,7 +2,7 @@
 parity, and speed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -112,7 +112,7 @@ class Acceleration(Finding):
         met = next((verdict for verdict in parity if verdict.word == REPRODUCED), None)
         speed = numbers["speed"]
         if met is None or speed is None:
-            return parity[-1]
+            return replace(parity[-1], number="; ".join(verdict.number for verdict in parity))
         share = speed["median"] / speed["allows"]
         number = f"{met.number}; prefill {speed['median']:.2f}x, {share:.0%} of the "
         number += f"{speed['allows']:.2f}x allowed"
@@ -125,6 +125,7 @@ class Acceleration(Finding):
         if len(plan["random"]) < self.least_draws:
             return Verdict(NOT_JUDGED, number, f"only {len(plan['random'])} random sets", n)
         random = float(np.quantile(plan["random"], 1 - self.quantile))
+        number += f"; random heads full {100 * random:.0f} at the {1 - self.quantile:.0%} quantile"
         if plan["value"] > self.parity:
             return Verdict(NOT_REPRODUCED, number, "more is lost than parity allows")
         if plan["high"] > self.parity_high:
