@@ -1,5 +1,6 @@
 """How the tables of README and documentation are written."""
 
+import textwrap
 from typing import Any
 
 
@@ -16,3 +17,11 @@ def interval(part: dict[str, Any]) -> str:
     else:
         value, low, high = part["value"], part["low"], part["high"]
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def paragraph(text: str, indent: str = "") -> str:
+    """Text in rows of 120 columns at most."""
+    wrapped = textwrap.fill(
+        text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return wrapped + "\n"

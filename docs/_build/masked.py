@@ -2,12 +2,11 @@
 committed study and of the models' cards. docs/_build/tables.py writes them into pages."""
 
 import json
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from cards import card
-from markdown_tables import interval, markdown
+from markdown_tables import interval, markdown, paragraph
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -78,7 +77,7 @@ def language() -> str:
     clean, top, bottom = (f"{run[name]['accuracy']:.2f}" for name in ("clean", "top", "bottom"))
     text = "`smol-vlm` (extra `smol`) has a pretrained language decoder. Masking its top 5% takes "
     text += f"{clean} to {top}, and the bottom 5% leave {bottom} ({run['tested']} scenes). "
-    return _paragraph(text + _random_sets(run, shared=False) + " More: [worlds](docs/worlds.md).")
+    return paragraph(text + _random_sets(run, shared=False) + " More: [worlds](docs/worlds.md).")
 
 
 def language_more() -> str:
@@ -99,7 +98,7 @@ def language_more() -> str:
     text += "The answer hangs on the last row here, which is not as the paper has it: cutting the "
     text += "evidence there in all heads costs {} points [{}, {}], ".format(*points["last"])
     text += "cutting it at the question's rows {} [{}, {}] ".format(*points["question"])
-    return _paragraph(f"{text}({n} scenes). The same heads look from both.")
+    return paragraph(f"{text}({n} scenes). The same heads look from both.")
 
 
 def question_reads() -> str:
@@ -109,7 +108,7 @@ def question_reads() -> str:
     left = [right - round(measured["n"] * measured["cost"][x][0]) for x in ("question", "last")]
     text = f"Of {measured['n']} scenes it answers {right} right. With the evidence cut from the "
     text += f"question's rows in all heads, {left[0]} stay right; with the evidence cut from the "
-    return _paragraph(f"{text}last row, {left[1]}.")
+    return paragraph(f"{text}last row, {left[1]}.")
 
 
 def counted() -> str:
@@ -130,7 +129,7 @@ def counted() -> str:
     text = (
         f"{' or '.join(scored)} scenes per world rank the heads, and others test them: {others}. "
     )
-    return _paragraph(f"{text}{sets} random sets stand beside the top heads where F5 masks heads.")
+    return paragraph(f"{text}{sets} random sets stand beside the top heads where F5 masks heads.")
 
 
 def as_published(part: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +171,24 @@ def published_mask() -> str:
     text += f"{_listed(elsewhere)} the answer does not need what these heads fetch at the "
     text += "question's tokens: many of them fetch it at the last row, too. In "
     text += f"{_listed(list(others))} the top 5% cost {_points(others, 'top')} points."
-    return _paragraph(text, indent="  ")
+    return paragraph(text, indent="  ")
+
+
+def backed_up() -> str:
+    """What masking the heads of qwen3vl-q-compare costs, and what cutting the evidence from them."""
+    masked_costs, cut, random = [], [], []
+    worlds = study("qwen3vl-q-compare")["worlds"]
+    for part in worlds.values():
+        f5, right = part["numbers"]["F5"], part["clean"]["value"]
+        masked_costs.append(f"{100 * f5['ram']['top']['zero']['value']:.0f}")
+        cut.append(f"{100 * f5['ram']['top']['knockout']['value']:.0f}")
+        random.append(100 * right * max(f5["random"]["knockout"]))
+    text = "- **Where heads were left out in training, masking and cutting the evidence off part "
+    text += "ways**: in `qwen3vl-q-compare` masking the top 5% costs "
+    text += f"{' and '.join(masked_costs)} points ({_listed([f'`{name}`' for name in worlds])}). "
+    text += f"Cutting the evidence off from the same heads costs {' and '.join(cut)}; from random "
+    text += f"heads, {max(random):.0f} at the most."
+    return paragraph(text, indent="  ")
 
 
 def _points(models: dict[str, list[dict[str, Any]]], heads: str) -> str:
@@ -195,7 +211,7 @@ def formed_by_language() -> str:
     judged = [f"`{name}`" for name, part in model["worlds"].items() if "F5" in part["numbers"]]
     text = f"- **Where the heads were formed by language, {_listed(true)}**: `smol-vlm`. It reads "
     text += f"{reading}, and was judged on {_listed(judged)} alone."
-    return _paragraph(text, indent="  ")
+    return paragraph(text, indent="  ")
 
 
 def _random_sets(run: dict[str, Any], shared: bool = True) -> str:
@@ -252,19 +268,11 @@ def _word(number: int) -> str:
     return WORDS[number] if number < len(WORDS) else str(number)
 
 
-def _paragraph(text: str, indent: str = "") -> str:
-    """Text in rows of 120 columns at most."""
-    wrapped = textwrap.fill(
-        text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-    return wrapped + "\n"
-
-
 TABLES = {
     part.__name__: part
     for part in [
         *(masked, masked_question, masked_language),
         *(language, language_more, question_reads, counted, formed_by_language),
-        published_mask,
+        *(published_mask, backed_up),
     ]
 }

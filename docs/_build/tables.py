@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cards
 import families_table
+import long_prompts
 import masked
 import measured
 from markdown_tables import markdown
@@ -150,6 +151,7 @@ def table(name: str, report: dict) -> str:
     if name in TABLES:
         return TABLES[name](report)
     made = measured.TABLES | families_table.TABLES | masked.TABLES | cards.TABLES
+    made |= long_prompts.TABLES
     return made[name]()
 
 
