@@ -123,11 +123,11 @@ def counted() -> str:
     for name, part in parts:
         names = tested.setdefault(part["tested"], [])
         names += [] if f"`{name}`" in names else [f"`{name}`"]
-    scored = sorted({str(part["scored"]) for _, part in parts})
+    scored = [str(n) for n in sorted({part["scored"] for _, part in parts})]
     sets = max(len(x["numbers"]["F5"]["random"]["zero"]) for _, x in parts if "F5" in x["numbers"])
     others = ", ".join(f"{n} others of {_listed(names)}" for n, names in tested.items())
     text = (
-        f"{' or '.join(scored)} scenes per world rank the heads, and others test them: {others}. "
+        f"{_listed(scored, 'or')} scenes per world rank the heads, and others test them: {others}. "
     )
     return paragraph(f"{text}{sets} random sets stand beside the top heads where F5 masks heads.")
 
@@ -154,28 +154,28 @@ def published_mask() -> str:
     """In which models masking the heads that RAM as published ranks first costs more than any
     random set, and the bottom heads next to nothing."""
     report = json.loads((ROOT / "docs/study/report.json").read_text(encoding="utf-8"))
-    costly, others, elsewhere = dict[str, list](), dict[str, list](), list[str]()
+    names, elsewhere = list[str](), list[str]()
+    costly, others = list[dict[str, Any]](), list[dict[str, Any]]()
     for name, model in report["models"].items():
         worlds = [as_published(x) for x in model["worlds"].values() if "F5" in x["numbers"]]
-        if not worlds:
-            continue
-        holds = [x["top"]["low"] > x["random"] and x["bottom"]["value"] <= 0.05 for x in worlds]
-        (costly if all(holds) else others)[f"`{name}`"] = worlds
-        if all(holds) and not model["reading"]["published"]:
+        here = [x for x in worlds if x["top"]["low"] > x["random"] and x["bottom"]["value"] <= 0.05]
+        costly, others = costly + here, others + [x for x in worlds if x not in here]
+        if here:
+            count = f"{WORDS[len(here)]} of {WORDS[len(worlds)]} worlds of "
+            names.append(("" if len(here) == len(worlds) else count) + f"`{name}`")
+        if here and not model["reading"]["published"]:
             elsewhere.append(f"`{name}`")
     text = "- **Masked as published, the heads that the published score ranks first matter in "
-    text += (
-        f"{_listed(list(costly))}**: the top 5% cost {_points(costly, 'top')} points, more than "
-    )
+    text += f"{_listed(names)}**: the top 5% cost {_points(costly, 'top')} points, more than "
     text += f"every random set, and the bottom 5% {_points(costly, 'bottom')}. In "
     text += f"{_listed(elsewhere)} the answer does not need what these heads fetch at the "
-    text += "question's tokens: many of them fetch it at the last row, too. In "
-    text += f"{_listed(list(others))} the top 5% cost {_points(others, 'top')} points."
+    text += "question's tokens: many of them fetch it at the last row, too. In all other worlds "
+    text += f"the top 5% cost {_points(others, 'top')} points."
     return paragraph(text, indent="  ")
 
 
 def backed_up() -> str:
-    """What masking the heads of qwen3vl-q-compare costs, and what cutting the evidence from them."""
+    """Of qwen3vl-q-compare: what masking heads costs, and cutting the evidence off from them."""
     masked_costs, cut, random = [], [], []
     worlds = study("qwen3vl-q-compare")["worlds"]
     for part in worlds.values():
@@ -191,9 +191,9 @@ def backed_up() -> str:
     return paragraph(text, indent="  ")
 
 
-def _points(models: dict[str, list[dict[str, Any]]], heads: str) -> str:
-    """ "46 to 80": the range over all worlds of these models."""
-    values = [100 * world[heads]["value"] for worlds in models.values() for world in worlds]
+def _points(worlds: list[dict[str, Any]], heads: str) -> str:
+    """ "46 to 80": the range over these worlds."""
+    values = [100 * world[heads]["value"] for world in worlds]
     return f"{min(values):.0f} to {max(values):.0f}"
 
 
@@ -260,8 +260,8 @@ def _names(heads: Any) -> list[str]:
     return [f"L{layer}H{head}" for layer, head in heads]
 
 
-def _listed(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+def _listed(names: list[str], last: str = "and") -> str:
+    return f" {last} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _word(number: int) -> str:
