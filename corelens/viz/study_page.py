@@ -45,7 +45,8 @@ def study_page(report: Numbers, explorer: Markup | None = None) -> str:
         sections.append(p.section(title, *_details(report, name, model)))
     sections.append(p.section("How it was done", *METHOD, *_how(report)))
     unbroken = ", ".join(name.replace("-", "\N{NON-BREAKING HYPHEN}") for name in names)
-    return p.page(f"The heads that fetch the evidence: {unbroken}", sections, _meta(report))
+    models = unbroken if len(names) <= 3 else f"{len(names)} models"
+    return p.page(f"The heads that fetch the evidence: {models}", sections, _meta(report))
 
 
 def summary(report: Numbers) -> Markup:

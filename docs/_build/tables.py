@@ -40,12 +40,11 @@ PLACE = re.compile(
 
 
 def verdicts(report: dict) -> str:
-    """One row a finding, one column a model."""
-    names = list(report["models"])
-    rows = [["finding", *(f"`{name}`" for name in names)]]
-    for finding in report["findings"]:
-        cells = [finding["models"][name]["shown"] for name in names]
-        rows.append([f"{finding['id']} {finding['title']}", *cells])
+    """One row a model, one column a finding."""
+    findings = report["findings"]
+    rows = [["model", *(finding["id"] for finding in findings)]]
+    for name in report["models"]:
+        rows.append([f"`{name}`", *(finding["models"][name]["shown"] for finding in findings)])
     return markdown(rows)
 
 
