@@ -19,9 +19,7 @@ def test_a_table_that_differs_is_noticed(tmp_path, monkeypatch, capsys):
     for name in tables.PAGES:
         text = (ROOT / name).read_text(encoding="utf-8")
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(
-            text.replace("| model | F1 | F2 |", "| model | F1 | unF2 |")
-        )
+        (tmp_path / name).write_text(text.replace("| model | F1 | F2 |", "| model | F1 | unF2 |"))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     assert (
         tables.main(check=True) == 1
