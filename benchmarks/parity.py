@@ -6,7 +6,8 @@ frames, about 4,000 tokens.
 50 videos rank the heads, 125 others are answered: with every head full, with the top 5% full, and
 with 20 random sets full; the other heads see the first 128 tokens and a window. The result is a
 study's report.json. Then the plans are timed in turns with the dense run, whether or not they met
-parity (F7 times the plan alone that did): speed.json.
+parity (F7 times the plan alone that did): speed.json, of which a copy is
+benchmarks/results/parity_speed.json.
 """
 
 import argparse

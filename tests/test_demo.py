@@ -195,17 +195,8 @@ def test_training_on_two_things_asks_what_the_scene_answers(processor, form, mon
         return scene, None, pair
 
     monkeypatch.setattr("training.batches.compare_scene", drawn)
-    plan = Plan(
-        NAME,
-        "questions",
-        0,
-        3,
-        batch=4,
-        objects=6,
-        sides=(256, 256),
-        world="compare",
-        forms=(form,),
-    )
+    shown = {"batch": 4, "objects": 6, "sides": (256, 256)}
+    plan = Plan(NAME, "questions", 0, 3, world="compare", forms=(form,), **shown)
     batch = draw_batch(plan)
     answers = []
     for ids, scene in zip(batch["input_ids"], scenes, strict=True):

@@ -2,6 +2,7 @@
 
 import copy
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -327,6 +328,24 @@ def test_runs_that_share_no_opening_are_run_whole():
     assert branch(under, model.encode(pair["text"]), names) is None
 
 
+def test_a_sample_that_does_not_differ_keeps_the_base_run_s_values_to_the_last_bit(monkeypatch):
+    model, pair = hooked("qwen3_vl"), runs("qwen3_vl")  # the second sample asks the same
+    name = "blocks.0.attn.hook_z"
+    replay = Replay(model, model.encode(pair["clean"]), names=[name])
+
+    def zeros(self, start, hooks, reading):
+        reading[name](
+            torch.zeros_like(self.cache[name][:, start.row :]), SimpleNamespace(name=name)
+        )
+        return torch.zeros_like(self.logits)
+
+    monkeypatch.setattr(Replay, "run", zeros)
+    values, logits = branch(replay, model.encode(pair["text"]), [name])
+    assert not values[name][0, -1].any() and not logits[0].any()
+    assert torch.equal(values[name][1], replay.cache[name][1])
+    assert torch.equal(logits[1], replay.logits[1])
+
+
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 def test_videos_are_patched_as_pictures_are(family):
     model = hooked(family)
@@ -616,6 +635,10 @@ def test_our_metrics_in_a_sweep_read_the_last_row_alone():
         model, clean, corrupted, "resid_pre", kl(), per="layer", positions="question+last"
     )
     assert (abs(same.other) < 1e-6).all() and (same.base[0] > 1e-4)
+    whole = activation_patch(
+        model, clean, corrupted, "resid_pre", kl(), per="layer", positions="last", fast=False
+    )
+    assert (whole.other == 0).all()
 
 
 # --- the result

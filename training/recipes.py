@@ -255,19 +255,17 @@ RECIPES["qwen3vl-q"] = Recipe(
     checks=(Check(150, {}),),
 )
 # The same model, then asked about two things at once.
-RECIPES["qwen3vl-q-compare"] = Recipe(
+RECIPES["qwen3vl-q-compare"] = replace(
+    RECIPES["qwen3vl-q"],
     start="qwen3vl-q",
-    start_tower="qwen3vl-m",
-    stage_a=0,
     stage_b=1200,
     rate=7e-4,
     warmup=30,
     check_every=200,
-    muon=5.0,
+    twins=0.5,
     blind=0.7,
     opens=800,
     opened=1000,
-    dropped=0.05,
     mix=(
         Slice(0.15, 16, (192, 256), (2, 6)),
         Slice(0.35, 16, (224, 288), (4, 6), world="compare", forms=("symbol",)),

@@ -30,10 +30,11 @@ def long_prompts() -> str:
         loss = f"{lost} points [{low}, {high}] (window of {plan['window']:,} tokens; with {heads} "
         loss += f"random heads full {random[0]} to {random[1]}; the prefill is "
         losses.append(
-            f"{loss}{speed['median']:.2f}x as fast, of {speed['allows']:.2f}x that the operation "
-            "count allows)"
+            f"{loss}{speed['median']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}] as fast, of "
+            f"{speed['allows']:.2f}x that the operation count allows)"
         )
-    text += f"{' or '.join(losses)}. F7 asks for a smaller loss."
+    text += f"{' or '.join(losses)}. F7 asks for a smaller loss. (Speeds: medians and "
+    text += "quartiles.)"
     return paragraph(text, indent="  ")
 
 

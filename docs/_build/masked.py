@@ -154,7 +154,7 @@ def published_mask() -> str:
     """In which models masking the heads that RAM as published ranks first costs more than any
     random set, and the bottom heads next to nothing."""
     report = json.loads((ROOT / "docs/study/report.json").read_text(encoding="utf-8"))
-    names, elsewhere = list[str](), list[str]()
+    in_all, in_some, elsewhere = list[str](), list[str](), list[str]()
     costly, others = list[dict[str, Any]](), list[dict[str, Any]]()
     for name, model in report["models"].items():
         worlds = [as_published(x) for x in model["worlds"].values() if "F5" in x["numbers"]]
@@ -162,12 +162,15 @@ def published_mask() -> str:
         costly, others = costly + here, others + [x for x in worlds if x not in here]
         if here:
             count = f"{WORDS[len(here)]} of {WORDS[len(worlds)]} worlds of "
-            names.append(("" if len(here) == len(worlds) else count) + f"`{name}`")
+            if len(here) < len(worlds):
+                in_some.append(f"{count}`{name}`")
+            else:
+                in_all.append(f"`{name}`")
         if here and not model["reading"]["published"]:
             elsewhere.append(f"`{name}`")
     text = "- **Masked as published, the heads that the published score ranks first matter in "
-    text += f"{_listed(names)}**: the top 5% cost {_points(costly, 'top')} points, more than "
-    text += f"every random set, and the bottom 5% {_points(costly, 'bottom')}. In "
+    text += f"{_listed(in_all + in_some)}**: the top 5% cost {_points(costly, 'top')} points, "
+    text += f"more than every random set, and the bottom 5% {_points(costly, 'bottom')}. In "
     text += f"{_listed(elsewhere)} the answer does not need what these heads fetch at the "
     text += "question's tokens: many of them fetch it at the last row, too. In all other worlds "
     text += f"the top 5% cost {_points(others, 'top')} points."
@@ -183,8 +186,8 @@ def backed_up() -> str:
         masked_costs.append(f"{100 * f5['ram']['top']['zero']['value']:.0f}")
         cut.append(f"{100 * f5['ram']['top']['knockout']['value']:.0f}")
         random.append(100 * right * max(f5["random"]["knockout"]))
-    text = "- **Where heads were left out in training, masking and cutting the evidence off part "
-    text += "ways**: in `qwen3vl-q-compare` masking the top 5% costs "
+    text = "- **Masking heads and cutting the evidence off from them can disagree**: in "
+    text += "`qwen3vl-q-compare`, in whose training heads were left out, masking the top 5% costs "
     text += f"{' and '.join(masked_costs)} points ({_listed([f'`{name}`' for name in worlds])}). "
     text += f"Cutting the evidence off from the same heads costs {' and '.join(cut)}; from random "
     text += f"heads, {max(random):.0f} at the most."
