@@ -4,22 +4,18 @@ them ahead."""
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from transformers import ProcessorMixin
 
-from corelens.data.synthetic.compare import ask as ask_pair
-from corelens.data.synthetic.compare import draw_scene as compare_scene
 from corelens.data.synthetic.doc import ask as ask_page
 from corelens.data.synthetic.doc import draw_document
 from corelens.data.synthetic.drawing import DIGITS, LETTERS, Query
 from corelens.data.synthetic.pages import paint as paint_page
 from corelens.data.synthetic.refer import COLOURS, QUESTION, Scene, draw_scene, draw_size, stream
 from corelens.data.synthetic.refer_hard import FORMS, questions, size_of
-from corelens.data.synthetic.refer_hard import Scene as HardScene
 from corelens.data.synthetic.refer_hard import draw_scene as hard_scene
 from corelens.data.synthetic.refer_hard import paint as paint_hard
 from corelens.data.synthetic.video import FPS
@@ -28,13 +24,14 @@ from corelens.data.synthetic.video import draw_scene as video_scene
 from corelens.data.synthetic.video import paint as paint_video
 from corelens.layouts import layout_for
 from corelens.tokens.cells import Cells
+from training.asked import ask_compare, ask_hops
 from training.build import PRESETS, build_config, build_processor
 from training.dense import IGNORED, clip_labels, figure_labels, page_labels, shape_labels, sheet
 
 CAPTION = "List every object."
 GRID = 16  # pixels: where the centres of a video's shapes lie, as those of `refer` do
 # in the entropy of their random streams
-HARD, DOC, VIDEO, SHEET, COMPARE = 1_000_001, 1_000_002, 1_000_003, 1_000_004, 1_000_005
+HARD, DOC, VIDEO, SHEET, COMPARE, HOP = (1_000_001 + i for i in range(6))
 _TOKEN = 32  # pixels a side of a video's token
 
 
@@ -52,12 +49,11 @@ class Plan:
         jitter: of centres, in pixels.
         colours: how many colours a scene may use.
         questions: at most so many a scene.
-        world: "refer", "refer-hard", "doc", "video", "compare" (questions alone), or "sheet" (of
-            symbols, for "dense" alone).
+        world: "refer", "refer-hard", "doc", "video", "compare" or "hop" (questions alone), or
+            "sheet" (of symbols, for "dense" alone).
         frames: of a scene of `video`, an even number.
         pages: of a document of `doc`.
-        forms: of question, of `refer-hard` or `compare`. In `compare` there is also "symbol": the
-            question names one shape and asks for its symbol.
+        forms: of question, of `refer-hard`, `compare` or `hop`, and those of `asked.py`.
     """
 
     model: str
@@ -102,7 +98,8 @@ def draw_batch(plan: Plan) -> dict[str, np.ndarray]:
         "refer-hard": _hard,
         "video": _clips,
         "doc": _documents,
-        "compare": _pairs,
+        "compare": _asked,
+        "hop": _asked,
         "sheet": _sheets,
     }[plan.world]
     return draw(plan, rng, width, height)
@@ -168,47 +165,18 @@ def _hard(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict
     return _batch(plan, pictures, chats, labels, pads)
 
 
-def _pairs(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
-    """Of `compare`: all questions of a chat are about digits, or all about letters. Questions about
-    one shape and about two never share a chat: an answer could be read off an earlier one."""
+def _asked(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:
+    """Of `compare` or `hop`."""
+    world, ask = (COMPARE, ask_compare) if plan.world == "compare" else (HOP, ask_hops)
     pads, _ = picture_tokens(plan.model, width, height)
     pictures, chats = [], []
     for row in range(plan.batch):
-        own = stream("train", COMPARE, plan.seed, plan.step, row)
+        own = stream("train", world, plan.seed, plan.step, row)
         form = plan.forms[row % len(plan.forms)]
-        letters = form == "same" or (form == "symbol" and own.random() < 0.3)
-        scene, _, _ = compare_scene(
-            own, width, height, plan.objects, "same" if letters else "sum", "varied"
-        )
+        scene, queries = ask(form, own, width, height, plan.objects)
         pictures.append(np.asarray(paint_hard(scene)))
-        if form == "symbol":
-            word = "letter" if letters else "digit"
-            asked = [scene.figures[i] for i in own.permutation(len(scene.figures))]
-            queries = [
-                Query(f"What {word} is on the {f.colour} {f.kind}?", f.symbol, [], form, 0)
-                for f in asked
-            ]
-        else:
-            pairs = _two_shapes(scene, form, own)
-            queries = [ask_pair(scene, pair, form, own, "varied") for pair in pairs]
         chats.append(_chat(queries[: plan.questions]))
     return _batch(plan, pictures, chats, [], pads)
-
-
-def _two_shapes(scene: HardScene, form: str, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """The pairs of shapes that a question of this form can name, each once, in random order. For
-    "same", as many pairs carry the same letter as do not."""
-    symbols = [figure.symbol for figure in scene.figures]
-    pairs = list(combinations(rng.permutation(len(symbols)).tolist(), 2))
-    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
-    if form == "sum":
-        return pairs
-    unlike = [(a, b) for a, b in pairs if symbols[a] != symbols[b]]
-    if form != "same":
-        return unlike
-    alike = [(a, b) for a, b in pairs if symbols[a] == symbols[b]]
-    both = alike + unlike[: len(alike)]
-    return [both[i] for i in rng.permutation(len(both))]
 
 
 def _clips(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:

@@ -89,7 +89,11 @@ PRESETS["qwen3vl-l"] = PRESETS["qwen3vl-m"] | {
 }
 # The same shape, made to read at the question's rows.
 PRESETS["qwen3vl-q"] = PRESETS["qwen3vl-l"]
-PRESETS["qwen3vl-q-compare"] = PRESETS["qwen3vl-q"]
+PRESETS["qwen3vl-q-compare"] = PRESETS["qwen3vl-q-hop"] = PRESETS["qwen3vl-q"]
+# So is one of another family, behind internvl-s's tower, with half of the MLPs' width.
+PRESETS["internvl-q"] = PRESETS["internvl-s"] | {
+    "text": _TEXT | {"intermediate_size": 128, "num_hidden_layers": 16, "num_attention_heads": 16}
+}
 # The same models, trained on to longer contexts.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s"]
 PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s-all"]

@@ -18,8 +18,8 @@ from corelens.inputs.prepare import Sample
 from training.build import build_model, build_processor
 from training.curve import CURVE, save_curve
 from training.heldout import answers, wilson
-from training.recipes import RECIPES, Check, as_dict, from_dict, tuples
-from training.shards import WHOLE, split_tower
+from training.recipes import Check, as_dict, from_dict, tuples
+from training.shards import SHARED, WHOLE, split_tower
 from training.train import validation_scenes
 
 _CHUNK = 100
@@ -97,10 +97,8 @@ def export_demo(
     text: Any = model.config.text_config
     model.to(getattr(torch, stored)).save_pretrained(folder)
     processor.save_pretrained(folder)
-    shared = recipe.start_tower or next(
-        (name for other in RECIPES.values() if other.start_tower == name), ""
-    )
-    weight_files = split_tower(folder, shared) if shared else [WHOLE]
+    owner = recipe.start_tower or name
+    weight_files = split_tower(folder, owner) if owner == SHARED else [WHOLE]
     for file in weight_files:
         (folder / file).chmod(0o644)
     log = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
@@ -181,8 +179,8 @@ did without it.
     )
     if tower := recipe.get("start_tower"):
         rest = begun if start else "all else trained from scratch"
-        begun = f"""whose vision tower is that of the bundled `{tower}`, unchanged
-(its weights lie in that model's folder), and {rest}"""
+        where = "\n(its weights lie in that model's folder)" if tower == SHARED else ""
+        begun = f"whose vision tower is that of the bundled `{tower}`, unchanged{where}, and {rest}"
     if sides := recipe.get("sides"):
         grids.append(
             f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not "

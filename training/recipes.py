@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from corelens.data.synthetic.compare import FORMS as PAIRED
+from corelens.data.synthetic.hop import FORMS as HOPS
 from corelens.data.synthetic.refer import COLOURS
 from training.batches import Plan
 from training.mixes import (
@@ -276,6 +277,39 @@ RECIPES["qwen3vl-q-compare"] = replace(
         Check(60, {}, test=200, blind=100),
         Check(120, {"wording": "varied"}, "compare", test=200, blind=100),
     ),
+)
+# And then by way of another shape. The colour or kind that the first step has to find is asked for
+# alone, too, most often at first.
+RECIPES["qwen3vl-q-hop"] = replace(
+    RECIPES["qwen3vl-q-compare"],
+    start="qwen3vl-q-compare",
+    stage_b=1100,
+    blind=0.5,
+    opens=700,
+    opened=900,
+    mix=(
+        Slice(0.10, 16, (192, 256), (2, 6)),
+        Slice(0.15, 16, (224, 288), (4, 6), questions=5, world="compare", forms=PAIRED),
+        Slice(0.40, 16, (224, 288), (5, 6), world="hop", forms=("trait",), leaves=300),
+        Slice(0.10, 16, (224, 288), (5, 6), world="hop", forms=("trait",), joins=300),
+        Slice(0.50, 16, (224, 288), (5, 6), world="hop", forms=HOPS),
+        Slice(0.25, 12, (256, 320), (6, 8), world="hop", forms=HOPS, joins=500),
+    ),
+    checks=(
+        Check(60, {}, test=200, blind=100),
+        Check(60, {"wording": "varied"}, "compare", test=200, blind=100),
+        Check(120, {"wording": "varied"}, "hop", test=200, blind=100),
+    ),
+)
+# qwen3vl-q in another family: 16 × 16 heads behind internvl-s's tower, on pictures of four tiles.
+RECIPES["internvl-q"] = replace(
+    RECIPES["qwen3vl-q"],
+    start_tower="internvl-s",
+    sides=(256, 256),
+    stage_b=1400,
+    opens=1000,
+    opened=1200,
+    checks=(Check(150, {"sides": (256, 256)}),),
 )
 """One entry a preset of `training.build`."""
 

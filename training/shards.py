@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 WHOLE, TOWER, REST = "model.safetensors", "tower.safetensors", "decoder.safetensors"
+SHARED = "qwen3vl-m"  # whose tower others see through
 _INDEX = WHOLE + ".index.json"
 _OF_TOWER = "model.visual."
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoModelForImageTextToText
 
 from corelens.data.synthetic import synthetic
 from corelens.data.synthetic.refer import COLOURS
@@ -43,7 +44,6 @@ from training.heldout import accuracy
 from training.optimizer import Optimizer
 from training.qk_clip import QKClip
 from training.recipes import LEVELS, RECIPES, Recipe, as_dict, learning_rate, plan_step
-from training.shards import stored_weights
 from training.state import load_state, read_progress, save_state
 
 
@@ -91,9 +91,9 @@ def train_demo(
     processor: Any = build_processor(name)
     model = build_model(name, processor)
     if recipe.start:
-        _begin_with(model, checkpoint(recipe.start))
+        _begin_with(model, [model], checkpoint(recipe.start))
     if recipe.start_tower:
-        _begin_with(model.model.visual, checkpoint(recipe.start_tower), "model.visual.")
+        _begin_with(model, family_of(model).tower(model), checkpoint(recipe.start_tower))
     probes = nn.ModuleDict(
         {label: nn.Linear(model.lm_head.in_features, n + 1) for label, n in LABELS.items()}
     )
@@ -200,12 +200,15 @@ def validation_scenes(recipe: Recipe, seed: int) -> list[list[Sample]]:
     return [samples for samples in lists if samples]
 
 
-def _begin_with(part: nn.Module, folder: Path, prefix: str = "") -> None:
-    """Put a bundled model's weights into a model, or into the part of one that has their names
-    behind `prefix`."""
-    weights = stored_weights(folder)
-    for name, weight in part.named_parameters():
-        weight.data.copy_(weights[prefix + name])
+def _begin_with(model: nn.Module, parts: list[nn.Module], folder: Path) -> None:
+    """Put a bundled model's weights into these parts of a model."""
+    # (files may use other names than modules do, as InternVL's)
+    bundled = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
+    weights = dict(bundled.named_parameters())
+    begun = {id(weight) for part in parts for weight in part.parameters()}
+    for name, weight in model.named_parameters():
+        if id(weight) in begun:
+            weight.data.copy_(weights[name])
 
 
 def _optimizer(modules: Any, recipe: Recipe, step: int) -> Optimizer:

@@ -144,9 +144,18 @@ def draw_scene(
     )
     anchor, asked = (int(i) for i in order.argsort()[:2])
     scene = Scene(width, height, figures, "digit", int(rng.integers(2**32)), clutter)
-    question = WORDINGS[form][int(rng.integers(wordings(wording)))].format(anchor=own[0])
-    regions = [region(figures[asked]), region(figures[anchor])]
-    return scene, Query(question, figures[asked].symbol, list(regions), form, asked, anchor)
+    return scene, ask(scene, asked, anchor, form, rng, wording)
+
+
+def ask(
+    scene: Scene, asked: int, anchor: int, form: str, rng: np.random.Generator, wording: str
+) -> Query:
+    """The question of a form that goes by way of one shape of a scene to another; its regions are
+    both, the asked one first."""
+    first, last = scene.figures[anchor], scene.figures[asked]
+    name = first.kind if form == "colour" else first.colour
+    question = WORDINGS[form][int(rng.integers(wordings(wording)))].format(anchor=name)
+    return Query(question, last.symbol, [region(last), region(first)], form, asked, anchor)
 
 
 def _turned(scene: Scene, query: Query, turn: int) -> tuple[Scene, Query]:

@@ -1,0 +1,87 @@
+"""What training asks about `compare` and `hop`: every answer is worked out again from the scene."""
+
+import re
+
+import pytest
+
+from corelens.data.synthetic.compare import draw_scene as compare_scene
+from corelens.data.synthetic.hop import draw_scene as hop_scene
+from training.batches import Plan, draw_batch
+from training.build import build_processor
+
+NAME = "qwen3vl-q"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_processor(NAME).tokenizer
+
+
+def asked(tokenizer, monkeypatch, world, form, seed=0):
+    """For each scene of a training batch, the scene with its questions and answers."""
+    scenes = []
+    draw = compare_scene if world == "compare" else hop_scene
+
+    def drawn(*args):
+        scenes.append(draw(*args))
+        return scenes[-1]
+
+    monkeypatch.setattr(f"training.asked.{world}_scene", drawn)
+    shown = {"batch": 4, "objects": 6, "sides": (256, 256)}
+    batch = draw_batch(Plan(NAME, "questions", seed, 3, world=world, forms=(form,), **shown))
+    for ids, (scene, *_) in zip(batch["input_ids"], scenes, strict=True):
+        chat = tokenizer.decode(ids).split("<|im_start|>")
+        turns = [turn.partition("\n")[2].split("<|im_end|>")[0] for turn in chat]
+        turns = [turn.rpartition("<|vision_end|>")[2] for turn in turns]
+        assert len(set(turns[1::2])) == len(turns[1::2]) > 0
+        yield scene, list(zip(turns[1::2], turns[2::2], strict=True))
+
+
+def right_of_two(form, symbols):
+    """The answer of `compare`; "symbol" asks for that of one shape."""
+    if form == "same":
+        return "yes" if symbols[0] == symbols[1] else "no"
+    if form == "sum":
+        return str(sum(map(int, symbols)))
+    return min(symbols) if form == "smaller" else max(symbols)
+
+
+@pytest.mark.parametrize("form", ["larger", "smaller", "same", "sum", "symbol"])
+def test_two_things_are_as_the_scene_has_them(tokenizer, form, monkeypatch):
+    answers = []
+    for scene, turns in asked(tokenizer, monkeypatch, "compare", form):
+        symbols = {f"{figure.colour} {figure.kind}": figure.symbol for figure in scene.figures}
+        for question, answer in turns:
+            named = [name for name in symbols if re.search(rf"{name}\b", question)]
+            assert len(named) == (1 if form == "symbol" else 2)
+            assert answer == right_of_two(form, [symbols[name] for name in named])
+            answers.append(answer)
+    assert len(answers) >= 8 and len(set(answers)) > 1
+    if form == "same":
+        assert answers.count("yes") == answers.count("no")
+
+
+@pytest.mark.parametrize("form", ["colour", "kind", "trait", "symbol"])
+def test_hops_are_as_the_scene_has_them(tokenizer, form, monkeypatch):
+    asked_of = 0
+    for seed in range(3):
+        for scene, turns in asked(tokenizer, monkeypatch, "hop", form, seed):
+            for question, answer in turns:
+                named = [
+                    figure
+                    for figure in scene.figures
+                    if re.search(rf"\b({figure.colour}|{figure.kind})\b", question)
+                ]
+                asked_of += 1
+                if form == "symbol":
+                    (figure,) = [f for f in named if f"{f.colour} {f.kind}" in question]
+                    assert answer == figure.symbol
+                    continue
+                (anchor,) = named  # its name is its alone
+                if form == "trait":
+                    assert answer == (anchor.colour if "colour" in question else anchor.kind)
+                    continue
+                others = [f for f in scene.figures if f is not anchor]
+                (other,) = [f for f in others if getattr(f, form) == getattr(anchor, form)]
+                assert answer == other.symbol
+    assert asked_of >= 12

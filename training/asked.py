@@ -1,0 +1,102 @@
+"""What is asked in training about the scenes of `compare` and `hop`.
+
+Beside each world's own questions there are the steps that they are made of: "symbol" names one
+shape and asks for what is on it; in `hop`, "trait" asks for what the first step has to find.
+Questions of several of these forms never share a chat: an answer could be read off an earlier one.
+"""
+
+from itertools import combinations
+
+import numpy as np
+
+from corelens.data.synthetic.compare import ask as ask_pair
+from corelens.data.synthetic.compare import draw_scene as compare_scene
+from corelens.data.synthetic.drawing import Query
+from corelens.data.synthetic.hop import FORMS as HOPS
+from corelens.data.synthetic.hop import ask as ask_hop
+from corelens.data.synthetic.hop import draw_scene as hop_scene
+from corelens.data.synthetic.refer_hard import Scene
+
+
+def ask_compare(
+    form: str, rng: np.random.Generator, width: int, height: int, objects: int
+) -> tuple[Scene, list[Query]]:
+    """A scene of `compare` and questions of a form: all about digits, or all about letters."""
+    letters = form == "same" or (form == "symbol" and rng.random() < 0.3)
+    scene, _, _ = compare_scene(rng, width, height, objects, "same" if letters else "sum", "varied")
+    if form == "symbol":
+        return scene, _symbols(scene, "letter" if letters else "digit", rng)
+    pairs = _two_shapes(scene, form, rng)
+    return scene, [ask_pair(scene, pair, form, rng, "varied") for pair in pairs]
+
+
+def ask_hops(
+    form: str, rng: np.random.Generator, width: int, height: int, objects: int
+) -> tuple[Scene, list[Query]]:
+    """A scene of `hop` and all questions of a form that it answers, in random order."""
+    way = form if form in HOPS else str(rng.choice(HOPS))
+    scene, _ = hop_scene(rng, width, height, objects, way, "varied")
+    if form == "symbol":
+        return scene, _symbols(scene, "digit", rng)
+    if form == "trait":
+        return scene, _traits(scene, way, rng)
+    hops = _hops(scene, way)
+    hops = [hops[i] for i in rng.permutation(len(hops))]
+    return scene, [ask_hop(scene, *hop, way, rng, "varied") for hop in hops]
+
+
+def _symbols(scene: Scene, word: str, rng: np.random.Generator) -> list[Query]:
+    asked = [scene.figures[i] for i in rng.permutation(len(scene.figures))]
+    return [
+        Query(f"What {word} is on the {f.colour} {f.kind}?", f.symbol, [], "symbol", 0)
+        for f in asked
+    ]
+
+
+def _traits(scene: Scene, way: str, rng: np.random.Generator) -> list[Query]:
+    """The colour of each shape whose kind is its alone, or the kind of each of a colour of its
+    own."""
+    queries = []
+    for i in rng.permutation(len(scene.figures)):
+        figure = scene.figures[i]
+        if way == "colour" and _alone(scene, "kind", figure.kind):
+            queries.append(Query(f"What colour is the {figure.kind}?", figure.colour, [], "", 0))
+        if way == "kind" and _alone(scene, "colour", figure.colour):
+            question = f"What kind is the {figure.colour} shape?"
+            queries.append(Query(question, figure.kind, [], "", 0))
+    return queries
+
+
+def _alone(scene: Scene, trait: str, value: str) -> bool:
+    return [getattr(figure, trait) for figure in scene.figures].count(value) == 1
+
+
+def _hops(scene: Scene, way: str) -> list[tuple[int, int]]:
+    """(asked, anchor): two shapes that alone share the trait `way`, the second of which can be
+    named by its other trait."""
+    name = "kind" if way == "colour" else "colour"
+    shared = [getattr(figure, way) for figure in scene.figures]
+    return [
+        (asked, anchor)
+        for pair in combinations(range(len(shared)), 2)
+        for asked, anchor in (pair, pair[::-1])
+        if shared[asked] == shared[anchor]
+        and shared.count(shared[anchor]) == 2
+        and _alone(scene, name, getattr(scene.figures[anchor], name))
+    ]
+
+
+def _two_shapes(scene: Scene, form: str, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """The pairs of shapes that a question of this form can name, each once, in random order. For
+    "same", as many pairs carry the same letter as do not."""
+    symbols = [figure.symbol for figure in scene.figures]
+    pairs = list(combinations(rng.permutation(len(symbols)).tolist(), 2))
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
+    if form == "sum":
+        return pairs
+    unlike = [(a, b) for a, b in pairs if symbols[a] != symbols[b]]
+    if form != "same":
+        return unlike
+    alike = [(a, b) for a, b in pairs if symbols[a] == symbols[b]]
+    both = alike + unlike[: len(alike)]
+    return [both[i] for i in rng.permutation(len(both))]
