@@ -326,6 +326,8 @@ def test_texts_that_differ_in_numbers_alone_are_said_once():
     assert of_worlds(texts | {"d": "none"}) == "a, b, c: half in -3 to 6.2% [-4, 9]; d: none"
     assert of_worlds({"a": "1%", "b": "2%"}) == "a: 1%; b: 2%" and of_worlds({"a": "1%"}) == "1%"
     assert of_worlds({"a": "1%"}, 2) == "a: 1%"
+    ranges = {"a": "ρ = 0.6 to 0.9", "b": "ρ = 0.5 to 0.98", "c": "ρ = 0.53 to 0.95"}
+    assert of_worlds(ranges, of="models") == "3 models: ρ = 0.5 to 0.98"
     layers = {"a": "in layers 1, 2", "b": "in layers 3, 9", "c": "in layers 0, 4"}
     assert of_worlds(layers) == "; ".join(f"{world}: {text}" for world, text in layers.items())
     assert of_worlds(dict.fromkeys("abc", "in layers 1, 2")) == "3 worlds: in layers 1, 2"
@@ -337,6 +339,8 @@ def test_worlds_combine_into_one_verdict():
     assert combine({"a": yes, "b": cannot}).word == REPRODUCED
     mixed = combine({"a": yes, "b": no})
     assert mixed.word == NOT_REPRODUCED and mixed.reason == "missed; reproduced in a"
+    silent = combine({"a": Verdict(REPRODUCED, ""), "b": Verdict(NOT_REPRODUCED, "")})
+    assert silent.reason == "reproduced in a"
     assert (
         combine({"a": cannot, "b": few}).word == NOT_JUDGED
         and combine({"a": cannot}).word == CANNOT

@@ -54,7 +54,7 @@ class Concluded:
         judged."""
         if len(self.verdicts) == 1:
             return next(iter(self.verdicts.values()))
-        return combine(self.verdicts)
+        return combine(self.verdicts, of="models")
 
     @property
     def verdict(self) -> str:

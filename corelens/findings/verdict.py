@@ -43,8 +43,8 @@ class Verdict:
         return asdict(self) | {"shown": str(self)}
 
 
-def combine(verdicts: Mapping[str, Verdict]) -> Verdict:
-    """One verdict for a model from those of its worlds.
+def combine(verdicts: Mapping[str, Verdict], of: str = "worlds") -> Verdict:
+    """One verdict for a model from those of its worlds (or, `of` "models", for a finding).
 
     Reproduced: in every world in which it could be judged, and there is such a world. Not
     reproduced: in one world or more it is not. Where none failed and a world was left out for want
@@ -57,27 +57,29 @@ def combine(verdicts: Mapping[str, Verdict]) -> Verdict:
     unfinished = any(verdict.reason.startswith(LEFT_OUT) for verdict in verdicts.values())
     if not judged or (unfinished and not failed):
         weak = next((v for v in verdicts.values() if v.word == NOT_JUDGED), None)
-        reasons = _reasons(verdicts)
+        reasons = _reasons(verdicts, of)
         word = NOT_JUDGED if weak else CANNOT
-        numbers = _numbers({world: v for world, v in verdicts.items() if v.number})
+        numbers = _numbers({world: v for world, v in verdicts.items() if v.number}, of)
         return Verdict(word, numbers, reasons, weak.n if weak else None, words)
     shown = failed or judged
-    reasons = _reasons(failed)
+    reasons = _reasons(failed, of)
     if failed and len(failed) < len(judged):
         passed = ", ".join(world for world in judged if world not in failed)
-        reasons = f"{reasons}; reproduced in {passed}"
-    return Verdict(NOT_REPRODUCED if failed else REPRODUCED, _numbers(shown), reasons, None, words)
+        reasons = "; ".join(part for part in (reasons, f"reproduced in {passed}") if part)
+    numbers = _numbers(shown, of)
+    return Verdict(NOT_REPRODUCED if failed else REPRODUCED, numbers, reasons, None, words)
 
 
-def _numbers(verdicts: Mapping[str, Verdict]) -> str:
-    return of_worlds({world: verdict.number for world, verdict in verdicts.items()})
+def _numbers(verdicts: Mapping[str, Verdict], of: str) -> str:
+    return of_worlds({world: verdict.number for world, verdict in verdicts.items()}, of=of)
 
 
-def _reasons(verdicts: Mapping[str, Verdict]) -> str:
-    return of_worlds({world: v.reason for world, v in verdicts.items() if v.reason}, len(verdicts))
+def _reasons(verdicts: Mapping[str, Verdict], of: str) -> str:
+    reasons = {world: v.reason for world, v in verdicts.items() if v.reason}
+    return of_worlds(reasons, len(verdicts), of)
 
 
-def of_worlds(texts: Mapping[str, str], of: int | None = None) -> str:
+def of_worlds(texts: Mapping[str, str], count: int | None = None, of: str = "worlds") -> str:
     """What was said of each world, in one text: {"a": "1%", "b": "2%"} → "a: 1%; b: 2%".
 
     Texts of three worlds or more that differ in numbers alone are said once, with the smallest and
@@ -85,10 +87,11 @@ def of_worlds(texts: Mapping[str, str], of: int | None = None) -> str:
 
     Args:
         texts: {world: text}.
-        of: how many worlds there are; by default as many as have a text.
+        count: how many worlds there are; by default as many as have a text.
+        of: what they are, if not worlds.
     """
-    of = len(texts) if of is None else of
-    if of < 2:
+    count = len(texts) if count is None else count
+    if count < 2:
         return next(iter(texts.values()), "")
     alike: dict[str, list[str]] = {}
     for world, text in texts.items():
@@ -99,7 +102,7 @@ def of_worlds(texts: Mapping[str, str], of: int | None = None) -> str:
         if len(worlds) < 3 or (_LIST.search(words) and len({*of_group}) > 1):
             parts += [f"{world}: {texts[world]}" for world in worlds]
         else:
-            names = f"{of} worlds" if len(worlds) == of else ", ".join(worlds)
+            names = f"{count} {of}" if len(worlds) == count else ", ".join(worlds)
             parts.append(f"{names}: {_with_ranges(words, of_group)}")
     return "; ".join(parts)
 
@@ -110,15 +113,15 @@ _LIST = re.compile(r"#, #(?!\])")  # as of layers, whose smallest and largest sa
 
 def _with_ranges(words: str, texts: Sequence[str]) -> str:
     """Words with "#" for each number, filled with the range of that number over these texts; an
-    interval gets its lowest and its highest end."""
+    interval, and a range, gets its lowest and its highest end."""
     columns = list(zip(*(_NUMBER.findall(text) for text in texts), strict=True))
     parts = words.split("#")
     filled = parts[0]
     for numbers, before, behind in zip(columns, parts[:-1], parts[1:], strict=True):
         low, high = min(numbers, key=float), max(numbers, key=float)
-        if before.endswith("["):
+        if before.endswith("[") or behind == " to ":  # of a range: its lower end
             filled += low
-        elif behind.startswith("]") or float(low) == float(high):
+        elif behind.startswith("]") or before == " to " or float(low) == float(high):
             filled += high
         else:
             filled += f"{low} to {high}"
