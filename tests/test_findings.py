@@ -261,12 +261,12 @@ def test_f6_is_judged_by_intervals():
     assert concluded("F6", f6(alone=0.82, clean=0.9)).word == REPRODUCED  # 91% of it
 
 
-def f7(value=0.01, high=0.03, allows=1.2, median=0.84, random=0.5):
+def f7(value=0.01, low=0.0, high=0.03, allows=1.2, median=0.84, random=0.5):
     plan = {
         "window": 1024,
         "allows": allows,
         "value": value,
-        "low": 0.0,
+        "low": low,
         "high": high,
         "random": [random] * 20,
     }
@@ -277,7 +277,8 @@ def f7(value=0.01, high=0.03, allows=1.2, median=0.84, random=0.5):
 def test_f7_at_its_thresholds():
     assert concluded("F7", f7()).word == REPRODUCED  # 0.84x is 70% of 1.2x
     assert concluded("F7", f7(median=0.83)).word == NOT_REPRODUCED
-    assert concluded("F7", f7(value=0.011)).word == NOT_REPRODUCED
+    assert concluded("F7", f7(value=0.011)).word == NOT_JUDGED  # its interval begins at 0
+    assert concluded("F7", f7(value=0.02, low=0.011)).word == NOT_REPRODUCED
     assert concluded("F7", f7(high=0.031)).word == NOT_JUDGED
     assert concluded("F7", f7(random=0.01)).word == NOT_REPRODUCED
     numbers = f7(value=0.011) | {"speed": None}

@@ -306,9 +306,11 @@ RECIPES["internvl-q"] = replace(
     RECIPES["qwen3vl-q"],
     start_tower="internvl-s",
     sides=(256, 256),
-    stage_b=1400,
-    opens=1000,
-    opened=1200,
+    twins=0.5,
+    stage_b=2200,
+    anew=((1400, 1e-3),),
+    opens=1800,
+    opened=2000,
     checks=(Check(150, {"sides": (256, 256)}),),
 )
 """One entry a preset of `training.build`."""

@@ -112,7 +112,9 @@ class Acceleration(Finding):
         met = next((verdict for verdict in parity if verdict.word == REPRODUCED), None)
         speed = numbers["speed"]
         if met is None or speed is None:
-            return replace(parity[-1], number="; ".join(verdict.number for verdict in parity))
+            open_still = (verdict for verdict in parity if verdict.word == NOT_JUDGED)
+            shown = next(open_still, parity[-1])
+            return replace(shown, number="; ".join(verdict.number for verdict in parity))
         share = speed["median"] / speed["allows"]
         number = f"{met.number}; prefill {speed['median']:.2f}x, {share:.0%} of the "
         number += f"{speed['allows']:.2f}x allowed"
@@ -126,9 +128,9 @@ class Acceleration(Finding):
             return Verdict(NOT_JUDGED, number, f"only {len(plan['random'])} random sets", n)
         random = float(np.quantile(plan["random"], 1 - self.quantile))
         number += f"; random heads full {100 * random:.0f} at the {1 - self.quantile:.0%} quantile"
-        if plan["value"] > self.parity:
+        if plan["low"] > self.parity:
             return Verdict(NOT_REPRODUCED, number, "more is lost than parity allows")
-        if plan["high"] > self.parity_high:
+        if plan["value"] > self.parity or plan["high"] > self.parity_high:
             return Verdict(NOT_JUDGED, number, "the interval reaches past what parity allows", n)
         if plan["value"] >= random:
             return Verdict(NOT_REPRODUCED, number, "random heads full lose as little")

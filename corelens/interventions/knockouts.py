@@ -16,8 +16,7 @@ QUESTION_ON = "question+last+answer"  # what reads evidence for the answer, gene
 def knockout(
     heads: Heads | None, rows: Where = QUESTION_ON, columns: Where = "region"
 ) -> list[Hook]:
-    """Hooks that remove the edges from `rows` to `columns` before the softmax (the CoRe paper's
-    attention masking).
+    """Hooks that remove the edges from `rows` to `columns` before the softmax.
 
     What is left is renormalised by the softmax; a row that loses every edge gives z = 0 and a
     warning.

@@ -2,11 +2,16 @@
 committed study and of the models' cards. docs/_build/tables.py writes them into pages."""
 
 import json
+from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cards import card
 from markdown_tables import interval, markdown, paragraph
+
+from corelens.heads.stats import spearman
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -18,10 +23,15 @@ def runs() -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))["models"]
 
 
+@lru_cache
+def report() -> dict[str, Any]:
+    """The committed study."""
+    return json.loads((ROOT / "docs/study/report.json").read_text(encoding="utf-8"))
+
+
 def study(model: str) -> dict[str, Any]:
     """A model's part of the committed study."""
-    path = ROOT / "docs/study/report.json"
-    return json.loads(path.read_text(encoding="utf-8"))["models"][model]
+    return report()["models"][model]
 
 
 def masked() -> str:
@@ -77,7 +87,11 @@ def language() -> str:
     clean, top, bottom = (f"{run[name]['accuracy']:.2f}" for name in ("clean", "top", "bottom"))
     text = "`smol-vlm` (extra `smol`) has a pretrained language decoder. Masking its top 5% takes "
     text += f"{clean} to {top}, and the bottom 5% leave {bottom} ({run['tested']} scenes). "
-    return paragraph(text + _random_sets(run, shared=False) + " More: [worlds](docs/worlds.md).")
+    text += f"{_random_sets(run, shared=False)} "
+    few = next(x for x in card("smol-vlm")["zeroed"] if x["options"] and x["rows"] == "question")
+    text += f"On scenes of {_word(few['options']['objects'])} object it takes {few['clean']:.2f} "
+    text += f"to {few['zeroed']['top']:.2f}. More: [worlds](docs/worlds.md)."
+    return paragraph(text)
 
 
 def language_more() -> str:
@@ -98,7 +112,8 @@ def language_more() -> str:
     text += "The answer hangs on the last row here, which is not as the paper has it: cutting the "
     text += "evidence there in all heads costs {} points [{}, {}], ".format(*points["last"])
     text += "cutting it at the question's rows {} [{}, {}] ".format(*points["question"])
-    return paragraph(f"{text}({n} scenes). The same heads look from both.")
+    text += f"({n} scenes). About half of the top heads at one are top heads at the other, too."
+    return paragraph(text)
 
 
 def question_reads() -> str:
@@ -113,10 +128,9 @@ def question_reads() -> str:
 
 def counted() -> str:
     """How many samples and random sets the committed study rests on."""
-    report = json.loads((ROOT / "docs/study/report.json").read_text(encoding="utf-8"))
     parts = [
         (name, part)
-        for name, model in report["models"].items()
+        for name, model in report()["models"].items()
         for part in model["worlds"].values()
     ]
     tested: dict[int, list[str]] = {}
@@ -153,10 +167,9 @@ def as_published(part: dict[str, Any]) -> dict[str, Any]:
 def published_mask() -> str:
     """In which models masking the heads that RAM as published ranks first costs more than any
     random set, and the bottom heads next to nothing."""
-    report = json.loads((ROOT / "docs/study/report.json").read_text(encoding="utf-8"))
     in_all, in_some, elsewhere = list[str](), list[str](), list[str]()
     costly, others = list[dict[str, Any]](), list[dict[str, Any]]()
-    for name, model in report["models"].items():
+    for name, model in report()["models"].items():
         worlds = [as_published(x) for x in model["worlds"].values() if "F5" in x["numbers"]]
         here = [x for x in worlds if x["top"]["low"] > x["random"] and x["bottom"]["value"] <= 0.05]
         costly, others = costly + here, others + [x for x in worlds if x not in here]
@@ -178,20 +191,81 @@ def published_mask() -> str:
 
 
 def backed_up() -> str:
-    """Of qwen3vl-q-compare: what masking heads costs, and cutting the evidence off from them."""
-    masked_costs, cut, random = [], [], []
+    """What masking heads costs, and cutting the evidence off from them, where the two disagree."""
+    masked_costs, cut = [], []
     worlds = study("qwen3vl-q-compare")["worlds"]
     for part in worlds.values():
-        f5, right = part["numbers"]["F5"], part["clean"]["value"]
+        f5 = part["numbers"]["F5"]
         masked_costs.append(f"{100 * f5['ram']['top']['zero']['value']:.0f}")
         cut.append(f"{100 * f5['ram']['top']['knockout']['value']:.0f}")
-        random.append(100 * right * max(f5["random"]["knockout"]))
-    text = "- **Masking heads and cutting the evidence off from them can disagree**: in "
-    text += "`qwen3vl-q-compare`, in whose training heads were left out, masking the top 5% costs "
-    text += f"{' and '.join(masked_costs)} points ({_listed([f'`{name}`' for name in worlds])}). "
-    text += f"Cutting the evidence off from the same heads costs {' and '.join(cut)}; from random "
-    text += f"heads, {max(random):.0f} at the most."
+    bottom = study("qwen3vl-s")["worlds"]["refer"]["numbers"]["F5"]["ram[rows=last]"]["bottom"]
+    lost, hidden = (f"{100 * bottom[kind]['value']:.0f}" for kind in ("zero", "knockout"))
+    text = "- **Masking heads and cutting the evidence off from them can disagree, both ways**: in "
+    text += f"`qwen3vl-q-compare`, masking the top 5% costs {' and '.join(masked_costs)} points "
+    text += f"({_listed([f'`{name}`' for name in worlds])}), cutting the evidence off from the "
+    text += f"same heads {' and '.join(cut)}. In `qwen3vl-s`, masking the bottom 5% costs {lost}, "
+    text += f"cutting the evidence off from them {hidden}: they serve the answer otherwise."
     return paragraph(text, indent="  ")
+
+
+def pages_apart() -> str:
+    """How far the rankings of a model's worlds agree: of pages with others, and of the others."""
+    with_pages, others, models = list[float](), list[float](), list[str]()
+    for name in report()["models"]:
+        values = {
+            world: np.array(part["numbers"]["F2"]["values"], dtype=float)
+            for world, part in study(name)["worlds"].items()
+            if "F2" in part["numbers"]
+        }
+        if "doc" not in values:
+            continue
+        models.append(f"`{name}`")
+        for pair in combinations(values, 2):
+            rho = spearman(*(values[world] for world in pair))
+            (with_pages if "doc" in pair else others).append(rho)
+    ends = [f"{min(x):.2f} to {max(x):.2f}" for x in (with_pages, others)]
+    text = "- **Which heads look depends on the kind of picture.** In the models that answer drawn "
+    text += f"scenes, pages and videos ({_listed(models)}), the ranks of all heads on pages agree "
+    text += f"less with those on the rest (Spearman {ends[0]}) than these with each other "
+    text += (
+        f"({ends[1]}; F2). The heads of one world are needed in the others all the same, but for "
+    )
+    text += (
+        "one pair: in `qwen3vl-m` the heads that lead on pages matter half as much on videos as "
+    )
+    text += "the videos' own."
+    return paragraph(text, indent="  ")
+
+
+def overall() -> str:
+    """In how many models each finding is reproduced, of those in which it was judged."""
+    counts = []
+    for finding in report()["findings"]:
+        words = [x["word"] for x in finding["models"].values()]
+        judged = sum(word in ("reproduced", "not reproduced") for word in words)
+        counts.append((finding["id"], words.count("reproduced"), judged))
+    held = [x for x in counts if x[1]]
+    texts = [
+        f"{name} in {'all ' if held_in == judged else ''}{_word(held_in)}"
+        f"{'' if held_in == judged else f' of {_word(judged)}'}"
+        for name, held_in, judged in sorted(held, key=lambda x: -x[1] / x[2])
+    ]
+    never = [
+        f"{name} (of {_word(judged)})" for name, held_in, judged in counts if not held_in and judged
+    ]
+    text = f"Reproduced in the models in which they could be judged: {', '.join(texts)}; in none: "
+    text += f"{', '.join(never)}."
+    if unknown := [name for name, _, judged in counts if not judged]:
+        text += f" {_listed(unknown)} could be judged in none."
+    return paragraph(text)
+
+
+def claims() -> str:
+    """The eight claims, in the study's words."""
+    rows = [["", "claim", "in"]]
+    for finding in report()["findings"]:
+        rows.append([finding["id"], finding["claim"], finding["source"].split(",")[0]])
+    return markdown(rows)
 
 
 def _points(worlds: list[dict[str, Any]], heads: str) -> str:
@@ -201,20 +275,22 @@ def _points(worlds: list[dict[str, Any]], heads: str) -> str:
 
 
 def formed_by_language() -> str:
-    """What the study found of smol-vlm, in a sentence for each thing."""
-    path = ROOT / "docs/study/report.json"
-    report = json.loads(path.read_text(encoding="utf-8"))
-    verdicts = {x["id"]: x["models"]["smol-vlm"]["shown"] for x in report["findings"]}
-    claims = {"F1": "they are few", "F3": "they lie late", "F6": "they suffice alone"}
-    true = [f"{claim} ({x})" for x, claim in claims.items() if verdicts[x] == "reproduced"]
-    model = report["models"]["smol-vlm"]
-    reading = "at the question's rows, as the paper has it"
-    if not model["reading"]["published"]:
-        reading = "at the last row, so its ranking is ours and not the paper's"
-    judged = [f"`{name}`" for name, part in model["worlds"].items() if "F5" in part["numbers"]]
-    text = f"- **Where the heads were formed by language, {_listed(true)}**: `smol-vlm`. It reads "
-    text += f"{reading}, and was judged on {_listed(judged)} alone."
-    return paragraph(text, indent="  ")
+    """What the study found of smol-vlm, beside the other models."""
+    verdicts = {x["id"]: x["models"] for x in report()["findings"]}
+    late = [name for name, x in verdicts["F3"].items() if x["word"] == "reproduced"]
+    few = [name for name, x in verdicts["F1"].items() if x["word"] == "reproduced"]
+    assert late == ["smol-vlm"] and "smol-vlm" in few, "the text below says so"
+    text = "- **Heads that were formed by language lie late (F3)**: `smol-vlm`, whose decoder "
+    text += "learned from text, is the only model of which that holds. They are few (F1, as in "
+    text += f"{_word(len(few) - 1)} other models)"
+    worlds = verdicts["F6"]["smol-vlm"]["worlds"]
+    enough = [f"`{world}`" for world, word in worlds.items() if word == "reproduced"]
+    if enough:
+        text += f" and suffice alone on {_listed(enough)} (F6)"
+    reading = "at the question's tokens, as the paper has it."
+    if not study("smol-vlm")["reading"]["published"]:
+        reading = "at the last row, so its ranking is ours and not the paper's."
+    return paragraph(f"{text}. It reads {reading}", indent="  ")
 
 
 def _random_sets(run: dict[str, Any], shared: bool = True) -> str:
@@ -276,6 +352,6 @@ TABLES = {
     for part in [
         *(masked, masked_question, masked_language),
         *(language, language_more, question_reads, counted, formed_by_language),
-        *(published_mask, backed_up),
+        *(published_mask, backed_up, pages_apart, overall, claims),
     ]
 }
