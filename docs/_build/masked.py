@@ -262,10 +262,7 @@ def overall() -> str:
 
 def claims() -> str:
     """The eight claims, in the study's words."""
-    rows = [["", "claim", "in"]]
-    for finding in report()["findings"]:
-        rows.append([finding["id"], finding["claim"], finding["source"].split(",")[0]])
-    return markdown(rows)
+    return markdown([["", "claim"], *([x["id"], x["claim"]] for x in report()["findings"])])
 
 
 def _points(worlds: list[dict[str, Any]], heads: str) -> str:
