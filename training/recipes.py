@@ -283,10 +283,10 @@ RECIPES["qwen3vl-q-compare"] = replace(
 RECIPES["qwen3vl-q-hop"] = replace(
     RECIPES["qwen3vl-q-compare"],
     start="qwen3vl-q-compare",
-    stage_b=1100,
+    stage_b=1500,
     blind=0.5,
-    opens=700,
-    opened=900,
+    opens=1000,
+    opened=1250,
     mix=(
         Slice(0.10, 16, (192, 256), (2, 6)),
         Slice(0.15, 16, (224, 288), (4, 6), questions=5, world="compare", forms=PAIRED),
@@ -306,11 +306,11 @@ RECIPES["internvl-q"] = replace(
     RECIPES["qwen3vl-q"],
     start_tower="internvl-s",
     sides=(256, 256),
-    twins=0.5,
-    stage_b=2200,
-    anew=((1400, 1e-3),),
-    opens=1800,
-    opened=2000,
+    twins=0.7,
+    stage_b=3300,
+    anew=((1400, 1e-3), (2400, 1e-3)),
+    opens=2800,
+    opened=3000,
     checks=(Check(150, {"sides": (256, 256)}),),
 )
 """One entry a preset of `training.build`."""

@@ -132,6 +132,7 @@ def counted() -> str:
         (name, part)
         for name, model in report()["models"].items()
         for part in model["worlds"].values()
+        if "F1" in part["numbers"]
     ]
     tested: dict[int, list[str]] = {}
     for name, part in parts:
@@ -267,8 +268,8 @@ def claims() -> str:
 
 def _points(worlds: list[dict[str, Any]], heads: str) -> str:
     """ "46 to 80": the range over these worlds."""
-    values = [100 * world[heads]["value"] for world in worlds]
-    return f"{min(values):.0f} to {max(values):.0f}"
+    values = [round(100 * world[heads]["value"]) for world in worlds]
+    return f"{min(values)} to {max(values)}"
 
 
 def formed_by_language() -> str:
