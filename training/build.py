@@ -90,7 +90,10 @@ PRESETS["qwen3vl-l"] = PRESETS["qwen3vl-m"] | {
 # The same shape, made to read at the question's rows.
 PRESETS["qwen3vl-q"] = PRESETS["qwen3vl-l"]
 PRESETS["qwen3vl-q-compare"] = PRESETS["qwen3vl-q-hop"] = PRESETS["qwen3vl-q"]
-# So is one of another family, behind internvl-s's tower, with half of the MLPs' width.
+# So are a smaller one behind qwen3vl-s's tower, and one of another family behind internvl-s's.
+PRESETS["qwen3vl-qs"] = PRESETS["qwen3vl-s"] | {
+    "text": PRESETS["qwen3vl-q"]["text"] | {"intermediate_size": 160}
+}
 PRESETS["internvl-q"] = PRESETS["internvl-s"] | {
     "text": _TEXT | {"intermediate_size": 128, "num_hidden_layers": 16, "num_attention_heads": 16}
 }

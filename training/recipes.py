@@ -301,7 +301,19 @@ RECIPES["qwen3vl-q-hop"] = replace(
         Check(120, {"wording": "varied"}, "hop", test=200, blind=100),
     ),
 )
+# qwen3vl-q behind a smaller tower, for the wheel.
+RECIPES["qwen3vl-qs"] = replace(
+    RECIPES["qwen3vl-q"],
+    start_tower="qwen3vl-s",
+    twins=0.4,
+    last_batch=16,
+    stage_b=1600,
+    opens=1200,
+    opened=1400,
+)
 # qwen3vl-q in another family: 16 × 16 heads behind internvl-s's tower, on pictures of four tiles.
+# After 2,400 steps (with fewer twins, and open in between) it went by colour alone: it guessed among
+# shapes of one colour, as internvl-s did for 1,000 steps of larger batches.
 RECIPES["internvl-q"] = replace(
     RECIPES["qwen3vl-q"],
     start_tower="internvl-s",
