@@ -312,8 +312,8 @@ RECIPES["qwen3vl-qs"] = replace(
     opened=1400,
 )
 # qwen3vl-q in another family: 16 × 16 heads behind internvl-s's tower, on pictures of four tiles.
-# After 2,400 steps (with fewer twins, and open in between) it went by colour alone: it guessed among
-# shapes of one colour, as internvl-s did for 1,000 steps of larger batches.
+# After 2,400 steps (with fewer twins, and open in between) it went by colour alone: it guessed
+# among shapes of one colour, as internvl-s did for 1,000 steps of larger batches.
 RECIPES["internvl-q"] = replace(
     RECIPES["qwen3vl-q"],
     start_tower="internvl-s",

@@ -261,6 +261,22 @@ def overall() -> str:
     return paragraph(text)
 
 
+def enough() -> str:
+    """In how many worlds the top heads suffice alone."""
+    (f6,) = (x for x in report()["findings"] if x["id"] == "F6")
+    yes, no = list[str](), list[str]()
+    for name, model in f6["models"].items():
+        # (a model of one world has no words by world)
+        words = model["worlds"] or {"": model["word"]}
+        yes += [name for word in words.values() if word == "reproduced"]
+        no += [name for word in words.values() if word == "not reproduced"]
+    names = [f"`{name}`" for name in dict.fromkeys(yes)]
+    text = f"- **The top 5% of the heads suffice alone in {len(yes)} of the {len(yes) + len(no)} "
+    text += f"worlds in which that could be judged** (F6; {_listed(names)}): only they see the "
+    text += "picture, and 90% or more of the clean accuracy is left."
+    return paragraph(text, indent="  ")
+
+
 def claims() -> str:
     """The eight claims, in the study's words."""
     return markdown([["", "claim"], *([x["id"], x["claim"]] for x in report()["findings"])])
@@ -350,6 +366,6 @@ TABLES = {
     for part in [
         *(masked, masked_question, masked_language),
         *(language, language_more, question_reads, counted, formed_by_language),
-        *(published_mask, backed_up, pages_apart, overall, claims),
+        *(published_mask, backed_up, pages_apart, overall, enough, claims),
     ]
 }

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import beside
 import cards
 import families_table
 import long_prompts
@@ -150,7 +151,7 @@ def table(name: str, report: dict) -> str:
     if name in TABLES:
         return TABLES[name](report)
     made = measured.TABLES | families_table.TABLES | masked.TABLES | cards.TABLES
-    made |= long_prompts.TABLES
+    made |= long_prompts.TABLES | beside.TABLES
     return made[name]()
 
 
