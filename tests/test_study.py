@@ -30,6 +30,7 @@ from corelens.findings.verdict import CANNOT, NOT_JUDGED, NOT_REPRODUCED, REPROD
 from corelens.heads.head_set import HeadSet
 from corelens.runs.lock import locked
 from corelens.sparse import Streaming
+from corelens.viz.study_beside import left_out
 from helpers import published
 from helpers.families import tiny
 
@@ -185,6 +186,25 @@ def test_the_report_opens_with_the_mechanism_and_the_result_in_few_words(result)
     first = page.index("does not read the evidence as the paper has it")
     assert first < page.index("F1 Functional sparsity") < page.index("<details>")
     assert page.count("<details>") >= 5 and page.count('class="small ink"><svg') >= 4
+
+
+def test_the_opening_of_many_models_says_once_what_several_do(tmp_path):
+    committed = Study.load(ROOT / "docs/study")
+    assert len(committed.data["models"]) > 3
+    committed.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("not read the evidence as the paper has it") == 1
+    assert "qwen3vl-q and qwen3vl-q-compare read the evidence at the question's tokens" in (
+        page.replace("&#39;", "'")
+    )
+
+
+def test_what_was_left_out_is_told_by_worlds_that_lack_the_same():
+    missing = ["F6 Sufficiency, doc", "F4 They localise, others spread, doc", "F8 Budgets, video"]
+    report = {"models": {"a": {"left_out": missing}, "b": {"left_out": []}}}
+    assert left_out(report) == [
+        "Of a was left out, at the limit of its core-hours: F4, F6 on doc; F8 on video."
+    ]
 
 
 def test_the_report_is_one_offline_file_that_escapes_what_it_shows(result):

@@ -1,6 +1,7 @@
 """The parts of a study's page that stand beside the findings: the design space of rankings, and how
 far a ranking repeats."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,10 +71,21 @@ def repeats(model: Numbers) -> list[Markup]:
 
 
 def left_out(report: Numbers) -> list[str]:
-    """A sentence for each model of which something was left out at the limit of core-hours."""
-    # (a joint report has no common limit)
-    return [
-        f"Of {name} was left out, at the limit of its core-hours: {'; '.join(model['left_out'])}."
-        for name, model in report["models"].items()
-        if model.get("left_out")
-    ]
+    """A sentence for each model of which something was left out at the limit of core-hours: parts
+    ("F5" for "F5 Necessity"), by the worlds that lack the same ones."""
+    sentences = []
+    for name, model in report["models"].items():
+        parts: dict[str, list[str]] = {}
+        for title in model.get("left_out") or []:
+            part, _, world = title.rpartition(", ")
+            parts.setdefault(world, []).append(_FINDING.sub(r"\1", part))
+        worlds: dict[str, list[str]] = {}
+        for world, missing in parts.items():
+            worlds.setdefault(", ".join(sorted(missing)), []).append(world)
+        if worlds:  # (a joint report has no common limit)
+            listed = "; ".join(f"{key} on {', '.join(names)}" for key, names in worlds.items())
+            sentences.append(f"Of {name} was left out, at the limit of its core-hours: {listed}.")
+    return sentences
+
+
+_FINDING = re.compile(r"(F\d) .*")

@@ -1,7 +1,7 @@
 """The report of a study, drawn from report.json alone: the result first, one row a finding, details
 folded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -13,6 +13,7 @@ from corelens.viz.study_beside import design, left_out, repeats
 from corelens.viz.study_headline import headline
 
 Numbers = Mapping[str, Any]
+FEW = 3  # models that the opening tells of one by one
 SIGNS = {
     "reproduced": ("yes", "✓"), "not reproduced": ("no", "✗"),
     "cannot be judged here": ("open", "–"),
@@ -118,7 +119,13 @@ def _matrix(report: Numbers) -> Markup:
 
 def _opening(report: Numbers) -> list[Markup]:
     """Where each model reads, before any verdict; and what was left out."""
-    sentences = [_reads(name, model) for name, model in report["models"].items()]
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for name, model in report["models"].items():
+        reading = model["reading"]
+        # (each of a few models has a sentence of its own, with its accuracies)
+        own = name if len(report["models"]) <= FEW or reading["key"] is None else ""
+        alike.setdefault((reading["published"], own), []).append(name)
+    sentences = [_reads(names, report["models"]) for names in alike.values()]
     for world, wrong in report["unreadable"].items():
         sentences.append(
             f"{len(wrong)} samples of {world} were left out because a picture cannot be read: "
@@ -127,29 +134,34 @@ def _opening(report: Numbers) -> list[Markup]:
     return [p.note(*sentences, *left_out(report))]
 
 
-def _reads(name: str, model: Numbers) -> str:
-    worlds, reading = model["worlds"], model["reading"]
-    tested = ", ".join(f"{world} {_clean(part)}" for world, part in worlds.items() if part["clean"])
-    answers = f" Accuracy: {tested}." if tested else ""
+def _reads(names: Sequence[str], models: Numbers) -> str:
+    """Where models that read at the same rows do so; of a single one its accuracies, too."""
+    reading = models[names[0]]["reading"]
+    parts = [(world, part) for name in names for world, part in models[name]["worlds"].items()]
+    tested = ", ".join(f"{world} {_clean(part)}" for world, part in parts if part["clean"])
+    answers = f" Accuracy: {tested}." if tested and len(names) == 1 else ""
+    named = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    single = len(names) == 1
     if reading["key"] is None:
-        return f"**No ranking of {name}'s heads can be judged**: {reading['reason']}.{answers}"
+        return f"**No ranking of {named}'s heads can be judged**: {reading['reason']}.{answers}"
     if reading["published"]:
         return (
-            f"**{name} reads the evidence at the question's tokens**, as the paper has it: RAM "
-            f"is judged.{answers}"
+            f"**{named} read{'s' if single else ''} the evidence at the question's tokens**, as "
+            f"the paper has it: RAM is judged.{answers}"
         )
     costs = [
         part["row_costs"]["question"]
-        for part in worlds.values()
+        for _, part in parts
         if part["row_costs"] and not part["why_not"]
     ]
     lost = " to ".join(
         dict.fromkeys(f"{100 * value:.0f}" for value in (min(_values(costs)), max(_values(costs))))
     )
     return (
-        f"**{name} does not read the evidence as the paper has it**: cutting it from the "
-        f"question's tokens in all heads costs {lost} points. It reads at the last row, so the "
-        "verdicts are about the heads of highest RAM at the last row, a reading of ours."
+        f"**{named} do{'es' if single else ''} not read the evidence as the paper has it**: "
+        f"cutting it from the question's tokens in all heads costs {lost} points. "
+        f"{'It reads' if single else 'They read'} at the last row, so the verdicts are about the "
+        "heads of highest RAM at the last row, a reading of ours."
         f"{answers}"
     )
 
