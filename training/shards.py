@@ -10,22 +10,11 @@ import json
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 WHOLE, TOWER, REST = "model.safetensors", "tower.safetensors", "decoder.safetensors"
 SHARED = "qwen3vl-m"  # whose tower others see through
 _INDEX = WHOLE + ".index.json"
 _OF_TOWER = "model.visual."
-
-
-def stored_weights(folder: Path) -> dict[str, Tensor]:
-    """All weights of a bundled model, by name, as they are stored."""
-    files = {WHOLE}
-    if (folder / _INDEX).exists():
-        files = set(
-            json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        )
-    return {name: weight for file in files for name, weight in load_file(folder / file).items()}
 
 
 def split_tower(folder: Path, owner: str) -> list[str]:

@@ -139,9 +139,9 @@ def _reads(names: Sequence[str], models: Numbers) -> str:
     reading = models[names[0]]["reading"]
     parts = [(world, part) for name in names for world, part in models[name]["worlds"].items()]
     tested = ", ".join(f"{world} {_clean(part)}" for world, part in parts if part["clean"])
-    answers = f" Accuracy: {tested}." if tested and len(names) == 1 else ""
-    named = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     single = len(names) == 1
+    answers = f" Accuracy: {tested}." if tested and single else ""
+    named = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     if reading["key"] is None:
         return f"**No ranking of {named}'s heads can be judged**: {reading['reason']}.{answers}"
     if reading["published"]:

@@ -36,8 +36,8 @@ def circuits() -> str:
 
     text = f"Heads that look are no circuit: the CPR of RAM ({ends('ram')} as published, "
     text += f"{ends('ram[rows=last]')} at the last row) is about that of a random order "
-    text += f"({ends('random')}). Attribution ({ends('causal_attribution')}) and knocking out "
-    text += f"single heads ({ends('causal_knockout')}) rank better in most models."
+    text += f"({ends('random')}; one order a model). Attribution ({ends('causal_attribution')}) "
+    text += f"and knocking out single heads ({ends('causal_knockout')}) rank better in most models."
     return paragraph(text)
 
 

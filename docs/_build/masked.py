@@ -1,5 +1,6 @@
-"""What masking whole heads costs: tables and text of benchmarks/results/masked_heads.json, of the
-committed study and of the models' cards. docs/_build/tables.py writes them into pages."""
+"""What the pages say of the committed study, of benchmarks/results/masked_heads.json and of the
+models' cards: what holds in how many models, and what masking whole heads costs.
+docs/_build/tables.py writes it into pages."""
 
 import json
 from functools import lru_cache
