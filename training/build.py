@@ -94,6 +94,7 @@ PRESETS["qwen3vl-q-compare"] = PRESETS["qwen3vl-q-hop"] = PRESETS["qwen3vl-q"]
 PRESETS["qwen3vl-qs"] = PRESETS["qwen3vl-s"] | {
     "text": PRESETS["qwen3vl-q"]["text"] | {"intermediate_size": 160}
 }
+PRESETS["qwen3vl-qs-control"] = PRESETS["qwen3vl-qs"]
 PRESETS["internvl-q"] = PRESETS["internvl-s"] | {
     "text": _TEXT | {"intermediate_size": 128, "num_hidden_layers": 16, "num_attention_heads": 16}
 }
