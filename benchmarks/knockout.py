@@ -2,13 +2,14 @@
 others do not.
 
     python benchmarks/knockout.py  # 100 scenes score, 250 others test
-    python benchmarks/knockout.py --scored 20 --answered 30 --draws 3   # a look
+    python benchmarks/knockout.py --model qwen3vl-s     # a model that reads at its last row
+    python benchmarks/knockout.py --scored 20 --answered 30 --draws 3 --out look.json
 
 The evidence (the tokens of the asked shape) is cut off from heads at the question's tokens, the
-last row and the answer's rows (`cl.knockout`): from the top 5% by RAM of the last row, the top 5%
-by RAM as published (question rows), and 100 seeded draws of as many heads outside the first. Before
-any head is ranked, `cl.where_read` says at which rows the evidence is read, on the scenes that
-score. Accuracies with their 95% intervals.
+last row and the answer's rows (`cl.knockout`): from the top 5% by RAM as published (question rows),
+the top 5% by RAM of the last row, and 100 seeded draws of as many heads outside the top of the rows
+at which the model reads. `cl.where_read` says which these are, before any head is ranked, on the
+scenes that score. Accuracies with their 95% intervals; a model at a time, beside the others.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 import corelens as cl
+from corelens.demo import DEFAULT
 from corelens.evaluation.evaluate import batches
 
 RESULTS = Path(__file__).parent / "results" / "knockout.json"
@@ -31,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="qwen3vl-s")
+    parser.add_argument("--model", default=DEFAULT)
     parser.add_argument("--world", default="refer")
     parser.add_argument("--scored", type=int, default=100)
     parser.add_argument("--answered", type=int, default=250)
@@ -56,8 +58,6 @@ def main() -> None:
 
     clean = cl.evaluate(model, prepared)
     result: dict[str, Any] = {
-        "benchmark": "knockout",
-        "model": options.model,
         "weight_hash": scores["ram"].meta["weight_hash"],
         "parameters": sum(weights.numel() for weights in model.hf.parameters()),
         "layers": model.cfg.n_layers,
@@ -68,6 +68,7 @@ def main() -> None:
         "answered": options.answered,
         "versions": scores["ram"].meta["versions"],
         "read_at": costs.rows,
+        "judged": "ram" if costs.rows == "question" else "ram[rows=last]",
         "clean": {"accuracy": clean.accuracy, "ci": list(clean.ci)},
         "top": {},
         "random": [],
@@ -75,12 +76,14 @@ def main() -> None:
     for key, ranking in scores.items():
         result["top"][key] = without(ranking.top(0.05))
         print(key, result["top"][key], flush=True)
-    best = scores["ram[rows=last]"]
+    best = scores[result["judged"]]
     for seed in range(options.draws):
         result["random"].append(without(best.random(k=len(best.top(0.05)), seed=seed)))
         print("random", seed, result["random"][-1], flush=True)
     result["processor_minutes"] = round((time.process_time() - start) / 60, 1)
-    options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False, default=str))
+    results = json.loads(options.out.read_text()) if options.out.is_file() else {"models": {}}
+    results["models"][options.model] = result
+    options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n")
     worst, right = min(draw["accuracy"] for draw in result["random"]), result["clean"]["accuracy"]
     print(f"read at {costs.rows}; clean {right:.3f}; random heads leave {worst:.3f} or more")
 

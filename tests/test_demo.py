@@ -18,6 +18,7 @@ from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_sce
 from corelens.data.synthetic.video import LONG
 from corelens.demo import (
     CHECKPOINTS,
+    DEFAULT,
     ELSEWHERE,
     REPOSITORY,
     checkpoint,
@@ -449,7 +450,7 @@ def test_unknown_model_and_changed_files_are_refused(tmp_path):
         checkpoint("qwen9")
     with pytest.raises(CorelensError, match=NAME):
         build_processor("qwen9")
-    shutil.copytree(CHECKPOINTS / NAME, tmp_path / NAME)
+    shutil.copytree(checkpoint(NAME), tmp_path / NAME)
     weights = tmp_path / NAME / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(CorelensError, match="python -m training"):
@@ -544,10 +545,10 @@ def test_the_answer_sheet_is_of_the_card_s_test_scenes(tmp_path, monkeypatch):
 
 
 def test_load_demo_wraps_the_readme_s_model_where_no_name_is_given():
-    assert NAME in list_demos() and NAME in PRESETS
+    assert DEFAULT in list_demos() and DEFAULT in PRESETS
     wrapped = load_demo()
     assert next(wrapped.hf.parameters()).dtype == torch.float32
-    assert wrapped.cfg.n_layers == read_card(NAME)["layers"]
+    assert wrapped.cfg.n_layers == read_card(DEFAULT)["layers"]
 
 
 def test_models_of_the_repository_are_listed_in_a_checkout_and_named_by_the_error_elsewhere(
@@ -555,7 +556,7 @@ def test_models_of_the_repository_are_listed_in_a_checkout_and_named_by_the_erro
 ):
     assert set(ELSEWHERE) < set(list_demos()) and checkpoint("qwen3vl-m").parent == REPOSITORY
     monkeypatch.setattr("corelens.demo.REPOSITORY", tmp_path)
-    assert not set(ELSEWHERE) & set(list_demos()) and NAME in list_demos()
+    assert not set(ELSEWHERE) & set(list_demos()) and DEFAULT in list_demos()
     for name in ELSEWHERE:
         with pytest.raises(CorelensError, match="training/models"):
             load_demo(name)
@@ -566,7 +567,7 @@ def test_the_wheel_stays_small():
     models, 40."""
     for root, most in ((CHECKPOINTS, 20e6), (REPOSITORY, 40e6)):
         assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) < most
-    assert sum(path.stat().st_size for path in (CHECKPOINTS / NAME).iterdir()) < 7e6
+    assert sum(path.stat().st_size for path in (CHECKPOINTS / DEFAULT).iterdir()) < 7e6
 
 
 def test_wilson_interval():

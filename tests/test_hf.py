@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 import corelens as cl
 from corelens import hf
+from corelens.demo import checkpoint
 from corelens.hf import versions
 from helpers.families import FAMILIES, rounding, tiny
 
@@ -358,7 +359,7 @@ def test_a_processor_with_an_option_that_transformers_has_dropped_still_loads(tm
 
     from transformers import AutoProcessor
 
-    source = Path(cl.__file__).parent / "demo/checkpoints/qwen3vl-s"
+    source = checkpoint("qwen3vl-s")
     for path in source.glob("*"):
         if path.suffix in (".json", ".jinja"):
             (tmp_path / path.name).write_text(path.read_text())

@@ -91,8 +91,7 @@ def add_ablate(app: typer.Typer) -> None:
         Whatever is lost is paired by sample, with a 95% interval. `mean` and `resample` put in what
         heads say on other scenes of a synthetic world, or on the first samples of a folder.
 
-        Example: `corelens ablate qwen3vl-s refer --scores run --metric 'ram[rows=last]' --kind
-        knockout`
+        Example: `corelens ablate qwen3vl-qs refer --scores run --metric ram --kind knockout`
 
         Example: `corelens ablate Qwen/Qwen3-VL-4B-Instruct my_samples --heads L18H3,L20H11 --out
         cut.html`

@@ -119,7 +119,7 @@ def score(
     RAM is read as published: the mean over the question's tokens. Whether the answer hangs on these
     rows is measured, too, and printed (`corelens rows` says more).
 
-    Example: `corelens score qwen3vl-s refer --metric ram --metric lift --out run`
+    Example: `corelens score qwen3vl-qs refer --metric ram --metric lift --out run`
 
     Example: `accelerate launch -m corelens score Qwen/Qwen3-VL-4B-Instruct my_samples --out run`
     """

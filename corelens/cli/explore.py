@@ -36,7 +36,7 @@ def add_explore(app: typer.Typer) -> None:
     ) -> None:
         """See a head look: click a token, point at a head, drag a box. Writes one offline page.
 
-        Example: `corelens explore qwen3vl-s refer --index 3 --out explorer.html`
+        Example: `corelens explore qwen3vl-qs refer --index 3 --out explorer.html`
         """
         if out.suffix.lower() != ".html":
             raise CorelensError(f"--out {out}", "a file that ends in .html", "name it so")

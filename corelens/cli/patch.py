@@ -103,9 +103,9 @@ def add_patch(app: typer.Typer) -> None:
         Each sample has a twin whose picture differs in its region alone, on the same token grid.
         `denoising` puts clean values into the twin's run.
 
-        Example: `corelens patch qwen3vl-s refer --out heads.html`
+        Example: `corelens patch qwen3vl-qs refer --out heads.html`
 
-        Example: `corelens patch qwen3vl-s refer --site resid_pre --n 1 --out where.png`
+        Example: `corelens patch qwen3vl-qs refer --site resid_pre --n 1 --out where.png`
 
         Example: `corelens patch Qwen/Qwen3-VL-4B-Instruct my_samples --twin blur --attribution`
         """

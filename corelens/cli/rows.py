@@ -52,7 +52,7 @@ def add_rows(app: typer.Typer) -> None:
         not need it. Use the samples that heads are scored on (the default seed is that of `score`),
         not those that are tested.
 
-        Example: `corelens rows qwen3vl-s refer`
+        Example: `corelens rows qwen3vl-qs refer`
         """
         if out is not None:
             ending(out, "json")

@@ -87,8 +87,7 @@ def add_speed(app: typer.Typer) -> None:
         The window follows the prompts' length unless it is given; a pattern that leaves nothing out
         of them is refused.
 
-        Example: `corelens speed qwen3vl-s refer --scores run --metric 'ram[rows=last]' --sink 1
-        --window 16`
+        Example: `corelens speed qwen3vl-qs refer --scores run --metric ram --sink 1 --window 16`
 
         Example: `corelens speed Qwen/Qwen3-VL-4B-Instruct my_samples --scores run --kv-budget 256`
         """

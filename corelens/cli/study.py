@@ -167,7 +167,7 @@ def add_study(app: typer.Typer) -> None:
         A study that was stopped goes on when it is started again. Heads are scored on the first
         part of each world's samples and tested on the rest.
 
-        Example: `corelens study qwen3vl-s --quick --out study`
+        Example: `corelens study qwen3vl-qs --quick --out study`
 
         Example: `corelens study Qwen/Qwen3-VL-4B-Instruct --data my_samples --data doc --n 300`
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 REPOSITORY = Path(__file__).parents[2] / "training" / "models"
 """Where further models lie in a checkout; absent where CoreLens was installed from its wheel."""
-DEFAULT = "qwen3vl-s"
+DEFAULT = "qwen3vl-qs"
 """The README's model, and that of `corelens demo`."""
 ELSEWHERE = (
-    "qwen3vl-l", "qwen3vl-m", "qwen3vl-q", "qwen3vl-q-compare", "qwen3vl-s-all", "qwen3vl-s-video",
+    "qwen3vl-l", "qwen3vl-m", "qwen3vl-q", "qwen3vl-q-compare", "qwen3vl-s", "qwen3vl-s-all",
+    "qwen3vl-s-video",
 )  # fmt: skip
 """The models of `REPOSITORY`."""
 

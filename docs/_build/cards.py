@@ -8,6 +8,8 @@ from markdown_tables import markdown
 
 ROOT = Path(__file__).parents[2]
 BEGAN = {  # what its weights were before
+    "qwen3vl-qs": "behind the tower of `qwen3vl-s`, random weights",
+    "qwen3vl-qs-control": "behind the tower of `qwen3vl-s`, random weights",
     "qwen3vl-s": "random weights", "qwen3vl-s-long": "`qwen3vl-s`", "qwen3vl-m": "random weights",
     "qwen3vl-s-all": "behind the tower of `qwen3vl-m`, random weights",
     "qwen3vl-s-video": "`qwen3vl-s-all`",

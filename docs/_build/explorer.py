@@ -12,14 +12,13 @@ DOCS = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """The first scene of its seed, with two rankings to colour by and the three best heads of the
-    last row pinned."""
+    """The first scene of its seed, with two rankings to colour by and the three best heads
+    pinned; the picture shows where a head looks from the token "star"."""
     model, samples = cl.load_demo(), cl.synthetic("refer", n=31, seed=1)
     scores = cl.score_heads(model, samples[1:], ["ram", "ram[rows=last]"])
-    best = scores["ram[rows=last]"].top(k=3)
+    best = scores["ram"].top(k=3)
     page = cl.explore(model, samples[0], scores, best).save(DOCS / "examples/explorer.html")
     picture = DOCS / "images/explorer.png"
-    head = best[0].layer * model.cfg.n_heads + best[0].head
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [
@@ -32,7 +31,7 @@ def main() -> None:
                 "--virtual-time-budget=3000",
                 "--window-size=1180,850",
                 f"--screenshot={picture}",
-                f"file://{page.resolve()}#rows=last&head={head}&by=region",
+                f"file://{page.resolve()}#rows=7&head=135&by=region",
             ],
             check=True,
             capture_output=True,

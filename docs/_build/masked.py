@@ -12,9 +12,12 @@ import numpy as np
 from cards import card
 from markdown_tables import interval, markdown, paragraph
 
+from corelens.heads.intervals import percent_interval
 from corelens.heads.stats import spearman
 
 ROOT = Path(__file__).parents[2]
+MADE_TO_READ = ("qwen3vl-qs", "qwen3vl-qs-control", "qwen3vl-q")
+ROLES, ENDS = ("top", "bottom", "random"), ("value", "low", "high")
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -117,14 +120,19 @@ def language_more() -> str:
     return paragraph(text)
 
 
-def question_reads() -> str:
-    """Where qwen3vl-q reads, by its card."""
-    measured = card("qwen3vl-q")["reads"][0]
-    right = round(measured["n"] * measured["clean"])
-    left = [right - round(measured["n"] * measured["cost"][x][0]) for x in ("question", "last")]
-    text = f"Of {measured['n']} scenes it answers {right} right. With the evidence cut from the "
-    text += f"question's rows in all heads, {left[0]} stay right; with the evidence cut from the "
-    return paragraph(f"{text}last row, {left[1]}.")
+def made_to_read() -> str:
+    """Of the models that were made to read at the question's rows, and of a control, by their
+    cards: points lost by cutting the evidence off, and accuracy with whole heads masked."""
+    rows = [["model", "right", "cut at the question's rows", "cut at the last row",
+             "top 5% masked", "bottom 5%", "random sets"]]  # fmt: skip
+    for name in MADE_TO_READ:
+        measured = card(name)
+        cost = measured["reads"][0]["cost"]
+        zeroed = next(x for x in measured["zeroed"] if x["rows"] == "question")
+        cells = _accuracies(zeroed["clean"], *(zeroed["zeroed"][x] for x in ROLES))
+        cuts = [percent_interval(dict(zip(ENDS, cost[x], strict=True))) for x in ("question", "last")]
+        rows.append([f"`{name}`", cells[0], *cuts, *cells[1:]])
+    return markdown(rows)
 
 
 def counted() -> str:
@@ -366,7 +374,7 @@ TABLES = {
     part.__name__: part
     for part in [
         *(masked, masked_question, masked_language),
-        *(language, language_more, question_reads, counted, formed_by_language),
+        *(language, language_more, made_to_read, counted, formed_by_language),
         *(published_mask, backed_up, pages_apart, overall, enough, claims),
     ]
 }

@@ -9,6 +9,8 @@ from typing import Any
 import families_table
 from markdown_tables import interval, markdown
 
+from corelens.demo import DEFAULT
+
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 HOOKED = {
     "CoreLens, no hook": "CoreLens, no hook",
@@ -144,20 +146,21 @@ def speed() -> str:
 
 
 def knockout() -> str:
-    """Accuracy when heads no longer see the evidence."""
-    run = read("knockout")
-    draws = sorted(draw["accuracy"] for draw in run["random"])
-    rows = [["heads that no longer see the evidence", "accuracy"], ["none", interval(run["clean"])]]
-    rows.append(["top 5% by RAM of the last row", interval(run["top"]["ram[rows=last]"])])
-    rows.append(["top 5% by RAM as published (question rows)", interval(run["top"]["ram"])])
-    lowest, median, highest = draws[0], draws[len(draws) // 2], draws[-1]
-    rows.append(
-        [
-            f"random, {len(draws)} draws: lowest, median, highest",
-            f"{lowest:.3f}, {median:.3f}, {highest:.3f}",
-        ]
-    )
-    return markdown(rows)
+    """Accuracy when heads no longer see the evidence, a column a model."""
+    runs = read("knockout")["models"]
+    columns = []
+    for name, run in runs.items():
+        draws = sorted(draw["accuracy"] for draw in run["random"])
+        ends = ", ".join(f"{draws[i]:.3f}" for i in (0, len(draws) // 2, -1))
+        size = f"{len(run['top']['ram']['heads'])} of {run['layers'] * run['heads']}"
+        top = [interval(run["top"][key]) for key in ("ram", "ram[rows=last]")]
+        columns.append([f"`{name}`", size, interval(run["clean"]), *top, ends, str(len(draws))])
+    labels = [
+        "heads that no longer see the evidence", "how many", "none",
+        "top 5% by RAM as published (question rows)", "top 5% by RAM of the last row",
+        "random: lowest, median, highest", "random sets",
+    ]  # fmt: skip
+    return markdown([[label, *cells] for label, *cells in zip(labels, *columns, strict=True)])
 
 
 def metrics() -> str:
@@ -278,16 +281,17 @@ def is_at(point: dict[str, Any], line: str, window: int) -> bool:
 
 
 def knockout_sentence() -> dict[str, str]:
-    """What hiding the evidence from the top heads and from random ones leaves, as numbers in
-    words."""
-    run = read("knockout")
-    top = run["top"]["ram[rows=last]"]
+    """What hiding the evidence from the README's model's top heads and from random ones leaves, as
+    numbers in words."""
+    run = read("knockout")["models"][DEFAULT]
+    top = run["top"]["ram"]
     random = sorted(draw["accuracy"] for draw in run["random"])
     accuracies = {"clean": run["clean"]["accuracy"], "top": top["accuracy"]}
     accuracies |= {"low": random[0], "high": random[-1]}
     numbers = {"k": len(top["heads"]), "total": run["layers"] * run["heads"]}
     numbers |= {"draws": len(random), "scenes": run["answered"]}
     written = {name: f"{accuracy:.3f}" for name, accuracy in accuracies.items()}
+    written["size"] = f"{run['parameters'] / 1e6:.1f}"
     return written | {name: str(number) for name, number in numbers.items()}
 
 
@@ -306,26 +310,27 @@ def masked_study() -> list[str]:
 
 def sentences() -> Iterable[tuple[str, str, list[str]]]:
     """(page, the sentence's words with {} for its numbers, the numbers)."""
-    run, results = read("knockout"), read("hooks-cpu")["results"]
+    results = read("hooks-cpu")["results"]
     numbers = knockout_sentence()
     hidden = [numbers[name] for name in ("k", "total", "clean", "top")]
-    random = [numbers[name] for name in ("k", "low", "high", "draws", "scenes")]
+    random = [numbers[name] for name in ("k", "size", "low", "high", "draws", "scenes")]
     for page in ("README.md", "docs/index.md"):
         yield page, "hidden from the top {} of {} heads, accuracy falls from {} to {}", hidden
         yield (
             page,
-            "Hidden from {} random heads of the same bundled toy model (2.7M parameters, drawn "
+            "Hidden from {} random heads of the same bundled toy model ({}M parameters, drawn "
             "scenes), it stays between {} and {} ({} draws, {} scenes)",
             random,
         )
-    published = f"{run['top']['ram']['accuracy']:.3f}"
+    at_last_row = read("knockout")["models"]["qwen3vl-s"]["top"]["ram"]["accuracy"]
     yield (
         "README.md",
-        "hiding it from the top heads by the published score changes nothing ({})",
-        [published],
+        "hiding the evidence from the top heads by the published score changes nothing ({})",
+        [f"{at_last_row:.3f}"],
     )
-    words = "lowers its accuracy from {} to {} for the top 5% by RAM, to {} for the bottom 5%, and "
-    words += "for {} random sets to between {} and {} ({} scenes)"
+    words = "lowers the accuracy of `qwen3vl-q` (a larger one of the same kind) from {} to {} for "
+    words += "the top 5% by RAM, to {} for the bottom 5%, and for {} random sets to between {} and "
+    words += "{} ({} scenes)"
     yield "README.md", words, masked_study()
     run = read("masked_heads")["models"]["qwen3vl-q"]
     again = [f"{run[name]['accuracy']:.3f}" for name in ("clean", "top")]

@@ -21,15 +21,14 @@ PAGE = DOCS / "examples/explorer.html"
 WIDE = 1000  # of the window; it is as high as the page, so that nothing is cut off
 SHOWN = 840  # of the moving picture
 MOST = 2_000_000  # bytes of the moving picture
-HEADS = 12  # a layer of the example's model
 TOUR = (  # what the pointer does, the address that shows it, milliseconds
-    (None, "rows=last&head=17&by=region", 1700),  # the first picture is all that some ever see
-    ("[data-head='49']", "rows=last&head=49&by=region", 1300),
-    ("[data-head='90']", "rows=last&head=90&by=region", 1300),
-    ("[data-head='6']", "rows=last&head=6&by=region", 1500),
-    (".chip.is-question:nth-of-type(11)", "rows=6&head=6&by=region", 1300),
-    ("[data-head='42']", "rows=6&head=42&by=region", 1500),
-    ("[data-rows=last]", "rows=last&head=42&by=region", 1600),
+    (None, "rows=7&head=135&by=region", 1700),  # the first picture is all that some ever see
+    ("[data-head='131']", "rows=7&head=131&by=region", 1300),
+    ("[data-head='8']", "rows=7&head=8&by=region", 1500),
+    (".chip.is-question:nth-of-type(11)", "rows=6&head=8&by=region", 1300),
+    ("[data-head='2']", "rows=6&head=2&by=region", 1300),
+    ("[data-head='120']", "rows=6&head=120&by=region", 1500),
+    ("[data-rows=last]", "rows=last&head=120&by=region", 1600),
 )
 PROBE = """<script>addEventListener("load", () => setTimeout(() => {
   const middle = (selector) => {
@@ -64,7 +63,7 @@ def places(selectors: list[str], folder: Path) -> tuple[int, list[tuple[float, f
     copy = folder / "probe.html"
     probe = PROBE.replace("SELECTORS", json.dumps(selectors))
     copy.write_text(PAGE.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
-    page = chromium(f"--window-size={WIDE},1000", "--dump-dom", f"file://{copy}#pins=&rows=last")
+    page = chromium(f"--window-size={WIDE},1000", "--dump-dom", f"file://{copy}#pins=&rows=7")
     written = re.search(r"<title>PLACES:(.*?)</title>", page)
     assert written is not None, page[:500]
     (_, high), *middles = json.loads(html.unescape(written[1]))
