@@ -24,7 +24,7 @@ import corelens as cl
 OUT = Path(__file__).parent / "results/explorer.json"
 CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {  # words → model, world
     "one picture": ("qwen3vl-s", {}, "refer", {}),
-    "another family": ("internvl-s", {}, "refer", {}),
+    "another family": ("internvl-q", {}, "refer", {}),
     "8 frames": ("qwen3vl-s", {}, "video", {"frames": 8}),
     "3 pages": ("qwen3vl-s", {}, "doc", {"pages": 3}),
     "1,024 patches": ("qwen3vl-s-all", {}, "refer", {"sides": (1024, 1024), "objects": 24}),

@@ -24,8 +24,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 COMMANDS = {
-    "score": ["score", "internvl-s", "refer", "--batch-size", "4", "--json"],
-    "study": ["study", "internvl-s", "--quick", "--json"],
+    "score": ["score", "internvl-q", "refer", "--batch-size", "4", "--json"],
+    "study": ["study", "internvl-q", "--quick", "--json"],
 }
 CLOCKED = ("F7", "F8")  # findings that time something
 

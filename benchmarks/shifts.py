@@ -1,6 +1,6 @@
 """Out of distribution: the same scenes in another style, and whether the same heads still matter.
 
-    python benchmarks/shifts.py qwen3vl-s internvl-s qwen3vl-q     # a few minutes a model
+    python benchmarks/shifts.py qwen3vl-s internvl-q qwen3vl-q     # a few minutes a model
 
 Of each model heads are ranked once on plain scenes of `refer`, by RAM at the rows that its answers
 hang on (`where_read`). Under each shift of `cl.data.SHIFTS`: exact match on 200 scenes that no

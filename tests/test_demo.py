@@ -434,9 +434,9 @@ def test_a_tower_in_the_wheel_is_begun_with_too_and_the_model_is_stored_whole(tm
     """InternVL's files name weights otherwise than its modules do."""
     checks = (Check(1, {"sides": (256, 256), "objects": 2}),)
     shown = {"stage_b": 1, "batch": 1, "ahead": 1, "check_every": 1, "checks": checks}
-    recipe = replace(RECIPES["internvl-q"], **shown, first_level=4)
+    recipe = replace(RECIPES["internvl-q"], **shown, first_level=4, start_tower="internvl-q")
     run = train_demo("internvl-q", out=tmp_path, recipe=recipe)
-    bundled = dict(load_demo("internvl-s").hf.named_parameters())
+    bundled = dict(load_demo("internvl-q").hf.named_parameters())
     learned = load_file(run / "best.safetensors")
     tower = [name for name in bundled if "vision_tower" in name or "multi_modal" in name]
     assert len(tower) > 50

@@ -489,14 +489,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def test_the_zoo_gives_each_model_its_own_folder_and_worlds_and_one_joint_report(tmp_path):
     options = ["--zoo", "--quick", "--n", "12", "--only", "F3", "--out", str(tmp_path), "--json"]
     options += [word for part in BESIDE for word in ("--without", part)]
-    done = CliRunner().invoke(app, ["study", "qwen3vl-s", "internvl-s", *options])
+    done = CliRunner().invoke(app, ["study", "qwen3vl-s", "internvl-q", *options])
     report = json.loads(done.stdout)
-    assert list(report["models"]) == ["qwen3vl-s", "internvl-s"]
-    assert report["command"].startswith("corelens study qwen3vl-s internvl-s --zoo --n 12")
+    assert list(report["models"]) == ["qwen3vl-s", "internvl-q"]
+    assert report["command"].startswith("corelens study qwen3vl-s internvl-q --zoo --n 12")
     assert {name: next(iter(model["worlds"])) for name, model in report["models"].items()} == {
-        "qwen3vl-s": "refer", "internvl-s": default_worlds(["internvl-s"])[0]
+        "qwen3vl-s": "refer", "internvl-q": default_worlds(["internvl-q"])[0]
     }  # fmt: skip
-    folders = [tmp_path / name for name in ("qwen3vl-s", "internvl-s")]
+    folders = [tmp_path / name for name in ("qwen3vl-s", "internvl-q")]
     assert all((folder / "report.html").exists() for folder in (tmp_path, *folders))
 
 

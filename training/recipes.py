@@ -314,8 +314,9 @@ RECIPES["qwen3vl-qs"] = replace(
 )
 # The same without the pressure to read at the question's rows.
 RECIPES["qwen3vl-qs-control"] = replace(RECIPES["qwen3vl-qs"], blind=0.0, opens=0, opened=0)
-# qwen3vl-q in another family: 16 × 16 heads behind internvl-s's tower, on pictures of four tiles.
-# With smaller batches and scenes of up to three colours it went by colour alone for 1,700 steps.
+# qwen3vl-q in another family: 16 × 16 heads behind internvl-s's tower (which is to be trained first:
+# `python -m training internvl-s --export training/models`), on pictures of four tiles. With smaller
+# batches and scenes of up to three colours it went by colour alone for 1,700 steps.
 RECIPES["internvl-q"] = replace(
     RECIPES["qwen3vl-q"],
     start_tower="internvl-s",

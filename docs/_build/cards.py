@@ -17,6 +17,7 @@ BEGAN = {  # what its weights were before
     "qwen3vl-q": "behind the tower of `qwen3vl-m`, random weights",
     "qwen3vl-q-compare": "`qwen3vl-q`", "qwen3vl-q-hop": "`qwen3vl-q-compare`",
     "smol-vlm": "SmolLM2-135M-Instruct, the tower of `qwen3vl-m`",
+    "internvl-q": "behind the tower of `internvl-s`, random weights",
     "llava-ov-s": "random weights", "internvl-s": "random weights",
 }  # fmt: skip
 FOLDERS = ("corelens/demo/checkpoints", "training/models")
