@@ -25,6 +25,7 @@ import corelens as cl
 from corelens.demo import DEFAULT
 from corelens.evaluation.evaluate import batches
 
+JUDGED = {"question": "ram", "last": "ram[rows=last]"}  # by the rows at which a model reads
 RESULTS = Path(__file__).parent / "results" / "knockout.json"
 
 
@@ -68,7 +69,7 @@ def main() -> None:
         "answered": options.answered,
         "versions": scores["ram"].meta["versions"],
         "read_at": costs.rows,
-        "judged": "ram" if costs.rows == "question" else "ram[rows=last]",
+        "judged": JUDGED[costs.rows],
         "clean": {"accuracy": clean.accuracy, "ci": list(clean.ci)},
         "top": {},
         "random": [],

@@ -1,9 +1,7 @@
 """What is asked in training about the scenes of `compare` and `hop`.
 
 Beside each world's own questions there are the steps that they are made of: "symbol" names one
-shape and asks for what is on it; in `hop`, "trait" asks for what the first step has to find, and
-"alone" for the digit on a shape that its colour or its kind alone tells apart, as the second step
-has to.
+shape and asks for what is on it; in `hop`, "trait" asks for what the first step has to find.
 Questions of several of these forms never share a chat: an answer could be read off an earlier one.
 """
 
@@ -42,8 +40,6 @@ def ask_hops(
         return scene, _symbols(scene, "digit", rng)
     if form == "trait":
         return scene, _traits(scene, way, rng)
-    if form == "alone":
-        return scene, _by_one_trait(scene, rng)
     hops = _hops(scene, way)
     hops = [hops[i] for i in rng.permutation(len(hops))]
     return scene, [ask_hop(scene, *hop, way, rng, "varied") for hop in hops]
@@ -68,18 +64,6 @@ def _traits(scene: Scene, way: str, rng: np.random.Generator) -> list[Query]:
         if way == "kind" and _alone(scene, "colour", figure.colour):
             question = f"What kind is the {figure.colour} shape?"
             queries.append(Query(question, figure.kind, [], "", 0))
-    return queries
-
-
-def _by_one_trait(scene: Scene, rng: np.random.Generator) -> list[Query]:
-    """The digit on each shape of a colour of its own, or on each of a kind of its own."""
-    trait = str(rng.choice(HOPS))
-    queries = []
-    for i in rng.permutation(len(scene.figures)):
-        figure = scene.figures[i]
-        if _alone(scene, trait, getattr(figure, trait)):
-            name = f"{figure.colour} shape" if trait == "colour" else figure.kind
-            queries.append(Query(f"What digit is on the {name}?", figure.symbol, [], "alone", 0))
     return queries
 
 

@@ -172,15 +172,11 @@ did without it.
     )
     grids = ["`refer` with `jitter=0`"]
     start = recipe.get("start")
-    begun = (
-        f"that began as the bundled `{start}` and was trained on"
-        if start
-        else "trained from scratch"
-    )
+    begun = f"that began as `{start}` and was trained on" if start else "trained from scratch"
     if tower := recipe.get("start_tower"):
         rest = begun if start else "all else trained from scratch"
         where = "\n(its weights lie in that model's folder)" if tower == SHARED else ""
-        begun = f"whose vision tower is that of the bundled `{tower}`, unchanged{where}, and {rest}"
+        begun = f"whose vision tower is that of `{tower}`, unchanged{where}, and {rest}"
     if sides := recipe.get("sides"):
         grids.append(
             f"pictures of {sides[0]} px a side, which its processor cuts into tiles and does not "

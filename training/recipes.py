@@ -279,22 +279,22 @@ RECIPES["qwen3vl-q-compare"] = replace(
         Check(120, {"wording": "varied"}, "compare", test=200, blind=100),
     ),
 )
-# And then by way of another shape. Both steps are asked for alone, too, most often at first; and the
-# kind more often than the colour, which is learned in a third of the time.
+# And then by way of another shape. The colour or kind that the first step has to find is asked for
+# alone, too, most often at first.
 RECIPES["qwen3vl-q-hop"] = replace(
     RECIPES["qwen3vl-q-compare"],
     start="qwen3vl-q-compare",
-    stage_b=1600,
+    stage_b=1500,
     blind=0.5,
-    opens=1100,
-    opened=1350,
+    opens=1000,
+    opened=1250,
     mix=(
         Slice(0.10, 16, (192, 256), (2, 6)),
         Slice(0.15, 16, (224, 288), (4, 6), questions=5, world="compare", forms=PAIRED),
-        Slice(0.30, 16, (224, 288), (5, 6), world="hop", forms=("trait", "alone"), leaves=500),
-        Slice(0.10, 16, (224, 288), (5, 6), world="hop", forms=("trait", "alone"), joins=500),
-        Slice(0.50, 16, (224, 288), (5, 6), world="hop", forms=("kind", "kind", "colour")),
-        Slice(0.25, 12, (256, 320), (6, 8), world="hop", forms=HOPS, joins=700),
+        Slice(0.40, 16, (224, 288), (5, 6), world="hop", forms=("trait",), leaves=300),
+        Slice(0.10, 16, (224, 288), (5, 6), world="hop", forms=("trait",), joins=300),
+        Slice(0.50, 16, (224, 288), (5, 6), world="hop", forms=HOPS),
+        Slice(0.25, 12, (256, 320), (6, 8), world="hop", forms=HOPS, joins=500),
     ),
     checks=(
         Check(60, {}, test=200, blind=100),
@@ -302,7 +302,8 @@ RECIPES["qwen3vl-q-hop"] = replace(
         Check(120, {"wording": "varied"}, "hop", test=200, blind=100),
     ),
 )
-# qwen3vl-q behind a smaller tower, small enough for the wheel: the README's model.
+# The README's model: like qwen3vl-q, small enough for the wheel (qwen3vl-s's tower, smaller MLPs),
+# and trained longer, on larger batches with more twins.
 RECIPES["qwen3vl-qs"] = replace(
     RECIPES["qwen3vl-q"],
     start_tower="qwen3vl-s",
@@ -312,11 +313,11 @@ RECIPES["qwen3vl-qs"] = replace(
     opens=1200,
     opened=1400,
 )
-# The same without the pressure to read at the question's rows.
+# The same without blind batches, and so without asking the question's last token for the answer.
 RECIPES["qwen3vl-qs-control"] = replace(RECIPES["qwen3vl-qs"], blind=0.0, opens=0, opened=0)
-# qwen3vl-q in another family: 16 × 16 heads behind internvl-s's tower (which is to be trained first:
-# `python -m training internvl-s --export training/models`), on pictures of four tiles. With smaller
-# batches and scenes of up to three colours it went by colour alone for 1,700 steps.
+# qwen3vl-q in another family: 16 × 16 heads behind internvl-s's tower (to be trained first: `python
+# -m training internvl-s --export training/models`), on pictures of four tiles. With smaller batches
+# and scenes of up to three colours it went by colour alone for 1,700 steps.
 RECIPES["internvl-q"] = replace(
     RECIPES["qwen3vl-q"],
     start_tower="internvl-s",

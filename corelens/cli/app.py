@@ -83,6 +83,7 @@ def models(json: Json = False) -> None:
         return
     table = Table("name", "what it is", "world", "held-out accuracy (95% CI)")
     for name, card in cards.items():
+        shown = f"{name} (default)" if name == demo.DEFAULT else name
         counts = f"{card['layers']} × {card['heads']} heads, {card['parameters'] / 1e6:.1f} M"
         for row in card["held_out"]:
             if row["split"] == "test":
@@ -91,8 +92,10 @@ def models(json: Json = False) -> None:
                 asked = ", ".join(f"{key}={value}" for key, value in row.get("options", {}).items())
                 world = f"{row['world']} {asked}".strip()
                 size = f"{card['architecture']}, {counts}"
-                table.add_row(name, size, escape(world), escape(accuracy))
+                table.add_row(shown, size, escape(world), escape(accuracy))
     console.print(table)
+    if "smol-vlm" not in cards:
+        console.print("smol-vlm, whose decoder learned from text, needs the extra corelens[smol]")
 
 
 @app.command()

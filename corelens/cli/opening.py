@@ -20,9 +20,11 @@ def check_model(name: str, *heads: Any) -> None:
         CorelensError: a name that is neither a bundled model's, nor a folder, nor like a name on
             the Hub; heads that the model does not have.
     """
-    from corelens.demo import list_demos
+    from corelens.demo import CHECKPOINTS, ELSEWHERE, NOT_KEPT, checkpoint, list_demos
 
     if name not in list_demos() and "/" not in name and not Path(name).exists():
+        if name in (*ELSEWHERE, *NOT_KEPT) or (CHECKPOINTS / name).is_dir():
+            checkpoint(name)  # (says why it cannot be opened here)
         raise CorelensError(
             f"the model {name!r}",
             f"one of {', '.join(list_demos())}, a folder, or a name on the Hub (owner/name)",

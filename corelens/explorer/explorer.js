@@ -75,14 +75,14 @@ function corelensExplorer(root, data, live = null) {
   if (!hasRegion) delete values.region;
   for (const [name, table] of Object.entries(data.scores))
     values["score:" + name] = { label: "score " + name, of: (head) => table[Math.floor(head / H)][head % H] ?? NaN };
-  // It opens at the rows from which some head looks hardest.
-  if (questionRows.length) {
-    const highest = ["question", "last"].map((rows) => {
-      state.rows = rows;
-      return Math.max(...Array.from({ length: L * H }, (_, head) => values[state.by].of(head) || 0));
-    });
-    state.rows = highest[0] > highest[1] ? "question" : "last";
+  // It opens at the token of the question, or at the last one, from which some head looks hardest.
+  let hardest = -1, opensAt = "last";
+  for (const rows of ["last", ...questionRows]) {
+    state.rows = rows;
+    const highest = Math.max(...Array.from({ length: L * H }, (_, head) => values[state.by].of(head) || 0));
+    if (highest > hardest) { hardest = highest; opensAt = rows; }
   }
+  state.rows = opensAt;
   const nameOf = (head) => `L${Math.floor(head / H)}H${head % H}`;
 
   // --- the frame ---------------------------------------------------------------------------------------------------

@@ -12,12 +12,11 @@ DOCS = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """The first scene of its seed, with two rankings to colour by and the three best heads
-    pinned; the picture shows where a head looks from the token "star"."""
+    """The first scene of its seed, with two rankings to colour by; the picture shows where a head
+    looks from the token "star"."""
     model, samples = cl.load_demo(), cl.synthetic("refer", n=31, seed=1)
     scores = cl.score_heads(model, samples[1:], ["ram", "ram[rows=last]"])
-    best = scores["ram"].top(k=3)
-    page = cl.explore(model, samples[0], scores, best).save(DOCS / "examples/explorer.html")
+    page = cl.explore(model, samples[0], scores).save(DOCS / "examples/explorer.html")
     picture = DOCS / "images/explorer.png"
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(

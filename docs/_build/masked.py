@@ -18,7 +18,21 @@ from corelens.heads.stats import spearman
 ROOT = Path(__file__).parents[2]
 MADE_TO_READ = ("qwen3vl-qs", "qwen3vl-qs-control", "qwen3vl-q", "internvl-q")
 ROLES, ENDS = ("top", "bottom", "random"), ("value", "low", "high")
-WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+WORDS = (
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 
 
 def runs() -> dict[str, Any]:
@@ -130,7 +144,9 @@ def made_to_read() -> str:
         cost = measured["reads"][0]["cost"]
         zeroed = next(x for x in measured["zeroed"] if x["rows"] == "question")
         cells = _accuracies(zeroed["clean"], *(zeroed["zeroed"][x] for x in ROLES))
-        cuts = [percent_interval(dict(zip(ENDS, cost[x], strict=True))) for x in ("question", "last")]
+        cuts = [
+            percent_interval(dict(zip(ENDS, cost[x], strict=True))) for x in ("question", "last")
+        ]
         rows.append([f"`{name}`", cells[0], *cuts, *cells[1:]])
     return markdown(rows)
 
