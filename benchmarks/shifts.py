@@ -1,6 +1,6 @@
 """Out of distribution: the same scenes in another style, and whether the same heads still matter.
 
-    python benchmarks/shifts.py qwen3vl-s internvl-q qwen3vl-q     # a few minutes a model
+    python benchmarks/shifts.py qwen3vl-qs internvl-q qwen3vl-s     # a few minutes a model
 
 Of each model heads are ranked once on plain scenes of `refer`, by RAM at the rows that its answers
 hang on (`where_read`). Under each shift of `cl.data.SHIFTS`: exact match on 200 scenes that no
@@ -15,6 +15,7 @@ from typing import Any
 
 import corelens as cl
 from corelens.data import shifted
+from corelens.demo import read_card
 
 OUT = Path(__file__).parent / "results/shifts.json"
 SHARE, SEED = 0.05, 51
@@ -23,8 +24,10 @@ SHARE, SEED = 0.05, 51
 def measure(name: str, tested: int, scored: int, batch_size: int) -> dict[str, Any]:
     """What one model does under each shift."""
     model = cl.load_demo(name)
-    to_rank = cl.synthetic("refer", scored, seed=SEED)
-    to_test = cl.synthetic("refer", tested, seed=SEED + 1)
+    card = read_card(name)["held_out"]
+    options = next(x.get("options", {}) for x in card if x["world"] == "refer")  # (sides, of tiles)
+    to_rank = cl.synthetic("refer", scored, seed=SEED, **options)
+    to_test = cl.synthetic("refer", tested, seed=SEED + 1, **options)
     costs = cl.where_read(model, to_rank, tokens=False, batch_size=batch_size)
     rows = "last" if "last" in costs.rows else "question"
     key = "ram" if rows == "question" else "ram[rows=last]"
@@ -45,7 +48,13 @@ def measure(name: str, tested: int, scored: int, batch_size: int) -> dict[str, A
             own = ranked if shift == "none" else top(shifted(to_rank, shift))
             shifts[shift]["same_heads"] = len(own & ranked) / len(ranked)
         print(name, shift, shifts[shift], flush=True)
-    return {"rows": rows, "heads": ranked.to_json(), "scored": scored, "shifts": shifts}
+    return {
+        "rows": rows,
+        "options": options,
+        "heads": ranked.to_json(),
+        "scored": scored,
+        "shifts": shifts,
+    }
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ COMMAND = "python3 -m venv .venv && . .venv/bin/activate && pip install -c const
 def test_the_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     first, hub = BLOCKS
-    exec(compile(first, "README, ten lines", "exec"), {})
+    space = {}
+    exec(compile(first, "README, ten lines", "exec"), space)
+    assert space["clean"].accuracy - space["cut"].accuracy > 0.5  # by the score as published
     assert (tmp_path / "overlay.png").stat().st_size > 10_000
     assert "<!doctype html>" in (tmp_path / "explorer.html").read_text(encoding="utf-8")
     printed = capsys.readouterr().out
-    assert "Evaluation(accuracy" in printed and "the answer hangs on rows=last" in printed
+    assert "Evaluation(accuracy" in printed and "the answer hangs on rows=question" in printed
     compile(hub, "README, a model from the Hub", "exec")
 
 

@@ -21,7 +21,9 @@ Fresh = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 …")]
 BatchSize = Annotated[int, typer.Option(min=1)]
-Metric = Annotated[str | None, typer.Option(help="Which of the run's metrics.")]
+Metric = Annotated[
+    str | None, typer.Option(help="Which of the run's metrics, say 'ram[rows=last]'.")
+]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 …; by default a GPU where there is one.")
 ]

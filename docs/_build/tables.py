@@ -17,6 +17,7 @@ from pathlib import Path
 import beside
 import cards
 import families_table
+import in_another_style
 import long_prompts
 import masked
 import measured
@@ -151,7 +152,7 @@ def table(name: str, report: dict) -> str:
     if name in TABLES:
         return TABLES[name](report)
     made = measured.TABLES | families_table.TABLES | masked.TABLES | cards.TABLES
-    made |= long_prompts.TABLES | beside.TABLES
+    made |= long_prompts.TABLES | beside.TABLES | in_another_style.TABLES
     return made[name]()
 
 
