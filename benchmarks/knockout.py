@@ -47,6 +47,8 @@ def main() -> None:
     samples = cl.synthetic(options.world, options.scored + options.answered, seed=options.seed)
     scored, prepared = samples[: options.scored], batches(model, samples[options.scored :])
     costs = cl.where_read(model, scored, tokens=False)
+    if costs.rows not in JUDGED or not costs.hurts(costs.rows):
+        raise SystemExit(f"{options.model} reads at no rows of {', '.join(JUDGED)}: {costs}")
     scores = cl.score_heads(model, scored, ["ram", "ram[rows=last]"], batch_size=20)
 
     def without(heads: cl.HeadSet) -> dict[str, Any]:

@@ -154,3 +154,22 @@ def test_a_page_of_every_part_opens_without_errors(browse):
 
     text, console, network = browse(whole_page(), HOVER.format(".cl-grid rect", 8))
     assert text.startswith("L1H3  RAM ") and not console and not network
+
+
+@pytest.mark.parametrize("name", ["qwen3vl-qs", "qwen3vl-s"])
+def test_the_explorer_opens_at_the_token_from_which_a_head_looks_hardest(browse, name, tmp_path):
+    model, sample = cl.load_demo(name), cl.synthetic("refer", n=1, seed=1)[0]
+    inputs = model.prepare(sample)
+    with model.pattern_rows("question+last"):
+        _, cache = model.run_with_cache(
+            inputs, names_filter=lambda point: point.endswith("pattern_rows"), return_type=None
+        )
+    region = inputs.token_maps[0].region
+    looks = np.stack([cache[point][0, ..., region].sum(-1).numpy() for point in cache])
+    row = int(looks.max((0, 1)).argmax())  # of all layers and heads
+    words = [model.to_str_tokens(inputs)[p].strip() for p in inputs.token_maps[0].question]
+    page = cl.explore(model, sample).save(tmp_path / "page.html").read_text(encoding="utf-8")
+    script = "return all('.reading')[0].textContent + all('.chip.on').length;"
+    seen, console, _ = browse(page, script)
+    place = f"from “{words[row]}”" if row < len(words) else "from the last token"
+    assert place in seen and seen.endswith("1") and not console, (seen, place)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import corelens as cl
+from corelens.cli.opening import check_model
 from corelens.data.synthetic import synthetic
 from corelens.data.synthetic.refer import COLOURS, KINDS, Scene, Shape, draw_scene
 from corelens.data.synthetic.video import LONG
@@ -20,6 +21,7 @@ from corelens.demo import (
     CHECKPOINTS,
     DEFAULT,
     ELSEWHERE,
+    NOT_KEPT,
     REPOSITORY,
     checkpoint,
     list_demos,
@@ -434,7 +436,7 @@ def test_a_tower_in_the_wheel_is_begun_with_too_and_the_model_is_stored_whole(tm
     """InternVL's files name weights otherwise than its modules do."""
     checks = (Check(1, {"sides": (256, 256), "objects": 2}),)
     shown = {"stage_b": 1, "batch": 1, "ahead": 1, "check_every": 1, "checks": checks}
-    recipe = replace(RECIPES["internvl-q"], **shown, first_level=4, start_tower="internvl-q")
+    recipe = replace(RECIPES["internvl-q"], **shown, first_level=4)
     run = train_demo("internvl-q", out=tmp_path, recipe=recipe)
     bundled = dict(load_demo("internvl-q").hf.named_parameters())
     learned = load_file(run / "best.safetensors")
@@ -495,9 +497,8 @@ def test_bundled_model_answers_fresh_scenes(name):
         accuracy(net, processor, synthetic("refer", 12, seed=77, **options(tests[0])))
         >= least - 0.15
     )
-    assert (
-        card["layers"] * card["heads"] == net.config.text_config.num_hidden_layers * card["heads"]
-    )
+    text = net.config.text_config
+    assert (card["layers"], card["heads"]) == (text.num_hidden_layers, text.num_attention_heads)
     assert (
         tests[0]["accuracy"] >= least
         and tests[0]["n"] == 1000
@@ -554,12 +555,25 @@ def test_load_demo_wraps_the_readme_s_model_where_no_name_is_given():
 def test_models_of_the_repository_are_listed_in_a_checkout_and_named_by_the_error_elsewhere(
     tmp_path, monkeypatch
 ):
+    assert set(ELSEWHERE) == {path.parent.name for path in REPOSITORY.glob("*/card.json")}
     assert set(ELSEWHERE) < set(list_demos()) and checkpoint("qwen3vl-m").parent == REPOSITORY
     monkeypatch.setattr("corelens.demo.REPOSITORY", tmp_path)
     assert not set(ELSEWHERE) & set(list_demos()) and DEFAULT in list_demos()
     for name in ELSEWHERE:
-        with pytest.raises(CorelensError, match="training/models"):
-            load_demo(name)
+        for opens in (load_demo, check_model):  # in Python, and on the command line
+            with pytest.raises(
+                CorelensError, match="it lies in the repository, in training/models"
+            ):
+                opens(name)
+
+
+@pytest.mark.parametrize("name", NOT_KEPT)
+def test_models_that_are_not_kept_have_a_card_and_say_how_to_train_them(name):
+    cards = REPOSITORY.parent / "cards"
+    assert set(NOT_KEPT) == {path.stem for path in cards.glob("*.json")} and name in PRESETS
+    for opens in (load_demo, check_model):
+        with pytest.raises(CorelensError, match=f"python -m training {name} --export training/mod"):
+            opens(name)
 
 
 def test_the_wheel_stays_small():

@@ -315,12 +315,12 @@ RECIPES["qwen3vl-qs"] = replace(
 )
 # The same without blind batches, and so without asking the question's last token for the answer.
 RECIPES["qwen3vl-qs-control"] = replace(RECIPES["qwen3vl-qs"], blind=0.0, opens=0, opened=0)
-# qwen3vl-q in another family: 16 × 16 heads behind internvl-s's tower (to be trained first: `python
-# -m training internvl-s --export training/models`), on pictures of four tiles. With smaller batches
-# and scenes of up to three colours it went by colour alone for 1,700 steps.
+# qwen3vl-q in another family, on pictures of four tiles: 16 × 16 heads behind the tower of
+# internvl-s, which lies in this model's own checkpoint now. With smaller batches and scenes of up
+# to three colours it went by colour alone for 1,700 steps.
 RECIPES["internvl-q"] = replace(
     RECIPES["qwen3vl-q"],
-    start_tower="internvl-s",
+    start_tower="internvl-q",
     sides=(256, 256),
     twins=0.6,
     twin_colours=(1, 2),

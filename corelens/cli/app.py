@@ -95,7 +95,9 @@ def models(json: Json = False) -> None:
                 table.add_row(shown, size, escape(world), escape(accuracy))
     console.print(table)
     if "smol-vlm" not in cards:
-        console.print("smol-vlm, whose decoder learned from text, needs the extra corelens[smol]")
+        console.print(
+            escape("smol-vlm, whose decoder learned from text, needs the extra corelens[smol]")
+        )
 
 
 @app.command()

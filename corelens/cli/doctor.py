@@ -68,7 +68,7 @@ def add_doctor(app: typer.Typer) -> None:
 
 
 def _smallest() -> str:
-    """The bundled model that is measured fastest."""
+    """The model with the fewest parameters of those that are here."""
     from corelens.demo import list_demos, read_card
 
     return min(list_demos(), key=lambda name: read_card(name)["parameters"])

@@ -67,8 +67,8 @@ def add_study(app: typer.Typer) -> None:
         open_page: Open = False,
         json: Json = False,
     ) -> None:
-        """The first findings on a bundled model and fresh scenes, in a minute: a table here, a page
-        in --out.
+        """The first findings on a bundled model and fresh scenes, in a minute or two: a table here,
+        a page in --out.
 
         Example: `corelens demo --out report`
         """

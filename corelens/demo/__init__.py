@@ -25,7 +25,7 @@ ELSEWHERE = (
 )  # fmt: skip
 """The models of `REPOSITORY`."""
 NOT_KEPT = ("internvl-s", "llava-ov-s", "qwen3vl-q-hop", "qwen3vl-qs-control", "qwen3vl-s-long")
-"""Models that are no longer kept: `training/cards` of the repository says what was measured."""
+"""Models that are not kept: `training/cards` of the repository says what was measured."""
 
 
 def list_demos() -> list[str]:
@@ -85,19 +85,19 @@ def checkpoint(name: str, root: Path | None = None) -> Path:
     from corelens.demo import smol  # (it needs torch)
 
     folder = _folder(name, root)
-    if folder is None and name in ELSEWHERE:
+    if folder is None and root is None and name in ELSEWHERE:
         raise CorelensError(
             f"demo model {name!r}, which is not in this installation",
             f"one of {', '.join(list_demos())}",
             "it lies in the repository, in training/models: install CoreLens from a checkout (pip "
             "install -e .), or give its folder there to HookedMLLM.from_pretrained",
         )
-    if folder is None and name in NOT_KEPT:
+    if folder is None and root is None and name in NOT_KEPT:
         raise CorelensError(
-            f"demo model {name!r}, which is no longer kept",
+            f"demo model {name!r}, which is not kept",
             f"one of {', '.join(list_demos())}",
-            f"train it in a checkout of the repository: python -m training {name} --export models; "
-            f"what was measured of it is in training/cards/{name}.json",
+            f"train it in a checkout of the repository: python -m training {name} "
+            f"--export training/models; what was measured of it is in training/cards/{name}.json",
         )
     if folder is None:
         known = (

@@ -42,7 +42,7 @@ function corelensExplorer(root, data, live = null) {
   if (!groups.last.length) groups.last = [nRows - 1];
 
   // What is looked at now. `rows` is "question" (their mean), "last", or one row's number; `by` is what colours the grid.
-  const state = { rows: "last", head: null, pins: data.pinned.map(([layer, head]) => layer * H + head), by: hasRegion ? "region" : "picture",
+  const state = { asked: data.question, rows: "last", head: null, pins: data.pinned.map(([layer, head]) => layer * H + head), by: hasRegion ? "region" : "picture",
                   box: null, patch: null, own: false };
 
   const rowList = () => (typeof state.rows === "number" ? [state.rows] : groups[state.rows]);
@@ -75,9 +75,9 @@ function corelensExplorer(root, data, live = null) {
   if (!hasRegion) delete values.region;
   for (const [name, table] of Object.entries(data.scores))
     values["score:" + name] = { label: "score " + name, of: (head) => table[Math.floor(head / H)][head % H] ?? NaN };
-  // It opens at the token of the question, or at the last one, from which some head looks hardest.
+  // It opens at the token from which some head looks hardest at the evidence: one of the question's, or the last.
   let hardest = -1, opensAt = "last";
-  for (const rows of ["last", ...questionRows]) {
+  for (const rows of ["last", ...(hasRegion ? questionRows : questionRows.length ? ["question"] : [])]) {
     state.rows = rows;
     const highest = Math.max(...Array.from({ length: L * H }, (_, head) => values[state.by].of(head) || 0));
     if (highest > hardest) { hardest = highest; opensAt = rows; }
@@ -342,7 +342,7 @@ function corelensExplorer(root, data, live = null) {
     data.views.forEach((_, number) => paint(number));
     const on = kept ? meansOf(head) : null;
     data.tokens.forEach((token, i) => restyle(token.chip, "--look", on ? Math.min(1, on[V + i] * 2) : 0));
-    const words = typeof state.rows === "number" ? `from “${data.tokens.find((t) => t.row === state.rows).text.trim()}”` : state.rows === "question" ? "from the question's tokens (mean)" : "from the last token";
+    const words = typeof state.rows === "number" ? `from “${data.tokens.find((t) => t.row === state.rows).text.trim() || "⏎"}”` : state.rows === "question" ? "from the question's tokens (mean)" : "from the last token";
     const parts = hasRegion ? [`evidence ${percent(over((row) => mass.region(row, head)))}`] : [];
     parts.push(`picture ${percent(over((row) => mass.picture(row, head)))}`);
     reading.textContent = `${nameOf(head)}, ${words}: ${parts.join(", ")}` + (kept ? "" : " (its map was left out)");
@@ -448,7 +448,7 @@ function corelensExplorer(root, data, live = null) {
     return element("div", { class: "live" }, question, kind, strength, run);
   }
 
-  if (live && live.view) { Object.assign(state, live.view); boxKeys = state.box ? touched(state.box) : []; if (!(state.by in values)) state.by = hasRegion ? "region" : "picture"; if (typeof state.rows === "number" && state.rows >= nRows) state.rows = "last"; }
+  if (live && live.view) { Object.assign(state, live.view); if (live.view.asked !== data.question) Object.assign(state, { asked: data.question, rows: opensAt }); boxKeys = state.box ? touched(state.box) : []; if (!(state.by in values)) state.by = hasRegion ? "region" : "picture"; if (typeof state.rows === "number" && state.rows >= nRows) state.rows = "last"; }
   else recall();
   sayAnswer();
   draw();

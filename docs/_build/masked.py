@@ -147,7 +147,8 @@ def made_to_read() -> str:
         cuts = [
             percent_interval(dict(zip(ENDS, cost[x], strict=True))) for x in ("question", "last")
         ]
-        rows.append([f"`{name}`", cells[0], *cuts, *cells[1:]])
+        cuts = [f"{cut} (n = {measured['reads'][0]['n']})" for cut in cuts]
+        rows.append([f"`{name}`", f"{cells[0]} of {zeroed['tested']}", *cuts, *cells[1:]])
     return markdown(rows)
 
 

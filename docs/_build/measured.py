@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import families_table
-from markdown_tables import interval, markdown
+from markdown_tables import interval, markdown, paragraph
 
 from corelens.demo import DEFAULT
 
@@ -161,6 +161,18 @@ def knockout() -> str:
         "random: lowest, median, highest", "random sets",
     ]  # fmt: skip
     return markdown([[label, *cells] for label, *cells in zip(labels, *columns, strict=True)])
+
+
+def knockout_worst() -> str:
+    """What the random sets that cost most have in common, in the README's model."""
+    run = read("knockout")["models"][DEFAULT]
+    clean = run["clean"]["accuracy"]
+    worst = [set(x["heads"]) for x in run["random"] if x["accuracy"] < clean - 0.1]
+    others = [set(x["heads"]) for x in run["random"] if x["accuracy"] >= clean - 0.1]
+    (head,) = set.intersection(*worst) - set.union(*others)
+    text = f"{len(worst)} of the {len(run['random'])} random sets of `{DEFAULT}` cost more than 10 "
+    text += f"points. They alone hold {head}, which RAM ranks behind the top "
+    return paragraph(f"{text}{len(run['top']['ram']['heads'])}.")
 
 
 def metrics() -> str:
@@ -318,7 +330,7 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
         yield page, "hidden from the top {} of {} heads, accuracy falls from {} to {}", hidden
         yield (
             page,
-            "Hidden from {} random heads of the same bundled toy model ({}M parameters, drawn "
+            "Hidden from {} random others of the same bundled toy model ({}M parameters, drawn "
             "scenes), it stays between {} and {} ({} draws, {} scenes)",
             random,
         )
@@ -370,7 +382,18 @@ def sentences() -> Iterable[tuple[str, str, list[str]]]:
 TABLES = {
     table.__name__: table
     for table in [
-        *(hooks, overhead, scores, speed, knockout, metrics, contrast, start, kills),
+        *(
+            hooks,
+            overhead,
+            scores,
+            speed,
+            knockout,
+            knockout_worst,
+            metrics,
+            contrast,
+            start,
+            kills,
+        ),
         *(patterns, streaming, explorer),
     ]
 }
