@@ -2,6 +2,7 @@
 and explain mistakes."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -428,3 +429,18 @@ def test_a_mistake_is_one_message_and_exit_code_two(monkeypatch, capsys):
         cli.main()
     text = capsys.readouterr().err
     assert stopped.value.code == 2 and "--metric loss" in text and "Traceback" not in text
+
+
+def test_threads_wait_asleep_and_torch_is_not_loaded_before_that_is_said():
+    """Spinning threads make a small model crawl beside other work."""
+    script = (
+        "import os, sys, corelens.cli.app as app; early = 'torch' in sys.modules\n"
+        "sys.argv = ['corelens', 'models', '--json']\n"
+        "try: app.main()\n"
+        "except SystemExit: print(early, os.environ['OMP_WAIT_POLICY'], file=sys.stderr)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert done.stderr.split()[-2:] == ["False", "passive"], done.stderr
