@@ -25,7 +25,6 @@ import corelens as cl
 from corelens.demo import DEFAULT
 from corelens.evaluation.evaluate import batches
 
-JUDGED = {"question": "ram", "last": "ram[rows=last]"}  # by the rows at which a model reads
 RESULTS = Path(__file__).parent / "results" / "knockout.json"
 
 
@@ -47,8 +46,8 @@ def main() -> None:
     samples = cl.synthetic(options.world, options.scored + options.answered, seed=options.seed)
     scored, prepared = samples[: options.scored], batches(model, samples[options.scored :])
     costs = cl.where_read(model, scored, tokens=False)
-    if costs.rows not in JUDGED or not costs.hurts(costs.rows):
-        raise SystemExit(f"{options.model} reads at no rows of {', '.join(JUDGED)}: {costs}")
+    if costs.rows not in ("question", "last") or not costs.hurts(costs.rows):
+        raise SystemExit(f"{options.model} reads neither at the question's rows nor last: {costs}")
     scores = cl.score_heads(model, scored, ["ram", "ram[rows=last]"], batch_size=20)
 
     def without(heads: cl.HeadSet) -> dict[str, Any]:
@@ -71,7 +70,6 @@ def main() -> None:
         "answered": options.answered,
         "versions": scores["ram"].meta["versions"],
         "read_at": costs.rows,
-        "judged": JUDGED[costs.rows],
         "clean": {"accuracy": clean.accuracy, "ci": list(clean.ci)},
         "top": {},
         "random": [],
@@ -79,7 +77,7 @@ def main() -> None:
     for key, ranking in scores.items():
         result["top"][key] = without(ranking.top(0.05))
         print(key, result["top"][key], flush=True)
-    best = scores[result["judged"]]
+    best = scores[cl.metric("ram", rows=costs.rows).key]
     for seed in range(options.draws):
         result["random"].append(without(best.random(k=len(best.top(0.05)), seed=seed)))
         print("random", seed, result["random"][-1], flush=True)

@@ -30,7 +30,7 @@ def measure(name: str, tested: int, scored: int, batch_size: int) -> dict[str, A
     to_test = cl.synthetic("refer", tested, seed=SEED + 1, **options)
     costs = cl.where_read(model, to_rank, tokens=False, batch_size=batch_size)
     rows = "last" if "last" in costs.rows else "question"
-    key = "ram" if rows == "question" else "ram[rows=last]"
+    key = cl.metric("ram", rows=rows).key
 
     def top(samples: list[cl.Sample]) -> cl.HeadSet:
         return cl.score_heads(model, samples, [key], batch_size=batch_size)[key].top(SHARE)

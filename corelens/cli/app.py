@@ -252,8 +252,8 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def main() -> None:
     """Run the command line; a warning is printed as a note, a CorelensError exits with 2, Ctrl-C
     with 130."""
-    # Before torch is loaded: its threads wait asleep. If they spin, a demo of a minute takes eleven
-    # beside one other busy process on two cores.
+    # Before torch is loaded: its threads wait asleep. If they spin, a small model crawls beside
+    # another busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         with warnings.catch_warnings():
