@@ -18,7 +18,10 @@ from corelens.heads.stats import spearman
 ROOT = Path(__file__).parents[2]
 MADE_TO_READ = ("qwen3vl-qs", "qwen3vl-qs-control", "qwen3vl-q", "internvl-q")
 ROLES, ENDS = ("top", "bottom", "random"), ("value", "low", "high")
-WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
+WORDS = (
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve",
+)  # fmt: skip
 
 
 def runs() -> dict[str, Any]:
