@@ -1,7 +1,7 @@
 """Whole heads masked, as the paper does: accuracy without the top, the bottom and random heads by
 published RAM.
 
-    python benchmarks/masked_heads.py            # qwen3vl-q in `refer`: about a minute on two cores
+    python benchmarks/masked_heads.py            # qwen3vl-qs in `refer`: a minute on two cores
     python benchmarks/masked_heads.py --model smol-vlm --dtype bfloat16 --scored 60 --tested 100
     python benchmarks/masked_heads.py --model smol-vlm --alone L23H3     # adds to that run
 
@@ -68,7 +68,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="qwen3vl-q")
+    parser.add_argument("--model", default="qwen3vl-qs")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--scored", type=int, default=100)
     parser.add_argument("--tested", type=int, default=200)

@@ -1,6 +1,7 @@
 """Out of distribution: the same scenes in another style, and whether the same heads still matter.
 
     python benchmarks/shifts.py qwen3vl-qs internvl-q qwen3vl-s     # a few minutes a model
+    python benchmarks/shifts.py smol-vlm --dtype bfloat16
 
 Of each model heads are ranked once on plain scenes of `refer`, by RAM at the rows that its answers
 hang on (`where_read`). Under each shift of `cl.data.SHIFTS`: exact match on 200 scenes that no
@@ -21,9 +22,9 @@ OUT = Path(__file__).parent / "results/shifts.json"
 SHARE, SEED = 0.05, 51
 
 
-def measure(name: str, tested: int, scored: int, batch_size: int) -> dict[str, Any]:
+def measure(name: str, tested: int, scored: int, batch_size: int, dtype: str) -> dict[str, Any]:
     """What one model does under each shift."""
-    model = cl.load_demo(name)
+    model = cl.load_demo(name, dtype=dtype)
     card = read_card(name)["held_out"]
     options = next(x.get("options", {}) for x in card if x["world"] == "refer")  # (sides, of tiles)
     to_rank = cl.synthetic("refer", scored, seed=SEED, **options)
@@ -51,6 +52,7 @@ def measure(name: str, tested: int, scored: int, batch_size: int) -> dict[str, A
     return {
         "rows": rows,
         "options": options,
+        "dtype": dtype,
         "heads": ranked.to_json(),
         "scored": scored,
         "shifts": shifts,
@@ -65,10 +67,12 @@ if __name__ == "__main__":
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--scored", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     for name in options.models:
         results = json.loads(options.out.read_text()) if options.out.is_file() else {"models": {}}
         results |= {"benchmark": "shifts", "world": "refer", "share": SHARE, "seed": SEED}
-        results["models"][name] = measure(name, options.n, options.scored, options.batch_size)
+        how = (options.n, options.scored, options.batch_size, options.dtype)
+        results["models"][name] = measure(name, *how)
         options.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -6,6 +6,7 @@ import pytest
 
 from corelens.data.synthetic.compare import draw_scene as compare_scene
 from corelens.data.synthetic.hop import draw_scene as hop_scene
+from corelens.data.synthetic.refer import COLOURS, KINDS
 from training.batches import Plan, draw_batch
 from training.build import build_processor
 
@@ -61,7 +62,7 @@ def test_two_things_are_as_the_scene_has_them(tokenizer, form, monkeypatch):
         assert answers.count("yes") == answers.count("no")
 
 
-@pytest.mark.parametrize("form", ["colour", "kind", "trait", "symbol"])
+@pytest.mark.parametrize("form", ["colour", "kind", "told", "trait", "alone", "symbol"])
 def test_hops_are_as_the_scene_has_them(tokenizer, form, monkeypatch):
     asked_of = 0
     for seed in range(3):
@@ -77,11 +78,34 @@ def test_hops_are_as_the_scene_has_them(tokenizer, form, monkeypatch):
                     (figure,) = [f for f in named if f"{f.colour} {f.kind}" in question]
                     assert answer == figure.symbol
                     continue
+                if form == "told":  # both traits of the anchor, and the answer without finding it
+                    (anchor,) = [f for f in named if f"{f.colour} {f.kind}" in question]
+                    way = "colour" if "colour" in question else "kind"
+                    others = [f for f in scene.figures if f is not anchor]
+                    (other,) = [f for f in others if getattr(f, way) == getattr(anchor, way)]
+                    assert answer == other.symbol
+                    continue
                 (anchor,) = named  # its name is its alone
                 if form == "trait":
                     assert answer == (anchor.colour if "colour" in question else anchor.kind)
+                    continue
+                if form == "alone":
+                    assert answer == anchor.symbol
                     continue
                 others = [f for f in scene.figures if f is not anchor]
                 (other,) = [f for f in others if getattr(f, form) == getattr(anchor, form)]
                 assert answer == other.symbol
     assert asked_of >= 12
+
+
+def test_a_blind_batch_asks_for_answers_that_are_words_too():
+    """The word for a colour or a kind counts as an answer, as a digit does: one for each turn."""
+    plan = Plan(NAME, "questions", 0, 3, batch=4, objects=6, sides=(256, 256), world="hop",
+                forms=("trait",))  # fmt: skip
+    batch = draw_batch(plan)
+    said = build_processor(NAME).tokenizer.convert_ids_to_tokens(
+        batch["input_ids"][batch["answers"]]
+    )
+    words = {word.strip("Ġ ▁") for word in said}
+    assert words <= {*COLOURS, *KINDS} and len(words) > 4
+    assert batch["answers"].any(1).all()

@@ -51,7 +51,7 @@ from training.recipes import RECIPES, Check, Recipe, Slice, as_dict, from_dict, 
 from training.train import train_demo
 
 NAME = "qwen3vl-s"
-EARLY = {"smol-vlm", "qwen3vl-q", "qwen3vl-q-compare", "qwen3vl-s-video"}
+EARLY = {"smol-vlm", "qwen3vl-hop", "qwen3vl-q-compare", "qwen3vl-s-video"}
 """Checkpoints that answer less, or were stopped early, as their cards say; they have tests of their
 own."""
 
@@ -482,6 +482,21 @@ def test_a_model_answers_questions_about_two_things():
     assert cl.evaluate(model, synthetic("refer", 12, seed=77)).accuracy >= 0.8
     tests = {row["world"]: row["accuracy"] for row in card["held_out"] if row["split"] == "test"}
     assert tests["refer"] >= 0.95 and tests["compare"] >= 0.8
+
+
+def test_a_model_goes_by_way_of_another_shape():
+    """And guesses where that one is hidden, or shares its colour, not its kind, with the asked."""
+    model, card = cl.load_demo("qwen3vl-hop"), read_card("qwen3vl-hop")
+    samples = synthetic("hop", 24, seed=77, forms=("kind",))
+    hidden = synthetic("hop", 24, seed=77, forms=("kind",), hide=True)
+    assert cl.evaluate(model, samples).accuracy >= 0.9
+    assert cl.evaluate(model, hidden).accuracy <= 0.5
+    tests = {
+        row.get("options", {}).get("forms", ["refer"])[0]: row["accuracy"]
+        for row in card["held_out"]
+        if row["split"] == "test"
+    }
+    assert tests["refer"] >= 0.95 and tests["kind"] >= 0.95 and tests["colour"] <= 0.3
 
 
 @pytest.mark.parametrize("name", sorted({*list_demos()} - EARLY))

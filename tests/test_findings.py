@@ -154,23 +154,38 @@ def test_f3_at_its_threshold_and_by_its_slope():
     deep, finding = one_world("F3", f3(0.5, 0.6)), FINDINGS["F3"]
     for depths, word in (((0.5, 0.6, 0.7), REPRODUCED), ((0.7, 0.6, 0.5), NOT_REPRODUCED)):
         sizes = [[10.0**i, depth] for i, depth in zip((6, 7, 8), depths, strict=True)]
-        assert finding.conclude(deep | {"sizes": sizes}).word == word
+        verdict = finding.conclude(deep | {"sizes": {"w": sizes}})
+        assert verdict.word == word and "0.10 (w)" in verdict.number
         # two sizes have no slope
-        assert finding.conclude(deep | {"sizes": sizes[:2]}).word == REPRODUCED
+        assert finding.conclude(deep | {"sizes": {"w": sizes[:2]}}).word == REPRODUCED
     assert f3_layers.slope_over_sizes([[1e6, 0.5], [1e7, 0.6], [1e8, 0.7]]) == pytest.approx(0.1)
 
 
-def test_sizes_are_those_of_one_family():
-    def studied(family, parameters):
-        world = {"numbers": {"F3": f3(0.5, 0.6)}, "why_not": None}
-        return {"about": {"family": family, "parameters": parameters}, "worlds": {"w": world}}
+def test_a_shallow_model_keeps_its_verdict_and_shows_its_slope():
+    shallow = one_world("F3", f3(0.1, 0.2)) | {"sizes": {"w": [[1e6, 0.1], [1e7, 0.2], [1e8, 0.3]]}}
+    verdict = FINDINGS["F3"].conclude(shallow)
+    assert verdict.word == NOT_REPRODUCED and "slope a tenfold size +0.10 (w)" in verdict.number
 
-    models = {"s": studied("a", 1e6), "m": studied("a", 1e7), "other": studied("b", 1e8)}
+
+def test_sizes_are_those_of_one_family_on_one_world_by_one_reading():
+    def studied(family, parameters, judged=RAM, world="w"):
+        numbers = {"F3": {"judged": judged, judged: f3(0.5, 0.6)[RAM]}}
+        return {
+            "about": {"family": family, "parameters": parameters},
+            "worlds": {world: {"numbers": numbers, "why_not": None}},
+        }
+
+    models = {
+        "s": studied("a", 1e6), "m": studied("a", 1e7), "other": studied("b", 1e8),
+        "last": studied("a", 1e9, LAST), "elsewhere": studied("a", 1e9, world="v"),
+    }  # fmt: skip
     sizes = {name: x["sizes"] for name, x in Study({"models": models})._models().items()}
     assert sizes == {
-        "s": [[1e6, 0.5], [1e7, 0.5]],
-        "m": [[1e6, 0.5], [1e7, 0.5]],
-        "other": [[1e8, 0.5]],
+        "s": {"w": [[1e6, 0.5], [1e7, 0.5]]},
+        "m": {"w": [[1e6, 0.5], [1e7, 0.5]]},
+        "other": {"w": [[1e8, 0.5]]},
+        "last": {"w": [[1e9, 0.5]]},
+        "elsewhere": {"v": [[1e9, 0.5]]},
     }
 
 

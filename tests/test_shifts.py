@@ -72,6 +72,12 @@ def test_half_of_the_named_objects_are_absent():
     assert 70 < answers.count("yes") < 130
 
 
+def test_beside_a_single_object_something_else_is_absent():
+    samples = cl.synthetic("refer", 40, seed=5, objects=1)
+    asked = {after.answer: after for after in shifted(samples, "named")}
+    assert set(asked) == {"yes", "no"} and not asked["no"].regions
+
+
 @pytest.mark.parametrize("shift", ["instruction", "question-first"])
 def test_a_model_is_asked_in_the_new_order(samples, shift):
     """The question's tokens stay the question's; what is said besides is none of them."""

@@ -1,10 +1,14 @@
 """What is asked in training about the scenes of `compare` and `hop`.
 
 Beside each world's own questions there are the steps that they are made of: "symbol" names one
-shape and asks for what is on it; in `hop`, "trait" asks for what the first step has to find.
+shape and asks for what is on it; in `hop`, "trait" asks for what the first step has to find, and
+"alone" for the digit of a shape that one trait names; "told" says what the first step would find
+("the colour of the red star"), and leaves the second.
 Questions of several of these forms never share a chat: an answer could be read off an earlier one.
 """
 
+import re
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -40,9 +44,12 @@ def ask_hops(
         return scene, _symbols(scene, "digit", rng)
     if form == "trait":
         return scene, _traits(scene, way, rng)
+    if form == "alone":
+        return scene, _named_by_one(scene, rng)
     hops = _hops(scene, way)
     hops = [hops[i] for i in rng.permutation(len(hops))]
-    return scene, [ask_hop(scene, *hop, way, rng, "varied") for hop in hops]
+    queries = [ask_hop(scene, *hop, way, rng, "varied") for hop in hops]
+    return scene, [_told(scene, query) for query in queries] if form == "told" else queries
 
 
 def _symbols(scene: Scene, word: str, rng: np.random.Generator) -> list[Query]:
@@ -65,6 +72,27 @@ def _traits(scene: Scene, way: str, rng: np.random.Generator) -> list[Query]:
             question = f"What kind is the {figure.colour} shape?"
             queries.append(Query(question, figure.kind, [], "", 0))
     return queries
+
+
+def _named_by_one(scene: Scene, rng: np.random.Generator) -> list[Query]:
+    """The digit of each shape whose kind or colour is its alone, by that trait."""
+    queries = []
+    for i in rng.permutation(len(scene.figures)):
+        figure = scene.figures[i]
+        names = [figure.kind] if _alone(scene, "kind", figure.kind) else []
+        names += [f"{figure.colour} shape"] if _alone(scene, "colour", figure.colour) else []
+        if names:
+            question = f"What digit is on the {rng.choice(names)}?"
+            queries.append(Query(question, figure.symbol, [], "", 0))
+    return queries
+
+
+def _told(scene: Scene, query: Query) -> Query:
+    """The same question, with both traits of the shape by whose way it goes."""
+    anchor = scene.figures[query.anchor or 0]
+    name = anchor.kind if query.form == "colour" else anchor.colour
+    question = re.sub(rf"\b{name}\b", f"{anchor.colour} {anchor.kind}", query.question)
+    return replace(query, question=question)
 
 
 def _alone(scene: Scene, trait: str, value: str) -> bool:

@@ -176,7 +176,11 @@ def _asked(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dic
         scene, queries = ask(form, own, width, height, plan.objects)
         pictures.append(np.asarray(paint_hard(scene)))
         chats.append(_chat(queries[: plan.questions]))
-    return _batch(plan, pictures, chats, [], pads)
+    batch = _batch(plan, pictures, chats, [], pads)
+    # Some answers are words: a colour or a kind.
+    spoken = batch["labels"] != IGNORED
+    batch["answers"] |= spoken & ~np.pad(spoken[:, :-1], ((0, 0), (1, 0)))
+    return batch
 
 
 def _clips(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:

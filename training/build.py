@@ -98,6 +98,10 @@ PRESETS["qwen3vl-qs-control"] = PRESETS["qwen3vl-qs"]
 PRESETS["internvl-q"] = PRESETS["internvl-s"] | {
     "text": _TEXT | {"intermediate_size": 128, "num_hidden_layers": 16, "num_attention_heads": 16}
 }
+# A small one for questions of two steps.
+PRESETS["qwen3vl-hop"] = PRESETS["qwen3vl-q"] | {
+    "text": PRESETS["qwen3vl-qs"]["text"] | {"num_hidden_layers": 8, "num_attention_heads": 8}
+}
 # The same models, trained on to longer contexts.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s"]
 PRESETS["qwen3vl-s-video"] = PRESETS["qwen3vl-s-all"]

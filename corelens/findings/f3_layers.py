@@ -2,7 +2,7 @@
 model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,8 +31,8 @@ class Layers(Finding):
     criterion: ClassVar[str] = (
         f"The mean relative depth (0: first layer, 1: last) of the top {TOP.value:.0%} of the "
         f"heads is at least {DEPTH.value}, the 95% interval included; and where one family "
-        f"is studied in {int(SIZES.value)} sizes, the slope of that depth over its sizes is above "
-        "zero."
+        f"is studied in {int(SIZES.value)} sizes on a world, the slope of that depth over its "
+        "sizes is above zero."
     )
     if_reproduced: ClassVar[str] = (
         "Evidence is fetched in the second half of the model, as in the paper's models."
@@ -72,16 +72,20 @@ class Layers(Finding):
         return Verdict(NOT_JUDGED, number, "the interval contains the threshold", measured["n"])
 
     def conclude(self, model: Mapping[str, Any]) -> Verdict:
-        """The verdict on a model; "sizes", where several were studied: [number of parameters,
-        depth] of each."""
+        """The verdict on a model; "sizes", where several were studied: of each world [number of
+        parameters, depth] of each."""
         verdict = super().conclude(model)
-        sizes = model.get("sizes") or []
-        if verdict.word != REPRODUCED or len({size for size, _ in sizes}) < self.least_sizes:
+        slopes = {
+            world: slope_over_sizes(sizes)
+            for world, sizes in (model.get("sizes") or {}).items()
+            if len({size for size, _ in sizes}) >= self.least_sizes
+        }
+        if not slopes or not verdict.number:
             return verdict
-        slope = slope_over_sizes(sizes)
-        number = f"{verdict.number}; slope over {len(sizes)} sizes {slope:+.2f} a tenfold size"
-        if slope > 0:
-            return Verdict(REPRODUCED, number, worlds=verdict.worlds)
+        told = ", ".join(f"{slope:+.2f} ({world})" for world, slope in slopes.items())
+        number = f"{verdict.number}; slope a tenfold size {told}"
+        if verdict.word != REPRODUCED or min(slopes.values()) > 0:
+            return replace(verdict, number=number)
         return Verdict(
             NOT_REPRODUCED, number, "larger models do not have them deeper", worlds=verdict.worlds
         )

@@ -98,21 +98,19 @@ class Study:
         return concluded
 
     def _models(self) -> dict[str, dict[str, Any]]:
-        """Each model's numbers, with the sizes of all models of its family."""
-        sizes: dict[str, list[list[float]]] = {}
-        for model in self.data["models"].values():
-            depths = []
-            for world in model["worlds"].values():
+        """Each model's numbers, with "sizes": of each world [number of parameters, depth] of all
+        models of its family that were judged there by the same reading."""
+        sizes: dict[tuple[str, str, str], list[list[float]]] = {}
+        own: dict[str, dict[str, list[list[float]]]] = {name: {} for name in self.data["models"]}
+        for name, model in self.data["models"].items():
+            for key, world in model["worlds"].items():
                 if "F3" in world["numbers"] and world["why_not"] is None:
                     layers = world["numbers"]["F3"]
-                    depths.append(layers[layers["judged"]]["depth"]["value"])
-            if depths:
-                of_family = sizes.setdefault(model["about"]["family"], [])
-                of_family.append([model["about"]["parameters"], sum(depths) / len(depths)])
-        return {
-            name: model | {"sizes": sizes.get(model["about"]["family"], [])}
-            for name, model in self.data["models"].items()
-        }
+                    alike = (model["about"]["family"], key, layers["judged"])
+                    own[name][key] = sizes.setdefault(alike, [])
+                    depth = layers[layers["judged"]]["depth"]["value"]
+                    own[name][key].append([model["about"]["parameters"], depth])
+        return {name: model | {"sizes": own[name]} for name, model in self.data["models"].items()}
 
     def finding(self, id: str) -> Concluded:
         """The finding "F1" to "F8"."""

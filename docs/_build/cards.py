@@ -15,6 +15,7 @@ BEGAN = {  # what its weights were before
     "qwen3vl-s-video": "`qwen3vl-s-all`",
     "qwen3vl-l": "behind the tower of `qwen3vl-m`, random weights",
     "qwen3vl-q": "behind the tower of `qwen3vl-m`, random weights",
+    "qwen3vl-hop": "behind the tower of `qwen3vl-m`, random weights",
     "qwen3vl-q-compare": "`qwen3vl-q`", "qwen3vl-q-hop": "`qwen3vl-q-compare`",
     "smol-vlm": "SmolLM2-135M-Instruct, the tower of `qwen3vl-m`",
     "internvl-q": "behind the tower of `internvl-s`, random weights",
@@ -34,14 +35,15 @@ def card(name: str) -> dict[str, Any]:
 def trained() -> str:
     """One row a model and set of test scenes: exact match, and two controls."""
     rows = [
-        ["model", "begins as", "trained", "on these test scenes", "exact match",
+        ["model", "begins as", "trained", "MB", "on these test scenes", "exact match",
          "digit turned: follows", "picture blank: right"],
     ]  # fmt: skip
     for name, began in BEGAN.items():
         measured = card(name)
         training = measured["training"]
-        hours = f", {training['hours']:.2f} h" if training.get("hours") else ""
-        cells = [f"`{name}`", began, f"{training['steps']:,} steps{hours}"]
+        minutes = sum(training.get("minutes_on_the_clock", {}).values())
+        hours = training.get("hours") or minutes / 60
+        cells = [f"`{name}`", began, f"{training['steps']:,} steps, {hours:.2f} h", megabytes(name)]
         controls = {_scenes(x): x for x in measured["controls"]}
         for test in (x for x in measured["held_out"] if x["split"] == "test"):
             low, high = (f"{100 * end:.1f}" for end in test["ci95"])
@@ -51,8 +53,14 @@ def trained() -> str:
                 f"{100 * control[x]:.4g}% of {control['n']}" for x in ("follows", "blank")
             )
             rows.append([*cells, f"{test['n']:,} {_scenes(test)}", exact, follows, blank])
-            cells = ["", "", ""]
+            cells = ["", "", "", ""]
     return markdown(rows)
+
+
+def megabytes(name: str) -> str:
+    """Of the weights that lie in a model's own folder; a dash if it is not kept."""
+    files = [file for root in FOLDERS for file in (ROOT / root / name).glob("*.safetensors")]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f}" if files else "–"
 
 
 def right() -> str:
@@ -68,7 +76,8 @@ def right() -> str:
             default = [x for x in of_world if not x.get("options")] or of_world
             if min(x["accuracy"] for x in default) < 0.95 and f"`{name}`" not in low:
                 low.append(f"`{name}`")
-    but = f"All but {' and '.join(low)}" if low else "All"
+    *most, last = low or [""]
+    but = f"All but {', '.join(most)} and {last}" if most else f"All but {last}" if low else "All"
     return f"**{but} answer 95% or more of the test scenes of each world named below.**\n"
 
 
@@ -78,6 +87,8 @@ def _scenes(test: dict[str, Any]) -> str:
     words = [f"`{test['world']}`"]
     if "wording" in options:
         words[0] += f" in {options['wording']} words"
+    if "forms" in options:
+        words[0] += f" by way of a {options['forms'][0]}"
     if "jitter" in options:
         words[0] += " anywhere (`jitter=8`)"
     if "frames" in options:

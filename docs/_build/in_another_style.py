@@ -39,7 +39,10 @@ def lost_to_style() -> str:
     """How much of the accuracy the harmless and the harmful styles cost."""
 
     def lost(style: str) -> list[int]:
-        shares = [run["shifts"] for run in read("shifts")["models"].values()]
+        runs = read("shifts")["models"]
+        # of the instructions, smol-vlm alone saw some like them in training
+        told = runs.keys() - ({"smol-vlm"} if style == "instruction" else set())
+        shares = [runs[name]["shifts"] for name in told]
         return sorted(round(100 * (x["none"]["accuracy"] - x[style]["accuracy"])) for x in shares)
 
     ends = {style: f"{lost(style)[0]} to {lost(style)[-1]}" for style in STYLES}
@@ -47,7 +50,8 @@ def lost_to_style() -> str:
     text += (
         f"behind the shapes {ends['photograph']}. Blur costs {ends['blur']}, and an instruction "
     )
-    text += f"behind the question {ends['instruction']}.** Those that read on the grid alone lose "
+    text += f"behind the question {ends['instruction']} (but 0 in `smol-vlm`, which "
+    text += "was trained with some).** Those that read on the grid alone lose "
     text += "nearly all where the scene is turned or smaller. None was trained to answer in "
     return paragraph(text + "sentences, or whether a shape is there.")
 

@@ -16,7 +16,7 @@ from corelens.heads.intervals import percent_interval
 from corelens.heads.stats import spearman
 
 ROOT = Path(__file__).parents[2]
-MADE_TO_READ = ("qwen3vl-qs", "qwen3vl-qs-control", "qwen3vl-q", "internvl-q")
+MADE_TO_READ = ("qwen3vl-qs", "qwen3vl-qs-control", "qwen3vl-q", "internvl-q", "qwen3vl-hop")
 ROLES, ENDS = ("top", "bottom", "random"), ("value", "low", "high")
 WORDS = (
     "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
@@ -310,7 +310,8 @@ def formed_by_language() -> str:
     few = [name for name, x in verdicts["F1"].items() if x["word"] == "reproduced"]
     assert late == ["smol-vlm"] and "smol-vlm" in few, "the text below says so"
     text = "- **Heads that were formed by language lie late (F3)**: `smol-vlm`, whose decoder "
-    text += "learned from text, is the only model of which that holds. They are few (F1, as in "
+    text += "learned from text, is the only model of which that holds in every world. They are "
+    text += "few (F1, as in "
     text += f"{_word(len(few) - 1)} other models)"
     worlds = verdicts["F6"]["smol-vlm"]["worlds"]
     enough = [f"`{world}`" for world, word in worlds.items() if word == "reproduced"]
@@ -320,6 +321,22 @@ def formed_by_language() -> str:
     if not study("smol-vlm")["reading"]["published"]:
         reading = "at the last row, so its ranking is ours and not the paper's."
     return paragraph(f"{text}. It reads {reading}", indent="  ")
+
+
+def two_hops() -> str:
+    """What the study found of the model that goes by way of another shape."""
+    worlds = study("qwen3vl-hop")["worlds"]
+    lines = []
+    for world, part in worlds.items():
+        depth = part["numbers"]["F3"]["ram"]["depth"]
+        top = part["numbers"]["F5"]["ram"]["top"]["zero"]
+        lost = percent_interval(top)
+        ends = f"{depth['value']:.2f} [{depth['low']:.2f}, {depth['high']:.2f}]"
+        lines.append(f"`{world}`: depth {ends}, {lost} points lost with the top 5% masked")
+    text = "- **In two steps the heads that lead lie late, and can be spared**: `qwen3vl-hop` was "
+    text += f"trained from random weights, like the others ({'; '.join(lines)}). F3 fails in it by "
+    text += "its other half: among its family's models on `refer`, the larger have them less deep."
+    return paragraph(text, indent="  ")
 
 
 def _random_sets(run: dict[str, Any], shared: bool = True) -> str:
@@ -380,7 +397,7 @@ TABLES = {
     part.__name__: part
     for part in [
         *(masked, masked_question, masked_language),
-        *(language, language_more, made_to_read, counted, formed_by_language),
+        *(language, language_more, made_to_read, counted, formed_by_language, two_hops),
         *(published_mask, backed_up, pages_apart, overall, enough, claims),
     ]
 }

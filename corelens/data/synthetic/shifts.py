@@ -246,6 +246,9 @@ def _named(sample: Sample, rng: np.random.Generator) -> Sample:
     colours, kinds = zip(*shown, strict=True)
     # absent as a pair, but each word fits some object: both have to be looked for together
     absent = [(c, k) for c in set(colours) for k in set(kinds) if (c, k) not in shown]
+    if not absent:  # a single object, for instance: one of the two words fits it
+        near = [(c, k) for c in COLOURS for k in KINDS if c in colours or k in kinds]
+        absent = [pair for pair in near if pair not in shown]
     colour, kind = sorted(absent)[int(rng.integers(len(absent)))]
     return replace(sample, question=f"Is there a {colour} {kind}?", answer="no", regions=[])
 
