@@ -165,9 +165,9 @@ Of {part["n"]} relations in `{row["world"]}` {100 * part["accuracy"]:.1f} % ({lo
 answered right with their anchor ("left of the blue star") hidden under a grey box: what stays right
 did without it.
 """
-    # (the shapes of `refer-hard` and `compare` lie anywhere)
+    # (the shapes of these worlds lie anywhere)
     free = any(
-        part.get("jitter") or part.get("world") in ("refer-hard", "compare")
+        part.get("jitter") or part.get("world") in ("refer-hard", "compare", "hop")
         for part in recipe.get("mix", ())
     )
     grids = ["`refer` with `jitter=0`"]
