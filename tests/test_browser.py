@@ -5,7 +5,6 @@ Each page is opened once, as a copy with a few lines of script that hover and wr
 into the title.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +72,8 @@ def test_the_report_opens_with_the_headline_and_holds_an_explorer(browse, demo, 
     """One page of at most 1,500 words and 8,000 pixels, whose tables fit 1280 pixels or scroll."""
     from corelens.findings.result import Study
 
-    report = json.loads((ROOT / "docs/study/report.json").read_text())
-    report["models"] = {"qwen3vl-s": report["models"]["qwen3vl-s"]}
-    study, (model, sample) = Study(report), demo
+    study, (model, sample) = Study.load(ROOT / "docs/study"), demo
+    study.data["models"] = {"qwen3vl-s": study.data["models"]["qwen3vl-s"]}
     study.write(tmp_path, cl.explore(model, sample, heads=HEADS).part())
     script = (
         "const tiles = all('.tile .value').map((value) => value.textContent);"

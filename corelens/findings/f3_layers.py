@@ -82,8 +82,8 @@ class Layers(Finding):
         }
         if not slopes or not verdict.number:
             return verdict
-        told = ", ".join(f"{slope:+.2f} ({world})" for world, slope in slopes.items())
-        number = f"{verdict.number}; slope a tenfold size {told}"
+        by_world = ", ".join(f"{slope:+.2f} ({world})" for world, slope in slopes.items())
+        number = f"{verdict.number}; slope a tenfold size {by_world}"
         if verdict.word != REPRODUCED or min(slopes.values()) > 0:
             return replace(verdict, number=number)
         return Verdict(

@@ -41,8 +41,8 @@ def lost_to_style() -> str:
     def lost(style: str) -> list[int]:
         runs = read("shifts")["models"]
         # of the instructions, smol-vlm alone saw some like them in training
-        told = runs.keys() - ({"smol-vlm"} if style == "instruction" else set())
-        shares = [runs[name]["shifts"] for name in told]
+        names = runs.keys() - ({"smol-vlm"} if style == "instruction" else set())
+        shares = [runs[name]["shifts"] for name in names]
         return sorted(round(100 * (x["none"]["accuracy"] - x[style]["accuracy"])) for x in shares)
 
     ends = {style: f"{lost(style)[0]} to {lost(style)[-1]}" for style in STYLES}

@@ -326,16 +326,17 @@ def formed_by_language() -> str:
 def two_hops() -> str:
     """What the study found of the model that goes by way of another shape."""
     worlds = study("qwen3vl-hop")["worlds"]
-    lines = []
+    findings = []
     for world, part in worlds.items():
         depth = part["numbers"]["F3"]["ram"]["depth"]
         top = part["numbers"]["F5"]["ram"]["top"]["zero"]
         lost = percent_interval(top)
         ends = f"{depth['value']:.2f} [{depth['low']:.2f}, {depth['high']:.2f}]"
-        lines.append(f"`{world}`: depth {ends}, {lost} points lost with the top 5% masked")
+        findings.append(f"`{world}`: depth {ends}, {lost} points lost with the top 5% masked")
     text = "- **In two steps the heads that lead lie late, and can be spared**: `qwen3vl-hop` was "
-    text += f"trained from random weights, like the others ({'; '.join(lines)}). F3 fails in it by "
-    text += "its other half: among its family's models on `refer`, the larger have them less deep."
+    text += f"trained from random weights, like the others ({'; '.join(findings)}). F3 fails in "
+    text += "it by its other half: among its family's models on `refer`, the larger have them less "
+    text += "deep."
     return paragraph(text, indent="  ")
 
 
