@@ -15,7 +15,7 @@ import numpy as np
 
 from corelens.data.synthetic.compare import ask as ask_pair
 from corelens.data.synthetic.compare import draw_scene as compare_scene
-from corelens.data.synthetic.drawing import Query
+from corelens.data.synthetic.drawing import Figure, Query
 from corelens.data.synthetic.hop import FORMS as HOPS
 from corelens.data.synthetic.hop import ask as ask_hop
 from corelens.data.synthetic.hop import draw_scene as hop_scene
@@ -49,7 +49,10 @@ def ask_hops(
     hops = _hops(scene, way)
     hops = [hops[i] for i in rng.permutation(len(hops))]
     queries = [ask_hop(scene, *hop, way, rng, "varied") for hop in hops]
-    return scene, [_told(scene, query) for query in queries] if form == "told" else queries
+    if form == "told":
+        anchors = [scene.figures[anchor] for _, anchor in hops]
+        queries = [_told(*pair) for pair in zip(queries, anchors, strict=True)]
+    return scene, queries
 
 
 def _symbols(scene: Scene, word: str, rng: np.random.Generator) -> list[Query]:
@@ -87,9 +90,8 @@ def _named_by_one(scene: Scene, rng: np.random.Generator) -> list[Query]:
     return queries
 
 
-def _told(scene: Scene, query: Query) -> Query:
+def _told(query: Query, anchor: Figure) -> Query:
     """The same question, with both traits of the shape by whose way it goes."""
-    anchor = scene.figures[query.anchor or 0]
     name = anchor.kind if query.form == "colour" else anchor.colour
     question = re.sub(rf"\b{name}\b", f"{anchor.colour} {anchor.kind}", query.question)
     return replace(query, question=question)

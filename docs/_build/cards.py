@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from markdown_tables import markdown
+from markdown_tables import listed, markdown
 
 ROOT = Path(__file__).parents[2]
 BEGAN = {  # what its weights were before
@@ -76,8 +76,7 @@ def right() -> str:
             default = [x for x in of_world if not x.get("options")] or of_world
             if min(x["accuracy"] for x in default) < 0.95 and f"`{name}`" not in low:
                 low.append(f"`{name}`")
-    *most, last = low or [""]
-    but = f"All but {', '.join(most)} and {last}" if most else f"All but {last}" if low else "All"
+    but = f"All but {listed(low)}" if low else "All"
     return f"**{but} answer 95% or more of the test scenes of each world named below.**\n"
 
 

@@ -25,3 +25,8 @@ def paragraph(text: str, indent: str = "") -> str:
         text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
     return wrapped + "\n"
+
+
+def listed(names: list[str], last: str = "and") -> str:
+    """ "a, b and c"."""
+    return f" {last} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from cards import card
-from markdown_tables import interval, markdown, paragraph
+from markdown_tables import interval, listed, markdown, paragraph
 
 from corelens.heads.intervals import percent_interval
 from corelens.heads.stats import spearman
@@ -155,9 +155,9 @@ def counted() -> str:
         names += [] if f"`{name}`" in names else [f"`{name}`"]
     scored = [str(n) for n in sorted({part["scored"] for _, part in parts})]
     sets = max(len(x["numbers"]["F5"]["random"]["zero"]) for _, x in parts if "F5" in x["numbers"])
-    others = ", ".join(f"{n} others of {_listed(names)}" for n, names in tested.items())
+    others = ", ".join(f"{n} others of {listed(names)}" for n, names in tested.items())
     text = (
-        f"{_listed(scored, 'or')} scenes per world rank the heads, and others test them: {others}. "
+        f"{listed(scored, 'or')} scenes per world rank the heads, and others test them: {others}. "
     )
     return paragraph(f"{text}{sets} random sets stand beside the top heads where F5 masks heads.")
 
@@ -198,9 +198,9 @@ def published_mask() -> str:
         if here and not model["reading"]["published"]:
             elsewhere.append(f"`{name}`")
     text = "- **Masked as published, the heads that the published score ranks first matter in "
-    text += f"{_listed(in_all + in_some)}**: the top 5% cost {_points(costly, 'top')} points, "
+    text += f"{listed(in_all + in_some)}**: the top 5% cost {_points(costly, 'top')} points, "
     text += f"more than every random set, and the bottom 5% {_points(costly, 'bottom')}. In "
-    text += f"{_listed(elsewhere)} the answer does not need what these heads fetch at the "
+    text += f"{listed(elsewhere)} the answer does not need what these heads fetch at the "
     text += "question's tokens: many of them fetch it at the last row, too. In all other worlds "
     text += f"the top 5% cost {_points(others, 'top')} points."
     return paragraph(text, indent="  ")
@@ -218,7 +218,7 @@ def backed_up() -> str:
     lost, hidden = (f"{100 * bottom[kind]['value']:.0f}" for kind in ("zero", "knockout"))
     text = "- **Masking heads and cutting the evidence off from them can disagree, both ways**: in "
     text += f"`qwen3vl-q-compare`, masking the top 5% costs {' and '.join(masked_costs)} points "
-    text += f"({_listed([f'`{name}`' for name in worlds])}), cutting the evidence off from the "
+    text += f"({listed([f'`{name}`' for name in worlds])}), cutting the evidence off from the "
     text += f"same heads {' and '.join(cut)}. In `qwen3vl-s`, masking the bottom 5% costs {lost}, "
     text += f"cutting the evidence off from them {hidden}: they serve the answer otherwise."
     return paragraph(text, indent="  ")
@@ -241,7 +241,7 @@ def pages_apart() -> str:
             (with_pages if "doc" in pair else others).append(rho)
     ends = [f"{min(x):.2f} to {max(x):.2f}" for x in (with_pages, others)]
     text = "- **Which heads look depends on the kind of picture.** In the models that answer drawn "
-    text += f"scenes, pages and videos ({_listed(models)}), the ranks of all heads on pages agree "
+    text += f"scenes, pages and videos ({listed(models)}), the ranks of all heads on pages agree "
     text += f"less with those on the rest (Spearman {ends[0]}) than these with each other "
     text += (
         f"({ends[1]}; F2). The heads of one world are needed in the others all the same, but for "
@@ -272,7 +272,7 @@ def overall() -> str:
     text = f"Reproduced in the models in which they could be judged: {', '.join(texts)}; in none: "
     text += f"{', '.join(never)}."
     if unknown := [name for name, _, judged in counts if not judged]:
-        text += f" {_listed(unknown)} could be judged in none."
+        text += f" {listed(unknown)} could be judged in none."
     return paragraph(text)
 
 
@@ -287,7 +287,7 @@ def enough() -> str:
         no += [name for word in words.values() if word == "not reproduced"]
     names = [f"`{name}`" for name in dict.fromkeys(yes)]
     text = f"- **The top 5% of the heads suffice alone in {len(yes)} of the {len(yes) + len(no)} "
-    text += f"worlds in which that could be judged** (F6; {_listed(names)}): only they see the "
+    text += f"worlds in which that could be judged** (F6; {listed(names)}): only they see the "
     text += "picture, and 90% or more of the clean accuracy is left."
     return paragraph(text, indent="  ")
 
@@ -316,7 +316,7 @@ def formed_by_language() -> str:
     worlds = verdicts["F6"]["smol-vlm"]["worlds"]
     enough = [f"`{world}`" for world, word in worlds.items() if word == "reproduced"]
     if enough:
-        text += f" and suffice alone on {_listed(enough)} (F6)"
+        text += f" and suffice alone on {listed(enough)} (F6)"
     reading = "at the question's tokens, as the paper has it."
     if not study("smol-vlm")["reading"]["published"]:
         reading = "at the last row, so its ranking is ours and not the paper's."
@@ -325,6 +325,9 @@ def formed_by_language() -> str:
 
 def two_hops() -> str:
     """What the study found of the model that goes by way of another shape."""
+    (f3,) = (x for x in report()["findings"] if x["id"] == "F3")
+    reason = f3["models"]["qwen3vl-hop"]["reason"]
+    assert reason == "larger models do not have them deeper", "the text below says so"
     worlds = study("qwen3vl-hop")["worlds"]
     findings = []
     for world, part in worlds.items():
@@ -335,8 +338,8 @@ def two_hops() -> str:
         findings.append(f"`{world}`: depth {ends}, {lost} points lost with the top 5% masked")
     text = "- **In two steps the heads that lead lie late, and can be spared**: `qwen3vl-hop` was "
     text += f"trained from random weights, like the others ({'; '.join(findings)}). F3 fails in "
-    text += "it by its other half: among its family's models on `refer`, the larger have them less "
-    text += "deep."
+    text += "it by its other half: among its family's models on `refer`, by the same reading, the "
+    text += "larger have them less deep."
     return paragraph(text, indent="  ")
 
 
@@ -357,7 +360,7 @@ def _random_sets(run: dict[str, Any], shared: bool = True) -> str:
     left = sorted(f"{x['accuracy']:.2f}" for x in below)
     text += f"the other {_word(len(below))} {' to '.join(dict.fromkeys([left[0], left[-1]]))}"
     if shared and heads and len(below) > 1:
-        text += f"; these all hold {_listed(_names(sorted(heads)))}"
+        text += f"; these all hold {listed(_names(sorted(heads)))}"
     return text + "."
 
 
@@ -384,10 +387,6 @@ def _accuracies(clean: float, top: float, bottom: float, random: list[float]) ->
 
 def _names(heads: Any) -> list[str]:
     return [f"L{layer}H{head}" for layer, head in heads]
-
-
-def _listed(names: list[str], last: str = "and") -> str:
-    return f" {last} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _word(number: int) -> str:
