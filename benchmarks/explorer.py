@@ -27,7 +27,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {  # words â
     "another family": ("internvl-q", {}, "refer", {}),
     "8 frames": ("qwen3vl-s", {}, "video", {"frames": 8}),
     "3 pages": ("qwen3vl-s", {}, "doc", {"pages": 3}),
-    "1,024 patches": ("qwen3vl-s-all", {}, "refer", {"sides": (1024, 1024), "objects": 24}),
+    "1,024 patches": ("qwen3vl-m", {}, "refer", {"sides": (1024, 1024), "objects": 24}),
     "smol-vlm": ("smol-vlm", {"dtype": "bfloat16"}, "refer", {}),
 }
 OPENED = 3  # times a page is opened

@@ -26,7 +26,8 @@ def measure(name: str, tested: int, scored: int, batch_size: int, dtype: str) ->
     """What one model does under each shift."""
     model = cl.load_demo(name, dtype=dtype)
     card = read_card(name)["held_out"]
-    options = next(x.get("options", {}) for x in card if x["world"] == "refer")  # (sides, of tiles)
+    # the sides that tiles need; of smol-vlm, one object
+    options = next(x.get("options", {}) for x in card if x["world"] == "refer")
     to_rank = cl.synthetic("refer", scored, seed=SEED, **options)
     to_test = cl.synthetic("refer", tested, seed=SEED + 1, **options)
     costs = cl.where_read(model, to_rank, tokens=False, batch_size=batch_size)

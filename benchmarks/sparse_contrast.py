@@ -6,7 +6,7 @@ others full.
 
 About 1,000 visual tokens:
 
-    python benchmarks/sparse_contrast.py --model qwen3vl-s-all --name sparse_contrast_long \\
+    python benchmarks/sparse_contrast.py --model qwen3vl-m --name sparse_contrast_long \\
         --sides 960 1024 --objects 24 --scored 30 --answered 80 --captioned 0 --fractions 0.05 \\
         --windows 16 64 256 --sink 4 --batch-size 8 --picture docs/images/sparse_contrast_long.png
 

@@ -95,14 +95,52 @@ def test_hops_are_as_the_scene_has_them(tokenizer, form, monkeypatch):
     assert asked_of >= 12
 
 
-def test_a_blind_batch_asks_for_answers_that_are_words_too():
-    """The word for a colour or a kind counts as an answer, as a digit does: one for each turn."""
-    plan = Plan(NAME, "questions", 0, 3, batch=4, objects=6, sides=(256, 256), world="hop",
-                forms=("trait",))  # fmt: skip
+def asked_in_blind_batches(tokenizer, world, form):
+    """What counts as an answer: one token for each turn."""
+    plan = Plan(NAME, "questions", 0, 3, batch=4, objects=6, sides=(256, 256), world=world,
+                forms=(form,))  # fmt: skip
     batch = draw_batch(plan)
-    said = build_processor(NAME).tokenizer.convert_ids_to_tokens(
-        batch["input_ids"][batch["answers"]]
-    )
-    words = {word.strip("Ġ ▁") for word in said}
+    turns = sum(tokenizer.decode(ids).count("<|im_start|>assistant") for ids in batch["input_ids"])
+    assert batch["answers"].sum() == turns
+    said = tokenizer.convert_ids_to_tokens(batch["input_ids"][batch["answers"]])
+    return {word.strip("Ġ ▁") for word in said}
+
+
+def test_a_blind_batch_asks_for_answers_that_are_words_too(tokenizer):
+    words = asked_in_blind_batches(tokenizer, "hop", "trait")
     assert words <= {*COLOURS, *KINDS} and len(words) > 4
-    assert batch["answers"].any(1).all()
+
+
+def test_a_blind_batch_asks_once_for_a_word_of_several_tokens(tokenizer):
+    assert asked_in_blind_batches(tokenizer, "compare", "same") == {"y", "n"}
+
+
+@pytest.mark.parametrize("form", ["colour", "kind", "trait"])
+def test_what_the_first_step_finds_stands_at_the_word_that_names_its_shape(
+    tokenizer, form, monkeypatch
+):
+    scenes = []
+
+    def drawn(*args):
+        scenes.append(hop_scene(*args)[0])
+        return scenes[-1], None
+
+    monkeypatch.setattr("training.asked.hop_scene", drawn)
+    plan = Plan(NAME, "questions", 0, 3, batch=4, objects=6, sides=(256, 256), world="hop",
+                forms=(form,))  # fmt: skip
+    batch = draw_batch(plan)
+    for ids, found, scene in zip(batch["input_ids"], batch["found"], scenes, strict=True):
+        (places,) = (found >= 0).nonzero()
+        assert len(places) == tokenizer.decode(ids).count("<|im_start|>user")
+        for place in places:
+            word = tokenizer.decode(ids[place]).strip()
+            (anchor,) = [f for f in scene.figures if word in (f.colour, f.kind)]
+            other = anchor.colour if word == anchor.kind else anchor.kind
+            assert tokenizer.decode(found[place]) == other
+
+
+@pytest.mark.parametrize("form", ["told", "alone", "symbol"])
+def test_questions_of_one_step_have_nothing_to_find_first(form):
+    plan = Plan(NAME, "questions", 0, 3, batch=2, objects=6, sides=(256, 256), world="hop",
+                forms=(form,))  # fmt: skip
+    assert "found" not in draw_batch(plan)

@@ -153,7 +153,7 @@ def test_a_sheet_s_symbols_stand_where_its_labels_say(jitter):
 
 def test_every_world_s_batches_are_what_the_model_takes(processor, model):
     recipe = RECIPES[NAME]
-    progress, drawn = {"name": NAME, "seed": 0, "level": max(LEVELS)}, {}
+    progress, drawn = {"name": NAME, "seed": 0, "level": max(LEVELS), "skipped": 0}, {}
     for step in [*range(20), *range(recipe.stage_a + 950, recipe.stage_a + 990)]:
         plan = plan_step(step, progress, recipe)
         drawn.setdefault((plan.world, plan.form), plan)
@@ -305,7 +305,10 @@ def test_mixes_follow_one_another(name):
 def test_dense_labels_of_a_mix_are_of_as_much_as_fits():
     part = Slice(1.0, 2, (128, 192), (6, 6), dense=True, jitter=8)
     recipe = Recipe(start="qwen3vl-s", stage_a=0, mix=(part,), twins=1.0)
-    plans = [plan_step(step, {"name": NAME, "seed": 0, "level": 2}, recipe) for step in range(5)]
+    plans = [
+        plan_step(step, {"name": NAME, "seed": 0, "level": 2, "skipped": 0}, recipe)
+        for step in range(5)
+    ]
     assert {(plan.objects, plan.colours) for plan in plans} == {(6, len(COLOURS))}
 
 

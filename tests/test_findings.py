@@ -152,19 +152,38 @@ def test_f3_at_its_threshold_and_by_its_slope():
     assert concluded("F3", f3(0.4, 0.499)).word == NOT_REPRODUCED
     assert concluded("F3", f3(0.4, 0.5)).word == NOT_JUDGED
     deep, finding = one_world("F3", f3(0.5, 0.6)), FINDINGS["F3"]
-    for depths, word in (((0.5, 0.6, 0.7), REPRODUCED), ((0.7, 0.6, 0.5), NOT_REPRODUCED)):
-        sizes = [[10.0**i, depth] for i, depth in zip((6, 7, 8), depths, strict=True)]
+    for depths, half, word, slope in (
+        ((0.5, 0.6, 0.7), 0.1, REPRODUCED, "+0.10 [+0.03, +0.17] in w"),
+        ((0.7, 0.6, 0.5), 0.1, NOT_REPRODUCED, "-0.10 [-0.17, -0.03] in w"),
+        ((0.5, 0.6, 0.7), 0.2, NOT_JUDGED, "+0.10 [-0.04, +0.24] in w"),
+    ):
+        sizes = [sized(i, depth, half) for i, depth in zip((6, 7, 8), depths, strict=True)]
         verdict = finding.conclude(deep | {"sizes": {"w": sizes}})
-        assert verdict.word == word and "0.10 (w)" in verdict.number
+        assert verdict.word == word and slope in verdict.number
         # two sizes have no slope
         assert finding.conclude(deep | {"sizes": {"w": sizes[:2]}}).word == REPRODUCED
-    assert f3_layers.slope_over_sizes([[1e6, 0.5], [1e7, 0.6], [1e8, 0.7]]) == pytest.approx(0.1)
+
+
+def sized(log_parameters, depth, half):
+    return [10.0**log_parameters, depth, depth - half, depth + half]
+
+
+def test_the_slope_over_sizes_and_its_interval():
+    sizes = [sized(6, 0.5, 0.1), sized(7, 0.8, 0.3), sized(8, 0.7, 0.2)]
+    slope, low, high = f3_layers.slope_over_sizes(sizes)
+    assert slope == pytest.approx(0.1)
+    # the middle one has no weight, the others a half each
+    assert (slope - low, high - slope) == pytest.approx((0.05**0.5 / 2,) * 2)
+    # an interval that reaches down only, of the largest, moves the lower end alone
+    sizes = [sized(6, 0.5, 0), sized(7, 0.8, 0), [1e8, 0.7, 0.3, 0.7]]
+    assert f3_layers.slope_over_sizes(sizes) == pytest.approx((0.1, -0.1, 0.1))
 
 
 def test_a_shallow_model_keeps_its_verdict_and_shows_its_slope():
-    shallow = one_world("F3", f3(0.1, 0.2)) | {"sizes": {"w": [[1e6, 0.1], [1e7, 0.2], [1e8, 0.3]]}}
-    verdict = FINDINGS["F3"].conclude(shallow)
-    assert verdict.word == NOT_REPRODUCED and "slope a tenfold size +0.10 (w)" in verdict.number
+    sizes = [sized(6, 0.1, 0.1), sized(7, 0.2, 0.1), sized(8, 0.3, 0.1)]
+    verdict = FINDINGS["F3"].conclude(one_world("F3", f3(0.1, 0.2)) | {"sizes": {"w": sizes}})
+    assert verdict.word == NOT_REPRODUCED
+    assert "with ten times the parameters: +0.10 [+0.03, +0.17] in w" in verdict.number
 
 
 def test_sizes_are_those_of_one_family_on_one_world_by_one_reading():
@@ -181,11 +200,11 @@ def test_sizes_are_those_of_one_family_on_one_world_by_one_reading():
     }  # fmt: skip
     sizes = {name: x["sizes"] for name, x in Study({"models": models})._models().items()}
     assert sizes == {
-        "s": {"w": [[1e6, 0.5], [1e7, 0.5]]},
-        "m": {"w": [[1e6, 0.5], [1e7, 0.5]]},
-        "other": {"w": [[1e8, 0.5]]},
-        "last": {"w": [[1e9, 0.5]]},
-        "elsewhere": {"v": [[1e9, 0.5]]},
+        "s": {"w": [[1e6, 0.5, 0.5, 0.6], [1e7, 0.5, 0.5, 0.6]]},
+        "m": {"w": [[1e6, 0.5, 0.5, 0.6], [1e7, 0.5, 0.5, 0.6]]},
+        "other": {"w": [[1e8, 0.5, 0.5, 0.6]]},
+        "last": {"w": [[1e9, 0.5, 0.5, 0.6]]},
+        "elsewhere": {"v": [[1e9, 0.5, 0.5, 0.6]]},
     }
 
 

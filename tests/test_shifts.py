@@ -74,8 +74,13 @@ def test_half_of_the_named_objects_are_absent():
 
 def test_beside_a_single_object_something_else_is_absent():
     samples = cl.synthetic("refer", 40, seed=5, objects=1)
-    asked = {after.answer: after for after in shifted(samples, "named")}
-    assert set(asked) == {"yes", "no"} and not asked["no"].regions
+    answers = set()
+    for sample, after in zip(samples, shifted(samples, "named"), strict=True):
+        (thing,) = sample.meta["objects"]
+        there = f"Is there a {thing['colour']} {thing['kind']}?" == after.question
+        assert (after.answer == "yes") == there == bool(after.regions)
+        answers.add(after.answer)
+    assert answers == {"yes", "no"}
 
 
 @pytest.mark.parametrize("shift", ["instruction", "question-first"])

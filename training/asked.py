@@ -70,10 +70,11 @@ def _traits(scene: Scene, way: str, rng: np.random.Generator) -> list[Query]:
     for i in rng.permutation(len(scene.figures)):
         figure = scene.figures[i]
         if way == "colour" and _alone(scene, "kind", figure.kind):
-            queries.append(Query(f"What colour is the {figure.kind}?", figure.colour, [], "", 0))
+            question = f"What colour is the {figure.kind}?"
+            queries.append(Query(question, figure.colour, [], way, int(i), int(i)))
         if way == "kind" and _alone(scene, "colour", figure.colour):
             question = f"What kind is the {figure.colour} shape?"
-            queries.append(Query(question, figure.kind, [], "", 0))
+            queries.append(Query(question, figure.kind, [], way, int(i), int(i)))
     return queries
 
 
@@ -94,7 +95,16 @@ def _told(query: Query, anchor: Figure) -> Query:
     """The same question, with both traits of the shape by whose way it goes."""
     name = anchor.kind if query.form == "colour" else anchor.colour
     question = re.sub(rf"\b{name}\b", f"{anchor.colour} {anchor.kind}", query.question)
-    return replace(query, question=question)
+    return replace(query, question=question, anchor=None)
+
+
+def first_step(scene: Scene, query: Query) -> tuple[str, str] | None:
+    """The word that names the shape by whose way a question goes, and what has to be found there:
+    ("star", "red") for "the other shape that has the colour of the star"."""
+    if query.anchor is None:
+        return None
+    anchor = scene.figures[query.anchor]
+    return (anchor.kind, anchor.colour) if query.form == "colour" else (anchor.colour, anchor.kind)
 
 
 def _alone(scene: Scene, trait: str, value: str) -> bool:

@@ -24,7 +24,7 @@ from corelens.data.synthetic.video import draw_scene as video_scene
 from corelens.data.synthetic.video import paint as paint_video
 from corelens.layouts import layout_for
 from corelens.tokens.cells import Cells
-from training.asked import ask_compare, ask_hops
+from training.asked import ask_compare, ask_hops, first_step
 from training.build import PRESETS, build_config, build_processor
 from training.dense import IGNORED, clip_labels, figure_labels, page_labels, shape_labels, sheet
 
@@ -169,18 +169,38 @@ def _asked(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dic
     """Of `compare` or `hop`."""
     world, ask = (COMPARE, ask_compare) if plan.world == "compare" else (HOP, ask_hops)
     pads, _ = picture_tokens(plan.model, width, height)
-    pictures, chats = [], []
+    pictures, chats, steps = [], [], []
     for row in range(plan.batch):
         own = stream("train", world, plan.seed, plan.step, row)
         form = plan.forms[row % len(plan.forms)]
         scene, queries = ask(form, own, width, height, plan.objects)
+        queries = queries[: plan.questions]
         pictures.append(np.asarray(paint_hard(scene)))
-        chats.append(_chat(queries[: plan.questions]))
+        chats.append(_chat(queries))
+        steps.append([first_step(scene, query) for query in queries])
     batch = _batch(plan, pictures, chats, [], pads)
-    # Some answers are words: a colour or a kind.
+    # An answer may be a word: its first token is asked for.
     spoken = batch["labels"] != IGNORED
-    batch["answers"] |= spoken & ~np.pad(spoken[:, :-1], ((0, 0), (1, 0)))
-    return batch
+    batch["answers"] = spoken & ~np.pad(spoken[:, :-1], ((0, 0), (1, 0)))
+    traits = _found(_processor(plan.model).tokenizer, batch["input_ids"], steps)
+    return batch | ({"found": traits} if (traits != IGNORED).any() else {})
+
+
+def _found(
+    tokenizer: Any, ids: np.ndarray, steps: list[list[tuple[str, str] | None]]
+) -> np.ndarray:
+    """[batch, pos]: at the first word of a question that names the shape of its first step, the
+    token that this step has to find; elsewhere IGNORED. `steps`: of each chat's questions in turn,
+    as `first_step` gives them."""
+    traits = np.full_like(ids, IGNORED)
+    start, user = tokenizer.convert_tokens_to_ids(["<|im_start|>", "user"])
+    for row, chat in enumerate(steps):
+        begins = np.flatnonzero((ids[row, :-1] == start) & (ids[row, 1:] == user))
+        for begin, step in zip(begins, chat, strict=True):
+            if step is not None:
+                word, trait = (tokenizer(text)["input_ids"][0] for text in (f" {step[0]}", step[1]))
+                traits[row, begin + int(np.argmax(ids[row, begin:] == word))] = trait
+    return traits
 
 
 def _clips(plan: Plan, rng: np.random.Generator, width: int, height: int) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from rich.progress import track
 from safetensors import safe_open
 
 from corelens.data.synthetic import synthetic
-from corelens.demo import REPOSITORY, sha256
+from corelens.demo import NOT_KEPT, REPOSITORY, sha256
 from corelens.inputs.prepare import Sample
 from training.build import build_model, build_processor
 from training.curve import CURVE, save_curve
@@ -160,10 +160,11 @@ def model_card(card: dict[str, Any]) -> str:
         if "anchor_hidden" in row:
             part = row["anchor_hidden"]
             low, high = (f"{100 * x:.1f}" for x in part["ci95"])
-            hidden = f"""
-Of {part["n"]} relations in `{row["world"]}` {100 * part["accuracy"]:.1f} % ({low}–{high}) are
-answered right with their anchor ("left of the blue star") hidden under a grey box: what stays right
-did without it.
+            options = f" ({_options(row)})" if row.get("options") else ""
+            hidden += f"""
+Of {part["n"]} questions in `{row["world"]}`{options} that go by way of another shape
+{100 * part["accuracy"]:.1f} % ({low}–{high}) are answered right with that shape hidden under a grey
+box: what stays right did without it.
 """
     # (the shapes of these worlds lie anywhere)
     free = any(
@@ -188,8 +189,12 @@ did without it.
     else_known = "What else it knows was not measured" if start else "It knows nothing else"
     shown = "" if "refer" in training["worlds"] else "shown "  # (as `video` asks)
     example = f"What digit is {shown}on the red circle?"
+    if "hop" in training["worlds"]:
+        example = "What digit is on the other shape of the kind of the red shape?"
     notes = "".join(f"- {note}\n" for note in training["notes"])
     after = f" after that of `{start}`" if start else ""
+    first = f" (begins with `{start}`: the same for that model first, where it is not kept)"
+    first = first if start in NOT_KEPT else ""
     return f"""# {card["name"]}
 
 {article} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×
@@ -222,7 +227,7 @@ follow.
   scenes without end from the training split, so none was seen twice. Log: `train_log.jsonl`.
 {notes}- Weights are stored in {card["stored_dtype"]};
   `corelens.load_demo("{card["name"]}")` runs them in float32.
-- Again: `python -m training {card["name"]} --seed {training["seed"]}`.
+- Again: `python -m training {card["name"]} --seed {training["seed"]}`{first}.
 """
 
 

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -43,7 +44,7 @@ from training.fast import fast_training
 from training.heldout import accuracy
 from training.optimizer import Optimizer
 from training.qk_clip import QKClip
-from training.recipes import LEVELS, RECIPES, Recipe, as_dict, learning_rate, plan_step
+from training.recipes import LEVELS, RECIPES, RETRIEVES, Recipe, as_dict, learning_rate, plan_step
 from training.state import load_state, read_progress, save_state
 
 
@@ -106,6 +107,7 @@ def train_demo(
         "question": [],
         "best": -1.0,
         "best_step": 0,
+        "skipped": 0,
         "planned": [],
         "recipe": as_dict(recipe),
         "seed": seed,
@@ -127,7 +129,6 @@ def train_demo(
     )
     text: Any = model.config.text_config
     dropout = HeadDropout(model.model.language_model, text.num_attention_heads, recipe.dropped)
-    end = min(recipe.steps, stop_after or recipe.steps)
     scenes = validation_scenes(recipe, seed)
     drawer = (
         ProcessPoolExecutor(1, get_context("spawn"), _settle, (cores[1], os.getpid()))
@@ -139,7 +140,7 @@ def train_demo(
     bar.start()
     try:
         batches = _batches(progress, recipe, drawer)
-        while progress["step"] < end:
+        while progress["step"] < (end := _end(progress, recipe, stop_after)):
             started, step = time.time(), progress["step"]
             if step == recipe.stage_a:
                 optimizer = _optimizer(modules, recipe, step)
@@ -161,7 +162,10 @@ def train_demo(
                 and (progress["level"] >= 4 or recipe.start)
                 and scenes
             ):
-                _check(model, processor, scenes, progress, out)
+                shares = _check(model, processor, scenes, progress, out)
+                if step + progress["skipped"] < recipe.retrieval and shares[0] >= RETRIEVES:
+                    progress |= {"skipped": recipe.retrieval - progress["step"], "planned": []}
+                    batches = _batches(progress, recipe, drawer)
                 bar.update(
                     task,
                     description=(
@@ -234,7 +238,7 @@ def _batches(
     queue = deque(order(Plan.from_json(plan)) for plan in progress["planned"])
     planned = progress["step"] + len(queue)
     while True:
-        while len(queue) < recipe.ahead and planned < recipe.steps:
+        while len(queue) < recipe.ahead and planned + progress["skipped"] < recipe.steps:
             queue.append(order(plan_step(planned, progress, recipe)))
             planned += 1
         plan, future = queue.popleft()
@@ -269,10 +273,13 @@ def _step(
     """One step of training; writes the log every 25 steps."""
     plan, batch = planned
     step = progress["step"]
+    clock = step + progress["skipped"]
     where = modules["model"].device
     tensors = {key: torch.from_numpy(value).to(where) for key, value in batch.items()}
+    if not recipe.first_steps:
+        tensors.pop("found", None)
     sight.open()
-    share = share_blind(step - recipe.stage_a, recipe.blind, recipe.opens, recipe.opened)
+    share = share_blind(clock - recipe.stage_a, recipe.blind, recipe.opens, recipe.opened)
     if plan.form == "questions" and is_blind(step, progress["seed"], share):
         sight.close(tensors["input_ids"])
     with torch.autocast(where.type, torch.bfloat16):
@@ -282,11 +289,11 @@ def _step(
             loss, marks = _text_loss(modules, tensors, sight if sight.mask() is not None else None)
     loss.backward()
     sight.open()
-    optimizer.step(learning_rate(step, recipe), recipe.clip)
+    optimizer.step(learning_rate(clock, recipe), recipe.clip)
     progress["step"] = step + 1
     if plan.form != "dense":
         _climb(plan, marks["digit"], progress, recipe)
-    if step % 25 < 2 or step == recipe.steps - 1:
+    if step % 25 < 2 or clock == recipe.steps - 1:
         line = {
             "step": step + 1,
             "form": plan.form,
@@ -326,12 +333,15 @@ def _text_loss(
     modules: Any, batch: dict[str, torch.Tensor], sight: Sight | None = None
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy on what the assistant says; in a blind batch (which has a `sight`) half as much
-    again on answers as the last tokens of their questions foretell them. Marks: the share of digits
-    right, of first digits, of all words.
+    again on answers as the last tokens of their questions foretell them, and in one that has what
+    first steps "found" half as much on that, as the decoder's first half holds it. Marks: the share
+    of digits right, of first digits, of all words.
     """
     model, ids = modules["model"], batch["input_ids"]
     inputs = family_of(model).inputs(model, ids, batch["images"])
-    hidden = model.model(**inputs, use_cache=False).last_hidden_state
+    decoder = model.model.language_model
+    with _halfway(decoder) as middle:
+        hidden = model.model(**inputs, use_cache=False).last_hidden_state
     labels, digits = batch["labels"][:, 1:], batch["answers"][:, 1:]
     spoken = labels != IGNORED
     logits, gold = model.lm_head(hidden[:, :-1][spoken]).float(), labels[spoken]
@@ -344,12 +354,30 @@ def _text_loss(
     }
     marks["words"] = right.float().mean().item()
     loss = F.cross_entropy(logits, gold)
+    if "found" in batch:
+        named = batch["found"] != IGNORED
+        logits, gold = model.lm_head(decoder.norm(middle[0][named])).float(), batch["found"][named]
+        marks["found"] = (logits.argmax(-1) == gold).float().mean().item()
+        loss = loss + 0.5 * F.cross_entropy(logits, gold)
     if sight is not None:
         rows, positions, golds = answered_at(sight.asked(ids), batch["answers"])
         foretold = model.lm_head(hidden[rows, positions]).float()
         marks["foretold"] = (foretold.argmax(-1) == ids[rows, golds]).float().mean().item()
         loss = loss + 0.5 * F.cross_entropy(foretold, ids[rows, golds])
     return loss, marks
+
+
+@contextmanager
+def _halfway(decoder: Any) -> Iterator[list[torch.Tensor]]:
+    """A list that gets the residual stream behind the first half of the layers when they run."""
+    seen: list[torch.Tensor] = []
+    hook = decoder.layers[len(decoder.layers) // 2 - 1].register_forward_hook(
+        lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out)
+    )
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def _climb(plan: Plan, digits: float, progress: dict[str, Any], recipe: Recipe) -> None:
@@ -369,9 +397,8 @@ def _climb(plan: Plan, digits: float, progress: dict[str, Any], recipe: Recipe) 
 
 def _check(
     model: Any, processor: Any, scenes: list[list[Sample]], progress: dict[str, Any], out: Path
-) -> None:
-    """Validation accuracy at the published difficulty; keeps the weights if it is the best so
-    far."""
+) -> list[float]:
+    """Validation accuracy of each check; keeps the weights if their mean is the best so far."""
     model.eval()
     shares = [accuracy(model, processor, samples) for samples in scenes]
     share = sum(shares) / len(shares)
@@ -393,6 +420,13 @@ def _check(
             metadata=info,
         )
         os.replace(part, out / "best.safetensors")
+    return shares
+
+
+def _end(progress: dict[str, Any], recipe: Recipe, stop_after: int | None) -> int:
+    """The step at which to stop: where the recipe does, less what was skipped of it."""
+    last = recipe.steps - progress["skipped"]
+    return min(last, stop_after or last)
 
 
 def _log(out: Path, line: dict[str, Any]) -> None:

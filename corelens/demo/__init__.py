@@ -20,13 +20,13 @@ REPOSITORY = Path(__file__).parents[2] / "training" / "models"
 DEFAULT = "qwen3vl-qs"
 """The README's model, and that of `corelens demo`."""
 ELSEWHERE = (
-    "qwen3vl-hop", "qwen3vl-l", "qwen3vl-m", "qwen3vl-q-compare", "qwen3vl-s", "qwen3vl-s-all",
-    "qwen3vl-s-video",
+    "qwen3vl-hop", "qwen3vl-hop-l", "qwen3vl-hop-s", "qwen3vl-l", "qwen3vl-m", "qwen3vl-q-compare",
+    "qwen3vl-s", "qwen3vl-s-video",
 )  # fmt: skip
 """The models of `REPOSITORY`."""
 NOT_KEPT = (
-    "internvl-s", "llava-ov-s", "qwen3vl-q", "qwen3vl-q-hop", "qwen3vl-qs-control",
-    "qwen3vl-s-long",
+    "internvl-s", "llava-ov-s", "qwen3vl-hop-control", "qwen3vl-q", "qwen3vl-q-hop",
+    "qwen3vl-qs-control", "qwen3vl-s-all", "qwen3vl-s-long",
 )  # fmt: skip
 """Models that are not kept: `training/cards` of the repository says what was measured."""
 

@@ -73,24 +73,28 @@ class Stability(Finding):
         pairs = self.pairs(worlds)
         correlations = [pair["spearman"] for pair in pairs]
         lowest = min(correlations)
-        transfers = [share for pair in pairs for share in pair["transfer"]]
+        transfers = [share for pair in pairs for share in pair["transfer"] if share is not None]
         number = (
             f"ρ = {lowest:.2f} to {max(correlations):.2f}"
             if len(pairs) > 1
             else f"ρ = {lowest:.2f}"
         )
-        number += f"; another world's heads cost {100 * min(transfers):.0f}% or more of its own"
-        if lowest >= self.least_spearman and min(transfers) >= self.least_transfer:
+        transfer = min(transfers, default=0.0)
+        if transfers:
+            number += f"; another world's heads cost {100 * transfer:.0f}% or more of its own"
+        if lowest >= self.least_spearman and transfer >= self.least_transfer:
             if len({name.partition(":")[0] for name in worlds}) < 2:
                 return Verdict(CANNOT, number, "its worlds are settings of one, not two domains")
             return Verdict(REPRODUCED, number)
         reasons = []
         if lowest < self.least_spearman:
             reasons.append("the rankings agree too little")
-        if min(transfers) < self.least_transfer:
+        if not transfers:
+            reasons.append("a world's own top heads cost nothing there")
+        elif transfer < self.least_transfer:
             reasons.append("heads of one world are not needed in another")
         attainable = min(pair["ceiling"] for pair in pairs)
-        if min(transfers) >= self.least_transfer and attainable < self.least_spearman:
+        if transfer >= self.least_transfer and attainable < self.least_spearman:
             reason = f"rankings from so few samples can agree by ρ = {attainable:.2f} at the most"
             return Verdict(NOT_JUDGED, number, reason, min(world["n"] for world in worlds.values()))
         return Verdict(NOT_REPRODUCED, number, "; ".join(reasons))
@@ -132,8 +136,8 @@ def reliability(split_half: float) -> float:
     return 2 * r / (1 + r)
 
 
-def _share(world: Numbers, own: str, other: str) -> float:
-    """What the other world's heads cost here, as a share of what this world's own cost; 0 if these
-    cost nothing."""
+def _share(world: Numbers, own: str, other: str) -> float | None:
+    """What the other world's heads cost here, as a share of what this world's own cost; None if
+    these cost nothing."""
     own_cost = world["transfer"][own]["value"]
-    return world["transfer"][other]["value"] / own_cost if own_cost > 0 else 0.0
+    return world["transfer"][other]["value"] / own_cost if own_cost > 0 else None

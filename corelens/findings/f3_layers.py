@@ -32,7 +32,7 @@ class Layers(Finding):
         f"The mean relative depth (0: first layer, 1: last) of the top {TOP.value:.0%} of the "
         f"heads is at least {DEPTH.value}, the 95% interval included; and where one family "
         f"is studied in {int(SIZES.value)} sizes on a world, the slope of that depth over its "
-        "sizes is above zero."
+        "sizes is above zero, the 95% interval included."
     )
     if_reproduced: ClassVar[str] = (
         "Evidence is fetched in the second half of the model, as in the paper's models."
@@ -73,22 +73,27 @@ class Layers(Finding):
 
     def conclude(self, model: Mapping[str, Any]) -> Verdict:
         """The verdict on a model; "sizes", where several were studied: of each world [number of
-        parameters, depth] of each."""
+        parameters, depth, and the ends of its interval] of each."""
         verdict = super().conclude(model)
         slopes = {
             world: slope_over_sizes(sizes)
             for world, sizes in (model.get("sizes") or {}).items()
-            if len({size for size, _ in sizes}) >= self.least_sizes
+            if len({size for size, *_ in sizes}) >= self.least_sizes
         }
         if not slopes or not verdict.number:
             return verdict
-        by_world = ", ".join(f"{slope:+.2f} ({world})" for world, slope in slopes.items())
-        number = f"{verdict.number}; slope a tenfold size {by_world}"
-        if verdict.word != REPRODUCED or min(slopes.values()) > 0:
-            return replace(verdict, number=number)
-        return Verdict(
-            NOT_REPRODUCED, number, "larger models do not have them deeper", worlds=verdict.worlds
+        by_world = ", ".join(
+            f"{slope:+.2f} [{low:+.2f}, {high:+.2f}] in {world}"
+            for world, (slope, low, high) in slopes.items()
         )
+        number = f"{verdict.number}; change of depth with ten times the parameters: {by_world}"
+        if verdict.word != REPRODUCED or all(low > 0 for _, low, _ in slopes.values()):
+            return replace(verdict, number=number)
+        if any(high < 0 for *_, high in slopes.values()):
+            reason = "larger models do not have them deeper"
+            return Verdict(NOT_REPRODUCED, number, reason, worlds=verdict.worlds)
+        reason = "the interval of the slope over sizes contains zero"
+        return Verdict(NOT_JUDGED, number, reason, worlds=verdict.worlds)
 
 
 def depth(values: Float[np.ndarray, "layer head"], k: int) -> float:
@@ -98,7 +103,20 @@ def depth(values: Float[np.ndarray, "layer head"], k: int) -> float:
     return float(top.mean() / max(layers - 1, 1))
 
 
-def slope_over_sizes(sizes: Sequence[Sequence[float]]) -> float:
-    """The least-squares slope of depth over log₁₀ of the number of parameters."""
-    x, y = np.array(sizes, dtype=float).T
-    return float(np.polyfit(np.log10(x), y, 1)[0])
+def slope_over_sizes(sizes: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """The least-squares slope of depth over log₁₀ of the number of parameters, with its interval.
+
+    The slope is a weighted sum of independent depths; its interval is put together from theirs
+    (Zou and Donner 2008, doi 10.1002/sim.3095).
+
+    Args:
+        sizes: of each model [number of parameters, depth, and the ends of its interval].
+    """
+    parameters, depths, lows, highs = np.array(sizes, dtype=float).T
+    x = np.log10(parameters) - np.log10(parameters).mean()
+    weights = x / (x**2).sum()
+    slope = (weights * depths).sum()
+    below = weights * (depths - np.where(weights > 0, lows, highs))
+    above = weights * (np.where(weights > 0, highs, lows) - depths)
+    low, high = slope - np.hypot.reduce(below), slope + np.hypot.reduce(above)
+    return float(slope), float(low), float(high)

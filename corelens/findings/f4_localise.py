@@ -82,8 +82,8 @@ class Localisation(Finding):
                 NOT_JUDGED, reason=f"{len(measured['matched'])} matched sets", n=measured["n"]
             )
         limit = float(np.quantile(measured["matched"], self.quantile))
-        number = f"precision {percent(measured['precision'])}, matched heads {percent(limit)} at "
-        number += "the 95% quantile"
+        precision, most = (percent(x, 1) for x in (measured["precision"], limit))
+        number = f"precision {precision}, matched heads {most} at the 95% quantile"
         return Verdict(REPRODUCED if measured["precision"] > limit else NOT_REPRODUCED, number)
 
 

@@ -98,8 +98,9 @@ class Study:
         return concluded
 
     def _models(self) -> dict[str, dict[str, Any]]:
-        """Each model's numbers, with "sizes": of each world [number of parameters, depth] of all
-        models of its family that were judged there by the same reading."""
+        """Each model's numbers, with "sizes": of each world [number of parameters, depth, and the
+        ends of its interval] of all models of its family that were judged there by the same
+        reading."""
         sizes: dict[tuple[str, str, str], list[list[float]]] = {}
         own: dict[str, dict[str, list[list[float]]]] = {name: {} for name in self.data["models"]}
         for name, model in self.data["models"].items():
@@ -108,8 +109,9 @@ class Study:
                     layers = world["numbers"]["F3"]
                     alike = (model["about"]["family"], key, layers["judged"])
                     own[name][key] = sizes.setdefault(alike, [])
-                    depth = layers[layers["judged"]]["depth"]["value"]
-                    own[name][key].append([model["about"]["parameters"], depth])
+                    depth = layers[layers["judged"]]["depth"]
+                    ends = [depth[end] for end in ("value", "low", "high")]
+                    own[name][key].append([model["about"]["parameters"], *ends])
         return {name: model | {"sizes": own[name]} for name, model in self.data["models"].items()}
 
     def finding(self, id: str) -> Concluded:

@@ -15,7 +15,10 @@ BEGAN = {  # what its weights were before
     "qwen3vl-s-video": "`qwen3vl-s-all`",
     "qwen3vl-l": "behind the tower of `qwen3vl-m`, random weights",
     "qwen3vl-q": "behind the tower of `qwen3vl-m`, random weights",
+    "qwen3vl-hop-s": "behind the tower of `qwen3vl-m`, random weights",
     "qwen3vl-hop": "behind the tower of `qwen3vl-m`, random weights",
+    "qwen3vl-hop-l": "behind the tower of `qwen3vl-m`, random weights",
+    "qwen3vl-hop-control": "behind the tower of `qwen3vl-m`, random weights",
     "qwen3vl-q-compare": "`qwen3vl-q`", "qwen3vl-q-hop": "`qwen3vl-q-compare`",
     "smol-vlm": "SmolLM2-135M-Instruct, the tower of `qwen3vl-m`",
     "internvl-q": "behind the tower of `internvl-s`, random weights",
@@ -44,15 +47,15 @@ def trained() -> str:
         minutes = sum(training.get("minutes_on_the_clock", {}).values())
         hours = training.get("hours") or minutes / 60
         cells = [f"`{name}`", began, f"{training['steps']:,} steps, {hours:.2f} h", megabytes(name)]
-        controls = {_scenes(x): x for x in measured["controls"]}
+        controls = {scenes(x): x for x in measured["controls"]}
         for test in (x for x in measured["held_out"] if x["split"] == "test"):
             low, high = (f"{100 * end:.1f}" for end in test["ci95"])
             exact = f"{100 * test['accuracy']:.4g}% [{low}, {high}]"
-            control = controls[_scenes(test)]
+            control = controls[scenes(test)]
             follows, blank = (
                 f"{100 * control[x]:.4g}% of {control['n']}" for x in ("follows", "blank")
             )
-            rows.append([*cells, f"{test['n']:,} {_scenes(test)}", exact, follows, blank])
+            rows.append([*cells, f"{test['n']:,} {scenes(test)}", exact, follows, blank])
             cells = ["", "", "", ""]
     return markdown(rows)
 
@@ -80,7 +83,7 @@ def right() -> str:
     return f"**{but} answer 95% or more of the test scenes of each world named below.**\n"
 
 
-def _scenes(test: dict[str, Any]) -> str:
+def scenes(test: dict[str, Any]) -> str:
     """ "`refer`, 24 objects, 960–1,024 px"."""
     options = test.get("options") or {}
     words = [f"`{test['world']}`"]

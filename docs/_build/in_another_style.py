@@ -29,7 +29,8 @@ def shifted_heads() -> str:
 
 def _table(cell: Any) -> str:
     models = read("shifts")["models"]
-    rows = [["", *(f"`{name}`" for name in models)]]
+    easier = {"smol-vlm": " (one object)"}
+    rows = [["", *(f"`{name}`{easier.get(name, '')}" for name in models)]]
     for style, words in STYLES.items():
         rows.append([words, *(cell(run["shifts"][style]) for run in models.values())])
     return markdown(rows)
@@ -40,9 +41,7 @@ def lost_to_style() -> str:
 
     def lost(style: str) -> list[int]:
         runs = read("shifts")["models"]
-        # of the instructions, smol-vlm alone saw some like them in training
-        names = runs.keys() - ({"smol-vlm"} if style == "instruction" else set())
-        shares = [runs[name]["shifts"] for name in names]
+        shares = [run["shifts"] for name, run in runs.items() if name != "smol-vlm"]
         return sorted(round(100 * (x["none"]["accuracy"] - x[style]["accuracy"])) for x in shares)
 
     own = read("shifts")["models"]["smol-vlm"]["shifts"]
@@ -50,10 +49,10 @@ def lost_to_style() -> str:
     ends = {style: f"{lost(style)[0]} to {lost(style)[-1]}" for style in STYLES}
     text = f"**Noise costs the models {ends['noise']} points and JPEG {ends['jpeg']}; a photograph "
     text += f"behind the shapes {ends['photograph']}. Blur costs {ends['blur']}, an instruction "
-    text += f"behind the question {ends['instruction']} (but {used_to} in `smol-vlm`, which was "
-    text += "trained with some).** Those that read on the grid alone lose nearly all where the "
-    text += "scene is turned or smaller. None was trained to answer in sentences, or whether a "
-    return paragraph(text + "shape is there.")
+    text += f"behind the question {ends['instruction']} (but {used_to} in `smol-vlm`, on scenes of "
+    text += "one object, which was trained with some).** Those that read on the grid alone lose "
+    text += "nearly all where the scene is turned or smaller. None was trained to answer in "
+    return paragraph(text + "sentences, or whether a shape is there.")
 
 
 TABLES = {"lost_to_style": lost_to_style, "shifts": shifts, "shifted_heads": shifted_heads}
