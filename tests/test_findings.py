@@ -100,7 +100,9 @@ def f2(rho_of_second, cost=0.5):
             second[i], second[j] = second[j], second[i]
     worlds = {}
     for name, values in (("a", first), ("b", second)):
-        transfer = {other: {"value": 1.0 if other == name else cost} for other in "ab"}
+        transfer = {
+            other: dict.fromkeys(("value", "low"), 1.0 if other == name else cost) for other in "ab"
+        }
         numbers = {"values": [values.tolist()], "split_half": 0.9, "transfer": transfer, "n": 100}
         worlds[name] = {
             "serves": ["F2"],
@@ -127,6 +129,17 @@ def test_f2_at_its_thresholds():
     assert finding.conclude(low).word == NOT_JUDGED
     low["worlds"]["b"]["why_not"] = "not answered"
     assert finding.conclude(low).word == CANNOT
+
+
+def test_f2_takes_no_share_of_a_cost_that_may_be_none():
+    model = f2(1.0, 1.0)
+    for name, world in model["worlds"].items():
+        world["numbers"]["F2"]["transfer"][name]["low"] = -0.01
+    verdict = FINDINGS["F2"].conclude(model)
+    assert verdict.word == NOT_REPRODUCED and "own top heads cost nothing" in verdict.reason
+    assert verdict.number == "ρ = 1.00"
+    model["worlds"]["a"]["numbers"]["F2"]["transfer"]["a"]["low"] = 0.01  # one share is left
+    assert FINDINGS["F2"].conclude(model).word == REPRODUCED
 
 
 def test_f2_needs_two_domains_and_settings_of_one_world_are_one():

@@ -194,7 +194,7 @@ def test_the_opening_of_many_models_says_once_what_several_do(tmp_path):
     committed.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert page.count("not read the evidence as the paper has it") == 1
-    assert "qwen3vl-q-compare and qwen3vl-hop read the evidence at the question's tokens" in (
+    assert "qwen3vl-hop-l and qwen3vl-hop-control read the evidence at the question's tokens" in (
         page.replace("&#39;", "'")
     )
 

@@ -90,35 +90,6 @@ def heads(
     }
 
 
-def costliest_head(model: Any, place: World, picked: int, tested: int) -> dict[str, Any]:
-    """The head that costs most when its output alone is zeroed: found on `picked` scenes, measured
-    on `tested` others, with its rank among all heads by published RAM (1: the highest)."""
-    world, options = place
-    samples = cl.synthetic(world, picked + tested, seed=TEST_SEED + 3, **options)
-    first, others = (
-        cl.evaluation.batches(model, part, batch_size=25)
-        for part in (samples[:picked], samples[picked:])
-    )
-
-    def accuracy(inputs: Any, *heads: tuple[int, int]) -> float:
-        hooks = cl.ablate(heads, "zero") if heads else []
-        return float(cl.evaluate(model, inputs, hooks=hooks).accuracy)
-
-    ram = cl.score_heads(model, samples[:picked], ["ram"])["ram"].values
-    heads = [(layer, head) for layer in range(ram.shape[0]) for head in range(ram.shape[1])]
-    head = min(heads, key=lambda head: accuracy(first, head))
-    return {
-        "world": world,
-        "options": options,
-        "picked": picked,
-        "tested": tested,
-        "head": f"L{head[0]}H{head[1]}",
-        "rank": 1 + int((ram > ram[head]).sum()),
-        "clean": accuracy(others),
-        "without": accuracy(others, head),
-    }
-
-
 def rows_that_read(model: Any, place: World, n: int) -> dict[str, Any]:
     """What it costs to cut the evidence off, in all heads, from groups of rows: [share of answers
     lost, interval]."""

@@ -138,6 +138,6 @@ def reliability(split_half: float) -> float:
 
 def _share(world: Numbers, own: str, other: str) -> float | None:
     """What the other world's heads cost here, as a share of what this world's own cost; None if
-    these cost nothing."""
-    own_cost = world["transfer"][own]["value"]
-    return world["transfer"][other]["value"] / own_cost if own_cost > 0 else None
+    that cannot be told from nothing."""
+    cost = world["transfer"][own]
+    return world["transfer"][other]["value"] / cost["value"] if cost["low"] > 0 else None

@@ -8,20 +8,20 @@ from markdown_tables import listed, markdown
 
 ROOT = Path(__file__).parents[2]
 BEGAN = {  # what its weights were before
-    "qwen3vl-qs": "behind the tower of `qwen3vl-s`, random weights",
-    "qwen3vl-qs-control": "behind the tower of `qwen3vl-s`, random weights",
+    "qwen3vl-qs": "tower of `qwen3vl-s`, decoder from random weights",
+    "qwen3vl-qs-control": "tower of `qwen3vl-s`, decoder from random weights",
     "qwen3vl-s": "random weights", "qwen3vl-s-long": "`qwen3vl-s`", "qwen3vl-m": "random weights",
-    "qwen3vl-s-all": "behind the tower of `qwen3vl-m`, random weights",
+    "qwen3vl-s-all": "tower of `qwen3vl-m`, decoder from random weights",
     "qwen3vl-s-video": "`qwen3vl-s-all`",
-    "qwen3vl-l": "behind the tower of `qwen3vl-m`, random weights",
-    "qwen3vl-q": "behind the tower of `qwen3vl-m`, random weights",
-    "qwen3vl-hop-s": "behind the tower of `qwen3vl-m`, random weights",
-    "qwen3vl-hop": "behind the tower of `qwen3vl-m`, random weights",
-    "qwen3vl-hop-l": "behind the tower of `qwen3vl-m`, random weights",
-    "qwen3vl-hop-control": "behind the tower of `qwen3vl-m`, random weights",
+    "qwen3vl-l": "tower of `qwen3vl-m`, decoder from random weights",
+    "qwen3vl-q": "tower of `qwen3vl-m`, decoder from random weights",
+    "qwen3vl-hop-s": "tower of `qwen3vl-m`, decoder from random weights",
+    "qwen3vl-hop": "tower of `qwen3vl-m`, decoder from random weights",
+    "qwen3vl-hop-l": "tower of `qwen3vl-m`, decoder from random weights",
+    "qwen3vl-hop-control": "tower of `qwen3vl-m`, decoder from random weights",
     "qwen3vl-q-compare": "`qwen3vl-q`", "qwen3vl-q-hop": "`qwen3vl-q-compare`",
     "smol-vlm": "SmolLM2-135M-Instruct, the tower of `qwen3vl-m`",
-    "internvl-q": "behind the tower of `internvl-s`, random weights",
+    "internvl-q": "tower of `internvl-s`, decoder from random weights",
     "llava-ov-s": "random weights", "internvl-s": "random weights",
 }  # fmt: skip
 FOLDERS = ("corelens/demo/checkpoints", "training/models")

@@ -11,7 +11,7 @@ STYLES = {
     "blur": "blurred (1.5 px)", "dark": "half as bright", "grey": "a third of the colour",
     "turned": "turned by 10°", "small": "at three quarters of the size",
     "photograph": "on a photograph", "paper": "on white paper", "which": "“Which” for “What”",
-    "statement": "“The digit on … is”", "instruction": "an instruction behind the question",
+    "statement": "“The digit on … is”", "instruction": "an instruction after the question",
     "sentence": "the answer is a sentence", "question-first": "the question before its picture",
     "named": "“Does it show …?”",
 }  # fmt: skip
@@ -49,7 +49,7 @@ def lost_to_style() -> str:
     ends = {style: f"{lost(style)[0]} to {lost(style)[-1]}" for style in STYLES}
     text = f"**Noise costs the models {ends['noise']} points and JPEG {ends['jpeg']}; a photograph "
     text += f"behind the shapes {ends['photograph']}. Blur costs {ends['blur']}, an instruction "
-    text += f"behind the question {ends['instruction']} (but {used_to} in `smol-vlm`, on scenes of "
+    text += f"after the question {ends['instruction']} (but {used_to} in `smol-vlm`, on scenes of "
     text += "one object, which was trained with some).** Those that read on the grid alone lose "
     text += "nearly all where the scene is turned or smaller. None was trained to answer in "
     return paragraph(text + "sentences, or whether a shape is there.")
