@@ -31,8 +31,8 @@ class Layers(Finding):
     criterion: ClassVar[str] = (
         f"The mean relative depth (0: first layer, 1: last) of the top {TOP.value:.0%} of the "
         f"heads is at least {DEPTH.value}, the 95% interval included; and where one family "
-        f"is studied in {int(SIZES.value)} sizes on a world, the slope of that depth over its "
-        "sizes is above zero, the 95% interval included."
+        f"is studied in {int(SIZES.value)} sizes on a world, the interval of the slope over them "
+        "is above zero."
     )
     if_reproduced: ClassVar[str] = (
         "Evidence is fetched in the second half of the model, as in the paper's models."
