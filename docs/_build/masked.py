@@ -264,8 +264,8 @@ def overall() -> str:
     published = [name for name, x in report()["models"].items() if x["reading"]["published"]]
     others = [name for name in report()["models"] if name not in published]
     return paragraph(
-        f"**By RAM as published**, in the models that were trained to read at the question's "
-        f"tokens: {_reproduced(published)}. **By RAM at the last row, a score of ours**, in those "
+        f"**Reproduced by RAM as published**, in the models that were trained to read at the "
+        f"question's tokens: {_reproduced(published)}. **By RAM at the last row, a score of ours**, in those "
         f"that read there: {_reproduced(others)}."
     )
 
