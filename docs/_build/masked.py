@@ -265,8 +265,8 @@ def overall() -> str:
     others = [name for name in report()["models"] if name not in published]
     return paragraph(
         f"**Reproduced by RAM as published**, in the models that were trained to read at the "
-        f"question's tokens: {_reproduced(published)}. **By RAM at the last row, a score of ours**, in those "
-        f"that read there: {_reproduced(others)}."
+        f"question's tokens: {_reproduced(published)}. **By RAM at the last row, a score of "
+        f"ours**, in those that read there: {_reproduced(others)}."
     )
 
 
