@@ -136,10 +136,13 @@ def test_f2_takes_no_share_of_a_cost_that_may_be_none():
     for name, world in model["worlds"].items():
         world["numbers"]["F2"]["transfer"][name]["low"] = -0.01
     verdict = FINDINGS["F2"].conclude(model)
-    assert verdict.word == NOT_REPRODUCED and "own top heads cost nothing" in verdict.reason
+    assert verdict.word == NOT_JUDGED and "own top heads cost nothing" in verdict.reason
     assert verdict.number == "ρ = 1.00"
-    model["worlds"]["a"]["numbers"]["F2"]["transfer"]["a"]["low"] = 0.01  # one share is left
-    assert FINDINGS["F2"].conclude(model).word == REPRODUCED
+    first = model["worlds"]["a"]["numbers"]["F2"]["transfer"]
+    first["a"]["low"] = 0.01  # what can be told of one direction is not enough to reproduce it
+    assert FINDINGS["F2"].conclude(model).word == NOT_JUDGED
+    first["b"]["value"] = 0.4  # but enough to refute it
+    assert FINDINGS["F2"].conclude(model).word == NOT_REPRODUCED
 
 
 def test_f2_needs_two_domains_and_settings_of_one_world_are_one():

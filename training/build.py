@@ -99,13 +99,18 @@ PRESETS["internvl-q"] = PRESETS["internvl-s"] | {
     "text": _TEXT | {"intermediate_size": 128, "num_hidden_layers": 16, "num_attention_heads": 16}
 }
 # Three sizes for questions of two steps.
-for name, layers, heads in (
-    ("qwen3vl-hop-s", 6, 8),
-    ("qwen3vl-hop", 8, 8),
-    ("qwen3vl-hop-l", 12, 12),
-):
-    shape = {"num_hidden_layers": layers, "num_attention_heads": heads}
-    PRESETS[name] = PRESETS["qwen3vl-q"] | {"text": PRESETS["qwen3vl-qs"]["text"] | shape}
+PRESETS |= {
+    name: PRESETS["qwen3vl-q"]
+    | {
+        "text": PRESETS["qwen3vl-qs"]["text"]
+        | {"num_hidden_layers": layers, "num_attention_heads": heads}
+    }
+    for name, layers, heads in (
+        ("qwen3vl-hop-s", 6, 8),
+        ("qwen3vl-hop", 8, 8),
+        ("qwen3vl-hop-l", 12, 12),
+    )
+}
 PRESETS["qwen3vl-hop-control"] = PRESETS["qwen3vl-hop"]
 # The same models, trained on to longer contexts.
 PRESETS["qwen3vl-s-long"] = PRESETS["qwen3vl-s"]

@@ -193,8 +193,7 @@ box: what stays right did without it.
         example = "What digit is on the other shape of the kind of the red shape?"
     notes = "".join(f"- {note}\n" for note in training["notes"])
     after = f" after that of `{start}`" if start else ""
-    first = f" (begins with `{start}`: the same for that model first, where it is not kept)"
-    first = first if start in NOT_KEPT else ""
+    first = f", after the same for `{start}`, which is not kept" if start in NOT_KEPT else ""
     return f"""# {card["name"]}
 
 {article} of {card["parameters"] / 1e6:.1f} million parameters ({card["layers"]} layers ×

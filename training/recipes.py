@@ -338,10 +338,10 @@ RECIPES["internvl-q"] = replace(
     checks=(Check(150, {"sides": (256, 256)}),),
 )
 # From random weights to questions of two steps, in three sizes. First retrieval, until `refer` is
-# answered (when a model stops going by colour alone is chance). Then each step by itself,
-# and the second with what the first would find in the question ("told"), beside both together. What
-# the first step finds is asked for at the word that names its shape, halfway through the decoder:
-# without that 12 × 12 heads answered each step, and stood at chance on both.
+# answered (when a model stops going by colour alone is chance). Then each step by itself, and the
+# second with what the first would find in the question ("told"), beside both together. What the
+# first step finds is asked for at the word that names its shape, halfway through the decoder: what
+# happens without these two stands in `training/stopped.json`.
 _RETRIEVED = 2500
 _SHOWN: dict[str, Any] = {"batch": 16, "sides": (224, 288), "objects": (5, 6), "world": "hop"}
 _LARGER: dict[str, Any] = {"sides": (256, 320), "objects": (6, 8), "questions": 5}
@@ -404,11 +404,10 @@ def plan_step(step: int, progress: dict[str, Any], recipe: Recipe) -> Plan:
     training."""
     common = {"model": progress["name"], "seed": progress["seed"], "step": step}
     rng, level = np.random.default_rng((progress["seed"], step)), progress["level"]
-    clock = step - recipe.stage_a + progress["skipped"]
     if step < recipe.stage_a and recipe.seeing:
         return _from_seeing(step, rng, recipe, common)
     if step >= recipe.stage_a and recipe.mix and (recipe.start or level == max(LEVELS)):
-        return _from_mix(clock, rng, recipe, common)
+        return _from_mix(step - recipe.stage_a + progress["skipped"], rng, recipe, common)
     if step < recipe.stage_a or (recipe.dense and rng.random() < recipe.dense):
         return Plan(
             form="dense", objects=8, sides=recipe.sides or (128, 192), batch=recipe.batch, **common

@@ -73,30 +73,32 @@ class Stability(Finding):
         pairs = self.pairs(worlds)
         correlations = [pair["spearman"] for pair in pairs]
         lowest = min(correlations)
-        transfers = [share for pair in pairs for share in pair["transfer"] if share is not None]
+        shares = [share for pair in pairs for share in pair["transfer"]]
+        transfers = [share for share in shares if share is not None]
         number = (
             f"ρ = {lowest:.2f} to {max(correlations):.2f}"
             if len(pairs) > 1
             else f"ρ = {lowest:.2f}"
         )
-        transfer = min(transfers, default=0.0)
+        transfer = min(transfers, default=1.0)
         if transfers:
             number += f"; another world's heads cost {100 * transfer:.0f}% or more of its own"
+        n = min(world["n"] for world in worlds.values())
         if lowest >= self.least_spearman and transfer >= self.least_transfer:
+            if len(transfers) < len(shares):
+                return Verdict(NOT_JUDGED, number, "a world's own top heads cost nothing there", n)
             if len({name.partition(":")[0] for name in worlds}) < 2:
                 return Verdict(CANNOT, number, "its worlds are settings of one, not two domains")
             return Verdict(REPRODUCED, number)
         reasons = []
         if lowest < self.least_spearman:
             reasons.append("the rankings agree too little")
-        if not transfers:
-            reasons.append("a world's own top heads cost nothing there")
-        elif transfer < self.least_transfer:
+        if transfer < self.least_transfer:
             reasons.append("heads of one world are not needed in another")
         attainable = min(pair["ceiling"] for pair in pairs)
         if transfer >= self.least_transfer and attainable < self.least_spearman:
             reason = f"rankings from so few samples can agree by ρ = {attainable:.2f} at the most"
-            return Verdict(NOT_JUDGED, number, reason, min(world["n"] for world in worlds.values()))
+            return Verdict(NOT_JUDGED, number, reason, n)
         return Verdict(NOT_REPRODUCED, number, "; ".join(reasons))
 
     def judge(self, numbers: Numbers, world: Mapping[str, Any]) -> Verdict:

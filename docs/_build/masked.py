@@ -347,16 +347,13 @@ def two_hops() -> str:
     lost = [percent_interval(part["top"]["zero"]) for part in f5]
     sizes = listed([f"`{name}`" for name in HOPS])
     text = f"- **Two steps, in three sizes of one recipe**: in {sizes} (6 × 8, 8 × 8 and 12 × 12 "
-    text += (
-        f"heads) the heads that lead lie at a mean depth of {listed([_value(x) for x in refer])} "
-    )
-    text += "where a question takes one step, and of "
-    text += f"{listed([_value(x) for x in hops])} where it takes two (`{worlds[1]}`). With ten "
+    text += f"heads) the heads that lead lie at a mean depth of {_values(refer)} where a question "
+    text += f"takes one step, and of {_values(hops)} where it takes two (`{worlds[1]}`). With ten "
     text += "times the parameters the latter changes by "
     text += f"{slope:+.2f} [{low:+.2f}, {high:+.2f}]: no trend is shown. Masking them costs "
     text += f"{listed(lost)} points in two steps. Training put the first step into the first half "
     control = _depth("qwen3vl-hop-control", worlds[1])
-    text += f"of the layers; without that, once, three heads lie at {_value(control)}."
+    text += f"of the layers; without that, once, three heads lie at {_values([control])}."
     return paragraph(text, indent="  ")
 
 
@@ -365,9 +362,9 @@ def _depth(name: str, world: str) -> dict[str, float]:
     return study(name)["worlds"][world]["numbers"]["F3"]["ram"]["depth"]
 
 
-def _value(part: dict[str, float]) -> str:
-    """ "0.34 [0.23, 0.36]"."""
-    return f"{part['value']:.2f} [{part['low']:.2f}, {part['high']:.2f}]"
+def _values(parts: list[dict[str, float]]) -> str:
+    """ "0.34 [0.23, 0.36] and 0.40 [0.30, 0.52]"."""
+    return listed([f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}]" for x in parts])
 
 
 def _random_sets(run: dict[str, Any], shared: bool = True) -> str:
