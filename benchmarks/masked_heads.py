@@ -1,7 +1,7 @@
 """Whole heads masked, as the paper does: accuracy without the top, the bottom and random heads by
 published RAM.
 
-    python benchmarks/masked_heads.py            # qwen3vl-qs in `refer`: a minute on two cores
+    python benchmarks/masked_heads.py            # qwen3vl-qs in `refer`: six minutes on two cores
     python benchmarks/masked_heads.py --model smol-vlm --dtype bfloat16 --scored 60 --tested 100
     python benchmarks/masked_heads.py --model smol-vlm --alone L23H3     # adds to that run
 
