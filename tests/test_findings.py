@@ -190,8 +190,10 @@ def test_the_slope_over_sizes_and_its_interval():
     assert slope == pytest.approx(0.1)
     # the middle one has no weight, the others a half each
     assert (slope - low, high - slope) == pytest.approx((0.05**0.5 / 2,) * 2)
-    # an interval that reaches down only, of the largest, moves the lower end alone
+    # the largest may lie less deep, or the smallest deeper: the lower end moves alone
     sizes = [sized(6, 0.5, 0), sized(7, 0.8, 0), [1e8, 0.7, 0.3, 0.7]]
+    assert f3_layers.slope_over_sizes(sizes) == pytest.approx((0.1, -0.1, 0.1))
+    sizes = [[1e6, 0.5, 0.5, 0.9], sized(7, 0.8, 0), sized(8, 0.7, 0)]
     assert f3_layers.slope_over_sizes(sizes) == pytest.approx((0.1, -0.1, 0.1))
 
 
